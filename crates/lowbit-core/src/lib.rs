@@ -1,0 +1,19 @@
+//! The vocabulary of low-bit networks, shared by every other crate: bit widths and precisions, integer code ranges,
+//! scale granularity, and reproducible random streams.
+//!
+//! This crate knows neither burn nor any file: it can be used by an inference runtime as well as by training.
+//!
+//! ```
+//! use lowbit_core::BitWidth;
+//!
+//! let two_bits = BitWidth::new(2)?;
+//! assert_eq!(two_bits.levels(), 4);
+//! assert_eq!(two_bits.signed_range().q_min, -2);
+//! # Ok::<(), lowbit_core::BitWidthError>(())
+//! ```
+
+mod bits;
+mod seed;
+
+pub use bits::{BitWidth, BitWidthError, CodeRange, Granularity, Precision};
+pub use seed::{Purpose, stream};
