@@ -1,1 +1,51 @@
+//! Image data sets for the training of low-bit networks: finding, fetching and reading them, and serving them in
+//! batches that are augmented and normalized in background threads.
+//!
+//! The batches of a run depend on data set, seed, epoch and step only, bit for bit: not on the number of threads, the
+//! prefetch depth, or whether a run was interrupted.
+//!
+//! This crate knows no tensor and no model: batches are host buffers. It does not resize images, does not read image
+//! files such as PNG or JPEG, and holds each data set in memory as a whole.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use lowbit_data::{DatasetName, LabelKind, Loader, LoaderConfig, Locations, Normalization, Split, open};
+//!
+//! let name = DatasetName::Digits;
+//! let dataset = open(name, Split::Train, LabelKind::Fine, &Locations::default_with(None))?;
+//! let config = LoaderConfig::training(32, 7, Normalization::of(name));
+//! let loader = Loader::new(Arc::new(dataset), config)?;
+//!
+//! let mut n_images = 0;
+//! for batch in loader.epoch(0, 0) {
+//!     assert_eq!(batch.shape, [32, 1, 8, 8]);
+//!     n_images += batch.labels.len();
+//!     loader.recycle(batch);
+//! }
+//! assert_eq!(n_images, 1438 / 32 * 32);
+//! # Ok::<(), lowbit_data::DataError>(())
+//! ```
 
+mod augment;
+mod catalog;
+mod cifar;
+mod dataset;
+mod digits;
+mod error;
+mod fetch;
+mod idx;
+mod loader;
+mod locate;
+mod prefetch;
+mod read;
+mod verify;
+
+pub use augment::{Augmentation, AugmentationDraw};
+pub use catalog::{DatasetInfo, DatasetName, LabelKind, RemoteFile, Split};
+pub use dataset::{Dataset, ImageShape, Normalization, open};
+pub use error::{Action, ChecksumKind, DataError, FetchFailure};
+pub use fetch::{FetchRequest, Progress, fetch};
+pub use loader::{Batch, EpochIter, Loader, LoaderConfig};
+pub use locate::Locations;
+pub use verify::{FileReport, FileStatus, SplitReport, VerifyReport, verify};

@@ -1,1 +1,34 @@
+//! Convolutional networks made of quantized layers: CIFAR-style ResNet and PreResNet of depth 6n+2, and VGG-small,
+//! for images of any size and number of channels.
+//!
+//! A network is built from a [`ModelConfig`] and a [`QuantizationPolicy`](lowbit_quantizers::QuantizationPolicy),
+//! knows nothing of training, and exposes its feature maps as named taps.
+//!
+//! ```no_run
+//! use burn::tensor::{Device, Tensor};
+//! use lowbit_core::Precision;
+//! use lowbit_models::{Family, InputShape, ModelConfig};
+//! use lowbit_quantizers::{LayerQuantization, Method, QuantizationPolicy};
+//!
+//! # fn run(device: Device) -> Result<(), Box<dyn std::error::Error>> {
+//! let two_bits = Precision::bits(2)?;
+//! let policy = QuantizationPolicy::new(LayerQuantization::new(Method::DoReFa, two_bits, two_bits));
+//! let input = InputShape { channels: 3, height: 32, width: 32 };
+//! let model = ModelConfig::new(Family::PreResNet, 20).init(input, 10, &policy, 0, &device)?;
+//! assert_eq!(model.network.forward(Tensor::zeros([1, 3, 32, 32], &device)).dims(), [1, 10]);
+//! # Ok(())
+//! # }
+//! ```
 
+mod builder;
+mod network;
+mod plan;
+mod preresnet;
+mod resnet;
+mod vgg;
+
+pub use network::{Family, Features, InputShape, Model, ModelConfig, ModelError, Network};
+pub use plan::{LayerPlan, Plan};
+pub use preresnet::{PreActivationBlock, PreResNet};
+pub use resnet::{BasicBlock, ResNet};
+pub use vgg::VggSmall;

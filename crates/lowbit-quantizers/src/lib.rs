@@ -1,1 +1,42 @@
+//! Quantizers and quantized layers for convolutional networks with weights and activations of 1 to 8 bits, for any
+//! burn backend.
+//!
+//! Each method of the literature is one file of [`methods`], to be read beside its paper. A quantizer answers three
+//! questions: `codes` (the integers of a tensor), `fake_quantize` (their real values, with the method's gradient) and
+//! `qparams` (the grid). The codes are the source of truth: `fake_quantize` is the real value of `codes`, bit for bit.
+//!
+//! This crate knows no network, no data and no training schedule.
+//!
+//! ```no_run
+//! use burn::tensor::{Device, Tensor};
+//! use lowbit_core::Precision;
+//! use lowbit_quantizers::{LayerQuantization, Method, QuantConv2dConfig};
+//! use rand::SeedableRng;
+//!
+//! # fn run(device: Device) -> Result<(), Box<dyn std::error::Error>> {
+//! let two_bits = Precision::bits(2)?;
+//! let conv = QuantConv2dConfig::new([16, 32], 3)
+//!     .with_quantization(LayerQuantization::new(Method::Lsq, two_bits, two_bits))
+//!     .init(&device, &mut rand_chacha::ChaCha8Rng::seed_from_u64(0))?;
+//! let output = conv.forward(Tensor::ones([1, 16, 8, 8], &device));
+//! assert_eq!(output.dims(), [1, 32, 8, 8]);
+//! # Ok(())
+//! # }
+//! ```
 
+mod calibration;
+mod error;
+mod layers;
+pub mod methods;
+mod policy;
+mod qparams;
+mod quantizer;
+mod ste;
+
+pub use calibration::Calibration;
+pub use error::QuantizerError;
+pub use layers::{LayerMut, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantLinearConfig, QuantizedNetwork};
+pub use policy::{LayerOverride, LayerRole, QuantizationPolicy};
+pub use qparams::QParams;
+pub use quantizer::{ActivationQuantizer, LayerQuantization, Method, Operand, WeightQuantizer};
+pub use ste::{sign, ste_round, ste_sign};

@@ -1,1 +1,40 @@
+//! Low-bit training: recipes, the training loop, checkpoints and metrics.
+//!
+//! A [`Recipe`] decides everything about a training. [`train`] runs one in a new run directory, [`resume`] goes on with
+//! a run that was stopped or killed and ends as if it had not been, [`evaluate`] scores a checkpoint, [`inspect`] shows
+//! what a run holds. The device is the caller's: no backend is named here.
+//!
+//! ```
+//! use lowbit_strategies::Recipe;
+//!
+//! let recipe = Recipe::embedded("digits-preresnet8-w2a2", &["train.epochs=3".into()])?;
+//! assert_eq!(recipe.train.epochs, 3);
+//!
+//! let error = Recipe::embedded("digits-preresnet8-w2a2", &["quantization.weight_bits=9".into()]).unwrap_err();
+//! assert!(error.to_string().contains("quantization.weight_bits: expected a bit width from 1 to 8"));
+//! # Ok::<(), lowbit_strategies::RecipeError>(())
+//! ```
 
+mod checkpoint;
+mod error;
+mod inspect;
+pub mod loss;
+mod metrics;
+mod optimizer;
+pub mod recipe;
+mod run_dir;
+mod schedule;
+mod state;
+mod trainer;
+
+pub use checkpoint::{CheckpointError, Progress};
+pub use error::TrainError;
+pub use inspect::{CheckpointInspection, Evaluation, Inspection, evaluate, inspect};
+pub use metrics::{EpochMetrics, Scores, Tally};
+pub use recipe::{Recipe, RecipeError};
+pub use run_dir::{RunDir, RunInfo};
+pub use schedule::learning_rate;
+pub use state::StateError;
+pub use trainer::{
+    BestCheckpoint, EpochTiming, Observer, Outcome, RunResult, Session, StepReport, resume, train,
+};

@@ -1,0 +1,310 @@
+//! A data set in memory, and how its pixels become numbers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{DataError, DatasetName, LabelKind, Locations, Split, cifar, digits, idx, locate};
+
+/// The shape of one image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ImageShape {
+    /// Number of color channels.
+    pub channels: usize,
+    /// Number of rows.
+    pub height: usize,
+    /// Number of columns.
+    pub width: usize,
+}
+
+impl ImageShape {
+    /// Number of values of one image.
+    pub fn n_values(self) -> usize {
+        self.channels * self.height * self.width
+    }
+}
+
+/// Labeled images of 8 bits per value, all of one shape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dataset {
+    /// Name for messages: that of the catalog, or any other for data made by the caller.
+    pub name: String,
+    /// Shape of each image.
+    pub shape: ImageShape,
+    /// Number of classes.
+    pub n_classes: usize,
+    /// Pixels, row-major `[sample, channel, height, width]`, each in `0..=max_value`.
+    pub images: Vec<u8>,
+    /// The pixel value that stands for 1.0: 16 for digits, 255 for the others.
+    pub max_value: u8,
+    /// One class index per image, each below `n_classes`.
+    pub labels: Vec<u8>,
+}
+
+impl Dataset {
+    /// Checks that the parts fit each other. [`Loader::new`](crate::Loader::new) calls this.
+    ///
+    /// # Errors
+    /// [`DataError::Inconsistent`] if there are not as many images as labels,
+    /// [`DataError::ValueOutOfRange`] for a pixel above `max_value` or a label that is no class.
+    pub fn validate(&self) -> Result<(), DataError> {
+        let expected = self.labels.len() * self.shape.n_values();
+        if self.images.len() != expected {
+            return Err(DataError::Inconsistent {
+                name: self.name.clone(),
+                n_labels: self.labels.len(),
+                expected,
+                got: self.images.len(),
+            });
+        }
+        let beyond = |what, values: &[u8], max: usize| match values.iter().position(|&v| usize::from(v) > max)
+        {
+            Some(idx) => {
+                Err(DataError::ValueOutOfRange { name: self.name.clone(), what, idx, got: values[idx], max })
+            }
+            None => Ok(()),
+        };
+        beyond("pixel", &self.images, self.max_value.into())?;
+        match self.n_classes.checked_sub(1) {
+            Some(max) => beyond("label", &self.labels, max),
+            None if self.labels.is_empty() => Ok(()),
+            None => Err(DataError::ValueOutOfRange {
+                name: self.name.clone(),
+                what: "label",
+                idx: 0,
+                got: self.labels[0],
+                max: 0,
+            }),
+        }
+    }
+
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there is no sample.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// The pixels of one image, `[channel, height, width]`.
+    ///
+    /// # Panics
+    /// If there is no image of that index.
+    pub fn image(&self, sample_idx: usize) -> &[u8] {
+        let n_values = self.shape.n_values();
+        &self.images[sample_idx * n_values..(sample_idx + 1) * n_values]
+    }
+
+    /// The first `n_samples` samples alone.
+    ///
+    /// # Errors
+    /// [`DataError::TooFewSamples`] if there are not that many.
+    ///
+    /// ```
+    /// use lowbit_data::{DatasetName, LabelKind, Locations, Split, open};
+    ///
+    /// let digits = open(DatasetName::Digits, Split::Train, LabelKind::Fine, &Locations::default_with(None))?;
+    /// assert_eq!(digits.head(100)?.len(), 100);
+    /// # Ok::<(), lowbit_data::DataError>(())
+    /// ```
+    pub fn head(mut self, n_samples: usize) -> Result<Self, DataError> {
+        if n_samples > self.len() {
+            return Err(DataError::TooFewSamples {
+                name: self.name.clone(),
+                asked: n_samples,
+                available: self.len(),
+            });
+        }
+        self.labels.truncate(n_samples);
+        self.images.truncate(n_samples * self.shape.n_values());
+        self.labels.shrink_to_fit();
+        self.images.shrink_to_fit();
+        Ok(self)
+    }
+}
+
+/// Reads one part of a data set into memory.
+///
+/// [`DatasetName::Digits`] is built in and needs no file. The other data sets are looked for in `locations`, in their
+/// order. A CIFAR file must hold exactly the published number of records; IDX files declare their own number, so that
+/// a shortened copy of MNIST can be read: [`verify`](crate::verify()) tells whether the files are the published ones.
+///
+/// # Errors
+/// Any [`DataError`] of locating and reading: [`DataError::NotFound`] lists the places searched.
+pub fn open(
+    name: DatasetName,
+    split: Split,
+    labels: LabelKind,
+    locations: &Locations,
+) -> Result<Dataset, DataError> {
+    if labels == LabelKind::Coarse && name != DatasetName::Cifar100 {
+        return Err(DataError::NoCoarseLabels { name });
+    }
+    match locate::find(name, split, locations)? {
+        locate::Found::BuiltIn => Ok(digits::read(split)),
+        locate::Found::Idx { images, labels } => idx::read(name, &images, &labels),
+        locate::Found::CifarFiles(files) => cifar::read_files(name, split, labels, &files),
+        locate::Found::CifarArchive(archive) => cifar::read_archive(name, split, labels, &archive),
+    }
+}
+
+/// Mean and standard deviation per channel that map pixels to network inputs:
+/// `(pixel / max_value - mean) / std`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Normalization {
+    /// Mean per channel, in units where the largest pixel value is 1.
+    pub mean: Vec<f32>,
+    /// Standard deviation per channel, in the same units.
+    pub std: Vec<f32>,
+}
+
+impl Normalization {
+    /// The customary constants of a data set.
+    ///
+    /// | data set | origin |
+    /// |---|---|
+    /// | digits | the training part of this crate, rounded to 4 digits |
+    /// | mnist | torchvision's and PyTorch's examples |
+    /// | fashion-mnist | training images, rounded to 4 digits |
+    /// | cifar10, cifar100 | training images, as in common CIFAR training code |
+    #[expect(clippy::excessive_precision, reason = "the constants are written as others write them")]
+    pub fn of(name: DatasetName) -> Self {
+        let (mean, std): (&[f32], &[f32]) = match name {
+            DatasetName::Digits => (&[0.3058], &[0.3764]),
+            DatasetName::Mnist => (&[0.1307], &[0.3081]),
+            DatasetName::FashionMnist => (&[0.2860], &[0.3530]),
+            DatasetName::Cifar10 => {
+                (&[0.491_399_68, 0.482_158_27, 0.446_531_24], &[0.247_032_33, 0.243_485_05, 0.261_587_68])
+            }
+            DatasetName::Cifar100 => {
+                (&[0.507_058_82, 0.486_666_67, 0.440_784_31], &[0.267_450_98, 0.255_686_27, 0.276_078_43])
+            }
+        };
+        Normalization { mean: mean.to_vec(), std: std.to_vec() }
+    }
+
+    /// Mean and (population) standard deviation of all pixels of a data set, per channel. Not a number for an empty
+    /// data set.
+    ///
+    /// # Equation
+    /// `std^2 = E[x^2] - E[x]^2`, from exact integer sums.
+    pub fn measure(dataset: &Dataset) -> Self {
+        let shape = dataset.shape;
+        let plane = shape.height * shape.width;
+        let (mut sum, mut sum_of_squares) = (vec![0u64; shape.channels], vec![0u64; shape.channels]);
+        for (idx, pixels) in dataset.images.chunks_exact(plane).enumerate() {
+            let channel = idx % shape.channels;
+            for &pixel in pixels {
+                sum[channel] += u64::from(pixel);
+                sum_of_squares[channel] += u64::from(pixel) * u64::from(pixel);
+            }
+        }
+        let n_pixels = (dataset.len() * plane) as f64;
+        let max = f64::from(dataset.max_value);
+        let mean: Vec<f64> = sum.iter().map(|&sum| sum as f64 / n_pixels).collect();
+        let std = mean.iter().zip(&sum_of_squares).map(|(m, &sq)| (sq as f64 / n_pixels - m * m).sqrt());
+        Normalization {
+            std: std.map(|std| (std / max) as f32).collect(),
+            mean: mean.iter().map(|mean| (mean / max) as f32).collect(),
+        }
+    }
+
+    /// One table per channel from pixel value to network input.
+    pub(crate) fn tables(&self, channels: usize, max_value: u8) -> Result<Vec<[f32; 256]>, DataError> {
+        let usable = self.mean.len() == channels
+            && self.std.len() == channels
+            && self.mean.iter().all(|mean| mean.is_finite())
+            && self.std.iter().all(|std| std.is_finite() && *std > 0.0);
+        if !usable {
+            return Err(DataError::Normalization {
+                channels,
+                mean: self.mean.clone(),
+                std: self.std.clone(),
+            });
+        }
+        // In f32 and in this order, as torchvision's ToTensor and Normalize compute it.
+        let table = |(mean, std)| {
+            std::array::from_fn(|pixel| (pixel as f32 / f32::from(max_value.max(1)) - mean) / std)
+        };
+        Ok(self.mean.iter().zip(&self.std).map(table).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tiny() -> Dataset {
+        Dataset {
+            name: "tiny".into(),
+            shape: ImageShape { channels: 2, height: 1, width: 2 },
+            n_classes: 2,
+            images: vec![0, 10, 5, 5, 10, 0, 5, 5],
+            max_value: 10,
+            labels: vec![1, 0],
+        }
+    }
+
+    #[test]
+    fn measured_per_channel() {
+        let normalization = Normalization::measure(&tiny());
+        assert_eq!(normalization, Normalization { mean: vec![0.5, 0.5], std: vec![0.5, 0.0] });
+    }
+
+    #[test]
+    fn table_is_the_formula() {
+        let normalization = Normalization { mean: vec![0.5, 0.25], std: vec![0.5, 2.0] };
+        let tables = normalization.tables(2, 10).unwrap();
+        assert_eq!([tables[0][0], tables[0][5], tables[0][10]], [-1.0, 0.0, 1.0]);
+        assert_eq!([tables[1][0], tables[1][10]], [-0.125, 0.375]);
+    }
+
+    #[test]
+    fn unusable_normalizations_are_refused() {
+        for (mean, std) in
+            [(vec![0.5], vec![1.0]), (vec![0.5; 2], vec![1.0, 0.0]), (vec![f32::NAN; 2], vec![1.0; 2])]
+        {
+            let message = Normalization { mean, std }.tables(2, 10).unwrap_err().to_string();
+            assert!(message.starts_with("normalize 2-channel images: need 2 means"), "{message}");
+        }
+        let unknown =
+            serde_json::from_str::<Normalization>(r#"{"mean":[0],"std":[1],"var":[1]}"#).unwrap_err();
+        assert!(unknown.to_string().contains("unknown field `var`"), "{unknown}");
+    }
+
+    #[test]
+    fn parts_must_fit() {
+        assert!(tiny().validate().is_ok());
+        let check = |edit: fn(&mut Dataset), expected: &str| {
+            let mut dataset = tiny();
+            edit(&mut dataset);
+            assert_eq!(dataset.validate().unwrap_err().to_string(), expected);
+        };
+        check(|d| d.images.truncate(7), "assemble tiny: expected 8 pixel values for 2 labels, got 7");
+        check(
+            |d| d.images[3] = 11,
+            "assemble tiny: pixel 11 at index 3 is larger than the largest allowed, 10",
+        );
+        check(|d| d.labels[1] = 2, "assemble tiny: label 2 at index 1 is larger than the largest allowed, 1");
+        check(|d| d.n_classes = 0, "assemble tiny: label 1 at index 0 is larger than the largest allowed, 0");
+    }
+
+    #[test]
+    fn head_keeps_the_first() {
+        let head = tiny().head(1).unwrap();
+        assert_eq!((head.images.as_slice(), head.labels.as_slice()), (&[0, 10, 5, 5][..], &[1][..]));
+        let message = tiny().head(3).unwrap_err().to_string();
+        assert_eq!(message, "take the first 3 samples of tiny: it has 2");
+    }
+
+    #[test]
+    fn coarse_labels_are_for_cifar100() {
+        let error =
+            open(DatasetName::Digits, Split::Train, LabelKind::Coarse, &Locations::default_with(None));
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "read coarse labels of digits: only cifar100 has them; ask for fine labels"
+        );
+    }
+}

@@ -1,0 +1,430 @@
+//! What can go wrong with data sets.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::{DatasetName, Split};
+
+/// Why a data set could not be located, read, fetched or served.
+///
+/// Every message is one line that completes "failed to ..." and names the file, what was expected, what was found and
+/// what to do about it. The operating system's reason for a failed file operation is the
+/// [`source`](std::error::Error::source).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// A name that is no data set of the catalog.
+    #[error("find a data set called {got:?}; there are {}", Listed(DatasetName::ALL))]
+    UnknownName {
+        /// The name asked for.
+        got: String,
+    },
+
+    /// Coarse labels were asked of a data set that has none.
+    #[error("read coarse labels of {name}: only cifar100 has them; ask for fine labels")]
+    NoCoarseLabels {
+        /// The data set.
+        name: DatasetName,
+    },
+
+    /// The data directory given by the user does not exist.
+    #[error("find the data directory {}: it does not exist; create it or give another --data-dir", .path.display())]
+    DataDirMissing {
+        /// The directory.
+        path: PathBuf,
+    },
+
+    /// There is no home directory to keep data in.
+    #[error("find a place for data: neither XDG_DATA_HOME nor a home directory is set; give --data-dir")]
+    NoDataHome,
+
+    /// No location holds the files of a data set.
+    #[error(
+        "find {name} ({split}): no {} in {}; put {} into {}, or run `lowbit data fetch {name}`{}",
+        Listed(wanted), Listed(&displayed(searched)), Listed(wanted), put_into.display(), debian_hint(*name)
+    )]
+    NotFound {
+        /// The data set.
+        name: DatasetName,
+        /// The part asked for.
+        split: Split,
+        /// The directories searched, in order.
+        searched: Vec<PathBuf>,
+        /// The files looked for.
+        wanted: Vec<String>,
+        /// Where the files would be found next time.
+        put_into: PathBuf,
+    },
+
+    /// A directory holds some files of a data set but lacks another.
+    #[error("find {expected} in {}, which holds other files of {name}; put it there, or run `lowbit data fetch {name}`",
+        .dir.display())]
+    MissingFile {
+        /// The data set.
+        name: DatasetName,
+        /// The directory.
+        dir: PathBuf,
+        /// The name of the file that is missing.
+        expected: String,
+    },
+
+    /// The operating system denies access to a file or directory.
+    #[error("{action} {}: permission denied; check its owner and mode (ls -l)", .path.display())]
+    Permission {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was attempted.
+        action: Action,
+        /// The operating system's error.
+        source: io::Error,
+    },
+
+    /// Any other failure of a file operation; the reason is the source.
+    #[error("{action} {}", .path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was attempted.
+        action: Action,
+        /// The operating system's error.
+        source: io::Error,
+    },
+
+    /// A file ends too early.
+    #[error("read {}: cut short, expected {expected} bytes of content, got {got}; remove the file and fetch it again",
+        .path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of content expected, after decompression.
+        expected: u64,
+        /// Bytes of content found, after decompression.
+        got: u64,
+    },
+
+    /// A file goes on after its content.
+    #[error("read {}: expected {expected} bytes of content, got more; this is another or a damaged file, fetch it again",
+        .path.display())]
+    TrailingBytes {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of content expected, after decompression.
+        expected: u64,
+    },
+
+    /// A file that does not start as an IDX file of the expected kind.
+    #[error("read {}: expected an IDX file starting with {expected:#010x}, got {got:#010x}; check that it is the file its \
+        name says", .path.display())]
+    WrongMagic {
+        /// The file.
+        path: PathBuf,
+        /// The magic number expected.
+        expected: u32,
+        /// The magic number found.
+        got: u32,
+    },
+
+    /// An IDX file of images of another size.
+    #[error("read {}: expected images of {}x{} pixels, got {}x{}; this is another data set",
+        .path.display(), .expected[0], .expected[1], .got[0], .got[1])]
+    WrongImageSize {
+        /// The file.
+        path: PathBuf,
+        /// Height and width expected.
+        expected: [u32; 2],
+        /// Height and width found.
+        got: [u32; 2],
+    },
+
+    /// A label that is no class.
+    #[error("read {}: record {record} has label {label}, expected 0 to {}; the file is damaged or of another data set",
+        .path.display(), n_classes - 1)]
+    LabelOutOfRange {
+        /// The file.
+        path: PathBuf,
+        /// Index of the record in the file, from 0.
+        record: usize,
+        /// The label found.
+        label: u8,
+        /// Number of classes.
+        n_classes: usize,
+    },
+
+    /// Image and label file are not of the same data.
+    #[error("read {}: {n_images} images, but {} has {n_labels} labels; take both files from one source",
+        .images.display(), .labels.display())]
+    CountMismatch {
+        /// The image file.
+        images: PathBuf,
+        /// Number of images.
+        n_images: usize,
+        /// The label file.
+        labels: PathBuf,
+        /// Number of labels.
+        n_labels: usize,
+    },
+
+    /// Compressed data that cannot be decompressed.
+    #[error("decompress {}: the gzip data is cut short or damaged; remove the file and fetch it again", .path.display())]
+    CorruptGzip {
+        /// The file.
+        path: PathBuf,
+        /// The decoder's error.
+        source: io::Error,
+    },
+
+    /// An archive without a file that belongs into it.
+    #[error("read {}: the archive has no {member}; expected the binary version of {name}, fetch it again",
+        .path.display())]
+    MissingMember {
+        /// The archive.
+        path: PathBuf,
+        /// The data set.
+        name: DatasetName,
+        /// The missing file.
+        member: String,
+    },
+
+    /// A file whose checksum is not that of the published file.
+    #[error("check {}: expected {kind} {expected}, got {got}; {}", .path.display(), remedy(*.removed))]
+    ChecksumMismatch {
+        /// The file.
+        path: PathBuf,
+        /// The checksum's kind.
+        kind: ChecksumKind,
+        /// The published checksum, in hexadecimal.
+        expected: String,
+        /// The checksum of the file, in hexadecimal.
+        got: String,
+        /// Whether the file was a download and has been removed, so that the next try starts afresh.
+        removed: bool,
+    },
+
+    /// A download that failed.
+    #[error(
+        "download {url} ({failure}); run the command again to resume, or put {} by hand into {}{}",
+        Listed(files), dir.display(), debian_hint(*name)
+    )]
+    Fetch {
+        /// The data set.
+        name: DatasetName,
+        /// The address.
+        url: String,
+        /// What happened.
+        failure: FetchFailure,
+        /// The files that are still missing.
+        files: Vec<String>,
+        /// The directory they belong into.
+        dir: PathBuf,
+    },
+
+    /// Another process is downloading the same file.
+    #[error("download to {}: another process is writing this file; wait for it or end it", .path.display())]
+    FetchInProgress {
+        /// The partial file.
+        path: PathBuf,
+    },
+
+    /// A data set whose parts do not fit each other.
+    #[error("assemble {name}: expected {expected} pixel values for {n_labels} labels, got {got}")]
+    Inconsistent {
+        /// The data set.
+        name: String,
+        /// Number of labels.
+        n_labels: usize,
+        /// Number of pixel values expected.
+        expected: usize,
+        /// Number of pixel values found.
+        got: usize,
+    },
+
+    /// A pixel or label beyond the largest of its data set.
+    #[error("assemble {name}: {what} {got} at index {idx} is larger than the largest allowed, {max}")]
+    ValueOutOfRange {
+        /// The data set.
+        name: String,
+        /// `"pixel"` or `"label"`.
+        what: &'static str,
+        /// Index of the value.
+        idx: usize,
+        /// The value.
+        got: u8,
+        /// The largest value allowed.
+        max: usize,
+    },
+
+    /// More samples were asked for than there are.
+    #[error("take the first {asked} samples of {name}: it has {available}")]
+    TooFewSamples {
+        /// The data set.
+        name: String,
+        /// Samples asked for.
+        asked: usize,
+        /// Samples there are.
+        available: usize,
+    },
+
+    /// A data set without a sample.
+    #[error("serve {name}: it has no samples")]
+    Empty {
+        /// The data set.
+        name: String,
+    },
+
+    /// A batch size of zero.
+    #[error("serve batches of 0 images: the batch size must be at least 1")]
+    ZeroBatchSize,
+
+    /// Incomplete batches are dropped and no batch is complete.
+    #[error(
+        "serve batches of {batch_size} images: {name} has only {n_samples}, and incomplete batches are dropped"
+    )]
+    BatchTooLarge {
+        /// The data set.
+        name: String,
+        /// Images per batch.
+        batch_size: usize,
+        /// Samples there are.
+        n_samples: usize,
+    },
+
+    /// A normalization for another number of channels, or one that divides by zero.
+    #[error(
+        "normalize {channels}-channel images: need {channels} means and {channels} positive standard deviations, got \
+        mean {mean:?} and std {std:?}"
+    )]
+    Normalization {
+        /// Channels of the images.
+        channels: usize,
+        /// Mean per channel.
+        mean: Vec<f32>,
+        /// Standard deviation per channel.
+        std: Vec<f32>,
+    },
+}
+
+/// What was attempted with a file or directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Reading a file or looking into a directory.
+    Read,
+    /// Writing a file.
+    Write,
+    /// Creating a file or directory.
+    Create,
+    /// Giving a file its final name.
+    Rename,
+    /// Removing a file.
+    Remove,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Action::Read => "read",
+            Action::Write => "write",
+            Action::Create => "create",
+            Action::Rename => "rename",
+            Action::Remove => "remove",
+        })
+    }
+}
+
+/// The checksums in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChecksumKind {
+    /// MD5 of the file as published. It guards against damage, not against an attacker.
+    Md5,
+    /// SHA-256 of the content after decompression.
+    ContentSha256,
+}
+
+impl fmt::Display for ChecksumKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            ChecksumKind::Md5 => "md5",
+            ChecksumKind::ContentSha256 => "sha256 of the content",
+        })
+    }
+}
+
+/// How a download failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchFailure {
+    /// No connection, or none that lasted until the response.
+    #[error("{0}")]
+    Connection(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The server answered with another status than 200 or 206.
+    #[error("the server answered with status {0}")]
+    Status(u16),
+    /// The connection ended before the file did.
+    #[error("the connection ended after {got} of {expected} bytes")]
+    CutShort {
+        /// Length of the file.
+        expected: u64,
+        /// Bytes received.
+        got: u64,
+    },
+}
+
+impl DataError {
+    /// The error for a failed file operation.
+    pub(crate) fn io(path: &Path, action: Action, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => DataError::Permission { path, action, source },
+            _ => DataError::Io { path, action, source },
+        }
+    }
+}
+
+/// Shows `a, b, c`.
+struct Listed<'a, T>(&'a [T]);
+
+impl<T: fmt::Display> fmt::Display for Listed<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (idx, item) in self.0.iter().enumerate() {
+            write!(f, "{}{item}", if idx == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+fn displayed(paths: &[PathBuf]) -> Vec<std::path::Display<'_>> {
+    paths.iter().map(|path| path.display()).collect()
+}
+
+fn debian_hint(name: DatasetName) -> &'static str {
+    match name {
+        DatasetName::FashionMnist => ", or on Debian and Ubuntu `apt-get install dataset-fashion-mnist`",
+        _ => "",
+    }
+}
+
+fn remedy(removed: bool) -> &'static str {
+    if removed {
+        "the download has been removed, run the command again to start afresh"
+    } else {
+        "remove the file and fetch it again"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn denied_access_has_its_own_message() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = DataError::io(Path::new("/data/x.gz"), Action::Read, denied);
+        assert_eq!(error.to_string(), "read /data/x.gz: permission denied; check its owner and mode (ls -l)");
+        assert!(std::error::Error::source(&error).is_some());
+
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        let error = DataError::io(Path::new("/data/x.gz"), Action::Write, full);
+        assert_eq!(error.to_string(), "write /data/x.gz");
+        assert!(std::error::Error::source(&error).is_some());
+    }
+}

@@ -1,0 +1,416 @@
+//! Batches in a reproducible order, prepared in background threads.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lowbit_core::{Purpose, stream};
+use rand::seq::SliceRandom;
+
+use crate::augment::render;
+use crate::prefetch::Prefetch;
+use crate::{Augmentation, DataError, Dataset, Normalization};
+
+/// How a [`Loader`] serves a data set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoaderConfig {
+    /// Images per batch, at least 1.
+    pub batch_size: usize,
+    /// The run's seed, from which order and augmentation follow.
+    pub seed: u64,
+    /// Whether each epoch has its own random order; otherwise the order is that of the data set.
+    pub shuffle: bool,
+    /// How images are varied; `None` for evaluation.
+    pub augmentation: Option<Augmentation>,
+    /// How pixels become network inputs.
+    pub normalization: Normalization,
+    /// Whether an incomplete last batch is left out.
+    pub drop_last: bool,
+    /// Threads that prepare batches; 0 prepares each batch in the calling thread when it is taken. No effect on
+    /// results.
+    pub n_threads: usize,
+    /// Batches prepared ahead at most; 0 counts as 1. No effect on results.
+    pub prefetch: usize,
+}
+
+impl LoaderConfig {
+    /// The usual number of background threads: one prepares more images than a CPU can train on.
+    pub const DEFAULT_N_THREADS: usize = 2;
+    /// The usual number of batches prepared ahead.
+    pub const DEFAULT_PREFETCH: usize = 4;
+
+    /// Shuffled batches of full size, without augmentation.
+    pub fn training(batch_size: usize, seed: u64, normalization: Normalization) -> Self {
+        LoaderConfig {
+            batch_size,
+            seed,
+            shuffle: true,
+            augmentation: None,
+            normalization,
+            drop_last: true,
+            n_threads: Self::DEFAULT_N_THREADS,
+            prefetch: Self::DEFAULT_PREFETCH,
+        }
+    }
+
+    /// All images once, in the order of the data set.
+    pub fn evaluation(batch_size: usize, normalization: Normalization) -> Self {
+        LoaderConfig {
+            shuffle: false,
+            drop_last: false,
+            ..LoaderConfig::training(batch_size, 0, normalization)
+        }
+    }
+}
+
+/// Some images and their labels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// Network inputs, row-major `[sample, channel, height, width]`.
+    pub images: Vec<f32>,
+    /// One class index per image.
+    pub labels: Vec<i64>,
+    /// Shape of `images`: `[batch, channels, height, width]`.
+    pub shape: [usize; 4],
+    /// Index of the batch in its epoch, from 0.
+    pub step: u64,
+}
+
+/// Serves a data set in batches, epoch by epoch.
+///
+/// Order and content of the batches are a pure function of data set, seed, epoch and step: number of threads,
+/// prefetch and the step an epoch is entered at have no influence. The order of an epoch is drawn from the stream
+/// `(seed, Shuffle, epoch, 0)` by `rand`'s `SliceRandom::shuffle` (Fisher-Yates); the variation of a sample from
+/// `(seed, Augment, epoch, sample index)`, see [`Augmentation::draw`]. `rand` may change what its functions draw
+/// with a minor release (0.11), so its version is pinned by `Cargo.lock` and a test compares with recorded draws.
+#[derive(Clone, Debug)]
+pub struct Loader {
+    decoder: Arc<Decoder>,
+}
+
+impl Loader {
+    /// Prepares serving a data set; nothing is decoded yet.
+    ///
+    /// # Errors
+    /// - that of [`Dataset::validate`]
+    /// - [`DataError::Empty`], [`DataError::ZeroBatchSize`], [`DataError::Normalization`]
+    /// - [`DataError::BatchTooLarge`] if `drop_last` would leave no batch
+    pub fn new(dataset: Arc<Dataset>, config: LoaderConfig) -> Result<Self, DataError> {
+        dataset.validate()?;
+        let name = || dataset.name.clone();
+        if config.batch_size == 0 {
+            return Err(DataError::ZeroBatchSize);
+        }
+        if dataset.is_empty() {
+            return Err(DataError::Empty { name: name() });
+        }
+        if config.drop_last && config.batch_size > dataset.len() {
+            return Err(DataError::BatchTooLarge {
+                name: name(),
+                batch_size: config.batch_size,
+                n_samples: dataset.len(),
+            });
+        }
+        let tables = config.normalization.tables(dataset.shape.channels, dataset.max_value)?;
+        let pool = Pool { buffers: Mutex::default(), capacity: config.prefetch + config.n_threads + 1 };
+        Ok(Loader { decoder: Arc::new(Decoder { dataset, config, tables, pool }) })
+    }
+
+    /// The data set served.
+    pub fn dataset(&self) -> &Arc<Dataset> {
+        &self.decoder.dataset
+    }
+
+    /// How it is served.
+    pub fn config(&self) -> &LoaderConfig {
+        &self.decoder.config
+    }
+
+    /// Number of batches of each epoch.
+    pub fn steps_per_epoch(&self) -> u64 {
+        let (n_samples, batch_size) = (self.decoder.dataset.len(), self.decoder.config.batch_size);
+        let steps = if self.decoder.config.drop_last {
+            n_samples / batch_size
+        } else {
+            n_samples.div_ceil(batch_size)
+        };
+        steps as u64
+    }
+
+    /// The order of the samples in an epoch.
+    pub fn order(&self, epoch: u64) -> Vec<u32> {
+        let n_samples = u32::try_from(self.decoder.dataset.len())
+            .expect("invariant: 2^32 images of a byte or more are not held in memory");
+        let mut order: Vec<u32> = (0..n_samples).collect();
+        if self.decoder.config.shuffle {
+            order.shuffle(&mut stream(self.decoder.config.seed, Purpose::Shuffle, epoch, 0));
+        }
+        order
+    }
+
+    /// The batches of an epoch from `first_step` on, in order of their steps. Steps before are not decoded.
+    ///
+    /// # Panics
+    /// If `first_step` is beyond [`steps_per_epoch`](Self::steps_per_epoch); equal to it gives no batch.
+    pub fn epoch(&self, epoch: u64, first_step: u64) -> EpochIter {
+        let steps = self.steps_per_epoch();
+        assert!(first_step <= steps, "step {first_step} of an epoch of {steps} steps");
+        let (decoder, order) = (Arc::clone(&self.decoder), self.order(epoch));
+        let config = &self.decoder.config;
+        EpochIter {
+            batches: Prefetch::new(first_step..steps, config.n_threads, config.prefetch, move |step| {
+                decoder.decode(epoch, step, &order)
+            }),
+        }
+    }
+
+    /// Gives the buffers of a batch back, to be filled again. Optional: it saves allocations, no more.
+    pub fn recycle(&self, batch: Batch) {
+        self.decoder.pool.put(batch.images, batch.labels);
+    }
+}
+
+/// The batches of an epoch; see [`Loader::epoch`].
+///
+/// Dropping it early stops its threads: it waits for at most one batch per thread. A panic in a thread is resumed in
+/// [`next`](Iterator::next).
+pub struct EpochIter {
+    batches: Prefetch<Batch>,
+}
+
+impl Iterator for EpochIter {
+    type Item = Batch;
+
+    fn next(&mut self) -> Option<Batch> {
+        self.batches.next()
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let remaining = usize::try_from(self.batches.remaining()).unwrap_or(usize::MAX);
+        (remaining, Some(remaining))
+    }
+}
+
+impl ExactSizeIterator for EpochIter {}
+
+impl std::fmt::Debug for EpochIter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EpochIter").field("remaining", &self.batches.remaining()).finish()
+    }
+}
+
+/// Makes batches: all that is needed but the epoch.
+#[derive(Debug)]
+struct Decoder {
+    dataset: Arc<Dataset>,
+    config: LoaderConfig,
+    /// Per channel, from pixel to network input.
+    tables: Vec<[f32; 256]>,
+    pool: Pool,
+}
+
+impl Decoder {
+    fn decode(&self, epoch: u64, step: u64, order: &[u32]) -> Batch {
+        let shape = self.dataset.shape;
+        let start = step as usize * self.config.batch_size;
+        let samples = &order[start..order.len().min(start + self.config.batch_size)];
+        let (mut images, mut labels) = self.pool.take();
+        labels.clear();
+        // No clear: every value is overwritten below, so only a longer buffer need be filled.
+        images.resize(samples.len() * shape.n_values(), 0.0);
+        for (&sample, output) in samples.iter().zip(images.chunks_exact_mut(shape.n_values())) {
+            let sample_idx = sample as usize;
+            let variation = self.config.augmentation.map(|augmentation| {
+                (augmentation.pad, augmentation.draw(self.config.seed, epoch, sample_idx))
+            });
+            render(self.dataset.image(sample_idx), shape, &self.tables, variation, output);
+            labels.push(i64::from(self.dataset.labels[sample_idx]));
+        }
+        let shape = [samples.len(), shape.channels, shape.height, shape.width];
+        Batch { images, labels, shape, step }
+    }
+}
+
+/// Buffers of batches that were given back.
+#[derive(Debug)]
+struct Pool {
+    buffers: Mutex<Vec<(Vec<f32>, Vec<i64>)>>,
+    capacity: usize,
+}
+
+impl Pool {
+    fn take(&self) -> (Vec<f32>, Vec<i64>) {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn put(&self, images: Vec<f32>, labels: Vec<i64>) {
+        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        if buffers.len() < self.capacity {
+            buffers.push((images, labels));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ImageShape;
+
+    fn dataset(n_samples: usize) -> Arc<Dataset> {
+        let shape = ImageShape { channels: 3, height: 5, width: 4 };
+        Arc::new(Dataset {
+            name: "synthetic".into(),
+            shape,
+            n_classes: 100,
+            images: (0..n_samples * shape.n_values()).map(|idx| (idx * 7 % 251) as u8).collect(),
+            max_value: 255,
+            labels: (0..n_samples).map(|idx| (idx % 100) as u8).collect(),
+        })
+    }
+
+    fn normalization() -> Normalization {
+        Normalization { mean: vec![0.5, 0.25, 0.125], std: vec![0.5, 0.25, 2.0] }
+    }
+
+    fn config() -> LoaderConfig {
+        LoaderConfig {
+            augmentation: Some(Augmentation { pad: 2, flip: true }),
+            ..LoaderConfig::training(7, 11, normalization())
+        }
+    }
+
+    fn batches(config: LoaderConfig, epoch: u64, first_step: u64) -> Vec<Batch> {
+        Loader::new(dataset(100), config).unwrap().epoch(epoch, first_step).collect()
+    }
+
+    #[test]
+    fn threads_prefetch_and_entry_step_change_nothing() {
+        for drop_last in [false, true] {
+            let expected = batches(LoaderConfig { n_threads: 0, drop_last, ..config() }, 3, 0);
+            assert_eq!(expected.len(), if drop_last { 14 } else { 15 });
+            for (n_threads, prefetch) in [(0, 0), (1, 1), (1, 8), (2, 1), (2, 4), (5, 2), (16, 32)] {
+                let config = LoaderConfig { n_threads, prefetch, drop_last, ..config() };
+                for first_step in [0, 1, 9, expected.len()] {
+                    let got = batches(config.clone(), 3, first_step as u64);
+                    // Bit patterns, so that -0.0 is not 0.0.
+                    let bits = |batches: &[Batch]| {
+                        let bits =
+                            |batch: &Batch| batch.images.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                        batches.iter().map(bits).collect::<Vec<_>>()
+                    };
+                    assert_eq!(got, expected[first_step..]);
+                    assert_eq!(bits(&got), bits(&expected[first_step..]));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_sample_comes_once_and_epochs_differ() {
+        let loader = Loader::new(dataset(100), LoaderConfig { drop_last: false, ..config() }).unwrap();
+        let labels = |epoch| loader.epoch(epoch, 0).flat_map(|batch| batch.labels).collect::<Vec<_>>();
+        let (first, second) = (labels(0), labels(1));
+        assert_ne!(first, second);
+        assert_ne!(first, (0..100).collect::<Vec<_>>());
+        for mut labels in [first, second] {
+            labels.sort_unstable();
+            assert_eq!(labels, (0..100).collect::<Vec<_>>());
+        }
+        let other_seed = Loader::new(dataset(100), LoaderConfig { seed: 12, ..config() }).unwrap();
+        assert_ne!(other_seed.order(0), loader.order(0));
+    }
+
+    #[test]
+    fn evaluation_is_in_order_with_the_last_partial_batch() {
+        let dataset = dataset(100);
+        let loader =
+            Loader::new(Arc::clone(&dataset), LoaderConfig::evaluation(32, normalization())).unwrap();
+        assert_eq!(loader.steps_per_epoch(), 4);
+        assert_eq!(loader.epoch(0, 1).len(), 3);
+        let batches: Vec<Batch> = loader.epoch(9, 0).collect();
+        assert_eq!(batches[3].shape, [4, 3, 5, 4]);
+        assert_eq!(batches.iter().map(|batch| batch.step).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        let images: Vec<f32> = batches.iter().flat_map(|batch| batch.images.clone()).collect();
+        let (mean, std) = (normalization().mean, normalization().std);
+        for (idx, (&got, &pixel)) in images.iter().zip(&dataset.images).enumerate() {
+            let channel = idx / 20 % 3;
+            assert_eq!(got, (f32::from(pixel) / 255.0 - mean[channel]) / std[channel]);
+        }
+        assert_eq!(images.len(), dataset.images.len());
+    }
+
+    #[test]
+    fn recycled_buffers_are_reused_and_change_nothing() {
+        let config = LoaderConfig { n_threads: 0, drop_last: false, ..config() };
+        let expected = batches(config.clone(), 0, 0);
+        let loader = Loader::new(dataset(100), config).unwrap();
+        let mut epoch = loader.epoch(0, 0);
+        let mut address = None;
+        // The first buffer also goes through the smaller last batch and comes back.
+        for round in 0..2 {
+            for expected in &expected {
+                let batch = epoch.next().unwrap();
+                assert_eq!(&batch, expected);
+                let got = batch.images.as_ptr();
+                assert_eq!(*address.get_or_insert(got), got, "round {round}");
+                loader.recycle(batch);
+            }
+            epoch = loader.epoch(0, 0);
+        }
+    }
+
+    #[test]
+    fn the_pool_is_bounded() {
+        let loader = Loader::new(dataset(100), config()).unwrap();
+        for batch in loader.epoch(0, 0).collect::<Vec<_>>() {
+            loader.recycle(batch);
+        }
+        let config = loader.config();
+        assert_eq!(loader.decoder.pool.buffers.lock().unwrap().len(), config.prefetch + config.n_threads + 1);
+    }
+
+    #[test]
+    fn dropping_an_epoch_early_leaves_nothing() {
+        let dataset = dataset(100);
+        let loader = Loader::new(Arc::clone(&dataset), config()).unwrap();
+        let mut epoch = loader.epoch(0, 0);
+        epoch.next();
+        drop(epoch);
+        assert_eq!(Arc::strong_count(&loader.decoder), 1);
+        drop(loader);
+        assert_eq!(Arc::strong_count(&dataset), 1);
+    }
+
+    #[test]
+    fn unusable_configurations_are_refused() {
+        let check = |n_samples, edit: fn(&mut LoaderConfig), expected: &str| {
+            let mut config = config();
+            edit(&mut config);
+            assert_eq!(Loader::new(dataset(n_samples), config).unwrap_err().to_string(), expected);
+        };
+        check(9, |c| c.batch_size = 0, "serve batches of 0 images: the batch size must be at least 1");
+        check(0, |_| {}, "serve synthetic: it has no samples");
+        check(
+            6,
+            |_| {},
+            "serve batches of 7 images: synthetic has only 6, and incomplete batches are dropped",
+        );
+        check(
+            9,
+            |c| c.normalization.mean.truncate(1),
+            "normalize 3-channel images: need 3 means and 3 positive standard deviations, got mean [0.5] and std \
+             [0.5, 0.25, 2.0]",
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "step 16 of an epoch of 15 steps")]
+    fn a_step_beyond_the_epoch_is_a_mistake() {
+        batches(LoaderConfig { drop_last: false, ..config() }, 0, 16);
+    }
+
+    /// Fails when an update of rand changes the shuffle: then runs begun before cannot be resumed exactly.
+    #[test]
+    fn order_is_pinned() {
+        let loader = Loader::new(dataset(12), config()).unwrap();
+        assert_eq!(loader.order(2), [0, 4, 11, 10, 5, 7, 1, 2, 6, 9, 3, 8]);
+    }
+}

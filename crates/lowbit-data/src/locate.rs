@@ -1,0 +1,229 @@
+//! Where data sets are looked for.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::cifar::Layout;
+use crate::error::Action;
+use crate::{DataError, DatasetName, Split};
+
+/// Where Debian and Ubuntu packages such as `dataset-fashion-mnist` put data sets.
+const SYSTEM: &str = "/usr/share/datasets";
+
+/// The places where data sets are looked for, in this order:
+///
+/// 1. `data_dir/<name>`, then `data_dir` itself;
+/// 2. `data_home/<name>`;
+/// 3. `system/<name>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Locations {
+    /// The directory given by the user. For CIFAR it may also be the path of the archive.
+    pub data_dir: Option<PathBuf>,
+    /// Where fetched files are kept: `$XDG_DATA_HOME/lowbit`, or `~/.local/share/lowbit`. `None` if there is no home
+    /// directory.
+    pub data_home: Option<PathBuf>,
+    /// Where the system's packages put data sets: `/usr/share/datasets`.
+    pub system: PathBuf,
+}
+
+impl Locations {
+    /// The usual places, with a directory given by the user (`--data-dir`) or not.
+    pub fn default_with(data_dir: Option<PathBuf>) -> Self {
+        let data_home = data_home(std::env::var_os("XDG_DATA_HOME"), std::env::home_dir());
+        Locations { data_dir, data_home, system: SYSTEM.into() }
+    }
+
+    /// The directory that fetched files are kept in.
+    ///
+    /// # Errors
+    /// [`DataError::NoDataHome`] if there is none.
+    pub fn require_data_home(&self) -> Result<&Path, DataError> {
+        self.data_home.as_deref().ok_or(DataError::NoDataHome)
+    }
+
+    /// The directories searched for a data set, in order.
+    pub fn directories(&self, name: DatasetName) -> Vec<PathBuf> {
+        let name = name.as_str();
+        let given = self.data_dir.iter().flat_map(|dir| [dir.join(name), dir.clone()]);
+        let kept = self.data_home.iter().map(|home| home.join(name));
+        given.chain(kept).chain([self.system.join(name)]).collect()
+    }
+}
+
+fn data_home(xdg_data_home: Option<OsString>, home: Option<PathBuf>) -> Option<PathBuf> {
+    // The XDG base directory specification: a relative path is invalid and to be ignored.
+    let xdg = xdg_data_home.map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = home.filter(|path| !path.as_os_str().is_empty());
+    xdg.or_else(|| home.map(|home| home.join(".local/share"))).map(|share| share.join("lowbit"))
+}
+
+/// Where one part of a data set has been found.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// In this crate.
+    BuiltIn,
+    /// In a pair of IDX files.
+    Idx { images: PathBuf, labels: PathBuf },
+    /// In `.bin` files.
+    CifarFiles(Vec<PathBuf>),
+    /// In the archive.
+    CifarArchive(PathBuf),
+}
+
+/// Looks for one part of a data set. The first place that has any of its files counts.
+pub(crate) fn find(name: DatasetName, split: Split, locations: &Locations) -> Result<Found, DataError> {
+    if name == DatasetName::Digits {
+        return Ok(Found::BuiltIn);
+    }
+    if let Some(path) = &locations.data_dir
+        && !exists(path)?
+    {
+        return Err(DataError::DataDirMissing { path: path.clone() });
+    }
+    let searched = locations.directories(name);
+    for directory in &searched {
+        let found = match Layout::of(name) {
+            Some(layout) => find_cifar(name, layout, split, directory)?,
+            None => find_idx(name, split, directory)?,
+        };
+        if let Some(found) = found {
+            return Ok(found);
+        }
+    }
+    let put_into = match (&locations.data_dir, &locations.data_home) {
+        (Some(dir), _) | (None, Some(dir)) => dir.join(name.as_str()),
+        (None, None) => locations.system.join(name.as_str()),
+    };
+    let wanted = match Layout::of(name) {
+        Some(layout) => vec![layout.archive.into()],
+        None => idx_stems(split).map(|(stem, kind)| format!("{stem}-{kind}-ubyte.gz")).into(),
+    };
+    Err(DataError::NotFound { name, split, searched, wanted, put_into })
+}
+
+/// The parts of the names of the image and the label file.
+fn idx_stems(split: Split) -> [(&'static str, &'static str); 2] {
+    match split {
+        Split::Train => [("train-images", "idx3"), ("train-labels", "idx1")],
+        Split::Test => [("t10k-images", "idx3"), ("t10k-labels", "idx1")],
+    }
+}
+
+/// The file of one stem in a directory, under any of its names.
+fn idx_file(dir: &Path, (stem, kind): (&str, &str)) -> Result<Option<PathBuf>, DataError> {
+    // Some copies have a dot where the published name has a dash.
+    let names = ["-", "."].map(|separator| format!("{stem}{separator}{kind}-ubyte"));
+    first_file(names.into_iter().flat_map(|name| [dir.join(format!("{name}.gz")), dir.join(name)]))
+}
+
+/// The files of one part in a directory that may lack some of them: the path of each, or its name if it is missing.
+pub(crate) fn present(name: DatasetName, split: Split, dir: &Path) -> Vec<Result<PathBuf, String>> {
+    let cifar_file = |file: &&str| Some(dir.join(file)).filter(|path| path.is_file()).ok_or((*file).into());
+    match Layout::of(name) {
+        Some(layout) => layout.files(split).iter().map(cifar_file).collect(),
+        None => idx_stems(split)
+            .map(|(stem, kind)| match idx_file(dir, (stem, kind)) {
+                Ok(Some(path)) => Ok(path),
+                _ => Err(format!("{stem}-{kind}-ubyte.gz")),
+            })
+            .into(),
+    }
+}
+
+fn find_idx(name: DatasetName, split: Split, dir: &Path) -> Result<Option<Found>, DataError> {
+    let stems = idx_stems(split);
+    let [images, labels] = stems.map(|stem| idx_file(dir, stem));
+    let missing = |(stem, kind): (&str, &str)| DataError::MissingFile {
+        name,
+        dir: dir.to_owned(),
+        expected: format!("{stem}-{kind}-ubyte.gz"),
+    };
+    match (images?, labels?) {
+        (Some(images), Some(labels)) => Ok(Some(Found::Idx { images, labels })),
+        (None, None) => Ok(None),
+        (None, Some(_)) => Err(missing(stems[0])),
+        (Some(_), None) => Err(missing(stems[1])),
+    }
+}
+
+fn find_cifar(
+    name: DatasetName,
+    layout: &Layout,
+    split: Split,
+    place: &Path,
+) -> Result<Option<Found>, DataError> {
+    if is_file(place)? {
+        return Ok(Some(Found::CifarArchive(place.to_owned())));
+    }
+    let wanted = layout.files(split);
+    for dir in [place.to_owned(), place.join(layout.folder)] {
+        let files: Vec<PathBuf> = wanted.iter().map(|file| dir.join(file)).collect();
+        let present = files.iter().map(|file| is_file(file)).collect::<Result<Vec<bool>, _>>()?;
+        match present.iter().position(|present| !present) {
+            None => return Ok(Some(Found::CifarFiles(files))),
+            Some(missing) if present.contains(&true) => {
+                return Err(DataError::MissingFile { name, dir, expected: wanted[missing].into() });
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(first_file([place.join(layout.archive)])?.map(Found::CifarArchive))
+}
+
+fn first_file(candidates: impl IntoIterator<Item = PathBuf>) -> Result<Option<PathBuf>, DataError> {
+    for path in candidates {
+        if is_file(&path)? {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
+fn exists(path: &Path) -> Result<bool, DataError> {
+    path.try_exists().map_err(|e| DataError::io(path, Action::Read, e))
+}
+
+/// Unlike [`Path::is_file`], tells "not there" from "not allowed to look".
+pub(crate) fn is_file(path: &Path) -> Result<bool, DataError> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.is_file()),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+        Err(e) => Err(DataError::io(path, Action::Read, e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_home_follows_xdg() {
+        let check = |xdg: Option<&str>, home: Option<&str>, expected: Option<&str>| {
+            assert_eq!(data_home(xdg.map(Into::into), home.map(Into::into)), expected.map(PathBuf::from));
+        };
+        check(Some("/xdg"), Some("/home/u"), Some("/xdg/lowbit"));
+        check(None, Some("/home/u"), Some("/home/u/.local/share/lowbit"));
+        check(Some("relative"), Some("/home/u"), Some("/home/u/.local/share/lowbit"));
+        check(Some(""), Some("/home/u"), Some("/home/u/.local/share/lowbit"));
+        check(None, Some(""), None);
+        check(None, None, None);
+    }
+
+    #[test]
+    fn order_of_search() {
+        let locations = Locations {
+            data_dir: Some("/given".into()),
+            data_home: Some("/home/u/.local/share/lowbit".into()),
+            system: SYSTEM.into(),
+        };
+        let expected = [
+            "/given/fashion-mnist",
+            "/given",
+            "/home/u/.local/share/lowbit/fashion-mnist",
+            "/usr/share/datasets/fashion-mnist",
+        ];
+        assert_eq!(locations.directories(DatasetName::FashionMnist), expected.map(PathBuf::from));
+    }
+}

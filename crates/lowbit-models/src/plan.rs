@@ -1,0 +1,161 @@
+//! The resolved precision of every layer, to be printed, stored and checked: what was asked for is what runs.
+
+use std::fmt;
+
+use lowbit_core::{Granularity, Precision};
+use lowbit_quantizers::{LayerQuantization, LayerRole, Method};
+use serde::{Deserialize, Serialize};
+
+/// The layers of a network in forward order.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Every convolution and linear layer.
+    pub layers: Vec<LayerPlan>,
+    /// Parameters of all BatchNorm layers, in full precision; export folds them into the layers.
+    pub n_norm_parameters: usize,
+}
+
+/// One layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerPlan {
+    /// Path of the layer in its network.
+    pub path: String,
+    /// The part it plays.
+    pub role: LayerRole,
+    /// Shape of the weights: `[out_channels, in_channels / groups, kernel height, kernel width]` or
+    /// `[out_features, in_features]`.
+    pub shape: Vec<usize>,
+    /// Number of weights and biases.
+    pub n_parameters: usize,
+    /// Precision of the weights.
+    pub weight_bits: Precision,
+    /// Precision of the input activations.
+    pub act_bits: Precision,
+    /// Quantization method, `None` if nothing is quantized.
+    pub method: Option<Method>,
+    /// Granularity of the weight scales.
+    pub weight_granularity: Granularity,
+    /// Multiply-accumulates for one image.
+    pub macs: u64,
+    /// Bit operations for one image: multiply-accumulates x weight bits x activation bits, full precision as 32.
+    pub bit_operations: u64,
+    /// Bytes of the packed weights (whole bytes), their scales and the biases (4 bytes each).
+    pub packed_bytes: u64,
+}
+
+impl Plan {
+    pub(crate) fn push_layer(
+        &mut self,
+        path: &str,
+        role: LayerRole,
+        shape: &[usize],
+        n_biases: usize,
+        n_positions: usize,
+        quantization: LayerQuantization,
+    ) {
+        let LayerQuantization { method, weight_bits, act_bits, weight_granularity } = quantization;
+        let n_weights: usize = shape.iter().product();
+        let macs = (n_weights * n_positions) as u64;
+        let n_scales = match (weight_bits, weight_granularity) {
+            (Precision::FullPrecision, _) => 0,
+            (_, Granularity::PerTensor) => 1,
+            (_, Granularity::PerChannel) => shape[0],
+        };
+        let weight_bytes = (n_weights as u64 * u64::from(weight_bits.stored_bits())).div_ceil(8);
+        let quantized = weight_bits != Precision::FullPrecision || act_bits != Precision::FullPrecision;
+        self.layers.push(LayerPlan {
+            path: path.into(),
+            role,
+            shape: shape.to_vec(),
+            n_parameters: n_weights + n_biases,
+            weight_bits,
+            act_bits,
+            method: quantized.then_some(method),
+            weight_granularity,
+            macs,
+            bit_operations: macs * u64::from(weight_bits.stored_bits()) * u64::from(act_bits.stored_bits()),
+            packed_bytes: weight_bytes + 4 * (n_scales + n_biases) as u64,
+        });
+    }
+
+    /// All parameters, those of BatchNorm included.
+    pub fn n_parameters(&self) -> usize {
+        self.layers.iter().map(|layer| layer.n_parameters).sum::<usize>() + self.n_norm_parameters
+    }
+
+    /// Bytes of all packed layers and of BatchNorm's parameters.
+    pub fn packed_bytes(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.packed_bytes).sum::<u64>() + 4 * self.n_norm_parameters as u64
+    }
+
+    /// Multiply-accumulates for one image.
+    pub fn macs(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.macs).sum()
+    }
+
+    /// Bit operations for one image.
+    pub fn bit_operations(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.bit_operations).sum()
+    }
+}
+
+/// A table of at most 80 columns.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<19} {:<13} {:>8} {:>4} {:>4} {:<7} {:>9} {:>9}", "layer", "weights", "params", "W", "A", "method", "bit-ops", "packed")?;
+        for layer in &self.layers {
+            let shape = layer.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join("x");
+            let method = layer.method.map_or("-".into(), |method| method.to_string());
+            let per_channel = if layer.weight_granularity == Granularity::PerChannel { "/ch" } else { "" };
+            writeln!(
+                f,
+                "{:<19} {:<13} {:>8} {:>4} {:>4} {:<7} {:>9} {:>9}",
+                layer.path,
+                shape,
+                layer.n_parameters,
+                layer.weight_bits,
+                layer.act_bits,
+                method + per_channel,
+                si(layer.bit_operations),
+                bytes(layer.packed_bytes),
+            )?;
+        }
+        let norms = 4 * self.n_norm_parameters as u64;
+        writeln!(f, "{:<19} {:<13} {:>8} {:>4} {:>4} {:<7} {:>9} {:>9}", "BatchNorm", "", self.n_norm_parameters, "fp32", "fp32", "-", "", bytes(norms))?;
+        let full_precision = 4 * self.n_parameters() as u64;
+        write!(
+            f,
+            "{:<33} {:>8} {:>17} {:>9} {:>9}  ({:.1}x smaller)",
+            "total",
+            self.n_parameters(),
+            "",
+            si(self.bit_operations()),
+            bytes(self.packed_bytes()),
+            full_precision as f64 / self.packed_bytes() as f64,
+        )
+    }
+}
+
+fn si(n: u64) -> String {
+    scaled(n as f64, 1000.0, &["", "k", "M", "G", "T", "P"])
+}
+
+fn bytes(n: u64) -> String {
+    scaled(n as f64, 1024.0, &[" B", " KiB", " MiB", " GiB", " TiB"])
+}
+
+/// Three significant digits and the largest unit that leaves at least 1.
+fn scaled(mut value: f64, base: f64, units: &[&str]) -> String {
+    let mut unit = 0;
+    while value >= base && unit + 1 < units.len() {
+        value /= base;
+        unit += 1;
+    }
+    let decimals = match value {
+        _ if unit == 0 => 0,
+        v if v < 10.0 => 2,
+        v if v < 100.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.decimals$}{}", units[unit])
+}

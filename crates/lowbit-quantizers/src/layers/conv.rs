@@ -1,0 +1,115 @@
+//! Convolution with quantized weights and input.
+
+use burn::module::{Module, Param};
+use burn::tensor::module::conv2d;
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::Rng;
+use rand_distr::{Distribution, Normal};
+
+use super::{quantized, quantized_input};
+use crate::{ActivationQuantizer, LayerQuantization, QuantizerError, WeightQuantizer};
+
+/// Configuration of a [`QuantConv2d`]. Kernels are square and padded to keep the size at stride 1.
+#[derive(Clone, Copy, Debug)]
+pub struct QuantConv2dConfig {
+    /// Channels of the input.
+    pub in_channels: usize,
+    /// Channels of the output.
+    pub out_channels: usize,
+    /// Height and width of the kernel, odd.
+    pub kernel_size: usize,
+    /// Stride in both directions.
+    pub stride: usize,
+    /// Groups that both channel counts are split into.
+    pub groups: usize,
+    /// Precision of weights and input.
+    pub quantization: LayerQuantization,
+}
+
+impl QuantConv2dConfig {
+    /// A full-precision convolution of stride 1 without groups.
+    pub fn new([in_channels, out_channels]: [usize; 2], kernel_size: usize) -> Self {
+        let quantization = LayerQuantization::FULL_PRECISION;
+        Self { in_channels, out_channels, kernel_size, stride: 1, groups: 1, quantization }
+    }
+
+    /// The same with another stride.
+    pub fn with_stride(self, stride: usize) -> Self {
+        Self { stride, ..self }
+    }
+
+    /// The same with the channels split into `groups`.
+    pub fn with_groups(self, groups: usize) -> Self {
+        Self { groups, ..self }
+    }
+
+    /// The same with quantized operands.
+    pub fn with_quantization(self, quantization: LayerQuantization) -> Self {
+        Self { quantization, ..self }
+    }
+
+    /// A layer with He-normal weights by fan-out (He et al. 2015), drawn on the host from `rng`, without bias.
+    ///
+    /// # Errors
+    /// [`QuantizerError`] if the method does not define the precision asked for.
+    ///
+    /// # Panics
+    /// If the kernel size is even, or `groups` does not divide both channel counts.
+    pub fn init(&self, device: &Device, rng: &mut impl Rng) -> Result<QuantConv2d, QuantizerError> {
+        let Self { in_channels, out_channels, kernel_size, stride, groups, quantization } = *self;
+        assert!(kernel_size % 2 == 1, "kernel size must be odd, got {kernel_size}");
+        assert!(
+            in_channels.is_multiple_of(groups) && out_channels.is_multiple_of(groups),
+            "{groups} groups must divide {in_channels} input and {out_channels} output channels"
+        );
+        let shape = [out_channels, in_channels / groups, kernel_size, kernel_size];
+        let fan_out = out_channels / groups * kernel_size * kernel_size;
+        let normal = Normal::new(0.0, (2.0 / fan_out as f32).sqrt()).expect("invariant: fan-out is positive");
+        let values: Vec<f32> = normal.sample_iter(rng).take(shape.iter().product()).collect();
+        let weight = Tensor::<4>::from_data(TensorData::new(values, shape), device);
+        Ok(QuantConv2d {
+            weight_quantizer: WeightQuantizer::new(&quantization, weight.clone())?,
+            input_quantizer: ActivationQuantizer::new(&quantization, device)?,
+            weight: Param::from_tensor(weight),
+            bias: None,
+            stride,
+            groups,
+        })
+    }
+}
+
+/// A convolution that quantizes its weights and its input.
+#[derive(Module, Debug)]
+pub struct QuantConv2d {
+    /// Latent weights, `[out_channels, in_channels / groups, kernel_size, kernel_size]`.
+    pub weight: Param<Tensor<4>>,
+    /// Bias, `[out_channels]`, in full precision.
+    pub bias: Option<Param<Tensor<1>>>,
+    /// Quantizer of the weights; `None` leaves them in full precision.
+    pub weight_quantizer: Option<WeightQuantizer>,
+    /// Quantizer of the input; `None` leaves it in full precision.
+    pub input_quantizer: Option<ActivationQuantizer>,
+    stride: usize,
+    groups: usize,
+}
+
+impl QuantConv2d {
+    /// Convolves the quantized input with the quantized weights.
+    ///
+    /// # Shapes
+    /// - input: `[batch, in_channels, height, width]`, after a ReLU if the input is quantized
+    /// - output: `[batch, out_channels, ceil(height / stride), ceil(width / stride)]`
+    pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
+        let input = quantized_input(&self.input_quantizer, input);
+        let weight = quantized(&self.weight_quantizer, self.weight.val());
+        let padding = weight.dims()[2] / 2;
+        let options = ConvOptions::new([self.stride; 2], [padding; 2], [1; 2], self.groups);
+        conv2d(input, weight, self.bias.as_ref().map(Param::val), options)
+    }
+
+    /// Stride in both directions.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+}

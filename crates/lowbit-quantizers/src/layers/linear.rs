@@ -1,0 +1,82 @@
+//! Linear layer with quantized weights and input.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::Rng;
+use rand_distr::{Distribution, Uniform};
+
+use super::{quantized, quantized_input};
+use crate::{ActivationQuantizer, LayerQuantization, QuantizerError, WeightQuantizer};
+
+/// Configuration of a [`QuantLinear`].
+#[derive(Clone, Copy, Debug)]
+pub struct QuantLinearConfig {
+    /// Features of the input.
+    pub in_features: usize,
+    /// Features of the output.
+    pub out_features: usize,
+    /// Precision of weights and input.
+    pub quantization: LayerQuantization,
+}
+
+impl QuantLinearConfig {
+    /// A full-precision linear layer.
+    pub fn new(in_features: usize, out_features: usize) -> Self {
+        Self { in_features, out_features, quantization: LayerQuantization::FULL_PRECISION }
+    }
+
+    /// The same with quantized operands.
+    pub fn with_quantization(self, quantization: LayerQuantization) -> Self {
+        Self { quantization, ..self }
+    }
+
+    /// A layer with weights and bias uniform in `±1/sqrt(in_features)` (PyTorch's default), drawn on the host.
+    ///
+    /// # Errors
+    /// [`QuantizerError`] if the method does not define the precision asked for.
+    pub fn init(&self, device: &Device, rng: &mut impl Rng) -> Result<QuantLinear, QuantizerError> {
+        let Self { in_features, out_features, quantization } = *self;
+        let bound = 1.0 / (in_features as f32).sqrt();
+        let uniform = Uniform::new(-bound, bound).expect("invariant: the bound is positive and finite");
+        let mut draw = |n: usize| uniform.sample_iter(&mut *rng).take(n).collect::<Vec<f32>>();
+        let weight = TensorData::new(draw(out_features * in_features), [out_features, in_features]);
+        let bias = TensorData::new(draw(out_features), [out_features]);
+        let weight = Tensor::<2>::from_data(weight, device);
+        Ok(QuantLinear {
+            weight_quantizer: WeightQuantizer::new(&quantization, weight.clone())?,
+            input_quantizer: ActivationQuantizer::new(&quantization, device)?,
+            weight: Param::from_tensor(weight),
+            bias: Some(Param::from_tensor(Tensor::from_data(bias, device))),
+        })
+    }
+}
+
+/// A linear layer that quantizes its weights and its input.
+#[derive(Module, Debug)]
+pub struct QuantLinear {
+    /// Latent weights, `[out_features, in_features]`.
+    pub weight: Param<Tensor<2>>,
+    /// Bias, `[out_features]`, in full precision.
+    pub bias: Option<Param<Tensor<1>>>,
+    /// Quantizer of the weights; `None` leaves them in full precision.
+    pub weight_quantizer: Option<WeightQuantizer>,
+    /// Quantizer of the input; `None` leaves it in full precision.
+    pub input_quantizer: Option<ActivationQuantizer>,
+}
+
+impl QuantLinear {
+    /// Multiplies the quantized input by the transposed quantized weights.
+    ///
+    /// # Shapes
+    /// - input: `[batch, in_features]`, after a ReLU if the input is quantized
+    /// - output: `[batch, out_features]`
+    pub fn forward(&self, input: Tensor<2>) -> Tensor<2> {
+        let input = quantized_input(&self.input_quantizer, input);
+        let weight = quantized(&self.weight_quantizer, self.weight.val());
+        let output = input.matmul(weight.transpose());
+        match &self.bias {
+            Some(bias) => output + bias.val().unsqueeze(),
+            None => output,
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! DoReFa-Net, Zhou et al. 2016 (arXiv 1606.06160): the base quantizer of Zhuang et al. 2021.
+//!
+//! Both grids are fixed: weights lie in [-1, 1] and activations in [0, 1], with `n = 2^bits - 1` steps. There is
+//! nothing to learn and nothing to calibrate.
+
+use burn::module::Module;
+use burn::tensor::{Int, Tensor};
+use lowbit_core::{BitWidth, CodeRange, Granularity};
+
+use crate::qparams::{QParams, reduce};
+use crate::ste::{sign, ste_round};
+
+/// DoReFa weights, Zhou16 Eq. 9 (2 to 8 bits) and Eq. 7 (1 bit). Codes are unsigned, `0..=2^bits - 1`.
+///
+/// # Equation
+/// ```text
+/// z = tanh(w) / (2 max|tanh(w)|) + 1/2        the maximum over the whole tensor
+/// c = round(n z)                              ties to even, n = 2^bits - 1
+/// y = (2 c - n) / n                           = 2 c / n - 1
+/// ```
+/// The gradient is straight through the rounding only: the tanh, the division and the maximum are differentiated as
+/// written. At 1 bit `y = sign(w) mean|w|`, and the gradient passes through unchanged.
+#[derive(Module, Debug)]
+pub struct DoReFaWeights {
+    #[module(skip)]
+    bits: BitWidth,
+    #[module(skip)]
+    max_gradient: MaxGradient,
+}
+
+/// Whether the gradient of DoReFa weights flows through the maximum that normalizes them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MaxGradient {
+    /// Differentiated as written, as the code of Zhuang et al. does.
+    #[default]
+    Differentiated,
+    /// The maximum is a constant of the backward pass.
+    Detached,
+}
+
+impl DoReFaWeights {
+    /// A quantizer to `bits` bits that differentiates the maximum.
+    pub fn new(bits: BitWidth) -> Self {
+        Self { bits, max_gradient: MaxGradient::default() }
+    }
+
+    /// The same quantizer with another gradient of the maximum.
+    pub fn with_max_gradient(self, max_gradient: MaxGradient) -> Self {
+        Self { max_gradient, ..self }
+    }
+
+    /// The bit width.
+    pub fn bits(&self) -> BitWidth {
+        self.bits
+    }
+
+    /// The weights on the code grid before rounding, in `[0, n]`.
+    fn grid<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
+        let squashed = w.tanh();
+        let mut max = squashed.clone().abs().max();
+        if self.max_gradient == MaxGradient::Detached {
+            max = max.detach();
+        }
+        // All weights zero: 0 / 1 instead of 0 / 0, which puts every code in the middle of the grid.
+        let all_zero = max.clone().equal_scalar(0.0);
+        let double_max = max.mul_scalar(2.0).mask_fill(all_zero, 1.0);
+        let z = squashed / double_max.reshape([1; D]) + 0.5;
+        z * steps(self.bits)
+    }
+
+    /// Codes in `0..=2^bits - 1`, of `w`'s shape.
+    pub fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
+        match self.bits.get() {
+            1 => sign(w).clamp_min(0.0).int(),
+            _ => self.grid(w).round().int(),
+        }
+    }
+
+    /// The weights on the grid's real values, of `w`'s shape, with a straight-through gradient.
+    pub fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
+        if self.bits.get() == 1 {
+            let mean = w.clone().abs().mean().detach().reshape([1; D]);
+            return binary_with_identity_gradient(w, mean);
+        }
+        let n = steps(self.bits);
+        (ste_round(self.grid(w)) * 2.0 - n) / n
+    }
+
+    /// The grid's parameters for the weights `w`.
+    pub fn qparams<const D: usize>(&self, w: Tensor<D>) -> QParams {
+        let range = self.bits.unsigned_range();
+        let (scale, zero_point) = match self.bits.get() {
+            1 => (reduce(w.abs(), Granularity::PerTensor, |rows| rows.mean_dim(1)) * 2.0, 0.5),
+            _ => {
+                let n = steps(self.bits);
+                (Tensor::full([1], 2.0 / n, &w.device()), n / 2.0)
+            }
+        };
+        QParams { zero_point: scale.full_like(zero_point), scale, range }
+    }
+}
+
+/// `sign(w) * mean` in the forward pass, the identity in the backward pass.
+fn binary_with_identity_gradient<const D: usize>(w: Tensor<D>, mean: Tensor<D>) -> Tensor<D> {
+    let value = (sign(w.clone()) * mean).detach();
+    // Not straight_through: |w| and the mean are not within a factor of two, so w + (y - w) would round. Adding the
+    // exact zero w - w keeps every bit of the value.
+    value + (w.clone() - w.detach())
+}
+
+/// DoReFa activations, Zhou16 Eq. 11 with the clip to [0, 1]. Codes are unsigned, `0..=2^bits - 1`.
+///
+/// # Equation
+/// ```text
+/// c = round(n clip(x, 0, 1))                  ties to even, n = 2^bits - 1
+/// y = c / n
+/// ```
+/// The gradient is straight through the rounding and passes where `0 <= x <= 1` (clamp, then round).
+#[derive(Module, Debug)]
+pub struct DoReFaActivations {
+    #[module(skip)]
+    bits: BitWidth,
+}
+
+impl DoReFaActivations {
+    /// A quantizer to `bits` bits.
+    pub fn new(bits: BitWidth) -> Self {
+        Self { bits }
+    }
+
+    /// The bit width.
+    pub fn bits(&self) -> BitWidth {
+        self.bits
+    }
+
+    fn grid<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        x.clamp(0.0, 1.0) * steps(self.bits)
+    }
+
+    /// Codes in `0..=2^bits - 1`, of `x`'s shape.
+    pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
+        self.grid(x).round().int()
+    }
+
+    /// `x` on the grid's real values, of `x`'s shape, with a straight-through gradient.
+    pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        ste_round(self.grid(x)) / steps(self.bits)
+    }
+
+    /// The grid's parameters, on `device`.
+    pub fn qparams(&self, device: &burn::tensor::Device) -> QParams {
+        let range: CodeRange = self.bits.unsigned_range();
+        QParams {
+            scale: Tensor::full([1], 1.0 / steps(self.bits), device),
+            zero_point: Tensor::zeros([1], device),
+            range,
+        }
+    }
+}
+
+/// `n = 2^bits - 1`.
+fn steps(bits: BitWidth) -> f32 {
+    (bits.levels() - 1) as f32
+}

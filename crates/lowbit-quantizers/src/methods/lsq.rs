@@ -1,0 +1,185 @@
+//! LSQ, Esser et al. 2020 (arXiv 1902.08153): the step size of the grid is learned.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Int, Tensor};
+use lowbit_core::{BitWidth, CodeRange, Granularity};
+
+use crate::calibration::Calibration;
+use crate::qparams::{QParams, per_channel, reduce};
+use crate::ste::{positive_parameter, sign, ste_round, ste_sign};
+
+/// The step size never falls below this: the smallest weights that training produces are orders of magnitude larger.
+const MIN_STEP_SIZE: f32 = 1e-7;
+
+/// LSQ weights. Codes are signed, `-2^(bits-1)..=2^(bits-1) - 1`; at 1 bit they are -1 and +1.
+///
+/// # Equation
+/// ```text
+/// v = clip(w / s, q_min, q_max)               Esser20 Eq. 1 (the paper's Q_N is positive: q_min = -Q_N)
+/// c = round(v)                                ties to even
+/// y = c s                                     Eq. 2
+/// dy/dw = 1 where q_min <= w/s <= q_max       Eq. 5
+/// dy/ds = c - w/s inside, q_min or q_max outside, times g = 1 / sqrt(N q_max)        Eq. 3, section 2.2
+/// ```
+/// `N` is the number of weights that share the step. At 1 bit, which the paper does not define, `c = sign(w)` with
+/// `q_max = 1` (decision of this project).
+#[derive(Module, Debug)]
+pub struct LsqWeights {
+    /// The learned step size `s`, which is the scale. Shape `[1]`, or `[out_channels]` per channel.
+    pub step_size: Param<Tensor<1>>,
+    #[module(skip)]
+    bits: BitWidth,
+    #[module(skip)]
+    granularity: Granularity,
+}
+
+impl LsqWeights {
+    /// A quantizer to `bits` bits with its step size set from the weights `w`: `2 mean|w| / sqrt(q_max)` (Esser20,
+    /// section 2.1).
+    pub fn new<const D: usize>(bits: BitWidth, granularity: Granularity, w: Tensor<D>) -> Self {
+        let step_size = initial_step_size(w, granularity, weight_range(bits));
+        Self { step_size: Param::from_tensor(step_size), bits, granularity }
+    }
+
+    /// The bit width.
+    pub fn bits(&self) -> BitWidth {
+        self.bits
+    }
+
+    /// The granularity.
+    pub fn granularity(&self) -> Granularity {
+        self.granularity
+    }
+
+    /// Sets the step size from the weights `w`, as [`LsqWeights::new`] does.
+    pub fn calibrate<const D: usize>(&mut self, w: Tensor<D>) {
+        let step_size = initial_step_size(w, self.granularity, weight_range(self.bits));
+        self.step_size = self.step_size.clone().map(|old| replace(old, step_size));
+    }
+
+    fn step<const D: usize>(&self, w: &Tensor<D>) -> Tensor<D> {
+        let per_step = w.shape().num_elements() / self.step_size.val().dims()[0];
+        per_channel(learned_step(self.step_size.val(), weight_range(self.bits), per_step))
+    }
+
+    /// Codes in the signed range, of `w`'s shape.
+    pub fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
+        let step = self.step(&w);
+        match self.bits.get() {
+            1 => sign(w).int(),
+            _ => clip(w / step, weight_range(self.bits)).round().int(),
+        }
+    }
+
+    /// The weights on the grid's real values, of `w`'s shape, with the gradients of Esser20.
+    pub fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
+        let step = self.step(&w);
+        let v = clip(w / step.clone(), weight_range(self.bits));
+        match self.bits.get() {
+            1 => ste_sign(v) * step,
+            _ => ste_round(v) * step,
+        }
+    }
+
+    /// The grid's parameters.
+    pub fn qparams(&self) -> QParams {
+        let scale = self.step_size.val().detach().clamp_min(MIN_STEP_SIZE);
+        QParams { zero_point: scale.zeros_like(), scale, range: weight_range(self.bits) }
+    }
+}
+
+/// LSQ activations after a ReLU. Codes are unsigned, `0..=2^bits - 1`.
+///
+/// The equations are those of [`LsqWeights`] with `q_min = 0`, and `N` is the number of features of one sample. The
+/// step size is set by a calibration batch; see [`crate::Calibration`].
+#[derive(Module, Debug)]
+pub struct LsqActivations {
+    /// The learned step size `s`, which is the scale. Shape `[1]`.
+    pub step_size: Param<Tensor<1>>,
+    #[module(skip)]
+    bits: BitWidth,
+    #[module(skip)]
+    pub(crate) calibration: Calibration,
+}
+
+impl LsqActivations {
+    /// A quantizer to `bits` bits. Until it is calibrated its step size is `1 / q_max`, which spans [0, 1].
+    pub fn new(bits: BitWidth, device: &Device) -> Self {
+        let step_size = Tensor::full([1], 1.0 / bits.unsigned_range().q_max as f32, device);
+        Self { step_size: Param::from_tensor(step_size), bits, calibration: Calibration::default() }
+    }
+
+    /// The bit width.
+    pub fn bits(&self) -> BitWidth {
+        self.bits
+    }
+
+    fn step<const D: usize>(&self, x: &Tensor<D>) -> Tensor<D> {
+        let range = self.bits.unsigned_range();
+        if self.calibration.is_recording() {
+            let mean_abs = self.calibration.record_mean(x.clone().detach().abs().mean());
+            return per_channel(step_from_mean(mean_abs, range));
+        }
+        let per_sample = x.shape().num_elements() / x.dims()[0];
+        per_channel(learned_step(self.step_size.val(), range, per_sample))
+    }
+
+    /// Ends a calibration: sets the step size to `2 mean|x| / sqrt(q_max)` over what was recorded.
+    pub(crate) fn finish_calibration(&mut self) {
+        if let Some(mean_abs) = self.calibration.finish_mean() {
+            let step_size = step_from_mean(mean_abs, self.bits.unsigned_range());
+            self.step_size = self.step_size.clone().map(|old| replace(old, step_size));
+        }
+    }
+
+    /// Codes in `0..=2^bits - 1`, of `x`'s shape.
+    pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
+        let step = self.step(&x);
+        clip(x / step, self.bits.unsigned_range()).round().int()
+    }
+
+    /// `x` on the grid's real values, of `x`'s shape, with the gradients of Esser20.
+    pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let step = self.step(&x);
+        ste_round(clip(x / step.clone(), self.bits.unsigned_range())) * step
+    }
+
+    /// The grid's parameters.
+    pub fn qparams(&self) -> QParams {
+        let scale = self.step_size.val().detach().clamp_min(MIN_STEP_SIZE);
+        QParams { zero_point: scale.zeros_like(), scale, range: self.bits.unsigned_range() }
+    }
+}
+
+/// Signed codes; at 1 bit -1 and +1.
+fn weight_range(bits: BitWidth) -> CodeRange {
+    match bits.get() {
+        1 => CodeRange { q_min: -1, q_max: 1 },
+        _ => bits.signed_range(),
+    }
+}
+
+fn clip<const D: usize>(v: Tensor<D>, range: CodeRange) -> Tensor<D> {
+    v.clamp(range.q_min as f32, range.q_max as f32)
+}
+
+/// The step with its gradient scaled by `1 / sqrt(N q_max)`, Esser20 section 2.2.
+fn learned_step(parameter: Tensor<1>, range: CodeRange, elements: usize) -> Tensor<1> {
+    let grad_scale = 1.0 / (elements as f64 * f64::from(range.q_max)).sqrt();
+    positive_parameter(parameter, MIN_STEP_SIZE, grad_scale)
+}
+
+fn initial_step_size<const D: usize>(w: Tensor<D>, granularity: Granularity, range: CodeRange) -> Tensor<1> {
+    step_from_mean(reduce(w.detach().abs(), granularity, |rows| rows.mean_dim(1)), range)
+}
+
+/// `2 mean|x| / sqrt(q_max)`; all-zero data get a step of 1, as good as any other.
+fn step_from_mean(mean_abs: Tensor<1>, range: CodeRange) -> Tensor<1> {
+    let all_zero = mean_abs.clone().equal_scalar(0.0);
+    (mean_abs * (2.0 / f64::from(range.q_max).sqrt())).mask_fill(all_zero, 1.0)
+}
+
+/// `new` in the place of `old`: on its device, with its gradient requirement.
+pub(crate) fn replace(old: Tensor<1>, new: Tensor<1>) -> Tensor<1> {
+    Tensor::from_data(new.into_data(), &old.device()).set_require_grad(old.is_require_grad())
+}

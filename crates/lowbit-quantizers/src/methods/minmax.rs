@@ -1,0 +1,197 @@
+//! Plain uniform quantization of the observed range: for the 8-bit first and last layers of low-bit networks, where
+//! rounding hardly matters and nothing needs to be learned.
+
+use burn::module::{Flag, Module, Param, RunningState};
+use burn::tensor::{Device, Int, Tensor};
+use lowbit_core::{BitWidth, CodeRange, Granularity};
+
+use crate::calibration::Calibration;
+use crate::qparams::{QParams, per_channel, reduce};
+use crate::ste::ste_round;
+
+/// Share of the newest batch in the running range, as in batch normalization.
+const MOMENTUM: f64 = 0.1;
+
+/// Min-max weights: symmetric, signed, narrow range `-(2^(bits-1) - 1)..=2^(bits-1) - 1`, from 2 bits.
+///
+/// # Equation
+/// ```text
+/// scale = max|w| / q_max                      per tensor or per output channel; a constant of the backward pass
+/// c = round(w / scale)                        ties to even; the scale keeps it within the range
+/// y = c scale
+/// ```
+#[derive(Module, Debug)]
+pub struct MinMaxWeights {
+    #[module(skip)]
+    bits: BitWidth,
+    #[module(skip)]
+    granularity: Granularity,
+}
+
+impl MinMaxWeights {
+    /// A quantizer to `bits` bits, at least 2.
+    ///
+    /// # Panics
+    /// If `bits` is 1, which leaves no level but zero.
+    pub fn new(bits: BitWidth, granularity: Granularity) -> Self {
+        assert!(bits.get() >= 2, "min-max weights need at least 2 bits");
+        Self { bits, granularity }
+    }
+
+    /// The bit width.
+    pub fn bits(&self) -> BitWidth {
+        self.bits
+    }
+
+    /// The granularity.
+    pub fn granularity(&self) -> Granularity {
+        self.granularity
+    }
+
+    fn range(&self) -> CodeRange {
+        let q_max = self.bits.signed_range().q_max;
+        CodeRange { q_min: -q_max, q_max }
+    }
+
+    fn scale<const D: usize>(&self, w: Tensor<D>) -> Tensor<1> {
+        let max = reduce(w.detach().abs(), self.granularity, |rows| rows.max_dim(1));
+        let all_zero = max.clone().equal_scalar(0.0);
+        (max / self.range().q_max as f32).mask_fill(all_zero, 1.0)
+    }
+
+    /// Codes in the narrow signed range, of `w`'s shape.
+    pub fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
+        let scale = per_channel(self.scale(w.clone()));
+        (w / scale).round().int()
+    }
+
+    /// The weights on the grid's real values, of `w`'s shape, with a straight-through gradient.
+    pub fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
+        let scale = per_channel::<D>(self.scale(w.clone()));
+        ste_round(w / scale.clone()) * scale
+    }
+
+    /// The grid's parameters for the weights `w`.
+    pub fn qparams<const D: usize>(&self, w: Tensor<D>) -> QParams {
+        let scale = self.scale(w);
+        QParams { zero_point: scale.zeros_like(), scale, range: self.range() }
+    }
+}
+
+/// Min-max activations: affine, unsigned codes `0..=2^bits - 1`, over a running range that always contains zero.
+///
+/// # Equation
+/// ```text
+/// scale = (max - min) / n                     n = 2^bits - 1
+/// zero_point = clip(round(-min / scale), 0, n)
+/// c = clip(round(x / scale) + zero_point, 0, n)
+/// y = (c - zero_point) scale
+/// ```
+/// Round, then clamp: the gradient passes where the code was not clamped. The range is a constant of the backward
+/// pass; in training it follows the batches with momentum 0.1, as batch normalization's statistics do, until the module
+/// is frozen.
+#[derive(Module, Debug)]
+pub struct MinMaxActivations {
+    /// Running minimum, shape `[1]`, at most 0.
+    pub running_min: RunningState<Tensor<1>>,
+    /// Running maximum, shape `[1]`, at least 0.
+    pub running_max: RunningState<Tensor<1>>,
+    /// Whether the range follows the batches of a training.
+    pub training: Param<Flag>,
+    #[module(skip)]
+    bits: BitWidth,
+    #[module(skip)]
+    pub(crate) calibration: Calibration,
+}
+
+impl MinMaxActivations {
+    /// A quantizer to `bits` bits. Until it is calibrated its range is [0, 1].
+    pub fn new(bits: BitWidth, device: &Device) -> Self {
+        Self::with_range(bits, 0.0, 1.0, device)
+    }
+
+    /// A quantizer to `bits` bits over the range from `min` to `max`, extended to contain zero.
+    pub fn with_range(bits: BitWidth, min: f32, max: f32, device: &Device) -> Self {
+        Self {
+            running_min: RunningState::new(Tensor::full([1], min.min(0.0), device)),
+            running_max: RunningState::new(Tensor::full([1], max.max(0.0), device)),
+            training: Param::from_bool(true),
+            bits,
+            calibration: Calibration::default(),
+        }
+    }
+
+    /// The bit width.
+    pub fn bits(&self) -> BitWidth {
+        self.bits
+    }
+
+    fn steps(&self) -> f32 {
+        (self.bits.levels() - 1) as f32
+    }
+
+    /// The range for this forward pass: the recorded one during calibration, else the running one, which in training
+    /// first takes in the batch.
+    fn range<const D: usize>(&self, x: &Tensor<D>) -> (Tensor<1>, Tensor<1>) {
+        if self.calibration.is_recording() {
+            let (min, max) = batch_range(x);
+            return self.calibration.record_range(min, max);
+        }
+        let (min, max) = (self.running_min.value_sync(), self.running_max.value_sync());
+        if !(x.device().is_autodiff() && self.training.is_enabled()) {
+            return (min, max);
+        }
+        let (batch_min, batch_max) = batch_range(x);
+        let min = min * (1.0 - MOMENTUM) + batch_min * MOMENTUM;
+        let max = max * (1.0 - MOMENTUM) + batch_max * MOMENTUM;
+        self.running_min.update(min.clone());
+        self.running_max.update(max.clone());
+        (min, max)
+    }
+
+    /// Ends a calibration: the range becomes the smallest and largest value that was recorded.
+    pub(crate) fn finish_calibration(&mut self) {
+        if let Some((min, max)) = self.calibration.finish_range() {
+            let device = self.running_min.value().device();
+            self.running_min = RunningState::new(Tensor::from_data(min.into_data(), &device));
+            self.running_max = RunningState::new(Tensor::from_data(max.into_data(), &device));
+        }
+    }
+
+    fn grid_parameters(&self, min: Tensor<1>, max: Tensor<1>) -> (Tensor<1>, Tensor<1>) {
+        let n = self.steps();
+        let empty = (max.clone() - min.clone()).equal_scalar(0.0);
+        let scale = ((max - min.clone()) / n).mask_fill(empty, 1.0);
+        let zero_point = (min.neg() / scale.clone()).round().clamp(0.0, n);
+        (scale, zero_point)
+    }
+
+    /// Codes in `0..=2^bits - 1`, of `x`'s shape.
+    pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
+        let (min, max) = self.range(&x);
+        let (scale, zero_point) = self.grid_parameters(min, max);
+        let code = (x / per_channel(scale)).round() + per_channel(zero_point);
+        code.clamp(0.0, self.steps()).int()
+    }
+
+    /// `x` on the grid's real values, of `x`'s shape, with a straight-through gradient.
+    pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let (min, max) = self.range(&x);
+        let (scale, zero_point) = self.grid_parameters(min, max);
+        let (scale, zero_point) = (per_channel::<D>(scale), per_channel::<D>(zero_point));
+        let code = (ste_round(x / scale.clone()) + zero_point.clone()).clamp(0.0, self.steps());
+        (code - zero_point) * scale
+    }
+
+    /// The grid's parameters.
+    pub fn qparams(&self) -> QParams {
+        let (scale, zero_point) = self.grid_parameters(self.running_min.value_sync(), self.running_max.value_sync());
+        QParams { scale, zero_point, range: self.bits.unsigned_range() }
+    }
+}
+
+/// Smallest and largest value of a batch, extended to contain zero; without gradient.
+fn batch_range<const D: usize>(x: &Tensor<D>) -> (Tensor<1>, Tensor<1>) {
+    let x = x.clone().detach();
+    (x.clone().min().clamp_max(0.0), x.max().clamp_min(0.0))
+}

@@ -1,0 +1,6 @@
+//! One file per method; each holds the weight and the activation quantizer of its paper.
+
+pub mod dorefa;
+pub mod lsq;
+pub mod minmax;
+pub mod pact;

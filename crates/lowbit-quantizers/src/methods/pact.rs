@@ -1,0 +1,83 @@
+//! PACT, Choi et al. 2018 (arXiv 1805.06085): activations with a learned clip value. Its weights are DoReFa's.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Int, Tensor};
+use lowbit_core::BitWidth;
+
+use crate::qparams::{QParams, per_channel};
+use crate::ste::{positive_parameter, straight_through};
+
+/// Initial clip value; within the range the paper finds insensitive (Choi18, section 3: 8 to 20 are equal).
+const INITIAL_CLIP_VALUE: f32 = 8.0;
+
+/// The clip value never falls below this, so that the scale stays positive.
+const MIN_CLIP_VALUE: f32 = 1e-3;
+
+/// PACT activations, Choi18 Eq. 1 to 3. Codes are unsigned, `0..=2^bits - 1`.
+///
+/// # Equation
+/// ```text
+/// c = round(clip(x, 0, a) / a * n)            ties to even, n = 2^bits - 1, a the clip value
+/// y = c / n * a
+/// dy/dx = 1 where 0 <= x < a, else 0          dy/da = 1 where x >= a, else 0
+/// ```
+/// The clip value has its own L2 decay in the paper: it is in the parameter group `quantizers`.
+#[derive(Module, Debug)]
+pub struct PactActivations {
+    /// The learned clip value `a`, shape `[1]`, in the units of the activations.
+    pub clip_value: Param<Tensor<1>>,
+    #[module(skip)]
+    bits: BitWidth,
+}
+
+impl PactActivations {
+    /// A quantizer to `bits` bits whose clip value starts at 8.
+    pub fn new(bits: BitWidth, device: &Device) -> Self {
+        Self { clip_value: Param::from_tensor(Tensor::full([1], INITIAL_CLIP_VALUE, device)), bits }
+    }
+
+    /// The bit width.
+    pub fn bits(&self) -> BitWidth {
+        self.bits
+    }
+
+    fn steps(&self) -> f32 {
+        (self.bits.levels() - 1) as f32
+    }
+
+    fn clip(&self) -> Tensor<1> {
+        positive_parameter(self.clip_value.val(), MIN_CLIP_VALUE, 1.0)
+    }
+
+    /// `clip(x, 0, a)` with the gradient of Choi18 Eq. 3.
+    fn clipped<const D: usize>(&self, x: Tensor<D>, clip: Tensor<D>) -> Tensor<D> {
+        let above = x.clone().greater_equal(clip.clone().detach());
+        let shape = x.shape();
+        x.clamp_min(0.0).mask_where(above, clip.expand(shape))
+    }
+
+    fn rounded<const D: usize>(&self, clipped: Tensor<D>, clip: Tensor<D>) -> Tensor<D> {
+        (clipped / clip * self.steps()).round()
+    }
+
+    /// Codes in `0..=2^bits - 1`, of `x`'s shape.
+    pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
+        let clip = per_channel::<D>(self.clip());
+        self.rounded(self.clipped(x, clip.clone()), clip).int()
+    }
+
+    /// `x` on the grid's real values, of `x`'s shape, with the gradients of Choi18 Eq. 3.
+    pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let clip = per_channel::<D>(self.clip());
+        let clipped = self.clipped(x, clip.clone());
+        let fixed = clip.detach();
+        let value = self.rounded(clipped.clone().detach(), fixed.clone()) / self.steps() * fixed;
+        straight_through(value, clipped)
+    }
+
+    /// The grid's parameters.
+    pub fn qparams(&self) -> QParams {
+        let scale = self.clip().detach() / self.steps();
+        QParams { zero_point: scale.zeros_like(), scale, range: self.bits.unsigned_range() }
+    }
+}

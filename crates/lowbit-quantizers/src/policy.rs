@@ -1,0 +1,161 @@
+//! Which layer gets which precision.
+
+use globset::Glob;
+use lowbit_core::{Granularity, Precision};
+use serde::{Deserialize, Serialize};
+
+use crate::{LayerQuantization, Method};
+
+/// The part a layer plays in its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LayerRole {
+    /// The first convolution, whose input is the image.
+    First,
+    /// Every layer without another role.
+    Hidden,
+    /// A 1x1 convolution beside a residual block.
+    Shortcut,
+    /// The classifier.
+    Last,
+}
+
+/// What a policy changes for some layers; what is absent stays as for the rest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerOverride {
+    /// Quantization method.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
+    /// Precision of the weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_bits: Option<Precision>,
+    /// Precision of the input activations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub act_bits: Option<Precision>,
+    /// Granularity of the weight scales.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_granularity: Option<Granularity>,
+}
+
+impl LayerOverride {
+    /// Full precision for weights and input: the default of first and last layers, as in Zhuang et al. 2021.
+    pub const FULL_PRECISION: Self = Self {
+        method: None,
+        weight_bits: Some(Precision::FullPrecision),
+        act_bits: Some(Precision::FullPrecision),
+        weight_granularity: None,
+    };
+
+    /// `base` with these changes.
+    pub fn apply(&self, base: LayerQuantization) -> LayerQuantization {
+        let mut result = LayerQuantization {
+            method: self.method.unwrap_or(base.method),
+            weight_bits: self.weight_bits.unwrap_or(base.weight_bits),
+            act_bits: self.act_bits.unwrap_or(base.act_bits),
+            weight_granularity: self.weight_granularity.unwrap_or(base.weight_granularity),
+        };
+        // A granularity is meant for quantized weights: a full-precision layer has none to check.
+        if result.weight_bits == Precision::FullPrecision {
+            result.weight_granularity = Granularity::PerTensor;
+        }
+        result
+    }
+}
+
+/// The precision of every layer of a network: one for all, changed by role, then by path pattern.
+///
+/// Later patterns win over earlier ones, and any pattern over a role. In a pattern `*` matches within one part of the
+/// path and `**` across parts, parts being separated by dots: `stages.2.**`, `stages.*.0.conv1`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizationPolicy {
+    /// For layers without a role of their own.
+    pub base: LayerQuantization,
+    /// For the first convolution.
+    pub first: LayerOverride,
+    /// For the classifier.
+    pub last: LayerOverride,
+    /// For the shortcut convolutions.
+    pub shortcut: LayerOverride,
+    /// By pattern, in order.
+    pub patterns: Vec<(Glob, LayerOverride)>,
+}
+
+impl QuantizationPolicy {
+    /// `base` for every layer but the first and the last, which stay in full precision (Zhuang et al. 2021).
+    pub fn new(base: LayerQuantization) -> Self {
+        Self {
+            base,
+            first: LayerOverride::FULL_PRECISION,
+            last: LayerOverride::FULL_PRECISION,
+            shortcut: LayerOverride::default(),
+            patterns: Vec::new(),
+        }
+    }
+
+    /// Nothing quantized.
+    pub fn full_precision() -> Self {
+        Self::new(LayerQuantization::FULL_PRECISION)
+    }
+
+    /// The quantization of the layer at `path`.
+    pub fn resolve(&self, path: &str, role: LayerRole) -> LayerQuantization {
+        let by_role = match role {
+            LayerRole::First => self.first.apply(self.base),
+            LayerRole::Last => self.last.apply(self.base),
+            LayerRole::Shortcut => self.shortcut.apply(self.base),
+            LayerRole::Hidden => self.base,
+        };
+        self.patterns
+            .iter()
+            .filter(|(pattern, _)| matches(pattern, path))
+            .fold(by_role, |quantization, (_, change)| change.apply(quantization))
+    }
+
+    /// The patterns that match none of `paths`.
+    pub fn unmatched_patterns<'a>(&'a self, paths: &[String]) -> Vec<&'a str> {
+        self.patterns
+            .iter()
+            .filter(|(pattern, _)| !paths.iter().any(|path| matches(pattern, path)))
+            .map(|(pattern, _)| pattern.glob())
+            .collect()
+    }
+}
+
+/// globset separates parts by slashes, layer paths by dots.
+fn matches(pattern: &Glob, path: &str) -> bool {
+    globset::GlobBuilder::new(&pattern.glob().replace('.', "/"))
+        .literal_separator(true)
+        .build()
+        .is_ok_and(|glob| glob.compile_matcher().is_match(path.replace('.', "/")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bits(bits: u32) -> Precision {
+        Precision::bits(bits).unwrap()
+    }
+
+    #[test]
+    fn roles_then_patterns_in_order() {
+        let mut policy = QuantizationPolicy::new(LayerQuantization::new(Method::DoReFa, bits(2), bits(2)));
+        let weights = |n| LayerOverride { weight_bits: Some(bits(n)), ..LayerOverride::default() };
+        policy.shortcut = weights(8);
+        policy.patterns = vec![
+            (Glob::new("stages.1.**").unwrap(), weights(4)),
+            (Glob::new("stages.*.0.conv1").unwrap(), weights(3)),
+        ];
+        let resolved = |path, role| policy.resolve(path, role).weight_bits;
+        assert_eq!(resolved("stem", LayerRole::First), Precision::FullPrecision);
+        assert_eq!(resolved("stages.0.1.conv1", LayerRole::Hidden), bits(2));
+        assert_eq!(resolved("stages.0.0.conv1", LayerRole::Hidden), bits(3));
+        assert_eq!(resolved("stages.0.0.shortcut", LayerRole::Shortcut), bits(8));
+        assert_eq!(resolved("stages.1.0.shortcut", LayerRole::Shortcut), bits(4));
+        assert_eq!(resolved("stages.1.0.conv1", LayerRole::Hidden), bits(3));
+        assert_eq!(resolved("stages.1.0.conv2", LayerRole::Hidden), bits(4));
+        let paths = ["stem".to_string(), "stages.0.0.conv1".to_string()];
+        assert_eq!(policy.unmatched_patterns(&paths), ["stages.1.**"]);
+    }
+}

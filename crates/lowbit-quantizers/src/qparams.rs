@@ -1,0 +1,48 @@
+//! What maps the integer codes of a tensor to real values.
+
+use burn::tensor::{Int, Tensor};
+use lowbit_core::CodeRange;
+
+/// The parameters of an integer grid: `value = scale * (code - zero_point)`.
+#[derive(Clone, Debug)]
+pub struct QParams {
+    /// Real value of one code step, positive. Shape `[1]`, or `[channels]` per output channel (the first axis).
+    pub scale: Tensor<1>,
+    /// The code of real zero, same shape as `scale`. An integer, except for grids that do not contain zero (DoReFa
+    /// weights and 1-bit weights), where it is the half-integer between the two codes around zero.
+    pub zero_point: Tensor<1>,
+    /// Inclusive bounds of the codes.
+    pub range: CodeRange,
+}
+
+impl QParams {
+    /// Real values of `codes`, up to float rounding of the affine map. Shapes `[...]` to `[...]`.
+    ///
+    /// A quantizer's own `fake_quantize` evaluates the same grid in the order of its paper's formula and is what
+    /// evaluation and export use bit for bit.
+    pub fn dequantize<const D: usize>(&self, codes: Tensor<D, Int>) -> Tensor<D> {
+        (codes.float() - per_channel::<D>(self.zero_point.clone())) * per_channel::<D>(self.scale.clone())
+    }
+}
+
+/// Reshapes `[n]` to `[n, 1, ..., 1]`, so that it broadcasts along the first axis; `n` is 1 per tensor.
+pub(crate) fn per_channel<const D: usize>(parameter: Tensor<1>) -> Tensor<D> {
+    let mut shape = [1; D];
+    shape[0] = parameter.dims()[0];
+    parameter.reshape(shape)
+}
+
+/// Reduces to one value per slice along the first axis, shape `[n]`, with `reduce` over the other axes; or, for
+/// `per_tensor`, to one value, shape `[1]`.
+pub(crate) fn reduce<const D: usize>(
+    x: Tensor<D>,
+    granularity: lowbit_core::Granularity,
+    reduce: impl Fn(Tensor<2>) -> Tensor<2>,
+) -> Tensor<1> {
+    let n = match granularity {
+        lowbit_core::Granularity::PerTensor => 1,
+        lowbit_core::Granularity::PerChannel => x.dims()[0],
+    };
+    let elements = x.dims().iter().product::<usize>() / n;
+    reduce(x.reshape([n, elements])).reshape([n])
+}

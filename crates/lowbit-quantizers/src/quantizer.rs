@@ -1,0 +1,293 @@
+//! The closed set of quantizers that a layer can hold, and how one is asked for.
+
+use std::fmt;
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor};
+use lowbit_core::{BitWidth, Granularity, Precision};
+use serde::{Deserialize, Serialize};
+
+use crate::QuantizerError;
+use crate::methods::dorefa::{DoReFaActivations, DoReFaWeights};
+use crate::methods::lsq::{LsqActivations, LsqWeights};
+use crate::methods::minmax::{MinMaxActivations, MinMaxWeights};
+use crate::methods::pact::PactActivations;
+use crate::qparams::QParams;
+
+/// A quantization method, by the name of its paper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// DoReFa-Net (Zhou16), the base quantizer of Zhuang et al. 2021.
+    #[serde(rename = "dorefa")]
+    DoReFa,
+    /// PACT (Choi18): DoReFa weights, activations with a learned clip value.
+    Pact,
+    /// LSQ (Esser20): learned step sizes.
+    Lsq,
+    /// Uniform quantization of the observed range.
+    #[serde(rename = "minmax")]
+    MinMax,
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Method::DoReFa => "dorefa",
+            Method::Pact => "pact",
+            Method::Lsq => "lsq",
+            Method::MinMax => "minmax",
+        })
+    }
+}
+
+/// What a quantizer quantizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operand {
+    /// The weights of a layer.
+    Weights,
+    /// The input activations of a layer.
+    Activations,
+}
+
+impl fmt::Display for Operand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Operand::Weights => "weights",
+            Operand::Activations => "activations",
+        })
+    }
+}
+
+/// How one layer is quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerQuantization {
+    /// Method of both operands.
+    pub method: Method,
+    /// Precision of the weights.
+    pub weight_bits: Precision,
+    /// Precision of the input activations.
+    pub act_bits: Precision,
+    /// Whether all weights share a scale or each output channel has its own.
+    pub weight_granularity: Granularity,
+}
+
+impl LayerQuantization {
+    /// Nothing quantized.
+    pub const FULL_PRECISION: Self = Self {
+        method: Method::DoReFa,
+        weight_bits: Precision::FullPrecision,
+        act_bits: Precision::FullPrecision,
+        weight_granularity: Granularity::PerTensor,
+    };
+
+    /// Both operands quantized by `method`, weights per tensor.
+    pub fn new(method: Method, weight_bits: Precision, act_bits: Precision) -> Self {
+        Self { method, weight_bits, act_bits, weight_granularity: Granularity::PerTensor }
+    }
+
+    /// Whether the method defines these bit widths and this granularity.
+    ///
+    /// # Errors
+    /// [`QuantizerError`], naming what the method takes.
+    pub fn check(&self) -> Result<(), QuantizerError> {
+        let Self { method, weight_bits, act_bits, weight_granularity } = *self;
+        if method == Method::MinMax && weight_bits.bit_width().is_some_and(|bits| bits.get() < 2) {
+            let (operand, allowed) = (Operand::Weights, "2 to 8 bits");
+            return Err(QuantizerError::Bits { method, operand, got: weight_bits, allowed });
+        }
+        let _every_method_takes_1_to_8 = act_bits;
+        let allows_per_channel = matches!(method, Method::Lsq | Method::MinMax);
+        if weight_granularity == Granularity::PerChannel && !allows_per_channel {
+            return Err(QuantizerError::Granularity {
+                method,
+                operand: Operand::Weights,
+                got: weight_granularity,
+                allowed: Granularity::PerTensor,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The quantizer of a layer's weights.
+#[derive(Module, Debug)]
+pub enum WeightQuantizer {
+    /// DoReFa, also the weights of PACT.
+    DoReFa(DoReFaWeights),
+    /// LSQ.
+    Lsq(LsqWeights),
+    /// Min-max.
+    MinMax(MinMaxWeights),
+}
+
+impl WeightQuantizer {
+    /// The weight quantizer that `quantization` asks for, its parameters set from the weights `w`; `None` in full
+    /// precision.
+    ///
+    /// # Errors
+    /// [`QuantizerError`] if the method does not define what is asked for.
+    pub fn new<const D: usize>(
+        quantization: &LayerQuantization,
+        w: Tensor<D>,
+    ) -> Result<Option<Self>, QuantizerError> {
+        quantization.check()?;
+        let granularity = quantization.weight_granularity;
+        Ok(quantization.weight_bits.bit_width().map(|bits| match quantization.method {
+            Method::DoReFa | Method::Pact => Self::DoReFa(DoReFaWeights::new(bits)),
+            Method::Lsq => Self::Lsq(LsqWeights::new(bits, granularity, w)),
+            Method::MinMax => Self::MinMax(MinMaxWeights::new(bits, granularity)),
+        }))
+    }
+
+    /// The bit width.
+    pub fn bits(&self) -> BitWidth {
+        match self {
+            Self::DoReFa(quantizer) => quantizer.bits(),
+            Self::Lsq(quantizer) => quantizer.bits(),
+            Self::MinMax(quantizer) => quantizer.bits(),
+        }
+    }
+
+    /// The integer codes of the weights `w`, of `w`'s shape.
+    pub fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
+        match self {
+            Self::DoReFa(quantizer) => quantizer.codes(w),
+            Self::Lsq(quantizer) => quantizer.codes(w),
+            Self::MinMax(quantizer) => quantizer.codes(w),
+        }
+    }
+
+    /// The real values of the codes of `w`, of `w`'s shape, with the method's gradient.
+    pub fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::DoReFa(quantizer) => quantizer.fake_quantize(w),
+            Self::Lsq(quantizer) => quantizer.fake_quantize(w),
+            Self::MinMax(quantizer) => quantizer.fake_quantize(w),
+        }
+    }
+
+    /// The parameters of the grid for the weights `w`.
+    pub fn qparams<const D: usize>(&self, w: Tensor<D>) -> QParams {
+        match self {
+            Self::DoReFa(quantizer) => quantizer.qparams(w),
+            Self::Lsq(quantizer) => quantizer.qparams(),
+            Self::MinMax(quantizer) => quantizer.qparams(w),
+        }
+    }
+
+    /// The learned parameter to watch over a training: the step size.
+    pub fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
+        match self {
+            Self::Lsq(quantizer) => Some(("weight_step_size", quantizer.step_size.val())),
+            Self::DoReFa(_) | Self::MinMax(_) => None,
+        }
+    }
+
+    /// Sets learned parameters from the weights `w`, as when the quantizer was made: for weights that were loaded.
+    pub fn calibrate<const D: usize>(&mut self, w: Tensor<D>) {
+        match self {
+            Self::Lsq(quantizer) => quantizer.calibrate(w),
+            Self::DoReFa(_) | Self::MinMax(_) => {}
+        }
+    }
+}
+
+/// The quantizer of a layer's input activations, which are expected to come from a ReLU.
+#[derive(Module, Debug)]
+pub enum ActivationQuantizer {
+    /// DoReFa.
+    DoReFa(DoReFaActivations),
+    /// PACT.
+    Pact(PactActivations),
+    /// LSQ.
+    Lsq(LsqActivations),
+    /// Min-max.
+    MinMax(MinMaxActivations),
+}
+
+impl ActivationQuantizer {
+    /// The activation quantizer that `quantization` asks for; `None` in full precision.
+    ///
+    /// # Errors
+    /// [`QuantizerError`] if the method does not define what is asked for.
+    pub fn new(quantization: &LayerQuantization, device: &Device) -> Result<Option<Self>, QuantizerError> {
+        quantization.check()?;
+        Ok(quantization.act_bits.bit_width().map(|bits| match quantization.method {
+            Method::DoReFa => Self::DoReFa(DoReFaActivations::new(bits)),
+            Method::Pact => Self::Pact(PactActivations::new(bits, device)),
+            Method::Lsq => Self::Lsq(LsqActivations::new(bits, device)),
+            Method::MinMax => Self::MinMax(MinMaxActivations::new(bits, device)),
+        }))
+    }
+
+    /// The bit width.
+    pub fn bits(&self) -> BitWidth {
+        match self {
+            Self::DoReFa(quantizer) => quantizer.bits(),
+            Self::Pact(quantizer) => quantizer.bits(),
+            Self::Lsq(quantizer) => quantizer.bits(),
+            Self::MinMax(quantizer) => quantizer.bits(),
+        }
+    }
+
+    /// The integer codes of `x`, of `x`'s shape.
+    pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
+        match self {
+            Self::DoReFa(quantizer) => quantizer.codes(x),
+            Self::Pact(quantizer) => quantizer.codes(x),
+            Self::Lsq(quantizer) => quantizer.codes(x),
+            Self::MinMax(quantizer) => quantizer.codes(x),
+        }
+    }
+
+    /// The real values of the codes of `x`, of `x`'s shape, with the method's gradient.
+    pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::DoReFa(quantizer) => quantizer.fake_quantize(x),
+            Self::Pact(quantizer) => quantizer.fake_quantize(x),
+            Self::Lsq(quantizer) => quantizer.fake_quantize(x),
+            Self::MinMax(quantizer) => quantizer.fake_quantize(x),
+        }
+    }
+
+    /// The parameters of the grid, on `device` where the method has fixed ones.
+    pub fn qparams(&self, device: &Device) -> QParams {
+        match self {
+            Self::DoReFa(quantizer) => quantizer.qparams(device),
+            Self::Pact(quantizer) => quantizer.qparams(),
+            Self::Lsq(quantizer) => quantizer.qparams(),
+            Self::MinMax(quantizer) => quantizer.qparams(),
+        }
+    }
+
+    /// Begins a calibration: until [`finish_calibration`](Self::finish_calibration), forward passes record the range
+    /// of what they quantize.
+    pub fn start_calibration(&mut self) {
+        match self {
+            Self::Lsq(quantizer) => quantizer.calibration.start(),
+            Self::MinMax(quantizer) => quantizer.calibration.start(),
+            Self::DoReFa(_) | Self::Pact(_) => {}
+        }
+    }
+
+    /// Ends a calibration and sets the parameters from what was recorded; without a forward pass since its start,
+    /// they stay as they are.
+    pub fn finish_calibration(&mut self) {
+        match self {
+            Self::Lsq(quantizer) => quantizer.finish_calibration(),
+            Self::MinMax(quantizer) => quantizer.finish_calibration(),
+            Self::DoReFa(_) | Self::Pact(_) => {}
+        }
+    }
+
+    /// The learned or running parameter to watch over a training: step size, clip value or running maximum.
+    pub fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
+        match self {
+            Self::DoReFa(_) => None,
+            Self::Pact(quantizer) => Some(("clip_value", quantizer.clip_value.val())),
+            Self::Lsq(quantizer) => Some(("act_step_size", quantizer.step_size.val())),
+            Self::MinMax(quantizer) => Some(("running_max", quantizer.running_max.value_sync())),
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! Checkpoints: a directory that appears whole or not at all, with checksums of all it holds.
+//!
+//! ```text
+//! checkpoints/step-00000120/
+//!     manifest.json        progress of the training
+//!     model.safetensors    parameters, quantizer state, BatchNorm statistics, by path
+//!     average.safetensors  the same for the moving average, if the recipe has one
+//!     optimizer.burnpack   state of the optimizer
+//!     SHA256SUMS           of the four, in the format of sha256sum
+//! ```
+//!
+//! It is written under a temporary name, SHA256SUMS last, every file synced, and then renamed.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use burn::optim::{ModuleOptimizer, OptimizerRecord};
+use burn::tensor::{Bytes, TensorData};
+use burn_pack::Reader;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::explain;
+use crate::metrics::{Scores, Tally};
+use crate::state::{NamedTensors, StateError};
+
+const SCHEMA: u32 = 1;
+const MANIFEST: &str = "manifest.json";
+const MODEL: &str = "model.safetensors";
+const AVERAGE: &str = "average.safetensors";
+const OPTIMIZER: &str = "optimizer.burnpack";
+const SUMS: &str = "SHA256SUMS";
+
+/// Where a training stands. With the recipe it decides every later step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Steps done.
+    pub step: u64,
+    /// Counts of the current epoch's training batches.
+    pub train: Tally,
+    /// Length of `metrics.jsonl` in bytes: later lines belong to steps that are not done.
+    pub metrics_bytes: u64,
+    /// Scores of the newest evaluation.
+    pub test: Option<Scores>,
+    /// Steps done when it was evaluated.
+    pub test_step: Option<u64>,
+    /// Seconds of training so far, evaluation included. Not part of the state.
+    pub seconds: f64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    schema: u32,
+    progress: Progress,
+    state_sha256: String,
+}
+
+/// The contents of a checkpoint.
+pub(crate) struct Checkpoint {
+    pub(crate) progress: Progress,
+    pub(crate) model: NamedTensors,
+    pub(crate) average: Option<NamedTensors>,
+    pub(crate) optimizer: Vec<u8>,
+}
+
+/// A checkpoint that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A file cannot be read or written.
+    #[error("failed to {action} checkpoint file {}: {}", .path.display(), explain(source))]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The checkpoint is not what was written.
+    #[error("checkpoint {} is damaged: {problem}{}", .path.display(), offer(previous))]
+    Damaged {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// Name of the newest intact checkpoint.
+        previous: Option<String>,
+    },
+    /// The checkpoint belongs to another network.
+    #[error("checkpoint {} is of another model: {source}", .path.display())]
+    OtherModel {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The difference.
+        source: StateError,
+    },
+    /// There is no checkpoint.
+    #[error("{} has no checkpoint yet", .path.display())]
+    None {
+        /// The run directory.
+        path: PathBuf,
+    },
+    /// There is no checkpoint of this name.
+    #[error("{} has no checkpoint {name:?}; it has {}", .path.display(), .names.join(", "))]
+    Unknown {
+        /// The run directory.
+        path: PathBuf,
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        names: Vec<String>,
+    },
+}
+
+fn offer(previous: &Option<String>) -> String {
+    match previous {
+        Some(name) => format!("; the newest intact one is {name}: use it with --checkpoint {name}"),
+        None => "; no other is intact".into(),
+    }
+}
+
+/// The `checkpoints` directory of a run.
+pub(crate) struct Checkpoints {
+    run: PathBuf,
+    folder: PathBuf,
+}
+
+impl Checkpoints {
+    pub(crate) fn of_run(run: &Path) -> Self {
+        Self { run: run.into(), folder: run.join("checkpoints") }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Names of the complete checkpoints, oldest first.
+    pub(crate) fn names(&self) -> Result<Vec<String>, CheckpointError> {
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(self.io("read", &self.folder, source)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|source| self.io("read", &self.folder, source))?;
+            names.extend(entry.file_name().into_string().ok().filter(|name| step_of(name).is_some()));
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// The newest checkpoint's name, or `wanted` if it exists; `None` if nothing is wanted and there is none.
+    pub(crate) fn choose(&self, wanted: Option<&str>) -> Result<Option<String>, CheckpointError> {
+        let mut names = self.names()?;
+        match wanted {
+            None => Ok(names.pop()),
+            Some(name) if names.iter().any(|known| known == name) => Ok(Some(name.into())),
+            Some(name) => {
+                let (path, name) = (self.run.clone(), name.into());
+                match names.is_empty() {
+                    true => Err(CheckpointError::None { path }),
+                    false => Err(CheckpointError::Unknown { path, name, names }),
+                }
+            }
+        }
+    }
+
+    /// Writes a checkpoint and returns its path.
+    pub(crate) fn save(&self, checkpoint: &Checkpoint) -> Result<PathBuf, CheckpointError> {
+        let name = format!("step-{:08}", checkpoint.progress.step);
+        let temporary = self.folder.join(format!(".{name}.tmp"));
+        let path = self.path(&name);
+        let result = self.write(&temporary, checkpoint).and_then(|()| {
+            fs::rename(&temporary, &path).map_err(|source| self.io("write", &path, source))?;
+            sync_directory(&self.folder).map_err(|source| self.io("write", &self.folder, source))
+        });
+        if result.is_err() {
+            // What could not be completed is of no use; that it cannot be removed either changes nothing.
+            let _ = fs::remove_dir_all(&temporary);
+        }
+        result.map(|()| path)
+    }
+
+    fn write(&self, folder: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+        if folder.exists() {
+            fs::remove_dir_all(folder).map_err(|source| self.io("remove", folder, source))?;
+        }
+        fs::create_dir_all(folder).map_err(|source| self.io("create", folder, source))?;
+        let manifest = Manifest {
+            schema: SCHEMA,
+            progress: checkpoint.progress.clone(),
+            state_sha256: checkpoint.state_sha256(folder)?,
+        };
+        let manifest = serde_json::to_vec_pretty(&manifest).expect("invariant: a manifest is plain data");
+        let mut files = vec![(MANIFEST, manifest), (MODEL, to_safetensors(&checkpoint.model))];
+        files.extend(checkpoint.average.as_ref().map(|average| (AVERAGE, to_safetensors(average))));
+        files.push((OPTIMIZER, checkpoint.optimizer.clone()));
+        let sums: String =
+            files.iter().map(|(name, bytes)| format!("{}  {name}\n", hex(&Sha256::digest(bytes)))).collect();
+        files.push((SUMS, sums.into_bytes()));
+        for (name, bytes) in &files {
+            let path = folder.join(name);
+            write_synced(&path, bytes).map_err(|source| self.io("write", &path, source))?;
+        }
+        sync_directory(folder).map_err(|source| self.io("write", folder, source))
+    }
+
+    /// Reads the checkpoint `name`, verified; if it is damaged, the error names the newest intact one.
+    pub(crate) fn load(&self, name: &str) -> Result<Checkpoint, CheckpointError> {
+        self.load_unverified_by_others(name).map_err(|error| match error {
+            CheckpointError::Damaged { path, problem, .. } => {
+                let others = self.names().unwrap_or_default().into_iter().rev();
+                let mut others = others.filter(|other| other != name);
+                let previous = others.find(|other| self.load_unverified_by_others(other).is_ok());
+                CheckpointError::Damaged { path, problem, previous }
+            }
+            other => other,
+        })
+    }
+
+    fn load_unverified_by_others(&self, name: &str) -> Result<Checkpoint, CheckpointError> {
+        let folder = self.path(name);
+        let damaged = |problem: String| CheckpointError::Damaged { path: folder.clone(), problem, previous: None };
+        let sums_path = folder.join(SUMS);
+        let sums = fs::read(&sums_path).map_err(|error| damaged(format!("{SUMS}: {}", explain(&error))))?;
+        let sums = String::from_utf8(sums).map_err(|_| damaged(format!("{SUMS} is not text")))?;
+        let read = |file: &str| -> Result<Vec<u8>, CheckpointError> {
+            let bytes =
+                fs::read(folder.join(file)).map_err(|error| damaged(format!("{file}: {}", explain(&error))))?;
+            let line = format!("{}  {file}", hex(&Sha256::digest(&bytes)));
+            match sums.lines().any(|known| known == line) {
+                true => Ok(bytes),
+                false => Err(damaged(format!("{file} does not match its checksum in {SUMS}"))),
+            }
+        };
+        let manifest: Manifest = serde_json::from_slice(&read(MANIFEST)?)
+            .map_err(|error| damaged(format!("{MANIFEST}: {error}")))?;
+        if manifest.schema != SCHEMA {
+            return Err(damaged(format!("{MANIFEST} has schema {}, this lowbit reads {SCHEMA}", manifest.schema)));
+        }
+        let tensors = |file: &str| -> Result<NamedTensors, CheckpointError> {
+            from_safetensors(&read(file)?).map_err(|error| damaged(format!("{file}: {error}")))
+        };
+        Ok(Checkpoint {
+            progress: manifest.progress,
+            model: tensors(MODEL)?,
+            average: match sums.contains(AVERAGE) {
+                true => Some(tensors(AVERAGE)?),
+                false => None,
+            },
+            optimizer: read(OPTIMIZER)?,
+        })
+    }
+
+    /// Removes all but the newest `keep_last` checkpoints and the best one, which scored highest on the test images
+    /// (the earliest of several).
+    pub(crate) fn prune(&self, keep_last: usize) -> Result<(), CheckpointError> {
+        let names = self.names()?;
+        let best = self.best()?;
+        let n_old = names.len().saturating_sub(keep_last);
+        for name in names[..n_old].iter().filter(|name| Some(*name) != best.as_ref()) {
+            let path = self.path(name);
+            // Renamed first, so that a checkpoint never looks complete while it is being removed.
+            let doomed = self.folder.join(format!(".{name}.old"));
+            fs::rename(&path, &doomed)
+                .and_then(|()| fs::remove_dir_all(&doomed))
+                .map_err(|source| self.io("remove", &path, source))?;
+        }
+        Ok(())
+    }
+
+    /// Name of the checkpoint with the highest test accuracy, the earliest of several.
+    pub(crate) fn best(&self) -> Result<Option<String>, CheckpointError> {
+        let mut best: Option<(f64, String)> = None;
+        for name in self.names()? {
+            let manifest = fs::read(self.path(&name).join(MANIFEST)).unwrap_or_default();
+            let Ok(manifest) = serde_json::from_slice::<Manifest>(&manifest) else { continue };
+            let Progress { step, test, test_step, .. } = manifest.progress;
+            let evaluated = test.filter(|_| test_step == Some(step));
+            if let Some(test) = evaluated
+                && best.as_ref().is_none_or(|(top1, _)| test.top1 > *top1)
+            {
+                best = Some((test.top1, name));
+            }
+        }
+        Ok(best.map(|(_, name)| name))
+    }
+
+    /// Sets aside the checkpoints after `step`: the training goes on from an earlier one.
+    pub(crate) fn abandon_after(&self, step: u64) -> Result<(), CheckpointError> {
+        for name in self.names()?.iter().filter(|name| step_of(name).is_some_and(|later| later > step)) {
+            let mut aside = self.folder.join(format!("abandoned-{name}"));
+            let mut n = 2;
+            while aside.exists() {
+                aside = self.folder.join(format!("abandoned-{name}-{n}"));
+                n += 1;
+            }
+            fs::rename(self.path(name), &aside).map_err(|source| self.io("rename", &aside, source))?;
+        }
+        Ok(())
+    }
+
+    fn io(&self, action: &'static str, path: &Path, source: io::Error) -> CheckpointError {
+        CheckpointError::Io { action, path: path.into(), source }
+    }
+}
+
+impl Checkpoint {
+    /// SHA-256 over the names, shapes and bits of all tensors and scalars: parameters, quantizer state, BatchNorm
+    /// statistics, moving average and optimizer.
+    pub(crate) fn state_sha256(&self, path: &Path) -> Result<String, CheckpointError> {
+        let mut digest = Sha256::new();
+        let networks = [("model", Some(&self.model)), ("average", self.average.as_ref())];
+        for (network, tensors) in networks {
+            for (path, data) in tensors.into_iter().flatten() {
+                digest.update(format!("{network}.{path} {:?}\n", data.shape().as_slice()));
+                digest.update(data.as_bytes());
+            }
+        }
+        let damaged = |error: String| CheckpointError::Damaged {
+            path: path.into(),
+            problem: format!("{OPTIMIZER}: {error}"),
+            previous: None,
+        };
+        let reader = Reader::from_bytes(Bytes::from_bytes_vec(self.optimizer.clone()))
+            .map_err(|error| damaged(error.to_string()))?;
+        for (name, scalar) in reader.scalars() {
+            digest.update(format!("optimizer.{name} {scalar:?}\n"));
+        }
+        let tensors = reader.into_tensors().map_err(|error| damaged(error.to_string()))?;
+        let mut parts = Vec::new();
+        for tensor in tensors {
+            let (name, _, shape, _, bytes) = tensor.into_parts().map_err(|error| damaged(error.to_string()))?;
+            parts.push((name, format!("{shape:?}"), bytes));
+        }
+        parts.sort_by(|a, b| a.0.cmp(&b.0));
+        for (name, shape, bytes) in parts {
+            digest.update(format!("optimizer.{name} {shape}\n"));
+            digest.update(&*bytes);
+        }
+        Ok(hex(&digest.finalize()))
+    }
+}
+
+/// The serialized state of an optimizer.
+pub(crate) fn optimizer_bytes(optimizer: &ModuleOptimizer) -> Vec<u8> {
+    optimizer.into_bytes().expect("invariant: an optimizer state serializes to memory").to_vec()
+}
+
+/// The optimizer state in `bytes`, which were verified.
+pub(crate) fn optimizer_record(bytes: &[u8], path: &Path) -> Result<OptimizerRecord, CheckpointError> {
+    OptimizerRecord::from_bytes(Bytes::from_bytes_vec(bytes.to_vec())).map_err(|error| CheckpointError::Damaged {
+        path: path.into(),
+        problem: format!("{OPTIMIZER}: {error}"),
+        previous: None,
+    })
+}
+
+/// The step in the name of a complete checkpoint.
+fn step_of(name: &str) -> Option<u64> {
+    name.strip_prefix("step-")?.parse().ok()
+}
+
+fn to_safetensors(tensors: &NamedTensors) -> Vec<u8> {
+    let views = tensors.iter().map(|(path, data)| {
+        let shape = data.shape().as_slice().to_vec();
+        let view = TensorView::new(Dtype::F32, shape, data.as_bytes());
+        (path, view.expect("invariant: the bytes of an f32 tensor fit its shape"))
+    });
+    safetensors::serialize(views, None).expect("invariant: tensors serialize to memory")
+}
+
+fn from_safetensors(bytes: &[u8]) -> Result<NamedTensors, String> {
+    let tensors = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
+    tensors
+        .iter()
+        .map(|(path, view)| match view.dtype() {
+            Dtype::F32 => {
+                let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+                Ok((path.to_string(), TensorData::new(values.collect::<Vec<f32>>(), view.shape().to_vec())))
+            }
+            other => Err(format!("tensor {path} has type {other:?}, expected F32")),
+        })
+        .collect()
+}
+
+/// Writes a file and syncs it to the disk.
+pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

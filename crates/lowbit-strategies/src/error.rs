@@ -1,0 +1,108 @@
+//! What can end a training.
+
+use std::io;
+use std::path::PathBuf;
+
+use lowbit_data::DataError;
+use lowbit_models::ModelError;
+
+use crate::checkpoint::CheckpointError;
+use crate::recipe::RecipeError;
+
+/// A training, evaluation or inspection that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The recipe is not valid.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The data cannot be had.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The network cannot be built.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A checkpoint cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The run directory exists.
+    #[error("run directory {} exists and is never overwritten: continue it with `lowbit train --resume {}`, or choose another with --out", .path.display(), .path.display())]
+    RunExists {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The directory is no run directory.
+    #[error("{} is not a run directory: it has no run.json, which `lowbit train --out` writes", .path.display())]
+    NotARun {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file of a run directory does not say what it should.
+    #[error("{} is damaged: {message}", .path.display())]
+    DamagedFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// Another process trains in the run directory.
+    #[error("run directory {} is in use by another lowbit process: wait for it to end", .path.display())]
+    RunLocked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file of the run directory cannot be read or written.
+    #[error("failed to {action} {}: {}", .path.display(), explain(source))]
+    Io {
+        /// What was being done, as in "write".
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The loss is not a finite number.
+    #[error("loss is {loss} at step {step} (epoch {epoch}); first not finite: {place}; {}", last_good(last_checkpoint))]
+    NonFinite {
+        /// The loss.
+        loss: f64,
+        /// Step, from 1.
+        step: u64,
+        /// Epoch, from 1.
+        epoch: u64,
+        /// First place in forward order with a value that is not finite.
+        place: String,
+        /// The last checkpoint before.
+        last_checkpoint: Option<PathBuf>,
+    },
+}
+
+fn last_good(checkpoint: &Option<PathBuf>) -> String {
+    let advice = "try a lower train.learning_rate or train.gradient_clip=1";
+    match checkpoint {
+        Some(path) => format!("last good checkpoint: {}; {advice}", path.display()),
+        None => format!("no checkpoint was written before it; {advice}"),
+    }
+}
+
+/// An I/O error with what to do about it, where that is known.
+pub(crate) fn explain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "no space left on the disk; free some, then resume: the last checkpoint is intact".into()
+        }
+        io::ErrorKind::PermissionDenied => "permission denied".into(),
+        io::ErrorKind::NotFound => "no such file or directory".into(),
+        _ => error.to_string(),
+    }
+}
+
+/// Attaches what was done to which file to an I/O error.
+pub(crate) trait IoContext<T> {
+    fn context(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T, TrainError>;
+}
+
+impl<T> IoContext<T> for io::Result<T> {
+    fn context(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T, TrainError> {
+        self.map_err(|source| TrainError::Io { action, path: path.into(), source })
+    }
+}

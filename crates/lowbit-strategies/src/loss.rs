@@ -1,0 +1,26 @@
+//! Losses of a batch.
+
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Device, Tensor, TensorData};
+
+/// Target probabilities of `labels`: one minus `smoothing` on the label, `smoothing` spread evenly over all classes
+/// (Szegedy et al. 2016). Shape `[batch, n_classes]`.
+///
+/// # Panics
+/// If a label is not below `n_classes`; data sets are checked when they are read.
+pub fn target_probabilities(labels: &[i64], n_classes: usize, smoothing: f64, device: &Device) -> Tensor<2> {
+    let rest = (smoothing / n_classes as f64) as f32;
+    let on_label = (1.0 - smoothing + smoothing / n_classes as f64) as f32;
+    let mut targets = vec![rest; labels.len() * n_classes];
+    for (row, &label) in targets.chunks_exact_mut(n_classes).zip(labels) {
+        row[usize::try_from(label).expect("invariant: labels are not negative")] = on_label;
+    }
+    Tensor::from_data(TensorData::new(targets, [labels.len(), n_classes]), device)
+}
+
+/// Mean over the batch of the cross entropy between `targets` and the softmax of `logits`, both
+/// `[batch, n_classes]`. Shape `[1]`.
+pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
+    let batch = logits.dims()[0];
+    (targets * log_softmax(logits, 1)).sum() / -(batch as f64)
+}

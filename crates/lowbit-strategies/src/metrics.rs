@@ -1,0 +1,97 @@
+//! Accuracy and loss of a pass over images, counted on the host so that every backend counts alike.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Sums over the images seen so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Images.
+    pub n_images: u64,
+    /// Images whose label has the highest logit.
+    pub n_top1: u64,
+    /// Images whose label is among the five highest logits.
+    pub n_top5: u64,
+    /// Sum of the images' losses.
+    pub loss_sum: f64,
+}
+
+impl Tally {
+    /// Counts a batch: `logits` are `labels.len()` rows of class scores, `mean_loss` is the mean over the rows.
+    pub fn add(&mut self, logits: &[f32], labels: &[i64], mean_loss: f64) {
+        let n_classes = logits.len() / labels.len();
+        self.n_images += labels.len() as u64;
+        self.loss_sum += mean_loss * labels.len() as f64;
+        for (row, &label) in logits.chunks_exact(n_classes).zip(labels) {
+            let label = label as usize;
+            // Ties are resolved to the lower class, so that equal logits do not count as correct.
+            let rank = row
+                .iter()
+                .enumerate()
+                .filter(|&(class, &score)| {
+                    score > row[label] || (score == row[label] && class < label) || score.is_nan()
+                })
+                .count();
+            self.n_top1 += u64::from(rank < 1);
+            self.n_top5 += u64::from(rank < 5);
+        }
+    }
+
+    /// Mean loss and accuracies.
+    pub fn scores(&self) -> Scores {
+        let n = self.n_images.max(1) as f64;
+        Scores { loss: self.loss_sum / n, top1: self.n_top1 as f64 / n, top5: self.n_top5 as f64 / n }
+    }
+}
+
+/// Mean cross entropy and accuracy over a set of images.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scores {
+    /// Mean loss, in nats.
+    pub loss: f64,
+    /// Fraction of images whose label has the highest score.
+    pub top1: f64,
+    /// Fraction of images whose label is among the five highest scores.
+    pub top5: f64,
+}
+
+/// One line of `metrics.jsonl`: what an epoch did. Holds nothing that depends on the machine's speed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochMetrics {
+    /// Epoch, from 1.
+    pub epoch: u64,
+    /// Steps done since the start of the training.
+    pub step: u64,
+    /// Learning rate of the epoch's last step.
+    pub learning_rate: f64,
+    /// Scores of the training batches as they passed, augmented, before each step's update.
+    pub train: Scores,
+    /// Scores on the test images, where the epoch was evaluated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<Scores>,
+    /// Mean of the learned step sizes, clip values or running ranges, by layer and parameter.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub quantizers: BTreeMap<String, f32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_the_label_and_breaks_ties_downwards() {
+        let mut tally = Tally::default();
+        let logits = [
+            [0.1, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0],
+            [5.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.0],
+            [5.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.0],
+            [1.0; 7],
+        ];
+        tally.add(logits.as_flattened(), &[1, 4, 5, 1], 2.0);
+        assert_eq!(tally, Tally { n_images: 4, n_top1: 1, n_top5: 3, loss_sum: 8.0 });
+        let mut not_a_number = Tally::default();
+        not_a_number.add(&[f32::NAN; 7], &[0], f64::NAN);
+        assert_eq!(not_a_number.n_top1, 0);
+    }
+}

@@ -1,0 +1,187 @@
+//! The optimizer of one network: burn's optimizers with a group of their own for the quantizers' parameters, and
+//! clipping by the norm of all gradients together.
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId};
+use burn::optim::decay::WeightDecayConfig;
+use burn::optim::momentum::MomentumConfig;
+use burn::optim::{AdamConfig, AdamWConfig, GradientsParams, ModuleOptimizer, SgdConfig};
+use burn::tensor::Device;
+use burn::tensor::{Gradients, Tensor};
+
+use crate::recipe::{OptimizerRecipe, QuantizerGroup, TrainRecipe};
+
+/// Names of the parameters that a quantizer learns.
+const QUANTIZER_PARAMETERS: [&str; 2] = ["step_size", "clip_value"];
+
+/// Updates the parameters of one network.
+pub(crate) struct Optimizer {
+    inner: ModuleOptimizer,
+    gradient_clip: Option<f64>,
+}
+
+impl Optimizer {
+    pub(crate) fn new<M: Module>(recipe: &TrainRecipe, module: &M) -> Self {
+        Self { inner: build(recipe, quantizer_group(module)), gradient_clip: recipe.gradient_clip }
+    }
+
+    /// One update of `module` from the gradients of its loss.
+    pub(crate) fn step<M: Module>(&mut self, learning_rate: f64, module: M, gradients: Gradients) -> M {
+        let mut gradients = GradientsParams::from_grads(gradients, &module);
+        if let Some(max_norm) = self.gradient_clip {
+            gradients = clip_by_global_norm(gradients, &module, max_norm);
+        }
+        self.inner.step(learning_rate, module, gradients)
+    }
+
+    /// The optimizer's state, keyed by the stable parameter ids of its network.
+    pub(crate) fn inner(&self) -> &ModuleOptimizer {
+        &self.inner
+    }
+
+    /// The same optimizer in the state of a record.
+    pub(crate) fn with_record(self, record: burn::optim::OptimizerRecord) -> Self {
+        Self { inner: self.inner.load_record(record), ..self }
+    }
+}
+
+fn build(recipe: &TrainRecipe, quantizers: ParamGroup) -> ModuleOptimizer {
+    let QuantizerGroup { learning_rate_scale: scale, weight_decay: group_decay } = recipe.quantizers;
+    match recipe.optimizer {
+        OptimizerRecipe::Sgd { momentum, nesterov } => {
+            let sgd = |weight_decay: f64| {
+                let momentum = (momentum > 0.0).then(|| {
+                    MomentumConfig::new().with_momentum(momentum).with_dampening(0.0).with_nesterov(nesterov)
+                });
+                SgdConfig::new().with_momentum(momentum).with_weight_decay(decay(weight_decay)).build()
+            };
+            ModuleOptimizer::from(sgd(recipe.weight_decay)).with_group(
+                quantizers,
+                Scaled { optimizer: sgd(group_decay), scale },
+                None,
+            )
+        }
+        OptimizerRecipe::Adam { beta1, beta2, epsilon } => {
+            let adam = |weight_decay: f64| {
+                AdamConfig::new()
+                    .with_beta_1(beta1 as f32)
+                    .with_beta_2(beta2 as f32)
+                    .with_epsilon(epsilon as f32)
+                    .with_weight_decay(decay(weight_decay))
+                    .build()
+            };
+            ModuleOptimizer::from(adam(recipe.weight_decay)).with_group(
+                quantizers,
+                Scaled { optimizer: adam(group_decay), scale },
+                None,
+            )
+        }
+        OptimizerRecipe::AdamW { beta1, beta2, epsilon } => {
+            let adamw = |weight_decay: f64| {
+                AdamWConfig::new()
+                    .with_beta_1(beta1 as f32)
+                    .with_beta_2(beta2 as f32)
+                    .with_epsilon(epsilon as f32)
+                    .with_weight_decay(weight_decay as f32)
+                    .build()
+            };
+            ModuleOptimizer::from(adamw(recipe.weight_decay)).with_group(
+                quantizers,
+                Scaled { optimizer: adamw(group_decay), scale },
+                None,
+            )
+        }
+    }
+}
+
+/// An optimizer whose learning rate is a multiple of the others'.
+#[derive(Clone)]
+struct Scaled<O> {
+    optimizer: O,
+    scale: f64,
+}
+
+impl<O: burn::optim::Optimizer> burn::optim::Optimizer for Scaled<O> {
+    type State<const D: usize> = O::State<D>;
+
+    fn step<const D: usize>(
+        &self,
+        learning_rate: f64,
+        tensor: Tensor<D>,
+        gradient: Tensor<D>,
+        state: Option<Self::State<D>>,
+    ) -> (Tensor<D>, Option<Self::State<D>>) {
+        self.optimizer.step(learning_rate * self.scale, tensor, gradient, state)
+    }
+
+    fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
+        O::to_device(state, device)
+    }
+}
+
+fn decay(penalty: f64) -> Option<WeightDecayConfig> {
+    (penalty > 0.0).then(|| WeightDecayConfig::new(penalty as f32))
+}
+
+/// The learned parameters of the quantizers, by id.
+fn quantizer_group<M: Module>(module: &M) -> ParamGroup {
+    #[derive(Default)]
+    struct Collect {
+        path: Vec<String>,
+        ids: Vec<ParamId>,
+    }
+    impl ModuleVisitor for Collect {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.into());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if self.path.last().is_some_and(|name| QUANTIZER_PARAMETERS.contains(&name.as_str())) {
+                self.ids.push(param.id);
+            }
+        }
+    }
+    let mut collect = Collect::default();
+    module.visit(&mut collect);
+    ParamGroup::from_ids(collect.ids)
+}
+
+/// Scales all gradients by the same factor, so that their common L2 norm is at most `max_norm`.
+fn clip_by_global_norm<M: Module>(gradients: GradientsParams, module: &M, max_norm: f64) -> GradientsParams {
+    struct Norm<'a> {
+        gradients: &'a GradientsParams,
+        sum_of_squares: Option<Tensor<1>>,
+    }
+    impl ModuleVisitor for Norm<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(gradient) = self.gradients.get::<D>(param.id) {
+                let square = gradient.square().sum();
+                self.sum_of_squares = Some(match self.sum_of_squares.take() {
+                    Some(sum) => sum + square,
+                    None => square,
+                });
+            }
+        }
+    }
+    struct Scale {
+        gradients: GradientsParams,
+        factor: Tensor<1>,
+    }
+    impl ModuleMapper for Scale {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            if let Some(gradient) = self.gradients.remove::<D>(param.id) {
+                self.gradients.register(param.id, gradient * self.factor.clone().reshape([1; D]));
+            }
+            param
+        }
+    }
+    let mut norm = Norm { gradients: &gradients, sum_of_squares: None };
+    module.visit(&mut norm);
+    let Some(sum_of_squares) = norm.sum_of_squares else { return gradients };
+    // As PyTorch's clip_grad_norm_: the factor max / (norm + 1e-6), at most 1.
+    let factor = (sum_of_squares.sqrt() + 1e-6).recip().mul_scalar(max_norm).clamp_max(1.0);
+    let mut scale = Scale { gradients, factor };
+    module.clone().map(&mut scale);
+    scale.gradients
+}

@@ -1,0 +1,581 @@
+//! A recipe: everything that decides the outcome of a training, checked as a whole before anything runs.
+//!
+//! A recipe is one TOML file. [`Recipe::parse`] reads it key by key and reports all mistakes together; what it returns
+//! is valid, so no later code checks again. A recipe serializes to the TOML of its resolved form, with every default
+//! written out, which reads back as the same recipe.
+
+mod embedded;
+mod reader;
+
+use globset::Glob;
+use lowbit_core::{Granularity, Precision};
+use lowbit_data::{Augmentation, DatasetName, LabelKind};
+use lowbit_models::{Family, ModelConfig};
+use lowbit_quantizers::{LayerOverride, LayerQuantization, Method, QuantizationPolicy};
+use serde::Serialize;
+use serde::ser::SerializeStruct;
+use toml::{Table, Value};
+
+pub use embedded::{DEFAULT, EMBEDDED, EmbeddedRecipe};
+pub use reader::Problem;
+pub(crate) use reader::did_you_mean;
+use reader::{NumberRange, Problems, Section};
+
+/// Version of the recipe format.
+const SCHEMA: u64 = 1;
+
+/// Superclasses of CIFAR-100.
+const N_COARSE_CLASSES: usize = 20;
+
+/// A checked recipe.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Recipe {
+    schema: u64,
+    /// Name of the recipe, also of its run directories.
+    pub name: String,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// The images.
+    pub data: DataRecipe,
+    /// The network.
+    pub model: ModelConfig,
+    /// The precision of its layers.
+    pub quantization: QuantizationRecipe,
+    /// How it is trained.
+    pub train: TrainRecipe,
+    /// What is kept of the training.
+    pub checkpoint: CheckpointRecipe,
+}
+
+/// `[data]`: the images and how they are served.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DataRecipe {
+    /// Data set.
+    pub dataset: DatasetName,
+    /// Which labels of CIFAR-100.
+    pub labels: LabelKind,
+    /// Images per step.
+    pub batch_size: usize,
+    /// Use only the first so many training images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_limit: Option<usize>,
+    /// Evaluate on only the first so many test images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_limit: Option<usize>,
+    /// Random changes of the training images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub augment: Option<Augmentation>,
+}
+
+impl DataRecipe {
+    /// Number of classes.
+    pub fn n_classes(&self) -> usize {
+        match self.labels {
+            LabelKind::Fine => self.dataset.info().n_classes,
+            LabelKind::Coarse => N_COARSE_CLASSES,
+        }
+    }
+}
+
+/// `[quantization]`: the precision of every layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizationRecipe {
+    /// Resolved policy.
+    pub policy: QuantizationPolicy,
+}
+
+/// `[train]`: the optimization.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TrainRecipe {
+    /// Passes over the training images.
+    pub epochs: u64,
+    /// Highest learning rate.
+    pub learning_rate: f64,
+    /// Optimizer.
+    pub optimizer: OptimizerRecipe,
+    /// L2 decay of all parameters but the quantizers' (decoupled for AdamW).
+    pub weight_decay: f64,
+    /// Learned parameters of the quantizers.
+    pub quantizers: QuantizerGroup,
+    /// Learning rate over time.
+    pub schedule: ScheduleRecipe,
+    /// Epochs over which the learning rate rises linearly from zero before the schedule's course.
+    pub warmup_epochs: f64,
+    /// Largest norm of all gradients together; larger ones are scaled down to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gradient_clip: Option<f64>,
+    /// Share of the target probability spread evenly over all classes.
+    pub label_smoothing: f64,
+    /// Decay per step of the exponential moving average of the weights, which is then what is evaluated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema_decay: Option<f64>,
+    /// Training batches over which BatchNorm's statistics are estimated anew before each evaluation; 0 keeps the
+    /// running ones.
+    pub norm_reestimation_batches: usize,
+    /// Training batches that set the ranges of the activation quantizers before the first step.
+    pub calibration_batches: usize,
+    /// Epochs between evaluations; the last epoch is always evaluated.
+    pub eval_every: u64,
+}
+
+/// `[train.optimizer]`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum OptimizerRecipe {
+    /// Stochastic gradient descent.
+    Sgd {
+        /// Momentum.
+        momentum: f64,
+        /// Nesterov's form of it.
+        nesterov: bool,
+    },
+    /// Adam, decay added to the gradient.
+    Adam {
+        /// Decay of the first moment.
+        beta1: f64,
+        /// Decay of the second moment.
+        beta2: f64,
+        /// Added to the denominator.
+        epsilon: f64,
+    },
+    /// Adam with decoupled decay.
+    #[serde(rename = "adamw")]
+    AdamW {
+        /// Decay of the first moment.
+        beta1: f64,
+        /// Decay of the second moment.
+        beta2: f64,
+        /// Added to the denominator.
+        epsilon: f64,
+    },
+}
+
+/// `[train.quantizers]`: learned step sizes and clip values.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct QuantizerGroup {
+    /// Their learning rate as a multiple of the others'.
+    pub learning_rate_scale: f64,
+    /// Their own decay.
+    pub weight_decay: f64,
+}
+
+/// `[train.schedule]`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum ScheduleRecipe {
+    /// The learning rate stays.
+    Constant,
+    /// It falls to zero over all steps along half a cosine.
+    Cosine,
+    /// It is multiplied by `gamma` after each of the epochs in `milestones`.
+    MultiStep {
+        /// Epochs after which it falls, ascending.
+        milestones: Vec<u64>,
+        /// Factor of each fall.
+        gamma: f64,
+    },
+}
+
+/// `[checkpoint]`: what is saved and kept.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct CheckpointRecipe {
+    /// Epochs between checkpoints.
+    pub every_epochs: u64,
+    /// Steps between further checkpoints inside an epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every_steps: Option<u64>,
+    /// Newest checkpoints that are kept, besides the best.
+    pub keep_last: usize,
+}
+
+/// A recipe that is not valid.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecipeError {
+    /// The text is not TOML.
+    #[error("{origin} is not valid TOML: {message}")]
+    Syntax {
+        /// Where the text comes from.
+        origin: String,
+        /// What the parser says, with line and column.
+        message: String,
+    },
+    /// An override is not of the form `key=value`.
+    #[error("--set {got:?} is not of the form key=value, as in --set train.epochs=3")]
+    Override {
+        /// The override.
+        got: String,
+    },
+    /// The recipe has mistakes.
+    #[error("{origin} has {}:{}", count(problems), list(problems))]
+    Invalid {
+        /// Where the recipe comes from.
+        origin: String,
+        /// All mistakes.
+        problems: Vec<Problem>,
+    },
+    /// No recipe of this name.
+    #[error("no recipe named {name:?}{}; `lowbit recipes` lists them, a path to your own ends in .toml", did_you_mean(name, &EMBEDDED.iter().map(|recipe| recipe.name).collect::<Vec<_>>()))]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+}
+
+fn count(problems: &[Problem]) -> String {
+    match problems.len() {
+        1 => "a mistake".into(),
+        n => format!("{n} mistakes"),
+    }
+}
+
+fn list(problems: &[Problem]) -> String {
+    problems.iter().map(|problem| format!("\n  {problem}")).collect()
+}
+
+impl Recipe {
+    /// The embedded recipe `name`, with `overrides` of the form `key=value`.
+    ///
+    /// # Errors
+    /// [`RecipeError`] if there is none, or the overrides make it invalid.
+    pub fn embedded(name: &str, overrides: &[String]) -> Result<Self, RecipeError> {
+        let recipe = EMBEDDED.iter().find(|recipe| recipe.name == name);
+        let recipe = recipe.ok_or_else(|| RecipeError::Unknown { name: name.into() })?;
+        Self::parse(recipe.text, &format!("recipe {name}"), overrides)
+    }
+
+    /// Reads a recipe from its TOML `text`, which comes from `origin`, with `overrides` of the form `key=value`.
+    ///
+    /// # Errors
+    /// [`RecipeError`] with every mistake in the text and the overrides.
+    pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Self, RecipeError> {
+        let mut table: Table = text.parse().map_err(|error: toml::de::Error| RecipeError::Syntax {
+            origin: origin.into(),
+            message: error.to_string().trim_end().into(),
+        })?;
+        for text in overrides {
+            set(&mut table, text)?;
+        }
+        let problems = Problems::default();
+        let recipe = read(table, &problems);
+        let problems = problems.into_vec();
+        match problems.is_empty() {
+            true => Ok(recipe),
+            false => Err(RecipeError::Invalid { origin: origin.into(), problems }),
+        }
+    }
+
+    /// The resolved recipe as TOML, every default written out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("invariant: a recipe is a tree of tables, numbers and texts")
+    }
+}
+
+/// Puts `value` of `key=value` at the dotted `key`. A value that is no TOML is taken as a text.
+fn set(table: &mut Table, text: &str) -> Result<(), RecipeError> {
+    let malformed = || RecipeError::Override { got: text.into() };
+    let (key, value) = text.split_once('=').ok_or_else(malformed)?;
+    let value = format!("value = {value}")
+        .parse::<Table>()
+        .ok()
+        .and_then(|mut parsed| parsed.remove("value"))
+        .unwrap_or_else(|| Value::String(value.trim().into()));
+    let parts: Vec<&str> = key.trim().split('.').collect();
+    let Some((last, parents)) = parts.split_last().filter(|_| parts.iter().all(|part| !part.is_empty())) else {
+        return Err(malformed());
+    };
+    let mut target = table;
+    for part in parents {
+        let entry = target.entry(*part).or_insert_with(|| Value::Table(Table::new()));
+        if !entry.is_table() {
+            *entry = Value::Table(Table::new());
+        }
+        target = entry.as_table_mut().ok_or_else(malformed)?;
+    }
+    target.insert((*last).into(), value);
+    Ok(())
+}
+
+fn read(table: Table, problems: &Problems) -> Recipe {
+    let root = Section::root(table, problems);
+    root.required_integer("schema", SCHEMA..=SCHEMA);
+    let name = root.text("name");
+    let name_is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    if root.has("name") && (name.is_empty() || name.starts_with('.') || !name_is_plain) {
+        root.problem("name", format!("expected letters, digits, '-', '_' and '.', got {name:?}"));
+    }
+    let seed = root.integer("seed", 0, 0..=i64::MAX as u64);
+    let data = read_data(root.section("data"));
+    let model = read_model(root.section("model"));
+    let quantization = read_quantization(root.section("quantization"));
+    let train = read_train(root.section("train"));
+    let checkpoint = read_checkpoint(root.optional_section("checkpoint"));
+    root.finish();
+    Recipe { schema: SCHEMA, name, seed, data, model, quantization, train, checkpoint }
+}
+
+fn read_data(section: Section<'_>) -> DataRecipe {
+    let choices: Vec<(&str, DatasetName)> = DatasetName::ALL.iter().map(|name| (name.as_str(), *name)).collect();
+    let dataset = section.choice("dataset", &choices);
+    let labels = section.optional_choice("labels", &[("fine", LabelKind::Fine), ("coarse", LabelKind::Coarse)]);
+    if labels == Some(LabelKind::Coarse) && dataset != DatasetName::Cifar100 {
+        section.problem("labels", format!("only cifar100 has coarse labels, not {dataset}"));
+    }
+    let augment = section.optional_section("augment").map(|augment| {
+        let side = dataset.info().shape.height.min(dataset.info().shape.width) as u64;
+        let pad = augment.integer("pad", 0, 0..=side) as usize;
+        let flip = augment.boolean("flip", false);
+        augment.finish();
+        Augmentation { pad, flip }
+    });
+    let recipe = DataRecipe {
+        dataset,
+        labels: labels.unwrap_or(LabelKind::Fine),
+        batch_size: section.integer("batch_size", 128, 1..=65_536) as usize,
+        train_limit: section.optional_integer("train_limit", 1..=dataset.info().n_train as u64).map(|n| n as usize),
+        test_limit: section.optional_integer("test_limit", 1..=dataset.info().n_test as u64).map(|n| n as usize),
+        augment,
+    };
+    let n_train = recipe.train_limit.unwrap_or(dataset.info().n_train);
+    if recipe.batch_size > n_train {
+        section.problem("batch_size", format!("{} is more than the {n_train} training images", recipe.batch_size));
+    }
+    section.finish();
+    recipe
+}
+
+fn read_model(section: Section<'_>) -> ModelConfig {
+    let families =
+        [("preresnet", Family::PreResNet), ("resnet", Family::ResNet), ("vgg-small", Family::VggSmall)];
+    let model = ModelConfig {
+        family: section.choice("family", &families),
+        depth: section.optional_integer("depth", 1..=10_000).map(|depth| depth as usize),
+        width: section.number("width", 1.0, &NumberRange { min: 0.0, max: 64.0, min_included: false }),
+    };
+    match (model.family, model.depth) {
+        (Family::VggSmall, Some(_)) => section.problem("depth", "vgg-small has a fixed depth: remove this key"),
+        (Family::VggSmall, None) => {}
+        (_, None) if !section.has("depth") => {
+            section.problem("depth", "is missing; expected 6n+2: 8, 14, 20, 32, 44, 56 or 110");
+        }
+        (_, Some(depth)) if depth < 8 || !(depth - 2).is_multiple_of(6) => {
+            section.problem("depth", format!("expected 6n+2: 8, 14, 20, 32, 44, 56 or 110, got {depth}"));
+        }
+        _ => {}
+    }
+    section.finish();
+    model
+}
+
+const METHODS: [(&str, Method); 4] =
+    [("dorefa", Method::DoReFa), ("pact", Method::Pact), ("lsq", Method::Lsq), ("minmax", Method::MinMax)];
+const GRANULARITIES: [(&str, Granularity); 2] =
+    [("per-tensor", Granularity::PerTensor), ("per-channel", Granularity::PerChannel)];
+
+fn read_quantization(section: Section<'_>) -> QuantizationRecipe {
+    let base = LayerQuantization {
+        method: section.choice("method", &METHODS),
+        weight_bits: section.precision("weight_bits"),
+        act_bits: section.precision("act_bits"),
+        weight_granularity: section.optional_choice("weight_granularity", &GRANULARITIES).unwrap_or_default(),
+    };
+    let mut policy = QuantizationPolicy::new(base);
+    check_layer(&section, base);
+    if let Some(first) = section.optional_section("first") {
+        policy.first = read_override(first, base, LayerOverride::FULL_PRECISION);
+    }
+    if let Some(last) = section.optional_section("last") {
+        policy.last = read_override(last, base, LayerOverride::FULL_PRECISION);
+    }
+    if let Some(shortcut) = section.optional_section("shortcut") {
+        policy.shortcut = read_override(shortcut, base, LayerOverride::default());
+    }
+    for layer in section.sections("layers") {
+        let pattern = layer.text("pattern");
+        match Glob::new(&pattern) {
+            Ok(glob) => policy.patterns.push((glob, read_override(layer, base, LayerOverride::default()))),
+            Err(error) => layer.problem("pattern", format!("is not a pattern: {error}")),
+        }
+    }
+    section.finish();
+    QuantizationRecipe { policy }
+}
+
+/// What a table changes of `defaults`, checked as it applies to `base`.
+fn read_override(section: Section<'_>, base: LayerQuantization, defaults: LayerOverride) -> LayerOverride {
+    let change = LayerOverride {
+        method: section.optional_choice("method", &METHODS).or(defaults.method),
+        weight_bits: section.optional_precision("weight_bits").or(defaults.weight_bits),
+        act_bits: section.optional_precision("act_bits").or(defaults.act_bits),
+        weight_granularity: section
+            .optional_choice("weight_granularity", &GRANULARITIES)
+            .or(defaults.weight_granularity),
+    };
+    check_layer(&section, change.apply(base));
+    section.finish();
+    change
+}
+
+fn check_layer(section: &Section<'_>, quantization: LayerQuantization) {
+    if let Err(error) = quantization.check() {
+        let key = match error {
+            lowbit_quantizers::QuantizerError::Bits { .. } => "weight_bits",
+            lowbit_quantizers::QuantizerError::Granularity { .. } => "weight_granularity",
+        };
+        section.problem(key, error.to_string());
+    }
+}
+
+fn read_train(section: Section<'_>) -> TrainRecipe {
+    let epochs = section.required_integer("epochs", 1..=100_000);
+    let optimizer = read_optimizer(section.optional_section("optimizer"));
+    let schedule = read_schedule(section.optional_section("schedule"), epochs);
+    let quantizers = section.optional_section("quantizers").map_or(
+        QuantizerGroup { learning_rate_scale: 1.0, weight_decay: 0.0 },
+        |group| {
+            let learning_rate_scale = group.number("learning_rate_scale", 1.0, &NumberRange::NOT_NEGATIVE);
+            let weight_decay = group.number("weight_decay", 0.0, &NumberRange::NOT_NEGATIVE);
+            group.finish();
+            QuantizerGroup { learning_rate_scale, weight_decay }
+        },
+    );
+    let train = TrainRecipe {
+        epochs,
+        learning_rate: section.required_number("learning_rate", &NumberRange::POSITIVE),
+        optimizer,
+        weight_decay: section.number("weight_decay", 0.0, &NumberRange::NOT_NEGATIVE),
+        quantizers,
+        schedule,
+        warmup_epochs: section.number("warmup_epochs", 0.0, &NumberRange::NOT_NEGATIVE),
+        gradient_clip: section.optional_number("gradient_clip", &NumberRange::POSITIVE),
+        label_smoothing: section.number("label_smoothing", 0.0, &NumberRange::FRACTION),
+        ema_decay: section.optional_number("ema_decay", &NumberRange::FRACTION),
+        norm_reestimation_batches: section.integer("norm_reestimation_batches", 0, 0..=100_000) as usize,
+        calibration_batches: section.integer("calibration_batches", 1, 1..=10_000) as usize,
+        eval_every: section.integer("eval_every", 1, 1..=100_000),
+    };
+    if train.warmup_epochs > epochs as f64 {
+        section.problem(
+            "warmup_epochs",
+            format!("{} is more than all {epochs} epochs", train.warmup_epochs),
+        );
+    }
+    section.finish();
+    train
+}
+
+fn read_optimizer(section: Option<Section<'_>>) -> OptimizerRecipe {
+    #[derive(Clone, Copy)]
+    enum Kind {
+        Sgd,
+        Adam,
+        AdamW,
+    }
+    let default = OptimizerRecipe::Sgd { momentum: 0.9, nesterov: true };
+    let Some(section) = section else { return default };
+    let kind = section.choice("kind", &[("sgd", Kind::Sgd), ("adam", Kind::Adam), ("adamw", Kind::AdamW)]);
+    let betas = || {
+        let beta1 = section.number("beta1", 0.9, &NumberRange::FRACTION);
+        let beta2 = section.number("beta2", 0.999, &NumberRange::FRACTION);
+        (beta1, beta2, section.number("epsilon", 1e-8, &NumberRange::POSITIVE))
+    };
+    let optimizer = match kind {
+        Kind::Sgd => {
+            let momentum = section.number("momentum", 0.9, &NumberRange::FRACTION);
+            OptimizerRecipe::Sgd { momentum, nesterov: section.boolean("nesterov", momentum > 0.0) }
+        }
+        Kind::Adam => {
+            let (beta1, beta2, epsilon) = betas();
+            OptimizerRecipe::Adam { beta1, beta2, epsilon }
+        }
+        Kind::AdamW => {
+            let (beta1, beta2, epsilon) = betas();
+            OptimizerRecipe::AdamW { beta1, beta2, epsilon }
+        }
+    };
+    if let OptimizerRecipe::Sgd { momentum: 0.0, nesterov: true } = optimizer {
+        section.problem("nesterov", "needs a momentum greater than 0");
+    }
+    section.finish();
+    optimizer
+}
+
+fn read_schedule(section: Option<Section<'_>>, epochs: u64) -> ScheduleRecipe {
+    #[derive(Clone, Copy)]
+    enum Kind {
+        Constant,
+        Cosine,
+        MultiStep,
+    }
+    let Some(section) = section else { return ScheduleRecipe::Constant };
+    let kinds = [("constant", Kind::Constant), ("cosine", Kind::Cosine), ("multi-step", Kind::MultiStep)];
+    let schedule = match section.choice("kind", &kinds) {
+        Kind::Constant => ScheduleRecipe::Constant,
+        Kind::Cosine => ScheduleRecipe::Cosine,
+        Kind::MultiStep => {
+            let milestones = section.integers("milestones");
+            let ascending = milestones.windows(2).all(|pair| pair[0] < pair[1]);
+            if !ascending || milestones.iter().any(|&epoch| epoch == 0 || epoch >= epochs) {
+                section.problem(
+                    "milestones",
+                    format!("expected ascending epochs between 1 and {}, got {milestones:?}", epochs.saturating_sub(1)),
+                );
+            }
+            let gamma = section.number("gamma", 0.1, &NumberRange { min: 0.0, max: 1.0, min_included: false });
+            ScheduleRecipe::MultiStep { milestones, gamma }
+        }
+    };
+    section.finish();
+    schedule
+}
+
+fn read_checkpoint(section: Option<Section<'_>>) -> CheckpointRecipe {
+    let Some(section) = section else {
+        return CheckpointRecipe { every_epochs: 1, every_steps: None, keep_last: 2 };
+    };
+    let checkpoint = CheckpointRecipe {
+        every_epochs: section.integer("every_epochs", 1, 1..=100_000),
+        every_steps: section.optional_integer("every_steps", 1..=i64::MAX as u64),
+        keep_last: section.integer("keep_last", 2, 1..=100_000) as usize,
+    };
+    section.finish();
+    checkpoint
+}
+
+/// Writes the form that [`read_quantization`] reads.
+impl Serialize for QuantizationRecipe {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Layer<'a> {
+            pattern: &'a str,
+            #[serde(flatten)]
+            change: LayerOverride,
+        }
+        let QuantizationPolicy { base, first, last, shortcut, patterns } = &self.policy;
+        let layers: Vec<Layer<'_>> =
+            patterns.iter().map(|(glob, change)| Layer { pattern: glob.glob(), change: *change }).collect();
+        let mut table = serializer.serialize_struct("quantization", 8)?;
+        table.serialize_field("method", &base.method)?;
+        table.serialize_field("weight_bits", &base.weight_bits)?;
+        table.serialize_field("act_bits", &base.act_bits)?;
+        table.serialize_field("weight_granularity", &base.weight_granularity)?;
+        table.serialize_field("first", first)?;
+        table.serialize_field("last", last)?;
+        table.serialize_field("shortcut", shortcut)?;
+        table.serialize_field("layers", &layers)?;
+        table.end()
+    }
+}
+
+impl QuantizationRecipe {
+    /// The precision of layers without a role of their own, as "W2A2".
+    pub fn summary(&self) -> String {
+        let show = |precision: Precision| match precision {
+            Precision::Bits(bits) => bits.to_string(),
+            Precision::FullPrecision => "32".into(),
+        };
+        format!("W{}A{}", show(self.policy.base.weight_bits), show(self.policy.base.act_bits))
+    }
+}
+
+#[cfg(test)]
+mod tests;

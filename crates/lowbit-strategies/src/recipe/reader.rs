@@ -1,0 +1,287 @@
+//! Reading a TOML table key by key, collecting every mistake instead of stopping at the first.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use lowbit_core::Precision;
+use serde::Deserialize;
+use toml::{Table, Value};
+
+/// One mistake in a recipe: where it is, what stands there, what is expected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Path of the key, as in `train.learning_rate`.
+    pub key: String,
+    /// What is wrong and what to write instead.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.message)
+    }
+}
+
+/// All mistakes found so far.
+#[derive(Default)]
+pub(super) struct Problems(RefCell<Vec<Problem>>);
+
+impl Problems {
+    pub(super) fn push(&self, key: impl Into<String>, message: impl Into<String>) {
+        self.0.borrow_mut().push(Problem { key: key.into(), message: message.into() });
+    }
+
+    pub(super) fn into_vec(self) -> Vec<Problem> {
+        self.0.into_inner()
+    }
+}
+
+/// One table of a recipe. Every read notes the key as known; [`Section::finish`] reports the others.
+pub(super) struct Section<'a> {
+    path: String,
+    table: Table,
+    known: RefCell<Vec<String>>,
+    problems: &'a Problems,
+}
+
+impl<'a> Section<'a> {
+    pub(super) fn root(table: Table, problems: &'a Problems) -> Self {
+        Self { path: String::new(), table, known: RefCell::default(), problems }
+    }
+
+    fn key_path(&self, key: &str) -> String {
+        match self.path.is_empty() {
+            true => key.into(),
+            false => format!("{}.{key}", self.path),
+        }
+    }
+
+    pub(super) fn problem(&self, key: &str, message: impl Into<String>) {
+        self.problems.push(self.key_path(key), message);
+    }
+
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    fn value(&self, key: &str) -> Option<&Value> {
+        self.known.borrow_mut().push(key.into());
+        self.table.get(key)
+    }
+
+    /// The value of `key` as `read` makes it; reports `expected` if it can't.
+    fn read<T>(&self, key: &str, expected: &str, read: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
+        let value = self.value(key)?;
+        let result = read(value);
+        if result.is_none() {
+            self.problem(key, format!("expected {expected}, got {}", show(value)));
+        }
+        result
+    }
+
+    /// Reports `key` as missing unless something stands there that was reported already.
+    fn or_missing<T: Default>(&self, key: &str, value: Option<T>, expected: &str) -> T {
+        value.unwrap_or_else(|| {
+            if !self.has(key) {
+                self.problem(key, format!("is missing; expected {expected}"));
+            }
+            T::default()
+        })
+    }
+
+    pub(super) fn optional_text(&self, key: &str) -> Option<String> {
+        self.read(key, "a text", |value| value.as_str().map(Into::into))
+    }
+
+    pub(super) fn text(&self, key: &str) -> String {
+        let value = self.optional_text(key);
+        self.or_missing(key, value, "a text")
+    }
+
+    pub(super) fn boolean(&self, key: &str, default: bool) -> bool {
+        self.read(key, "true or false", Value::as_bool).unwrap_or(default)
+    }
+
+    pub(super) fn optional_integer(&self, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
+        let expected = match *range.end() {
+            u64::MAX => format!("an integer from {}", range.start()),
+            _ => format!("an integer from {} to {}", range.start(), range.end()),
+        };
+        self.read(key, &expected, |value| {
+            value.as_integer().and_then(|n| u64::try_from(n).ok()).filter(|n| range.contains(n))
+        })
+    }
+
+    pub(super) fn integer(&self, key: &str, default: u64, range: RangeInclusive<u64>) -> u64 {
+        self.optional_integer(key, range).unwrap_or(default)
+    }
+
+    pub(super) fn required_integer(&self, key: &str, range: RangeInclusive<u64>) -> u64 {
+        let value = self.optional_integer(key, range.clone());
+        self.or_missing(key, value, &format!("an integer from {} to {}", range.start(), range.end()))
+    }
+
+    pub(super) fn integers(&self, key: &str) -> Vec<u64> {
+        let value = self.read(key, "a list of integers", |value| {
+            value.as_array()?.iter().map(|item| u64::try_from(item.as_integer()?).ok()).collect()
+        });
+        self.or_missing(key, value, "a list of integers")
+    }
+
+    pub(super) fn optional_number(&self, key: &str, range: &NumberRange) -> Option<f64> {
+        self.read(key, &range.to_string(), |value| {
+            let number = value.as_float().or_else(|| value.as_integer().map(|n| n as f64))?;
+            range.contains(number).then_some(number)
+        })
+    }
+
+    pub(super) fn number(&self, key: &str, default: f64, range: &NumberRange) -> f64 {
+        self.optional_number(key, range).unwrap_or(default)
+    }
+
+    pub(super) fn required_number(&self, key: &str, range: &NumberRange) -> f64 {
+        let value = self.optional_number(key, range);
+        self.or_missing(key, value, &range.to_string())
+    }
+
+    pub(super) fn optional_precision(&self, key: &str) -> Option<Precision> {
+        self.read(key, "a bit width from 1 to 8, or \"fp32\"", |value| {
+            Precision::deserialize(value.clone()).ok()
+        })
+    }
+
+    pub(super) fn precision(&self, key: &str) -> Precision {
+        self.optional_precision(key).unwrap_or_else(|| {
+            if !self.has(key) {
+                self.problem(key, "is missing; expected a bit width from 1 to 8, or \"fp32\"");
+            }
+            Precision::FullPrecision
+        })
+    }
+
+    /// One of the names in `choices`.
+    pub(super) fn optional_choice<T: Copy>(&self, key: &str, choices: &[(&str, T)]) -> Option<T> {
+        let value = self.value(key)?;
+        let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+        let word = value.as_str().unwrap_or_default();
+        let found = choices.iter().find(|(name, _)| *name == word).map(|(_, choice)| *choice);
+        if found.is_none() {
+            let list = names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+            self.problem(key, format!("expected one of {list}, got {}{}", show(value), did_you_mean(word, &names)));
+        }
+        found
+    }
+
+    pub(super) fn choice<T: Copy>(&self, key: &str, choices: &[(&str, T)]) -> T {
+        self.optional_choice(key, choices).unwrap_or_else(|| {
+            if !self.has(key) {
+                let list = choices.iter().map(|(name, _)| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+                self.problem(key, format!("is missing; expected one of {list}"));
+            }
+            choices[0].1
+        })
+    }
+
+    /// The table `key`, or `None` if it is absent.
+    pub(super) fn optional_section(&self, key: &str) -> Option<Section<'a>> {
+        let table = self.read(key, "a table", |value| value.as_table().cloned())?;
+        Some(Section { path: self.key_path(key), table, known: RefCell::default(), problems: self.problems })
+    }
+
+    /// The table `key`; an absent one is read as an empty one, so that what is required in it is reported.
+    pub(super) fn section(&self, key: &str) -> Section<'a> {
+        self.optional_section(key).unwrap_or_else(|| Section {
+            path: self.key_path(key),
+            table: Table::new(),
+            known: RefCell::default(),
+            problems: self.problems,
+        })
+    }
+
+    /// The tables of the list `key`, written `[[key]]`.
+    pub(super) fn sections(&self, key: &str) -> Vec<Section<'a>> {
+        let tables: Option<Vec<Table>> = self.read(key, "a list of tables", |value| {
+            value.as_array()?.iter().map(|item| item.as_table().cloned()).collect()
+        });
+        let tables = tables.unwrap_or_default().into_iter().enumerate();
+        tables
+            .map(|(i, table)| Section {
+                path: format!("{}[{i}]", self.key_path(key)),
+                table,
+                known: RefCell::default(),
+                problems: self.problems,
+            })
+            .collect()
+    }
+
+    /// Reports every key that was never read.
+    pub(super) fn finish(self) {
+        let known = self.known.borrow();
+        let names: Vec<&str> = known.iter().map(String::as_str).collect();
+        for key in self.table.keys().filter(|key| !known.contains(key)) {
+            let hint = did_you_mean(key, &names);
+            let hint = match hint.is_empty() {
+                true => format!("; the keys here are {}", names.join(", ")),
+                false => hint,
+            };
+            self.problem(key, format!("unknown key{hint}"));
+        }
+    }
+}
+
+/// Which numbers a key takes.
+pub(super) struct NumberRange {
+    pub(super) min: f64,
+    pub(super) max: f64,
+    /// Whether `min` itself is taken.
+    pub(super) min_included: bool,
+}
+
+impl NumberRange {
+    pub(super) const POSITIVE: Self = Self { min: 0.0, max: f64::MAX, min_included: false };
+    pub(super) const NOT_NEGATIVE: Self = Self { min: 0.0, max: f64::MAX, min_included: true };
+
+    /// From 0 up to, but not including, 1.
+    pub(super) const FRACTION: Self = Self { min: 0.0, max: 1.0 - f64::EPSILON, min_included: true };
+
+    fn contains(&self, number: f64) -> bool {
+        let above = if self.min_included { number >= self.min } else { number > self.min };
+        above && number <= self.max
+    }
+}
+
+impl fmt::Display for NumberRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bound = if self.min_included { "from" } else { "greater than" };
+        write!(f, "a number {bound} {}", self.min)?;
+        match self.max {
+            f64::MAX => Ok(()),
+            max if max < 1.0 => f.write_str(" and less than 1"),
+            max => write!(f, " to {max}"),
+        }
+    }
+}
+
+fn show(value: &Value) -> String {
+    match value {
+        Value::Table(_) => "a table".into(),
+        Value::Array(items) if items.iter().any(Value::is_table) => "a list of tables".into(),
+        other => other.to_string(),
+    }
+}
+
+/// `; did you mean "x"?` for the nearest of `names`, or nothing if none is near.
+pub(crate) fn did_you_mean(word: &str, names: &[&str]) -> String {
+    nearest(word, names).map_or(String::new(), |name| format!("; did you mean {name:?}?"))
+}
+
+/// The name most like `word`, if one is alike at all.
+fn nearest<'a>(word: &str, names: &[&'a str]) -> Option<&'a str> {
+    names
+        .iter()
+        .map(|name| (strsim::jaro_winkler(word, name), *name))
+        .filter(|(similarity, _)| *similarity > 0.8)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, name)| name)
+}

@@ -1,0 +1,799 @@
+#!/usr/bin/env python3
+"""Writes the golden vectors beside this file: the PyTorch reference that the Rust code is compared with.
+
+Written from the formulas of the papers only; README.md describes every field and every convention. Everything is
+computed in float32. The closed-form gradients of the papers, evaluated in float64, check autograd's result of every
+case before it is written.
+"""
+
+import json
+import os
+import zlib
+from pathlib import Path
+
+# The kernels without AVX, so that the last bit of a sum does not depend on the machine. Read once, at import.
+os.environ["ATEN_CPU_CAPABILITY"] = "default"
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).resolve().parent
+
+# Random values whose place on the code grid is nearer than this to a rounding boundary or a clip edge are drawn again:
+# an ulp of difference in tanh or in a division then cannot change a code or a gradient mask.
+GUARD = 1e-4
+
+CONV = (6, 4, 3, 3)
+LINEAR = (5, 7)
+IMAGES = (2, 3, 4, 4)
+
+
+def ste_round(v):
+    """Rounds, ties to even; the gradient passes."""
+    return v + (torch.round(v) - v).detach()
+
+
+def clamp(v, low, high):
+    """Clamps; the gradient passes where low <= v <= high, edges included.
+
+    torch.clamp has the same value, but its gradient at the edges is 1 in older and 0 in newer releases (2.15).
+    """
+    return torch.where((v >= low) & (v <= high), v, torch.clamp(v.detach(), low, high))
+
+
+def sign(v):
+    """-1 or +1, with sign(0) = sign(-0) = +1; no gradient."""
+    return torch.where(v < 0, -1.0, 1.0)
+
+
+class ScaleGradient(torch.autograd.Function):
+    """Exactly `value` forward; the gradient times `factor` backward.
+
+    (s - s*g).detach() + s*g differs from s by an ulp for many s and g.
+    """
+
+    @staticmethod
+    def forward(ctx, value, factor):
+        ctx.factor = factor
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.factor, None
+
+
+class Pact(torch.autograd.Function):
+    """Choi18 Eq. 1 and 2 forward, Eq. 3 backward: the residual of the rounding does not contribute to dy/da."""
+
+    @staticmethod
+    def forward(ctx, x, clip_value, n):
+        ctx.save_for_backward(x, clip_value)
+        clipped = torch.minimum(torch.clamp(x, min=0.0), clip_value)
+        return (torch.round((clipped / clip_value) * n) / n) * clip_value
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, clip_value = ctx.saved_tensors
+        inside = (x >= 0) & (x < clip_value)
+        above = x >= clip_value
+        return grad * inside, (grad * above).sum().reshape(clip_value.shape), None
+
+
+def per_channel(parameter, x):
+    """Shape [1] or [channels] to something that broadcasts along axis 0 of x."""
+    return parameter.reshape((-1,) + (1,) * (x.dim() - 1))
+
+
+# The quantizers: each returns (codes, y).
+
+
+def dorefa_weights_grid(w, bits, detached_max=False):
+    n = 2**bits - 1
+    t = torch.tanh(w)
+    # amax: the gradient is shared evenly by all elements that attain the maximum.
+    m = t.abs().flatten().amax()
+    if m == 0:
+        return torch.full_like(w, 0.5) * n + 0.0 * w
+    if detached_max:
+        m = m.detach()
+    return (t / (2 * m) + 0.5) * n
+
+
+def dorefa_weights(w, bits, detached_max=False):
+    if bits == 1:
+        mean = w.abs().mean().detach()
+        code = (w >= 0).float()
+        # w - w is exactly zero: the value is untouched, the gradient is the identity.
+        return code, ((2 * code - 1) * mean).detach() + (w - w.detach())
+    n = 2**bits - 1
+    v = dorefa_weights_grid(w, bits, detached_max)
+    return torch.round(v), 2 * (ste_round(v) / n) - 1
+
+
+def dorefa_activations(x, bits):
+    n = 2**bits - 1
+    v = clamp(x, 0.0, 1.0) * n
+    return torch.round(v), ste_round(v) / n
+
+
+def pact_activations(x, bits, clip_value):
+    n = 2**bits - 1
+    clipped = torch.minimum(torch.clamp(x, min=0.0), clip_value)
+    return torch.round((clipped / clip_value) * n), Pact.apply(x, clip_value, n)
+
+
+def lsq_range(operand, bits):
+    if operand == "activations":
+        return 0, 2**bits - 1
+    if bits == 1:
+        return -1, 1
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def lsq_gradient_scale(operand, bits, x, step_size):
+    """1 / sqrt(N q_max), Esser20 section 2.2. N: weights per step, or features per sample."""
+    groups = x.shape[0] if operand == "activations" else step_size.numel()
+    return 1.0 / (x.numel() / groups * lsq_range(operand, bits)[1]) ** 0.5
+
+
+def lsq(x, operand, bits, step_size):
+    factor = lsq_gradient_scale(operand, bits, x, step_size)
+    s = per_channel(ScaleGradient.apply(step_size, factor), x)
+    v = clamp(x / s, *map(float, lsq_range(operand, bits)))
+    if operand == "weights" and bits == 1:
+        code = sign(x)
+        straight = v + (code - v).detach()
+        assert torch.equal(straight, code)
+        return code, straight * s
+    return torch.round(v), ste_round(v) * s
+
+
+def minmax_scale(w, bits, granularity):
+    rows = w.detach().abs().reshape(1 if granularity == "per-tensor" else w.shape[0], -1)
+    m = rows.amax(dim=1)
+    return torch.where(m == 0, 1.0, m / (2 ** (bits - 1) - 1))
+
+
+def minmax_weights(w, bits, granularity):
+    q_max = float(2 ** (bits - 1) - 1)
+    scale = per_channel(minmax_scale(w, bits, granularity), w)
+    v = w / scale
+    # max|w| / scale can round to just above q_max. The clamp then acts on the code only: no weight is out of range, so
+    # the gradient passes everywhere.
+    code = torch.round(torch.clamp(v, -q_max, q_max)).detach()
+    assert torch.equal(v + (code - v).detach(), code)
+    return code, (v + (code - v).detach()) * scale
+
+
+def minmax_grid(low, high, bits):
+    n = 2**bits - 1
+    low, high = torch.clamp(low, max=0.0), torch.clamp(high, min=0.0)
+    scale = torch.where(high == low, 1.0, (high - low) / n)
+    zero_point = torch.clamp(torch.round(-low / scale), 0, n)
+    return scale, zero_point
+
+
+def minmax_activations(x, bits, low, high):
+    n = 2**bits - 1
+    scale, zero_point = minmax_grid(low, high, bits)
+    code = clamp(ste_round(x / scale) + zero_point, 0, n)
+    return code.detach(), (code - zero_point) * scale
+
+
+# Closed-form gradients in float64: (x, grad_y, parameters) -> (grad_x, {parameter: gradient}).
+
+
+def closed_dorefa_weights(bits, detached_max):
+    def gradient(w, grad_y):
+        if bits == 1:
+            return grad_y, {}
+        t = np.tanh(w)
+        m = np.abs(t).max()
+        if m == 0:
+            return np.zeros_like(w), {}
+        grad_t = grad_y / m
+        if not detached_max:
+            tied = np.abs(np.tanh(w.astype(np.float32))) == np.abs(np.tanh(w.astype(np.float32))).max()
+            grad_t = grad_t - tied * np.sign(t) * (grad_y * t).sum() / m**2 / tied.sum()
+        return grad_t * (1 - t**2), {}
+
+    return gradient
+
+
+def closed_lsq(operand, bits, factor):
+    q_min, q_max = lsq_range(operand, bits)
+
+    def gradient(x, grad_y, step_size):
+        s = step_size.reshape((-1,) + (1,) * (x.ndim - 1))
+        v = x / s
+        inside = (v >= q_min) & (v <= q_max)
+        code = np.where(x < 0, -1, 1) if operand == "weights" and bits == 1 else np.rint(np.clip(v, q_min, q_max))
+        d_step = grad_y * np.where(inside, code - v, code)
+        d_step = d_step.reshape(len(step_size), -1).sum(axis=1) if len(step_size) > 1 else d_step.sum()
+        return grad_y * inside, {"step_size": np.atleast_1d(d_step) * factor}
+
+    return gradient
+
+
+def closed_pact(x, grad_y, clip_value):
+    above = x >= clip_value
+    return grad_y * ((x >= 0) & ~above), {"clip_value": np.atleast_1d((grad_y * above).sum())}
+
+
+def closed_minmax_activations(bits):
+    def gradient(x, grad_y, **bounds):
+        low, high = min(bounds["min"][0], 0.0), max(bounds["max"][0], 0.0)
+        n = 2**bits - 1
+        scale = (high - low) / n if high > low else 1.0
+        code = np.rint(x / scale) + np.clip(np.rint(-low / scale), 0, n)
+        return grad_y * ((code >= 0) & (code <= n)), {}
+
+    return gradient
+
+
+class Method:
+    """The cases of one file."""
+
+    def __init__(self, name):
+        self.name = name
+        self.cases = []
+        self.names = set()
+        self.worst = {}
+
+    def random(self, name):
+        # RandomState's stream is frozen by numpy; the seed is the case's own name, so cases do not depend on another.
+        return np.random.RandomState(zlib.crc32(f"{self.name}/{name}".encode()))
+
+    def add(self, name, operand, bits, x, quantize, closed, *, params=None, learned=(), **extra):
+        assert name not in self.names, name
+        self.names.add(name)
+        x = torch.tensor(x, dtype=torch.float32).requires_grad_()
+        tensors = {
+            key: torch.tensor(np.atleast_1d(value), dtype=torch.float32).requires_grad_(key in learned)
+            for key, value in (params or {}).items()
+        }
+        # Multiples of 1/64: exact in every format, short in the file.
+        grad_y = np.rint(self.random(name + "/grad_y").randn(*x.shape) * 64) / 64
+        grad_y = torch.tensor(grad_y, dtype=torch.float32)
+        codes, y = quantize(x, **tensors)
+        y.backward(grad_y)
+        grads = {key: tensors[key].grad for key in learned}
+        self.check(closed, x, grad_y, tensors, x.grad, grads)
+        granularity = extra.pop("granularity", "per-tensor")
+        options = extra.pop("options", {})
+        self.cases.append(
+            {
+                "name": name,
+                "operand": operand,
+                "bits": bits,
+                "granularity": granularity,
+                "shape": list(x.shape),
+                "options": options,
+                "params": {key: floats(value) for key, value in tensors.items()},
+                **extra,
+                "x": floats(x),
+                "codes": [int(code) for code in codes.detach().flatten().tolist()],
+                "y": floats(y),
+                "grad_y": floats(grad_y),
+                "grad_x": floats(x.grad),
+                "grad_params": {key: floats(value) for key, value in grads.items()},
+            }
+        )
+
+    def check(self, closed, x, grad_y, params, grad_x, grad_params):
+        """Autograd against the closed form; the tolerance is relative to the sum that a gradient is made of."""
+        f64 = lambda tensor: tensor.detach().double().numpy()
+        want_x, want_params = closed(f64(x), f64(grad_y), **{key: f64(value) for key, value in params.items()})
+        pairs = [("grad_x", f64(grad_x), want_x)]
+        assert want_params.keys() == grad_params.keys()
+        pairs += [(key, f64(grad_params[key]), want_params[key]) for key in want_params]
+        for key, got, want in pairs:
+            unit = max(np.abs(want).max(), 1e-2)
+            error = np.abs(got - want).max() / unit
+            assert error < 1e-4, (self.name, key, error)
+            self.worst[key] = max(self.worst.get(key, 0.0), error)
+
+    def draw(self, name, shape, sigma, grid, edges=(), mean=0.0):
+        """Normal values, those drawn again whose `grid(x)` is within GUARD of a half or of one of `edges`."""
+        random = self.random(name + "/x")
+        x = (random.randn(*shape) * sigma + mean).astype(np.float32)
+        while True:
+            v = grid(torch.tensor(x)).double().numpy()
+            unsafe = np.abs(v - np.floor(v) - 0.5) < GUARD
+            for edge in edges:
+                unsafe |= np.abs(v - edge) < GUARD
+            if not unsafe.any():
+                return x
+            x[unsafe] = (random.randn(unsafe.sum()) * sigma + mean).astype(np.float32)
+
+    def write(self):
+        write(f"{self.name}.json", {"method": self.name, "torch": torch.__version__, "cases": self.cases})
+        worst = ", ".join(f"{key} {error:.1e}" for key, error in self.worst.items())
+        print(f"  {len(self.cases)} cases; largest difference from the closed forms: {worst}")
+
+
+def f32(values):
+    return np.array(values, dtype=np.float32)
+
+
+def above(value):
+    return np.nextafter(np.float32(value), np.float32(np.inf))
+
+
+def below(value):
+    return np.nextafter(np.float32(value), np.float32(-np.inf))
+
+
+def dorefa():
+    method = Method("dorefa")
+
+    def weights(name, bits, x, **options):
+        detached = options.get("detached_max", False)
+        if bits > 1:
+            t = np.abs(np.tanh(x.astype(np.float64)))
+            tie = ((t.max() - t) < 1e-6).sum() > 1 and 0 < t.max() < 1
+            assert tie == options.get("tied_max", False), name
+            v = dorefa_weights_grid(torch.tensor(x), bits).double().numpy()
+            # Zero and what vanishes beside 0.5 sit exactly on the tie n / 2, whatever the tanh.
+            near = (np.abs(v - np.floor(v) - 0.5) < GUARD) & (np.abs(x) > 1e-20)
+            assert not near.any(), name
+        quantize = lambda w: dorefa_weights(w, bits, detached)
+        closed = closed_dorefa_weights(bits, detached)
+        method.add(name, "weights", bits, x, quantize, closed, options=options)
+
+    def random_weights(name, bits, shape, **options):
+        grid = lambda w: dorefa_weights_grid(w, bits)
+        weights(name, bits, method.draw(name, shape, 0.4, grid), **options)
+
+    for bits in (2, 4):
+        random_weights(f"weights_{bits}bit_conv", bits, CONV)
+    for bits in (2, 3, 4, 8):
+        random_weights(f"weights_{bits}bit_linear", bits, LINEAR)
+        random_weights(f"weights_{bits}bit_linear_detached_max", bits, LINEAR, detached_max=True)
+        random_weights(f"weights_{bits}bit_vector", bits, (9,))
+        weights(f"weights_{bits}bit_one_element", bits, f32([0.3]))
+        weights(f"weights_{bits}bit_one_negative_element", bits, f32([-0.3]))
+        weights(f"weights_{bits}bit_all_zero", bits, f32([[0.0, -0.0, 0.0], [0.0, 0.0, -0.0]]))
+        special = [0.0, -0.0, 1e-30, -1e-30, 0.4, -0.7, 1.1, -0.05]
+        weights(f"weights_{bits}bit_zero_and_tiny", bits, f32(special))
+        # tanh saturates at exactly 1, where its derivative, and with it the gradient through the maximum, is 0.
+        weights(f"weights_{bits}bit_saturated", bits, f32(special + [1e6]))
+        weights(f"weights_{bits}bit_saturated_twice", bits, f32(special + [1e6, -1e6]))
+    weights("weights_3bit_tied_max", 3, f32([0.8, -0.8, 0.15, -0.32, 0.5, 0.8]), tied_max=True)
+    for name, shape in (("conv", CONV), ("linear", LINEAR)):
+        x = (method.random(f"weights_1bit_{name}/x").randn(*shape) * 0.4).astype(np.float32)
+        weights(f"weights_1bit_{name}", 1, x)
+    weights("weights_1bit_one_element", 1, f32([-0.3]))
+    weights("weights_1bit_all_zero", 1, f32([[0.0, -0.0, 0.0], [0.0, 0.0, -0.0]]))
+    weights("weights_1bit_zero_tiny_large", 1, f32([0.0, -0.0, 1e-30, -1e-30, 0.4, -0.7, 1e6, -1e6]))
+
+    def activations(name, bits, x):
+        quantize = lambda x: dorefa_activations(x, bits)
+        closed = lambda x, grad_y: (grad_y * ((x >= 0) & (x <= 1)), {})
+        method.add(name, "activations", bits, x, quantize, closed)
+
+    def random_activations(name, bits, shape):
+        n = 2**bits - 1
+        activations(name, bits, method.draw(name, shape, 0.5, lambda x: x * n, (0, n), mean=0.4))
+
+    edges = [0.0, -0.0, 1.0, above(1), below(1), 1e-30, -1e-30, 0.5, -0.5, 1.5, -1.5, 2.5, 1e6, -1e6]
+    for bits in range(1, 9):
+        activations(f"activations_{bits}bit_edges", bits, f32(edges))
+        random_activations(f"activations_{bits}bit_linear", bits, LINEAR)
+    for bits in (1, 2, 4, 8):
+        random_activations(f"activations_{bits}bit_images", bits, IMAGES)
+    activations("activations_2bit_one_element", 2, f32([0.6]))
+    method.write()
+
+
+def pact():
+    method = Method("pact")
+
+    def activations(name, bits, clip_value, x):
+        quantize = lambda x, clip_value: pact_activations(x, bits, clip_value)
+        params = {"clip_value": clip_value}
+        method.add(name, "activations", bits, x, quantize, closed_pact, params=params, learned=("clip_value",))
+
+    def random(name, bits, clip_value, shape):
+        n = 2**bits - 1
+        a = float(np.float32(clip_value))
+        x = method.draw(name, shape, 0.7 * a, lambda x: x / a * n, (0, n), mean=0.5 * a)
+        activations(name, bits, clip_value, x)
+
+    for bits in (1, 2, 3, 4, 8):
+        for label, a in (("power_of_two", 4.0), ("any", 2.7)):
+            a = np.float32(a)
+            # The half of the clip value is the one exact tie: n is odd.
+            edges = [0.0, -0.0, a, above(a), below(a), a / 2, -a / 2, a * 1.5, 1e-30, -1e-30, 1e6, -1e6]
+            activations(f"{bits}bit_edges_{label}", bits, a, f32(edges))
+        random(f"{bits}bit_linear", bits, 1.0, LINEAR)
+        random(f"{bits}bit_images", bits, 2.7, IMAGES)
+    random("4bit_initial_clip_value", 4, 8.0, LINEAR)
+    activations("2bit_all_below_clip_value", 2, 8.0, f32([0.5, 1.0, -1.0, 6.0]))
+    activations("2bit_all_above_clip_value", 2, 0.5, f32([0.5, 1.0, 0.75, 6.0]))
+    activations("2bit_one_element", 2, 1.5, f32([0.9]))
+    method.write()
+
+
+def lsq_cases():
+    method = Method("lsq")
+
+    def case(name, operand, bits, step_size, x, granularity="per-tensor"):
+        step_size = f32(np.atleast_1d(step_size))
+        factor = lsq_gradient_scale(operand, bits, torch.tensor(x), torch.tensor(step_size))
+        method.add(
+            name,
+            operand,
+            bits,
+            x,
+            lambda x, step_size: lsq(x, operand, bits, step_size),
+            closed_lsq(operand, bits, factor),
+            params={"step_size": step_size},
+            learned=("step_size",),
+            granularity=granularity,
+        )
+
+    def random(name, operand, bits, step_size, shape, granularity="per-tensor"):
+        q_min, q_max = lsq_range(operand, bits)
+        s = per_channel(torch.tensor(f32(np.atleast_1d(step_size))), torch.empty(shape))
+        # Wide enough that some values are clipped at either end; 8 bits too.
+        sigma = float(s.mean()) * (q_max - q_min) * 0.4
+        mean = sigma if operand == "activations" else 0.0
+        # sign() of a 1-bit weight jumps at 0.
+        edges = (q_min, 0, q_max)
+        x = method.draw(name, shape, sigma, lambda x: x / s, edges, mean=mean)
+        case(name, operand, bits, step_size, x, granularity)
+
+    def edge_positions(operand, bits):
+        """Places on the code grid: ties, the clip edges, just beyond them and half a step beyond."""
+        q_min, q_max = lsq_range(operand, bits)
+        ties = [0.0, -0.0, 0.5, -0.5, 1.5, -1.5, 2.5, -2.5]
+        ends = [q_min, below(q_min) if q_min else -1e-30, q_min - 0.25, q_min - 0.5, q_min + 0.5]
+        ends += [q_max, above(q_max), below(q_max), q_max + 0.25, q_max + 0.5, q_max - 0.5]
+        return f32(ties + ends + [1e-30, -1e-30, 1e6, -1e6])
+
+    steps = {6: [0.11, 0.07, 0.23, 0.05, 0.13, 0.31], 5: [0.11, 0.07, 0.23, 0.05, 0.13]}
+    for bits in (1, 2, 3, 4, 8):
+        positions = edge_positions("weights", bits)
+        case(f"weights_{bits}bit_edges", "weights", bits, 0.25, positions * np.float32(0.25))
+        both = np.stack([positions * np.float32(0.25), positions * np.float32(2.0)])
+        case(f"weights_{bits}bit_edges_per_channel", "weights", bits, [0.25, 2.0], both, "per-channel")
+        random(f"weights_{bits}bit_linear", "weights", bits, 0.11, LINEAR)
+        random(f"weights_{bits}bit_linear_per_channel", "weights", bits, steps[5], LINEAR, "per-channel")
+        case(f"weights_{bits}bit_all_zero", "weights", bits, 0.1, f32([[0.0, -0.0, 0.0], [-0.0, 0.0, 0.0]]))
+
+        positions = edge_positions("activations", bits)
+        case(f"activations_{bits}bit_edges", "activations", bits, 0.25, positions * np.float32(0.25))
+        random(f"activations_{bits}bit_linear", "activations", bits, 0.11, LINEAR)
+        random(f"activations_{bits}bit_images", "activations", bits, 0.3, IMAGES)
+    random("weights_2bit_conv", "weights", 2, 0.11, CONV)
+    random("weights_3bit_conv_per_channel", "weights", 3, steps[6], CONV, "per-channel")
+    random("weights_2bit_vector", "weights", 2, 0.11, (9,))
+    random("weights_2bit_vector_per_channel", "weights", 2, steps[5], (5,), "per-channel")
+    case("weights_2bit_one_element", "weights", 2, 0.5, f32([0.3]))
+    case("weights_2bit_one_element_per_channel", "weights", 2, 0.5, f32([-0.3]), "per-channel")
+    case("weights_1bit_one_element", "weights", 1, 0.5, f32([-0.3]))
+    case("activations_2bit_one_element", "activations", 2, 0.5, f32([0.4]))
+    method.write()
+
+
+def minmax():
+    method = Method("minmax")
+
+    def weights(name, bits, x, granularity="per-tensor"):
+        scale = minmax_scale(torch.tensor(x), bits, granularity)
+        method.add(
+            name,
+            "weights",
+            bits,
+            x,
+            lambda w: minmax_weights(w, bits, granularity),
+            lambda w, grad_y: (grad_y, {}),
+            granularity=granularity,
+            qparams={"scale": floats(scale), "zero_point": [0] * scale.numel()},
+        )
+
+    def random_weights(name, bits, shape, granularity="per-tensor"):
+        grid = lambda w: w / per_channel(minmax_scale(w, bits, granularity), w)
+        weights(name, bits, method.draw(name, shape, 0.4, grid), granularity)
+
+    for bits in (2, 3, 4, 8):
+        q_max = 2 ** (bits - 1) - 1
+        random_weights(f"weights_{bits}bit_linear", bits, LINEAR)
+        random_weights(f"weights_{bits}bit_linear_per_channel", bits, LINEAR, "per-channel")
+        # The largest weight makes the scale a power of two, so that the ties are exact.
+        positions = [q_max, -q_max, 0.5, -0.5, 0.0, -0.0, 1e-30, -1e-30, below(q_max), q_max - 0.5, 0.5 - q_max]
+        positions = f32(positions + ([1.5, -1.5, 2.5, -2.5] if q_max > 2 else []))
+        weights(f"weights_{bits}bit_edges", bits, positions * np.float32(0.25))
+        both = np.stack([positions * np.float32(0.25), positions * np.float32(2.0), np.zeros_like(positions)])
+        weights(f"weights_{bits}bit_edges_per_channel", bits, both, "per-channel")
+        weights(f"weights_{bits}bit_all_zero", bits, f32([[0.0, -0.0, 0.0], [-0.0, 0.0, 0.0]]))
+        weights(f"weights_{bits}bit_one_element", bits, f32([-0.3]))
+        weights(f"weights_{bits}bit_large_and_tiny", bits, f32([1e6, 1e-30, -1e-30, 3e5, -0.25, 0.0]))
+        if bits > 3:
+            # A maximum whose quotient by its own scale rounds to just above q_max, as one in eight does at 8 bits.
+            candidates = f32([m / 100 for m in range(11, 1000)])
+            m = candidates[(candidates / (candidates / np.float32(q_max))) > np.float32(q_max)][0]
+            name = f"weights_{bits}bit_max_rounds_above_q_max"
+            weights(name, bits, f32([m, -m, m / 5, -m / 11]))
+    random_weights("weights_4bit_conv", 4, CONV)
+    random_weights("weights_8bit_conv_per_channel", 8, CONV, "per-channel")
+    random_weights("weights_3bit_vector", 3, (9,))
+    random_weights("weights_3bit_vector_per_channel", 3, (5,), "per-channel")
+
+    def grid(bits, low, high):
+        return minmax_grid(torch.tensor(f32([low])), torch.tensor(f32([high])), bits)
+
+    def activations(name, bits, low, high, x):
+        scale, zero_point = grid(bits, low, high)
+        method.add(
+            name,
+            "activations",
+            bits,
+            x,
+            lambda x, **bounds: minmax_activations(x, bits, bounds["min"], bounds["max"]),
+            closed_minmax_activations(bits),
+            params={"min": low, "max": high},
+            qparams={"scale": floats(scale), "zero_point": [int(zero_point)]},
+        )
+
+    def random_activations(name, bits, low, high, shape):
+        scale, _ = grid(bits, low, high)
+        position = float(-min(low, 0.0) / scale)
+        assert abs(position - np.floor(position) - 0.5) > GUARD, name
+        spread = 0.4 * (max(high, 0.0) - min(low, 0.0))
+        x = method.draw(name, shape, spread, lambda x: x / scale, mean=(low + high) / 2)
+        activations(name, bits, low, high, x)
+
+    for bits in (1, 2, 3, 4, 8):
+        n = 2**bits - 1
+        random_activations(f"activations_{bits}bit_linear", bits, -1.0, 3.1, LINEAR)
+        if bits in (2, 4, 8):
+            random_activations(f"activations_{bits}bit_images_unsigned", bits, 0.0, 2.3, IMAGES)
+        for label, scale, steps_below in (("", 0.25, n // 3), ("_zero_point_tie", 1.0, min(2.5, n / 2))):
+            low, high = -steps_below * scale, (n - steps_below) * scale
+            zero_point = int(grid(bits, low, high)[1])
+            last, first = n - zero_point, -zero_point
+            positions = [0.0, -0.0, 0.5, -0.5, 1.5, -1.5, 2.5, -2.5, 1e-30, -1e-30, first, last]
+            for half in (last + 0.5, first - 0.5):
+                positions += [half, above(half), below(half)]
+            positions += [last + 1, first - 1, low / scale, high / scale, 1e6, -1e6]
+            x = f32(positions) * np.float32(scale)
+            activations(f"activations_{bits}bit_edges{label}", bits, low, high, x)
+    random_activations("activations_4bit_min_above_zero", 4, 0.5, 3.0, LINEAR)
+    random_activations("activations_4bit_max_below_zero", 4, -3.0, -0.5, LINEAR)
+    activations("activations_4bit_empty_range", 4, 0.0, 0.0, f32([0.0, 0.5, -0.5, 1.5, 2.5, 15.0, 15.5, 16.0]))
+    activations("activations_8bit_one_element", 8, -1.0, 1.0, f32([0.3]))
+    method.write()
+
+
+def training():
+    random = np.random.RandomState(1908_04680 % 2**32)
+    normal = lambda *shape: torch.tensor(random.randn(*shape).astype(np.float32))
+
+    initial = normal(6)
+    gradients = [normal(6) for _ in range(5)]
+    sgd = dict(lr=0.1, momentum=0.9, dampening=0.0, weight_decay=1e-4)
+    adam = dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
+    optimizers = []
+    for name, kind, options in (
+        ("sgd_nesterov", torch.optim.SGD, dict(sgd, nesterov=True)),
+        ("sgd_momentum", torch.optim.SGD, dict(sgd, nesterov=False)),
+        ("adam", torch.optim.Adam, dict(adam, weight_decay=1e-2)),
+        ("adam_no_decay", torch.optim.Adam, dict(adam, weight_decay=0.0)),
+        ("adamw", torch.optim.AdamW, dict(adam, weight_decay=1e-2)),
+    ):
+        parameter = initial.clone().requires_grad_()
+        optimizer = kind([parameter], foreach=False, **options)
+        after = []
+        for gradient in gradients:
+            parameter.grad = gradient.clone()
+            optimizer.step()
+            after.append(floats(parameter))
+        options = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+        optimizers.append(
+            {
+                "name": name,
+                "options": options,
+                "initial": floats(initial),
+                "grads": [floats(gradient) for gradient in gradients],
+                "params_after_step": after,
+            }
+        )
+
+    logits, targets = normal(4, 10) * 2, [3, 0, 9, 3]
+    cross_entropy = []
+    for name, smoothing in (("plain", 0.0), ("label_smoothing", 0.1)):
+        leaf = logits.clone().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(leaf, torch.tensor(targets), label_smoothing=smoothing)
+        loss.backward()
+        cross_entropy.append(
+            {
+                "name": name,
+                "label_smoothing": smoothing,
+                "shape": list(logits.shape),
+                "logits": floats(logits),
+                "targets": targets,
+                "loss": floats(loss)[0],
+                "grad_logits": floats(leaf.grad),
+            }
+        )
+
+    norm = torch.nn.BatchNorm2d(4, eps=1e-5, momentum=0.1)
+    with torch.no_grad():
+        norm.weight.copy_(normal(4) * 0.3 + 1)
+        norm.bias.copy_(normal(4) * 0.3)
+        norm.running_mean.copy_(normal(4) * 0.2)
+        norm.running_var.copy_(normal(4).abs() + 0.5)
+    before = (floats(norm.running_mean), floats(norm.running_var))
+    x = (normal(3, 4, 5, 5) * 1.5 + 0.5).requires_grad_()
+    grad_y = torch.round(normal(3, 4, 5, 5) * 64) / 64
+    norm.train()
+    y = norm(x)
+    y.backward(grad_y)
+    batch_norm = {
+        "shape": list(x.shape),
+        "eps": 1e-5,
+        "momentum": 0.1,
+        "weight": floats(norm.weight),
+        "bias": floats(norm.bias),
+        "running_mean_before": before[0],
+        "running_var_before": before[1],
+        "running_mean_after": floats(norm.running_mean),
+        "running_var_after": floats(norm.running_var),
+        "x": floats(x),
+        "y": floats(y),
+        "grad_y": floats(grad_y),
+        "grad_x": floats(x.grad),
+        "grad_weight": floats(norm.weight.grad),
+        "grad_bias": floats(norm.bias.grad),
+    }
+
+    clipping = []
+    for name, scale in (("above", 1.0), ("below", 0.05), ("zero", 0.0)):
+        before = [normal(3, 4) * scale, normal(5) * scale]
+        parameters = [torch.zeros_like(gradient).requires_grad_() for gradient in before]
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient.clone()
+        total = torch.nn.utils.clip_grad_norm_(parameters, max_norm=1.0, foreach=False)
+        clipping.append(
+            {
+                "name": name,
+                "max_norm": 1.0,
+                "shapes": [list(gradient.shape) for gradient in before],
+                "grads": [floats(gradient) for gradient in before],
+                "total_norm": floats(total)[0],
+                "clipped": [floats(parameter.grad) for parameter in parameters],
+            }
+        )
+
+    write(
+        "training.json",
+        {
+            "torch": torch.__version__,
+            "optimizers": optimizers,
+            "cross_entropy": cross_entropy,
+            "batch_norm": batch_norm,
+            "gradient_clipping": clipping,
+        },
+    )
+
+
+def conv(in_channels, out_channels, kernel):
+    return torch.nn.Conv2d(in_channels, out_channels, kernel, bias=False)
+
+
+def resnet_layers(architecture, shortcut, depth, classes):
+    """The layers with parameters; their order and the connections do not matter for a count."""
+    preact = architecture == "preresnet"
+    layers = [conv(3, 16, 3)] + ([] if preact else [torch.nn.BatchNorm2d(16)])
+    in_channels = 16
+    for width in (16, 32, 64):
+        for _ in range((depth - 2) // 6):
+            layers += [conv(in_channels, width, 3), conv(width, width, 3)]
+            layers += [torch.nn.BatchNorm2d(in_channels if preact else width), torch.nn.BatchNorm2d(width)]
+            if in_channels != width and shortcut == "projection":
+                layers += [conv(in_channels, width, 1)] + ([] if preact else [torch.nn.BatchNorm2d(width)])
+            in_channels = width
+    if preact:
+        layers.append(torch.nn.BatchNorm2d(64))
+    return layers + [torch.nn.Linear(64, classes)]
+
+
+def resnet_formula(architecture, shortcut, depth, classes):
+    """The same count by hand."""
+    n = (depth - 2) // 6
+    total = 3 * 9 * 16 + 64 * classes + classes
+    total += sum(2 * n * 9 * width**2 for width in (16, 32, 64)) - 9 * (16 * 32 + 32 * 64)
+    if architecture == "resnet":
+        total += 2 * 16 + sum(2 * n * 2 * width for width in (16, 32, 64))
+    else:
+        # The first norm of stages 2 and 3 has the width of the stage before; one more norm before the pool.
+        total += sum(2 * n * 2 * width for width in (16, 32, 64)) - 2 * (16 + 32) + 2 * 64
+    if shortcut == "projection":
+        total += 16 * 32 + 32 * 64
+        if architecture == "resnet":
+            total += 2 * (32 + 64)
+    return total
+
+
+def resnet_counts():
+    models = []
+    for architecture in ("resnet", "preresnet"):
+        for shortcut in ("projection", "zero_pad"):
+            for depth in (8, 14, 20, 32, 44, 56, 110):
+                for classes in (10, 100):
+                    layers = resnet_layers(architecture, shortcut, depth, classes)
+                    count = lambda kind: sum(
+                        p.numel() for layer in layers if isinstance(layer, kind) for p in layer.parameters()
+                    )
+                    total = count(torch.nn.Module)
+                    assert total == resnet_formula(architecture, shortcut, depth, classes)
+                    models.append(
+                        {
+                            "architecture": architecture,
+                            "shortcut": shortcut,
+                            "depth": depth,
+                            "classes": classes,
+                            "conv": count(torch.nn.Conv2d),
+                            "batch_norm": count(torch.nn.BatchNorm2d),
+                            "linear": count(torch.nn.Linear),
+                            "parameters": total,
+                        }
+                    )
+    # He16, table 6: millions of parameters on CIFAR-10, shortcut option A.
+    published = {20: "0.27", 32: "0.46", 44: "0.66", 56: "0.85", 110: "1.7"}
+    for model in models:
+        if (model["architecture"], model["shortcut"], model["classes"]) == ("resnet", "zero_pad", 10):
+            text = published.get(model["depth"])
+            if text:
+                digits = len(text.split(".")[1])
+                assert f"{model['parameters'] / 1e6:.{digits}f}" == text, model
+    write("torch_resnet.json", {"torch": torch.__version__, "models": models})
+
+
+def floats(tensor):
+    values = tensor.detach().flatten()
+    assert values.dtype == torch.float32 and torch.isfinite(values).all()
+    return values.double().tolist()
+
+
+def number(value):
+    """Nine significant digits name every float32; a hyperparameter that is none is written as Python does."""
+    if isinstance(value, (bool, str, int)):
+        return json.dumps(value)
+    text = f"{value:.9g}" if float(np.float32(value)) == value else repr(value)
+    assert float(text) == value or np.float32(float(text)) == np.float32(value)
+    return text if any(mark in text for mark in ".e") else text + ".0"
+
+
+def render(value, indent=""):
+    inner = indent + "  "
+    if isinstance(value, dict):
+        if all(not isinstance(item, (dict, list)) for item in value.values()):
+            return "{" + ", ".join(f"{json.dumps(key)}: {number(item)}" for key, item in value.items()) + "}"
+        lines = [f"{inner}{json.dumps(key)}: {render(item, inner)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+    if isinstance(value, list):
+        if all(not isinstance(item, (dict, list)) for item in value):
+            return "[" + ", ".join(map(number, value)) + "]"
+        return "[\n" + ",\n".join(inner + render(item, inner) for item in value) + f"\n{indent}]"
+    return number(value)
+
+
+def write(name, document):
+    text = render(document) + "\n"
+    json.loads(text)
+    (HERE / name).write_text(text)
+    print(f"{name}: {len(text)} bytes")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    dorefa()
+    pact()
+    lsq_cases()
+    minmax()
+    training()
+    resnet_counts()
