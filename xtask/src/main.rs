@@ -1,1 +1,122 @@
-fn main() {}
+//! Tasks of the workspace: `cargo xtask ci` checks what a change must pass beyond the tests.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Tasks of the lowbit workspace")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Formatting, lints, documentation, licences and dependencies, then all tests
+    Ci {
+        /// Leave the tests out
+        #[arg(long)]
+        no_test: bool,
+    },
+    /// Train the default recipe for a few steps on a wgpu device
+    Wgpu,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().task {
+        Task::Ci { no_test } => ci(no_test),
+        Task::Wgpu => wgpu(),
+    }
+}
+
+/// Cheap checks first.
+fn ci(no_test: bool) -> anyhow::Result<()> {
+    run("fmt", cargo(&["fmt", "--all", "--check"]))?;
+    licences()?;
+    run("clippy", cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
+    doc.env("RUSTDOCFLAGS", "-D warnings");
+    run("documentation", doc)?;
+    if !no_test {
+        run("tests", cargo(&["test", "--workspace"]))?;
+    }
+    Ok(())
+}
+
+/// A training of one epoch on wgpu, as a user starts it.
+fn wgpu() -> anyhow::Result<()> {
+    let out = Path::new("target").join(format!("wgpu-smoke-{}", std::process::id()));
+    // Without the CPU backends, which this would compile a second time.
+    let build = ["run", "-p", "lowbit", "--no-default-features", "--features", "wgpu", "--"];
+    let mut train = cargo(&build);
+    train.args(["train", "--device", "wgpu", "--out"]);
+    train.arg(&out);
+    for setting in ["train.epochs=1", "data.train_limit=256", "data.test_limit=64"] {
+        train.args(["--set", setting]);
+    }
+    run("training on wgpu", train)
+}
+
+/// Licences that dependencies may have, besides our own.
+const LICENCES: [&str; 15] = [
+    "0BSD",
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "BSL-1.0",
+    "CC0-1.0",
+    "CDLA-Permissive-2.0",
+    "ISC",
+    "MIT",
+    "MIT-0",
+    "MPL-2.0",
+    "Unicode-3.0",
+    "Unlicense",
+    "Zlib",
+];
+
+/// Every dependency names a licence we can ship under: at least one branch of its `OR` is made of known ones.
+fn licences() -> anyhow::Result<()> {
+    let output =
+        cargo(&["metadata", "--format-version", "1", "--locked"]).output().context("failed to run cargo")?;
+    if !output.status.success() {
+        bail!("cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
+    let mut unknown = Vec::new();
+    for package in packages {
+        let licence = package["license"].as_str().unwrap_or("none");
+        let plain = licence.replace(['(', ')'], "").replace('/', " OR ");
+        let known = |part: &str| part.split(" AND ").all(|term| LICENCES.contains(&term.trim()));
+        if !plain.split(" OR ").any(known) {
+            unknown.push(format!("{}: {licence}", package["name"].as_str().unwrap_or("?")));
+        }
+    }
+    match unknown.is_empty() {
+        true => {
+            println!("licences: {} packages", packages.len());
+            Ok(())
+        }
+        false => bail!("dependencies under other licences:\n  {}", unknown.join("\n  ")),
+    }
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments);
+    command
+}
+
+fn run(what: &str, mut command: Command) -> anyhow::Result<()> {
+    println!("== {what}");
+    let status = command.status().with_context(|| format!("failed to run {what}"))?;
+    match status.success() {
+        true => Ok(()),
+        false => bail!("{what} failed ({status})"),
+    }
+}

@@ -93,8 +93,16 @@ pub struct BitWidth(u8);
 
 impl BitWidth {
     /// All bit widths, ascending.
-    pub const ALL: [BitWidth; 8] =
-        [BitWidth(1), BitWidth(2), BitWidth(3), BitWidth(4), BitWidth(5), BitWidth(6), BitWidth(7), BitWidth(8)];
+    pub const ALL: [BitWidth; 8] = [
+        BitWidth(1),
+        BitWidth(2),
+        BitWidth(3),
+        BitWidth(4),
+        BitWidth(5),
+        BitWidth(6),
+        BitWidth(7),
+        BitWidth(8),
+    ];
 
     /// A bit width of `bits`.
     ///

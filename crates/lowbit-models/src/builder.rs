@@ -59,7 +59,14 @@ impl<R: Rng> Builder<'_, R> {
             .with_quantization(quantization)
             .init(self.device, &mut self.rng)
             .map_err(|source| ModelError::Quantizer { layer: path.into(), source })?;
-        self.plan.push_layer(path, LayerRole::Last, &[out_features, in_features], out_features, 1, quantization);
+        self.plan.push_layer(
+            path,
+            LayerRole::Last,
+            &[out_features, in_features],
+            out_features,
+            1,
+            quantization,
+        );
         Ok(linear)
     }
 
@@ -79,11 +86,12 @@ pub(crate) fn global_average_pool(x: Tensor<4>) -> Tensor<2> {
     x.reshape([batch, channels, height * width]).mean_dim(2).reshape([batch, channels])
 }
 
-/// The three stages of a CIFAR-style residual network (He et al. 2016, section 4.2): 16, 32 and 64 channels times the
+/// The stem and the three stages of a CIFAR-style residual network (He et al. 2016, section 4.2): 16, 32 and 64 channels times the
 /// width, the last two beginning with stride 2.
 pub(crate) struct ResidualLayout {
     pub(crate) stem_channels: usize,
-    pub(crate) blocks_per_stage: usize,
+    stem_stride: usize,
+    blocks_per_stage: usize,
 }
 
 /// Where one residual block stands.
@@ -109,11 +117,16 @@ impl BlockSpec {
 }
 
 impl ResidualLayout {
-    pub(crate) fn new(depth: usize, width: f64) -> Result<Self, ModelError> {
+    pub(crate) fn new(depth: usize, width: f64, stem_stride: usize) -> Result<Self, ModelError> {
         if depth < 8 || !(depth - 2).is_multiple_of(6) {
             return Err(ModelError::Depth { got: depth });
         }
-        Ok(Self { stem_channels: scaled(16, width), blocks_per_stage: (depth - 2) / 6 })
+        Ok(Self { stem_channels: scaled(16, width), stem_stride, blocks_per_stage: (depth - 2) / 6 })
+    }
+
+    /// The first convolution.
+    pub(crate) fn stem(&self, in_channels: usize) -> QuantConv2dConfig {
+        QuantConv2dConfig::new([in_channels, self.stem_channels], 3).with_stride(self.stem_stride)
     }
 
     pub(crate) fn final_channels(&self) -> usize {
@@ -127,7 +140,7 @@ impl ResidualLayout {
         mut build: impl FnMut(&str, BlockSpec) -> Result<B, ModelError>,
     ) -> Result<Vec<Vec<B>>, ModelError> {
         let mut in_channels = self.stem_channels;
-        let mut size = [input.height, input.width];
+        let mut size = [input.height, input.width].map(|side| side.div_ceil(self.stem_stride));
         (0..3)
             .map(|stage| {
                 let out_channels = self.stem_channels << stage;

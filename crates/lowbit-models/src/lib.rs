@@ -4,20 +4,19 @@
 //! A network is built from a [`ModelConfig`] and a [`QuantizationPolicy`](lowbit_quantizers::QuantizationPolicy),
 //! knows nothing of training, and exposes its feature maps as named taps.
 //!
-//! ```no_run
+//! ```
 //! use burn::tensor::{Device, Tensor};
 //! use lowbit_core::Precision;
 //! use lowbit_models::{Family, InputShape, ModelConfig};
 //! use lowbit_quantizers::{LayerQuantization, Method, QuantizationPolicy};
 //!
-//! # fn run(device: Device) -> Result<(), Box<dyn std::error::Error>> {
+//! let device = Device::default();
 //! let two_bits = Precision::bits(2)?;
 //! let policy = QuantizationPolicy::new(LayerQuantization::new(Method::DoReFa, two_bits, two_bits));
 //! let input = InputShape { channels: 3, height: 32, width: 32 };
 //! let model = ModelConfig::new(Family::PreResNet, 20).init(input, 10, &policy, 0, &device)?;
 //! assert_eq!(model.network.forward(Tensor::zeros([1, 3, 32, 32], &device)).dims(), [1, 10]);
-//! # Ok(())
-//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 mod builder;

@@ -8,6 +8,7 @@ use burn::tensor::{Device, Tensor};
 use lowbit_quantizers::{LayerMut, QuantizationPolicy, QuantizedNetwork, QuantizerError};
 use serde::{Deserialize, Serialize};
 
+use crate::builder::ResidualLayout;
 use crate::{Plan, PreResNet, ResNet, VggSmall};
 
 /// A family of networks.
@@ -57,21 +58,28 @@ pub struct ModelConfig {
     /// Multiplier of the number of channels.
     #[serde(default = "one")]
     pub width: f64,
+    /// Stride of a residual network's first convolution, 1 or 2: 2 halves the size of every feature map. 1 for VGG-small.
+    #[serde(default = "stride_one")]
+    pub stem_stride: usize,
 }
 
 fn one() -> f64 {
     1.0
 }
 
+fn stride_one() -> usize {
+    1
+}
+
 impl ModelConfig {
     /// A residual network of `depth` layers at width 1.
     pub fn new(family: Family, depth: usize) -> Self {
-        Self { family, depth: Some(depth), width: 1.0 }
+        Self { family, depth: Some(depth), width: 1.0, stem_stride: 1 }
     }
 
     /// VGG-small at width 1.
     pub fn vgg_small() -> Self {
-        Self { family: Family::VggSmall, depth: None, width: 1.0 }
+        Self { family: Family::VggSmall, depth: None, width: 1.0, stem_stride: 1 }
     }
 
     /// The same with another number of channels.
@@ -96,19 +104,25 @@ impl ModelConfig {
         if !(width.is_finite() && width > 0.0 && width <= 64.0) {
             return Err(ModelError::Width { got: width });
         }
-        let depth = match (self.family, self.depth) {
-            (Family::VggSmall, None) => 0,
+        if !(1..=2).contains(&self.stem_stride) || (self.family == Family::VggSmall && self.stem_stride != 1)
+        {
+            return Err(ModelError::StemStride { got: self.stem_stride });
+        }
+        let (network, plan) = match (self.family, self.depth) {
             (Family::VggSmall, Some(got)) => return Err(ModelError::FixedDepth { got }),
-            (family, None) => return Err(ModelError::NoDepth { family }),
-            (_, Some(depth)) => depth,
-        };
-        let (network, plan) = match self.family {
-            Family::ResNet => ResNet::new(depth, width, input, n_classes, policy, seed, device)
-                .map(|(network, plan)| (Network::ResNet(network), plan))?,
-            Family::PreResNet => PreResNet::new(depth, width, input, n_classes, policy, seed, device)
-                .map(|(network, plan)| (Network::PreResNet(network), plan))?,
-            Family::VggSmall => VggSmall::new(width, input, n_classes, policy, seed, device)
+            (Family::VggSmall, None) => VggSmall::new(width, input, n_classes, policy, seed, device)
                 .map(|(network, plan)| (Network::VggSmall(network), plan))?,
+            (family, None) => return Err(ModelError::NoDepth { family }),
+            (Family::ResNet, Some(depth)) => {
+                let layout = ResidualLayout::new(depth, width, self.stem_stride)?;
+                ResNet::new(layout, input, n_classes, policy, seed, device)
+                    .map(|(network, plan)| (Network::ResNet(network), plan))?
+            }
+            (Family::PreResNet, Some(depth)) => {
+                let layout = ResidualLayout::new(depth, width, self.stem_stride)?;
+                PreResNet::new(layout, input, n_classes, policy, seed, device)
+                    .map(|(network, plan)| (Network::PreResNet(network), plan))?
+            }
         };
         let layers: Vec<String> = plan.layers.iter().map(|layer| layer.path.clone()).collect();
         match policy.unmatched_patterns(&layers).first() {
@@ -153,6 +167,12 @@ pub enum ModelError {
     Width {
         /// The width asked for.
         got: f64,
+    },
+    /// A first stride that is not defined.
+    #[error("stem_stride must be 1 or 2, and 1 for vgg-small, got {got}")]
+    StemStride {
+        /// The stride asked for.
+        got: usize,
     },
     /// VGG-small halves its input three times.
     #[error("vgg-small needs images of at least 8x8 pixels, got {height}x{width}")]

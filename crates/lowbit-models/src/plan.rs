@@ -102,7 +102,11 @@ impl Plan {
 /// A table of at most 80 columns.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<19} {:<13} {:>8} {:>4} {:>4} {:<7} {:>9} {:>9}", "layer", "weights", "params", "W", "A", "method", "bit-ops", "packed")?;
+        writeln!(
+            f,
+            "{:<19} {:<13} {:>8} {:>4} {:>4} {:<7} {:>9} {:>9}",
+            "layer", "weights", "params", "W", "A", "method", "bit-ops", "packed"
+        )?;
         for layer in &self.layers {
             let shape = layer.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join("x");
             let method = layer.method.map_or("-".into(), |method| method.to_string());
@@ -121,7 +125,18 @@ impl fmt::Display for Plan {
             )?;
         }
         let norms = 4 * self.n_norm_parameters as u64;
-        writeln!(f, "{:<19} {:<13} {:>8} {:>4} {:>4} {:<7} {:>9} {:>9}", "BatchNorm", "", self.n_norm_parameters, "fp32", "fp32", "-", "", bytes(norms))?;
+        writeln!(
+            f,
+            "{:<19} {:<13} {:>8} {:>4} {:>4} {:<7} {:>9} {:>9}",
+            "BatchNorm",
+            "",
+            self.n_norm_parameters,
+            "fp32",
+            "fp32",
+            "-",
+            "",
+            bytes(norms)
+        )?;
         let full_precision = 4 * self.n_parameters() as u64;
         write!(
             f,

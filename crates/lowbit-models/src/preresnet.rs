@@ -33,17 +33,15 @@ pub struct PreActivationBlock {
 
 impl PreResNet {
     pub(crate) fn new(
-        depth: usize,
-        width: f64,
+        layout: ResidualLayout,
         input: InputShape,
         n_classes: usize,
         policy: &QuantizationPolicy,
         seed: u64,
         device: &Device,
     ) -> Result<(Self, Plan), ModelError> {
-        let layout = ResidualLayout::new(depth, width)?;
         let mut build = builder(policy, device, seed);
-        let stem = QuantConv2dConfig::new([input.channels, layout.stem_channels], 3);
+        let stem = layout.stem(input.channels);
         let network = Self {
             stem: build.conv("stem", LayerRole::First, stem, [input.height, input.width])?,
             stages: layout.stages(input, |path, spec| PreActivationBlock::new(&mut build, path, spec))?,
@@ -88,7 +86,9 @@ impl PreActivationBlock {
             conv2: build.conv(&format!("{path}.conv2"), LayerRole::Hidden, conv2, spec.out_size())?,
             shortcut: match spec.keeps_shape() {
                 true => None,
-                false => Some(build.conv(&format!("{path}.shortcut"), LayerRole::Shortcut, shortcut, size)?),
+                false => {
+                    Some(build.conv(&format!("{path}.shortcut"), LayerRole::Shortcut, shortcut, size)?)
+                }
             },
         })
     }

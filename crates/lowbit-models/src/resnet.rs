@@ -37,17 +37,15 @@ pub struct BasicBlock {
 
 impl ResNet {
     pub(crate) fn new(
-        depth: usize,
-        width: f64,
+        layout: ResidualLayout,
         input: InputShape,
         n_classes: usize,
         policy: &QuantizationPolicy,
         seed: u64,
         device: &Device,
     ) -> Result<(Self, Plan), ModelError> {
-        let layout = ResidualLayout::new(depth, width)?;
         let mut build = builder(policy, device, seed);
-        let stem = QuantConv2dConfig::new([input.channels, layout.stem_channels], 3);
+        let stem = layout.stem(input.channels);
         let network = Self {
             stem: build.conv("stem", LayerRole::First, stem, [input.height, input.width])?,
             norm: build.norm(layout.stem_channels),
@@ -92,7 +90,9 @@ impl BasicBlock {
             norm2: build.norm(out_channels),
             shortcut: match spec.keeps_shape() {
                 true => None,
-                false => Some(build.conv(&format!("{path}.shortcut"), LayerRole::Shortcut, shortcut, size)?),
+                false => {
+                    Some(build.conv(&format!("{path}.shortcut"), LayerRole::Shortcut, shortcut, size)?)
+                }
             },
             shortcut_norm: (!spec.keeps_shape()).then(|| build.norm(out_channels)),
         })

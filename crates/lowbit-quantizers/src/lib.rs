@@ -7,21 +7,20 @@
 //!
 //! This crate knows no network, no data and no training schedule.
 //!
-//! ```no_run
+//! ```
 //! use burn::tensor::{Device, Tensor};
 //! use lowbit_core::Precision;
 //! use lowbit_quantizers::{LayerQuantization, Method, QuantConv2dConfig};
 //! use rand::SeedableRng;
 //!
-//! # fn run(device: Device) -> Result<(), Box<dyn std::error::Error>> {
+//! let device = Device::default();
 //! let two_bits = Precision::bits(2)?;
 //! let conv = QuantConv2dConfig::new([16, 32], 3)
 //!     .with_quantization(LayerQuantization::new(Method::Lsq, two_bits, two_bits))
 //!     .init(&device, &mut rand_chacha::ChaCha8Rng::seed_from_u64(0))?;
 //! let output = conv.forward(Tensor::ones([1, 16, 8, 8], &device));
 //! assert_eq!(output.dims(), [1, 32, 8, 8]);
-//! # Ok(())
-//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 mod calibration;
@@ -35,7 +34,9 @@ mod ste;
 
 pub use calibration::Calibration;
 pub use error::QuantizerError;
-pub use layers::{LayerMut, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantLinearConfig, QuantizedNetwork};
+pub use layers::{
+    LayerMut, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantLinearConfig, QuantizedNetwork,
+};
 pub use policy::{LayerOverride, LayerRole, QuantizationPolicy};
 pub use qparams::QParams;
 pub use quantizer::{ActivationQuantizer, LayerQuantization, Method, Operand, WeightQuantizer};

@@ -225,13 +225,14 @@ impl Checkpoints {
 
     fn load_unverified_by_others(&self, name: &str) -> Result<Checkpoint, CheckpointError> {
         let folder = self.path(name);
-        let damaged = |problem: String| CheckpointError::Damaged { path: folder.clone(), problem, previous: None };
+        let damaged =
+            |problem: String| CheckpointError::Damaged { path: folder.clone(), problem, previous: None };
         let sums_path = folder.join(SUMS);
         let sums = fs::read(&sums_path).map_err(|error| damaged(format!("{SUMS}: {}", explain(&error))))?;
         let sums = String::from_utf8(sums).map_err(|_| damaged(format!("{SUMS} is not text")))?;
         let read = |file: &str| -> Result<Vec<u8>, CheckpointError> {
-            let bytes =
-                fs::read(folder.join(file)).map_err(|error| damaged(format!("{file}: {}", explain(&error))))?;
+            let bytes = fs::read(folder.join(file))
+                .map_err(|error| damaged(format!("{file}: {}", explain(&error))))?;
             let line = format!("{}  {file}", hex(&Sha256::digest(&bytes)));
             match sums.lines().any(|known| known == line) {
                 true => Ok(bytes),
@@ -241,7 +242,10 @@ impl Checkpoints {
         let manifest: Manifest = serde_json::from_slice(&read(MANIFEST)?)
             .map_err(|error| damaged(format!("{MANIFEST}: {error}")))?;
         if manifest.schema != SCHEMA {
-            return Err(damaged(format!("{MANIFEST} has schema {}, this lowbit reads {SCHEMA}", manifest.schema)));
+            return Err(damaged(format!(
+                "{MANIFEST} has schema {}, this lowbit reads {SCHEMA}",
+                manifest.schema
+            )));
         }
         let tensors = |file: &str| -> Result<NamedTensors, CheckpointError> {
             from_safetensors(&read(file)?).map_err(|error| damaged(format!("{file}: {error}")))
@@ -335,7 +339,8 @@ impl Checkpoint {
         let tensors = reader.into_tensors().map_err(|error| damaged(error.to_string()))?;
         let mut parts = Vec::new();
         for tensor in tensors {
-            let (name, _, shape, _, bytes) = tensor.into_parts().map_err(|error| damaged(error.to_string()))?;
+            let (name, _, shape, _, bytes) =
+                tensor.into_parts().map_err(|error| damaged(error.to_string()))?;
             parts.push((name, format!("{shape:?}"), bytes));
         }
         parts.sort_by(|a, b| a.0.cmp(&b.0));
@@ -354,10 +359,12 @@ pub(crate) fn optimizer_bytes(optimizer: &ModuleOptimizer) -> Vec<u8> {
 
 /// The optimizer state in `bytes`, which were verified.
 pub(crate) fn optimizer_record(bytes: &[u8], path: &Path) -> Result<OptimizerRecord, CheckpointError> {
-    OptimizerRecord::from_bytes(Bytes::from_bytes_vec(bytes.to_vec())).map_err(|error| CheckpointError::Damaged {
-        path: path.into(),
-        problem: format!("{OPTIMIZER}: {error}"),
-        previous: None,
+    OptimizerRecord::from_bytes(Bytes::from_bytes_vec(bytes.to_vec())).map_err(|error| {
+        CheckpointError::Damaged {
+            path: path.into(),
+            problem: format!("{OPTIMIZER}: {error}"),
+            previous: None,
+        }
     })
 }
 
@@ -381,7 +388,8 @@ fn from_safetensors(bytes: &[u8]) -> Result<NamedTensors, String> {
         .iter()
         .map(|(path, view)| match view.dtype() {
             Dtype::F32 => {
-                let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+                let values =
+                    view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
                 Ok((path.to_string(), TensorData::new(values.collect::<Vec<f32>>(), view.shape().to_vec())))
             }
             other => Err(format!("tensor {path} has type {other:?}, expected F32")),

@@ -61,7 +61,10 @@ pub enum TrainError {
         source: io::Error,
     },
     /// The loss is not a finite number.
-    #[error("loss is {loss} at step {step} (epoch {epoch}); first not finite: {place}; {}", last_good(last_checkpoint))]
+    #[error(
+        "loss is {loss} at step {step} (epoch {epoch}); first not finite: {place}; {}",
+        last_good(last_checkpoint)
+    )]
     NonFinite {
         /// The loss.
         loss: f64,

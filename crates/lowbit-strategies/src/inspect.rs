@@ -117,3 +117,11 @@ fn newest(run: &RunDir, checkpoint: Option<&str>) -> Result<String, TrainError> 
     let chosen = run.checkpoints().choose(checkpoint)?;
     Ok(chosen.ok_or_else(|| CheckpointError::None { path: run.path().into() })?)
 }
+
+/// The precision of every layer of a recipe's network, without training it.
+///
+/// # Errors
+/// [`TrainError`] if the network cannot be built.
+pub fn plan(recipe: &Recipe, device: &Device) -> Result<Plan, TrainError> {
+    Ok(build(recipe, device)?.plan)
+}

@@ -29,7 +29,7 @@ mod trainer;
 
 pub use checkpoint::{CheckpointError, Progress};
 pub use error::TrainError;
-pub use inspect::{CheckpointInspection, Evaluation, Inspection, evaluate, inspect};
+pub use inspect::{CheckpointInspection, Evaluation, Inspection, evaluate, inspect, plan};
 pub use metrics::{EpochMetrics, Scores, Tally};
 pub use recipe::{Recipe, RecipeError};
 pub use run_dir::{RunDir, RunInfo};

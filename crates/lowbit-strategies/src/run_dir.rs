@@ -49,9 +49,15 @@ pub struct RunDir {
 
 impl RunDir {
     /// Makes the directory of a new run and writes what is known before it starts.
-    pub(crate) fn create(path: &Path, recipe: &Recipe, plan: &Plan, info: &RunInfo) -> Result<Self, TrainError> {
+    pub(crate) fn create(
+        path: &Path,
+        recipe: &Recipe,
+        plan: &Plan,
+        info: &RunInfo,
+    ) -> Result<Self, TrainError> {
         let is_empty = |path: &Path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
-        match fs::create_dir_all(path.parent().unwrap_or(Path::new("."))).and_then(|()| fs::create_dir(path)) {
+        match fs::create_dir_all(path.parent().unwrap_or(Path::new("."))).and_then(|()| fs::create_dir(path))
+        {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !is_empty(path) => {
                 return Err(TrainError::RunExists { path: path.into() });
             }
@@ -125,7 +131,8 @@ impl RunDir {
     fn read_json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, TrainError> {
         let path = self.path.join(name);
         let text = fs::read_to_string(&path).context("read", &path)?;
-        serde_json::from_str(&text).map_err(|error| TrainError::DamagedFile { path, message: error.to_string() })
+        serde_json::from_str(&text)
+            .map_err(|error| TrainError::DamagedFile { path, message: error.to_string() })
     }
 
     pub(crate) fn checkpoints(&self) -> Checkpoints {

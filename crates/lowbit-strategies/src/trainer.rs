@@ -493,12 +493,13 @@ impl<'a> Trainer<'a> {
             probe.for_each_norm(&mut |norm| norm.momentum = 1.0 / (i + 1) as f64);
             probe.forward(images(&mut batch, &self.device));
         }
-        let statistics = state::tensors(&probe.valid()).into_iter().filter(|(path, _)| {
-            path.ends_with(".running_mean") || path.ends_with(".running_var")
-        });
+        let statistics = state::tensors(&probe.valid())
+            .into_iter()
+            .filter(|(path, _)| path.ends_with(".running_mean") || path.ends_with(".running_var"));
         let mut tensors = state::tensors(&network);
         tensors.extend(statistics);
-        let load = |network| state::load(network, tensors).expect("invariant: the state is this network's own");
+        let load =
+            |network| state::load(network, tensors).expect("invariant: the state is this network's own");
         match &mut self.average {
             Some(average) => *average = load(network),
             // A fresh copy: burn's running statistics would otherwise keep a pending update.

@@ -185,7 +185,8 @@ impl MinMaxActivations {
 
     /// The grid's parameters.
     pub fn qparams(&self) -> QParams {
-        let (scale, zero_point) = self.grid_parameters(self.running_min.value_sync(), self.running_max.value_sync());
+        let (scale, zero_point) =
+            self.grid_parameters(self.running_min.value_sync(), self.running_max.value_sync());
         QParams { scale, zero_point, range: self.bits.unsigned_range() }
     }
 }

@@ -280,7 +280,8 @@ fn set(table: &mut Table, text: &str) -> Result<(), RecipeError> {
         .and_then(|mut parsed| parsed.remove("value"))
         .unwrap_or_else(|| Value::String(value.trim().into()));
     let parts: Vec<&str> = key.trim().split('.').collect();
-    let Some((last, parents)) = parts.split_last().filter(|_| parts.iter().all(|part| !part.is_empty())) else {
+    let Some((last, parents)) = parts.split_last().filter(|_| parts.iter().all(|part| !part.is_empty()))
+    else {
         return Err(malformed());
     };
     let mut target = table;
@@ -314,9 +315,11 @@ fn read(table: Table, problems: &Problems) -> Recipe {
 }
 
 fn read_data(section: Section<'_>) -> DataRecipe {
-    let choices: Vec<(&str, DatasetName)> = DatasetName::ALL.iter().map(|name| (name.as_str(), *name)).collect();
+    let choices: Vec<(&str, DatasetName)> =
+        DatasetName::ALL.iter().map(|name| (name.as_str(), *name)).collect();
     let dataset = section.choice("dataset", &choices);
-    let labels = section.optional_choice("labels", &[("fine", LabelKind::Fine), ("coarse", LabelKind::Coarse)]);
+    let labels =
+        section.optional_choice("labels", &[("fine", LabelKind::Fine), ("coarse", LabelKind::Coarse)]);
     if labels == Some(LabelKind::Coarse) && dataset != DatasetName::Cifar100 {
         section.problem("labels", format!("only cifar100 has coarse labels, not {dataset}"));
     }
@@ -331,13 +334,20 @@ fn read_data(section: Section<'_>) -> DataRecipe {
         dataset,
         labels: labels.unwrap_or(LabelKind::Fine),
         batch_size: section.integer("batch_size", 128, 1..=65_536) as usize,
-        train_limit: section.optional_integer("train_limit", 1..=dataset.info().n_train as u64).map(|n| n as usize),
-        test_limit: section.optional_integer("test_limit", 1..=dataset.info().n_test as u64).map(|n| n as usize),
+        train_limit: section
+            .optional_integer("train_limit", 1..=dataset.info().n_train as u64)
+            .map(|n| n as usize),
+        test_limit: section
+            .optional_integer("test_limit", 1..=dataset.info().n_test as u64)
+            .map(|n| n as usize),
         augment,
     };
     let n_train = recipe.train_limit.unwrap_or(dataset.info().n_train);
     if recipe.batch_size > n_train {
-        section.problem("batch_size", format!("{} is more than the {n_train} training images", recipe.batch_size));
+        section.problem(
+            "batch_size",
+            format!("{} is more than the {n_train} training images", recipe.batch_size),
+        );
     }
     section.finish();
     recipe
@@ -350,9 +360,15 @@ fn read_model(section: Section<'_>) -> ModelConfig {
         family: section.choice("family", &families),
         depth: section.optional_integer("depth", 1..=10_000).map(|depth| depth as usize),
         width: section.number("width", 1.0, &NumberRange { min: 0.0, max: 64.0, min_included: false }),
+        stem_stride: section.integer("stem_stride", 1, 1..=2) as usize,
     };
+    if model.family == Family::VggSmall && model.stem_stride != 1 {
+        section.problem("stem_stride", "vgg-small has none: remove this key");
+    }
     match (model.family, model.depth) {
-        (Family::VggSmall, Some(_)) => section.problem("depth", "vgg-small has a fixed depth: remove this key"),
+        (Family::VggSmall, Some(_)) => {
+            section.problem("depth", "vgg-small has a fixed depth: remove this key")
+        }
         (Family::VggSmall, None) => {}
         (_, None) if !section.has("depth") => {
             section.problem("depth", "is missing; expected 6n+2: 8, 14, 20, 32, 44, 56 or 110");
@@ -454,10 +470,7 @@ fn read_train(section: Section<'_>) -> TrainRecipe {
         eval_every: section.integer("eval_every", 1, 1..=100_000),
     };
     if train.warmup_epochs > epochs as f64 {
-        section.problem(
-            "warmup_epochs",
-            format!("{} is more than all {epochs} epochs", train.warmup_epochs),
-        );
+        section.problem("warmup_epochs", format!("{} is more than all {epochs} epochs", train.warmup_epochs));
     }
     section.finish();
     train
@@ -517,10 +530,14 @@ fn read_schedule(section: Option<Section<'_>>, epochs: u64) -> ScheduleRecipe {
             if !ascending || milestones.iter().any(|&epoch| epoch == 0 || epoch >= epochs) {
                 section.problem(
                     "milestones",
-                    format!("expected ascending epochs between 1 and {}, got {milestones:?}", epochs.saturating_sub(1)),
+                    format!(
+                        "expected ascending epochs between 1 and {}, got {milestones:?}",
+                        epochs.saturating_sub(1)
+                    ),
                 );
             }
-            let gamma = section.number("gamma", 0.1, &NumberRange { min: 0.0, max: 1.0, min_included: false });
+            let gamma =
+                section.number("gamma", 0.1, &NumberRange { min: 0.0, max: 1.0, min_included: false });
             ScheduleRecipe::MultiStep { milestones, gamma }
         }
     };

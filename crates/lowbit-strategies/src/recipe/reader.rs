@@ -168,7 +168,10 @@ impl<'a> Section<'a> {
         let found = choices.iter().find(|(name, _)| *name == word).map(|(_, choice)| *choice);
         if found.is_none() {
             let list = names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
-            self.problem(key, format!("expected one of {list}, got {}{}", show(value), did_you_mean(word, &names)));
+            self.problem(
+                key,
+                format!("expected one of {list}, got {}{}", show(value), did_you_mean(word, &names)),
+            );
         }
         found
     }

@@ -1,0 +1,343 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+use lowbit_data::{DatasetName, Locations};
+
+use crate::device::DeviceName;
+use crate::exit_code;
+
+/// Train convolutional networks with weights and activations of 1 to 8 bits.
+///
+/// Results go to stdout, progress and logs to stderr.
+#[derive(Parser)]
+#[command(
+    version,
+    max_term_width = 80,
+    propagate_version = true,
+    after_help = concat_examples(&[
+        ("lowbit train", "train the default recipe, in under a minute"),
+        ("lowbit eval runs/digits-preresnet8-w2a2", "score its newest checkpoint again"),
+        ("lowbit recipes", "list what else there is to train"),
+    ], exit_code::HELP)
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// Log more to stderr: -v debug, -vv trace
+    #[arg(short, long, action = ArgAction::Count, global = true, conflicts_with = "quiet", display_order = 100)]
+    verbose: u8,
+
+    /// Show errors only, and the result
+    #[arg(short, long, global = true, display_order = 100)]
+    quiet: bool,
+}
+
+/// How much is shown on stderr.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verbosity {
+    Quiet,
+    Normal,
+    Debug,
+    Trace,
+}
+
+impl Cli {
+    pub fn verbosity(&self) -> Verbosity {
+        match self.verbose {
+            _ if self.quiet => Verbosity::Quiet,
+            0 => Verbosity::Normal,
+            1 => Verbosity::Debug,
+            _ => Verbosity::Trace,
+        }
+    }
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Train a network, or go on with a training
+    #[command(after_help = concat_examples(&[
+        ("lowbit train", ""),
+        ("lowbit train fashion-mnist-preresnet8-w2a2 --out runs/fashion", ""),
+        ("lowbit train my-recipe.toml --set train.epochs=3 --set seed=1", ""),
+        ("lowbit train --resume runs/fashion", ""),
+        ("lowbit train --json | jq .top1", ""),
+    ], TRAIN_NOTES))]
+    Train(TrainArgs),
+
+    /// Score a checkpoint on the test images, as its run did
+    #[command(after_help = concat_examples(&[
+        ("lowbit eval runs/fashion", ""),
+        ("lowbit eval runs/fashion --checkpoint step-00000468 --json", ""),
+    ], EVAL_NOTES))]
+    Eval(EvalArgs),
+
+    /// Show the layers, precision and state of a run, or of a recipe
+    #[command(after_help = concat_examples(&[
+        ("lowbit inspect runs/fashion", ""),
+        ("lowbit inspect runs/fashion --json | jq -r .state_sha256", ""),
+        ("lowbit inspect digits-preresnet8-w2a2 --set quantization.act_bits=4", ""),
+    ], INSPECT_NOTES))]
+    Inspect(InspectArgs),
+
+    /// List the recipes that come with lowbit, or show one
+    #[command(after_help = concat_examples(&[
+        ("lowbit recipes", ""),
+        ("lowbit recipes show digits-preresnet8-w2a2 > my-recipe.toml", ""),
+    ], ""))]
+    Recipes(RecipesArgs),
+
+    /// List, fetch and verify data sets
+    #[command(after_help = concat_examples(&[
+        ("lowbit data list", ""),
+        ("lowbit data fetch cifar100", ""),
+        ("lowbit data verify cifar100 --data-dir /data", ""),
+    ], DATA_NOTES))]
+    Data(DataArgs),
+
+    /// Print a completion script for a shell
+    #[command(after_help = concat_examples(&[
+        ("lowbit completions bash > ~/.local/share/bash-completion/completions/lowbit", ""),
+        ("lowbit completions zsh > ~/.zfunc/_lowbit", ""),
+        ("lowbit completions fish > ~/.config/fish/completions/lowbit.fish", ""),
+    ], ""))]
+    Completions(CompletionsArgs),
+}
+
+const TRAIN_NOTES: &str = "\
+A run directory is never overwritten. Ctrl-C stops after the current step and
+saves a checkpoint; a second Ctrl-C aborts at once.
+
+With --json, stdout holds one JSON object. A complete training has `status`
+\"complete\", `top1` and `top5` (fractions), `loss`, `best`, `epochs`, `seconds`,
+`images_per_second`, `recipe`, `device`, `seed` and `run_dir`; a training that
+was stopped has `status` \"interrupted\", `run_dir`, `step` and `steps`.";
+
+const EVAL_NOTES: &str = "\
+The scores are those of the network that the run evaluates: the moving average
+of the weights, if the recipe has one. On the device of the run they equal what
+the run reported, bit for bit; if they do not, the exit code is 6.
+
+With --json, stdout holds one JSON object: `top1` and `top5` (fractions),
+`loss`, `recipe`, `checkpoint`, `step`, `reported` (the scores of the run at
+this checkpoint, or null), `matches` (or null), `device` and `run_dir`.";
+
+const INSPECT_NOTES: &str = "\
+With --json, stdout holds one JSON object with `recipe` and `plan`; for a run
+also `state_sha256` (a digest over all parameters, quantizer, optimizer and
+BatchNorm state), `info`, `checkpoints`, `best`, `checkpoint` and `run_dir`.";
+
+const DATA_NOTES: &str = "\
+Data sets are looked for in DIR/NAME and DIR of --data-dir, then in
+$XDG_DATA_HOME/lowbit/NAME (~/.local/share/lowbit/NAME), then in
+/usr/share/datasets/NAME. What `lowbit data fetch` downloads goes to DIR/NAME of
+--data-dir, or to $XDG_DATA_HOME/lowbit/NAME. `lowbit data verify` ends with exit
+code 6 if a file is missing, damaged or not the published one.";
+
+#[derive(Args)]
+pub struct TrainArgs {
+    /// Recipe: a name from `lowbit recipes`, or a path that has a slash or ends in .toml [default:
+    /// digits-preresnet8-w2a2]
+    #[arg(value_name = "RECIPE | FILE.toml", value_hint = ValueHint::FilePath)]
+    pub recipe: Option<String>,
+
+    /// New run directory [default: runs/NAME of the recipe, or runs/NAME-2, ...]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub out: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub set: SetArgs,
+
+    /// Go on with the run in DIR, from its newest checkpoint
+    #[arg(
+        long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with_all = ["recipe", "out", "set"]
+    )]
+    pub resume: Option<PathBuf>,
+
+    /// Resume from this checkpoint; later ones are set aside
+    #[arg(long, value_name = "NAME", requires = "resume")]
+    pub checkpoint: Option<String>,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+
+    #[command(flatten)]
+    pub data_dir: DataDirArgs,
+
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Args)]
+pub struct EvalArgs {
+    /// Run directory
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub run: PathBuf,
+
+    /// Checkpoint [default: the newest]
+    #[arg(long, value_name = "NAME")]
+    pub checkpoint: Option<String>,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+
+    #[command(flatten)]
+    pub data_dir: DataDirArgs,
+
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Args)]
+pub struct InspectArgs {
+    /// Run directory, or a recipe as for `lowbit train`
+    #[arg(value_name = "DIR | RECIPE | FILE.toml", value_hint = ValueHint::AnyPath)]
+    pub target: String,
+
+    /// Checkpoint of the run [default: the newest]
+    #[arg(long, value_name = "NAME", conflicts_with = "set")]
+    pub checkpoint: Option<String>,
+
+    #[command(flatten)]
+    pub set: SetArgs,
+
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Args)]
+pub struct RecipesArgs {
+    #[command(subcommand)]
+    pub command: Option<RecipesCommand>,
+
+    #[command(flatten)]
+    pub json: GlobalJsonArgs,
+}
+
+#[derive(Subcommand)]
+pub enum RecipesCommand {
+    /// List all recipes (what `lowbit recipes` does)
+    List,
+    /// Print the TOML of a recipe
+    Show {
+        /// Name of the recipe
+        name: String,
+    },
+}
+
+#[derive(Args)]
+pub struct DataArgs {
+    #[command(subcommand)]
+    pub command: DataCommand,
+
+    /// Where data sets are looked for first, and fetched to
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, global = true)]
+    pub data_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub json: GlobalJsonArgs,
+}
+
+#[derive(Subcommand)]
+pub enum DataCommand {
+    /// List all data sets and where each was found
+    List,
+    /// Download a data set; what is there already is kept
+    Fetch {
+        /// Data set
+        #[arg(value_parser = dataset_names())]
+        name: DatasetName,
+    },
+    /// Compare the files of a data set with the published checksums, and read them
+    Verify {
+        /// Data set
+        #[arg(value_parser = dataset_names())]
+        name: DatasetName,
+    },
+}
+
+#[derive(Args)]
+pub struct CompletionsArgs {
+    /// Shell
+    pub shell: Shell,
+}
+
+#[derive(Args)]
+pub struct SetArgs {
+    /// Change the recipe: a dotted key and a TOML value, as in train.epochs=3; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct DeviceArgs {
+    /// Device: flex, ndarray, wgpu, or wgpu:N for the N-th GPU from 0 [default: that of the run, else the fastest that
+    /// is compiled in]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceName>,
+}
+
+#[derive(Args)]
+pub struct DataDirArgs {
+    /// Where data sets are looked for first: DIR/NAME, then DIR
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    data_dir: Option<PathBuf>,
+}
+
+impl DataDirArgs {
+    pub fn locations(&self) -> Locations {
+        Locations::default_with(self.data_dir.clone())
+    }
+}
+
+#[derive(Args)]
+pub struct JsonArgs {
+    /// Print the result as one line of JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct GlobalJsonArgs {
+    /// Print the result as one line of JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// Reads the name of a data set, and lets shells complete it.
+fn dataset_names() -> impl TypedValueParser<Value = DatasetName> {
+    PossibleValuesParser::new(DatasetName::ALL.iter().map(|name| name.as_str()))
+        .try_map(|name| name.parse::<DatasetName>())
+}
+
+/// The end of a help text: `examples` with an explanation each, or none, and `notes`.
+fn concat_examples(examples: &[(&str, &str)], notes: &str) -> String {
+    let mut text = String::from("Examples:\n");
+    let width = examples.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
+    for (command, explanation) in examples {
+        let line = format!("  {command:<width$}  {explanation}");
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    if !notes.is_empty() {
+        text.push('\n');
+        text.push_str(notes);
+    }
+    text.trim_end().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

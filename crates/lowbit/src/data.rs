@@ -1,0 +1,218 @@
+//! `lowbit data`: which data sets there are, and getting and checking them.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use lowbit_data::{
+    DataError, DatasetInfo, DatasetName, FetchRequest, FileReport, FileStatus, Locations, SplitReport,
+    VerifyReport, fetch, verify,
+};
+use serde::Serialize;
+
+use crate::cli::{DataArgs, DataCommand};
+use crate::exit_code::{self, Code};
+use crate::output;
+use crate::progress::Screen;
+
+pub fn run(args: &DataArgs, screen: &Screen) -> anyhow::Result<Code> {
+    let locations = Locations::default_with(args.data_dir.clone());
+    let json = args.json.json;
+    match args.command {
+        DataCommand::List => list(&locations, json),
+        DataCommand::Fetch { name } => fetch_files(name, &locations, json, screen),
+        DataCommand::Verify { name } => verify_files(name, &locations, json),
+    }
+}
+
+#[derive(Serialize)]
+struct Entry {
+    name: DatasetName,
+    title: &'static str,
+    /// Channels, height and width.
+    shape: [usize; 3],
+    n_classes: usize,
+    n_train: usize,
+    n_test: usize,
+    built_in: bool,
+    /// The first directory searched that holds one of its files.
+    found_in: Option<PathBuf>,
+}
+
+fn list(locations: &Locations, json: bool) -> anyhow::Result<Code> {
+    if let Some(path) = locations.data_dir.as_ref().filter(|path| !path.exists()) {
+        return Err(DataError::DataDirMissing { path: path.clone() }.into());
+    }
+    let entries: Vec<Entry> = DatasetName::ALL
+        .iter()
+        .map(|&name| {
+            let DatasetInfo { title, shape, n_classes, n_train, n_test, files, .. } = *name.info();
+            let shape = [shape.channels, shape.height, shape.width];
+            let found_in = directory_of(name, locations);
+            Entry { name, title, shape, n_classes, n_train, n_test, built_in: files.is_empty(), found_in }
+        })
+        .collect();
+    match json {
+        true => output::print_json(&entries)?,
+        false => output::print(&table(&entries)?)?,
+    }
+    Ok(Code::Success)
+}
+
+fn table(entries: &[Entry]) -> Result<String, std::fmt::Error> {
+    let mut text = String::new();
+    writeln!(text, "{:<14} {:>8} {:>8} {:>7} {:>7}  found in", "name", "images", "classes", "train", "test")?;
+    for entry in entries {
+        let [channels, height, width] = entry.shape;
+        let place = match &entry.found_in {
+            _ if entry.built_in => "(built in)".into(),
+            Some(directory) => directory.display().to_string(),
+            None => "-".into(),
+        };
+        writeln!(
+            text,
+            "{:<14} {:>8} {:>8} {:>7} {:>7}  {place}",
+            entry.name,
+            format!("{channels}x{height}x{width}"),
+            entry.n_classes,
+            entry.n_train,
+            entry.n_test,
+        )?;
+    }
+    if entries.iter().any(|entry| !entry.built_in && entry.found_in.is_none()) {
+        write!(text, "\nfetch one with `lowbit data fetch NAME`")?;
+    }
+    Ok(text)
+}
+
+/// The first directory searched that holds a file of a data set. Whether it holds all of them, and the right ones, is
+/// for [`verify`] to tell.
+fn directory_of(name: DatasetName, locations: &Locations) -> Option<PathBuf> {
+    let published = name.info().files.iter().map(|file| file.file_name);
+    let unpacked: &[&str] = match name {
+        DatasetName::Cifar10 => &["cifar-10-batches-bin", "data_batch_1.bin"],
+        DatasetName::Cifar100 => &["cifar-100-binary", "train.bin"],
+        _ => &[],
+    };
+    let raw = published
+        .clone()
+        .filter_map(|name| name.strip_suffix("-ubyte.gz"))
+        .map(|stem| format!("{stem}-ubyte"));
+    let names: Vec<String> = published.chain(unpacked.iter().copied()).map(Into::into).chain(raw).collect();
+    let holds_one = |directory: &PathBuf| names.iter().any(|name| directory.join(name).exists());
+    locations.directories(name).into_iter().find(holds_one)
+}
+
+#[derive(Serialize)]
+struct Fetched {
+    name: DatasetName,
+    files: Vec<PathBuf>,
+}
+
+fn fetch_files(
+    name: DatasetName,
+    locations: &Locations,
+    json: bool,
+    screen: &Screen,
+) -> anyhow::Result<Code> {
+    let home = match &locations.data_dir {
+        Some(directory) => directory,
+        None => locations.require_data_home()?,
+    };
+    let files = {
+        let mut progress = screen.progress("{wide_msg} {bar:12} {bytes_per_sec:>11}  ETA {eta}");
+        fetch(&FetchRequest::new(name, home), &mut |at| {
+            progress.position(at.received, at.total);
+            let mib = |bytes: u64| bytes as f64 / 1_048_576.0;
+            progress
+                .update(|| format!("{}: {:.1} of {:.1} MiB", at.file_name, mib(at.received), mib(at.total)));
+        })?
+    };
+    let text = match files.as_slice() {
+        [] => format!("{name} is built in"),
+        files => files.iter().map(|file| format!("{}\n", file.display())).collect(),
+    };
+    match json {
+        true => output::print_json(&Fetched { name, files })?,
+        false => output::print(&text)?,
+    }
+    Ok(Code::Success)
+}
+
+#[derive(Serialize)]
+struct Verified {
+    name: DatasetName,
+    ok: bool,
+    files: Vec<VerifiedFile>,
+    splits: Vec<VerifiedSplit>,
+}
+
+#[derive(Serialize)]
+struct VerifiedFile {
+    path: PathBuf,
+    status: &'static str,
+    detail: Option<String>,
+}
+
+#[derive(Serialize)]
+struct VerifiedSplit {
+    split: String,
+    n_samples: Option<usize>,
+    error: Option<String>,
+}
+
+fn verify_files(name: DatasetName, locations: &Locations, json: bool) -> anyhow::Result<Code> {
+    let report = verify(name, locations);
+    let ok = report.is_ok();
+    let VerifyReport { files, splits, .. } = report;
+    let verified = Verified {
+        name,
+        ok,
+        files: files.into_iter().map(verified_file).collect(),
+        splits: splits.into_iter().map(verified_split).collect(),
+    };
+    match json {
+        true => output::print_json(&verified)?,
+        false => output::print(&describe(&verified)?)?,
+    }
+    Ok(if ok { Code::Success } else { Code::Verification })
+}
+
+fn verified_file(FileReport { path, status }: FileReport) -> VerifiedFile {
+    let (status, detail) = match status {
+        FileStatus::Ok { kind } => ("ok", Some(format!("{kind} agrees"))),
+        FileStatus::NoChecksum => ("unchecked", Some("no checksum of this file is published".into())),
+        FileStatus::Differs { kind, expected, got } => {
+            ("differs", Some(format!("{kind}: expected {expected}, got {got}")))
+        }
+        FileStatus::Missing => ("missing", None),
+        FileStatus::Unreadable(error) => ("unreadable", Some(exit_code::message(&error.into()))),
+        _ => ("unknown", None),
+    };
+    VerifiedFile { path, status, detail }
+}
+
+fn verified_split(SplitReport { split, n_samples }: SplitReport) -> VerifiedSplit {
+    let (n_samples, error) = match n_samples {
+        Ok(n) => (Some(n), None),
+        Err(error) => (None, Some(exit_code::message(&error.into()))),
+    };
+    VerifiedSplit { split: split.to_string(), n_samples, error }
+}
+
+fn describe(Verified { name, ok, files, splits }: &Verified) -> Result<String, std::fmt::Error> {
+    let mut text = String::new();
+    for VerifiedFile { path, status, detail } in files {
+        writeln!(text, "{status:<10} {}", path.display())?;
+        if let Some(detail) = detail {
+            writeln!(text, "{:<10} {detail}", "")?;
+        }
+    }
+    for VerifiedSplit { split, n_samples, error } in splits {
+        match (n_samples, error) {
+            (Some(n), _) => writeln!(text, "{split:<10} {n} images")?,
+            (None, error) => writeln!(text, "{split:<10} {}", error.as_deref().unwrap_or_default())?,
+        }
+    }
+    write!(text, "\n{name} is {}", if *ok { "complete and intact" } else { "NOT as published" })?;
+    Ok(text)
+}

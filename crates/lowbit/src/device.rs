@@ -1,0 +1,173 @@
+//! The device that a command runs on. The only place that knows which backends are compiled in.
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn::tensor::Device;
+
+/// The backends there are, fastest first.
+const BACKENDS: [Backend; 3] = [Backend::Flex, Backend::NdArray, Backend::Wgpu];
+
+/// A backend of burn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Backend {
+    Flex,
+    NdArray,
+    Wgpu,
+}
+
+impl Backend {
+    /// Its name, which is also that of the cargo feature that compiles it in.
+    fn name(self) -> &'static str {
+        match self {
+            Backend::Flex => "flex",
+            Backend::NdArray => "ndarray",
+            Backend::Wgpu => "wgpu",
+        }
+    }
+
+    fn is_compiled_in(self) -> bool {
+        match self {
+            Backend::Flex => cfg!(feature = "flex"),
+            Backend::NdArray => cfg!(feature = "ndarray"),
+            Backend::Wgpu => cfg!(feature = "wgpu"),
+        }
+    }
+}
+
+/// A device as it is asked for: `flex`, `ndarray`, `wgpu` (burn's choice among the GPUs) or `wgpu:N` (the N-th of
+/// them, from 0, in the order in which wgpu lists them).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceName {
+    backend: Backend,
+    index: Option<usize>,
+}
+
+impl DeviceName {
+    /// The fastest backend that is compiled in.
+    pub fn fastest() -> Result<Self, DeviceError> {
+        let backend = BACKENDS.into_iter().find(|backend| backend.is_compiled_in());
+        Ok(Self { backend: backend.ok_or(DeviceError::NoBackend)?, index: None })
+    }
+
+    /// The device that an earlier run was on, or the fastest if its backend is not compiled in.
+    pub fn of_run(device: &str) -> Result<Self, DeviceError> {
+        match device.parse::<Self>() {
+            Ok(name) if name.backend.is_compiled_in() => Ok(name),
+            _ => Self::fastest(),
+        }
+    }
+
+    /// Opens the device.
+    pub fn open(self) -> Result<Device, DeviceError> {
+        match self.backend {
+            #[cfg(feature = "flex")]
+            Backend::Flex => Ok(Device::flex()),
+            #[cfg(feature = "ndarray")]
+            #[expect(deprecated, reason = "kept to compare with until burn drops it")]
+            Backend::NdArray => Ok(Device::ndarray()),
+            #[cfg(feature = "wgpu")]
+            Backend::Wgpu => open_wgpu(self.index),
+            #[cfg(not(all(feature = "flex", feature = "ndarray", feature = "wgpu")))]
+            backend => Err(DeviceError::NotCompiledIn { backend: backend.name() }),
+        }
+    }
+}
+
+/// Looks for a GPU before anything is computed, since burn panics at the first tensor if there is none.
+#[cfg(feature = "wgpu")]
+fn open_wgpu(index: Option<usize>) -> Result<Device, DeviceError> {
+    use burn::tensor::{DeviceKind, DeviceType};
+
+    let adapters = Device::enumerate(DeviceType::Wgpu).into_vec();
+    let n_adapters = adapters.len();
+    match index {
+        _ if n_adapters == 0 => Err(DeviceError::NoAdapter),
+        None => Ok(Device::wgpu(DeviceKind::DefaultDevice)),
+        Some(index) => {
+            adapters.into_iter().nth(index).ok_or(DeviceError::NoSuchAdapter { index, n_adapters })
+        }
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.backend.name())?;
+        self.index.map_or(Ok(()), |index| write!(f, ":{index}"))
+    }
+}
+
+impl FromStr for DeviceName {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        let unknown = || DeviceError::Unknown { got: text.into() };
+        let (name, index) = match text.split_once(':') {
+            Some((name, index)) => (name, Some(index.parse().map_err(|_| unknown())?)),
+            None => (text, None),
+        };
+        let backend = BACKENDS.into_iter().find(|backend| backend.name() == name).ok_or_else(unknown)?;
+        match index {
+            Some(_) if backend != Backend::Wgpu => Err(unknown()),
+            _ => Ok(Self { backend, index }),
+        }
+    }
+}
+
+/// A device that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceError {
+    /// No device is called so.
+    Unknown { got: String },
+    /// No backend is compiled in.
+    NoBackend,
+    /// The backend is not compiled in.
+    #[cfg_attr(
+        all(feature = "flex", feature = "ndarray", feature = "wgpu"),
+        expect(dead_code, reason = "all are in")
+    )]
+    NotCompiledIn { backend: &'static str },
+    /// There is no GPU.
+    #[cfg_attr(not(feature = "wgpu"), expect(dead_code, reason = "only wgpu looks for GPUs"))]
+    NoAdapter,
+    /// There is no GPU of this number.
+    #[cfg_attr(not(feature = "wgpu"), expect(dead_code, reason = "only wgpu looks for GPUs"))]
+    NoSuchAdapter { index: usize, n_adapters: usize },
+}
+
+impl fmt::Display for DeviceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown { got } => {
+                write!(f, "no device is called {got:?}; there are flex, ndarray, wgpu and wgpu:N with N from 0")
+            }
+            Self::NoBackend => f.write_str("no backend is compiled in: build with --features flex"),
+            Self::NotCompiledIn { backend } => {
+                write!(f, "backend {backend:?} is not compiled in: build with --features {backend}")
+            }
+            Self::NoAdapter => f.write_str(
+                "no GPU adapter found: install a Vulkan driver, e.g. Debian's mesa-vulkan-drivers for a software one",
+            ),
+            Self::NoSuchAdapter { index, n_adapters } => {
+                write!(f, "no GPU adapter wgpu:{index}: there are {n_adapters}, the last is wgpu:{}", n_adapters - 1)
+            }
+        }
+    }
+}
+
+impl std::error::Error for DeviceError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_back() {
+        for text in ["flex", "ndarray", "wgpu", "wgpu:0", "wgpu:12"] {
+            assert_eq!(text.parse::<DeviceName>().map(|name| name.to_string()), Ok(text.to_string()));
+        }
+        for text in ["", "Flex", "cuda", "flex:0", "wgpu:", "wgpu:-1", "wgpu:x", ":0"] {
+            assert_eq!(text.parse::<DeviceName>(), Err(DeviceError::Unknown { got: text.into() }));
+        }
+    }
+}

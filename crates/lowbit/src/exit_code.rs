@@ -1,0 +1,161 @@
+//! Exit codes: what they mean, and which error ends with which.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use lowbit_data::DataError;
+use lowbit_strategies::{RecipeError, TrainError};
+
+use crate::device::DeviceError;
+
+/// The table of exit codes that `lowbit --help` ends with.
+pub const HELP: &str = "\
+Exit codes:
+  0    success
+  1    any other failure, such as an output that cannot be written
+  2    command line, device or recipe is not valid
+  3    data missing, damaged or not to be fetched
+  4    run directory or checkpoint missing, damaged, in use or not writable
+  5    the training diverged: its loss is not a finite number
+  6    verification failed: a score or checksum differs from the one on record
+  130  interrupted; what was trained is saved and can be resumed";
+
+/// How a command ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    Success = 0,
+    Other = 1,
+    Usage = 2,
+    Data = 3,
+    Run = 4,
+    Diverged = 5,
+    Verification = 6,
+    Interrupted = 130,
+}
+
+impl From<Code> for ExitCode {
+    fn from(code: Code) -> Self {
+        ExitCode::from(code as u8)
+    }
+}
+
+impl From<Code> for i32 {
+    fn from(code: Code) -> Self {
+        code as i32
+    }
+}
+
+/// A mistake in the command line that clap cannot see.
+#[derive(Debug)]
+pub struct UsageError(pub String);
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// The code that a command which failed with `error` ends with.
+pub fn of(error: &anyhow::Error) -> Code {
+    if let Some(error) = error.downcast_ref::<TrainError>() {
+        return of_train(error);
+    }
+    if let Some(error) = error.downcast_ref::<DataError>() {
+        return of_data(error);
+    }
+    let is_usage = error.is::<UsageError>() || error.is::<DeviceError>() || error.is::<RecipeError>();
+    if is_usage { Code::Usage } else { Code::Other }
+}
+
+fn of_train(error: &TrainError) -> Code {
+    match error {
+        TrainError::Recipe(_) | TrainError::Model(_) => Code::Usage,
+        TrainError::Data(error) => of_data(error),
+        TrainError::Checkpoint(_)
+        | TrainError::RunExists { .. }
+        | TrainError::NotARun { .. }
+        | TrainError::DamagedFile { .. }
+        | TrainError::RunLocked { .. }
+        | TrainError::Io { .. } => Code::Run,
+        TrainError::NonFinite { .. } => Code::Diverged,
+    }
+}
+
+fn of_data(error: &DataError) -> Code {
+    match error {
+        DataError::UnknownName { .. }
+        | DataError::NoCoarseLabels { .. }
+        | DataError::ZeroBatchSize
+        | DataError::BatchTooLarge { .. }
+        | DataError::TooFewSamples { .. } => Code::Usage,
+        _ => Code::Data,
+    }
+}
+
+/// The message for `error`, in one paragraph.
+pub fn message(error: &anyhow::Error) -> String {
+    let data = match error.downcast_ref::<TrainError>() {
+        Some(TrainError::Data(error)) => Some(error),
+        _ => error.downcast_ref::<DataError>(),
+    };
+    match data {
+        // Messages about data complete "failed to", and leave out the operating system's reason.
+        Some(DataError::Io { source, .. }) => format!("failed to {error}: {source}"),
+        Some(DataError::CorruptGzip { source, .. }) => format!("failed to {error} ({source})"),
+        Some(_) => format!("failed to {error}"),
+        // All other messages of ours are complete.
+        None if of(error) != Code::Other => error.to_string(),
+        None => format!("{error:#}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::PathBuf;
+
+    use lowbit_data::Action;
+
+    use super::*;
+
+    #[test]
+    fn messages_have_their_reason_once() {
+        let check = |error: anyhow::Error, expected: &str| assert_eq!(message(&error), expected);
+        let path = PathBuf::from("/data/x.gz");
+        let full = || io::Error::from_raw_os_error(28);
+        let data = || DataError::Io { path: path.clone(), action: Action::Write, source: full() };
+        let reason = "failed to write /data/x.gz: No space left on device (os error 28)";
+        check(data().into(), reason);
+        check(TrainError::Data(data()).into(), reason);
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        check(
+            DataError::Permission { path: path.clone(), action: Action::Read, source: denied }.into(),
+            "failed to read /data/x.gz: permission denied; check its owner and mode (ls -l)",
+        );
+        check(
+            TrainError::Io { action: "write", path, source: full() }.into(),
+            "failed to write /data/x.gz: no space left on the disk; free some, then resume: the last checkpoint is intact",
+        );
+        let context = anyhow::Error::from(io::Error::other("reason")).context("failed to write the result");
+        check(context, "failed to write the result: reason");
+    }
+
+    #[test]
+    fn help_lists_every_code() {
+        let codes = [
+            Code::Success,
+            Code::Other,
+            Code::Usage,
+            Code::Data,
+            Code::Run,
+            Code::Diverged,
+            Code::Verification,
+            Code::Interrupted,
+        ];
+        for code in codes {
+            assert!(HELP.contains(&format!("\n  {:<5}", i32::from(code))), "{code:?}");
+        }
+    }
+}

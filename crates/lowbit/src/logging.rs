@@ -1,0 +1,81 @@
+//! Logs: to stderr what the user asked to see, to the run directory what happened in the run.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, fmt};
+
+use crate::cli::Verbosity;
+use crate::progress::Screen;
+
+/// Target of events that [`Screen`] shows in its own form.
+pub const SHOWN: &str = "run";
+
+/// The file `log.txt` of the run at hand, once there is one.
+#[derive(Clone, Default)]
+pub struct LogFile(Arc<Mutex<Option<File>>>);
+
+impl LogFile {
+    /// Logs to `log.txt` in the directory `run` from now on.
+    pub fn open(&self, run: &Path) {
+        let path = run.join("log.txt");
+        match OpenOptions::new().create(true).append(true).open(&path) {
+            Ok(file) => *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(file),
+            Err(error) => tracing::warn!("cannot log to {}: {error}", path.display()),
+        }
+    }
+}
+
+impl Write for LogFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(file) => file.write(bytes),
+            None => Ok(bytes.len()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for LogFile {
+    type Writer = LogFile;
+
+    fn make_writer(&'a self) -> LogFile {
+        self.clone()
+    }
+}
+
+/// Starts logging for the rest of the process.
+pub fn start(verbosity: Verbosity, screen: &Screen) -> LogFile {
+    let file = LogFile::default();
+    let (on_screen, in_file) = match verbosity {
+        Verbosity::Quiet => (Level::ERROR, Level::INFO),
+        Verbosity::Normal => (Level::WARN, Level::INFO),
+        Verbosity::Debug => (Level::DEBUG, Level::DEBUG),
+        Verbosity::Trace => (Level::TRACE, Level::TRACE),
+    };
+    let ours =
+        |level: Level| Targets::new().with_default(level.min(Level::WARN)).with_target("lowbit", level);
+    let to_screen = fmt::layer()
+        .without_time()
+        .with_ansi(screen.is_live())
+        .with_writer(screen.clone())
+        .with_filter(ours(on_screen).with_target(SHOWN, tracing::level_filters::LevelFilter::OFF));
+    let to_file = fmt::layer()
+        .with_ansi(false)
+        // A full disk must not flood the screen; the training itself reports it.
+        .log_internal_errors(false)
+        .with_writer(file.clone())
+        .with_filter(ours(in_file).with_target(SHOWN, in_file));
+    Registry::default().with(to_screen).with(to_file).init();
+    file
+}

@@ -1,0 +1,60 @@
+//! The result of a command on stdout.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+/// Prints `text` and a line break. A reader that has left, such as `head`, has what it wanted.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match writeln!(stdout, "{}", text.trim_end()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(anyhow::Error::from(error).context("failed to write the result"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints `value` as one line of JSON.
+pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print(&serde_json::to_string(value)?)
+}
+
+/// A fraction in percent with two decimals, for results.
+pub fn percent_exact(fraction: f64) -> String {
+    format!("{:.2}%", 100.0 * fraction)
+}
+
+/// A fraction in percent, at most five characters wide, for progress.
+pub fn percent(fraction: f64) -> String {
+    match format!("{:.1}%", 100.0 * fraction) {
+        full if full == "100.0%" => "100%".into(),
+        other => other,
+    }
+}
+
+/// Seconds as a clock shows them: 0:42, 12:05, 1:02:42.
+pub fn clock(seconds: f64) -> String {
+    // Saturates, and makes zero of what is not a number.
+    let seconds = seconds.round_ties_even() as u64;
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match hours {
+        0 => format!("{minutes}:{seconds:02}"),
+        _ => format!("{hours}:{minutes:02}:{seconds:02}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentages_are_narrow() {
+        assert_eq!([0.0, 0.8713, 0.9999, 1.0].map(percent), ["0.0%", "87.1%", "100%", "100%"]);
+    }
+
+    #[test]
+    fn clock_shows_hours_when_there_are_some() {
+        assert_eq!([0.4, 42.0, 725.0, 3762.0].map(clock), ["0:00", "0:42", "12:05", "1:02:42"]);
+    }
+}

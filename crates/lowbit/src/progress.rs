@@ -1,0 +1,137 @@
+//! What is shown on stderr while a command runs: a live line on a terminal, plain lines elsewhere.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Time between plain progress lines.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// A line that changes in place, below the others.
+    Live,
+    /// Only lines that stay.
+    Plain,
+    /// Nothing.
+    Quiet,
+}
+
+/// The user's view of stderr. Clones show on the same screen.
+#[derive(Clone)]
+pub struct Screen {
+    mode: Mode,
+    bars: MultiProgress,
+}
+
+impl Screen {
+    /// The screen; with `quiet`, progress is not shown.
+    pub fn new(quiet: bool) -> Self {
+        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let mode = match io::stderr().is_terminal() && !is_dumb {
+            _ if quiet => Mode::Quiet,
+            true => Mode::Live,
+            false => Mode::Plain,
+        };
+        Self { mode, bars: MultiProgress::new() }
+    }
+
+    /// Whether it is a terminal that shows colors and lines that change.
+    pub fn is_live(&self) -> bool {
+        self.mode == Mode::Live
+    }
+
+    /// Shows lines that stay, above what changes.
+    pub fn show(&self, text: &str) {
+        if self.mode != Mode::Quiet {
+            self.write(format!("{text}\n").as_bytes());
+        }
+    }
+
+    /// Writes to stderr, moving what changes out of the way. That stderr may be closed stops no training.
+    fn write(&self, bytes: &[u8]) {
+        let write = || {
+            let _ = io::stderr().lock().write_all(bytes);
+        };
+        match self.mode {
+            Mode::Live => self.bars.suspend(write),
+            Mode::Plain | Mode::Quiet => write(),
+        }
+    }
+
+    /// Starts to show something that changes, in `style` where it changes in place.
+    pub fn progress(&self, style: &str) -> Progress {
+        let bar = self.is_live().then(|| {
+            let style = ProgressStyle::with_template(style).expect("invariant: templates are well-formed");
+            self.bars.add(ProgressBar::new(0).with_style(style))
+        });
+        Progress { screen: self.clone(), bar, last_shown: Instant::now() }
+    }
+}
+
+impl Write for Screen {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Screen::write(self, bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Screen {
+    type Writer = Screen;
+
+    fn make_writer(&'a self) -> Screen {
+        self.clone()
+    }
+}
+
+/// A line that changes in place; elsewhere than on a terminal it is shown every half minute. It vanishes when dropped.
+pub struct Progress {
+    screen: Screen,
+    bar: Option<ProgressBar>,
+    last_shown: Instant,
+}
+
+impl Progress {
+    /// Shows the present state, which is put together only if it is needed.
+    pub fn update(&mut self, text: impl FnOnce() -> String) {
+        match &self.bar {
+            Some(bar) => bar.set_message(text()),
+            None if self.last_shown.elapsed() >= PLAIN_INTERVAL => self.show(&text()),
+            None => {}
+        }
+    }
+
+    /// Sets how much of what is done, for styles that show it.
+    pub fn position(&mut self, done: u64, total: u64) {
+        if let Some(bar) = &self.bar {
+            if bar.length() != Some(total) {
+                bar.set_length(total);
+                bar.set_position(done);
+                bar.reset_eta();
+            }
+            bar.set_position(done);
+        }
+    }
+
+    /// Shows a line that stays.
+    pub fn show(&mut self, text: &str) {
+        self.screen.show(text);
+        self.last_shown = Instant::now();
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+            self.screen.bars.remove(bar);
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! `lowbit train`: runs a training and follows it.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use lowbit_models::Plan;
+use lowbit_strategies::recipe::DEFAULT;
+use lowbit_strategies::{
+    EpochMetrics, EpochTiming, Observer, Outcome, Recipe, RunDir, RunResult, Scores, Session, StepReport,
+};
+use serde::Serialize;
+
+use crate::cli::TrainArgs;
+use crate::device::DeviceName;
+use crate::exit_code::Code;
+use crate::inspect::describe_recipe;
+use crate::logging::{LogFile, SHOWN};
+use crate::output::{self, clock, percent, percent_exact};
+use crate::progress::{Progress, Screen};
+use crate::recipes;
+
+pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<Code> {
+    let (name, start) = match &args.resume {
+        Some(run) => (DeviceName::of_run(&RunDir::open(run)?.info()?.device)?, Start::Resume(run)),
+        None => {
+            let recipe = recipes::load(args.recipe.as_deref().unwrap_or(DEFAULT), &args.set.set)?;
+            let out = args.out.clone().unwrap_or_else(|| free_run_dir(&recipe.name));
+            (DeviceName::fastest()?, Start::New { recipe: Box::new(recipe), out })
+        }
+    };
+    let name = args.device.device.unwrap_or(name);
+    let device = name.open()?;
+    let stop = stop_on_signals(screen)?;
+    let mut follower = Follower { device: name.to_string(), screen, log, epochs: 0, progress: None };
+    let session = Session {
+        device,
+        device_name: name.to_string(),
+        locations: args.data_dir.locations(),
+        stop: &stop,
+        observer: &mut follower,
+    };
+    let result = match &start {
+        Start::New { recipe, out } => lowbit_strategies::train(recipe, out, session),
+        Start::Resume(run) => lowbit_strategies::resume(run, args.checkpoint.as_deref(), session),
+    };
+    drop(follower);
+    match result? {
+        Outcome::Complete(result) => {
+            tracing::info!(target: SHOWN, top1 = result.top1, top5 = result.top5, loss = result.loss, "complete");
+            match args.json.json {
+                true => output::print_json(&Status { status: "complete", outcome: &result })?,
+                false => output::print(&describe(&result))?,
+            }
+            Ok(Code::Success)
+        }
+        Outcome::Interrupted { run_dir, step, steps } => {
+            tracing::info!(target: SHOWN, step, steps, "interrupted");
+            let interrupted = Interrupted { run_dir: &run_dir, step, steps };
+            match args.json.json {
+                true => output::print_json(&Status { status: "interrupted", outcome: interrupted })?,
+                false => output::print(&format!(
+                    "saved; continue with: lowbit train --resume {}",
+                    run_dir.display()
+                ))?,
+            }
+            Ok(Code::Interrupted)
+        }
+    }
+}
+
+/// What is trained.
+enum Start<'a> {
+    New { recipe: Box<Recipe>, out: PathBuf },
+    Resume(&'a Path),
+}
+
+#[derive(Serialize)]
+struct Status<T> {
+    status: &'static str,
+    #[serde(flatten)]
+    outcome: T,
+}
+
+#[derive(Serialize)]
+struct Interrupted<'a> {
+    run_dir: &'a Path,
+    step: u64,
+    steps: u64,
+}
+
+/// `runs/<name>`, or the first of `runs/<name>-2`, `-3`, ... that does not exist.
+fn free_run_dir(name: &str) -> PathBuf {
+    let runs = Path::new("runs");
+    let numbered = (2..).map(|n: u64| runs.join(format!("{name}-{n}")));
+    let mut candidates = std::iter::once(runs.join(name)).chain(numbered);
+    candidates.find(|path| !path.exists()).expect("invariant: there are more numbers than directories")
+}
+
+/// A flag that the first Ctrl-C or termination signal sets. The second ends the process.
+fn stop_on_signals(screen: &Screen) -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (flag, screen) = (stop.clone(), screen.clone());
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            let _ = writeln!(io::stderr(), "aborted");
+            process::exit(Code::Interrupted.into());
+        }
+        screen.show("stopping after this step (press Ctrl-C again to abort)");
+    })?;
+    Ok(stop)
+}
+
+/// Shows and logs what happens in a training.
+struct Follower<'a> {
+    device: String,
+    screen: &'a Screen,
+    log: &'a LogFile,
+    epochs: u64,
+    progress: Option<Progress>,
+}
+
+impl Follower<'_> {
+    fn show(&mut self, text: &str) {
+        match &mut self.progress {
+            Some(progress) => progress.show(text),
+            None => self.screen.show(text),
+        }
+    }
+}
+
+impl Observer for Follower<'_> {
+    fn started(&mut self, run: &Path, recipe: &Recipe, plan: &Plan, step: u64) {
+        self.log.open(run);
+        self.epochs = recipe.train.epochs;
+        let info = recipe.data.dataset.info();
+        let n_train = recipe.data.train_limit.unwrap_or(info.n_train);
+        let n_test = recipe.data.test_limit.unwrap_or(info.n_test);
+        let (epochs, batch) = (recipe.train.epochs, recipe.data.batch_size);
+        tracing::info!(
+            target: SHOWN,
+            version = env!("CARGO_PKG_VERSION"),
+            recipe = recipe.name,
+            seed = recipe.seed,
+            dataset = %recipe.data.dataset,
+            device = self.device,
+            parameters = plan.n_parameters(),
+            step,
+            "{}",
+            if step == 0 { "started" } else { "resumed" },
+        );
+        self.show(&format!("{plan}\n"));
+        self.show(&format!("recipe  {}, {} parameters", describe_recipe(recipe), plan.n_parameters()));
+        self.show(&format!("data    {}: {n_train} training and {n_test} test images", recipe.data.dataset));
+        self.show(&format!(
+            "plan    {} in batches of {batch}, seed {}",
+            counted(epochs, "epoch"),
+            recipe.seed
+        ));
+        self.show(&format!("device  {}", self.device));
+        self.show(&format!("run     {}", run.display()));
+        if step > 0 {
+            self.show(&format!("resumed at step {step}"));
+        }
+        self.show("");
+        self.progress = Some(self.screen.progress("{wide_msg}"));
+    }
+
+    fn step(&mut self, report: &StepReport) {
+        if let Some(progress) = &mut self.progress {
+            progress.update(|| step_line(report));
+        }
+        tracing::trace!(step = report.step, loss = report.loss, "step");
+    }
+
+    fn epoch(&mut self, metrics: &EpochMetrics, timing: &EpochTiming) {
+        tracing::info!(
+            target: SHOWN,
+            epoch = metrics.epoch,
+            step = metrics.step,
+            learning_rate = metrics.learning_rate,
+            train_loss = metrics.train.loss,
+            train_top1 = metrics.train.top1,
+            test_loss = metrics.test.map(|test| test.loss),
+            test_top1 = metrics.test.map(|test| test.top1),
+            seconds = timing.seconds,
+            images_per_second = timing.images_per_second,
+            "epoch",
+        );
+        let line = epoch_line(metrics, self.epochs, timing);
+        self.show(&line);
+    }
+
+    fn checkpoint(&mut self, path: &Path) {
+        tracing::debug!(path = %path.display(), "checkpoint saved");
+    }
+}
+
+/// The line that changes while an epoch runs.
+fn step_line(report: &StepReport) -> String {
+    format!(
+        "epoch {}/{}  {}/{}  loss {}  top1 {}  {:.0} img/s  ETA {}",
+        report.epoch,
+        report.epochs,
+        report.step,
+        report.steps,
+        short(report.train.loss),
+        percent(report.train.top1),
+        report.images_per_second,
+        clock(report.eta_seconds),
+    )
+}
+
+/// The line that stays when an epoch is done.
+fn epoch_line(metrics: &EpochMetrics, epochs: u64, timing: &EpochTiming) -> String {
+    let width = epochs.to_string().len();
+    let show = |scores: Scores| format!("loss {} top1 {:>5}", short(scores.loss), percent(scores.top1));
+    let test = metrics.test.map(|test| format!("  test {}", show(test))).unwrap_or_default();
+    format!(
+        "epoch {:>width$}/{epochs}  train {}{test}  {}",
+        metrics.epoch,
+        show(metrics.train),
+        clock(timing.seconds),
+    )
+}
+
+/// Four digits and a point of a loss, five characters unless it is enormous.
+fn short(loss: f64) -> String {
+    match loss {
+        loss if loss < 10.0 => format!("{loss:.3}"),
+        loss if loss < 100.0 => format!("{loss:.2}"),
+        loss if loss < 1000.0 => format!("{loss:.1}"),
+        loss => format!("{loss:.0e}"),
+    }
+}
+
+fn describe(result: &RunResult) -> String {
+    let RunResult { top1, top5, loss, epochs, seconds, images_per_second, run_dir, .. } = result;
+    let run = run_dir.display();
+    let best = result
+        .best
+        .as_ref()
+        .map(|best| format!("best        top-1 {}, {}\n", percent_exact(best.top1), best.checkpoint));
+    format!(
+        "last epoch  top-1 {}  top-5 {}  loss {loss:.4}\n{}time        {}, {}, {images_per_second:.0} \
+        images/s\nrun         {run}\n\nscore a checkpoint again:  lowbit eval {run}\nsee what it holds:         lowbit \
+        inspect {run}",
+        percent_exact(*top1),
+        percent_exact(*top5),
+        best.unwrap_or_default(),
+        clock(*seconds),
+        counted(*epochs, "epoch"),
+    )
+}
+
+fn counted(n: u64, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BAD: Scores = Scores { loss: 1e30, top1: 0.9994, top5: 1.0 };
+
+    #[test]
+    fn lines_fit_80_columns() {
+        let report = StepReport {
+            epoch: 200,
+            epochs: 200,
+            step: 78_000,
+            steps: 78_000,
+            loss: 1e30,
+            train: BAD,
+            images_per_second: 12_345.6,
+            eta_seconds: 36_000.0,
+        };
+        assert_eq!(
+            step_line(&report),
+            "epoch 200/200  78000/78000  loss 1e30  top1 99.9%  12346 img/s  ETA 10:00:00"
+        );
+        assert!(step_line(&report).len() <= 80);
+        let metrics = EpochMetrics {
+            epoch: 200,
+            step: 78_000,
+            learning_rate: 0.1,
+            train: BAD,
+            test: Some(Scores { loss: 12.3456, ..BAD }),
+            quantizers: Default::default(),
+        };
+        let timing = EpochTiming { epoch: 200, seconds: 36_000.0, images_per_second: 1.0 };
+        let line = epoch_line(&metrics, 200, &timing);
+        assert_eq!(line, "epoch 200/200  train loss 1e30 top1 99.9%  test loss 12.35 top1 99.9%  10:00:00");
+        assert!(line.len() <= 80);
+    }
+}
