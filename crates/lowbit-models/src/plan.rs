@@ -104,7 +104,7 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<19} {:<13} {:>8} {:>4} {:>4} {:<7} {:>9} {:>9}",
+            "{:<19} {:<11} {:>8} {:>4} {:>4} {:<9} {:>9} {:>9}",
             "layer", "weights", "params", "W", "A", "method", "bit-ops", "packed"
         )?;
         for layer in &self.layers {
@@ -113,7 +113,7 @@ impl fmt::Display for Plan {
             let per_channel = if layer.weight_granularity == Granularity::PerChannel { "/ch" } else { "" };
             writeln!(
                 f,
-                "{:<19} {:<13} {:>8} {:>4} {:>4} {:<7} {:>9} {:>9}",
+                "{:<19} {:<11} {:>8} {:>4} {:>4} {:<9} {:>9} {:>9}",
                 layer.path,
                 shape,
                 layer.n_parameters,
@@ -127,7 +127,7 @@ impl fmt::Display for Plan {
         let norms = 4 * self.n_norm_parameters as u64;
         writeln!(
             f,
-            "{:<19} {:<13} {:>8} {:>4} {:>4} {:<7} {:>9} {:>9}",
+            "{:<19} {:<11} {:>8} {:>4} {:>4} {:<9} {:>9} {:>9}",
             "BatchNorm",
             "",
             self.n_norm_parameters,
@@ -137,17 +137,19 @@ impl fmt::Display for Plan {
             "",
             bytes(norms)
         )?;
-        let full_precision = 4 * self.n_parameters() as u64;
-        write!(
+        writeln!(
             f,
-            "{:<33} {:>8} {:>17} {:>9} {:>9}  ({:.1}x smaller)",
+            "{:<31} {:>8} {:>4} {:>4} {:<9} {:>9} {:>9}",
             "total",
             self.n_parameters(),
             "",
+            "",
+            "",
             si(self.bit_operations()),
             bytes(self.packed_bytes()),
-            full_precision as f64 / self.packed_bytes() as f64,
-        )
+        )?;
+        let ratio = 4.0 * self.n_parameters() as f64 / self.packed_bytes() as f64;
+        write!(f, "packed {ratio:.1}x smaller than in full precision")
     }
 }
 

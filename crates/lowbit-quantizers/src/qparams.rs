@@ -6,10 +6,11 @@ use lowbit_core::CodeRange;
 /// The parameters of an integer grid: `value = scale * (code - zero_point)`.
 #[derive(Clone, Debug)]
 pub struct QParams {
-    /// Real value of one code step, positive. Shape `[1]`, or `[channels]` per output channel (the first axis).
+    /// Real value of one code step. Positive, but zero for 1-bit DoReFa weights that are all zero. Shape `[1]`, or
+    /// `[channels]` per output channel (the first axis).
     pub scale: Tensor<1>,
-    /// The code of real zero, same shape as `scale`. An integer, except for grids that do not contain zero (DoReFa
-    /// weights and 1-bit weights), where it is the half-integer between the two codes around zero.
+    /// The code of real zero, same shape as `scale`. An integer, except for DoReFa weights, whose grid does not contain
+    /// zero: there it is the half-integer between the two codes around it.
     pub zero_point: Tensor<1>,
     /// Inclusive bounds of the codes.
     pub range: CodeRange,

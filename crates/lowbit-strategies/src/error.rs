@@ -30,6 +30,12 @@ pub enum TrainError {
         /// The directory.
         path: PathBuf,
     },
+    /// The directory for a new run holds something else.
+    #[error("directory {} is not empty and holds no run to continue: choose another with --out, or remove it", .path.display())]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The directory is no run directory.
     #[error("{} is not a run directory: it has no run.json, which `lowbit train --out` writes", .path.display())]
     NotARun {

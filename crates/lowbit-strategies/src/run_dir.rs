@@ -22,8 +22,12 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{Checkpoints, write_synced};
 use crate::error::{IoContext, TrainError};
 use crate::recipe::Recipe;
+use crate::trainer::RunResult;
 
 const METRICS: &str = "metrics.jsonl";
+/// The outcome of a complete training.
+pub(crate) const RESULT: &str = "result.json";
+const RUN_INFO: &str = "run.json";
 
 /// Where and by what a run was made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,7 +63,10 @@ impl RunDir {
         match fs::create_dir_all(path.parent().unwrap_or(Path::new("."))).and_then(|()| fs::create_dir(path))
         {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !is_empty(path) => {
-                return Err(TrainError::RunExists { path: path.into() });
+                return Err(match path.join(RUN_INFO).is_file() {
+                    true => TrainError::RunExists { path: path.into() },
+                    false => TrainError::NotEmpty { path: path.into() },
+                });
             }
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(error).context("create run directory", path);
@@ -75,7 +82,7 @@ impl RunDir {
         run.write("timing.jsonl", b"")?;
         let checkpoints = run.path.join("checkpoints");
         fs::create_dir(&checkpoints).context("create", &checkpoints)?;
-        run.write("run.json", info.as_bytes())?;
+        run.write(RUN_INFO, info.as_bytes())?;
         Ok(run)
     }
 
@@ -84,7 +91,7 @@ impl RunDir {
     /// # Errors
     /// [`TrainError::NotARun`] if it is none.
     pub fn open(path: &Path) -> Result<Self, TrainError> {
-        match path.join("run.json").is_file() {
+        match path.join(RUN_INFO).is_file() {
             true => Ok(Self { path: path.into(), _lock: None }),
             false => Err(TrainError::NotARun { path: path.into() }),
         }
@@ -125,7 +132,15 @@ impl RunDir {
     /// # Errors
     /// [`TrainError`] if it cannot be read.
     pub fn info(&self) -> Result<RunInfo, TrainError> {
-        self.read_json("run.json")
+        self.read_json(RUN_INFO)
+    }
+
+    /// The outcome, if the training is complete.
+    ///
+    /// # Errors
+    /// [`TrainError`] if it cannot be read.
+    pub fn result(&self) -> Result<RunResult, TrainError> {
+        self.read_json(RESULT)
     }
 
     fn read_json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, TrainError> {

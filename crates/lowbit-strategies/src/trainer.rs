@@ -19,7 +19,7 @@ use crate::loss::{cross_entropy, target_probabilities};
 use crate::metrics::{EpochMetrics, Scores, Tally};
 use crate::optimizer::Optimizer;
 use crate::recipe::{DataRecipe, Recipe};
-use crate::run_dir::{RunDir, RunInfo};
+use crate::run_dir::{RESULT, RunDir, RunInfo};
 use crate::schedule::learning_rate;
 use crate::state;
 
@@ -534,6 +534,12 @@ impl<'a> Trainer<'a> {
     }
 
     fn finish(self) -> Result<Outcome, TrainError> {
+        if self.clock.n_images == 0
+            && let Ok(result) = self.run.result()
+        {
+            // Resumed when nothing was left to do: the result stands.
+            return Ok(Outcome::Complete(result));
+        }
         let checkpoints = self.run.checkpoints();
         let test = self.progress.test.expect("invariant: the last epoch is evaluated");
         let best = checkpoints.best()?.map(|checkpoint| {
@@ -555,7 +561,7 @@ impl<'a> Trainer<'a> {
             seed: self.recipe.seed,
             run_dir: self.run.path().into(),
         };
-        self.run.write("result.json", to_json(&result).as_bytes())?;
+        self.run.write(RESULT, to_json(&result).as_bytes())?;
         Ok(Outcome::Complete(result))
     }
 }

@@ -75,6 +75,7 @@ fn of_train(error: &TrainError) -> Code {
         TrainError::Data(error) => of_data(error),
         TrainError::Checkpoint(_)
         | TrainError::RunExists { .. }
+        | TrainError::NotEmpty { .. }
         | TrainError::NotARun { .. }
         | TrainError::DamagedFile { .. }
         | TrainError::RunLocked { .. }

@@ -81,7 +81,7 @@ fn inspect_recipe(args: &InspectArgs) -> anyhow::Result<()> {
     }
     let recipe = recipes::load(&args.target, &args.set.set)?;
     let device = DeviceName::fastest()?.open()?;
-    let plan = plan(&recipe, &device)?;
+    let plan = lowbit_strategies::plan(&recipe, &device)?;
     match args.json.json {
         true => output::print_json(&RecipeReport { recipe, plan }),
         false => output::print(&format!("{plan}\n\nrecipe  {}", describe_recipe(&recipe))),
@@ -96,18 +96,4 @@ pub fn describe_recipe(recipe: &Recipe) -> String {
         summary => format!("{summary} {}", recipe.quantization.policy.base.method),
     };
     format!("{} ({}{depth}, {precision})", recipe.name, recipe.model.family)
-}
-
-fn plan(recipe: &Recipe, device: &burn::tensor::Device) -> Result<Plan, lowbit_strategies::TrainError> {
-    let shape = recipe.data.dataset.info().shape;
-    let input =
-        lowbit_models::InputShape { channels: shape.channels, height: shape.height, width: shape.width };
-    let model = recipe.model.init(
-        input,
-        recipe.data.n_classes(),
-        &recipe.quantization.policy,
-        recipe.seed,
-        device,
-    )?;
-    Ok(model.plan)
 }

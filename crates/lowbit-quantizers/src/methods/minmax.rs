@@ -55,8 +55,7 @@ impl MinMaxWeights {
 
     fn scale<const D: usize>(&self, w: Tensor<D>) -> Tensor<1> {
         let max = reduce(w.detach().abs(), self.granularity, |rows| rows.max_dim(1));
-        let all_zero = max.clone().equal_scalar(0.0);
-        (max / self.range().q_max as f32).mask_fill(all_zero, 1.0)
+        usable(max / self.range().q_max as f32)
     }
 
     /// Codes in the narrow signed range, of `w`'s shape.
@@ -160,8 +159,7 @@ impl MinMaxActivations {
 
     fn grid_parameters(&self, min: Tensor<1>, max: Tensor<1>) -> (Tensor<1>, Tensor<1>) {
         let n = self.steps();
-        let empty = (max.clone() - min.clone()).equal_scalar(0.0);
-        let scale = ((max - min.clone()) / n).mask_fill(empty, 1.0);
+        let scale = usable((max - min.clone()) / n);
         let zero_point = (min.neg() / scale.clone()).round().clamp(0.0, n);
         (scale, zero_point)
     }
@@ -189,6 +187,13 @@ impl MinMaxActivations {
             self.grid_parameters(self.running_min.value_sync(), self.running_max.value_sync());
         QParams { scale, zero_point, range: self.bits.unsigned_range() }
     }
+}
+
+/// `scale`, or 1 where it is zero or so small that its reciprocal overflows: all-zero weights, and a running range that
+/// has decayed behind a layer whose ReLU lets nothing through. All codes are then those of zero.
+fn usable(scale: Tensor<1>) -> Tensor<1> {
+    let vanishing = scale.clone().lower_scalar(f32::MIN_POSITIVE);
+    scale.mask_fill(vanishing, 1.0)
 }
 
 /// Smallest and largest value of a batch, extended to contain zero; without gradient.

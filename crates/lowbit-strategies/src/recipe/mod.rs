@@ -214,11 +214,16 @@ pub enum RecipeError {
         problems: Vec<Problem>,
     },
     /// No recipe of this name.
-    #[error("no recipe named {name:?}{}; `lowbit recipes` lists them, a path to your own ends in .toml", did_you_mean(name, &EMBEDDED.iter().map(|recipe| recipe.name).collect::<Vec<_>>()))]
+    #[error("no recipe named {name:?}{} `lowbit recipes` lists them, a path to your own ends in .toml", or_semicolon(did_you_mean(name, &EMBEDDED.iter().map(|recipe| recipe.name).collect::<Vec<_>>())))]
     Unknown {
         /// The name.
         name: String,
     },
+}
+
+/// A hint that ends in a question mark needs no semicolon after it.
+fn or_semicolon(hint: String) -> String {
+    if hint.is_empty() { ";".into() } else { hint }
 }
 
 fn count(problems: &[Problem]) -> String {
@@ -298,7 +303,9 @@ fn set(table: &mut Table, text: &str) -> Result<(), RecipeError> {
 
 fn read(table: Table, problems: &Problems) -> Recipe {
     let root = Section::root(table, problems);
-    root.required_integer("schema", SCHEMA..=SCHEMA);
+    if root.required_integer("schema", 1..=u64::MAX) > SCHEMA {
+        root.problem("schema", format!("this lowbit reads recipes of schema {SCHEMA}"));
+    }
     let name = root.text("name");
     let name_is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
     if root.has("name") && (name.is_empty() || name.starts_with('.') || !name_is_plain) {
@@ -469,7 +476,7 @@ fn read_train(section: Section<'_>) -> TrainRecipe {
         calibration_batches: section.integer("calibration_batches", 1, 1..=10_000) as usize,
         eval_every: section.integer("eval_every", 1, 1..=100_000),
     };
-    if train.warmup_epochs > epochs as f64 {
+    if epochs > 0 && train.warmup_epochs > epochs as f64 {
         section.problem("warmup_epochs", format!("{} is more than all {epochs} epochs", train.warmup_epochs));
     }
     section.finish();

@@ -104,11 +104,7 @@ impl<'a> Section<'a> {
     }
 
     pub(super) fn optional_integer(&self, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
-        let expected = match *range.end() {
-            u64::MAX => format!("an integer from {}", range.start()),
-            _ => format!("an integer from {} to {}", range.start(), range.end()),
-        };
-        self.read(key, &expected, |value| {
+        self.read(key, &integer_range(&range), |value| {
             value.as_integer().and_then(|n| u64::try_from(n).ok()).filter(|n| range.contains(n))
         })
     }
@@ -119,7 +115,7 @@ impl<'a> Section<'a> {
 
     pub(super) fn required_integer(&self, key: &str, range: RangeInclusive<u64>) -> u64 {
         let value = self.optional_integer(key, range.clone());
-        self.or_missing(key, value, &format!("an integer from {} to {}", range.start(), range.end()))
+        self.or_missing(key, value, &integer_range(&range))
     }
 
     pub(super) fn integers(&self, key: &str) -> Vec<u64> {
@@ -230,6 +226,13 @@ impl<'a> Section<'a> {
             };
             self.problem(key, format!("unknown key{hint}"));
         }
+    }
+}
+
+fn integer_range(range: &RangeInclusive<u64>) -> String {
+    match *range.end() {
+        u64::MAX => format!("an integer from {}", range.start()),
+        end => format!("an integer from {} to {end}", range.start()),
     }
 }
 

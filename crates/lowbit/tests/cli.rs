@@ -1,0 +1,722 @@
+//! The command line: help, results, and every bad input with its message and exit code.
+//!
+//! The snapshots are in `tests/snapshots`; `INSTA_UPDATE=always cargo test -p lowbit --test cli` writes them anew.
+
+mod common;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{LOWBIT, Outcome, Sandbox, TINY, copy_dir};
+use serde_json::Value;
+
+/// What differs from run to run, from machine to machine, or with any change of the arithmetic.
+const FILTERS: [(&str, &str); 7] = [
+    (r"time        \d+:\d\d, (\d+ epochs?), \d+ images/s", "time        [TIME], $1, [SPEED] images/s"),
+    (r"  \d+:\d\d\n", "  [TIME]\n"),
+    (r"sha256 [0-9a-f]{64}", "sha256 [SHA256]"),
+    (r"burn \d+\.\d+\.\d+", "burn [VERSION]"),
+    (r"(top-?[15]) +\d+(\.\d+)?%", "$1 [PERCENT]"),
+    (r"loss \d+\.\d+", "loss [LOSS]"),
+    (
+        r"loss is \w+ at step \d+ \(epoch 1\); first not finite: [\w.]+",
+        "loss is [LOSS]; first not finite: [PLACE]",
+    ),
+];
+
+/// Compares what a command printed, and its exit code, with the snapshot `name`.
+fn check(name: &str, sandbox: &Sandbox, args: &[&str]) -> Outcome {
+    let outcome = sandbox.run(args);
+    check_outcome(name, sandbox, &args.join(" "), &outcome);
+    outcome
+}
+
+fn check_outcome(name: &str, sandbox: &Sandbox, args: &str, outcome: &Outcome) {
+    let Outcome { code, stdout, stderr } = outcome;
+    let code = code.map_or("none".into(), |code| code.to_string());
+    let text = format!("$ lowbit {args}\nexit code {code}\n--- stdout\n{stdout}--- stderr\n{stderr}");
+    insta::with_settings!({ filters => FILTERS, omit_expression => true, prepend_module_to_snapshot => false }, {
+        insta::assert_snapshot!(name, sandbox.without_path(&text));
+    });
+}
+
+fn tiny_with(args: &[&'static str]) -> Vec<&'static str> {
+    [&["train", "-q"], args, &TINY].concat()
+}
+
+/// A sandbox with a finished run of two epochs, and a checkpoint after each, under the name `run`.
+fn sandbox_with_run() -> Sandbox {
+    let sandbox = Sandbox::new();
+    let args = tiny_with(&["--out", "run", "--device", "flex"]);
+    let outcome = sandbox.run(&[args.as_slice(), &["--set", "train.epochs=2"]].concat());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    sandbox
+}
+
+/// The newer of the two checkpoints of [`sandbox_with_run`].
+const NEWEST: &str = "run/checkpoints/step-00000008";
+/// The older one.
+const PREVIOUS: &str = "step-00000004";
+
+/// Inverts the lowest bit in the middle of a file.
+fn flip_bit(path: &Path) {
+    let mut file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let middle = file.metadata().unwrap().len() / 2;
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(middle)).unwrap();
+    file.read_exact(&mut byte).unwrap();
+    file.seek(SeekFrom::Start(middle)).unwrap();
+    file.write_all(&[byte[0] ^ 1]).unwrap();
+}
+
+fn cut_short(path: &Path) {
+    let length = fs::metadata(path).unwrap().len();
+    OpenOptions::new().write(true).open(path).unwrap().set_len(length / 2).unwrap();
+}
+
+#[test]
+fn help() {
+    let sandbox = Sandbox::new();
+    let commands: [&[&str]; 12] = [
+        &[],
+        &["train"],
+        &["eval"],
+        &["inspect"],
+        &["recipes"],
+        &["recipes", "list"],
+        &["recipes", "show"],
+        &["data"],
+        &["data", "list"],
+        &["data", "fetch"],
+        &["data", "verify"],
+        &["completions"],
+    ];
+    for command in commands {
+        let name = [&["help"], command].concat().join("-");
+        let outcome = check(&name, &sandbox, &[command, &["--help"]].concat());
+        assert_eq!(outcome.code, Some(0));
+        for line in outcome.stdout.lines() {
+            assert!(line.chars().count() <= 80, "{name}: {line}");
+        }
+    }
+}
+
+#[test]
+fn bad_recipes() {
+    let sandbox = Sandbox::new();
+    fs::write(sandbox.path("broken.toml"), "schema = 1\nname = \n").unwrap();
+    fs::write(sandbox.path("empty.toml"), "").unwrap();
+    let cases: [(&str, &[&str]); 14] = [
+        ("unknown-key", &["--set", "train.learning_rte=0.1"]),
+        ("wrong-type", &["--set", "train.epochs=many"]),
+        ("bits-0", &["--set", "quantization.weight_bits=0"]),
+        ("bits-9", &["--set", "quantization.act_bits=9"]),
+        (
+            "several-mistakes",
+            &[
+                "--set",
+                "train.epochs=0",
+                "--set",
+                "train.lr=0.1",
+                "--set",
+                "quantization.weight_bits=9",
+                "--set",
+                "model.depth=9",
+                "--set",
+                "data.dataset=cifar-10",
+            ],
+        ),
+        ("unknown-layer-pattern", &["--set", "quantization.layers=[{pattern=\"nope.*\", weight_bits=4}]"]),
+        ("bad-layer-pattern", &["--set", "quantization.layers=[{pattern=\"a[\", weight_bits=4}]"]),
+        ("set-without-value", &["--set", "train.epochs"]),
+        ("unknown-recipe", &["digits-preresnet8-w2a3"]),
+        ("missing-recipe-file", &["recipes/mine.toml"]),
+        ("broken-recipe-file", &["broken.toml"]),
+        ("empty-recipe-file", &["empty.toml"]),
+        ("batch-too-large", &["--set", "data.train_limit=32"]),
+        ("more-images-than-there-are", &["--set", "data.train_limit=2000"]),
+    ];
+    for (name, args) in cases {
+        let outcome = check(name, &sandbox, &[&["train"], args].concat());
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(2), ""), "{name}");
+    }
+    assert!(!sandbox.path("runs").exists(), "a recipe that is not valid leaves no run directory");
+}
+
+#[test]
+fn bad_command_lines() {
+    let sandbox = sandbox_with_run();
+    let cases: [(&str, &[&str]); 8] = [
+        ("no-command", &[]),
+        ("unknown-device", &["train", "--device", "cuda"]),
+        ("device-index", &["train", "--device", "flex:1"]),
+        ("resume-and-recipe", &["train", "--resume", "run", "digits-preresnet8-w2a2"]),
+        ("checkpoint-without-resume", &["train", "--checkpoint", "step-00000004"]),
+        ("inspect-run-with-set", &["inspect", "run", "--set", "seed=1"]),
+        ("unknown-data-set", &["data", "verify", "cifar"]),
+        ("quiet-and-verbose", &["recipes", "-qv"]),
+    ];
+    for (name, args) in cases {
+        let outcome = check(name, &sandbox, args);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(2), ""), "{name}");
+    }
+}
+
+#[test]
+fn backend_that_is_not_compiled_in() {
+    if cfg!(feature = "wgpu") {
+        return println!("skipped: wgpu is compiled in");
+    }
+    let outcome = check("not-compiled-in", &Sandbox::new(), &["train", "--device", "wgpu"]);
+    assert_eq!(outcome.code, Some(2));
+}
+
+#[test]
+fn bad_run_directories() {
+    let sandbox = sandbox_with_run();
+    fs::create_dir(sandbox.path("other")).unwrap();
+    fs::write(sandbox.path("other/file"), "").unwrap();
+    copy_dir(&sandbox.path("run"), &sandbox.path("fresh"));
+    fs::remove_dir_all(sandbox.path("fresh/checkpoints")).unwrap();
+    copy_dir(&sandbox.path("run"), &sandbox.path("damaged"));
+    fs::write(sandbox.path("damaged/run.json"), "{").unwrap();
+    copy_dir(&sandbox.path("run"), &sandbox.path("in-use"));
+    let lock = File::create(sandbox.path("in-use/lock")).unwrap();
+    lock.try_lock().unwrap();
+    let cases: [(&str, &[&str]); 11] = [
+        ("run-exists", &["train", "--out", "run"]),
+        ("directory-exists", &["train", "--out", "other"]),
+        ("run-in-use", &["train", "--resume", "in-use"]),
+        ("not-a-run-resume", &["train", "--resume", "other"]),
+        ("not-a-run-eval", &["eval", "other"]),
+        ("not-a-run-inspect", &["inspect", "other"]),
+        ("missing-run", &["inspect", "runs/nothing"]),
+        ("damaged-run", &["inspect", "damaged"]),
+        ("no-checkpoint-eval", &["eval", "fresh"]),
+        ("no-checkpoint-of-this-name", &["eval", "run", "--checkpoint", "step-00000003"]),
+        ("no-checkpoint-resume", &["train", "--resume", "fresh", "--checkpoint", PREVIOUS]),
+    ];
+    for (name, args) in cases {
+        let outcome = check(name, &sandbox, args);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(4), ""), "{name}");
+    }
+    let outcome = check("no-checkpoint-inspect", &sandbox, &["inspect", "fresh"]);
+    assert_eq!(outcome.code, Some(0));
+}
+
+#[test]
+fn damaged_checkpoints() {
+    let cases: [(&str, &dyn Fn(&Sandbox)); 5] = [
+        ("checkpoint-cut-short", &|sandbox| cut_short(&sandbox.path(NEWEST).join("model.safetensors"))),
+        ("checkpoint-flipped-bit", &|sandbox| flip_bit(&sandbox.path(NEWEST).join("model.safetensors"))),
+        ("optimizer-flipped-bit", &|sandbox| flip_bit(&sandbox.path(NEWEST).join("optimizer.burnpack"))),
+        ("manifest-flipped-bit", &|sandbox| flip_bit(&sandbox.path(NEWEST).join("manifest.json"))),
+        ("checksums-missing", &|sandbox| fs::remove_file(sandbox.path(NEWEST).join("SHA256SUMS")).unwrap()),
+    ];
+    let sandbox = sandbox_with_run();
+    fs::rename(sandbox.path("run"), sandbox.path("intact")).unwrap();
+    let before: Value =
+        serde_json::from_slice(&fs::read(sandbox.path("intact/result.json")).unwrap()).unwrap();
+    for (name, damage) in cases {
+        copy_dir(&sandbox.path("intact"), &sandbox.path("run"));
+        damage(&sandbox);
+        let outcome = check(name, &sandbox, &["eval", "run"]);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(4), ""), "{name}");
+        assert!(outcome.stderr.contains(PREVIOUS), "{name}: the intact checkpoint is offered");
+        for args in [&["inspect", "run"][..], &["train", "--resume", "run"]] {
+            let same = sandbox.run(args);
+            assert_eq!((same.code, same.stderr), (Some(4), outcome.stderr.clone()), "{name}: {args:?}");
+        }
+        let evaluation = sandbox.json(&["eval", "run", "--checkpoint", PREVIOUS]);
+        assert_eq!(evaluation["matches"], true, "{name}");
+        // Going on from the intact one ends where the whole run ended.
+        let result = sandbox.json(&["train", "--resume", "run", "--checkpoint", PREVIOUS]);
+        assert_eq!((&result["top1"], &result["loss"]), (&before["top1"], &before["loss"]), "{name}");
+        fs::remove_dir_all(sandbox.path("run")).unwrap();
+    }
+}
+
+#[test]
+fn no_intact_checkpoint() {
+    let sandbox = sandbox_with_run();
+    flip_bit(&sandbox.path(NEWEST).join("model.safetensors"));
+    flip_bit(&sandbox.path("run/checkpoints").join(PREVIOUS).join("model.safetensors"));
+    assert_eq!(check("no-intact-checkpoint", &sandbox, &["eval", "run"]).code, Some(4));
+}
+
+#[test]
+fn checkpoint_of_another_model() {
+    let sandbox = sandbox_with_run();
+    let recipe = fs::read_to_string(sandbox.path("run/recipe.toml")).unwrap();
+    fs::write(sandbox.path("run/recipe.toml"), recipe.replace("depth = 8", "depth = 14")).unwrap();
+    for (name, args) in [
+        ("other-model-eval", ["eval", "run"].as_slice()),
+        ("other-model-resume", &["train", "-q", "--resume", "run"]),
+    ] {
+        assert_eq!(check(name, &sandbox, args).code, Some(4));
+    }
+}
+
+#[test]
+fn missing_data() {
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.path("empty")).unwrap();
+    let on = |dataset| tiny_with(&["--set", dataset, "--data-dir", "nowhere"]);
+    let outcome = check("missing-data-dir", &sandbox, &on("data.dataset=mnist"));
+    assert_eq!(outcome.code, Some(3));
+    let args = tiny_with(&["--set", "data.dataset=cifar100", "--data-dir", "empty"]);
+    let outcome = check("missing-data", &sandbox, &args);
+    assert_eq!(outcome.code, Some(3));
+    assert!(!sandbox.path("runs").exists(), "a training without data leaves no run directory");
+}
+
+/// The name and content of one IDX file.
+type IdxFile = (&'static str, Vec<u8>);
+
+/// MNIST of the sizes of [`TINY`].
+fn idx_files() -> [IdxFile; 4] {
+    let file = |magic: u32, sizes: &[u32], values: &dyn Fn(usize) -> u8| {
+        let n_values: u32 = sizes.iter().product();
+        let header =
+            [&[magic], sizes].concat().iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<u8>>();
+        [header, (0..n_values as usize).map(values).collect()].concat()
+    };
+    let pixel = |i: usize| (i * 7 % 251) as u8;
+    let label = |i: usize| (i % 10) as u8;
+    [
+        ("train-images-idx3-ubyte", file(0x803, &[128, 28, 28], &pixel)),
+        ("train-labels-idx1-ubyte", file(0x801, &[128], &label)),
+        ("t10k-images-idx3-ubyte", file(0x803, &[64, 28, 28], &pixel)),
+        ("t10k-labels-idx1-ubyte", file(0x801, &[64], &label)),
+    ]
+}
+
+/// The start of a gzip file: a stored block that promises more than there is.
+const GZIP_START: [u8; 18] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0x00, 0xff, 0xff, 0x00, 0x00, 0, 0, 8];
+
+#[test]
+fn damaged_idx_files() {
+    let gzip = |[_, rest @ ..]: [IdxFile; 4]| {
+        let images = ("train-images-idx3-ubyte.gz", GZIP_START.into());
+        [vec![images], rest.into()].concat()
+    };
+    let changed = |change: &dyn Fn(&mut [IdxFile; 4])| {
+        let mut files = idx_files();
+        change(&mut files);
+        Vec::from(files)
+    };
+    let cases: [(&str, Vec<IdxFile>); 8] = [
+        ("idx-cut-short", changed(&|files| files[0].1.truncate(50_000))),
+        ("idx-header-cut-short", changed(&|files| files[0].1.truncate(7))),
+        ("idx-too-long", changed(&|files| files[2].1.push(0))),
+        ("idx-wrong-magic", changed(&|files| files[1].1[3] = 3)),
+        ("idx-wrong-size", changed(&|files| files[0].1[11] = 27)),
+        ("idx-label-out-of-range", changed(&|files| files[1].1[8 + 5] = 10)),
+        ("idx-gzip-cut-short", gzip(idx_files())),
+        ("idx-file-missing", changed(&|files| files[3].0 = "labels")),
+    ];
+    for (name, files) in cases {
+        let sandbox = Sandbox::new();
+        fs::create_dir(sandbox.path("data")).unwrap();
+        for (file, content) in files {
+            fs::write(sandbox.path("data").join(file), content).unwrap();
+        }
+        let args = tiny_with(&["--set", "data.dataset=mnist", "--data-dir", "data"]);
+        let outcome = check(name, &sandbox, &args);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(3), ""), "{name}");
+    }
+}
+
+#[test]
+fn intact_idx_files() {
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.path("data")).unwrap();
+    for (file, content) in idx_files() {
+        fs::write(sandbox.path("data").join(file), content).unwrap();
+    }
+    let result =
+        sandbox.json(&tiny_with(&["--set", "data.dataset=mnist", "--data-dir", "data", "--out", "run"]));
+    let evaluation = sandbox.json(&["eval", "run", "--data-dir", "data"]);
+    assert_eq!(evaluation["loss"], result["loss"]);
+    // Not the published files.
+    let outcome = sandbox.run(&["data", "verify", "mnist", "--data-dir", "data"]);
+    assert_eq!(outcome.code, Some(6));
+    assert!(outcome.stdout.contains("differs"), "{}", outcome.stdout);
+}
+
+/// CIFAR-100 in its real size: records of two labels and 3,072 pixels, all zero.
+fn cifar100(sandbox: &Sandbox) {
+    fs::create_dir_all(sandbox.path("data/cifar-100-binary")).unwrap();
+    for (file, n_records) in [("train.bin", 50_000), ("test.bin", 10_000)] {
+        let file = File::create(sandbox.path("data/cifar-100-binary").join(file)).unwrap();
+        file.set_len(n_records * 3074).unwrap();
+    }
+}
+
+#[test]
+fn cifar_files() {
+    let sandbox = Sandbox::new();
+    cifar100(&sandbox);
+    let train = sandbox.path("data/cifar-100-binary/train.bin");
+    let args =
+        tiny_with(&["--set", "data.dataset=cifar100", "--data-dir", "data", "--set", "data.train_limit=64"]);
+    // Later overrides win, and these limits are low.
+    let args = [args.as_slice(), &["--set", "data.train_limit=64", "--set", "data.test_limit=32"]].concat();
+    let outcome = sandbox.run(&args);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+
+    let length = fs::metadata(&train).unwrap().len();
+    let set_length = |length| OpenOptions::new().write(true).open(&train).unwrap().set_len(length).unwrap();
+    let check_fails = |name| assert_eq!(check(name, &sandbox, &args).code, Some(3), "{name}");
+    set_length(length - 1);
+    check_fails("cifar-cut-short");
+    set_length(length + 3074);
+    check_fails("cifar-too-long");
+    set_length(length);
+    let mut file = OpenOptions::new().write(true).open(&train).unwrap();
+    file.seek(SeekFrom::Start(3 * 3074 + 1)).unwrap();
+    file.write_all(&[100]).unwrap();
+    check_fails("cifar-label-out-of-range");
+    fs::remove_file(&train).unwrap();
+    check_fails("cifar-file-missing");
+    fs::remove_dir_all(sandbox.path("data/cifar-100-binary")).unwrap();
+    fs::write(sandbox.path("data/cifar-100-binary.tar.gz"), GZIP_START).unwrap();
+    check_fails("cifar-archive-cut-short");
+}
+
+#[test]
+fn data_commands() {
+    let sandbox = Sandbox::new();
+    let outcome = sandbox.run(&["data", "list"]);
+    assert_eq!(outcome.code, Some(0));
+    assert!(outcome.stdout.contains("digits            1x8x8       10    1438     359  (built in)"));
+    let names: Vec<Value> = sandbox
+        .json(&["data", "list"])
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["name"].clone())
+        .collect();
+    assert_eq!(names, ["digits", "mnist", "fashion-mnist", "cifar10", "cifar100"]);
+
+    check("data-verify-digits", &sandbox, &["data", "verify", "digits"]);
+    assert_eq!(sandbox.json(&["data", "verify", "digits"])["ok"], true);
+    check("data-fetch-digits", &sandbox, &["data", "fetch", "digits"]);
+    assert_eq!(sandbox.json(&["data", "fetch", "digits"])["files"], Value::Array(vec![]));
+
+    fs::create_dir(sandbox.path("data")).unwrap();
+    let outcome =
+        check("data-verify-missing", &sandbox, &["data", "verify", "cifar10", "--data-dir", "data"]);
+    assert_eq!(outcome.code, Some(6));
+    let outcome = check("data-dir-missing", &sandbox, &["data", "list", "--data-dir", "nowhere"]);
+    assert_eq!(outcome.code, Some(3));
+}
+
+#[test]
+fn data_fetch_without_network() {
+    let sandbox = Sandbox::new();
+    let mut command = sandbox.command(&["data", "fetch", "cifar10", "--data-dir", "data"]);
+    // Nobody listens on the port for discarding.
+    for variable in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy"] {
+        command.env(variable, "http://127.0.0.1:9");
+    }
+    let outcome = Outcome::of(&command.env_remove("NO_PROXY").env_remove("no_proxy").output().unwrap());
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(3), ""), "{}", outcome.stderr);
+    assert!(outcome.stderr.starts_with("error: failed to download https://"), "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.contains("put cifar-10-binary.tar.gz by hand into data/cifar10"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn recipes() {
+    let sandbox = Sandbox::new();
+    check("recipes", &sandbox, &["recipes"]);
+    assert_eq!(check("recipes-unknown", &sandbox, &["recipes", "show", "digits"]).code, Some(2));
+    let outcome = sandbox.run(&["recipes", "show", "digits-preresnet8-w2a2"]);
+    assert_eq!(outcome.code, Some(0));
+    // What is shown is a recipe that can be changed and trained.
+    fs::write(sandbox.path("mine.toml"), &outcome.stdout).unwrap();
+    let embedded = sandbox.json(&["inspect", "digits-preresnet8-w2a2"]);
+    assert_eq!(sandbox.json(&["inspect", "mine.toml"]), embedded);
+    assert_eq!(sandbox.json(&["recipes", "show", "digits-preresnet8-w2a2"]), embedded["recipe"]);
+    let defaults: Vec<Value> = sandbox.json(&["recipes"]).as_array().unwrap().clone();
+    assert_eq!(defaults.iter().filter(|recipe| recipe["default"] == true).count(), 1);
+}
+
+#[test]
+fn inspect_recipe() {
+    let sandbox = Sandbox::new();
+    let args = ["inspect", "digits-preresnet8-w2a2", "--set", "quantization.act_bits=4"];
+    check("inspect-recipe", &sandbox, &args);
+    assert_eq!(check("inspect-unknown", &sandbox, &["inspect", "nothing"]).code, Some(2));
+}
+
+#[test]
+fn train_eval_inspect() {
+    let sandbox = Sandbox::new();
+    let outcome = check("train", &sandbox, &[&["train", "--out", "run"], &TINY[..]].concat());
+    assert_eq!(outcome.code, Some(0));
+    check("eval", &sandbox, &["eval", "run"]);
+    check("inspect", &sandbox, &["inspect", "run"]);
+    let log = fs::read_to_string(sandbox.path("run/log.txt")).unwrap();
+    let events = ["started", "epoch", "complete"].map(|event| log.contains(&format!("run: {event}")));
+    assert_eq!(events, [true; 3], "{log}");
+
+    let outcome = sandbox.run(&[&["train", "--out", "again", "--json"], &TINY[..]].concat());
+    assert_eq!(outcome.stdout.lines().count(), 1);
+    let result: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!(result["status"], "complete");
+    assert_eq!(result["run_dir"], "again");
+    assert_eq!(result["epochs"], 1);
+    for key in ["top1", "top5"] {
+        assert!((0.0..=1.0).contains(&result[key].as_f64().unwrap()), "{key}");
+    }
+    for key in ["loss", "seconds", "images_per_second"] {
+        assert!(result[key].as_f64().unwrap() > 0.0, "{key}");
+    }
+
+    let evaluation = sandbox.json(&["eval", "run"]);
+    for key in ["top1", "top5", "loss"] {
+        assert_eq!(evaluation[key], result[key], "the same recipe, the same {key}");
+        assert_eq!(evaluation["reported"][key], result[key]);
+    }
+    assert_eq!((&evaluation["matches"], &evaluation["step"]), (&true.into(), &4.into()));
+
+    let [first, second] = ["run", "again"].map(|run| sandbox.json(&["inspect", run]));
+    assert_eq!(first["state_sha256"].as_str().unwrap().len(), 64);
+    assert_eq!(first["state_sha256"], second["state_sha256"]);
+    assert_eq!(first["plan"]["layers"].as_array().unwrap().len(), 10);
+}
+
+#[test]
+fn default_directories_are_numbered() {
+    let sandbox = Sandbox::new();
+    let run_dirs = [(); 2].map(|()| sandbox.json(&tiny_with(&[]))["run_dir"].clone());
+    assert_eq!(run_dirs, ["runs/digits-preresnet8-w2a2", "runs/digits-preresnet8-w2a2-2"]);
+}
+
+#[test]
+fn piped_output_is_plain() {
+    let sandbox = Sandbox::new();
+    let outcome = sandbox.run(&[&["train", "-v", "--set", "train.epochs=3"], &TINY[2..]].concat());
+    assert_eq!(outcome.code, Some(0));
+    let text = outcome.stdout + &outcome.stderr;
+    assert!(!text.contains('\x1b') && !text.contains('\r'), "{text}");
+    assert_eq!(text.lines().filter(|line| line.starts_with("epoch ")).count(), 3, "{text}");
+    assert!(text.contains("DEBUG lowbit::train: checkpoint saved"), "{text}");
+}
+
+#[test]
+fn quiet_means_quiet() {
+    let outcome = Sandbox::new().run(&tiny_with(&[]));
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
+    assert!(outcome.stdout.starts_with("last epoch"));
+}
+
+#[test]
+fn reader_that_leaves_early() {
+    let sandbox = Sandbox::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = sandbox.command(&["recipes"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    let outcome = Outcome::of(&output);
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn eval_tells_when_scores_differ() {
+    let sandbox = sandbox_with_run();
+    let manifest = sandbox.path(NEWEST).join("manifest.json");
+    let mut content: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    content["progress"]["test"]["top1"] = 0.984375.into();
+    fs::write(&manifest, content.to_string()).unwrap();
+    let sums = Command::new("sh")
+        .args(["-c", "sha256sum manifest.json model.safetensors optimizer.burnpack > SHA256SUMS"])
+        .current_dir(sandbox.path(NEWEST))
+        .status();
+    if !sums.is_ok_and(|status| status.success()) {
+        return println!("skipped: no sha256sum here");
+    }
+    assert_eq!(check("eval-differs", &sandbox, &["eval", "run"]).code, Some(6));
+    if cfg!(feature = "ndarray") {
+        assert_eq!(
+            sandbox.run(&["eval", "run", "--device", "ndarray"]).code,
+            Some(0),
+            "another device may differ"
+        );
+    }
+}
+
+#[test]
+fn devices_agree() {
+    if !cfg!(feature = "ndarray") {
+        return println!("skipped: ndarray is not compiled in");
+    }
+    let sandbox = sandbox_with_run();
+    let [here, there] = ["flex", "ndarray"].map(|device| sandbox.json(&["eval", "run", "--device", device]));
+    let difference = here["loss"].as_f64().unwrap() - there["loss"].as_f64().unwrap();
+    assert!(difference.abs() < 1e-3, "{here} {there}");
+    assert_eq!(there["device"], "ndarray");
+}
+
+#[test]
+fn diverged() {
+    let sandbox = Sandbox::new();
+    let args =
+        ["digits-preresnet8-fp32", "--set", "train.learning_rate=1e30", "--set", "train.warmup_epochs=0"];
+    let args = [&tiny_with(&args)[..], &["--out", "run"]].concat();
+    let outcome = check("diverged", &sandbox, &args);
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(5), ""));
+    let log = fs::read_to_string(sandbox.path("run/log.txt")).unwrap();
+    assert!(log.contains("ERROR run: loss is"), "{log}");
+}
+
+/// Whether `args` can be run.
+fn works(args: &[&str]) -> bool {
+    let status = Command::new(args[0]).args(&args[1..]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
+#[test]
+fn no_write_permission() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let sandbox = Sandbox::new();
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    mode(&sandbox.path("."), 0o755);
+    fs::create_dir(sandbox.path("locked")).unwrap();
+    mode(&sandbox.path("locked"), 0o555);
+    let args = tiny_with(&["--out", "locked/run"]);
+    // Root may write everywhere.
+    let as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--", LOWBIT];
+    let is_root = fs::write(sandbox.path("locked/probe"), "").is_ok();
+    let mut command = match is_root {
+        false => sandbox.command(&args),
+        true if works(&[&as_nobody[..], &["--version"]].concat()) => {
+            let mut command = Command::new(as_nobody[0]);
+            command.args(&as_nobody[1..]).args(&args).current_dir(sandbox.path("."));
+            command
+        }
+        true => return println!("skipped: running as root, and setpriv cannot run the binary as nobody"),
+    };
+    let outcome = Outcome::of(&command.output().unwrap());
+    check_outcome("no-write-permission", &sandbox, &args.join(" "), &outcome);
+    assert_eq!(outcome.code, Some(4));
+}
+
+#[test]
+fn disk_full_and_resume() {
+    // In a mount namespace of its own, so that nothing is left behind whatever happens.
+    let mount = "mount -t tmpfs -o size=1400k tmpfs disk";
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.path("disk")).unwrap();
+    let unshare = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["-rm", "sh", "-c", script, LOWBIT]).current_dir(sandbox.path("."));
+        command.output()
+    };
+    if !unshare(mount).is_ok_and(|output| output.status.success()) {
+        return println!("skipped: mounting is not permitted here");
+    }
+    let args = [&tiny_with(&["--out", "disk/run"])[..], &["--set", "train.epochs=3"]].concat();
+    let resume = "\"$0\" train --resume disk/run -q --json";
+    let script = format!(
+        "set -u; {mount}; \"$0\" {}; echo \"code $?\"; \"$0\" inspect disk/run --json > inspection.json; \
+        mount -o remount,size=16m disk; {resume}; echo \"code $?\"",
+        args.join(" "),
+    );
+    let outcome = Outcome::of(&unshare(&script).unwrap());
+    assert!(outcome.stderr.contains("no space left on the disk"), "{}", outcome.stderr);
+    let lines: Vec<&str> = outcome.stdout.lines().collect();
+    assert_eq!((lines[0], lines[2]), ("code 4", "code 0"), "{}{}", outcome.stdout, outcome.stderr);
+    let resumed: Value = serde_json::from_str(lines[1]).unwrap();
+    let inspection: Value =
+        serde_json::from_slice(&fs::read(sandbox.path("inspection.json")).unwrap()).unwrap();
+    let step = inspection["checkpoint"]["progress"]["step"].as_u64().unwrap();
+    assert!((4..12).contains(&step), "an earlier checkpoint is intact");
+    let whole = sandbox.json(&[&tiny_with(&["--out", "whole"])[..], &["--set", "train.epochs=3"]].concat());
+    assert_eq!((&resumed["top1"], &resumed["loss"]), (&whole["top1"], &whole["loss"]));
+    let first = outcome.stderr.lines().next().unwrap_or_default().to_string();
+    check_outcome(
+        "disk-full",
+        &sandbox,
+        "train",
+        &Outcome { code: Some(4), stdout: String::new(), stderr: format!("{first}\n") },
+    );
+}
+
+/// Waits until `path` exists.
+fn wait_for(path: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !path.exists() {
+        assert!(Instant::now() < deadline, "{} does not come", path.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn interrupted_and_resumed_equals_uninterrupted() {
+    let sandbox = Sandbox::new();
+    let args = |run| [&tiny_with(&["--json", "--out", run])[..], &["--set", "train.epochs=8"]].concat();
+    let whole = sandbox.run(&args("whole"));
+    assert_eq!(whole.code, Some(0), "{}", whole.stderr);
+
+    let mut command = sandbox.command(&args("stopped"));
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for(&sandbox.path("stopped/checkpoints/step-00000004"));
+    assert!(works(&["kill", "-INT", &child.id().to_string()]));
+    let outcome = Outcome::of(&child.wait_with_output().unwrap());
+    assert_eq!(outcome.code, Some(130), "{}{}", outcome.stdout, outcome.stderr);
+    let interrupted: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!((&interrupted["status"], &interrupted["run_dir"]), (&"interrupted".into(), &"stopped".into()));
+    assert_eq!(interrupted["steps"], 32);
+    let step = interrupted["step"].as_u64().unwrap();
+    assert!((4..32).contains(&step), "{step}");
+    assert_eq!(sandbox.json(&["inspect", "stopped"])["checkpoint"]["progress"]["step"], step);
+
+    let resumed = sandbox.json(&["train", "--resume", "stopped"]);
+    assert_eq!(resumed["status"], "complete");
+    let [expected, got] = ["whole", "stopped"].map(|run| {
+        let metrics = fs::read_to_string(sandbox.path(run).join("metrics.jsonl")).unwrap();
+        (sandbox.json(&["inspect", run])["state_sha256"].clone(), metrics)
+    });
+    assert_eq!(got, expected);
+    let log = fs::read_to_string(sandbox.path("stopped/log.txt")).unwrap();
+    assert!(log.contains("run: interrupted") && log.contains("run: resumed"), "{log}");
+}
+
+#[test]
+fn interrupted_says_how_to_go_on() {
+    let sandbox = Sandbox::new();
+    let args = [&["train", "--out", "run", "--set", "train.epochs=1000"], &TINY[2..]].concat();
+    let mut command = sandbox.command(&args);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for(&sandbox.path("run/checkpoints/step-00000004"));
+    assert!(works(&["kill", "-TERM", &child.id().to_string()]));
+    let outcome = Outcome::of(&child.wait_with_output().unwrap());
+    assert_eq!(outcome.code, Some(130));
+    assert_eq!(outcome.stdout, "saved; continue with: lowbit train --resume run\n");
+    assert!(outcome.stderr.contains("\nstopping after this step (press Ctrl-C again to abort)\n"));
+}
+
+#[test]
+fn completions() {
+    let sandbox = Sandbox::new();
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let outcome = sandbox.run(&["completions", shell]);
+        assert_eq!(outcome.code, Some(0));
+        assert!(outcome.stdout.contains("data-dir"), "{shell}");
+    }
+    let bash = sandbox.run(&["completions", "bash"]).stdout;
+    fs::write(sandbox.path("lowbit.bash"), bash).unwrap();
+    match works(&["bash", "-c", "true"]) {
+        true => assert!(works(&["bash", "-n", sandbox.path("lowbit.bash").to_str().unwrap()])),
+        false => println!("skipped: no bash here"),
+    }
+}

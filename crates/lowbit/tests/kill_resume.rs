@@ -1,0 +1,136 @@
+//! A training that is killed at any moment, again and again, ends exactly as one that was left alone.
+
+#[expect(dead_code, reason = "shared with other tests")]
+mod common;
+
+use std::fs;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use common::Sandbox;
+use serde_json::Value;
+
+/// Kills in all.
+const N_KILLS: u32 = 24;
+
+const SEED: u64 = 20_261_124;
+
+/// Every kind of state there is: learned step sizes, running ranges, momentum, moving average, new BatchNorm
+/// statistics; and more checkpoints than anyone would want.
+const RECIPE: [&str; 12] = [
+    "train.epochs=3",
+    "train.ema_decay=0.9",
+    "train.norm_reestimation_batches=3",
+    "data.batch_size=32",
+    "data.train_limit=256",
+    "data.test_limit=128",
+    "checkpoint.every_steps=3",
+    "quantization.method=lsq",
+    "quantization.first={weight_bits=8, act_bits=8}",
+    "quantization.last={method=\"minmax\", weight_bits=8, act_bits=8}",
+    "quantization.shortcut={weight_bits=8, act_bits=8}",
+    "train.gradient_clip=5",
+];
+
+/// The splitmix64 generator.
+struct Random(u64);
+
+impl Random {
+    /// A number from 0 to 1.
+    fn fraction(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) as f64 / u64::MAX as f64
+    }
+}
+
+/// All that must not depend on kills.
+#[derive(Debug, PartialEq)]
+struct End {
+    state_sha256: Value,
+    metrics: String,
+    result: [Value; 4],
+}
+
+fn end_of(sandbox: &Sandbox, run: &str) -> End {
+    let directory = sandbox.path(run);
+    let result: Value = serde_json::from_slice(&fs::read(directory.join("result.json")).unwrap()).unwrap();
+    End {
+        state_sha256: sandbox.json(&["inspect", run])["state_sha256"].clone(),
+        metrics: fs::read_to_string(directory.join("metrics.jsonl")).unwrap(),
+        result: ["top1", "top5", "loss", "best"].map(|key| result[key].clone()),
+    }
+}
+
+#[test]
+fn killed_and_resumed_equals_uninterrupted() {
+    let sandbox = Sandbox::new();
+    let overrides: Vec<&str> = RECIPE.iter().flat_map(|change| ["--set", change]).collect();
+    let train = |run: &'static str| [vec!["train", "--out", run, "--json"], overrides.clone()].concat();
+    let started = Instant::now();
+    let outcome = sandbox.run(&train("whole"));
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let duration = started.elapsed();
+    let expected = end_of(&sandbox, "whole");
+    assert!(expected.state_sha256.is_string());
+    assert_eq!(expected.metrics.lines().count(), 3);
+
+    println!("seed {SEED}, uninterrupted {duration:.2?}");
+    let mut random = Random(SEED);
+    let (mut n_kills, mut n_in_checkpoint, mut n_before_run, mut n_runs) = (0, 0, 0, 0);
+    while n_kills < N_KILLS {
+        n_runs += 1;
+        loop {
+            let directory = sandbox.path("killed");
+            let args = match directory.join("run.json").exists() {
+                true => vec!["train", "--resume", "killed", "--json"],
+                false => train("killed"),
+            };
+            let mut child = sandbox.command(&args);
+            let mut child = child.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+            let delay = duration.mul_f64(random.fraction()).max(Duration::from_millis(1));
+            std::thread::sleep(delay);
+            let has_ended = child.try_wait().unwrap().is_some();
+            child.kill().unwrap();
+            let output = child.wait_with_output().unwrap();
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            if has_ended {
+                assert_eq!(output.status.code(), Some(0), "{stderr}");
+                break;
+            }
+            assert!(output.status.code().is_none() || output.status.success(), "{stderr}");
+            n_kills += 1;
+            let leftovers = fs::read_dir(directory.join("checkpoints")).into_iter().flatten();
+            let is_hidden = |name: &str| name.starts_with('.');
+            let n_hidden =
+                leftovers.filter(|entry| is_hidden(&entry.as_ref().unwrap().file_name().to_string_lossy()));
+            let in_checkpoint = n_hidden.count() > 0;
+            n_in_checkpoint += u32::from(in_checkpoint);
+            println!(
+                "kill {n_kills} after {delay:.0?}{}",
+                if in_checkpoint { ", in a checkpoint" } else { "" }
+            );
+            if !directory.join("run.json").exists() {
+                // Nothing was trained: what is there is no run yet and goes as a user would remove it.
+                n_before_run += 1;
+                fs::remove_dir_all(&directory).or_else(ignore_missing).unwrap();
+            }
+        }
+        assert_eq!(end_of(&sandbox, "killed"), expected, "run {n_runs}, seed {SEED}");
+        fs::remove_dir_all(sandbox.path("killed")).unwrap();
+    }
+    println!(
+        "{n_kills} kills in {n_runs} runs: {n_in_checkpoint} in a checkpoint, {n_before_run} before the run began; \
+        {:.0?} in all",
+        started.elapsed()
+    );
+}
+
+fn ignore_missing(error: std::io::Error) -> std::io::Result<()> {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    }
+}
