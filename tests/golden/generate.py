@@ -93,7 +93,8 @@ def dorefa_weights_grid(w, bits, detached_max=False):
     # amax: the gradient is shared evenly by all elements that attain the maximum.
     m = t.abs().flatten().amax()
     if m == 0:
-        return torch.full_like(w, 0.5) * n + 0.0 * w
+        # The maximum gives way to the constant 1/2: z = t + 1/2, so that a dead layer has a gradient to recover by.
+        return (t + 0.5) * n
     if detached_max:
         m = m.detach()
     return (t / (2 * m) + 0.5) * n
@@ -190,7 +191,7 @@ def closed_dorefa_weights(bits, detached_max):
         t = np.tanh(w)
         m = np.abs(t).max()
         if m == 0:
-            return np.zeros_like(w), {}
+            return 2 * grad_y * (1 - t**2), {}
         grad_t = grad_y / m
         if not detached_max:
             tied = np.abs(np.tanh(w.astype(np.float32))) == np.abs(np.tanh(w.astype(np.float32))).max()

@@ -1,0 +1,240 @@
+//! The golden files, as described in `golden/README.md`.
+
+use std::collections::BTreeMap;
+
+use lowbit_core::{BitWidth, Granularity};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// Reads `golden/{name}.json`.
+///
+/// # Panics
+/// If the file is missing or does not have the fields of `T`.
+pub fn load<T: DeserializeOwned>(name: &str) -> T {
+    let path = format!("{}/golden/{name}.json", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The cases of one quantization method.
+#[derive(Debug, Deserialize)]
+pub struct QuantizerFile {
+    /// The method.
+    pub method: lowbit_quantizers::Method,
+    /// Its cases.
+    pub cases: Vec<QuantizerCase>,
+}
+
+/// Weights or activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Operand {
+    /// Weights.
+    Weights,
+    /// Activations.
+    Activations,
+}
+
+/// Variants of a method.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// The maximum of DoReFa weights is a constant of the backward pass.
+    pub detached_max: bool,
+    /// Several DoReFa weights attain the maximum.
+    pub tied_max: bool,
+}
+
+/// The parameters of a min-max grid.
+#[derive(Debug, Deserialize)]
+pub struct QParams {
+    /// One scale, or one per channel.
+    pub scale: Vec<f32>,
+    /// As many zero points.
+    pub zero_point: Vec<i32>,
+}
+
+/// One quantizer on one tensor.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuantizerCase {
+    /// Unique in the file.
+    pub name: String,
+    /// What is quantized.
+    pub operand: Operand,
+    /// Bit width.
+    pub bits: u32,
+    /// Granularity.
+    pub granularity: Granularity,
+    /// Shape of all tensors.
+    pub shape: Vec<usize>,
+    /// Variants.
+    pub options: Options,
+    /// Learned parameters, or the range of min-max activations.
+    pub params: BTreeMap<String, Vec<f32>>,
+    /// Expected grid, of min-max only.
+    pub qparams: Option<QParams>,
+    /// Input.
+    pub x: Vec<f32>,
+    /// Expected codes.
+    pub codes: Vec<i32>,
+    /// Expected real values.
+    pub y: Vec<f32>,
+    /// Gradient given to the backward pass.
+    pub grad_y: Vec<f32>,
+    /// Expected gradient of the input.
+    pub grad_x: Vec<f32>,
+    /// Expected gradients of the learned parameters.
+    pub grad_params: BTreeMap<String, Vec<f32>>,
+}
+
+impl QuantizerCase {
+    /// The bit width.
+    ///
+    /// # Panics
+    /// If it is none.
+    pub fn bit_width(&self) -> BitWidth {
+        BitWidth::new(self.bits).expect("invariant: golden files hold bit widths")
+    }
+}
+
+/// `training.json`.
+#[derive(Debug, Deserialize)]
+pub struct Training {
+    /// Optimizers.
+    pub optimizers: Vec<OptimizerCase>,
+    /// Cross entropy.
+    pub cross_entropy: Vec<CrossEntropyCase>,
+    /// Batch normalization in training.
+    pub batch_norm: BatchNormCase,
+    /// Clipping by the norm of all gradients.
+    pub gradient_clipping: Vec<ClippingCase>,
+}
+
+/// Some steps of an optimizer on one tensor.
+#[derive(Debug, Deserialize)]
+pub struct OptimizerCase {
+    /// Unique in the file.
+    pub name: String,
+    /// PyTorch's options.
+    pub options: OptimizerOptions,
+    /// Parameter before the first step.
+    pub initial: Vec<f32>,
+    /// Gradient of each step.
+    pub grads: Vec<Vec<f32>>,
+    /// Parameter after each step.
+    pub params_after_step: Vec<Vec<f32>>,
+}
+
+/// The options of `torch.optim`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerOptions {
+    /// Learning rate.
+    pub lr: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// Momentum of SGD.
+    pub momentum: Option<f64>,
+    /// Dampening of SGD.
+    pub dampening: Option<f64>,
+    /// Nesterov's form of momentum.
+    pub nesterov: Option<bool>,
+    /// Decays of Adam's moments.
+    pub betas: Option<[f64; 2]>,
+    /// Adam's epsilon.
+    pub eps: Option<f64>,
+}
+
+/// One cross entropy.
+#[derive(Debug, Deserialize)]
+pub struct CrossEntropyCase {
+    /// Unique in the file.
+    pub name: String,
+    /// Label smoothing.
+    pub label_smoothing: f64,
+    /// Shape of the logits.
+    pub shape: [usize; 2],
+    /// Logits.
+    pub logits: Vec<f32>,
+    /// Labels.
+    pub targets: Vec<i64>,
+    /// Expected loss.
+    pub loss: f32,
+    /// Expected gradient of the logits.
+    pub grad_logits: Vec<f32>,
+}
+
+/// One forward and backward pass of `BatchNorm2d` in training mode.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/README.md")]
+pub struct BatchNormCase {
+    pub shape: [usize; 4],
+    pub eps: f64,
+    pub momentum: f64,
+    pub weight: Vec<f32>,
+    pub bias: Vec<f32>,
+    pub running_mean_before: Vec<f32>,
+    pub running_var_before: Vec<f32>,
+    pub running_mean_after: Vec<f32>,
+    pub running_var_after: Vec<f32>,
+    pub x: Vec<f32>,
+    pub y: Vec<f32>,
+    pub grad_y: Vec<f32>,
+    pub grad_x: Vec<f32>,
+    pub grad_weight: Vec<f32>,
+    pub grad_bias: Vec<f32>,
+}
+
+/// Clipping of two gradients by their common norm.
+#[derive(Debug, Deserialize)]
+pub struct ClippingCase {
+    /// Unique in the file.
+    pub name: String,
+    /// Largest norm allowed.
+    pub max_norm: f64,
+    /// Shapes of the gradients.
+    pub shapes: Vec<Vec<usize>>,
+    /// Gradients.
+    pub grads: Vec<Vec<f32>>,
+    /// Gradients after clipping.
+    pub clipped: Vec<Vec<f32>>,
+}
+
+/// `torch_resnet.json`.
+#[derive(Debug, Deserialize)]
+pub struct ResNetFile {
+    /// Networks.
+    pub models: Vec<ResNetCase>,
+}
+
+/// How a residual block that changes the shape adds its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shortcut {
+    /// Through a 1x1 convolution.
+    Projection,
+    /// Padded with zeros.
+    ZeroPad,
+}
+
+/// Trainable parameters of one network.
+#[derive(Debug, Deserialize)]
+pub struct ResNetCase {
+    /// Family.
+    pub architecture: lowbit_models::Family,
+    /// Kind of shortcut.
+    pub shortcut: Shortcut,
+    /// Number of weighted layers.
+    pub depth: usize,
+    /// Number of classes.
+    pub classes: usize,
+    /// In convolutions.
+    pub conv: usize,
+    /// In BatchNorm.
+    pub batch_norm: usize,
+    /// In the classifier.
+    pub linear: usize,
+    /// In all.
+    pub parameters: usize,
+}

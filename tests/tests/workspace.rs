@@ -1,0 +1,200 @@
+//! Rules of the workspace: which crate may depend on which, where a backend may be named, what a crate must have.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    license: Option<String>,
+    description: Option<String>,
+    publish: Option<Vec<String>>,
+    manifest_path: PathBuf,
+    dependencies: Vec<Dependency>,
+    features: BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct Dependency {
+    name: String,
+    /// `None` for a dependency that is no development or build dependency.
+    kind: Option<String>,
+    features: Vec<String>,
+}
+
+impl Package {
+    fn dir(&self) -> &Path {
+        self.manifest_path.parent().expect("invariant: a manifest lies in a directory")
+    }
+
+    fn normal_dependencies(&self) -> impl Iterator<Item = &Dependency> {
+        self.dependencies.iter().filter(|dependency| dependency.kind.is_none())
+    }
+}
+
+/// The packages of the workspace by name.
+fn packages() -> BTreeMap<String, Package> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Metadata = serde_json::from_slice(&output.stdout).expect("cargo writes metadata");
+    metadata.packages.into_iter().map(|package| (package.name.clone(), package)).collect()
+}
+
+/// Crates that each crate may depend on. A new crate needs a line here, and one in the architecture.
+const MAY_DEPEND_ON: [(&str, &[&str]); 6] = [
+    ("lowbit-core", &[]),
+    ("lowbit-data", &["lowbit-core"]),
+    ("lowbit-quantizers", &["lowbit-core"]),
+    ("lowbit-models", &["lowbit-core", "lowbit-quantizers"]),
+    ("lowbit-strategies", &["lowbit-core", "lowbit-quantizers", "lowbit-models", "lowbit-data"]),
+    ("lowbit", &["lowbit-core", "lowbit-quantizers", "lowbit-models", "lowbit-data", "lowbit-strategies"]),
+];
+
+/// Crates that a trained model or a data set can be read with, without the training stack.
+const WITHOUT_BURN: [&str; 2] = ["lowbit-core", "lowbit-data"];
+
+/// Packages whose every backend is the caller's choice.
+const LIBRARIES: [&str; 5] =
+    ["lowbit-core", "lowbit-data", "lowbit-quantizers", "lowbit-models", "lowbit-strategies"];
+
+/// Not crates of the product: build automation, and this package.
+const TOOLS: [&str; 2] = ["xtask", "lowbit-tests"];
+
+#[test]
+fn dependencies_point_down() {
+    let packages = packages();
+    for (name, allowed) in MAY_DEPEND_ON {
+        for Dependency { name: used, .. } in packages[name].normal_dependencies() {
+            let is_ours = packages.contains_key(used);
+            assert!(!is_ours || allowed.contains(&used.as_str()), "{name} must not depend on {used}");
+        }
+    }
+    for name in packages.keys().filter(|name| !TOOLS.contains(&name.as_str())) {
+        assert!(MAY_DEPEND_ON.iter().any(|(known, _)| known == name), "{name} has no rule in {}", file!());
+    }
+}
+
+#[test]
+fn core_and_data_know_no_burn() {
+    let packages = packages();
+    for name in WITHOUT_BURN {
+        // In tests neither.
+        for dependency in &packages[name].dependencies {
+            let used = &dependency.name;
+            assert!(used != "burn" && !used.starts_with("burn-"), "{name} must not depend on {used}");
+        }
+    }
+}
+
+const BACKENDS: [&str; 10] =
+    ["flex", "ndarray", "wgpu", "cuda", "rocm", "metal", "vulkan", "webgpu", "tch", "candle"];
+
+#[test]
+fn libraries_name_no_backend_in_their_manifest() {
+    let packages = packages();
+    for name in LIBRARIES {
+        // A library's own tests may choose a backend: development dependencies are not the caller's.
+        for Dependency { name: used, features, .. } in packages[name].normal_dependencies() {
+            for feature in features {
+                let is_backend = BACKENDS.contains(&feature.as_str()) || feature == "default";
+                assert!(!used.starts_with("burn") || !is_backend, "{name} asks for {feature} of {used}");
+            }
+        }
+        for (feature, enabled) in &packages[name].features {
+            let names_burn = enabled.iter().any(|enabled| enabled.starts_with("burn"));
+            let is_backend = BACKENDS.contains(&feature.as_str());
+            assert!(!names_burn && !is_backend, "{name} has a feature {feature} = {enabled:?}");
+        }
+    }
+}
+
+#[test]
+fn libraries_name_no_backend_in_their_source() {
+    let packages = packages();
+    let mut n_lines = 0;
+    for name in LIBRARIES {
+        for path in sources(&packages[name].dir().join("src")) {
+            let source = read(&path);
+            for (line, text) in code(&source) {
+                n_lines += 1;
+                let place = format!("{}:{line}: {}", path.display(), text.trim());
+                assert!(
+                    !text.contains("cfg(feature") && !text.contains("cfg!(feature"),
+                    "feature in {place}"
+                );
+                for backend in BACKENDS {
+                    assert!(!text.contains(&format!("Device::{backend}(")), "backend in {place}");
+                    assert!(!text.contains(&format!("burn_{backend}")), "backend in {place}");
+                }
+            }
+        }
+    }
+    assert!(n_lines > 2000, "only {n_lines} lines of code were found");
+}
+
+/// Numbered lines without comments and up to the tests, which close a file.
+fn code(source: &str) -> impl Iterator<Item = (usize, &str)> {
+    let lines = source.lines().enumerate().map(|(idx, line)| (idx + 1, line));
+    lines
+        .take_while(|(_, line)| line.trim() != "#[cfg(test)]")
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+/// Rust files under `dir`, without files of tests.
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display())) {
+        let path = entry.expect("the entry is readable").path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn every_package_is_described_and_unpublished() {
+    for (name, package) in packages() {
+        assert_eq!(package.license.as_deref(), Some("MIT OR Apache-2.0"), "license of {name}");
+        assert_eq!(package.publish, Some(Vec::new()), "{name} can be published");
+        let is_described = package.description.is_some_and(|text| !text.is_empty());
+        assert!(is_described || TOOLS.contains(&name.as_str()), "{name} has no description");
+    }
+}
+
+/// Packages that must have a README.md.
+const WITH_README: [&str; 7] = [
+    "lowbit",
+    "lowbit-core",
+    "lowbit-data",
+    "lowbit-models",
+    "lowbit-quantizers",
+    "lowbit-strategies",
+    "lowbit-tests",
+];
+
+#[test]
+fn every_crate_has_a_readme() {
+    let packages = packages();
+    let missing: Vec<_> =
+        WITH_README.into_iter().filter(|name| !packages[*name].dir().join("README.md").is_file()).collect();
+    assert!(missing.is_empty(), "no README.md in {missing:?}");
+}
