@@ -22,8 +22,9 @@ pub struct Backend {
 }
 
 /// The backends that are compiled in and have a device on this machine, the default one first.
+#[allow(clippy::vec_init_then_push, reason = "the features decide what is pushed")]
 pub fn backends() -> Vec<Backend> {
-    #[allow(unused_mut, clippy::vec_init_then_push, reason = "the features decide what is pushed")]
+    #[allow(unused_mut, reason = "the features decide what is pushed")]
     let mut backends = Vec::new();
     #[cfg(feature = "flex")]
     backends.push(Backend { name: "flex", device: Device::flex() });

@@ -83,7 +83,7 @@ pub struct SplitReport {
     pub n_samples: Result<usize, DataError>,
 }
 
-/// Checks the files that [`open`](crate::open) would read, and reads them.
+/// Checks the files that [`open`] would read, and reads them.
 ///
 /// Findings about the files, also that they are missing, are in the report: this function does not fail.
 ///

@@ -11,20 +11,25 @@ use burn::tensor::Tensor;
 #[derive(Clone, Debug, Default)]
 pub struct Calibration(Arc<Mutex<State>>);
 
+/// What was recorded, or `None` while nothing is.
+type State = Option<Box<Recorded>>;
+
 #[derive(Debug, Default)]
-enum State {
-    #[default]
-    Idle,
-    Recording {
-        mean: Option<RunningMean>,
-        range: Option<(Tensor<1>, Tensor<1>)>,
-    },
+struct Recorded {
+    mean: Option<RunningMean>,
+    range: Option<(Tensor<1>, Tensor<1>)>,
 }
 
 #[derive(Debug)]
 struct RunningMean {
     sum: Tensor<1>,
     batches: u32,
+}
+
+impl RunningMean {
+    fn value(&self) -> Tensor<1> {
+        self.sum.clone() / self.batches
+    }
 }
 
 impl Calibration {
@@ -35,57 +40,42 @@ impl Calibration {
 
     /// Begins to record, forgetting what was recorded before.
     pub(crate) fn start(&self) {
-        *self.state() = State::Recording { mean: None, range: None };
+        *self.state() = Some(Box::default());
     }
 
     pub(crate) fn is_recording(&self) -> bool {
-        matches!(*self.state(), State::Recording { .. })
+        self.state().is_some()
     }
 
     /// Adds the mean of one batch; returns the mean over the batches so far.
     pub(crate) fn record_mean(&self, batch_mean: Tensor<1>) -> Tensor<1> {
-        match &mut *self.state() {
-            State::Idle => batch_mean,
-            State::Recording { mean, .. } => {
-                let (sum, batches) = match mean.take() {
-                    None => (batch_mean, 1),
-                    Some(old) => (old.sum + batch_mean, old.batches + 1),
-                };
-                let value = sum.clone() / batches;
-                *mean = Some(RunningMean { sum, batches });
-                value
-            }
-        }
+        let mut state = self.state();
+        let Some(recorded) = &mut *state else { return batch_mean };
+        let mean = match recorded.mean.take() {
+            None => RunningMean { sum: batch_mean, batches: 1 },
+            Some(old) => RunningMean { sum: old.sum + batch_mean, batches: old.batches + 1 },
+        };
+        recorded.mean.insert(mean).value()
     }
 
     /// Widens the range by that of one batch; returns the range so far.
     pub(crate) fn record_range(&self, min: Tensor<1>, max: Tensor<1>) -> (Tensor<1>, Tensor<1>) {
-        match &mut *self.state() {
-            State::Idle => (min, max),
-            State::Recording { range, .. } => {
-                let wider = match range.take() {
-                    None => (min, max),
-                    Some((old_min, old_max)) => (old_min.min_pair(min), old_max.max_pair(max)),
-                };
-                *range = Some(wider.clone());
-                wider
-            }
-        }
+        let mut state = self.state();
+        let Some(recorded) = &mut *state else { return (min, max) };
+        let wider = match recorded.range.take() {
+            None => (min, max),
+            Some((old_min, old_max)) => (old_min.min_pair(min), old_max.max_pair(max)),
+        };
+        recorded.range.insert(wider).clone()
     }
 
     /// Stops recording; the mean over all batches, if any was recorded.
     pub(crate) fn finish_mean(&self) -> Option<Tensor<1>> {
-        match std::mem::take(&mut *self.state()) {
-            State::Recording { mean: Some(mean), .. } => Some(mean.sum / mean.batches),
-            _ => None,
-        }
+        self.state().take()?.mean.map(|mean| mean.value())
     }
 
     /// Stops recording; the range over all batches, if any was recorded.
     pub(crate) fn finish_range(&self) -> Option<(Tensor<1>, Tensor<1>)> {
-        match std::mem::take(&mut *self.state()) {
-            State::Recording { range, .. } => range,
-            State::Idle => None,
-        }
+        self.state().take()?.range
     }
 }

@@ -353,7 +353,7 @@ impl<'a> Trainer<'a> {
             let batches = self.data.train.epoch(epoch, first);
             for batch in batches {
                 self.step(batch)?;
-                let epoch_done = self.progress.step % self.steps_per_epoch() == 0;
+                let epoch_done = self.progress.step.is_multiple_of(self.steps_per_epoch());
                 if epoch_done {
                     self.finish_epoch()?;
                 }

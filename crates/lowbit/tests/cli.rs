@@ -209,7 +209,8 @@ fn bad_run_directories() {
 
 #[test]
 fn damaged_checkpoints() {
-    let cases: [(&str, &dyn Fn(&Sandbox)); 5] = [
+    type Damage<'a> = &'a dyn Fn(&Sandbox);
+    let cases: [(&str, Damage<'_>); 5] = [
         ("checkpoint-cut-short", &|sandbox| cut_short(&sandbox.path(NEWEST).join("model.safetensors"))),
         ("checkpoint-flipped-bit", &|sandbox| flip_bit(&sandbox.path(NEWEST).join("model.safetensors"))),
         ("optimizer-flipped-bit", &|sandbox| flip_bit(&sandbox.path(NEWEST).join("optimizer.burnpack"))),

@@ -565,7 +565,7 @@ fn read_checkpoint(section: Option<Section<'_>>) -> CheckpointRecipe {
     checkpoint
 }
 
-/// Writes the form that [`read_quantization`] reads.
+/// Writes the form that `read_quantization` reads.
 impl Serialize for QuantizationRecipe {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
