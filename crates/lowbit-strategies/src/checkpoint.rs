@@ -212,18 +212,18 @@ impl Checkpoints {
 
     /// Reads the checkpoint `name`, verified; if it is damaged, the error names the newest intact one.
     pub(crate) fn load(&self, name: &str) -> Result<Checkpoint, CheckpointError> {
-        self.load_unverified_by_others(name).map_err(|error| match error {
+        self.read(name).map_err(|error| match error {
             CheckpointError::Damaged { path, problem, .. } => {
                 let others = self.names().unwrap_or_default().into_iter().rev();
                 let mut others = others.filter(|other| other != name);
-                let previous = others.find(|other| self.load_unverified_by_others(other).is_ok());
+                let previous = others.find(|other| self.read(other).is_ok());
                 CheckpointError::Damaged { path, problem, previous }
             }
             other => other,
         })
     }
 
-    fn load_unverified_by_others(&self, name: &str) -> Result<Checkpoint, CheckpointError> {
+    fn read(&self, name: &str) -> Result<Checkpoint, CheckpointError> {
         let folder = self.path(name);
         let damaged =
             |problem: String| CheckpointError::Damaged { path: folder.clone(), problem, previous: None };
