@@ -40,7 +40,7 @@ fn check(method: Method, weight_bits: Precision, act_bits: Precision) {
     let input = InputShape { channels: 1, height: 8, width: 8 };
     let config = ModelConfig::new(Family::PreResNet, 8).with_width(0.5);
     let mut network = config.init(input, 10, &policy, 1, &device).expect("the network is defined").network;
-    network.calibrate(|network| drop(network.forward(images.clone())));
+    network.calibrate(|_| true, |network| drop(network.forward(images.clone())));
 
     let momentum = MomentumConfig::new().with_momentum(0.9).with_dampening(0.0).with_nesterov(true);
     let mut optimizer = SgdConfig::new().with_momentum(Some(momentum)).init();

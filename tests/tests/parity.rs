@@ -140,7 +140,7 @@ fn step(
     let train = device.clone().autodiff();
     let mut network = build(config, input, policy, &train).network;
     let x = images(input, &train, nudge);
-    network.calibrate(|network| drop(network.forward(x.clone())));
+    network.calibrate(|_| true, |network| drop(network.forward(x.clone())));
     let features = network.forward_features(x);
     assert_eq!(features.logits.dims(), [BATCH, N_CLASSES]);
     let backward = features.logits.clone().square().sum().backward();

@@ -41,6 +41,11 @@ impl Precision {
         }
     }
 
+    /// The higher of two precisions.
+    pub fn max(self, other: Self) -> Self {
+        if other.stored_bits() > self.stored_bits() { other } else { self }
+    }
+
     /// Bits that one element occupies when stored: the bit width, or 32.
     pub fn stored_bits(self) -> u32 {
         self.bit_width().map_or(32, BitWidth::get)

@@ -129,6 +129,16 @@ impl ResidualLayout {
         QuantConv2dConfig::new([in_channels, self.stem_channels], 3).with_stride(self.stem_stride)
     }
 
+    /// Shapes of the stages' outputs.
+    pub(crate) fn tap_shapes(&self, input: InputShape) -> Vec<[usize; 3]> {
+        let shape = |stage: usize| {
+            let [height, width] =
+                [input.height, input.width].map(|side| side.div_ceil(self.stem_stride).div_ceil(1 << stage));
+            [self.stem_channels << stage, height, width]
+        };
+        (0..3).map(shape).collect()
+    }
+
     pub(crate) fn final_channels(&self) -> usize {
         4 * self.stem_channels
     }

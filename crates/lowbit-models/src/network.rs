@@ -87,6 +87,21 @@ impl ModelConfig {
         Self { width, ..self }
     }
 
+    /// Shapes of the feature maps of an `input`, `[channels, height, width]` each, in the order of
+    /// [`Network::tap_names`].
+    ///
+    /// # Errors
+    /// [`ModelError`] if the architecture is not defined.
+    pub fn tap_shapes(&self, input: InputShape) -> Result<Vec<[usize; 3]>, ModelError> {
+        match (self.family, self.depth) {
+            (Family::VggSmall, _) => Ok(VggSmall::tap_shapes(self.width, input)),
+            (family, None) => Err(ModelError::NoDepth { family }),
+            (_, Some(depth)) => {
+                Ok(ResidualLayout::new(depth, self.width, self.stem_stride)?.tap_shapes(input))
+            }
+        }
+    }
+
     /// A network with weights drawn from `seed`.
     ///
     /// # Errors

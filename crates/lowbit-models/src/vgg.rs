@@ -53,6 +53,13 @@ impl VggSmall {
         Ok((network, build.finish()))
     }
 
+    pub(crate) fn tap_shapes(width: f64, input: InputShape) -> Vec<[usize; 3]> {
+        let shape = |stage: usize| {
+            [scaled(STAGE_CHANNELS[stage], width), input.height >> (stage + 1), input.width >> (stage + 1)]
+        };
+        (0..STAGE_CHANNELS.len()).map(shape).collect()
+    }
+
     /// Logits and the output of every stage.
     pub fn forward_features(&self, images: Tensor<4>) -> Features {
         let mut x = images;

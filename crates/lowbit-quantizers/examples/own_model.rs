@@ -57,9 +57,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let targets: Vec<f32> = labels.iter().flat_map(|l| [1.0 - l, *l]).collect();
     let targets = Tensor::<2>::from_data(TensorData::new(targets, [32, 2]), &device);
 
-    model.calibrate(|model| {
-        model.forward(images.clone());
-    });
+    model.calibrate(
+        |_| true,
+        |model| {
+            model.forward(images.clone());
+        },
+    );
     let mut optimizer = SgdConfig::new().init();
     for step in 0..20 {
         let error = model.forward(images.clone()) - targets.clone();

@@ -1,7 +1,7 @@
 //! Which layer gets which precision.
 
 use globset::Glob;
-use lowbit_core::{Granularity, Precision};
+use lowbit_core::{BitWidth, Granularity, Precision};
 use serde::{Deserialize, Serialize};
 
 use crate::{LayerQuantization, Method};
@@ -79,6 +79,23 @@ pub struct QuantizationPolicy {
     pub shortcut: LayerOverride,
     /// By pattern, in order.
     pub patterns: Vec<(Glob, LayerOverride)>,
+    /// What no layer goes below, whatever the rest of the policy asks for.
+    pub floor: PrecisionFloor,
+}
+
+/// The lowest precision that layers may have for now: a rung on the way down to the precision of a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrecisionFloor {
+    /// Of the weights.
+    pub weight_bits: Precision,
+    /// Of the input activations.
+    pub act_bits: Precision,
+}
+
+impl PrecisionFloor {
+    /// Nothing is held back.
+    pub const NONE: Self =
+        Self { weight_bits: Precision::Bits(BitWidth::ALL[0]), act_bits: Precision::Bits(BitWidth::ALL[0]) };
 }
 
 impl QuantizationPolicy {
@@ -90,7 +107,13 @@ impl QuantizationPolicy {
             last: LayerOverride::FULL_PRECISION,
             shortcut: LayerOverride::default(),
             patterns: Vec::new(),
+            floor: PrecisionFloor::NONE,
         }
+    }
+
+    /// The same policy with nothing below `floor`.
+    pub fn with_floor(&self, floor: PrecisionFloor) -> Self {
+        Self { floor, ..self.clone() }
     }
 
     /// Nothing quantized.
@@ -106,10 +129,17 @@ impl QuantizationPolicy {
             LayerRole::Shortcut => self.shortcut.apply(self.base),
             LayerRole::Hidden => self.base,
         };
-        self.patterns
+        let target = self
+            .patterns
             .iter()
             .filter(|(pattern, _)| matches(pattern, path))
-            .fold(by_role, |quantization, (_, change)| change.apply(quantization))
+            .fold(by_role, |quantization, (_, change)| change.apply(quantization));
+        LayerOverride {
+            weight_bits: Some(target.weight_bits.max(self.floor.weight_bits)),
+            act_bits: Some(target.act_bits.max(self.floor.act_bits)),
+            ..LayerOverride::default()
+        }
+        .apply(target)
     }
 
     /// The patterns that match none of `paths`.
@@ -155,6 +185,12 @@ mod tests {
         assert_eq!(resolved("stages.1.0.shortcut", LayerRole::Shortcut), bits(4));
         assert_eq!(resolved("stages.1.0.conv1", LayerRole::Hidden), bits(3));
         assert_eq!(resolved("stages.1.0.conv2", LayerRole::Hidden), bits(4));
+        let raised =
+            policy.with_floor(PrecisionFloor { weight_bits: bits(4), act_bits: Precision::FullPrecision });
+        let resolved = |path, role| raised.resolve(path, role);
+        assert_eq!(resolved("stages.0.0.conv1", LayerRole::Hidden).weight_bits, bits(4));
+        assert_eq!(resolved("stages.0.0.shortcut", LayerRole::Shortcut).weight_bits, bits(8));
+        assert_eq!(resolved("stages.0.0.shortcut", LayerRole::Shortcut).act_bits, Precision::FullPrecision);
         let paths = ["stem".to_string(), "stages.0.0.conv1".to_string()];
         assert_eq!(policy.unmatched_patterns(&paths), ["stages.1.**"]);
     }

@@ -167,6 +167,16 @@ impl WeightQuantizer {
         }
     }
 
+    /// What [`fake_quantize`](Self::fake_quantize) yields if nothing is rounded, of `w`'s shape: the weights transformed
+    /// and clipped as the method does it.
+    pub fn unrounded<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::DoReFa(quantizer) => quantizer.unrounded(w),
+            Self::Lsq(quantizer) => quantizer.unrounded(w),
+            Self::MinMax(quantizer) => quantizer.unrounded(w),
+        }
+    }
+
     /// The parameters of the grid for the weights `w`.
     pub fn qparams<const D: usize>(&self, w: Tensor<D>) -> QParams {
         match self {
@@ -181,6 +191,14 @@ impl WeightQuantizer {
         match self {
             Self::Lsq(quantizer) => Some(("weight_step_size", quantizer.step_size.val())),
             Self::DoReFa(_) | Self::MinMax(_) => None,
+        }
+    }
+
+    /// Changes learned parameters that were learned at `from` bits so that they span the same range at these bits.
+    pub fn rescale(&mut self, from: BitWidth) {
+        match self {
+            Self::Lsq(quantizer) => quantizer.rescale(from),
+            Self::DoReFa(_) | Self::MinMax(_) => {}
         }
     }
 
@@ -251,6 +269,17 @@ impl ActivationQuantizer {
         }
     }
 
+    /// What [`fake_quantize`](Self::fake_quantize) yields if nothing is rounded, of `x`'s shape: `x` clipped to the range
+    /// of the codes.
+    pub fn unrounded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::DoReFa(quantizer) => quantizer.unrounded(x),
+            Self::Pact(quantizer) => quantizer.unrounded(x),
+            Self::Lsq(quantizer) => quantizer.unrounded(x),
+            Self::MinMax(quantizer) => quantizer.unrounded(x),
+        }
+    }
+
     /// The parameters of the grid, on `device` where the method has fixed ones.
     pub fn qparams(&self, device: &Device) -> QParams {
         match self {
@@ -258,6 +287,15 @@ impl ActivationQuantizer {
             Self::Pact(quantizer) => quantizer.qparams(),
             Self::Lsq(quantizer) => quantizer.qparams(),
             Self::MinMax(quantizer) => quantizer.qparams(),
+        }
+    }
+
+    /// Changes learned parameters that were learned at `from` bits so that they span the same range at these bits. A
+    /// clip value and a running range span it as they are.
+    pub fn rescale(&mut self, from: BitWidth) {
+        match self {
+            Self::Lsq(quantizer) => quantizer.rescale(from),
+            Self::DoReFa(_) | Self::Pact(_) | Self::MinMax(_) => {}
         }
     }
 

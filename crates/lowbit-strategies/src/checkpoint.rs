@@ -6,11 +6,13 @@
 //!     model.safetensors    parameters, quantizer state, BatchNorm statistics, by path
 //!     average.safetensors  the same for the moving average, if the recipe has one
 //!     optimizer.burnpack   state of the optimizer
-//!     SHA256SUMS           of the four, in the format of sha256sum
+//!     teacher.model.safetensors, ...   the same of each further network, by its name
+//!     SHA256SUMS           of all of them, in the format of sha256sum
 //! ```
 //!
 //! It is written under a temporary name, SHA256SUMS last, every file synced, and then renamed.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -24,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::explain;
+use crate::learner::DEPLOYED;
 use crate::metrics::{Scores, Tally};
 use crate::state::{NamedTensors, StateError};
 
@@ -39,12 +42,23 @@ const SUMS: &str = "SHA256SUMS";
 pub struct Progress {
     /// Steps done.
     pub step: u64,
+    /// Phase of the last step, from 0.
+    pub phase: usize,
     /// Counts of the current epoch's training batches.
     pub train: Tally,
+    /// Sums of the losses of further networks over the images of the current epoch, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub loss_sums: BTreeMap<String, f64>,
+    /// Sum over the steps of the current epoch of the share of layers that was quantized, if a strategy decides it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantized_sum: Option<f64>,
     /// Length of `metrics.jsonl` in bytes: later lines belong to steps that are not done.
     pub metrics_bytes: u64,
     /// Scores of the newest evaluation.
     pub test: Option<Scores>,
+    /// Scores of the newest evaluation of further networks, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tests: BTreeMap<String, Scores>,
     /// Steps done when it was evaluated.
     pub test_step: Option<u64>,
     /// Seconds of training so far, evaluation included. Not part of the state.
@@ -62,9 +76,28 @@ struct Manifest {
 /// The contents of a checkpoint.
 pub(crate) struct Checkpoint {
     pub(crate) progress: Progress,
+    /// The network that the training is for.
+    pub(crate) deployed: NetworkState,
+    /// Networks that train alongside.
+    pub(crate) others: Vec<NetworkState>,
+}
+
+/// All state of one network.
+pub(crate) struct NetworkState {
+    pub(crate) name: String,
     pub(crate) model: NamedTensors,
     pub(crate) average: Option<NamedTensors>,
     pub(crate) optimizer: Vec<u8>,
+}
+
+impl NetworkState {
+    fn files(&self, prefix: &str) -> Vec<(String, Vec<u8>)> {
+        let mut files = vec![(format!("{prefix}{MODEL}"), to_safetensors(&self.model))];
+        let average = self.average.as_ref();
+        files.extend(average.map(|average| (format!("{prefix}{AVERAGE}"), to_safetensors(average))));
+        files.push((format!("{prefix}{OPTIMIZER}"), self.optimizer.clone()));
+        files
+    }
 }
 
 /// A checkpoint that cannot be read or written.
@@ -97,6 +130,14 @@ pub enum CheckpointError {
         path: PathBuf,
         /// The difference.
         source: StateError,
+    },
+    /// The checkpoint lacks a network that the recipe trains.
+    #[error("checkpoint {} is of another recipe: it has no network {network:?}", .path.display())]
+    NoNetwork {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The network.
+        network: String,
     },
     /// There is no checkpoint.
     #[error("{} has no checkpoint yet", .path.display())]
@@ -197,12 +238,13 @@ impl Checkpoints {
             state_sha256: checkpoint.state_sha256(folder)?,
         };
         let manifest = serde_json::to_vec_pretty(&manifest).expect("invariant: a manifest is plain data");
-        let mut files = vec![(MANIFEST, manifest), (MODEL, to_safetensors(&checkpoint.model))];
-        files.extend(checkpoint.average.as_ref().map(|average| (AVERAGE, to_safetensors(average))));
-        files.push((OPTIMIZER, checkpoint.optimizer.clone()));
+        let mut files = vec![(MANIFEST.into(), manifest)];
+        for (prefix, network) in checkpoint.networks() {
+            files.extend(network.files(&prefix));
+        }
         let sums: String =
             files.iter().map(|(name, bytes)| format!("{}  {name}\n", hex(&Sha256::digest(bytes)))).collect();
-        files.push((SUMS, sums.into_bytes()));
+        files.push((SUMS.into(), sums.into_bytes()));
         for (name, bytes) in &files {
             let path = folder.join(name);
             write_synced(&path, bytes).map_err(|source| self.io("write", &path, source))?;
@@ -250,22 +292,33 @@ impl Checkpoints {
         let tensors = |file: &str| -> Result<NamedTensors, CheckpointError> {
             from_safetensors(&read(file)?).map_err(|error| damaged(format!("{file}: {error}")))
         };
+        let files: Vec<&str> = sums.lines().filter_map(|line| line.split("  ").nth(1)).collect();
+        let network = |prefix: &str, name: &str| -> Result<NetworkState, CheckpointError> {
+            let average = format!("{prefix}{AVERAGE}");
+            Ok(NetworkState {
+                name: name.into(),
+                model: tensors(&format!("{prefix}{MODEL}"))?,
+                average: match files.contains(&average.as_str()) {
+                    true => Some(tensors(&average)?),
+                    false => None,
+                },
+                optimizer: read(&format!("{prefix}{OPTIMIZER}"))?,
+            })
+        };
+        let other_suffix = format!(".{MODEL}");
+        let others = files.iter().filter_map(|file| file.strip_suffix(other_suffix.as_str()));
         Ok(Checkpoint {
             progress: manifest.progress,
-            model: tensors(MODEL)?,
-            average: match sums.contains(AVERAGE) {
-                true => Some(tensors(AVERAGE)?),
-                false => None,
-            },
-            optimizer: read(OPTIMIZER)?,
+            deployed: network("", DEPLOYED)?,
+            others: others.map(|name| network(&format!("{name}."), name)).collect::<Result<_, _>>()?,
         })
     }
 
     /// Removes all but the newest `keep_last` checkpoints and the best one, which scored highest on the test images
     /// (the earliest of several).
-    pub(crate) fn prune(&self, keep_last: usize) -> Result<(), CheckpointError> {
+    pub(crate) fn prune(&self, keep_last: usize, last_phase: usize) -> Result<(), CheckpointError> {
         let names = self.names()?;
-        let best = self.best()?;
+        let best = self.best(last_phase)?;
         let n_old = names.len().saturating_sub(keep_last);
         for name in names[..n_old].iter().filter(|name| Some(*name) != best.as_ref()) {
             let path = self.path(name);
@@ -278,14 +331,15 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Name of the checkpoint with the highest test accuracy, the earliest of several.
-    pub(crate) fn best(&self) -> Result<Option<String>, CheckpointError> {
+    /// Name of the checkpoint with the highest test accuracy, the earliest of several, among those of `last_phase`: only
+    /// they have the precision asked for.
+    pub(crate) fn best(&self, last_phase: usize) -> Result<Option<String>, CheckpointError> {
         let mut best: Option<(f64, String)> = None;
         for name in self.names()? {
             let manifest = fs::read(self.path(&name).join(MANIFEST)).unwrap_or_default();
             let Ok(manifest) = serde_json::from_slice::<Manifest>(&manifest) else { continue };
-            let Progress { step, test, test_step, .. } = manifest.progress;
-            let evaluated = test.filter(|_| test_step == Some(step));
+            let Progress { step, phase, test, test_step, .. } = manifest.progress;
+            let evaluated = test.filter(|_| test_step == Some(step) && phase == last_phase);
             if let Some(test) = evaluated
                 && best.as_ref().is_none_or(|(top1, _)| test.top1 > *top1)
             {
@@ -319,36 +373,48 @@ impl Checkpoint {
     /// statistics, moving average and optimizer.
     pub(crate) fn state_sha256(&self, path: &Path) -> Result<String, CheckpointError> {
         let mut digest = Sha256::new();
-        let networks = [("model", Some(&self.model)), ("average", self.average.as_ref())];
-        for (network, tensors) in networks {
+        for (prefix, network) in self.networks() {
+            network.digest(&prefix, &mut digest).map_err(|problem| CheckpointError::Damaged {
+                path: path.into(),
+                problem: format!("{prefix}{OPTIMIZER}: {problem}"),
+                previous: None,
+            })?;
+        }
+        Ok(hex(&digest.finalize()))
+    }
+
+    /// All networks, each with the prefix of its files.
+    fn networks(&self) -> impl Iterator<Item = (String, &NetworkState)> {
+        let others = self.others.iter().map(|network| (format!("{}.", network.name), network));
+        std::iter::once((String::new(), &self.deployed)).chain(others)
+    }
+}
+
+impl NetworkState {
+    fn digest(&self, prefix: &str, digest: &mut Sha256) -> Result<(), String> {
+        let parts = [("model", Some(&self.model)), ("average", self.average.as_ref())];
+        for (part, tensors) in parts {
             for (path, data) in tensors.into_iter().flatten() {
-                digest.update(format!("{network}.{path} {:?}\n", data.shape().as_slice()));
+                digest.update(format!("{prefix}{part}.{path} {:?}\n", data.shape().as_slice()));
                 digest.update(data.as_bytes());
             }
         }
-        let damaged = |error: String| CheckpointError::Damaged {
-            path: path.into(),
-            problem: format!("{OPTIMIZER}: {error}"),
-            previous: None,
-        };
         let reader = Reader::from_bytes(Bytes::from_bytes_vec(self.optimizer.clone()))
-            .map_err(|error| damaged(error.to_string()))?;
+            .map_err(|error| error.to_string())?;
         for (name, scalar) in reader.scalars() {
-            digest.update(format!("optimizer.{name} {scalar:?}\n"));
+            digest.update(format!("{prefix}optimizer.{name} {scalar:?}\n"));
         }
-        let tensors = reader.into_tensors().map_err(|error| damaged(error.to_string()))?;
         let mut parts = Vec::new();
-        for tensor in tensors {
-            let (name, _, shape, _, bytes) =
-                tensor.into_parts().map_err(|error| damaged(error.to_string()))?;
+        for tensor in reader.into_tensors().map_err(|error| error.to_string())? {
+            let (name, _, shape, _, bytes) = tensor.into_parts().map_err(|error| error.to_string())?;
             parts.push((name, format!("{shape:?}"), bytes));
         }
         parts.sort_by(|a, b| a.0.cmp(&b.0));
         for (name, shape, bytes) in parts {
-            digest.update(format!("optimizer.{name} {shape}\n"));
+            digest.update(format!("{prefix}optimizer.{name} {shape}\n"));
             digest.update(&*bytes);
         }
-        Ok(hex(&digest.finalize()))
+        Ok(())
     }
 }
 

@@ -24,6 +24,12 @@ pub enum TrainError {
     /// A checkpoint cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The weights to begin with cannot be read.
+    #[error("init: {source}")]
+    Init {
+        /// Why.
+        source: Box<TrainError>,
+    },
     /// The run directory exists.
     #[error("run directory {} exists and is never overwritten: continue it with `lowbit train --resume {}`, or choose another with --out", .path.display(), .path.display())]
     RunExists {
@@ -66,6 +72,24 @@ pub enum TrainError {
         /// Why it failed.
         source: io::Error,
     },
+    /// The training has no network of this name.
+    #[error("the training has no network {network:?}; it has {}", known.join(", "))]
+    UnknownNetwork {
+        /// The name.
+        network: String,
+        /// The names there are.
+        known: Vec<String>,
+    },
+    /// A checkpoint was made in a phase that its training does not have.
+    #[error(
+        "the checkpoint is of phase {phase}, but the training has {n_phases}: its strategies are not the same"
+    )]
+    NoPhase {
+        /// The phase, from 1.
+        phase: usize,
+        /// Phases of the training.
+        n_phases: usize,
+    },
     /// The loss is not a finite number.
     #[error(
         "loss is {loss} at step {step} (epoch {epoch}); first not finite: {place}; {}",
@@ -83,6 +107,16 @@ pub enum TrainError {
         /// The last checkpoint before.
         last_checkpoint: Option<PathBuf>,
     },
+}
+
+impl TrainError {
+    /// The same error, naming the last checkpoint if it is one of divergence.
+    pub(crate) fn with_last_checkpoint(mut self, path: &Option<PathBuf>) -> Self {
+        if let Self::NonFinite { last_checkpoint, .. } = &mut self {
+            last_checkpoint.clone_from(path);
+        }
+        self
+    }
 }
 
 fn last_good(checkpoint: &Option<PathBuf>) -> String {

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use burn::module::Module;
 use burn::tensor::Device;
 use lowbit_data::Locations;
 use lowbit_models::Plan;
@@ -10,11 +9,13 @@ use serde::Serialize;
 
 use crate::checkpoint::{CheckpointError, Progress};
 use crate::error::TrainError;
+use crate::learner::{DEPLOYED, deployed_tensors, network_specs};
 use crate::metrics::Scores;
 use crate::recipe::Recipe;
 use crate::run_dir::{RunDir, RunInfo};
 use crate::state;
-use crate::trainer::{build, evaluate as evaluate_network, test_loader};
+use crate::strategy::Phase;
+use crate::trainer::{evaluate as evaluate_network, test_loader};
 
 /// What the evaluation of a checkpoint yields.
 #[derive(Clone, Debug, Serialize)]
@@ -23,6 +24,10 @@ pub struct Evaluation {
     pub recipe: String,
     /// Name of the checkpoint.
     pub checkpoint: String,
+    /// The network.
+    pub network: String,
+    /// Phase of the checkpoint, as in "w2a2".
+    pub phase: String,
     /// Steps done at the checkpoint.
     pub step: u64,
     /// Scores on the test images.
@@ -32,29 +37,56 @@ pub struct Evaluation {
     pub reported: Option<Scores>,
 }
 
-/// Evaluates the checkpoint `checkpoint` of the run in `path`, or its newest, on its test images.
+/// What of a run is evaluated.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Subject<'a> {
+    /// Name of the checkpoint; the newest if absent.
+    pub checkpoint: Option<&'a str>,
+    /// Name of the network, as in "teacher"; the deployed one if absent.
+    pub network: Option<&'a str>,
+}
+
+/// Evaluates a checkpoint of the run in `path` on its test images. `device` is without autodiff.
 ///
 /// # Errors
 /// [`TrainError`] if the run, its checkpoint or its data cannot be read.
 pub fn evaluate(
     path: &Path,
-    checkpoint: Option<&str>,
+    subject: Subject<'_>,
     device: &Device,
     locations: &Locations,
 ) -> Result<Evaluation, TrainError> {
     let run = RunDir::open(path)?;
     let recipe = run.recipe()?;
-    let name = newest(&run, checkpoint)?;
+    let name = newest(&run, subject.checkpoint)?;
     let loaded = run.checkpoints().load(&name)?;
     let loader = test_loader(&recipe.data, locations)?;
-    let network = build(&recipe, device)?.network.valid();
-    let other_model = |source| CheckpointError::OtherModel { path: run.checkpoints().path(&name), source };
-    let network = state::load(network, loaded.average.unwrap_or(loaded.model)).map_err(other_model)?;
-    let Progress { step, test, test_step, .. } = loaded.progress;
+    let specs = network_specs(&recipe);
+    let wanted = subject.network.unwrap_or(DEPLOYED);
+    let no_network = || TrainError::UnknownNetwork {
+        network: wanted.into(),
+        known: specs.iter().map(|spec| spec.name.clone()).collect(),
+    };
+    let spec = specs.iter().find(|spec| spec.name == wanted).ok_or_else(no_network)?;
+    let Progress { step, phase, test, mut tests, test_step, .. } = loaded.progress;
+    let phases = recipe.phases(&recipe.strategies());
+    let no_phase = || TrainError::NoPhase { phase: phase + 1, n_phases: phases.len() };
+    let phase = phases.get(phase).ok_or_else(no_phase)?;
+    let (network, _) = spec.network(&recipe, phase, device)?;
+    let path = run.checkpoints().path(&name);
+    let mut states = std::iter::once(loaded.deployed).chain(loaded.others);
+    let state = states.find(|state| state.name == wanted);
+    let state =
+        state.ok_or_else(|| CheckpointError::NoNetwork { path: path.clone(), network: wanted.into() })?;
+    let other_model = |source| CheckpointError::OtherModel { path, source };
+    let network = state::load(network, deployed_tensors(state)).map_err(other_model)?;
+    let reported = if wanted == DEPLOYED { test } else { tests.remove(wanted) };
     Ok(Evaluation {
-        recipe: recipe.name,
         scores: evaluate_network(&network, &loader, device),
-        reported: test.filter(|_| test_step == Some(step)),
+        reported: reported.filter(|_| test_step == Some(step)),
+        recipe: recipe.name,
+        network: wanted.into(),
+        phase: phase.name.clone(),
         checkpoint: name,
         step,
     })
@@ -67,8 +99,10 @@ pub struct Inspection {
     pub recipe: Recipe,
     /// Where and by what it was made.
     pub info: RunInfo,
-    /// The precision of every layer.
+    /// The precision of every layer at the end of the training.
     pub plan: Plan,
+    /// The phases of the training.
+    pub phases: Vec<Phase>,
     /// Names of its checkpoints, oldest first.
     pub checkpoints: Vec<String>,
     /// Name of the checkpoint with the highest test accuracy.
@@ -103,12 +137,15 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
         }
         None => None,
     };
+    let recipe = run.recipe()?;
+    let phases = recipe.phases(&recipe.strategies());
     Ok(Inspection {
-        recipe: run.recipe()?,
+        recipe,
         info: run.info()?,
         plan: run.plan()?,
         checkpoints: checkpoints.names()?,
-        best: checkpoints.best()?,
+        best: checkpoints.best(phases.len() - 1)?,
+        phases,
         checkpoint: inspection,
     })
 }
@@ -116,12 +153,4 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
 fn newest(run: &RunDir, checkpoint: Option<&str>) -> Result<String, TrainError> {
     let chosen = run.checkpoints().choose(checkpoint)?;
     Ok(chosen.ok_or_else(|| CheckpointError::None { path: run.path().into() })?)
-}
-
-/// The precision of every layer of a recipe's network, without training it.
-///
-/// # Errors
-/// [`TrainError`] if the network cannot be built.
-pub fn plan(recipe: &Recipe, device: &Device) -> Result<Plan, TrainError> {
-    Ok(build(recipe, device)?.plan)
 }

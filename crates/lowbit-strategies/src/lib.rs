@@ -18,6 +18,7 @@
 mod checkpoint;
 mod error;
 mod inspect;
+mod learner;
 pub mod loss;
 mod metrics;
 mod optimizer;
@@ -25,16 +26,18 @@ pub mod recipe;
 mod run_dir;
 mod schedule;
 mod state;
+pub mod strategy;
 mod trainer;
 
 pub use checkpoint::{CheckpointError, Progress};
 pub use error::TrainError;
-pub use inspect::{CheckpointInspection, Evaluation, Inspection, evaluate, inspect, plan};
-pub use metrics::{EpochMetrics, Scores, Tally};
+pub use inspect::{CheckpointInspection, Evaluation, Inspection, Subject, evaluate, inspect};
+pub use metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
 pub use recipe::{Recipe, RecipeError};
 pub use run_dir::{RunDir, RunInfo};
 pub use schedule::learning_rate;
 pub use state::StateError;
 pub use trainer::{
-    BestCheckpoint, EpochTiming, Observer, Outcome, RunResult, Session, StepReport, resume, train,
+    BestCheckpoint, EpochTiming, Observer, Outcome, PhaseReport, RunResult, Session, StepReport, plan,
+    resume, train,
 };

@@ -24,3 +24,20 @@ pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
     let batch = logits.dims()[0];
     (targets * log_softmax(logits, 1)).sum() / -(batch as f64)
 }
+
+/// `temperature^2 KL(softmax(target / temperature) || softmax(logits / temperature))`, the mean over the batch (Hinton et
+/// al. 2015, with the factor that keeps gradients at their size). Both `[batch, n_classes]`; shape `[1]`.
+///
+/// A gradient reaches whichever of the two is not detached.
+pub fn kl_divergence(target: Tensor<2>, logits: Tensor<2>, temperature: f64) -> Tensor<1> {
+    let batch = logits.dims()[0] as f64;
+    let log_target = log_softmax(target / temperature, 1);
+    let log_probabilities = log_softmax(logits / temperature, 1);
+    let divergence = (log_target.clone().exp() * (log_target - log_probabilities)).sum();
+    divergence * (temperature * temperature / batch)
+}
+
+/// Mean of the squares of all elements. Shape `[1]`.
+pub fn mean_square<const D: usize>(x: Tensor<D>) -> Tensor<1> {
+    x.square().mean()
+}

@@ -63,6 +63,8 @@ pub struct EpochMetrics {
     pub epoch: u64,
     /// Steps done since the start of the training.
     pub step: u64,
+    /// Phase, as in "w4a32".
+    pub phase: String,
     /// Learning rate of the epoch's last step.
     pub learning_rate: f64,
     /// Scores of the training batches as they passed, augmented, before each step's update.
@@ -70,9 +72,25 @@ pub struct EpochMetrics {
     /// Scores on the test images, where the epoch was evaluated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<Scores>,
+    /// Mean share of the layers that was quantized in the epoch's steps, if a strategy decides it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantized_fraction: Option<f64>,
+    /// Networks that train alongside, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub networks: BTreeMap<String, NetworkMetrics>,
     /// Mean of the learned step sizes, clip values or running ranges, by layer and parameter.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub quantizers: BTreeMap<String, f32>,
+}
+
+/// What an epoch did to a network that trains alongside.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NetworkMetrics {
+    /// Mean loss of the training batches, distillation included; 0 if it is not trained.
+    pub train_loss: f64,
+    /// Scores on the test images, where the epoch was evaluated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<Scores>,
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Tensor, TensorData};
+use sha2::{Digest, Sha256};
 
 /// The float tensors of a module by path: parameters, learned quantizer parameters and running statistics.
 pub(crate) type NamedTensors = BTreeMap<String, TensorData>;
@@ -81,9 +82,42 @@ pub(crate) fn tensors<M: Module>(module: &M) -> NamedTensors {
 /// # Errors
 /// [`StateError`] unless the two have the same paths and shapes.
 pub(crate) fn load<M: Module>(module: M, state: NamedTensors) -> Result<M, StateError> {
+    let (module, left) = load_where(module, state, |_| false)?;
+    match left.into_keys().next() {
+        Some(path) => Err(StateError::Unknown { path }),
+        None => Ok(module),
+    }
+}
+
+/// `module` with the tensors of `state`, which may be of another precision: quantizer parameters are loaded where both
+/// have them in the same shape.
+///
+/// # Errors
+/// [`StateError`] unless the two have the same other paths and shapes.
+pub(crate) fn load_weights<M: Module>(module: M, state: NamedTensors) -> Result<M, StateError> {
+    let (module, left) = load_where(module, state, of_quantizer)?;
+    match left.into_keys().find(|path| !of_quantizer(path)) {
+        Some(path) => Err(StateError::Unknown { path }),
+        None => Ok(module),
+    }
+}
+
+/// Whether a tensor belongs to a quantizer.
+fn of_quantizer(path: &str) -> bool {
+    path.split('.').any(|part| part == "weight_quantizer" || part == "input_quantizer")
+}
+
+/// `module` with the tensors of `state`, and what is left of it. Tensors that are `optional` may be missing or have
+/// another shape.
+fn load_where<M: Module>(
+    module: M,
+    state: NamedTensors,
+    optional: fn(&str) -> bool,
+) -> Result<(M, NamedTensors), StateError> {
     struct Load {
         path: Path,
         state: NamedTensors,
+        optional: fn(&str) -> bool,
         error: Option<StateError>,
     }
     impl ModuleMapper for Load {
@@ -97,6 +131,8 @@ pub(crate) fn load<M: Module>(module: M, state: NamedTensors) -> Result<M, State
             let path = self.path.dotted();
             let expected = param.val().dims().to_vec();
             match self.state.remove(&path) {
+                None if (self.optional)(&path) => param,
+                Some(data) if data.shape().as_slice() != expected && (self.optional)(&path) => param,
                 None => {
                     self.error.get_or_insert(StateError::Missing { path });
                     param
@@ -112,27 +148,34 @@ pub(crate) fn load<M: Module>(module: M, state: NamedTensors) -> Result<M, State
             }
         }
     }
-    let mut load = Load { path: Path::default(), state, error: None };
+    let mut load = Load { path: Path::default(), state, optional, error: None };
     let module = module.map(&mut load);
-    match (load.error, load.state.into_keys().next()) {
-        (Some(error), _) => Err(error),
-        (None, Some(path)) => Err(StateError::Unknown { path }),
-        (None, None) => Ok(module),
+    match load.error {
+        Some(error) => Err(error),
+        None => Ok((module, load.state)),
     }
 }
 
-/// `module` with parameter ids that depend only on the order of its parameters, so that an optimizer's state, which
-/// burn keys by id, belongs to the same parameters in another process.
+/// `module` with parameter ids that depend only on their paths, so that an optimizer's state, which burn keys by id,
+/// belongs to the same parameters in another process and in another phase.
 pub(crate) fn with_stable_ids<M: Module>(module: M) -> M {
-    struct Renumber(u64);
-    impl ModuleMapper for Renumber {
+    #[derive(Default)]
+    struct Rename(Path);
+    impl ModuleMapper for Rename {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.0.enter(name, container);
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.0.exit();
+        }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            self.0 += 1;
+            let digest = Sha256::digest(self.0.dotted());
+            let id = digest.iter().take(8).fold(0, |id, byte| id << 8 | u64::from(*byte));
             let (_, tensor, mapper) = param.consume();
-            Param::from_mapped_value(ParamId::from(self.0), tensor, mapper)
+            Param::from_mapped_value(ParamId::from(id), tensor, mapper)
         }
     }
-    module.map(&mut Renumber(0))
+    module.map(&mut Rename::default())
 }
 
 /// `average * decay + module * (1 - decay)`, tensor by tensor.

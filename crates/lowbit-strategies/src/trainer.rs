@@ -6,22 +6,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData, Transaction};
-use lowbit_data::{Batch, Dataset, ImageShape, Loader, LoaderConfig, Locations, Normalization, Split};
-use lowbit_models::{InputShape, Model, Network, Plan};
-use lowbit_quantizers::QuantizedNetwork;
+use lowbit_data::{Batch, Dataset, Loader, LoaderConfig, Locations, Normalization, Split};
+use lowbit_models::{Features, Network, Plan};
+use lowbit_quantizers::{QuantizedNetwork, Selection};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Progress, optimizer_bytes, optimizer_record};
+use crate::checkpoint::{Checkpoint, CheckpointError, Progress};
 use crate::error::TrainError;
+use crate::learner::{Trainee, network_specs};
 use crate::loss::{cross_entropy, target_probabilities};
-use crate::metrics::{EpochMetrics, Scores, Tally};
-use crate::optimizer::Optimizer;
-use crate::recipe::{DataRecipe, Recipe};
+use crate::metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
+use crate::recipe::{DataRecipe, Recipe, TrainRecipe};
 use crate::run_dir::{RESULT, RunDir, RunInfo};
 use crate::schedule::learning_rate;
 use crate::state;
+use crate::strategy::{Moment, Outputs, Phase, Role, Strategy, StudentOutput, compose_loss};
 
 /// Images per evaluation batch. Fixed, so that every evaluation of a checkpoint adds in the same order.
 const EVAL_BATCH_SIZE: usize = 256;
@@ -41,12 +41,16 @@ pub struct Session<'a> {
     pub stop: &'a AtomicBool,
     /// Told of everything that happens.
     pub observer: &'a mut dyn Observer,
+    /// Strategies of the caller's own, composed after those of the recipe. A run is resumed with the same.
+    pub strategies: Vec<Box<dyn Strategy>>,
 }
 
 /// Follows a training. Every method does nothing unless it is overridden.
 pub trait Observer {
     /// The training is about to begin at `step`, or to go on there.
     fn started(&mut self, _run: &Path, _recipe: &Recipe, _plan: &Plan, _step: u64) {}
+    /// A phase begins, or the training goes on in it.
+    fn phase(&mut self, _report: &PhaseReport<'_>) {}
     /// A step is done.
     fn step(&mut self, _report: &StepReport) {}
     /// An epoch is done.
@@ -57,6 +61,19 @@ pub trait Observer {
 
 /// Does nothing.
 impl Observer for () {}
+
+/// A phase that begins or goes on.
+#[derive(Clone, Copy, Debug)]
+pub struct PhaseReport<'a> {
+    /// Its number, from 1.
+    pub number: usize,
+    /// Phases in all.
+    pub n_phases: usize,
+    /// Its precision and settings.
+    pub phase: &'a Phase,
+    /// Networks that train alongside, by name, with their plans.
+    pub others: &'a [(&'a str, &'a Plan)],
+}
 
 /// Where a training stands after a step.
 #[derive(Clone, Copy, Debug)]
@@ -129,6 +146,9 @@ pub struct RunResult {
     pub device: String,
     /// Seed.
     pub seed: u64,
+    /// Scores on the test images of networks that trained alongside, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub networks: BTreeMap<String, Scores>,
     /// The run directory.
     pub run_dir: PathBuf,
 }
@@ -148,16 +168,16 @@ pub struct BestCheckpoint {
 /// [`TrainError`]; a run directory is left behind only if the training had begun.
 pub fn train(recipe: &Recipe, out: &Path, session: Session<'_>) -> Result<Outcome, TrainError> {
     let data = Data::open(&recipe.data, recipe.seed, &session.locations)?;
-    let model = build(recipe, &session.device.clone().autodiff())?;
+    let trainer = Trainer::new(recipe, data, session, 0)?;
     let info = RunInfo {
         schema: 1,
         lowbit: env!("CARGO_PKG_VERSION").into(),
         burn: "0.22.1".into(),
-        device: session.device_name.clone(),
+        device: trainer.session.device_name.clone(),
         n_threads: std::thread::available_parallelism().map_or(1, usize::from),
     };
-    let run = RunDir::create(out, recipe, &model.plan, &info)?;
-    Trainer::new(recipe, run, model, data, session)?.run()
+    let run = RunDir::create(out, recipe, &plan(recipe, &trainer.session.device)?, &info)?;
+    trainer.run(run, None)
 }
 
 /// Goes on with the training in the run directory `path`, from its newest checkpoint or the one named.
@@ -170,22 +190,26 @@ pub fn resume(path: &Path, checkpoint: Option<&str>, session: Session<'_>) -> Re
     let chosen = run.checkpoints().choose(checkpoint)?;
     let loaded = chosen.as_deref().map(|name| run.checkpoints().load(name)).transpose()?;
     let data = Data::open(&recipe.data, recipe.seed, &session.locations)?;
-    let model = build(&recipe, &session.device.clone().autodiff())?;
-    let mut trainer = Trainer::new(&recipe, run, model, data, session)?;
-    match (chosen, loaded) {
-        (Some(name), Some(loaded)) => trainer.restore(&name, loaded)?,
-        _ => trainer.run.truncate_metrics(0)?,
-    }
-    trainer.run()
+    let phase = loaded.as_ref().map_or(0, |loaded| loaded.progress.phase);
+    let mut trainer = Trainer::new(&recipe, data, session, phase)?;
+    let last_checkpoint = match (chosen, loaded) {
+        (Some(name), Some(loaded)) => Some(trainer.restore(&run, &name, loaded)?),
+        _ => {
+            run.truncate_metrics(0)?;
+            None
+        }
+    };
+    trainer.run(run, last_checkpoint)
 }
 
-/// The network of a recipe with its initial weights.
-pub(crate) fn build(recipe: &Recipe, device: &Device) -> Result<Model, TrainError> {
-    let ImageShape { channels, height, width } = recipe.data.dataset.info().shape;
-    let input = InputShape { channels, height, width };
-    let n_classes = recipe.data.n_classes();
-    let model = recipe.model.init(input, n_classes, &recipe.quantization.policy, recipe.seed, device)?;
-    Ok(Model { network: state::with_stable_ids(model.network), ..model })
+/// The precision of every layer of a recipe's network, without training it.
+///
+/// # Errors
+/// [`TrainError`] if the network cannot be built.
+pub fn plan(recipe: &Recipe, device: &Device) -> Result<Plan, TrainError> {
+    let phases = recipe.phases(&recipe.strategies());
+    let last = phases.last().expect("invariant: a training has a phase");
+    network_specs(recipe)[0].network(recipe, last, device).map(|(_, plan)| plan)
 }
 
 /// The training and test images of a recipe.
@@ -239,20 +263,39 @@ fn images(batch: &mut Batch, device: &Device) -> Tensor<4> {
 
 struct Trainer<'a> {
     recipe: Recipe,
-    run: RunDir,
     session: Session<'a>,
     /// The session's device with autodiff.
     device: Device,
     data: Data,
-    plan: Plan,
-    /// The network in training.
-    network: Network,
-    /// Moving average of the network, without autodiff.
-    average: Option<Network>,
-    optimizer: Optimizer,
+    strategies: Vec<Box<dyn Strategy>>,
+    schedule: Schedule,
+    /// The phase that the networks are in.
+    phase: usize,
+    /// The deployed network, further students, the teacher.
+    trainees: Vec<Trainee>,
     progress: Progress,
-    last_checkpoint: Option<PathBuf>,
     clock: Clock,
+}
+
+/// The phases of a training on its line of steps.
+struct Schedule {
+    phases: Vec<Phase>,
+    steps_per_epoch: u64,
+}
+
+impl Schedule {
+    /// First step of phase `phase`; of one past the last, the number of all steps.
+    fn start(&self, phase: usize) -> u64 {
+        self.phases[..phase].iter().map(|phase| phase.train.epochs * self.steps_per_epoch).sum()
+    }
+
+    fn steps(&self) -> u64 {
+        self.start(self.phases.len())
+    }
+
+    fn epochs(&self) -> u64 {
+        self.phases.iter().map(|phase| phase.train.epochs).sum()
+    }
 }
 
 /// Time of this process.
@@ -289,144 +332,192 @@ impl Clock {
 }
 
 impl<'a> Trainer<'a> {
-    fn new(
-        recipe: &Recipe,
-        run: RunDir,
-        model: Model,
-        data: Data,
-        session: Session<'a>,
-    ) -> Result<Self, TrainError> {
-        let optimizer = Optimizer::new(&recipe.train, &model.network);
-        let average = recipe.train.ema_decay.map(|_| model.network.valid());
+    /// A training whose networks are in phase `phase`, with their initial weights.
+    fn new(recipe: &Recipe, data: Data, mut session: Session<'a>, phase: usize) -> Result<Self, TrainError> {
+        let device = session.device.clone().autodiff();
+        let mut strategies = recipe.strategies();
+        strategies.append(&mut session.strategies);
+        let phases = recipe.phases(&strategies);
+        if phase >= phases.len() {
+            return Err(TrainError::NoPhase { phase: phase + 1, n_phases: phases.len() });
+        }
+        let new = |spec| Trainee::new(spec, recipe, &phases[phase], &device);
+        let trainees = network_specs(recipe).into_iter().map(new).collect::<Result<_, _>>()?;
         Ok(Self {
             recipe: recipe.clone(),
-            run,
-            device: session.device.clone().autodiff(),
+            device,
             session,
+            strategies,
+            schedule: Schedule { phases, steps_per_epoch: data.train.steps_per_epoch() },
+            phase,
             data,
-            plan: model.plan,
-            network: model.network,
-            average,
-            optimizer,
+            trainees,
             progress: Progress::default(),
-            last_checkpoint: None,
             clock: Clock::new(0, 0.0),
         })
     }
 
-    fn steps_per_epoch(&self) -> u64 {
-        self.data.train.steps_per_epoch()
+    fn current(&self) -> &Phase {
+        &self.schedule.phases[self.phase]
     }
 
     fn steps(&self) -> u64 {
-        self.recipe.train.epochs * self.steps_per_epoch()
+        self.schedule.steps()
     }
 
-    fn restore(&mut self, name: &str, checkpoint: Checkpoint) -> Result<(), TrainError> {
-        let path = self.run.checkpoints().path(name);
-        let other_model = |source| CheckpointError::OtherModel { path: path.clone(), source };
-        let Checkpoint { progress, model, average, optimizer } = checkpoint;
-        self.network = state::load(self.network.clone(), model).map_err(other_model)?;
-        self.average = match (self.average.take(), average) {
-            (Some(network), Some(average)) => Some(state::load(network, average).map_err(other_model)?),
-            (network, _) => network,
-        };
-        let record = optimizer_record(&optimizer, &path)?;
-        self.optimizer = Optimizer::new(&self.recipe.train, &self.network).with_record(record);
-        self.run.checkpoints().abandon_after(progress.step)?;
-        self.run.truncate_metrics(progress.metrics_bytes)?;
+    /// Takes over the state of a checkpoint; returns its path.
+    fn restore(&mut self, run: &RunDir, name: &str, checkpoint: Checkpoint) -> Result<PathBuf, TrainError> {
+        let path = run.checkpoints().path(name);
+        let Checkpoint { progress, deployed, others } = checkpoint;
+        let mut states = std::iter::once(deployed).chain(others);
+        for trainee in &mut self.trainees {
+            let name = trainee.spec.name.clone();
+            let state = states.next().filter(|state| state.name == name);
+            let state =
+                state.ok_or_else(|| CheckpointError::NoNetwork { path: path.clone(), network: name })?;
+            trainee.restore(&self.schedule.phases[self.phase], state, &path)?;
+        }
+        run.checkpoints().abandon_after(progress.step)?;
+        run.truncate_metrics(progress.metrics_bytes)?;
         self.clock = Clock::new(progress.step, progress.seconds);
         self.progress = progress;
-        self.last_checkpoint = Some(path);
-        Ok(())
+        Ok(path)
     }
 
-    fn run(mut self) -> Result<Outcome, TrainError> {
-        self.session.observer.started(self.run.path(), &self.recipe, &self.plan, self.progress.step);
-        if self.progress.step == 0 {
-            self.calibrate();
-        }
+    fn run(mut self, run: RunDir, mut last_checkpoint: Option<PathBuf>) -> Result<Outcome, TrainError> {
+        let plan = plan(&self.recipe, &self.session.device)?;
+        self.session.observer.started(run.path(), &self.recipe, &plan, self.progress.step);
         self.clock.started = Instant::now();
+        match self.progress.step {
+            0 => self.begin()?,
+            _ => self.report_phase(),
+        }
         while self.progress.step < self.steps() {
-            let (epoch, first) =
-                (self.progress.step / self.steps_per_epoch(), self.progress.step % self.steps_per_epoch());
+            if self.progress.step == self.schedule.start(self.phase + 1) {
+                self.enter_next_phase()?;
+            }
+            let steps_per_epoch = self.schedule.steps_per_epoch;
+            let (epoch, first) = (self.progress.step / steps_per_epoch, self.progress.step % steps_per_epoch);
             let batches = self.data.train.epoch(epoch, first);
             for batch in batches {
-                self.step(batch)?;
-                let epoch_done = self.progress.step.is_multiple_of(self.steps_per_epoch());
+                self.step(batch).map_err(|error| error.with_last_checkpoint(&last_checkpoint))?;
+                let epoch_done = self.progress.step.is_multiple_of(steps_per_epoch);
                 if epoch_done {
-                    self.finish_epoch()?;
+                    self.finish_epoch(&run)?;
                 }
                 let stop = self.session.stop.load(Ordering::Relaxed);
                 if self.checkpoint_is_due(epoch_done) || stop {
-                    self.save_checkpoint()?;
+                    last_checkpoint = Some(self.save_checkpoint(&run)?);
                 }
                 if stop && self.progress.step < self.steps() {
                     return Ok(Outcome::Interrupted {
-                        run_dir: self.run.path().into(),
+                        run_dir: run.path().into(),
                         step: self.progress.step,
                         steps: self.steps(),
                     });
                 }
             }
         }
-        self.finish()
+        self.finish(&run)
     }
 
-    /// Sets the ranges of the activation quantizers from the first training batches, BatchNorm normalizing by batch,
-    /// as in the steps to come. Leaves no other trace in the network.
-    fn calibrate(&mut self) {
-        let (data, device) = (&self.data.train, &self.device);
-        let n_batches = self.recipe.train.calibration_batches;
-        self.network.calibrate(|network| {
-            let probe = detached(network);
-            for mut batch in data.epoch(0, 0).take(n_batches) {
-                probe.forward(images(&mut batch, device));
-            }
-        });
-        if let Some(average) = &mut self.average {
-            *average = self.network.valid();
+    /// Prepares all networks for their first step.
+    fn begin(&mut self) -> Result<(), TrainError> {
+        let calibration = Calibration::of(&self.data, &self.device, &self.current().train, 0);
+        for trainee in &mut self.trainees {
+            trainee.begin(|network| calibration.run(network))?;
         }
+        self.report_phase();
+        Ok(())
+    }
+
+    fn enter_next_phase(&mut self) -> Result<(), TrainError> {
+        self.phase += 1;
+        self.progress.phase = self.phase;
+        let phase = self.schedule.phases[self.phase].clone();
+        let epoch = self.progress.step / self.schedule.steps_per_epoch;
+        let calibration = Calibration::of(&self.data, &self.device, &phase.train, epoch);
+        for trainee in &mut self.trainees {
+            trainee.enter(&self.recipe, &phase, &self.device, |network| calibration.run(network))?;
+        }
+        self.report_phase();
+        Ok(())
+    }
+
+    fn report_phase(&mut self) {
+        let others: Vec<(&str, &Plan)> =
+            self.trainees[1..].iter().map(|trainee| (trainee.spec.name.as_str(), &trainee.plan)).collect();
+        self.session.observer.phase(&PhaseReport {
+            number: self.phase + 1,
+            n_phases: self.schedule.phases.len(),
+            phase: &self.schedule.phases[self.phase],
+            others: &others,
+        });
+    }
+
+    /// Lets the strategies decide which part of each student is quantized in this step. Returns the share of the deployed
+    /// network's layers that is, if any strategy decided.
+    fn select(&mut self) -> Option<f64> {
+        let start = self.schedule.start(self.phase);
+        let moment = Moment {
+            seed: self.recipe.seed,
+            step: self.progress.step,
+            phase_step: self.progress.step - start,
+            phase_steps: self.schedule.start(self.phase + 1) - start,
+        };
+        let with_errors = self.strategies.iter().any(|strategy| strategy.needs_errors());
+        let mut deployed_share = None;
+        for trainee in &mut self.trainees {
+            let Role::Student(student) = trainee.spec.role else { continue };
+            let layers = trainee.quantized_layers(with_errors);
+            let selections =
+                self.strategies.iter().rev().find_map(|strategy| strategy.select(&moment, &layers));
+            if student == 0 {
+                deployed_share = selections.as_deref().map(quantized_share);
+            }
+            trainee.select(selections);
+        }
+        deployed_share
     }
 
     fn step(&mut self, mut batch: Batch) -> Result<(), TrainError> {
         let started = Instant::now();
-        let train = &self.recipe.train;
+        let train = self.current().train.clone();
+        let (step, steps_per_epoch) = (self.progress.step, self.schedule.steps_per_epoch);
         let n_images = batch.labels.len() as u64;
         let targets =
             target_probabilities(&batch.labels, self.data.n_classes, train.label_smoothing, &self.device);
-        let logits = self.network.forward(images(&mut batch, &self.device));
-        let loss = cross_entropy(logits.clone(), targets);
+        let quantized_share = self.select();
+        let (losses, logits) = self.losses(images(&mut batch, &self.device), &targets);
         // The one read from the device in a step.
-        let [loss_data, logits] = Transaction::default()
-            .register(loss.clone())
-            .register(logits)
-            .execute()
-            .try_into()
-            .expect("invariant: two tensors were registered");
-        let loss_value = f64::from(loss_data.iter::<f32>().next().unwrap_or(f32::NAN));
-        if !loss_value.is_finite() {
-            return Err(self.non_finite(loss_value));
+        let read = losses.iter().flatten().cloned();
+        let read = read.fold(Transaction::default().register(logits), Transaction::register);
+        let mut read = read.execute().into_iter();
+        let logits = read.next().expect("invariant: the logits were registered");
+        let values: Vec<Option<f64>> = losses
+            .iter()
+            .map(|loss| loss.as_ref().and_then(|_| read.next()?.iter::<f32>().next()).map(f64::from))
+            .collect();
+        if let Some(network) = values.iter().position(|value| value.is_some_and(|value| !value.is_finite())) {
+            return Err(self.non_finite(network, values[network].unwrap_or(f64::NAN)));
         }
-        let rate = learning_rate(train, self.steps_per_epoch(), self.progress.step);
-        self.network = self.optimizer.step(rate, self.network.clone(), loss.backward());
-        if let (Some(decay), Some(average)) = (train.ema_decay, self.average.take()) {
-            self.average = Some(state::moving_average(average, &self.network.valid(), decay));
+        let rate = learning_rate(&train, steps_per_epoch, step - self.schedule.start(self.phase));
+        for (trainee, loss) in self.trainees.iter_mut().zip(losses) {
+            if let Some(loss) = loss {
+                trainee.update(rate, train.ema_decay, loss);
+            }
+            trainee.select(None);
         }
-        let epoch = self.progress.step / self.steps_per_epoch();
-        if self.progress.step.is_multiple_of(self.steps_per_epoch()) {
-            self.progress.train = Tally::default();
-        }
-        self.progress.train.add(&logits.iter::<f32>().collect::<Vec<_>>(), &batch.labels, loss_value);
-        self.progress.step += 1;
+        let loss = values[0].unwrap_or(f64::NAN);
+        self.count(&batch.labels, &logits.iter::<f32>().collect::<Vec<_>>(), &values, quantized_share);
         self.clock.step_seconds += started.elapsed().as_secs_f64();
         self.clock.n_images += n_images;
         self.session.observer.step(&StepReport {
-            epoch: epoch + 1,
-            epochs: train.epochs,
+            epoch: step / steps_per_epoch + 1,
+            epochs: self.schedule.epochs(),
             step: self.progress.step,
             steps: self.steps(),
-            loss: loss_value,
+            loss,
             train: self.progress.train.scores(),
             images_per_second: self.clock.images_per_second(),
             eta_seconds: self.clock.eta_seconds(self.progress.step, self.steps()),
@@ -434,77 +525,122 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    fn non_finite(&self, loss: f64) -> TrainError {
+    /// The loss of each network for a batch, `None` if it is not trained, and the logits of the deployed one.
+    fn losses(&self, images: Tensor<4>, targets: &Tensor<2>) -> (Vec<Option<Tensor<1>>>, Tensor<2>) {
+        let mut students: Vec<StudentOutput> = Vec::new();
+        let mut teacher: Option<Features> = None;
+        for trainee in &self.trainees {
+            match trainee.spec.role {
+                Role::Student(_) => students.push(trainee.forward_student(images.clone())),
+                Role::Teacher => teacher = Some(trainee.forward(images.clone())),
+            }
+        }
+        let outputs = Outputs { students: &students, teacher: teacher.as_ref() };
+        let loss = |trainee: &Trainee| {
+            let logits = match trainee.spec.role {
+                Role::Student(student) => &students[student].features.logits,
+                Role::Teacher => &outputs.teacher?.logits,
+            };
+            let own = || cross_entropy(logits.clone(), targets.clone());
+            let role = trainee.spec.role;
+            trainee.spec.is_trained.then(|| compose_loss(&self.strategies, role, &outputs, own()))
+        };
+        (self.trainees.iter().map(loss).collect(), students[0].features.logits.clone())
+    }
+
+    /// Counts a step that is done.
+    fn count(
+        &mut self,
+        labels: &[i64],
+        logits: &[f32],
+        losses: &[Option<f64>],
+        quantized_share: Option<f64>,
+    ) {
+        let progress = &mut self.progress;
+        if progress.step.is_multiple_of(self.schedule.steps_per_epoch) {
+            progress.train = Tally::default();
+            progress.loss_sums.clear();
+            progress.quantized_sum = None;
+        }
+        progress.train.add(logits, labels, losses[0].unwrap_or(f64::NAN));
+        for (trainee, loss) in self.trainees.iter().zip(losses).skip(1) {
+            let sum = progress.loss_sums.entry(trainee.spec.name.clone()).or_default();
+            *sum += loss.unwrap_or(0.0) * labels.len() as f64;
+        }
+        if let Some(share) = quantized_share {
+            *progress.quantized_sum.get_or_insert(0.0) += share;
+        }
+        progress.step += 1;
+    }
+
+    fn non_finite(&self, network: usize, loss: f64) -> TrainError {
+        let trainee = &self.trainees[network];
+        let place = state::first_non_finite(&trainee.valid()).unwrap_or_else(|| "the logits".into());
+        let prefix = if self.trainees.len() > 1 { format!("{} ", trainee.spec.name) } else { String::new() };
         TrainError::NonFinite {
             loss,
             step: self.progress.step + 1,
-            epoch: self.progress.step / self.steps_per_epoch() + 1,
-            place: state::first_non_finite(&self.network.valid()).unwrap_or_else(|| "the logits".into()),
-            last_checkpoint: self.last_checkpoint.clone(),
+            epoch: self.progress.step / self.schedule.steps_per_epoch + 1,
+            place: format!("{prefix}{place}"),
+            last_checkpoint: None,
         }
     }
 
-    fn finish_epoch(&mut self) -> Result<(), TrainError> {
-        let train = &self.recipe.train;
-        let epoch = self.progress.step / self.steps_per_epoch();
-        let evaluated = epoch.is_multiple_of(train.eval_every) || epoch == train.epochs;
+    fn finish_epoch(&mut self, run: &RunDir) -> Result<(), TrainError> {
+        let train = self.current().train.clone();
+        let steps_per_epoch = self.schedule.steps_per_epoch;
+        let phase_step = self.progress.step - self.schedule.start(self.phase);
+        let phase_epoch = phase_step / steps_per_epoch;
+        let evaluated = phase_epoch.is_multiple_of(train.eval_every) || phase_epoch == train.epochs;
         if evaluated {
-            self.reestimate_norms();
-            let test = evaluate(&self.evaluated_network(), &self.data.test, &self.session.device);
-            self.progress.test = Some(test);
-            self.progress.test_step = Some(self.progress.step);
+            self.evaluate(train.norm_reestimation_batches);
         }
+        let n_images = self.progress.train.n_images as f64;
+        let others = self.trainees[1..].iter().map(|trainee| {
+            let name = trainee.spec.name.clone();
+            let train_loss = self.progress.loss_sums.get(&name).map_or(0.0, |sum| sum / n_images);
+            let test = self.progress.tests.get(&name).copied().filter(|_| evaluated);
+            (name, NetworkMetrics { train_loss, test })
+        });
         let metrics = EpochMetrics {
-            epoch,
+            epoch: self.progress.step / steps_per_epoch,
             step: self.progress.step,
-            learning_rate: learning_rate(&self.recipe.train, self.steps_per_epoch(), self.progress.step - 1),
+            phase: self.current().name.clone(),
+            learning_rate: learning_rate(&train, steps_per_epoch, phase_step - 1),
             train: self.progress.train.scores(),
             test: self.progress.test.filter(|_| evaluated),
-            quantizers: watched(&self.network),
+            quantized_fraction: self.progress.quantized_sum.map(|sum| sum / steps_per_epoch as f64),
+            networks: others.collect(),
+            quantizers: watched(&mut self.trainees[0].valid()),
         };
         let timing = EpochTiming {
-            epoch,
+            epoch: metrics.epoch,
             seconds: self.clock.seconds(),
             images_per_second: self.clock.images_per_second(),
         };
-        self.progress.metrics_bytes = self.run.append_metrics(&to_json(&metrics))?;
-        self.run.append_timing(&to_json(&timing))?;
+        self.progress.metrics_bytes = run.append_metrics(&to_json(&metrics))?;
+        run.append_timing(&to_json(&timing))?;
         self.session.observer.epoch(&metrics, &timing);
         Ok(())
     }
 
-    /// The network that is evaluated and deployed: the moving average, if there is one.
-    fn evaluated_network(&self) -> Network {
-        self.average.clone().unwrap_or_else(|| self.network.valid())
-    }
-
-    /// Replaces BatchNorm's running statistics by their mean over training batches of this epoch, seen by the network
-    /// as it is now.
-    fn reestimate_norms(&mut self) {
-        let n_batches = self.recipe.train.norm_reestimation_batches;
-        if n_batches == 0 {
-            return;
+    /// Scores all networks on the test images, after estimating BatchNorm's statistics anew over `n_batches` batches of
+    /// this epoch.
+    fn evaluate(&mut self, n_batches: usize) {
+        let epoch = (self.progress.step - 1) / self.schedule.steps_per_epoch;
+        self.progress.tests.clear();
+        for (i, trainee) in self.trainees.iter_mut().enumerate() {
+            if n_batches > 0 && trainee.spec.is_trained {
+                let batches = self.data.train.epoch(epoch, 0).take(n_batches);
+                trainee.reestimate_norms(batches.map(|mut batch| images(&mut batch, &self.device)));
+            }
+            let scores = evaluate(&trainee.evaluated_network(), &self.data.test, &self.session.device);
+            match i {
+                0 => self.progress.test = Some(scores),
+                _ => drop(self.progress.tests.insert(trainee.spec.name.clone(), scores)),
+            }
         }
-        let network = self.evaluated_network();
-        let mut probe = detached(&network);
-        let epoch = (self.progress.step - 1) / self.steps_per_epoch();
-        for (i, mut batch) in self.data.train.epoch(epoch, 0).take(n_batches).enumerate() {
-            // The mean of i + 1 values is the mean of the first i, moved by 1 / (i + 1) towards the last.
-            probe.for_each_norm(&mut |norm| norm.momentum = 1.0 / (i + 1) as f64);
-            probe.forward(images(&mut batch, &self.device));
-        }
-        let statistics = state::tensors(&probe.valid())
-            .into_iter()
-            .filter(|(path, _)| path.ends_with(".running_mean") || path.ends_with(".running_var"));
-        let mut tensors = state::tensors(&network);
-        tensors.extend(statistics);
-        let load =
-            |network| state::load(network, tensors).expect("invariant: the state is this network's own");
-        match &mut self.average {
-            Some(average) => *average = load(network),
-            // A fresh copy: burn's running statistics would otherwise keep a pending update.
-            None => self.network = load(self.network.valid().train()),
-        }
+        self.progress.test_step = Some(self.progress.step);
     }
 
     fn checkpoint_is_due(&self, epoch_done: bool) -> bool {
@@ -513,36 +649,35 @@ impl<'a> Trainer<'a> {
             return true;
         }
         let recipe = &self.recipe.checkpoint;
+        let epoch = step / self.schedule.steps_per_epoch;
         let by_step = recipe.every_steps.is_some_and(|every| step.is_multiple_of(every));
-        let by_epoch = epoch_done && (step / self.steps_per_epoch()).is_multiple_of(recipe.every_epochs);
-        by_step || by_epoch
+        by_step || epoch_done && epoch.is_multiple_of(recipe.every_epochs)
     }
 
-    fn save_checkpoint(&mut self) -> Result<(), TrainError> {
-        let checkpoints = self.run.checkpoints();
+    /// Saves a checkpoint and returns its path.
+    fn save_checkpoint(&mut self, run: &RunDir) -> Result<PathBuf, TrainError> {
+        let checkpoints = run.checkpoints();
         self.progress.seconds = self.clock.seconds();
         let path = checkpoints.save(&Checkpoint {
             progress: self.progress.clone(),
-            model: state::tensors(&self.network.valid()),
-            average: self.average.as_ref().map(state::tensors),
-            optimizer: optimizer_bytes(self.optimizer.inner()),
+            deployed: self.trainees[0].state(),
+            others: self.trainees[1..].iter().map(Trainee::state).collect(),
         })?;
-        checkpoints.prune(self.recipe.checkpoint.keep_last)?;
+        checkpoints.prune(self.recipe.checkpoint.keep_last, self.schedule.phases.len() - 1)?;
         self.session.observer.checkpoint(&path);
-        self.last_checkpoint = Some(path);
-        Ok(())
+        Ok(path)
     }
 
-    fn finish(self) -> Result<Outcome, TrainError> {
+    fn finish(self, run: &RunDir) -> Result<Outcome, TrainError> {
         if self.clock.n_images == 0
-            && let Ok(result) = self.run.result()
+            && let Ok(result) = run.result()
         {
             // Resumed when nothing was left to do: the result stands.
             return Ok(Outcome::Complete(result));
         }
-        let checkpoints = self.run.checkpoints();
+        let checkpoints = run.checkpoints();
         let test = self.progress.test.expect("invariant: the last epoch is evaluated");
-        let best = checkpoints.best()?.map(|checkpoint| {
+        let best = checkpoints.best(self.schedule.phases.len() - 1)?.map(|checkpoint| {
             checkpoints.load(&checkpoint).map(|loaded| BestCheckpoint {
                 checkpoint,
                 top1: loaded.progress.test.map_or(0.0, |scores| scores.top1),
@@ -554,22 +689,50 @@ impl<'a> Trainer<'a> {
             top5: test.top5,
             loss: test.loss,
             best: best.transpose()?,
-            epochs: self.recipe.train.epochs,
+            epochs: self.schedule.epochs(),
             seconds: self.progress.seconds,
             images_per_second: self.clock.images_per_second(),
             device: self.session.device_name.clone(),
             seed: self.recipe.seed,
-            run_dir: self.run.path().into(),
+            networks: self.progress.tests.clone(),
+            run_dir: run.path().into(),
         };
-        self.run.write(RESULT, to_json(&result).as_bytes())?;
+        run.write(RESULT, to_json(&result).as_bytes())?;
         Ok(Outcome::Complete(result))
     }
 }
 
-/// A copy of `network` whose forward pass trains nothing: BatchNorm works as in training, but the copy shares no
-/// running statistics with the original and records no gradients.
-fn detached(network: &Network) -> Network {
-    network.valid().train().no_grad()
+/// The batches that set the ranges of activation quantizers at the start of a phase. BatchNorm normalizes by batch, as in
+/// the steps to come.
+struct Calibration<'a> {
+    data: &'a Data,
+    device: &'a Device,
+    epoch: u64,
+    n_batches: usize,
+}
+
+impl<'a> Calibration<'a> {
+    fn of(data: &'a Data, device: &'a Device, train: &TrainRecipe, epoch: u64) -> Self {
+        Self { data, device, epoch, n_batches: train.calibration_batches }
+    }
+
+    fn run(&self, network: &Network) {
+        for mut batch in self.data.train.epoch(self.epoch, 0).take(self.n_batches) {
+            network.forward(images(&mut batch, self.device));
+        }
+    }
+}
+
+/// Mean over the layers of the share of each that is quantized.
+fn quantized_share(selections: &[Selection]) -> f64 {
+    let shares = selections.iter().map(|selection| match selection {
+        Selection::All => 1.0,
+        Selection::None => 0.0,
+        Selection::ChannelGroups(groups) => {
+            groups.iter().filter(|is_quantized| **is_quantized).count() as f64 / groups.len() as f64
+        }
+    });
+    shares.sum::<f64>() / selections.len().max(1) as f64
 }
 
 /// Scores of `network`, which is in validation mode, on all images of `loader`.
@@ -595,9 +758,9 @@ fn mean_cross_entropy(logits: &[f32], labels: &[i64]) -> f64 {
 }
 
 /// Means of the learned and running parameters of all quantizers, by layer path and name.
-fn watched(network: &Network) -> BTreeMap<String, f32> {
+fn watched(network: &mut Network) -> BTreeMap<String, f32> {
     let mut values = BTreeMap::new();
-    network.valid().for_each_layer(&mut |path, mut layer| {
+    network.for_each_layer(&mut |path, mut layer| {
         let weight = layer.weight_quantizer().and_then(|quantizer| quantizer.watched());
         let input = layer.input_quantizer().and_then(|quantizer| quantizer.watched());
         for (name, value) in weight.into_iter().chain(input) {

@@ -182,6 +182,10 @@ pub struct EvalArgs {
     #[arg(long, value_name = "NAME")]
     pub checkpoint: Option<String>,
 
+    /// Network of a joint training: teacher, student2, ... [default: student]
+    #[arg(long, value_name = "NAME")]
+    pub network: Option<String>,
+
     #[command(flatten)]
     pub device: DeviceArgs,
 

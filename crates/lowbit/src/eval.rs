@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lowbit_strategies::{Evaluation, RunDir, Scores};
+use lowbit_strategies::{Evaluation, RunDir, Scores, Subject};
 use serde::Serialize;
 
 use crate::cli::EvalArgs;
@@ -25,12 +25,8 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Code> {
     let name = args.device.device.map_or_else(|| DeviceName::of_run(&run_device), Ok)?;
     let device = name.open()?;
     tracing::debug!(device = %name, run = %args.run.display(), "evaluating");
-    let evaluation = lowbit_strategies::evaluate(
-        &args.run,
-        args.checkpoint.as_deref(),
-        &device,
-        &args.data_dir.locations(),
-    )?;
+    let subject = Subject { checkpoint: args.checkpoint.as_deref(), network: args.network.as_deref() };
+    let evaluation = lowbit_strategies::evaluate(&args.run, subject, &device, &args.data_dir.locations())?;
     let report = Report {
         matches: evaluation.reported.map(|reported| reported == evaluation.scores),
         evaluation: &evaluation,
@@ -50,7 +46,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Code> {
 }
 
 fn describe(report: &Report<'_>, run_device: &str) -> String {
-    let Evaluation { checkpoint, scores, reported, .. } = report.evaluation;
+    let Evaluation { checkpoint, network, phase, scores, reported, .. } = report.evaluation;
     let verdict = match reported {
         None => "the run did not evaluate at this step".into(),
         Some(reported) if reported == scores => "exactly what the run reported".into(),
@@ -60,7 +56,7 @@ fn describe(report: &Report<'_>, run_device: &str) -> String {
         Some(reported) => format!("the run reported on {run_device}: {}", show(reported)),
     };
     format!(
-        "{}\n{verdict}\n\ncheckpoint  {checkpoint} of {}\ndevice      {}",
+        "{}\n{verdict}\n\ncheckpoint  {checkpoint} of {}\nnetwork     {network}, phase {phase}\ndevice      {}",
         show(scores),
         report.run_dir.display(),
         report.device,

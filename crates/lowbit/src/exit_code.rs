@@ -71,7 +71,8 @@ pub fn of(error: &anyhow::Error) -> Code {
 
 fn of_train(error: &TrainError) -> Code {
     match error {
-        TrainError::Recipe(_) | TrainError::Model(_) => Code::Usage,
+        TrainError::Recipe(_) | TrainError::Model(_) | TrainError::UnknownNetwork { .. } => Code::Usage,
+        TrainError::Init { source } => of_train(source),
         TrainError::Data(error) => of_data(error),
         TrainError::Checkpoint(_)
         | TrainError::RunExists { .. }
@@ -79,6 +80,7 @@ fn of_train(error: &TrainError) -> Code {
         | TrainError::NotARun { .. }
         | TrainError::DamagedFile { .. }
         | TrainError::RunLocked { .. }
+        | TrainError::NoPhase { .. }
         | TrainError::Io { .. } => Code::Run,
         TrainError::NonFinite { .. } => Code::Diverged,
     }

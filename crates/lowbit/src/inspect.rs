@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use lowbit_models::Plan;
+use lowbit_strategies::strategy::Phase;
 use lowbit_strategies::{Inspection, Recipe};
 use serde::Serialize;
 
@@ -26,6 +27,7 @@ struct RunReport<'a> {
 struct RecipeReport {
     recipe: Recipe,
     plan: Plan,
+    phases: Vec<Phase>,
 }
 
 pub fn run(args: &InspectArgs) -> anyhow::Result<Code> {
@@ -51,10 +53,17 @@ fn inspect_run(path: &Path, args: &InspectArgs) -> anyhow::Result<()> {
 }
 
 fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt::Error> {
-    let Inspection { recipe, info, plan, checkpoints, best, checkpoint } = inspection;
+    let Inspection { recipe, info, plan, phases, checkpoints, best, checkpoint } = inspection;
     let mut text = format!("{plan}\n\n");
     writeln!(text, "run         {}", path.display())?;
     writeln!(text, "recipe      {}", describe_recipe(recipe))?;
+    if let Some(strategies) = describe_strategies(recipe) {
+        writeln!(text, "strategy    {strategies}")?;
+    }
+    for (i, phase) in phases.iter().enumerate().filter(|_| phases.len() > 1) {
+        let key = if i == 0 { "phases" } else { "" };
+        writeln!(text, "{key:<11} {}", describe_phase(phase))?;
+    }
     writeln!(text, "made by     lowbit {}, burn {}, device {}", info.lowbit, info.burn, info.device)?;
     let is_best = |name: &String| if Some(name) == best.as_ref() { " (best)" } else { "" };
     let names: Vec<String> = checkpoints.iter().map(|name| format!("{name}{}", is_best(name))).collect();
@@ -82,10 +91,25 @@ fn inspect_recipe(args: &InspectArgs) -> anyhow::Result<()> {
     let recipe = recipes::load(&args.target, &args.set.set)?;
     let device = DeviceName::fastest()?.open()?;
     let plan = lowbit_strategies::plan(&recipe, &device)?;
-    match args.json.json {
-        true => output::print_json(&RecipeReport { recipe, plan }),
-        false => output::print(&format!("{plan}\n\nrecipe  {}", describe_recipe(&recipe))),
+    let phases = recipe.phases(&recipe.strategies());
+    if args.json.json {
+        return output::print_json(&RecipeReport { recipe, plan, phases });
     }
+    let mut text = format!("{plan}\n\nrecipe  {}\n", describe_recipe(&recipe));
+    if let Some(strategies) = describe_strategies(&recipe) {
+        writeln!(text, "with    {strategies}")?;
+    }
+    for (i, phase) in phases.iter().enumerate() {
+        writeln!(text, "{}  {}", if i == 0 { "phases" } else { "      " }, describe_phase(phase))?;
+    }
+    output::print(&text)
+}
+
+/// A phase in a line.
+pub fn describe_phase(phase: &Phase) -> String {
+    let train = &phase.train;
+    let epochs = if train.epochs == 1 { "epoch" } else { "epochs" };
+    format!("{:<6} {} {epochs}, learning rate {}", phase.name, train.epochs, train.learning_rate)
 }
 
 /// A recipe in a line.
@@ -96,4 +120,18 @@ pub fn describe_recipe(recipe: &Recipe) -> String {
         summary => format!("{summary} {}", recipe.quantization.policy.base.method),
     };
     format!("{} ({}{depth}, {precision})", recipe.name, recipe.model.family)
+}
+
+/// The strategies of a recipe, if it has any.
+pub fn describe_strategies(recipe: &Recipe) -> Option<String> {
+    let strategies = &recipe.strategy;
+    let names = [
+        (strategies.progressive.is_some(), "progressive"),
+        (strategies.two_stage, "two-stage"),
+        (strategies.stochastic_precision.is_some(), "stochastic precision"),
+        (strategies.joint.is_some(), "joint distillation"),
+        (strategies.hint.is_some(), "hints"),
+    ];
+    let names: Vec<&str> = names.iter().filter(|(used, _)| *used).map(|(_, name)| *name).collect();
+    (!names.is_empty()).then(|| names.join(", "))
 }

@@ -9,14 +9,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lowbit_models::Plan;
 use lowbit_strategies::recipe::DEFAULT;
 use lowbit_strategies::{
-    EpochMetrics, EpochTiming, Observer, Outcome, Recipe, RunDir, RunResult, Scores, Session, StepReport,
+    EpochMetrics, EpochTiming, Observer, Outcome, PhaseReport, Recipe, RunDir, RunResult, Scores, Session,
+    StepReport,
 };
 use serde::Serialize;
 
 use crate::cli::TrainArgs;
 use crate::device::DeviceName;
 use crate::exit_code::Code;
-use crate::inspect::describe_recipe;
+use crate::inspect::{describe_phase, describe_recipe, describe_strategies};
 use crate::logging::{LogFile, SHOWN};
 use crate::output::{self, clock, percent, percent_exact};
 use crate::progress::{Progress, Screen};
@@ -41,6 +42,7 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         locations: args.data_dir.locations(),
         stop: &stop,
         observer: &mut follower,
+        strategies: Vec::new(),
     };
     let result = match &start {
         Start::New { recipe, out } => lowbit_strategies::train(recipe, out, session),
@@ -134,11 +136,11 @@ impl Follower<'_> {
 impl Observer for Follower<'_> {
     fn started(&mut self, run: &Path, recipe: &Recipe, plan: &Plan, step: u64) {
         self.log.open(run);
-        self.epochs = recipe.train.epochs;
+        self.epochs = recipe.total_epochs();
         let info = recipe.data.dataset.info();
         let n_train = recipe.data.train_limit.unwrap_or(info.n_train);
         let n_test = recipe.data.test_limit.unwrap_or(info.n_test);
-        let (epochs, batch) = (recipe.train.epochs, recipe.data.batch_size);
+        let (epochs, batch) = (self.epochs, recipe.data.batch_size);
         tracing::info!(
             target: SHOWN,
             version = env!("CARGO_PKG_VERSION"),
@@ -153,6 +155,9 @@ impl Observer for Follower<'_> {
         );
         self.show(&format!("{plan}\n"));
         self.show(&format!("recipe  {}, {} parameters", describe_recipe(recipe), plan.n_parameters()));
+        if let Some(strategies) = describe_strategies(recipe) {
+            self.show(&format!("with    {strategies}"));
+        }
         self.show(&format!("data    {}: {n_train} training and {n_test} test images", recipe.data.dataset));
         self.show(&format!(
             "plan    {} in batches of {batch}, seed {}",
@@ -165,7 +170,33 @@ impl Observer for Follower<'_> {
             self.show(&format!("resumed at step {step}"));
         }
         self.show("");
+        for warning in recipe.warnings() {
+            tracing::warn!("{warning}");
+        }
         self.progress = Some(self.screen.progress("{wide_msg}"));
+    }
+
+    fn phase(&mut self, report: &PhaseReport<'_>) {
+        let PhaseReport { number, n_phases, phase, others } = report;
+        let others: Vec<String> = others
+            .iter()
+            .map(|(name, plan)| format!("{name} {}, {} parameters", precision(plan), plan.n_parameters()))
+            .collect();
+        tracing::info!(
+            target: SHOWN,
+            number,
+            name = phase.name,
+            epochs = phase.train.epochs,
+            learning_rate = phase.train.learning_rate,
+            others = others.join("; "),
+            "phase",
+        );
+        if *n_phases > 1 {
+            self.show(&format!("phase {number}/{n_phases}  {}", describe_phase(phase)));
+        }
+        for other in others {
+            self.show(&format!("beside it  {other}"));
+        }
     }
 
     fn step(&mut self, report: &StepReport) {
@@ -196,6 +227,13 @@ impl Observer for Follower<'_> {
     fn checkpoint(&mut self, path: &Path) {
         tracing::debug!(path = %path.display(), "checkpoint saved");
     }
+}
+
+/// The lowest precision in a network, as in "W2A2".
+fn precision(plan: &Plan) -> String {
+    let weight_bits = plan.layers.iter().map(|layer| layer.weight_bits.stored_bits()).min();
+    let act_bits = plan.layers.iter().map(|layer| layer.act_bits.stored_bits()).min();
+    format!("W{}A{}", weight_bits.unwrap_or(32), act_bits.unwrap_or(32))
 }
 
 /// The line that changes while an epoch runs.
@@ -243,8 +281,13 @@ fn describe(result: &RunResult) -> String {
         .best
         .as_ref()
         .map(|best| format!("best        top-1 {}, {}\n", percent_exact(best.top1), best.checkpoint));
+    let networks: String = result
+        .networks
+        .iter()
+        .map(|(name, scores)| format!("{name:<11} top-1 {}\n", percent_exact(scores.top1)))
+        .collect();
     format!(
-        "last epoch  top-1 {}  top-5 {}  loss {loss:.4}\n{}time        {}, {}, {images_per_second:.0} \
+        "last epoch  top-1 {}  top-5 {}  loss {loss:.4}\n{}{networks}time        {}, {}, {images_per_second:.0} \
         images/s\nrun         {run}\n\nscore a checkpoint again:  lowbit eval {run}\nsee what it holds:         lowbit \
         inspect {run}",
         percent_exact(*top1),
@@ -285,9 +328,12 @@ mod tests {
         let metrics = EpochMetrics {
             epoch: 200,
             step: 78_000,
+            phase: "w2a2".into(),
             learning_rate: 0.1,
             train: BAD,
             test: Some(Scores { loss: 12.3456, ..BAD }),
+            quantized_fraction: None,
+            networks: Default::default(),
             quantizers: Default::default(),
         };
         let timing = EpochTiming { epoch: 200, seconds: 36_000.0, images_per_second: 1.0 };

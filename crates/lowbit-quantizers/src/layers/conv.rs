@@ -7,8 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rand::Rng;
 use rand_distr::{Distribution, Normal};
 
-use super::{quantized, quantized_input};
-use crate::{ActivationQuantizer, LayerQuantization, QuantizerError, WeightQuantizer};
+use crate::{ActivationQuantizer, LayerQuantization, QuantizerError, Selection, WeightQuantizer};
 
 /// Configuration of a [`QuantConv2d`]. Kernels are square and padded to keep the size at stride 1.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +72,7 @@ impl QuantConv2dConfig {
             input_quantizer: ActivationQuantizer::new(&quantization, device)?,
             weight: Param::from_tensor(weight),
             bias: None,
+            selection: Selection::default(),
             stride,
             groups,
         })
@@ -90,6 +90,9 @@ pub struct QuantConv2d {
     pub weight_quantizer: Option<WeightQuantizer>,
     /// Quantizer of the input; `None` leaves it in full precision.
     pub input_quantizer: Option<ActivationQuantizer>,
+    /// Which part is quantized; all of it unless a strategy says otherwise.
+    #[module(skip)]
+    pub selection: Selection,
     stride: usize,
     groups: usize,
 }
@@ -101,8 +104,8 @@ impl QuantConv2d {
     /// - input: `[batch, in_channels, height, width]`, after a ReLU if the input is quantized
     /// - output: `[batch, out_channels, ceil(height / stride), ceil(width / stride)]`
     pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
-        let input = quantized_input(&self.input_quantizer, input);
-        let weight = quantized(&self.weight_quantizer, self.weight.val());
+        let input = self.selection.input(&self.input_quantizer, input);
+        let weight = self.selection.weight(&self.weight_quantizer, self.weight.val());
         let padding = weight.dims()[2] / 2;
         let options = ConvOptions::new([self.stride; 2], [padding; 2], [1; 2], self.groups);
         conv2d(input, weight, self.bias.as_ref().map(Param::val), options)

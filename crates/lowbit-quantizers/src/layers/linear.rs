@@ -5,8 +5,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rand::Rng;
 use rand_distr::{Distribution, Uniform};
 
-use super::{quantized, quantized_input};
-use crate::{ActivationQuantizer, LayerQuantization, QuantizerError, WeightQuantizer};
+use crate::{ActivationQuantizer, LayerQuantization, QuantizerError, Selection, WeightQuantizer};
 
 /// Configuration of a [`QuantLinear`].
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +46,7 @@ impl QuantLinearConfig {
             input_quantizer: ActivationQuantizer::new(&quantization, device)?,
             weight: Param::from_tensor(weight),
             bias: Some(Param::from_tensor(Tensor::from_data(bias, device))),
+            selection: Selection::default(),
         })
     }
 }
@@ -62,6 +62,9 @@ pub struct QuantLinear {
     pub weight_quantizer: Option<WeightQuantizer>,
     /// Quantizer of the input; `None` leaves it in full precision.
     pub input_quantizer: Option<ActivationQuantizer>,
+    /// Which part is quantized; all of it unless a strategy says otherwise.
+    #[module(skip)]
+    pub selection: Selection,
 }
 
 impl QuantLinear {
@@ -71,8 +74,8 @@ impl QuantLinear {
     /// - input: `[batch, in_features]`, after a ReLU if the input is quantized
     /// - output: `[batch, out_features]`
     pub fn forward(&self, input: Tensor<2>) -> Tensor<2> {
-        let input = quantized_input(&self.input_quantizer, input);
-        let weight = quantized(&self.weight_quantizer, self.weight.val());
+        let input = self.selection.input(&self.input_quantizer, input);
+        let weight = self.selection.weight(&self.weight_quantizer, self.weight.val());
         let output = input.matmul(weight.transpose());
         match &self.bias {
             Some(bias) => output + bias.val().unsqueeze(),

@@ -2,10 +2,13 @@
 
 mod conv;
 mod linear;
+mod selection;
 
-use burn::tensor::Tensor;
 pub use conv::{QuantConv2d, QuantConv2dConfig};
 pub use linear::{QuantLinear, QuantLinearConfig};
+pub use selection::Selection;
+
+use burn::tensor::Tensor;
 
 use crate::{ActivationQuantizer, WeightQuantizer};
 
@@ -31,6 +34,23 @@ impl LayerMut<'_> {
         match self {
             Self::Conv(layer) => layer.weight_quantizer.as_mut(),
             Self::Linear(layer) => layer.weight_quantizer.as_mut(),
+        }
+    }
+
+    /// Sets which part of the layer is quantized from now on.
+    pub fn select(&mut self, selection: Selection) {
+        match self {
+            Self::Conv(layer) => layer.selection = selection,
+            Self::Linear(layer) => layer.selection = selection,
+        }
+    }
+
+    /// Error of quantizing the weights relative to their size, `sum|q - w| / sum|w|` with `w` before and `q` after the
+    /// rounding, shape `[1]`, without gradient; `None` in full precision.
+    pub fn weight_error(&self) -> Option<Tensor<1>> {
+        match self {
+            Self::Conv(layer) => relative_error(&layer.weight_quantizer, layer.weight.val()),
+            Self::Linear(layer) => relative_error(&layer.weight_quantizer, layer.weight.val()),
         }
     }
 
@@ -72,14 +92,15 @@ pub trait QuantizedNetwork {
     /// Calls `visit` with the path and the layer, for every quantized layer in forward order.
     fn for_each_layer(&mut self, visit: &mut dyn FnMut(&str, LayerMut<'_>));
 
-    /// Runs `forward`, which is expected to pass data through this network, while its activation quantizers record
-    /// what they see, and then sets their ranges from it.
-    fn calibrate(&mut self, forward: impl FnOnce(&Self))
+    /// Runs `forward`, which is expected to pass data through this network, while the activation quantizers of the
+    /// layers that `applies` to, by path, record what they see, and then sets their ranges from it.
+    fn calibrate(&mut self, applies: impl Fn(&str) -> bool, forward: impl FnOnce(&Self))
     where
         Self: Sized,
     {
-        self.for_each_layer(&mut |_, mut layer| {
-            layer.input_quantizer().into_iter().for_each(ActivationQuantizer::start_calibration);
+        self.for_each_layer(&mut |path, mut layer| {
+            let quantizer = layer.input_quantizer().filter(|_| applies(path));
+            quantizer.into_iter().for_each(ActivationQuantizer::start_calibration);
         });
         forward(self);
         self.for_each_layer(&mut |_, mut layer| {
@@ -88,16 +109,12 @@ pub trait QuantizedNetwork {
     }
 }
 
-fn quantized<const D: usize>(quantizer: &Option<WeightQuantizer>, weight: Tensor<D>) -> Tensor<D> {
-    match quantizer {
-        Some(quantizer) => quantizer.fake_quantize(weight),
-        None => weight,
-    }
-}
-
-fn quantized_input<const D: usize>(quantizer: &Option<ActivationQuantizer>, input: Tensor<D>) -> Tensor<D> {
-    match quantizer {
-        Some(quantizer) => quantizer.fake_quantize(input),
-        None => input,
-    }
+fn relative_error<const D: usize>(
+    quantizer: &Option<WeightQuantizer>,
+    weight: Tensor<D>,
+) -> Option<Tensor<1>> {
+    let quantizer = quantizer.as_ref()?;
+    let weight = weight.detach();
+    let (rounded, exact) = (quantizer.fake_quantize(weight.clone()), quantizer.unrounded(weight));
+    Some((rounded - exact.clone()).abs().sum() / exact.abs().sum().clamp_min(f32::MIN_POSITIVE))
 }

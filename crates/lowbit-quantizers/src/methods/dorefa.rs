@@ -82,8 +82,22 @@ impl DoReFaWeights {
             let mean = w.clone().abs().mean().detach().reshape([1; D]);
             return binary_with_identity_gradient(w, mean);
         }
+        self.from_grid(ste_round(self.grid(w)))
+    }
+
+    /// [`fake_quantize`](Self::fake_quantize) without the rounding: the weights in [-1, 1]. At 1 bit, where the mean is
+    /// kept instead, the weights as they are.
+    pub fn unrounded<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
+        match self.bits.get() {
+            1 => w,
+            _ => self.from_grid(self.grid(w)),
+        }
+    }
+
+    /// From `[0, n]` to [-1, 1].
+    fn from_grid<const D: usize>(&self, grid: Tensor<D>) -> Tensor<D> {
         let n = steps(self.bits);
-        (ste_round(self.grid(w)) * 2.0 - n) / n
+        (grid * 2.0 - n) / n
     }
 
     /// The grid's parameters for the weights `w`.
@@ -145,6 +159,11 @@ impl DoReFaActivations {
     /// `x` on the grid's real values, of `x`'s shape, with a straight-through gradient.
     pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         ste_round(self.grid(x)) / steps(self.bits)
+    }
+
+    /// [`fake_quantize`](Self::fake_quantize) without the rounding: `clip(x, 0, 1)`.
+    pub fn unrounded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        x.clamp(0.0, 1.0)
     }
 
     /// The grid's parameters, on `device`.

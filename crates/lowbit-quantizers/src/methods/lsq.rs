@@ -81,6 +81,18 @@ impl LsqWeights {
         }
     }
 
+    /// [`fake_quantize`](Self::fake_quantize) without the rounding: the weights clipped to the range of the codes.
+    pub fn unrounded<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
+        let step = self.step(&w);
+        clip(w / step.clone(), weight_range(self.bits)) * step
+    }
+
+    /// Changes a step size learned at `from` bits to span the same range.
+    pub(crate) fn rescale(&mut self, from: BitWidth) {
+        let factor = f64::from(weight_range(from).q_max) / f64::from(weight_range(self.bits).q_max);
+        self.step_size = self.step_size.clone().map(|old| replace(old.clone(), old.detach() * factor));
+    }
+
     /// The grid's parameters.
     pub fn qparams(&self) -> QParams {
         let scale = self.step_size.val().detach().clamp_min(MIN_STEP_SIZE);
@@ -142,6 +154,18 @@ impl LsqActivations {
     pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let step = self.step(&x);
         ste_round(clip(x / step.clone(), self.bits.unsigned_range())) * step
+    }
+
+    /// [`fake_quantize`](Self::fake_quantize) without the rounding: `x` clipped to the range of the codes.
+    pub fn unrounded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let step = self.step(&x);
+        clip(x / step.clone(), self.bits.unsigned_range()) * step
+    }
+
+    /// Changes a step size learned at `from` bits to span the same range.
+    pub(crate) fn rescale(&mut self, from: BitWidth) {
+        let factor = f64::from(from.unsigned_range().q_max) / f64::from(self.bits.unsigned_range().q_max);
+        self.step_size = self.step_size.clone().map(|old| replace(old.clone(), old.detach() * factor));
     }
 
     /// The grid's parameters.

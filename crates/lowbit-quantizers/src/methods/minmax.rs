@@ -70,6 +70,11 @@ impl MinMaxWeights {
         ste_round(w / scale.clone()) * scale
     }
 
+    /// [`fake_quantize`](Self::fake_quantize) without the rounding: the weights as they are, which all lie in the range.
+    pub fn unrounded<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
+        w
+    }
+
     /// The grid's parameters for the weights `w`.
     pub fn qparams<const D: usize>(&self, w: Tensor<D>) -> QParams {
         let scale = self.scale(w);
@@ -179,6 +184,14 @@ impl MinMaxActivations {
         let (scale, zero_point) = (per_channel::<D>(scale), per_channel::<D>(zero_point));
         let code = (ste_round(x / scale.clone()) + zero_point.clone()).clamp(0.0, self.steps());
         (code - zero_point) * scale
+    }
+
+    /// [`fake_quantize`](Self::fake_quantize) without the rounding: `x` clipped to the range of the codes.
+    pub fn unrounded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let (min, max) = self.range(&x);
+        let (scale, zero_point) = self.grid_parameters(min, max);
+        let (scale, zero_point) = (per_channel::<D>(scale), per_channel::<D>(zero_point));
+        ((x / scale.clone() + zero_point.clone()).clamp(0.0, self.steps()) - zero_point) * scale
     }
 
     /// The grid's parameters.

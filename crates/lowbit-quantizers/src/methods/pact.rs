@@ -75,6 +75,12 @@ impl PactActivations {
         straight_through(value, clipped)
     }
 
+    /// [`fake_quantize`](Self::fake_quantize) without the rounding: `clip(x, 0, a)`.
+    pub fn unrounded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let clip = per_channel::<D>(self.clip());
+        self.clipped(x, clip)
+    }
+
     /// The grid's parameters.
     pub fn qparams(&self) -> QParams {
         let scale = self.clip().detach() / self.steps();

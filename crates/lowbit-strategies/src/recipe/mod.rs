@@ -6,12 +6,16 @@
 
 mod embedded;
 mod reader;
+mod strategy;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use globset::Glob;
 use lowbit_core::{Granularity, Precision};
 use lowbit_data::{Augmentation, DatasetName, LabelKind};
-use lowbit_models::{Family, ModelConfig};
-use lowbit_quantizers::{LayerOverride, LayerQuantization, Method, QuantizationPolicy};
+use lowbit_models::{Family, InputShape, ModelConfig};
+use lowbit_quantizers::{LayerOverride, LayerQuantization, Method, PrecisionFloor, QuantizationPolicy};
 use serde::Serialize;
 use serde::ser::SerializeStruct;
 use toml::{Table, Value};
@@ -20,6 +24,8 @@ pub use embedded::{DEFAULT, EMBEDDED, EmbeddedRecipe};
 pub use reader::Problem;
 pub(crate) use reader::did_you_mean;
 use reader::{NumberRange, Problems, Section};
+use strategy::RecipeSoFar;
+pub use strategy::{JointRecipe, PhaseRecipe, StrategyRecipe, StudentRecipe, TeacherRecipe};
 
 /// Version of the recipe format.
 const SCHEMA: u64 = 1;
@@ -35,14 +41,22 @@ pub struct Recipe {
     pub name: String,
     /// Seed of everything random.
     pub seed: u64,
+    /// Run directory or checkpoint whose weights the students begin with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
     /// The images.
     pub data: DataRecipe,
     /// The network.
     pub model: ModelConfig,
     /// The precision of its layers.
     pub quantization: QuantizationRecipe,
-    /// How it is trained.
+    /// How it is trained; in a training of several phases, each of them.
     pub train: TrainRecipe,
+    /// What sets it apart from plain training.
+    pub strategy: StrategyRecipe,
+    /// What some phases change of `train`, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub phases: BTreeMap<String, PhaseRecipe>,
     /// What is kept of the training.
     pub checkpoint: CheckpointRecipe,
 }
@@ -68,6 +82,12 @@ pub struct DataRecipe {
 }
 
 impl DataRecipe {
+    /// Shape of the images as the network takes them.
+    pub fn input_shape(&self) -> InputShape {
+        let shape = self.dataset.info().shape;
+        InputShape { channels: shape.channels, height: shape.height, width: shape.width }
+    }
+
     /// Number of classes.
     pub fn n_classes(&self) -> usize {
         match self.labels {
@@ -312,13 +332,32 @@ fn read(table: Table, problems: &Problems) -> Recipe {
         root.problem("name", format!("expected letters, digits, '-', '_' and '.', got {name:?}"));
     }
     let seed = root.integer("seed", 0, 0..=i64::MAX as u64);
+    let init = root.optional_text("init").map(PathBuf::from);
     let data = read_data(root.section("data"));
-    let model = read_model(root.section("model"));
+    let model = read_network(root.section("model"), None);
     let quantization = read_quantization(root.section("quantization"));
     let train = read_train(root.section("train"));
+    let PrecisionFloor { weight_bits, act_bits } = quantization.target();
+    let so_far = RecipeSoFar { weight_bits, act_bits, model: &model, input: data.input_shape() };
+    let strategy = strategy::read_strategy(root.optional_section("strategy"), &so_far);
     let checkpoint = read_checkpoint(root.optional_section("checkpoint"));
+    let phases = BTreeMap::new();
+    let mut recipe = Recipe {
+        schema: SCHEMA,
+        name,
+        seed,
+        init,
+        data,
+        model,
+        quantization,
+        train,
+        strategy,
+        phases,
+        checkpoint,
+    };
+    strategy::read_phases(root.optional_section("phases"), &mut recipe);
     root.finish();
-    Recipe { schema: SCHEMA, name, seed, data, model, quantization, train, checkpoint }
+    recipe
 }
 
 fn read_data(section: Section<'_>) -> DataRecipe {
@@ -360,14 +399,24 @@ fn read_data(section: Section<'_>) -> DataRecipe {
     recipe
 }
 
-fn read_model(section: Section<'_>) -> ModelConfig {
+/// An architecture; what is absent is as in `like`, if there is one.
+fn read_network(section: Section<'_>, like: Option<&ModelConfig>) -> ModelConfig {
     let families =
         [("preresnet", Family::PreResNet), ("resnet", Family::ResNet), ("vgg-small", Family::VggSmall)];
+    let family = match like {
+        Some(like) => section.optional_choice("family", &families).unwrap_or(like.family),
+        None => section.choice("family", &families),
+    };
+    let same_family = like.filter(|like| like.family == family);
+    let depth = section.optional_integer("depth", 1..=10_000).map(|depth| depth as usize);
+    let depth = depth.or(same_family.and_then(|like| like.depth));
+    let width = like.map_or(1.0, |like| like.width);
+    let stem_stride = same_family.map_or(1, |like| like.stem_stride as u64);
     let model = ModelConfig {
-        family: section.choice("family", &families),
-        depth: section.optional_integer("depth", 1..=10_000).map(|depth| depth as usize),
-        width: section.number("width", 1.0, &NumberRange { min: 0.0, max: 64.0, min_included: false }),
-        stem_stride: section.integer("stem_stride", 1, 1..=2) as usize,
+        family,
+        depth,
+        width: section.number("width", width, &NumberRange { min: 0.0, max: 64.0, min_included: false }),
+        stem_stride: section.integer("stem_stride", stem_stride, 1..=2) as usize,
     };
     if model.family == Family::VggSmall && model.stem_stride != 1 {
         section.problem("stem_stride", "vgg-small has none: remove this key");
@@ -574,7 +623,7 @@ impl Serialize for QuantizationRecipe {
             #[serde(flatten)]
             change: LayerOverride,
         }
-        let QuantizationPolicy { base, first, last, shortcut, patterns } = &self.policy;
+        let QuantizationPolicy { base, first, last, shortcut, patterns, floor: _ } = &self.policy;
         let layers: Vec<Layer<'_>> =
             patterns.iter().map(|(glob, change)| Layer { pattern: glob.glob(), change: *change }).collect();
         let mut table = serializer.serialize_struct("quantization", 8)?;
@@ -591,6 +640,28 @@ impl Serialize for QuantizationRecipe {
 }
 
 impl QuantizationRecipe {
+    /// The precision of layers without a role of their own.
+    pub fn target(&self) -> PrecisionFloor {
+        let LayerQuantization { weight_bits, act_bits, .. } = self.policy.base;
+        PrecisionFloor { weight_bits, act_bits }
+    }
+
+    /// The policy while nothing goes below `floor`. An operand that has reached its target is held back nowhere, so that
+    /// layers with fewer bits by a pattern of their own get them.
+    pub(crate) fn policy_at(&self, floor: PrecisionFloor) -> QuantizationPolicy {
+        self.policy.with_floor(self.held_floor(floor))
+    }
+
+    /// What of `floor` holds anything back.
+    pub(crate) fn held_floor(&self, floor: PrecisionFloor) -> PrecisionFloor {
+        let (target, none) = (self.target(), PrecisionFloor::NONE);
+        let held = |floor, target, none| if floor == target { none } else { floor };
+        PrecisionFloor {
+            weight_bits: held(floor.weight_bits, target.weight_bits, none.weight_bits),
+            act_bits: held(floor.act_bits, target.act_bits, none.act_bits),
+        }
+    }
+
     /// The precision of layers without a role of their own, as "W2A2".
     pub fn summary(&self) -> String {
         let show = |precision: Precision| match precision {

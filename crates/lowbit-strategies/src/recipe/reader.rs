@@ -61,6 +61,11 @@ impl<'a> Section<'a> {
         self.problems.push(self.key_path(key), message);
     }
 
+    /// A mistake that concerns the table as a whole.
+    pub(super) fn problem_here(&self, message: impl Into<String>) {
+        self.problems.push(self.path.clone(), message);
+    }
+
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
     }
@@ -125,6 +130,19 @@ impl<'a> Section<'a> {
         self.or_missing(key, value, "a list of integers")
     }
 
+    pub(super) fn optional_numbers(&self, key: &str) -> Option<Vec<f64>> {
+        self.read(key, "a list of numbers", |value| {
+            let number = |item: &Value| item.as_float().or_else(|| item.as_integer().map(|n| n as f64));
+            value.as_array()?.iter().map(number).collect()
+        })
+    }
+
+    pub(super) fn optional_precisions(&self, key: &str) -> Option<Vec<Precision>> {
+        self.read(key, "a list of bit widths from 1 to 8, or \"fp32\"", |value| {
+            value.as_array()?.iter().map(|item| Precision::deserialize(item.clone()).ok()).collect()
+        })
+    }
+
     pub(super) fn optional_number(&self, key: &str, range: &NumberRange) -> Option<f64> {
         self.read(key, &range.to_string(), |value| {
             let number = value.as_float().or_else(|| value.as_integer().map(|n| n as f64))?;
@@ -153,6 +171,20 @@ impl<'a> Section<'a> {
                 self.problem(key, "is missing; expected a bit width from 1 to 8, or \"fp32\"");
             }
             Precision::FullPrecision
+        })
+    }
+
+    /// Some of the names in `choices`, each at most once and at least one.
+    pub(super) fn optional_choices<T: Copy>(&self, key: &str, choices: &[(&str, T)]) -> Option<Vec<T>> {
+        let names = choices.iter().map(|(name, _)| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+        self.read(key, &format!("a list of some of {names}"), |value| {
+            let words: Vec<&str> = value.as_array()?.iter().map(Value::as_str).collect::<Option<_>>()?;
+            let is_repeated = |(i, word): (usize, &&str)| words[..i].contains(word);
+            if words.is_empty() || words.iter().enumerate().any(is_repeated) {
+                return None;
+            }
+            let find = |word: &&str| choices.iter().find(|(name, _)| name == word).map(|(_, choice)| *choice);
+            words.iter().map(find).collect()
         })
     }
 
@@ -196,6 +228,12 @@ impl<'a> Section<'a> {
             known: RefCell::default(),
             problems: self.problems,
         })
+    }
+
+    /// All tables in this one, by key.
+    pub(super) fn subsections(&self) -> Vec<(String, Section<'a>)> {
+        let keys: Vec<String> = self.table.keys().cloned().collect();
+        keys.into_iter().map(|key| (key.clone(), self.section(&key))).collect()
     }
 
     /// The tables of the list `key`, written `[[key]]`.

@@ -55,6 +55,13 @@ fn a_resolved_recipe_reads_back_as_itself() {
         "quantization.last={method='minmax', weight_bits=8, act_bits=8, weight_granularity='per-channel'}",
         "data.augment={pad=1, flip=true}",
         "checkpoint.every_steps=7",
+        "init='runs/earlier'",
+        "strategy.two_stage=true",
+        "strategy.progressive={ladder=['fp32', 5]}",
+        "strategy.stochastic_precision={unit='channel-group', groups=8, probability={kind='stepped'}}",
+        "strategy.joint={mode='student-only', distance={kind='logits-mse'}, teacher={depth=14, learning_rate_scale=0.2}, students=[{weight_bits=4, act_bits=4}]}",
+        "strategy.hint={weight=0.5, taps=['stages.1']}",
+        "phases={w5a32={epochs=7, schedule={kind='constant'}, optimizer_state='kept', quantizer_state='rescaled'}}",
     ];
     let mut recipes: Vec<Recipe> =
         EMBEDDED.iter().map(|recipe| Recipe::embedded(recipe.name, &[]).unwrap()).collect();
@@ -87,7 +94,7 @@ fn every_mistake_is_reported_with_key_value_and_what_is_allowed() {
             "quantization.act_bits: expected a bit width from 1 to 8, or \"fp32\", got \"full\"",
             "train.epochs: expected an integer from 1 to 100000, got 0",
             "train.learning_rat: unknown key; did you mean \"learning_rate\"?",
-            "colour: unknown key; the keys here are schema, name, seed, data, model, quantization, train, checkpoint",
+            "colour: unknown key; the keys here are schema, name, seed, init, data, model, quantization, train, strategy, checkpoint, phases",
         ]
     );
 }
@@ -153,4 +160,136 @@ fn overrides_take_values_texts_and_tables() {
     assert!(matches!(Recipe::parse("a = = 1", "broken.toml", &[]), Err(RecipeError::Syntax { .. })));
     let unknown = Recipe::embedded("digits-preresnet8-w2a3", &[]).unwrap_err().to_string();
     assert!(unknown.contains("did you mean \"digits-preresnet8-w2a2\"?"), "{unknown}");
+}
+
+/// Name and epochs of every phase of the minimal recipe with `overrides`.
+fn phases(overrides: &[&str]) -> Vec<(String, u64)> {
+    let recipe = parse(overrides).unwrap_or_else(|error| panic!("{error}"));
+    let phases = recipe.phases(&recipe.strategies()).into_iter();
+    phases.map(|phase| (phase.name, phase.train.epochs)).collect()
+}
+
+fn names(overrides: &[&str]) -> Vec<String> {
+    phases(overrides).into_iter().map(|(name, _)| name).collect()
+}
+
+#[test]
+fn strategies_divide_a_training_into_phases() {
+    assert_eq!(phases(&[]), [("w2a2".into(), 3)]);
+    assert_eq!(names(&["strategy.two_stage=true"]), ["w2a32", "w2a2"]);
+    assert_eq!(names(&["strategy.progressive={}"]), ["w32a32", "w8a8", "w4a4", "w2a2"]);
+    let three_bits = ["strategy.progressive={}", "quantization.weight_bits=3", "quantization.act_bits=3"];
+    assert_eq!(names(&three_bits), ["w32a32", "w8a8", "w4a4", "w3a3"]);
+    let mixed = ["strategy.progressive={ladder=[8, 4, 2]}", "quantization.weight_bits=1"];
+    assert_eq!(names(&mixed), ["w8a8", "w4a4", "w2a2", "w1a2"]);
+    let weights_only = ["strategy.progressive={ladder=[4, 3]}", "quantization.act_bits=fp32"];
+    assert_eq!(names(&weights_only), ["w4a32", "w3a32", "w2a32"]);
+    assert_eq!(
+        names(&["strategy.two_stage=true", "strategy.progressive={ladder=['fp32', 4]}"]),
+        ["w32a32", "w4a32", "w4a4", "w2a32", "w2a2"]
+    );
+}
+
+#[test]
+fn phases_take_settings_of_their_own_and_a_floor_that_patterns_respect() {
+    let recipe = parse(&[
+        "strategy.two_stage=true",
+        "strategy.progressive={ladder=[4]}",
+        "quantization.first={weight_bits=8, act_bits=8}",
+        "quantization.layers=[{pattern='stages.0.**', weight_bits=1}]",
+        "phases={w4a32={epochs=7, learning_rate=0.5}, w2a2={schedule={kind='cosine'}, optimizer_state='kept'}}",
+    ])
+    .unwrap();
+    let phases = recipe.phases(&recipe.strategies());
+    let settings: Vec<_> = phases
+        .iter()
+        .map(|phase| (phase.name.as_str(), phase.train.epochs, phase.train.learning_rate))
+        .collect();
+    assert_eq!(settings, [("w4a32", 7, 0.5), ("w4a4", 3, 0.1), ("w2a32", 3, 0.1), ("w2a2", 3, 0.1)]);
+    assert_eq!(phases[3].train.schedule, ScheduleRecipe::Cosine);
+    assert_eq!(recipe.total_epochs(), 16);
+    let bits = |phase: usize, path: &str, role| {
+        let resolved = recipe.quantization.policy_at(phases[phase].floor).resolve(path, role);
+        (resolved.weight_bits.stored_bits(), resolved.act_bits.stored_bits())
+    };
+    use lowbit_quantizers::LayerRole::{First, Hidden, Last};
+    let path = "stages.0.0.conv1";
+    assert_eq!([0, 1, 2, 3].map(|phase| bits(phase, path, Hidden)), [(4, 32), (4, 4), (1, 32), (1, 2)]);
+    assert_eq!([0, 3].map(|phase| bits(phase, "stem", First)), [(8, 32), (8, 8)]);
+    assert_eq!([0, 3].map(|phase| bits(phase, "fc", Last)), [(32, 32), (32, 32)]);
+}
+
+#[test]
+fn strategies_that_make_no_sense_are_refused_with_the_reason() {
+    let fp32 = ["quantization.weight_bits=fp32", "quantization.act_bits=fp32"];
+    let with = |change: &'static str| mistakes(&[fp32[0], fp32[1], change]);
+    assert_eq!(
+        with("strategy.progressive={}"),
+        [
+            "strategy.progressive: lowers bit widths step by step, but at W32A32 nothing is quantized: remove it, or lower the bits"
+        ]
+    );
+    assert_eq!(with("strategy.two_stage=true").len(), 1);
+    assert_eq!(with("strategy.stochastic_precision={}").len(), 1);
+    assert_eq!(with("strategy.joint={teacher={}}").len(), 1);
+    let cases = [
+        (
+            "strategy.hint={weight=1.0}",
+            "strategy.hint: draws feature maps to a teacher's: it needs [strategy.joint]",
+        ),
+        (
+            "strategy.progressive={ladder=[4, 8]}",
+            "strategy.progressive.ladder: expected descending bit widths, got [4, 8]",
+        ),
+        ("strategy.progressive={ladder=[2]}", "strategy.progressive.ladder: has no rung above W2A2: got [2]"),
+        (
+            "strategy.joint={mode='frozen'}",
+            "strategy.joint.teacher.init: is missing; a frozen teacher needs the run directory of a trained network",
+        ),
+        (
+            "strategy.joint={mode='student-only', teacher_distill_weight=0.5}",
+            "strategy.joint.teacher_distill_weight: has no effect unless mode = \"mutual\": remove this key",
+        ),
+        ("phases={w4a4={epochs=2}}", "phases.w4a4: no such phase; the phases are w2a2"),
+        (
+            "strategy.stochastic_precision={groups=4}",
+            "strategy.stochastic_precision.groups: is the number of groups for unit = \"channel-group\": remove this key",
+        ),
+        (
+            "strategy.stochastic_precision={probability={kind='stepped', values=[1.0, 0.5]}}",
+            "strategy.stochastic_precision.probability.values: expected ascending numbers from 0 to 1, got [1.0, 0.5]",
+        ),
+    ];
+    for (change, message) in cases {
+        assert_eq!(mistakes(&[change]), [message], "{change}");
+    }
+    let both = mistakes(&[
+        "strategy.joint={mode='frozen', teacher={init='runs/teacher', stem_stride=2}}",
+        "strategy.hint={weight=1.0, target='both', taps=['stages.2']}",
+    ]);
+    assert_eq!(
+        both,
+        [
+            "strategy.hint: target = \"both\" trains the teacher, but it is frozen",
+            "strategy.hint: map stages.2 of the student has 2x2 positions, the teacher's 1x1: leave it out of taps, or change the teacher",
+        ]
+    );
+    let weights_only = ["quantization.act_bits=fp32", "strategy.two_stage=true"];
+    assert_eq!(
+        mistakes(&weights_only),
+        [
+            "strategy.two_stage: quantizes the weights first and then the activations, but at W2A32 there are not both to quantize"
+        ]
+    );
+    let hot = parse(&["strategy.joint={distance={kind='kl', temperature=4.0}}"]).unwrap();
+    assert_eq!(hot.warnings().len(), 1);
+    assert!(parse(&["strategy.joint={}"]).unwrap().warnings().is_empty());
+}
+
+#[test]
+fn a_teacher_is_like_the_student_unless_it_is_said_otherwise() {
+    let recipe = parse(&["model.width=0.5", "strategy.joint={teacher={depth=14}}"]).unwrap();
+    let teacher = recipe.strategy.joint.unwrap().teacher.model;
+    assert_eq!((teacher.depth, teacher.width), (Some(14), 0.5));
+    assert_eq!(teacher.family, recipe.model.family);
 }

@@ -1,0 +1,76 @@
+//! Which part of a layer is quantized in a forward pass.
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::{ActivationQuantizer, WeightQuantizer};
+
+/// The part of a layer that is quantized; the rest runs through the same quantizers without their rounding, so that
+/// both parts see the same range of values. Not part of a layer's state: a layer that is loaded is quantized whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Selection {
+    /// Weights and input.
+    #[default]
+    All,
+    /// Neither.
+    None,
+    /// One flag for each group of channels: the first group is the first share of the output channels of the weights
+    /// and of the channels of the input, and so on.
+    ChannelGroups(Vec<bool>),
+}
+
+impl Selection {
+    /// The weights as the layer uses them; output channels are their first dimension.
+    pub(super) fn weight<const D: usize>(
+        &self,
+        quantizer: &Option<WeightQuantizer>,
+        weight: Tensor<D>,
+    ) -> Tensor<D> {
+        let Some(quantizer) = quantizer else { return weight };
+        match self {
+            Self::All => quantizer.fake_quantize(weight),
+            Self::None => quantizer.unrounded(weight),
+            Self::ChannelGroups(groups) => {
+                let mask = channel_mask(groups, weight.dims(), 0, &weight.device());
+                blend(quantizer.fake_quantize(weight.clone()), quantizer.unrounded(weight), mask)
+            }
+        }
+    }
+
+    /// The input as the layer uses it; channels or features are its second dimension.
+    pub(super) fn input<const D: usize>(
+        &self,
+        quantizer: &Option<ActivationQuantizer>,
+        input: Tensor<D>,
+    ) -> Tensor<D> {
+        let Some(quantizer) = quantizer else { return input };
+        match self {
+            Self::All => quantizer.fake_quantize(input),
+            Self::None => quantizer.unrounded(input),
+            Self::ChannelGroups(groups) => {
+                let mask = channel_mask(groups, input.dims(), 1, &input.device());
+                blend(quantizer.fake_quantize(input.clone()), quantizer.unrounded(input), mask)
+            }
+        }
+    }
+}
+
+/// `rounded` where the mask is 1, `exact` where it is 0.
+fn blend<const D: usize>(rounded: Tensor<D>, exact: Tensor<D>, mask: Tensor<D>) -> Tensor<D> {
+    let rest = mask.ones_like() - mask.clone();
+    rounded * mask + exact * rest
+}
+
+/// 1 in the channels of the groups that are set, 0 elsewhere; every dimension of length 1 but `channel_dim`.
+fn channel_mask<const D: usize>(
+    groups: &[bool],
+    dims: [usize; D],
+    channel_dim: usize,
+    device: &Device,
+) -> Tensor<D> {
+    let channels = dims[channel_dim];
+    let mut shape = [1; D];
+    shape[channel_dim] = channels;
+    let values: Vec<f32> =
+        (0..channels).map(|channel| f32::from(u8::from(groups[channel * groups.len() / channels]))).collect();
+    Tensor::from_data(TensorData::new(values, shape), device)
+}

@@ -1,0 +1,417 @@
+//! The networks of a training: which there are, what each is in a phase, and how it goes from one phase to the next.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use lowbit_core::{BitWidth, Purpose, stream};
+use lowbit_models::{Features, ModelConfig, Network, Plan};
+use lowbit_quantizers::{
+    QuantConv2d, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork, QuantizerError, Selection,
+};
+
+use crate::checkpoint::{CheckpointError, NetworkState, optimizer_bytes, optimizer_record};
+use crate::error::TrainError;
+use crate::optimizer::Optimizer;
+use crate::recipe::{QuantizationRecipe, Recipe};
+use crate::run_dir::RunDir;
+use crate::state;
+use crate::strategy::{
+    JointMode, OptimizerState, Phase, QuantizedLayer, QuantizerState, Role, StudentOutput,
+};
+
+/// Name of the network that a training is for.
+pub(crate) const DEPLOYED: &str = "student";
+
+/// Prefix of the adapters' tensors in a checkpoint.
+const ADAPTERS: &str = "adapters";
+
+/// One network of a training, as the recipe describes it.
+#[derive(Clone, Debug)]
+pub(crate) struct NetworkSpec {
+    /// "student", "student2", ..., "teacher".
+    pub(crate) name: String,
+    pub(crate) role: Role,
+    model: ModelConfig,
+    quantization: QuantizationRecipe,
+    /// Initial weights are drawn from this.
+    seed: u64,
+    /// Run directory or checkpoint that it begins with instead.
+    init: Option<PathBuf>,
+    learning_rate_scale: f64,
+    /// Whether it is trained, or only asked.
+    pub(crate) is_trained: bool,
+    /// Channels of each feature map and those of the teacher's, where it is to be adapted.
+    adapted_channels: Vec<Option<[usize; 2]>>,
+}
+
+/// The networks of a recipe: the deployed student, further students, the teacher.
+pub(crate) fn network_specs(recipe: &Recipe) -> Vec<NetworkSpec> {
+    let spec = |index: usize, name: String, role: Role, quantization: QuantizationRecipe| NetworkSpec {
+        name,
+        role,
+        model: recipe.model.clone(),
+        quantization,
+        // Networks beside the first begin elsewhere. The constant spreads the indices over all seeds.
+        seed: recipe.seed.wrapping_add((index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
+        init: recipe.init.clone(),
+        learning_rate_scale: 1.0,
+        is_trained: true,
+        adapted_channels: Vec::new(),
+    };
+    let mut specs = vec![spec(0, DEPLOYED.into(), Role::Student(0), recipe.quantization.clone())];
+    let Some(joint) = &recipe.strategy.joint else { return specs };
+    for (i, student) in (1..).zip(&joint.students) {
+        let mut quantization = recipe.quantization.clone();
+        quantization.policy.base.weight_bits = student.weight_bits;
+        quantization.policy.base.act_bits = student.act_bits;
+        specs.push(spec(i, format!("{DEPLOYED}{}", i + 1), Role::Student(i), quantization));
+    }
+    if recipe.strategy.hint.is_some() {
+        let adapted_channels = adapted_channels(recipe, &joint.teacher.model);
+        specs.iter_mut().for_each(|student| student.adapted_channels = adapted_channels.clone());
+    }
+    let full_precision = QuantizationRecipe { policy: QuantizationPolicy::full_precision() };
+    let teacher = spec(specs.len(), "teacher".into(), Role::Teacher, full_precision);
+    specs.push(NetworkSpec {
+        model: joint.teacher.model.clone(),
+        init: joint.teacher.init.clone(),
+        learning_rate_scale: joint.teacher.learning_rate_scale,
+        is_trained: joint.losses.mode != JointMode::Frozen,
+        ..teacher
+    });
+    specs
+}
+
+fn adapted_channels(recipe: &Recipe, teacher: &ModelConfig) -> Vec<Option<[usize; 2]>> {
+    let shapes = |model: &ModelConfig| {
+        model.tap_shapes(recipe.data.input_shape()).expect("invariant: a recipe's networks are checked")
+    };
+    let pairs = shapes(&recipe.model).into_iter().zip(shapes(teacher));
+    pairs.map(|([student, ..], [teacher, ..])| (student != teacher).then_some([student, teacher])).collect()
+}
+
+/// A network with what is trained along with it.
+#[derive(Module, Debug)]
+pub(crate) struct Learner {
+    pub(crate) network: Network,
+    /// 1x1 convolutions that bring a feature map to the teacher's channels.
+    adapters: Vec<Option<QuantConv2d>>,
+}
+
+impl NetworkSpec {
+    /// The network at the precision of `phase`, with its initial weights.
+    fn build(&self, recipe: &Recipe, phase: &Phase, device: &Device) -> Result<(Learner, Plan), TrainError> {
+        let (input, n_classes) = (recipe.data.input_shape(), recipe.data.n_classes());
+        let policy = match self.role {
+            Role::Student(0) => self.quantization.policy_at(phase.floor),
+            // Its target is not the one that the phase's floor was made for.
+            Role::Student(_) => {
+                self.quantization.policy.with_floor(recipe.quantization.held_floor(phase.floor))
+            }
+            Role::Teacher => self.quantization.policy.clone(),
+        };
+        let model = self.model.init(input, n_classes, &policy, self.seed, device)?;
+        let adapter = |(tap, channels): (usize, &Option<[usize; 2]>)| {
+            channels.map(|channels| {
+                let mut rng = stream(self.seed, Purpose::InitialWeights, 1, tap as u64);
+                QuantConv2dConfig::new(channels, 1).init(device, &mut rng)
+            })
+        };
+        let adapters: Result<Vec<Option<QuantConv2d>>, QuantizerError> =
+            self.adapted_channels.iter().enumerate().map(adapter).map(Option::transpose).collect();
+        let adapters = adapters.expect("invariant: full precision is never refused");
+        Ok((state::with_stable_ids(Learner { network: model.network, adapters }), model.plan))
+    }
+
+    /// The network alone at the precision of `phase`.
+    pub(crate) fn network(
+        &self,
+        recipe: &Recipe,
+        phase: &Phase,
+        device: &Device,
+    ) -> Result<(Network, Plan), TrainError> {
+        self.build(recipe, phase, device).map(|(learner, plan)| (learner.network, plan))
+    }
+}
+
+/// A network in training.
+pub(crate) struct Trainee {
+    pub(crate) spec: NetworkSpec,
+    pub(crate) plan: Plan,
+    learner: Learner,
+    /// Moving average of the network, without autodiff.
+    average: Option<Network>,
+    optimizer: Optimizer,
+}
+
+impl Trainee {
+    /// The network at the start of a training: with its initial weights, not calibrated.
+    pub(crate) fn new(
+        spec: NetworkSpec,
+        recipe: &Recipe,
+        phase: &Phase,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        let (learner, plan) = spec.build(recipe, phase, device)?;
+        let optimizer = Optimizer::new(&phase.train, &learner);
+        let average = phase.train.ema_decay.map(|_| learner.network.valid());
+        Ok(Self { spec, plan, learner, average, optimizer })
+    }
+
+    /// Loads the weights that the recipe lets the training begin with, if any, and calibrates all quantizers.
+    pub(crate) fn begin(&mut self, calibrate: impl FnOnce(&Network)) -> Result<(), TrainError> {
+        if let Some(path) = &self.spec.init {
+            let tensors = initial_tensors(path)?;
+            let other_model = |source| CheckpointError::OtherModel { path: path.clone(), source };
+            let network = state::load_weights(self.learner.network.clone(), tensors).map_err(other_model)?;
+            self.learner.network = network;
+            self.learner.network.for_each_layer(&mut |_, mut layer| layer.calibrate_weights());
+        }
+        self.learner.network.calibrate(|_| true, |network| calibrate(&detached(network)));
+        self.restart_average();
+        Ok(())
+    }
+
+    /// Goes on to the precision and the settings of `phase`.
+    pub(crate) fn enter(
+        &mut self,
+        recipe: &Recipe,
+        phase: &Phase,
+        device: &Device,
+        calibrate: impl FnOnce(&Network),
+    ) -> Result<(), TrainError> {
+        let old_bits = bit_widths(&mut self.learner.network);
+        let (next, plan) = self.spec.build(recipe, phase, device)?;
+        let tensors = state::tensors(&self.learner.valid());
+        let mut learner = state::load_weights(next, tensors)
+            .expect("invariant: a network differs between phases in its quantizers only");
+        let mut to_calibrate = Vec::new();
+        learner.network.for_each_layer(&mut |path, mut layer| {
+            let rescales = phase.quantizer_state == QuantizerState::Rescaled;
+            let (old_weight_bits, old_act_bits) = old_bits[path];
+            let weight_bits = layer.weight_quantizer().map(|quantizer| quantizer.bits());
+            match (old_weight_bits, layer.weight_quantizer()) {
+                _ if old_weight_bits == weight_bits => {}
+                (Some(old), Some(quantizer)) if rescales => quantizer.rescale(old),
+                _ => layer.calibrate_weights(),
+            }
+            match (old_act_bits, layer.input_quantizer()) {
+                (_, None) => {}
+                (Some(old), Some(quantizer)) if old == quantizer.bits() => {}
+                (Some(old), Some(quantizer)) if rescales => quantizer.rescale(old),
+                _ => to_calibrate.push(path.to_string()),
+            }
+        });
+        if !to_calibrate.is_empty() {
+            let is_new = |path: &str| to_calibrate.iter().any(|new| new == path);
+            learner.network.calibrate(is_new, |network| calibrate(&detached(network)));
+        }
+        let optimizer = Optimizer::new(&phase.train, &learner);
+        self.optimizer = match phase.optimizer_state {
+            OptimizerState::Fresh => optimizer,
+            OptimizerState::Kept => optimizer.with_record(self.optimizer.inner().to_record()),
+        };
+        self.learner = learner;
+        self.plan = plan;
+        self.restart_average();
+        Ok(())
+    }
+
+    fn restart_average(&mut self) {
+        if self.average.is_some() {
+            self.average = Some(self.learner.network.valid());
+        }
+    }
+
+    /// The layers that have a quantizer, with the error of their weights if `with_errors`.
+    pub(crate) fn quantized_layers(&mut self, with_errors: bool) -> Vec<QuantizedLayer> {
+        let mut layers = Vec::new();
+        let mut errors = Vec::new();
+        self.learner.network.for_each_layer(&mut |path, mut layer| {
+            if layer.weight_quantizer().is_some() || layer.input_quantizer().is_some() {
+                if let Some(error) = layer.weight_error().filter(|_| with_errors) {
+                    errors.push((layers.len(), error));
+                }
+                layers.push(QuantizedLayer { path: path.into(), error: 0.0 });
+            }
+        });
+        if !errors.is_empty() {
+            let (indices, errors): (Vec<usize>, Vec<Tensor<1>>) = errors.into_iter().unzip();
+            let errors = Tensor::cat(errors, 0).into_data();
+            for (index, error) in indices.into_iter().zip(errors.iter::<f32>()) {
+                layers[index].error = f64::from(error);
+            }
+        }
+        layers
+    }
+
+    /// Sets which part of each layer that has a quantizer is quantized; without `selections`, all of it.
+    pub(crate) fn select(&mut self, selections: Option<Vec<Selection>>) {
+        let mut selections = selections.into_iter().flatten();
+        self.learner.network.for_each_layer(&mut |_, mut layer| {
+            if layer.weight_quantizer().is_some() || layer.input_quantizer().is_some() {
+                layer.select(selections.next().unwrap_or_default());
+            }
+        });
+    }
+
+    /// What the network makes of a batch, `[batch, channels, height, width]`. A network that is not trained is asked as
+    /// in evaluation, and its output has no gradient.
+    pub(crate) fn forward(&self, images: Tensor<4>) -> Features {
+        if self.spec.is_trained {
+            return self.learner.network.forward_features(images);
+        }
+        let Features { logits, taps } = self.learner.network.valid().forward_features(images.inner());
+        Features {
+            logits: Tensor::from_inner(logits),
+            taps: taps.into_iter().map(Tensor::from_inner).collect(),
+        }
+    }
+
+    /// What a student makes of a batch in `phase`.
+    pub(crate) fn forward_student(&self, images: Tensor<4>) -> StudentOutput {
+        let features = self.forward(images);
+        let adapters = self.learner.adapters.iter().map(Option::as_ref).chain(std::iter::repeat(None));
+        let adapted_taps = features
+            .taps
+            .iter()
+            .zip(adapters)
+            .map(|(tap, adapter)| match adapter {
+                Some(adapter) => adapter.forward(tap.clone()),
+                None => tap.clone(),
+            })
+            .collect();
+        let hidden = |role| role == lowbit_quantizers::LayerRole::Hidden;
+        let act_bits = self.plan.layers.iter().find(|layer| hidden(layer.role)).map(|layer| layer.act_bits);
+        StudentOutput {
+            features,
+            adapted_taps,
+            act_bits: act_bits.unwrap_or(lowbit_core::Precision::FullPrecision),
+        }
+    }
+
+    /// One update from the `loss` of a batch.
+    pub(crate) fn update(&mut self, learning_rate: f64, ema_decay: Option<f64>, loss: Tensor<1>) {
+        let rate = learning_rate * self.spec.learning_rate_scale;
+        self.learner = self.optimizer.step(rate, self.learner.clone(), loss.backward());
+        if let (Some(decay), Some(average)) = (ema_decay, self.average.take()) {
+            self.average = Some(state::moving_average(average, &self.learner.network.valid(), decay));
+        }
+    }
+
+    /// The network in training, without autodiff.
+    pub(crate) fn valid(&self) -> Network {
+        self.learner.network.valid()
+    }
+
+    /// The network that is evaluated and deployed, without autodiff: the moving average, if there is one.
+    pub(crate) fn evaluated_network(&self) -> Network {
+        self.average.clone().unwrap_or_else(|| self.valid())
+    }
+
+    /// Replaces BatchNorm's running statistics by their mean over `batches` of training images, seen by the network as
+    /// it is now.
+    pub(crate) fn reestimate_norms(&mut self, batches: impl Iterator<Item = Tensor<4>>) {
+        let network = self.evaluated_network();
+        let mut probe = detached(&network);
+        for (i, images) in batches.enumerate() {
+            // The mean of i + 1 values is the mean of the first i, moved by 1 / (i + 1) towards the last.
+            probe.for_each_norm(&mut |norm| norm.momentum = 1.0 / (i + 1) as f64);
+            probe.forward(images);
+        }
+        let statistics = state::tensors(&probe.valid())
+            .into_iter()
+            .filter(|(path, _)| path.ends_with(".running_mean") || path.ends_with(".running_var"));
+        let mut tensors = state::tensors(&network);
+        tensors.extend(statistics);
+        let load =
+            |network| state::load(network, tensors).expect("invariant: the state is this network's own");
+        match &mut self.average {
+            Some(average) => *average = load(network),
+            // A fresh copy: burn's running statistics would otherwise keep a pending update.
+            None => self.learner.network = load(self.learner.network.valid().train()),
+        }
+    }
+
+    /// All state, for a checkpoint.
+    pub(crate) fn state(&self) -> NetworkState {
+        let learner = self.learner.valid();
+        let mut model = state::tensors(&learner.network);
+        let adapters = state::tensors(&learner.adapters);
+        model.extend(adapters.into_iter().map(|(path, tensor)| (format!("{ADAPTERS}.{path}"), tensor)));
+        NetworkState {
+            name: self.spec.name.clone(),
+            model,
+            average: self.average.as_ref().map(state::tensors),
+            optimizer: optimizer_bytes(self.optimizer.inner()),
+        }
+    }
+
+    /// Takes over the state of the checkpoint at `path`.
+    pub(crate) fn restore(
+        &mut self,
+        phase: &Phase,
+        saved: NetworkState,
+        path: &Path,
+    ) -> Result<(), TrainError> {
+        let other_model = |source| CheckpointError::OtherModel { path: path.into(), source };
+        let NetworkState { model, average, optimizer, .. } = saved;
+        let tensors = model.into_iter().map(|(path, tensor)| match path.starts_with(ADAPTERS) {
+            true => (path, tensor),
+            false => (format!("network.{path}"), tensor),
+        });
+        self.learner = state::load(self.learner.clone(), tensors.collect()).map_err(other_model)?;
+        self.average = match (self.average.take(), average) {
+            (Some(network), Some(average)) => Some(state::load(network, average).map_err(other_model)?),
+            (network, _) => network,
+        };
+        let record = optimizer_record(&optimizer, path)?;
+        self.optimizer = Optimizer::new(&phase.train, &self.learner).with_record(record);
+        Ok(())
+    }
+}
+
+/// The tensors of a trained network without those that only a training needs.
+pub(crate) fn deployed_tensors(state: NetworkState) -> state::NamedTensors {
+    let NetworkState { mut model, average, .. } = state;
+    model.retain(|path, _| !path.starts_with(ADAPTERS));
+    average.unwrap_or(model)
+}
+
+/// A copy of `network` whose forward pass trains nothing: BatchNorm works as in training, but the copy shares no
+/// running statistics with the original and records no gradients.
+fn detached(network: &Network) -> Network {
+    network.valid().train().no_grad()
+}
+
+type BitWidths = (Option<BitWidth>, Option<BitWidth>);
+
+/// Bit widths of weights and input of every layer.
+fn bit_widths(network: &mut Network) -> BTreeMap<String, BitWidths> {
+    let mut bits = BTreeMap::new();
+    network.for_each_layer(&mut |path, mut layer| {
+        let weight_bits = layer.weight_quantizer().map(|quantizer| quantizer.bits());
+        let act_bits = layer.input_quantizer().map(|quantizer| quantizer.bits());
+        bits.insert(path.to_string(), (weight_bits, act_bits));
+    });
+    bits
+}
+
+/// The evaluated network of the run directory or checkpoint at `path`.
+fn initial_tensors(path: &Path) -> Result<state::NamedTensors, TrainError> {
+    let is_checkpoint = path.join("manifest.json").is_file();
+    let (run, checkpoint) = match is_checkpoint {
+        true => {
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+            (path.parent().and_then(Path::parent).unwrap_or(path), name)
+        }
+        false => (path, None),
+    };
+    let run = RunDir::open(run).map_err(|source| TrainError::Init { source: Box::new(source) })?;
+    let checkpoints = run.checkpoints();
+    let chosen = checkpoints.choose(checkpoint.as_deref())?;
+    let name = chosen.ok_or_else(|| CheckpointError::None { path: path.into() })?;
+    Ok(deployed_tensors(checkpoints.load(&name)?.deployed))
+}

@@ -1,0 +1,517 @@
+//! `[strategy]` and `[phases]`: what sets a training apart from a plain one.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use lowbit_core::Precision;
+use lowbit_models::{InputShape, ModelConfig};
+use serde::{Serialize, Serializer};
+
+use super::reader::{NumberRange, Section};
+use super::{Recipe, ScheduleRecipe, TrainRecipe, read_network, read_schedule};
+use crate::strategy::{
+    DistillLoss, Hint, HintTarget, Joint, JointMode, OptimizerState, Phase, Probability, Progressive,
+    QuantizerState, Selector, StochasticPrecision, Strategy, TwoStage, Unit, compose_phases, phase_name,
+};
+
+/// Temperature from which distillation is known to hurt low-bit students.
+const HOT: f64 = 2.0;
+
+/// Names of the feature maps that a hint can use, as in `Network::tap_names`.
+const TAPS: [&str; 3] = ["stages.0", "stages.1", "stages.2"];
+
+/// `[strategy]`: the strategies of a training, in the order in which they are composed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct StrategyRecipe {
+    /// Weights first, then activations too.
+    pub two_stage: bool,
+    /// Bit widths are lowered in steps.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "progressive_table")]
+    pub progressive: Option<Progressive>,
+    /// A random part is quantized in each step.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "stochastic_table")]
+    pub stochastic_precision: Option<StochasticPrecision>,
+    /// A full-precision network trains alongside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub joint: Option<JointRecipe>,
+    /// Feature maps are drawn to the teacher's.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "hint_table")]
+    pub hint: Option<Hint>,
+}
+
+/// `[strategy.joint]`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct JointRecipe {
+    /// The losses.
+    #[serde(flatten)]
+    pub losses: Joint,
+    /// The full-precision network.
+    pub teacher: TeacherRecipe,
+    /// Students beside the one that the rest of the recipe describes.
+    pub students: Vec<StudentRecipe>,
+}
+
+/// `[strategy.joint.teacher]`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TeacherRecipe {
+    /// Its architecture.
+    #[serde(flatten)]
+    pub model: ModelConfig,
+    /// Its learning rate as a multiple of the students'.
+    pub learning_rate_scale: f64,
+    /// Run directory or checkpoint that it begins with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+}
+
+/// One of `[[strategy.joint.students]]`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct StudentRecipe {
+    /// Precision of its weights.
+    pub weight_bits: Precision,
+    /// Precision of its input activations.
+    pub act_bits: Precision,
+}
+
+/// `[phases.NAME]`: what a phase changes of `[train]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct PhaseRecipe {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epochs: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    learning_rate: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight_decay: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule: Option<ScheduleRecipe>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warmup_epochs: Option<f64>,
+    optimizer_state: OptimizerState,
+    quantizer_state: QuantizerState,
+}
+
+impl PhaseRecipe {
+    fn apply(&self, phase: &mut Phase) {
+        let Self { epochs, learning_rate, weight_decay, schedule, warmup_epochs, .. } = self.clone();
+        let train = &mut phase.train;
+        train.epochs = epochs.unwrap_or(train.epochs);
+        train.learning_rate = learning_rate.unwrap_or(train.learning_rate);
+        train.weight_decay = weight_decay.unwrap_or(train.weight_decay);
+        train.schedule = schedule.unwrap_or_else(|| train.schedule.clone());
+        train.warmup_epochs = warmup_epochs.unwrap_or(train.warmup_epochs);
+        phase.optimizer_state = self.optimizer_state;
+        phase.quantizer_state = self.quantizer_state;
+    }
+}
+
+impl Recipe {
+    /// The strategies, in the order in which they are composed.
+    pub fn strategies(&self) -> Vec<Box<dyn Strategy>> {
+        let StrategyRecipe { two_stage, progressive, stochastic_precision, joint, hint } = &self.strategy;
+        let mut strategies: Vec<Box<dyn Strategy>> = Vec::new();
+        if let Some(progressive) = progressive {
+            strategies.push(Box::new(progressive.clone()));
+        }
+        if *two_stage {
+            strategies.push(Box::new(TwoStage));
+        }
+        if let Some(stochastic) = stochastic_precision {
+            strategies.push(Box::new(stochastic.clone()));
+        }
+        if let Some(joint) = joint {
+            strategies.push(Box::new(joint.losses));
+        }
+        if let Some(hint) = hint {
+            strategies.push(Box::new(hint.clone()));
+        }
+        strategies
+    }
+
+    /// The phases of the training with `strategies`, with the settings of `[train]` and `[phases]`.
+    pub fn phases(&self, strategies: &[Box<dyn Strategy>]) -> Vec<Phase> {
+        let floor = self.quantization.target();
+        let single = Phase {
+            name: phase_name(floor.weight_bits, floor.act_bits),
+            floor,
+            train: self.train.clone(),
+            optimizer_state: OptimizerState::default(),
+            quantizer_state: QuantizerState::default(),
+        };
+        let mut phases = compose_phases(strategies, single);
+        for phase in &mut phases {
+            if let Some(change) = self.phases.get(&phase.name) {
+                change.apply(phase);
+            }
+        }
+        phases
+    }
+
+    /// Epochs of all phases together.
+    pub fn total_epochs(&self) -> u64 {
+        self.phases(&self.strategies()).iter().map(|phase| phase.train.epochs).sum()
+    }
+
+    /// What is allowed, but known to be a bad idea.
+    pub fn warnings(&self) -> Vec<String> {
+        let joint = self.strategy.joint.as_ref();
+        let temperature = joint.and_then(|joint| match joint.losses.distance {
+            DistillLoss::Kl { temperature } => Some(temperature),
+            DistillLoss::LogitsMse => None,
+        });
+        let hot = temperature.filter(|&temperature| temperature >= HOT).map(|temperature| {
+            format!(
+                "strategy.joint.distance.temperature is {temperature}: from {HOT} on, distillation is known to hurt \
+                 low-bit students; the paper uses 1"
+            )
+        });
+        hot.into_iter().collect()
+    }
+}
+
+pub(super) fn read_strategy(section: Option<Section<'_>>, recipe: &RecipeSoFar<'_>) -> StrategyRecipe {
+    let Some(section) = section else { return StrategyRecipe::default() };
+    let strategy = StrategyRecipe {
+        two_stage: section.boolean("two_stage", false),
+        progressive: section.optional_section("progressive").map(|section| read_progressive(section, recipe)),
+        stochastic_precision: section
+            .optional_section("stochastic_precision")
+            .map(|section| read_stochastic(section, recipe)),
+        joint: section.optional_section("joint").map(|section| read_joint(section, recipe)),
+        hint: section.optional_section("hint").map(read_hint),
+    };
+    if strategy.two_stage && recipe.has_full_precision_operand() {
+        section.problem(
+            "two_stage",
+            format!(
+                "quantizes the weights first and then the activations, but at {} there are not both to quantize",
+                recipe.target_name()
+            ),
+        );
+    }
+    check_hint(&section, &strategy, recipe);
+    section.finish();
+    strategy
+}
+
+/// The rest of a recipe, as far as strategies depend on it.
+pub(super) struct RecipeSoFar<'a> {
+    pub(super) weight_bits: Precision,
+    pub(super) act_bits: Precision,
+    pub(super) model: &'a ModelConfig,
+    pub(super) input: InputShape,
+}
+
+impl RecipeSoFar<'_> {
+    fn target_name(&self) -> String {
+        let name = |precision: Precision| precision.stored_bits();
+        format!("W{}A{}", name(self.weight_bits), name(self.act_bits))
+    }
+
+    fn has_full_precision_operand(&self) -> bool {
+        [self.weight_bits, self.act_bits].contains(&Precision::FullPrecision)
+    }
+
+    fn is_full_precision(&self) -> bool {
+        [self.weight_bits, self.act_bits] == [Precision::FullPrecision; 2]
+    }
+
+    /// Reports a strategy that has nothing to quantize.
+    fn refuse_full_precision(&self, section: &Section<'_>, what: &str) {
+        if self.is_full_precision() {
+            section.problem_here(format!(
+                "{what}, but at W32A32 nothing is quantized: remove it, or lower the bits"
+            ));
+        }
+    }
+}
+
+fn read_progressive(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> Progressive {
+    let ladder = section.optional_precisions("ladder").unwrap_or_else(Progressive::default_ladder);
+    recipe.refuse_full_precision(&section, "lowers bit widths step by step");
+    let descends = ladder.windows(2).all(|pair| pair[0].stored_bits() > pair[1].stored_bits());
+    if !descends {
+        section.problem("ladder", format!("expected descending bit widths, got {}", names(&ladder)));
+    }
+    let target = recipe.weight_bits.stored_bits().min(recipe.act_bits.stored_bits());
+    if ladder.first().is_none_or(|first| first.stored_bits() <= target) && !recipe.is_full_precision() {
+        section
+            .problem("ladder", format!("has no rung above {}: got {}", recipe.target_name(), names(&ladder)));
+    }
+    section.finish();
+    Progressive { ladder }
+}
+
+fn names(ladder: &[Precision]) -> String {
+    let names: Vec<String> = ladder.iter().map(ToString::to_string).collect();
+    format!("[{}]", names.join(", "))
+}
+
+fn read_stochastic(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> StochasticPrecision {
+    #[derive(Clone, Copy, PartialEq)]
+    enum UnitName {
+        Block,
+        Layer,
+        ChannelGroup,
+    }
+    recipe.refuse_full_precision(&section, "quantizes a random part in each step");
+    let units =
+        [("block", UnitName::Block), ("layer", UnitName::Layer), ("channel-group", UnitName::ChannelGroup)];
+    let unit = section.optional_choice("unit", &units).unwrap_or(UnitName::Block);
+    if unit != UnitName::ChannelGroup && section.has("groups") {
+        section.problem("groups", "is the number of groups for unit = \"channel-group\": remove this key");
+    }
+    let groups = section.integer("groups", 4, 2..=1024) as usize;
+    let selectors = [("bernoulli", Selector::Bernoulli), ("roulette", Selector::Roulette)];
+    let stochastic = StochasticPrecision {
+        unit: match unit {
+            UnitName::Block => Unit::Block,
+            UnitName::Layer => Unit::Layer,
+            UnitName::ChannelGroup => Unit::ChannelGroup(groups),
+        },
+        probability: read_probability(section.optional_section("probability")),
+        final_share: section.number("final_share", 0.2, &NumberRange::FRACTION),
+        selector: section.optional_choice("selector", &selectors).unwrap_or(Selector::Bernoulli),
+    };
+    if stochastic.selector == Selector::Roulette && recipe.weight_bits == Precision::FullPrecision {
+        section
+            .problem("selector", "\"roulette\" weighs by the error of quantized weights, and there are none");
+    }
+    section.finish();
+    stochastic
+}
+
+fn read_probability(section: Option<Section<'_>>) -> Probability {
+    #[derive(Clone, Copy)]
+    enum Kind {
+        Linear,
+        Cosine,
+        Exponential,
+        Stepped,
+    }
+    let Some(section) = section else { return Probability::Linear { from: 0.0 } };
+    let kinds = [
+        ("linear", Kind::Linear),
+        ("cosine", Kind::Cosine),
+        ("exponential", Kind::Exponential),
+        ("stepped", Kind::Stepped),
+    ];
+    let kind = section.choice("kind", &kinds);
+    let from = || section.number("from", 0.0, &NumberRange::FRACTION);
+    let probability = match kind {
+        Kind::Linear => Probability::Linear { from: from() },
+        Kind::Cosine => Probability::Cosine { from: from() },
+        Kind::Exponential => Probability::Exponential { from: from() },
+        Kind::Stepped => {
+            let values = section.optional_numbers("values").unwrap_or_else(|| Probability::STAGES.to_vec());
+            let in_range = values.iter().all(|value| (0.0..=1.0).contains(value));
+            if values.is_empty() || !in_range || values.windows(2).any(|pair| pair[0] > pair[1]) {
+                section.problem("values", format!("expected ascending numbers from 0 to 1, got {values:?}"));
+            }
+            Probability::Stepped { values }
+        }
+    };
+    section.finish();
+    probability
+}
+
+fn read_joint(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> JointRecipe {
+    recipe.refuse_full_precision(&section, "trains a low-bit student beside a full-precision network");
+    let modes = [
+        ("mutual", JointMode::Mutual),
+        ("student-only", JointMode::StudentOnly),
+        ("frozen", JointMode::Frozen),
+    ];
+    let mode = section.optional_choice("mode", &modes).unwrap_or(JointMode::Mutual);
+    let weight = |key: &str, default: f64| section.number(key, default, &NumberRange::NOT_NEGATIVE);
+    // Zhuang et al. 2021, CIFAR-100.
+    let losses = Joint {
+        distance: read_distance(section.optional_section("distance")),
+        student_label_weight: weight("student_label_weight", 0.7),
+        student_distill_weight: weight("student_distill_weight", 0.7),
+        teacher_label_weight: weight("teacher_label_weight", 1.0),
+        teacher_distill_weight: weight(
+            "teacher_distill_weight",
+            if mode == JointMode::Mutual { 0.5 } else { 0.0 },
+        ),
+        mode,
+    };
+    if mode != JointMode::Mutual && losses.teacher_distill_weight > 0.0 {
+        section.problem("teacher_distill_weight", "has no effect unless mode = \"mutual\": remove this key");
+    }
+    let teacher = section.section("teacher");
+    let init = teacher.optional_text("init").map(PathBuf::from);
+    if mode == JointMode::Frozen && init.is_none() {
+        teacher.problem("init", "is missing; a frozen teacher needs the run directory of a trained network");
+    }
+    let learning_rate_scale = teacher.number("learning_rate_scale", 1.0, &NumberRange::POSITIVE);
+    let teacher =
+        TeacherRecipe { model: read_network(teacher, Some(recipe.model)), learning_rate_scale, init };
+    let students = section.sections("students").into_iter().map(|student| {
+        let bits = StudentRecipe {
+            weight_bits: student.precision("weight_bits"),
+            act_bits: student.precision("act_bits"),
+        };
+        student.finish();
+        bits
+    });
+    let joint = JointRecipe { losses, teacher, students: students.collect() };
+    section.finish();
+    joint
+}
+
+fn read_distance(section: Option<Section<'_>>) -> DistillLoss {
+    #[derive(Clone, Copy)]
+    enum Kind {
+        Kl,
+        LogitsMse,
+    }
+    let Some(section) = section else { return DistillLoss::Kl { temperature: 1.0 } };
+    let distance = match section.choice("kind", &[("kl", Kind::Kl), ("logits-mse", Kind::LogitsMse)]) {
+        Kind::Kl => {
+            DistillLoss::Kl { temperature: section.number("temperature", 1.0, &NumberRange::POSITIVE) }
+        }
+        Kind::LogitsMse => DistillLoss::LogitsMse,
+    };
+    section.finish();
+    distance
+}
+
+fn read_hint(section: Section<'_>) -> Hint {
+    let targets = [("student", HintTarget::Student), ("both", HintTarget::Both)];
+    let known: Vec<(&str, usize)> = TAPS.iter().copied().zip(0..).collect();
+    let hint = Hint {
+        weight: section.required_number("weight", &NumberRange::POSITIVE),
+        target: section.optional_choice("target", &targets).unwrap_or(HintTarget::Student),
+        taps: section.optional_choices("taps", &known).unwrap_or_else(|| (0..TAPS.len()).collect()),
+    };
+    section.finish();
+    hint
+}
+
+fn check_hint(section: &Section<'_>, strategy: &StrategyRecipe, recipe: &RecipeSoFar<'_>) {
+    let Some(hint) = &strategy.hint else { return };
+    let Some(joint) = &strategy.joint else {
+        section.problem("hint", "draws feature maps to a teacher's: it needs [strategy.joint]");
+        return;
+    };
+    if joint.losses.mode == JointMode::Frozen && hint.target == HintTarget::Both {
+        section.problem("hint", "target = \"both\" trains the teacher, but it is frozen");
+    }
+    let shapes = |model: &ModelConfig| model.tap_shapes(recipe.input).ok();
+    if let (Some(student), Some(teacher)) = (shapes(recipe.model), shapes(&joint.teacher.model)) {
+        for &tap in &hint.taps {
+            let ([_, height, width], [_, teacher_height, teacher_width]) = (student[tap], teacher[tap]);
+            if [height, width] != [teacher_height, teacher_width] {
+                section.problem(
+                    "hint",
+                    format!(
+                        "map {} of the student has {height}x{width} positions, the teacher's {teacher_height}x\
+                         {teacher_width}: leave it out of taps, or change the teacher",
+                        TAPS[tap]
+                    ),
+                );
+            }
+        }
+    }
+}
+
+/// `[phases]`, checked against the phases that there are.
+pub(super) fn read_phases(section: Option<Section<'_>>, recipe: &mut Recipe) {
+    let Some(section) = section else { return };
+    let phases = recipe.phases(&recipe.strategies());
+    let names: Vec<String> = phases.iter().map(|phase| phase.name.clone()).collect();
+    let mut changes = BTreeMap::new();
+    for (name, table) in section.subsections() {
+        match phases.iter().find(|phase| phase.name == name) {
+            Some(phase) => {
+                changes.insert(name, read_phase(table, &phase.train));
+            }
+            None => section.problem(&name, format!("no such phase; the phases are {}", names.join(", "))),
+        }
+    }
+    recipe.phases = changes;
+    section.finish();
+}
+
+fn read_phase(section: Section<'_>, train: &TrainRecipe) -> PhaseRecipe {
+    let epochs = section.optional_integer("epochs", 1..=100_000);
+    let n_epochs = epochs.unwrap_or(train.epochs);
+    let schedule =
+        section.optional_section("schedule").map(|schedule| read_schedule(Some(schedule), n_epochs));
+    let optimizer = [("fresh", OptimizerState::Fresh), ("kept", OptimizerState::Kept)];
+    let quantizers = [("recalibrated", QuantizerState::Recalibrated), ("rescaled", QuantizerState::Rescaled)];
+    let phase = PhaseRecipe {
+        epochs,
+        learning_rate: section.optional_number("learning_rate", &NumberRange::POSITIVE),
+        weight_decay: section.optional_number("weight_decay", &NumberRange::NOT_NEGATIVE),
+        warmup_epochs: section.optional_number("warmup_epochs", &NumberRange::NOT_NEGATIVE),
+        optimizer_state: section.optional_choice("optimizer_state", &optimizer).unwrap_or_default(),
+        quantizer_state: section.optional_choice("quantizer_state", &quantizers).unwrap_or_default(),
+        schedule,
+    };
+    let warmup_epochs = phase.warmup_epochs.unwrap_or(train.warmup_epochs);
+    if warmup_epochs > n_epochs as f64 {
+        section.problem("warmup_epochs", format!("{warmup_epochs} is more than all {n_epochs} epochs"));
+    }
+    if let (None, ScheduleRecipe::MultiStep { milestones, .. }) = (&phase.schedule, &train.schedule)
+        && milestones.iter().any(|&milestone| milestone >= n_epochs)
+    {
+        section.problem(
+            "epochs",
+            format!("{n_epochs} does not reach all of train.schedule.milestones: give the phase a schedule"),
+        );
+    }
+    section.finish();
+    phase
+}
+
+/// Writes the form that `read_progressive` reads.
+fn progressive_table<S: Serializer>(
+    progressive: &Option<Progressive>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let table = progressive.as_ref().map(|progressive| BTreeMap::from([("ladder", &progressive.ladder)]));
+    table.serialize(serializer)
+}
+
+/// Writes the form that `read_stochastic` reads.
+fn stochastic_table<S: Serializer>(
+    stochastic: &Option<StochasticPrecision>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Table<'a> {
+        unit: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        groups: Option<usize>,
+        final_share: f64,
+        selector: Selector,
+        probability: &'a Probability,
+    }
+    let table = stochastic.as_ref().map(|stochastic| {
+        let StochasticPrecision { unit, probability, final_share, selector } = stochastic;
+        let (unit, groups) = match *unit {
+            Unit::Block => ("block", None),
+            Unit::Layer => ("layer", None),
+            Unit::ChannelGroup(groups) => ("channel-group", Some(groups)),
+        };
+        Table { unit, groups, final_share: *final_share, selector: *selector, probability }
+    });
+    table.serialize(serializer)
+}
+
+/// Writes the form that `read_hint` reads.
+fn hint_table<S: Serializer>(hint: &Option<Hint>, serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Table {
+        weight: f64,
+        target: HintTarget,
+        taps: Vec<&'static str>,
+    }
+    let table = hint.as_ref().map(|hint| Table {
+        weight: hint.weight,
+        target: hint.target,
+        taps: hint.taps.iter().map(|&tap| TAPS[tap]).collect(),
+    });
+    table.serialize(serializer)
+}

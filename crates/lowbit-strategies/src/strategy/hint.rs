@@ -1,0 +1,83 @@
+//! Hints: a student's feature maps are drawn to the teacher's. Zhuang et al. 2018 and 2021, "guided training"; the
+//! details are decisions of this project.
+
+use burn::tensor::Tensor;
+use lowbit_core::Precision;
+use lowbit_quantizers::ste_round;
+use serde::Serialize;
+
+use super::{Outputs, Role, Strategy};
+use crate::loss::mean_square;
+
+/// Adds the distance of a student's feature maps from the teacher's.
+///
+/// # Equation
+/// With `mu` a map of the student, brought to the teacher's channels by a 1x1 convolution where they differ, `nu` the map
+/// of the teacher, and `k` the bit width of the student's activations:
+/// ```text
+/// R = 1/2 mean || mu - Q_k(clip(nu, 0, 1)) ||^2         Q_k(z) = round((2^k - 1) z) / (2^k - 1)
+/// loss(L_j) += weight sum_taps R                        the teacher's map a constant
+/// loss(F)   += weight (1/N) sum_j sum_taps R            the student's map a constant; straight through Q_k
+/// ```
+/// A student with full-precision activations gets the map clipped, but not rounded.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Hint {
+    /// `weight`, lambda in the paper.
+    pub weight: f64,
+    /// Which losses it is added to.
+    pub target: HintTarget,
+    /// Which feature maps, by index.
+    pub taps: Vec<usize>,
+}
+
+/// Whose loss a hint is added to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HintTarget {
+    /// The students'.
+    Student,
+    /// The students' and the teacher's.
+    Both,
+}
+
+impl Strategy for Hint {
+    fn loss(&self, network: Role, outputs: &Outputs<'_>, loss: Tensor<1>) -> Tensor<1> {
+        let Some(teacher) = outputs.teacher else { return loss };
+        // Each tap's student map, teacher map and precision.
+        let pairs = |student: usize| {
+            let output = &outputs.students[student];
+            let maps = move |&tap: &usize| {
+                (output.adapted_taps[tap].clone(), teacher.taps[tap].clone(), output.act_bits)
+            };
+            self.taps.iter().map(maps)
+        };
+        match network {
+            Role::Student(j) => pairs(j).fold(loss, |loss, (mu, nu, bits)| {
+                loss + half_mean_square(mu, quantized(nu.detach(), bits)) * self.weight
+            }),
+            Role::Teacher if self.target == HintTarget::Both => {
+                let n = outputs.students.len();
+                (0..n).flat_map(pairs).fold(loss, |loss, (mu, nu, bits)| {
+                    loss + half_mean_square(mu.detach(), quantized(nu, bits)) * (self.weight / n as f64)
+                })
+            }
+            Role::Teacher => loss,
+        }
+    }
+}
+
+fn half_mean_square(mu: Tensor<4>, nu: Tensor<4>) -> Tensor<1> {
+    mean_square(mu - nu) * 0.5
+}
+
+/// `Q_k(clip(nu, 0, 1))`, straight through the rounding.
+fn quantized(nu: Tensor<4>, bits: Precision) -> Tensor<4> {
+    let clipped = nu.clamp(0.0, 1.0);
+    match bits {
+        Precision::FullPrecision => clipped,
+        Precision::Bits(bits) => {
+            let n = (bits.levels() - 1) as f32;
+            ste_round(clipped * n) / n
+        }
+    }
+}

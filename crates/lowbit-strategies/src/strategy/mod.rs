@@ -1,0 +1,119 @@
+//! Strategies: what sets the training of a low-bit network apart from plain training, one file each.
+//!
+//! A strategy is data that answers three questions of the training loop, each with a default answer: into which
+//! [phases](Strategy::phases) a training is divided, which part of each layer is quantized
+//! [in a step](Strategy::select), and what the [loss](Strategy::loss) of each network is. The loop asks all strategies of
+//! a training in turn, each starting from what the one before answered, so strategies compose; models and quantizers
+//! know of none.
+
+mod hint;
+mod joint;
+mod phase;
+mod progressive;
+mod stochastic;
+mod two_stage;
+
+use std::fmt;
+
+use burn::tensor::Tensor;
+use lowbit_core::Precision;
+use lowbit_models::Features;
+use lowbit_quantizers::Selection;
+
+pub use hint::{Hint, HintTarget};
+pub use joint::{DistillLoss, Joint, JointMode};
+pub use phase::{OptimizerState, Phase, QuantizerState, phase_name};
+pub use progressive::Progressive;
+pub use stochastic::{Probability, Selector, StochasticPrecision, Unit};
+pub use two_stage::TwoStage;
+
+/// One way to train a low-bit network. See the [module](self).
+pub trait Strategy: fmt::Debug + Send + Sync {
+    /// The phases of the training, made from the `phases` of the strategies before; they begin as a single one at the
+    /// precision of the recipe.
+    fn phases(&self, phases: Vec<Phase>) -> Vec<Phase> {
+        phases
+    }
+
+    /// Which part of each of the quantized `layers` is quantized in a step, in their order. `None` leaves the choice to
+    /// the strategies before; without any, everything is. A function of its arguments alone.
+    fn select(&self, _moment: &Moment, _layers: &[QuantizedLayer]) -> Option<Vec<Selection>> {
+        None
+    }
+
+    /// Whether [`select`](Self::select) reads [`QuantizedLayer::error`], which costs a read from the device per step.
+    fn needs_errors(&self) -> bool {
+        false
+    }
+
+    /// The loss of one network, made from the `loss` of the strategies before, which begins as the cross entropy with
+    /// the labels. What is not to be trained through must be detached. Shape `[1]`.
+    fn loss(&self, _network: Role, _outputs: &Outputs<'_>, loss: Tensor<1>) -> Tensor<1> {
+        loss
+    }
+}
+
+/// A point in a training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Seed of the run.
+    pub seed: u64,
+    /// Step of the training, from 0.
+    pub step: u64,
+    /// Step of the phase, from 0.
+    pub phase_step: u64,
+    /// Steps of the phase in all.
+    pub phase_steps: u64,
+}
+
+/// A layer with quantized weights or input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizedLayer {
+    /// Path in the network.
+    pub path: String,
+    /// Relative error of quantizing the weights, `sum|q - w| / sum|w|`; 0 unless a strategy
+    /// [needs it](Strategy::needs_errors).
+    pub error: f64,
+}
+
+/// The part that a network plays in a training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A low-bit network; the first is the one that is deployed.
+    Student(usize),
+    /// The full-precision network beside them.
+    Teacher,
+}
+
+/// What all networks make of one batch, before any of them is updated.
+pub struct Outputs<'a> {
+    /// The students, the deployed one first.
+    pub students: &'a [StudentOutput],
+    /// The full-precision network, if there is one.
+    pub teacher: Option<&'a Features>,
+}
+
+/// What a student makes of a batch.
+pub struct StudentOutput {
+    /// Class scores and feature maps.
+    pub features: Features,
+    /// The feature maps in the teacher's number of channels, `[batch, channels, height, width]`.
+    pub adapted_taps: Vec<Tensor<4>>,
+    /// Precision of its activations in this phase.
+    pub act_bits: Precision,
+}
+
+/// Phases of a training with all of `strategies`, from a single one.
+pub(crate) fn compose_phases(strategies: &[Box<dyn Strategy>], single: Phase) -> Vec<Phase> {
+    strategies.iter().fold(vec![single], |phases, strategy| strategy.phases(phases))
+}
+
+/// Loss of one network with all of `strategies`, from its cross entropy.
+pub(crate) fn compose_loss(
+    strategies: &[Box<dyn Strategy>],
+    network: Role,
+    outputs: &Outputs<'_>,
+    cross_entropy: Tensor<1>,
+) -> Tensor<1> {
+    strategies.iter().fold(cross_entropy, |loss, strategy| strategy.loss(network, outputs, loss))
+}
