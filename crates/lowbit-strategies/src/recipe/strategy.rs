@@ -128,6 +128,10 @@ impl Recipe {
     }
 
     /// The phases of the training with `strategies`, with the settings of `[train]` and `[phases]`.
+    ///
+    /// The epochs of `[train]` are those of the whole training: the last phase, which has the precision asked for, gets
+    /// half of them and the others share the rest (decision of this project: methods are compared at equal cost).
+    /// Milestones and warm-up shrink with the phase.
     pub fn phases(&self, strategies: &[Box<dyn Strategy>]) -> Vec<Phase> {
         let floor = self.quantization.target();
         let single = Phase {
@@ -138,7 +142,9 @@ impl Recipe {
             quantizer_state: QuantizerState::default(),
         };
         let mut phases = compose_phases(strategies, single);
-        for phase in &mut phases {
+        let epochs = divided_epochs(self.train.epochs, phases.len() as u64);
+        for (phase, epochs) in phases.iter_mut().zip(epochs) {
+            shorten(&mut phase.train, epochs);
             if let Some(change) = self.phases.get(&phase.name) {
                 change.apply(phase);
             }
@@ -165,6 +171,28 @@ impl Recipe {
             )
         });
         hot.into_iter().collect()
+    }
+}
+
+/// The epochs of each of `n_phases` phases of a training of `epochs`: half for the last, equal shares for the others, at
+/// least one for each.
+fn divided_epochs(epochs: u64, n_phases: u64) -> Vec<u64> {
+    let n_early = n_phases - 1;
+    let early = if n_early == 0 { 0 } else { epochs / 2 };
+    let share = |phase: u64| (early * (phase + 1) / n_early - early * phase / n_early).max(1);
+    (0..n_early).map(share).chain([(epochs - early).max(1)]).collect()
+}
+
+/// Gives `train` fewer epochs; what it counts in epochs shrinks in proportion.
+fn shorten(train: &mut TrainRecipe, epochs: u64) {
+    let scale = epochs as f64 / train.epochs as f64;
+    train.epochs = epochs;
+    train.warmup_epochs = (train.warmup_epochs * scale).min(epochs as f64);
+    if let ScheduleRecipe::MultiStep { milestones, .. } = &mut train.schedule {
+        for milestone in milestones.iter_mut() {
+            *milestone = ((*milestone as f64 * scale).round_ties_even() as u64).max(1);
+        }
+        milestones.dedup();
     }
 }
 

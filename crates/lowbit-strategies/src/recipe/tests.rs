@@ -177,6 +177,22 @@ fn names(overrides: &[&str]) -> Vec<String> {
 fn strategies_divide_a_training_into_phases() {
     assert_eq!(phases(&[]), [("w2a2".into(), 3)]);
     assert_eq!(names(&["strategy.two_stage=true"]), ["w2a32", "w2a2"]);
+    let epochs =
+        |overrides: &[&str]| phases(overrides).into_iter().map(|(_, epochs)| epochs).collect::<Vec<_>>();
+    assert_eq!(epochs(&["train.epochs=20", "strategy.progressive={}"]), [3, 3, 4, 10]);
+    assert_eq!(epochs(&["train.epochs=1", "strategy.progressive={}"]), [1, 1, 1, 1]);
+    let stretched = parse(&[
+        "train.epochs=200",
+        "train.warmup_epochs=4",
+        "train.schedule={kind='multi-step', milestones=[80, 120]}",
+        "strategy.progressive={}",
+    ])
+    .unwrap();
+    let trains: Vec<_> =
+        stretched.phases(&stretched.strategies()).into_iter().map(|phase| phase.train).collect();
+    assert_eq!(trains[0].schedule, ScheduleRecipe::MultiStep { milestones: vec![13, 20], gamma: 0.1 });
+    assert_eq!(trains[3].schedule, ScheduleRecipe::MultiStep { milestones: vec![40, 60], gamma: 0.1 });
+    assert_eq!((trains[0].epochs, trains[3].epochs, trains[3].warmup_epochs), (33, 100, 2.0));
     assert_eq!(names(&["strategy.progressive={}"]), ["w32a32", "w8a8", "w4a4", "w2a2"]);
     let three_bits = ["strategy.progressive={}", "quantization.weight_bits=3", "quantization.act_bits=3"];
     assert_eq!(names(&three_bits), ["w32a32", "w8a8", "w4a4", "w3a3"]);
@@ -205,9 +221,9 @@ fn phases_take_settings_of_their_own_and_a_floor_that_patterns_respect() {
         .iter()
         .map(|phase| (phase.name.as_str(), phase.train.epochs, phase.train.learning_rate))
         .collect();
-    assert_eq!(settings, [("w4a32", 7, 0.5), ("w4a4", 3, 0.1), ("w2a32", 3, 0.1), ("w2a2", 3, 0.1)]);
+    assert_eq!(settings, [("w4a32", 7, 0.5), ("w4a4", 1, 0.1), ("w2a32", 1, 0.1), ("w2a2", 2, 0.1)]);
     assert_eq!(phases[3].train.schedule, ScheduleRecipe::Cosine);
-    assert_eq!(recipe.total_epochs(), 16);
+    assert_eq!(recipe.total_epochs(), 11);
     let bits = |phase: usize, path: &str, role| {
         let resolved = recipe.quantization.policy_at(phases[phase].floor).resolve(path, role);
         (resolved.weight_bits.stored_bits(), resolved.act_bits.stored_bits())
