@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, is_separator};
 
-use lowbit_strategies::recipe::{DEFAULT, EMBEDDED};
+use lowbit_strategies::recipe::{BASES, BIT_WIDTHS, DEFAULT, EmbeddedRecipe, METHODS, embedded};
 use lowbit_strategies::{Recipe, RecipeError};
 use serde::Serialize;
 
@@ -43,22 +43,37 @@ struct Entry {
 }
 
 fn list(json: bool) -> anyhow::Result<()> {
-    let entries: Vec<Entry> = EMBEDDED
-        .iter()
-        .map(|recipe| Entry { name: recipe.name, summary: recipe.summary(), default: recipe.name == DEFAULT })
-        .collect();
     if json {
-        return output::print_json(&entries);
+        let entry = |recipe: &'static EmbeddedRecipe| Entry {
+            name: &recipe.name,
+            summary: recipe.summary(),
+            default: recipe.name == DEFAULT,
+        };
+        return output::print_json(&embedded().iter().map(entry).collect::<Vec<_>>());
     }
-    let lines = entries.iter().map(|entry| format!("{}\n    {}\n", entry.name, entry.summary));
-    output::print(&lines.collect::<String>())
+    output::print(&overview())
+}
+
+/// What names are made of: there are too many to list.
+fn overview() -> String {
+    let bits: Vec<String> = BIT_WIDTHS.iter().map(|[weight, act]| format!("w{weight}a{act}")).collect();
+    let mut text =
+        format!("BASE-fp32, BASE-BITS or BASE-BITS-METHOD, as in {DEFAULT} (the default)\n\nBASE\n");
+    for base in BASES {
+        text += &format!("  {:<26}{}\n", base.name, base.summary());
+    }
+    text += &format!("\nBITS\n  {}\n\nMETHOD\n  {:<26}trained directly\n", bits.join(", "), "none");
+    for method in METHODS {
+        text += &format!("  {:<26}{}\n", method.name, method.summary());
+    }
+    text + "\none of them: lowbit recipes show NAME      all names: lowbit recipes --json"
 }
 
 fn show(name: &str, json: bool) -> anyhow::Result<()> {
-    let known = EMBEDDED.iter().find(|recipe| recipe.name == name);
+    let known = embedded().iter().find(|recipe| recipe.name == name);
     let recipe = known.ok_or_else(|| RecipeError::Unknown { name: name.into() })?;
     match json {
         true => output::print_json(&Recipe::embedded(name, &[])?),
-        false => output::print(recipe.text),
+        false => output::print(&recipe.text),
     }
 }

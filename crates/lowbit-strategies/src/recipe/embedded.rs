@@ -1,54 +1,179 @@
-//! The recipes that come with the binary.
+//! The recipes that come with the program.
+//!
+//! Each is put together from a base (a network on a data set, with its settings), bit widths and a method:
+//! `<base>-fp32`, `<base>-w2a2`, `<base>-w2a2-<method>`. A base and a method are a TOML file each; where both have a
+//! key, the method's counts.
 
-/// A recipe whose text is part of the program.
-#[derive(Clone, Copy, Debug)]
-pub struct EmbeddedRecipe {
-    /// Name, also of its file.
-    pub name: &'static str,
-    /// TOML text; the comment at its head gives command, hardware, time and accuracy.
-    pub text: &'static str,
-}
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
-impl EmbeddedRecipe {
-    /// First line of the comment at the head of the recipe.
-    pub fn summary(&self) -> &'static str {
-        self.text.lines().next().unwrap_or_default().trim_start_matches('#').trim()
-    }
-}
+use toml::{Table, Value};
 
 /// The recipe that `lowbit train` trains without being given one.
 pub const DEFAULT: &str = "digits-preresnet8-w2a2";
 
-macro_rules! embed {
-    ($($path:literal),* $(,)?) => {
-        /// All embedded recipes, sorted by name.
-        pub const EMBEDDED: &[EmbeddedRecipe] = &[$(EmbeddedRecipe {
-            name: file_stem($path),
-            text: include_str!(concat!("../../recipes/", $path)),
-        }),*];
+/// A recipe that comes with the program.
+#[derive(Clone, Debug)]
+pub struct EmbeddedRecipe {
+    /// Name.
+    pub name: String,
+    /// TOML text; the comment at its head gives what it is, command, accuracy and time.
+    pub text: String,
+}
+
+impl EmbeddedRecipe {
+    /// First line of the comment at the head of the recipe.
+    pub fn summary(&self) -> &str {
+        summary(&self.text)
+    }
+}
+
+/// All of them, by base and then by bit widths and method.
+pub fn embedded() -> &'static [EmbeddedRecipe] {
+    static RECIPES: LazyLock<Vec<EmbeddedRecipe>> =
+        LazyLock::new(|| BASES.iter().flat_map(of_base).collect());
+    &RECIPES
+}
+
+/// A part of embedded recipes.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    /// Name, also of its file.
+    pub name: &'static str,
+    text: &'static str,
+}
+
+impl Part {
+    /// What it is.
+    pub fn summary(&self) -> &'static str {
+        summary(self.text)
+    }
+}
+
+fn summary(text: &str) -> &str {
+    text.lines().next().unwrap_or_default().trim_start_matches('#').trim()
+}
+
+macro_rules! parts {
+    ($folder:literal: $($name:literal),* $(,)?) => {
+        &[$(Part { name: $name, text: include_str!(concat!("../../recipes/", $folder, "/", $name, ".toml")) }),*]
     };
 }
 
-embed!(
-    "cifar100/cifar100-preresnet20-w2a2.toml",
-    "digits/digits-preresnet8-fp32.toml",
-    "digits/digits-preresnet8-w2a2.toml",
-    "fashion-mnist/fashion-mnist-preresnet8-fp32.toml",
-    "fashion-mnist/fashion-mnist-preresnet8-w2a2.toml",
+/// Networks on data sets.
+pub const BASES: &[Part] = parts!("bases":
+    "cifar10-preresnet20",
+    "cifar10-resnet20",
+    "cifar10-resnet56",
+    "cifar10-vgg-small",
+    "cifar100-preresnet20",
+    "cifar100-resnet20",
+    "cifar100-resnet56",
+    "cifar100-vgg-small",
+    "digits-preresnet8",
+    "fashion-mnist-preresnet8",
 );
 
-/// `a/b.toml` to `b`.
-const fn file_stem(path: &'static str) -> &'static str {
-    let bytes = path.as_bytes();
-    let mut start = 0;
-    let mut i = 0;
-    while i < bytes.len() {
-        if bytes[i] == b'/' {
-            start = i + 1;
-        }
-        i += 1;
+/// Methods beside direct training.
+pub const METHODS: &[Part] =
+    parts!("methods": "joint", "modern", "pq", "sp", "sp-joint", "ts", "ts-pq", "ts-pq-joint");
+
+/// Bit widths of weights and activations.
+pub const BIT_WIDTHS: [[u32; 2]; 4] = [[4, 4], [3, 3], [2, 2], [1, 2]];
+
+/// What was measured, by name of the recipe.
+const MEASURED: &str = include_str!("../../recipes/measured.toml");
+
+fn of_base(base: &Part) -> Vec<EmbeddedRecipe> {
+    let measured: BTreeMap<String, String> =
+        toml::from_str(MEASURED).expect("invariant: the file is a table of texts");
+    let mut recipes = vec![compose(base, None, None, &measured)];
+    for bits in BIT_WIDTHS {
+        recipes.push(compose(base, Some(bits), None, &measured));
+        let methods = METHODS.iter();
+        recipes.extend(methods.map(|method| compose(base, Some(bits), Some(method), &measured)));
     }
-    let (_, name) = path.split_at(start);
-    let (stem, _toml) = name.split_at(name.len() - ".toml".len());
-    stem
+    recipes
+}
+
+/// The recipe of `base` at `bits`, or in full precision, by `method`, or directly.
+fn compose(
+    base: &Part,
+    bits: Option<[u32; 2]>,
+    method: Option<&Part>,
+    measured: &BTreeMap<String, String>,
+) -> EmbeddedRecipe {
+    let precision = bits.map_or("fp32".into(), |[weight, act]| format!("w{weight}a{act}"));
+    let suffix = method.map(|method| format!("-{}", method.name)).unwrap_or_default();
+    let name = format!("{}-{precision}{suffix}", base.name);
+    let mut table = part_table(base);
+    let quantization = section(&mut table, "quantization");
+    for (operand, key) in ["weight_bits", "act_bits"].into_iter().enumerate() {
+        let value = bits.map_or("fp32".into(), |bits| Value::Integer(bits[operand].into()));
+        quantization.insert(key.into(), value);
+    }
+    if let Some(method) = method {
+        merge(&mut table, part_table(method));
+    }
+    if let (Some("modern"), Some([weight_bits, _])) = (method.map(|method| method.name), bits) {
+        halve_decay_below_4_bits(section(&mut table, "train"), weight_bits);
+    }
+    table.insert("name".into(), Value::String(name.clone()));
+    let what = match (bits, method) {
+        (None, _) => "full precision".into(),
+        (Some(_), None) => "trained directly".into(),
+        (Some(_), Some(method)) => method.summary(),
+    };
+    let bits = bits.map_or(String::new(), |[weight, act]| format!(", W{weight}A{act}"));
+    let settings: String = base
+        .text
+        .lines()
+        .skip(1)
+        .take_while(|line| line.starts_with('#'))
+        .fold(String::new(), |text, line| format!("{text}{line}\n"));
+    let accuracy = measured.get(&name).map_or("not yet measured", String::as_str);
+    let header = format!(
+        "# {}{bits}, {what}\n{settings}# lowbit train {name}\n# Accuracy and time: {accuracy}.\n",
+        base.summary()
+    );
+    EmbeddedRecipe { text: format!("{header}{}", show(table)), name }
+}
+
+fn part_table(part: &Part) -> Table {
+    part.text.parse().expect("invariant: embedded files are TOML")
+}
+
+fn section<'a>(table: &'a mut Table, key: &str) -> &'a mut Table {
+    let section = table.entry(key).or_insert_with(|| Value::Table(Table::new()));
+    section.as_table_mut().expect("invariant: sections of embedded files are tables")
+}
+
+/// Puts the keys of `changes` into `table`, whole but for its sections.
+fn merge(table: &mut Table, changes: Table) {
+    for (key, value) in changes {
+        match (table.get_mut(&key), value) {
+            (Some(Value::Table(section)), Value::Table(changes)) => section.extend(changes),
+            (_, value) => drop(table.insert(key, value)),
+        }
+    }
+}
+
+/// Low-bit weights are regularized by their precision: each bit below 4 halves the weight decay.
+fn halve_decay_below_4_bits(train: &mut Table, weight_bits: u32) {
+    if let Some(Value::Float(decay)) = train.get_mut("weight_decay") {
+        *decay *= 0.5f64.powi(4 - weight_bits.min(4) as i32);
+    }
+}
+
+/// TOML text with the keys of the top level first and the sections in the order in which they are explained.
+fn show(mut table: Table) -> String {
+    let order = ["data", "model", "quantization", "train", "strategy", "checkpoint"];
+    let sections: Vec<Table> = order
+        .iter()
+        .filter_map(|key| table.remove(*key).map(|section| Table::from_iter([((*key).to_string(), section)])))
+        .collect();
+    let texts = std::iter::once(&table).chain(&sections);
+    let texts: Vec<String> =
+        texts.map(|table| toml::to_string(table).expect("invariant: a table of values serializes")).collect();
+    texts.join("\n")
 }

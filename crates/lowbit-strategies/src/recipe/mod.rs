@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde::ser::SerializeStruct;
 use toml::{Table, Value};
 
-pub use embedded::{DEFAULT, EMBEDDED, EmbeddedRecipe};
+pub use embedded::{BASES, BIT_WIDTHS, DEFAULT, EmbeddedRecipe, METHODS, Part, embedded};
 pub use reader::Problem;
 pub(crate) use reader::did_you_mean;
 use reader::{NumberRange, Problems, Section};
@@ -234,7 +234,7 @@ pub enum RecipeError {
         problems: Vec<Problem>,
     },
     /// No recipe of this name.
-    #[error("no recipe named {name:?}{} `lowbit recipes` lists them, a path to your own ends in .toml", or_semicolon(did_you_mean(name, &EMBEDDED.iter().map(|recipe| recipe.name).collect::<Vec<_>>())))]
+    #[error("no recipe named {name:?}{} `lowbit recipes` lists them, a path to your own ends in .toml", or_semicolon(did_you_mean(name, &embedded().iter().map(|recipe| recipe.name.as_str()).collect::<Vec<_>>())))]
     Unknown {
         /// The name.
         name: String,
@@ -263,9 +263,9 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError`] if there is none, or the overrides make it invalid.
     pub fn embedded(name: &str, overrides: &[String]) -> Result<Self, RecipeError> {
-        let recipe = EMBEDDED.iter().find(|recipe| recipe.name == name);
+        let recipe = embedded().iter().find(|recipe| recipe.name == name);
         let recipe = recipe.ok_or_else(|| RecipeError::Unknown { name: name.into() })?;
-        Self::parse(recipe.text, &format!("recipe {name}"), overrides)
+        Self::parse(&recipe.text, &format!("recipe {name}"), overrides)
     }
 
     /// Reads a recipe from its TOML `text`, which comes from `origin`, with `overrides` of the form `key=value`.
@@ -438,14 +438,14 @@ fn read_network(section: Section<'_>, like: Option<&ModelConfig>) -> ModelConfig
     model
 }
 
-const METHODS: [(&str, Method); 4] =
+const METHOD_NAMES: [(&str, Method); 4] =
     [("dorefa", Method::DoReFa), ("pact", Method::Pact), ("lsq", Method::Lsq), ("minmax", Method::MinMax)];
 const GRANULARITIES: [(&str, Granularity); 2] =
     [("per-tensor", Granularity::PerTensor), ("per-channel", Granularity::PerChannel)];
 
 fn read_quantization(section: Section<'_>) -> QuantizationRecipe {
     let base = LayerQuantization {
-        method: section.choice("method", &METHODS),
+        method: section.choice("method", &METHOD_NAMES),
         weight_bits: section.precision("weight_bits"),
         act_bits: section.precision("act_bits"),
         weight_granularity: section.optional_choice("weight_granularity", &GRANULARITIES).unwrap_or_default(),
@@ -475,7 +475,7 @@ fn read_quantization(section: Section<'_>) -> QuantizationRecipe {
 /// What a table changes of `defaults`, checked as it applies to `base`.
 fn read_override(section: Section<'_>, base: LayerQuantization, defaults: LayerOverride) -> LayerOverride {
     let change = LayerOverride {
-        method: section.optional_choice("method", &METHODS).or(defaults.method),
+        method: section.optional_choice("method", &METHOD_NAMES).or(defaults.method),
         weight_bits: section.optional_precision("weight_bits").or(defaults.weight_bits),
         act_bits: section.optional_precision("act_bits").or(defaults.act_bits),
         weight_granularity: section
