@@ -18,7 +18,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use burn::optim::{ModuleOptimizer, OptimizerRecord};
-use burn::tensor::{Bytes, TensorData};
+use burn::tensor::{Bytes, DType, TensorData};
 use burn_pack::Reader;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -265,6 +265,15 @@ impl Checkpoints {
         })
     }
 
+    /// Path of the newest checkpoint that can be read.
+    pub(crate) fn last_intact(&self) -> Option<PathBuf> {
+        let names = self.names().unwrap_or_default().into_iter().rev();
+        names
+            .map(|name| (self.path(&name), self.read(&name)))
+            .find(|(_, read)| read.is_ok())
+            .map(|found| found.0)
+    }
+
     fn read(&self, name: &str) -> Result<Checkpoint, CheckpointError> {
         let folder = self.path(name);
         let damaged =
@@ -399,23 +408,56 @@ impl NetworkState {
                 digest.update(data.as_bytes());
             }
         }
-        let reader = Reader::from_bytes(Bytes::from_bytes_vec(self.optimizer.clone()))
-            .map_err(|error| error.to_string())?;
-        for (name, scalar) in reader.scalars() {
+        for (name, scalar) in optimizer_reader(&self.optimizer)?.scalars() {
             digest.update(format!("{prefix}optimizer.{name} {scalar:?}\n"));
         }
-        let mut parts = Vec::new();
-        for tensor in reader.into_tensors().map_err(|error| error.to_string())? {
-            let (name, _, shape, _, bytes) = tensor.into_parts().map_err(|error| error.to_string())?;
-            parts.push((name, format!("{shape:?}"), bytes));
-        }
-        parts.sort_by(|a, b| a.0.cmp(&b.0));
-        for (name, shape, bytes) in parts {
+        for OptimizerTensor { name, shape, bytes, .. } in optimizer_tensors(&self.optimizer)? {
             digest.update(format!("{prefix}optimizer.{name} {shape}\n"));
             digest.update(&*bytes);
         }
         Ok(())
     }
+
+    /// Path of a tensor with a value that is not finite.
+    pub(crate) fn first_non_finite(&self) -> Option<String> {
+        let parts = [("", Some(&self.model)), ("average.", self.average.as_ref())];
+        for (part, tensors) in parts {
+            for (path, data) in tensors.into_iter().flatten() {
+                if !data.iter::<f32>().all(f32::is_finite) {
+                    return Some(format!("{part}{path}"));
+                }
+            }
+        }
+        let tensors = optimizer_tensors(&self.optimizer).expect("invariant: it was serialized a moment ago");
+        let value = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        let is_finite = |tensor: &OptimizerTensor| {
+            tensor.dtype != DType::F32 || tensor.bytes.chunks_exact(4).map(value).all(f32::is_finite)
+        };
+        tensors.iter().find(|tensor| !is_finite(tensor)).map(|tensor| format!("optimizer.{}", tensor.name))
+    }
+}
+
+/// A tensor of an optimizer's state.
+struct OptimizerTensor {
+    name: String,
+    dtype: DType,
+    shape: String,
+    bytes: Bytes,
+}
+
+fn optimizer_reader(bytes: &[u8]) -> Result<Reader, String> {
+    Reader::from_bytes(Bytes::from_bytes_vec(bytes.to_vec())).map_err(|error| error.to_string())
+}
+
+/// The tensors of an optimizer's state by name.
+fn optimizer_tensors(bytes: &[u8]) -> Result<Vec<OptimizerTensor>, String> {
+    let mut tensors = Vec::new();
+    for tensor in optimizer_reader(bytes)?.into_tensors().map_err(|error| error.to_string())? {
+        let (name, dtype, shape, _, bytes) = tensor.into_parts().map_err(|error| error.to_string())?;
+        tensors.push(OptimizerTensor { name, dtype, shape: format!("{shape:?}"), bytes });
+    }
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(tensors)
 }
 
 /// The serialized state of an optimizer.

@@ -1,5 +1,6 @@
 //! What can end a training.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
@@ -90,32 +91,66 @@ pub enum TrainError {
         /// Phases of the training.
         n_phases: usize,
     },
-    /// The loss is not a finite number.
+    /// The training has left the finite numbers.
     #[error(
-        "loss is {loss} at step {step} (epoch {epoch}); first not finite: {place}; {}",
+        "{what} at step {step} (epoch {epoch}); first not finite: {place}; {}",
         last_good(last_checkpoint)
     )]
     NonFinite {
-        /// The loss.
-        loss: f64,
+        /// Where it was noticed.
+        what: Divergence,
         /// Step, from 1.
         step: u64,
         /// Epoch, from 1.
         epoch: u64,
         /// First place in forward order with a value that is not finite.
         place: String,
-        /// The last checkpoint before.
+        /// The last intact checkpoint before.
+        last_checkpoint: Option<PathBuf>,
+    },
+    /// A training that had begun cannot write its files.
+    #[error("{source}; {}", intact(last_checkpoint))]
+    Unsaved {
+        /// Why.
+        source: Box<TrainError>,
+        /// The last intact checkpoint.
         last_checkpoint: Option<PathBuf>,
     },
 }
 
-impl TrainError {
-    /// The same error, naming the last checkpoint if it is one of divergence.
-    pub(crate) fn with_last_checkpoint(mut self, path: &Option<PathBuf>) -> Self {
-        if let Self::NonFinite { last_checkpoint, .. } = &mut self {
-            last_checkpoint.clone_from(path);
+/// What is no finite number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Divergence {
+    /// The loss of a training batch.
+    Loss(f64),
+    /// The mean loss on the test images.
+    TestLoss(f64),
+    /// A tensor of a network or of its optimizer, although the losses are finite.
+    State,
+}
+
+impl fmt::Display for Divergence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loss(loss) => write!(f, "loss is {loss}"),
+            Self::TestLoss(loss) => write!(f, "test loss is {loss}"),
+            Self::State => f.write_str("the state is not finite"),
         }
-        self
+    }
+}
+
+impl TrainError {
+    /// The same error of a training that has begun, with what is left of it: the checkpoint that `last_intact` finds.
+    pub(crate) fn in_training(self, last_intact: impl FnOnce() -> Option<PathBuf>) -> Self {
+        match self {
+            Self::NonFinite { what, step, epoch, place, .. } => {
+                Self::NonFinite { what, step, epoch, place, last_checkpoint: last_intact() }
+            }
+            Self::Io { .. } | Self::Checkpoint(CheckpointError::Io { .. }) => {
+                Self::Unsaved { source: Box::new(self), last_checkpoint: last_intact() }
+            }
+            other => other,
+        }
     }
 }
 
@@ -127,14 +162,23 @@ fn last_good(checkpoint: &Option<PathBuf>) -> String {
     }
 }
 
-/// An I/O error with what to do about it, where that is known.
+fn intact(checkpoint: &Option<PathBuf>) -> String {
+    match checkpoint {
+        Some(path) => format!("checkpoint {} is intact: resume from it when this is mended", path.display()),
+        None => "no checkpoint was written before it".into(),
+    }
+}
+
+/// An I/O error in the words of this program, where they are better than the system's.
 pub(crate) fn explain(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "no space left on the disk; free some, then resume: the last checkpoint is intact".into()
-        }
+        // Not the system's: its message is ours.
+        _ if error.get_ref().is_some() => error.to_string(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "no space left on the disk".into(),
         io::ErrorKind::PermissionDenied => "permission denied".into(),
         io::ErrorKind::NotFound => "no such file or directory".into(),
+        io::ErrorKind::NotADirectory => "not a directory".into(),
+        io::ErrorKind::AlreadyExists => "there is a file of this name".into(),
         _ => error.to_string(),
     }
 }

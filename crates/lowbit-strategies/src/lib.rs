@@ -30,7 +30,7 @@ pub mod strategy;
 mod trainer;
 
 pub use checkpoint::{CheckpointError, Progress};
-pub use error::TrainError;
+pub use error::{Divergence, TrainError};
 pub use inspect::{CheckpointInspection, Evaluation, Inspection, Subject, evaluate, inspect};
 pub use metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
 pub use recipe::{Recipe, RecipeError};

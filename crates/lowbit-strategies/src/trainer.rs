@@ -13,7 +13,7 @@ use lowbit_quantizers::{QuantizedNetwork, Selection};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Progress};
-use crate::error::TrainError;
+use crate::error::{Divergence, TrainError};
 use crate::learner::{Trainee, network_specs};
 use crate::loss::{cross_entropy, target_probabilities};
 use crate::metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
@@ -177,7 +177,7 @@ pub fn train(recipe: &Recipe, out: &Path, session: Session<'_>) -> Result<Outcom
         n_threads: std::thread::available_parallelism().map_or(1, usize::from),
     };
     let run = RunDir::create(out, recipe, &plan(recipe, &trainer.session.device)?, &info)?;
-    trainer.run(run, None)
+    trainer.run(run)
 }
 
 /// Goes on with the training in the run directory `path`, from its newest checkpoint or the one named.
@@ -192,14 +192,11 @@ pub fn resume(path: &Path, checkpoint: Option<&str>, session: Session<'_>) -> Re
     let data = Data::open(&recipe.data, recipe.seed, &session.locations)?;
     let phase = loaded.as_ref().map_or(0, |loaded| loaded.progress.phase);
     let mut trainer = Trainer::new(&recipe, data, session, phase)?;
-    let last_checkpoint = match (chosen, loaded) {
-        (Some(name), Some(loaded)) => Some(trainer.restore(&run, &name, loaded)?),
-        _ => {
-            run.truncate_metrics(0)?;
-            None
-        }
-    };
-    trainer.run(run, last_checkpoint)
+    match (chosen, loaded) {
+        (Some(name), Some(loaded)) => trainer.restore(&run, &name, loaded)?,
+        _ => run.truncate_metrics(0)?,
+    }
+    trainer.run(run)
 }
 
 /// The precision of every layer of a recipe's network, without training it.
@@ -365,8 +362,8 @@ impl<'a> Trainer<'a> {
         self.schedule.steps()
     }
 
-    /// Takes over the state of a checkpoint; returns its path.
-    fn restore(&mut self, run: &RunDir, name: &str, checkpoint: Checkpoint) -> Result<PathBuf, TrainError> {
+    /// Takes over the state of a checkpoint.
+    fn restore(&mut self, run: &RunDir, name: &str, checkpoint: Checkpoint) -> Result<(), TrainError> {
         let path = run.checkpoints().path(name);
         let Checkpoint { progress, deployed, others } = checkpoint;
         let mut states = std::iter::once(deployed).chain(others);
@@ -381,10 +378,15 @@ impl<'a> Trainer<'a> {
         run.truncate_metrics(progress.metrics_bytes)?;
         self.clock = Clock::new(progress.step, progress.seconds);
         self.progress = progress;
-        Ok(path)
+        Ok(())
     }
 
-    fn run(mut self, run: RunDir, mut last_checkpoint: Option<PathBuf>) -> Result<Outcome, TrainError> {
+    fn run(self, run: RunDir) -> Result<Outcome, TrainError> {
+        let checkpoints = run.checkpoints();
+        self.run_in(&run).map_err(|error| error.in_training(|| checkpoints.last_intact()))
+    }
+
+    fn run_in(mut self, run: &RunDir) -> Result<Outcome, TrainError> {
         let plan = plan(&self.recipe, &self.session.device)?;
         self.session.observer.started(run.path(), &self.recipe, &plan, self.progress.step);
         self.clock.started = Instant::now();
@@ -400,14 +402,14 @@ impl<'a> Trainer<'a> {
             let (epoch, first) = (self.progress.step / steps_per_epoch, self.progress.step % steps_per_epoch);
             let batches = self.data.train.epoch(epoch, first);
             for batch in batches {
-                self.step(batch).map_err(|error| error.with_last_checkpoint(&last_checkpoint))?;
+                self.step(batch)?;
                 let epoch_done = self.progress.step.is_multiple_of(steps_per_epoch);
                 if epoch_done {
-                    self.finish_epoch(&run)?;
+                    self.finish_epoch(run)?;
                 }
                 let stop = self.session.stop.load(Ordering::Relaxed);
                 if self.checkpoint_is_due(epoch_done) || stop {
-                    last_checkpoint = Some(self.save_checkpoint(&run)?);
+                    self.save_checkpoint(run)?;
                 }
                 if stop && self.progress.step < self.steps() {
                     return Ok(Outcome::Interrupted {
@@ -418,7 +420,7 @@ impl<'a> Trainer<'a> {
                 }
             }
         }
-        self.finish(&run)
+        self.finish(run)
     }
 
     /// Prepares all networks for their first step.
@@ -499,7 +501,9 @@ impl<'a> Trainer<'a> {
             .map(|loss| loss.as_ref().and_then(|_| read.next()?.iter::<f32>().next()).map(f64::from))
             .collect();
         if let Some(network) = values.iter().position(|value| value.is_some_and(|value| !value.is_finite())) {
-            return Err(self.non_finite(network, values[network].unwrap_or(f64::NAN)));
+            let place = state::first_non_finite(&self.trainees[network].valid());
+            let loss = Divergence::Loss(values[network].unwrap_or(f64::NAN));
+            return Err(self.non_finite(loss, step + 1, network, place));
         }
         let rate = learning_rate(&train, steps_per_epoch, step - self.schedule.start(self.phase));
         for (trainee, loss) in self.trainees.iter_mut().zip(losses) {
@@ -573,15 +577,15 @@ impl<'a> Trainer<'a> {
         progress.step += 1;
     }
 
-    fn non_finite(&self, network: usize, loss: f64) -> TrainError {
-        let trainee = &self.trainees[network];
-        let place = state::first_non_finite(&trainee.valid()).unwrap_or_else(|| "the logits".into());
-        let prefix = if self.trainees.len() > 1 { format!("{} ", trainee.spec.name) } else { String::new() };
+    /// The error of a network that is not finite in the tensor `place`, or in what it makes of the images.
+    fn non_finite(&self, what: Divergence, step: u64, network: usize, place: Option<String>) -> TrainError {
+        let name = &self.trainees[network].spec.name;
+        let prefix = if self.trainees.len() > 1 { format!("{name} ") } else { String::new() };
         TrainError::NonFinite {
-            loss,
-            step: self.progress.step + 1,
-            epoch: self.progress.step / self.schedule.steps_per_epoch + 1,
-            place: format!("{prefix}{place}"),
+            what,
+            step,
+            epoch: (step - 1) / self.schedule.steps_per_epoch + 1,
+            place: format!("{prefix}{}", place.as_deref().unwrap_or("the logits")),
             last_checkpoint: None,
         }
     }
@@ -593,7 +597,7 @@ impl<'a> Trainer<'a> {
         let phase_epoch = phase_step / steps_per_epoch;
         let evaluated = phase_epoch.is_multiple_of(train.eval_every) || phase_epoch == train.epochs;
         if evaluated {
-            self.evaluate(train.norm_reestimation_batches);
+            self.evaluate(train.norm_reestimation_batches)?;
         }
         let n_images = self.progress.train.n_images as f64;
         let others = self.trainees[1..].iter().map(|trainee| {
@@ -626,7 +630,7 @@ impl<'a> Trainer<'a> {
 
     /// Scores all networks on the test images, after estimating BatchNorm's statistics anew over `n_batches` batches of
     /// this epoch.
-    fn evaluate(&mut self, n_batches: usize) {
+    fn evaluate(&mut self, n_batches: usize) -> Result<(), TrainError> {
         let epoch = (self.progress.step - 1) / self.schedule.steps_per_epoch;
         self.progress.tests.clear();
         for (i, trainee) in self.trainees.iter_mut().enumerate() {
@@ -634,13 +638,19 @@ impl<'a> Trainer<'a> {
                 let batches = self.data.train.epoch(epoch, 0).take(n_batches);
                 trainee.reestimate_norms(batches.map(|mut batch| images(&mut batch, &self.device)));
             }
-            let scores = evaluate(&trainee.evaluated_network(), &self.data.test, &self.session.device);
+            let network = trainee.evaluated_network();
+            let scores = evaluate(&network, &self.data.test, &self.session.device);
+            if !scores.loss.is_finite() {
+                let loss = Divergence::TestLoss(scores.loss);
+                return Err(self.non_finite(loss, self.progress.step, i, state::first_non_finite(&network)));
+            }
             match i {
                 0 => self.progress.test = Some(scores),
                 _ => drop(self.progress.tests.insert(trainee.spec.name.clone(), scores)),
             }
         }
         self.progress.test_step = Some(self.progress.step);
+        Ok(())
     }
 
     fn checkpoint_is_due(&self, epoch_done: bool) -> bool {
@@ -654,18 +664,26 @@ impl<'a> Trainer<'a> {
         by_step || epoch_done && epoch.is_multiple_of(recipe.every_epochs)
     }
 
-    /// Saves a checkpoint and returns its path.
-    fn save_checkpoint(&mut self, run: &RunDir) -> Result<PathBuf, TrainError> {
+    /// Saves a checkpoint. A state that is not finite, from which nothing could go on, ends the training instead.
+    fn save_checkpoint(&mut self, run: &RunDir) -> Result<(), TrainError> {
         let checkpoints = run.checkpoints();
         self.progress.seconds = self.clock.seconds();
-        let path = checkpoints.save(&Checkpoint {
+        let checkpoint = Checkpoint {
             progress: self.progress.clone(),
             deployed: self.trainees[0].state(),
             others: self.trainees[1..].iter().map(Trainee::state).collect(),
-        })?;
+        };
+        let networks = std::iter::once(&checkpoint.deployed).chain(&checkpoint.others);
+        for (network, state) in networks.enumerate() {
+            if let Some(place) = state.first_non_finite() {
+                let step = self.progress.step;
+                return Err(self.non_finite(Divergence::State, step, network, Some(place)));
+            }
+        }
+        let path = checkpoints.save(&checkpoint)?;
         checkpoints.prune(self.recipe.checkpoint.keep_last, self.schedule.phases.len() - 1)?;
         self.session.observer.checkpoint(&path);
-        Ok(path)
+        Ok(())
     }
 
     fn finish(self, run: &RunDir) -> Result<Outcome, TrainError> {

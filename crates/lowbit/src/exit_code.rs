@@ -72,7 +72,7 @@ pub fn of(error: &anyhow::Error) -> Code {
 fn of_train(error: &TrainError) -> Code {
     match error {
         TrainError::Recipe(_) | TrainError::Model(_) | TrainError::UnknownNetwork { .. } => Code::Usage,
-        TrainError::Init { source } => of_train(source),
+        TrainError::Init { source } | TrainError::Unsaved { source, .. } => of_train(source),
         TrainError::Data(error) => of_data(error),
         TrainError::Checkpoint(_)
         | TrainError::RunExists { .. }
@@ -139,7 +139,7 @@ mod tests {
         );
         check(
             TrainError::Io { action: "write", path, source: full() }.into(),
-            "failed to write /data/x.gz: no space left on the disk; free some, then resume: the last checkpoint is intact",
+            "failed to write /data/x.gz: no space left on the disk",
         );
         let context = anyhow::Error::from(io::Error::other("reason")).context("failed to write the result");
         check(context, "failed to write the result: reason");

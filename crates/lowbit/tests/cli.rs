@@ -578,6 +578,72 @@ fn diverged() {
     assert!(log.contains("ERROR run: loss is"), "{log}");
 }
 
+/// The only step of a training is too large: its loss is finite, and so are the weights, but not what comes of them.
+#[test]
+fn diverged_in_the_last_step() {
+    let sandbox = Sandbox::new();
+    let args = [
+        "train",
+        "-q",
+        "--out",
+        "run",
+        "--set",
+        "train.epochs=1",
+        "--set",
+        "data.train_limit=64",
+        "--set",
+        "data.batch_size=64",
+        "--set",
+        "data.test_limit=64",
+        "--set",
+        "train.learning_rate=1e30",
+        "--set",
+        "train.warmup_epochs=0",
+        "--set",
+        "train.schedule={kind=\"constant\"}",
+    ];
+    let outcome = check("diverged-in-the-last-step", &sandbox, &args);
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(5), ""));
+    // Nothing is left that could not be read.
+    assert!(!sandbox.path("run/result.json").exists());
+    let inspection = sandbox.json(&["inspect", "run"]);
+    assert_eq!(inspection["checkpoints"], Value::Array(vec![]));
+    assert_eq!(fs::read_to_string(sandbox.path("run/metrics.jsonl")).unwrap(), "");
+}
+
+/// Without an evaluation to notice it, no state that is not finite is saved.
+#[test]
+fn diverged_before_a_checkpoint() {
+    let sandbox = Sandbox::new();
+    let args = [
+        "train",
+        "-q",
+        "--out",
+        "run",
+        "--set",
+        "train.learning_rate=1e38",
+        "--set",
+        "train.warmup_epochs=0",
+        "--set",
+        "train.schedule={kind=\"constant\"}",
+        "--set",
+        "train.optimizer={kind=\"sgd\", momentum=0.0}",
+        "--set",
+        "checkpoint.every_steps=1",
+        "--set",
+        "train.weight_decay=1e10",
+    ];
+    let outcome = sandbox.run(&[&args[..], &TINY].concat());
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(5), ""), "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.starts_with("error: the state is not finite at step 1 (epoch 1)"),
+        "{}",
+        outcome.stderr
+    );
+    assert!(outcome.stderr.contains("no checkpoint was written before it"), "{}", outcome.stderr);
+    assert_eq!(sandbox.json(&["inspect", "run"])["checkpoints"], Value::Array(vec![]));
+}
+
 /// Whether `args` can be run.
 fn works(args: &[&str]) -> bool {
     let status = Command::new(args[0]).args(&args[1..]).stdout(Stdio::null()).stderr(Stdio::null()).status();
