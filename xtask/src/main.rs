@@ -1,4 +1,7 @@
-//! Tasks of the workspace: `cargo xtask ci` checks what a change must pass beyond the tests.
+//! Tasks of the workspace: `cargo xtask ci` checks what a change must pass beyond the tests, `cargo xtask reproduce`
+//! trains the tables of the documentation.
+
+mod reproduce;
 
 use std::path::Path;
 use std::process::Command;
@@ -23,12 +26,15 @@ enum Task {
     },
     /// Train the default recipe for a few steps on a wgpu device
     Wgpu,
+    /// Train all cells of a table, methods x bit widths x seeds, and report it
+    Reproduce(reproduce::ReproduceArgs),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Ci { no_test } => ci(no_test),
         Task::Wgpu => wgpu(),
+        Task::Reproduce(args) => reproduce::run(&args),
     }
 }
 

@@ -1,0 +1,228 @@
+//! A table as JSON, Markdown and plots.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::cell::{Cell, CellState};
+use super::plot;
+use super::table::{Published, Table};
+
+/// A table with what was reached.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    title: String,
+    device: String,
+    cells: Vec<Row>,
+    published: Vec<Published>,
+}
+
+/// One method at one precision, over its seeds.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    pub method: String,
+    /// 32 in full precision.
+    pub weight_bits: u32,
+    /// 32 in full precision.
+    pub act_bits: u32,
+    /// Seeds that are complete.
+    pub seeds: usize,
+    /// Seeds that are not.
+    pub missing: usize,
+    /// Mean over the seeds of the fraction of test images classified correctly after the last epoch.
+    pub top1_mean: Option<f64>,
+    /// Sample standard deviation over the seeds, from two seeds on.
+    pub top1_std: Option<f64>,
+    /// Epochs of all phases together.
+    pub epochs: Option<u64>,
+    /// Mean time of a training, evaluation included.
+    pub seconds: Option<f64>,
+    /// Mean over the seeds of the test accuracy by epoch.
+    #[serde(skip)]
+    pub curve: Vec<(u64, f64)>,
+}
+
+impl Report {
+    pub fn collect(table: &Table, device: &str, cells: &[Cell]) -> anyhow::Result<Self> {
+        let rows = cells.chunk_by(|a, b| a.recipe == b.recipe).map(Row::of).collect::<anyhow::Result<_>>()?;
+        Ok(Self {
+            title: table.title.clone(),
+            device: device.into(),
+            cells: rows,
+            published: table.published.clone(),
+        })
+    }
+
+    /// Writes `table.json`, `table.md`, `accuracy.svg` and `curves.svg`.
+    pub fn write(&self, out: &Path) -> anyhow::Result<()> {
+        let write = |name: &str, text: String| {
+            let path = out.join(name);
+            fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))
+        };
+        write("table.json", serde_json::to_string_pretty(self)?)?;
+        write("table.md", self.markdown())?;
+        write("accuracy.svg", plot::accuracy(&self.title, &self.cells)?)?;
+        write("curves.svg", plot::curves(&self.title, &self.cells)?)
+    }
+
+    pub fn markdown(&self) -> String {
+        let mut text = format!("## {} ({})\n\n", self.title, self.device);
+        text += "Test top-1 of the last epoch in %, mean +- sample standard deviation over the seeds.\n\n";
+        text += "| method | bits | seeds | top-1 | against direct | epochs | seconds |\n|---|---|---|---|---|---|---|\n";
+        for row in &self.cells {
+            let bits = match (row.weight_bits, row.act_bits) {
+                (32, 32) => "fp32".into(),
+                (weight, act) => format!("W{weight}A{act}"),
+            };
+            let missing =
+                if row.missing > 0 { format!(" of {}", row.seeds + row.missing) } else { String::new() };
+            let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.0}"));
+            let line = format!(
+                "| {} | {bits} | {}{missing} | {} | {} | {} | {} |",
+                row.method,
+                row.seeds,
+                row.top1(),
+                self.against_direct(row),
+                row.epochs.map_or("-".into(), |epochs| epochs.to_string()),
+                number(row.seconds),
+            );
+            text += &line;
+            text.push('\n');
+        }
+        if !self.published.is_empty() {
+            text += "\nPublished, for comparison (not ours):\n\n| what | bits | top-1 | source |\n|---|---|---|---|\n";
+            for Published { what, bits: [weight, act], top1, source } in &self.published {
+                // Writing to a text cannot fail.
+                let _ = writeln!(text, "| {what} | W{weight}A{act} | {top1} | {source} |");
+            }
+        }
+        text
+    }
+
+    /// The difference from direct training at the same precision, and how many standard errors it is.
+    fn against_direct(&self, row: &Row) -> String {
+        let same = |other: &&Row| [other.weight_bits, other.act_bits] == [row.weight_bits, row.act_bits];
+        let direct = self.cells.iter().filter(same).find(|other| other.method == super::table::DIRECT);
+        let Some(direct) = direct.filter(|direct| direct.method != row.method) else { return "".into() };
+        let (Some(mean), Some(direct_mean)) = (row.top1_mean, direct.top1_mean) else { return "-".into() };
+        let difference = 100.0 * (mean - direct_mean);
+        match (row.standard_error(), direct.standard_error()) {
+            (Some(a), Some(b)) if a > 0.0 || b > 0.0 => {
+                format!("{difference:+.2} ({:+.1} s.e.)", difference / (100.0 * a.hypot(b)))
+            }
+            _ => format!("{difference:+.2}"),
+        }
+    }
+}
+
+impl Row {
+    fn of(cells: &[Cell]) -> anyhow::Result<Self> {
+        let complete: Vec<&Cell> =
+            cells.iter().filter(|cell| matches!(cell.state(), CellState::Complete)).collect();
+        let results = complete.iter().map(|cell| cell.result()).collect::<anyhow::Result<Vec<_>>>()?;
+        let curves = complete.iter().map(|cell| cell.curve()).collect::<anyhow::Result<Vec<_>>>()?;
+        let top1: Vec<f64> = results.iter().map(|result| result.top1).collect();
+        let seconds: Vec<f64> = results.iter().map(|result| result.seconds).collect();
+        Ok(Self {
+            method: cells[0].method.clone(),
+            weight_bits: cells[0].bits[0],
+            act_bits: cells[0].bits[1],
+            seeds: complete.len(),
+            missing: cells.len() - complete.len(),
+            top1_mean: mean(&top1),
+            top1_std: deviation(&top1),
+            epochs: results.first().map(|result| result.epochs),
+            seconds: mean(&seconds),
+            curve: mean_curve(&curves),
+        })
+    }
+
+    fn standard_error(&self) -> Option<f64> {
+        Some(self.top1_std? / (self.seeds as f64).sqrt())
+    }
+
+    fn top1(&self) -> String {
+        match (self.top1_mean, self.top1_std) {
+            (None, _) => "not finished".into(),
+            (Some(mean), None) => format!("{:.2}", 100.0 * mean),
+            (Some(mean), Some(std)) => format!("{:.2} +- {:.2}", 100.0 * mean, 100.0 * std),
+        }
+    }
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// Sample standard deviation.
+fn deviation(values: &[f64]) -> Option<f64> {
+    let mean = mean(values).filter(|_| values.len() > 1)?;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    Some((squares / (values.len() - 1) as f64).sqrt())
+}
+
+/// Mean over the curves at the epochs that all have.
+fn mean_curve(curves: &[Vec<(u64, f64)>]) -> Vec<(u64, f64)> {
+    let Some((first, others)) = curves.split_first() else { return Vec::new() };
+    let at = |epoch: u64| {
+        let values =
+            others.iter().map(|curve| curve.iter().find(|point| point.0 == epoch).map(|point| point.1));
+        values.collect::<Option<Vec<f64>>>()
+    };
+    let point = |&(epoch, value): &(u64, f64)| {
+        let others = at(epoch)?;
+        Some((epoch, (value + others.iter().sum::<f64>()) / (others.len() + 1) as f64))
+    };
+    first.iter().filter_map(point).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(method: &str, mean: f64, std: Option<f64>) -> Row {
+        Row {
+            method: method.into(),
+            weight_bits: 2,
+            act_bits: 2,
+            seeds: 4,
+            missing: 0,
+            top1_mean: Some(mean),
+            top1_std: std,
+            epochs: Some(10),
+            seconds: Some(12.3),
+            curve: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn statistics() {
+        assert_eq!(mean(&[1.0, 2.0, 6.0]), Some(3.0));
+        assert_eq!(deviation(&[1.0, 3.0]), Some(2.0f64.sqrt()));
+        assert_eq!((mean(&[]), deviation(&[1.0])), (None, None));
+        let curves = [vec![(1, 0.5), (2, 0.7)], vec![(1, 0.7), (2, 0.9), (3, 1.0)]];
+        let expected = [(1, 0.6), (2, 0.8)];
+        for (got, expected) in mean_curve(&curves).iter().zip(expected) {
+            assert!(got.0 == expected.0 && (got.1 - expected.1).abs() < 1e-12);
+        }
+        assert_eq!(mean_curve(&curves).len(), 2);
+    }
+
+    #[test]
+    fn a_row_is_compared_with_direct_in_standard_errors() {
+        let report = Report {
+            title: "t".into(),
+            device: "flex".into(),
+            cells: vec![row("direct", 0.90, Some(0.006)), row("sp", 0.91, Some(0.008))],
+            published: Vec::new(),
+        };
+        // Standard errors 0.003 and 0.004: together 0.005, half of the difference.
+        assert_eq!(report.against_direct(&report.cells[1]), "+1.00 (+2.0 s.e.)");
+        assert_eq!(report.against_direct(&report.cells[0]), "");
+        let line = "| sp | W2A2 | 4 | 91.00 +- 0.80 | +1.00 (+2.0 s.e.) | 10 | 12 |";
+        assert!(report.markdown().contains(line), "{}", report.markdown());
+    }
+}
