@@ -15,12 +15,15 @@ const SYSTEM: &str = "/usr/share/datasets";
 /// The places where data sets are looked for, in this order:
 ///
 /// 1. `data_dir/<name>`, then `data_dir` itself;
-/// 2. `data_home/<name>`;
-/// 3. `system/<name>`.
+/// 2. `run_data_dir/<name>`, then `run_data_dir` itself;
+/// 3. `data_home/<name>`;
+/// 4. `system/<name>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Locations {
-    /// The directory given by the user. For CIFAR it may also be the path of the archive.
+    /// The directory given by the user, which must exist. For CIFAR it may also be the path of the archive.
     pub data_dir: Option<PathBuf>,
+    /// The directory that was given when the run at hand was made; it may be gone.
+    pub run_data_dir: Option<PathBuf>,
     /// Where fetched files are kept: `$XDG_DATA_HOME/lowbit`, or `~/.local/share/lowbit`. `None` if there is no home
     /// directory.
     pub data_home: Option<PathBuf>,
@@ -32,7 +35,7 @@ impl Locations {
     /// The usual places, with a directory given by the user (`--data-dir`) or not.
     pub fn default_with(data_dir: Option<PathBuf>) -> Self {
         let data_home = data_home(std::env::var_os("XDG_DATA_HOME"), std::env::home_dir());
-        Locations { data_dir, data_home, system: SYSTEM.into() }
+        Locations { data_dir, run_data_dir: None, data_home, system: SYSTEM.into() }
     }
 
     /// The directory that fetched files are kept in.
@@ -46,7 +49,8 @@ impl Locations {
     /// The directories searched for a data set, in order.
     pub fn directories(&self, name: DatasetName) -> Vec<PathBuf> {
         let name = name.as_str();
-        let given = self.data_dir.iter().flat_map(|dir| [dir.join(name), dir.clone()]);
+        let of_run = self.run_data_dir.iter().filter(|dir| Some(*dir) != self.data_dir.as_ref());
+        let given = self.data_dir.iter().chain(of_run).flat_map(|dir| [dir.join(name), dir.clone()]);
         let kept = self.data_home.iter().map(|home| home.join(name));
         given.chain(kept).chain([self.system.join(name)]).collect()
     }
@@ -215,12 +219,15 @@ mod tests {
     fn order_of_search() {
         let locations = Locations {
             data_dir: Some("/given".into()),
+            run_data_dir: Some("/of-run".into()),
             data_home: Some("/home/u/.local/share/lowbit".into()),
             system: SYSTEM.into(),
         };
         let expected = [
             "/given/fashion-mnist",
             "/given",
+            "/of-run/fashion-mnist",
+            "/of-run",
             "/home/u/.local/share/lowbit/fashion-mnist",
             "/usr/share/datasets/fashion-mnist",
         ];

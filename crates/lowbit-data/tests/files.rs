@@ -33,6 +33,7 @@ impl Places {
     fn locations(&self) -> Locations {
         Locations {
             data_dir: Some(self.path("given")),
+            run_data_dir: None,
             data_home: Some(self.path("home")),
             system: self.path("system"),
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! checkpoints/step-00000120/
-//!     manifest.json        progress of the training
+//!     manifest.json        progress of the training, digest of its recipe
 //!     model.safetensors    parameters, quantizer state, BatchNorm statistics, by path
 //!     average.safetensors  the same for the moving average, if the recipe has one
 //!     optimizer.burnpack   state of the optimizer
@@ -30,7 +30,7 @@ use crate::learner::DEPLOYED;
 use crate::metrics::{Scores, Tally};
 use crate::state::{NamedTensors, StateError};
 
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 const MANIFEST: &str = "manifest.json";
 const MODEL: &str = "model.safetensors";
 const AVERAGE: &str = "average.safetensors";
@@ -61,6 +61,8 @@ pub struct Progress {
     pub tests: BTreeMap<String, Scores>,
     /// Steps done when it was evaluated.
     pub test_step: Option<u64>,
+    /// Device on which it was evaluated. Not part of the state.
+    pub test_device: Option<String>,
     /// Seconds of training so far, evaluation included. Not part of the state.
     pub seconds: f64,
 }
@@ -69,12 +71,28 @@ pub struct Progress {
 #[serde(deny_unknown_fields)]
 struct Manifest {
     schema: u32,
+    recipe_sha256: String,
     progress: Progress,
-    state_sha256: String,
+}
+
+impl Manifest {
+    fn read(bytes: &[u8]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Version {
+            schema: u32,
+        }
+        let Version { schema } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        match schema {
+            SCHEMA => serde_json::from_slice(bytes).map_err(|error| error.to_string()),
+            other => Err(format!("has schema {other}, this lowbit reads {SCHEMA}")),
+        }
+    }
 }
 
 /// The contents of a checkpoint.
 pub(crate) struct Checkpoint {
+    /// SHA-256 of the resolved recipe that it was made by.
+    pub(crate) recipe_sha256: String,
     pub(crate) progress: Progress,
     /// The network that the training is for.
     pub(crate) deployed: NetworkState,
@@ -131,6 +149,19 @@ pub enum CheckpointError {
         /// The difference.
         source: StateError,
     },
+    /// The checkpoint was made by another recipe.
+    #[error(
+        "checkpoint {} is of another recipe than that of its run: expected one of sha256 {expected}, got sha256 {got}",
+        .path.display()
+    )]
+    OtherRecipe {
+        /// The checkpoint.
+        path: PathBuf,
+        /// SHA-256 of the run's recipe.
+        expected: String,
+        /// SHA-256 of the recipe that the checkpoint was made by.
+        got: String,
+    },
     /// The checkpoint lacks a network that the recipe trains.
     #[error("checkpoint {} is of another recipe: it has no network {network:?}", .path.display())]
     NoNetwork {
@@ -181,6 +212,14 @@ impl Checkpoints {
 
     /// Names of the complete checkpoints, oldest first.
     pub(crate) fn names(&self) -> Result<Vec<String>, CheckpointError> {
+        let mut names = self.entries()?;
+        names.retain(|name| step_of(name).is_some());
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Names of all that is in the directory.
+    fn entries(&self) -> Result<Vec<String>, CheckpointError> {
         let entries = match fs::read_dir(&self.folder) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -189,9 +228,8 @@ impl Checkpoints {
         let mut names = Vec::new();
         for entry in entries {
             let entry = entry.map_err(|source| self.io("read", &self.folder, source))?;
-            names.extend(entry.file_name().into_string().ok().filter(|name| step_of(name).is_some()));
+            names.extend(entry.file_name().into_string().ok());
         }
-        names.sort_unstable();
         Ok(names)
     }
 
@@ -228,22 +266,20 @@ impl Checkpoints {
     }
 
     fn write(&self, folder: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-        if folder.exists() {
-            fs::remove_dir_all(folder).map_err(|source| self.io("remove", folder, source))?;
-        }
-        fs::create_dir_all(folder).map_err(|source| self.io("create", folder, source))?;
+        self.remove(folder)?;
+        // Not its parents: a run directory that was moved away is not to be begun a second time.
+        fs::create_dir(folder).map_err(|source| self.io("create", folder, source))?;
         let manifest = Manifest {
             schema: SCHEMA,
+            recipe_sha256: checkpoint.recipe_sha256.clone(),
             progress: checkpoint.progress.clone(),
-            state_sha256: checkpoint.state_sha256(folder)?,
         };
         let manifest = serde_json::to_vec_pretty(&manifest).expect("invariant: a manifest is plain data");
         let mut files = vec![(MANIFEST.into(), manifest)];
         for (prefix, network) in checkpoint.networks() {
             files.extend(network.files(&prefix));
         }
-        let sums: String =
-            files.iter().map(|(name, bytes)| format!("{}  {name}\n", hex(&Sha256::digest(bytes)))).collect();
+        let sums: String = files.iter().map(|(name, bytes)| format!("{}  {name}\n", sha256(bytes))).collect();
         files.push((SUMS.into(), sums.into_bytes()));
         for (name, bytes) in &files {
             let path = folder.join(name);
@@ -278,26 +314,24 @@ impl Checkpoints {
         let folder = self.path(name);
         let damaged =
             |problem: String| CheckpointError::Damaged { path: folder.clone(), problem, previous: None };
-        let sums_path = folder.join(SUMS);
-        let sums = fs::read(&sums_path).map_err(|error| damaged(format!("{SUMS}: {}", explain(&error))))?;
-        let sums = String::from_utf8(sums).map_err(|_| damaged(format!("{SUMS} is not text")))?;
+        let read_file = |file: &str| -> Result<Vec<u8>, CheckpointError> {
+            let path = folder.join(file);
+            fs::read(&path).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => damaged(format!("{file}: {}", explain(&error))),
+                _ => self.io("read", &path, error),
+            })
+        };
+        let sums = String::from_utf8(read_file(SUMS)?).map_err(|_| damaged(format!("{SUMS} is not text")))?;
         let read = |file: &str| -> Result<Vec<u8>, CheckpointError> {
-            let bytes = fs::read(folder.join(file))
-                .map_err(|error| damaged(format!("{file}: {}", explain(&error))))?;
-            let line = format!("{}  {file}", hex(&Sha256::digest(&bytes)));
+            let bytes = read_file(file)?;
+            let line = format!("{}  {file}", sha256(&bytes));
             match sums.lines().any(|known| known == line) {
                 true => Ok(bytes),
                 false => Err(damaged(format!("{file} does not match its checksum in {SUMS}"))),
             }
         };
-        let manifest: Manifest = serde_json::from_slice(&read(MANIFEST)?)
-            .map_err(|error| damaged(format!("{MANIFEST}: {error}")))?;
-        if manifest.schema != SCHEMA {
-            return Err(damaged(format!(
-                "{MANIFEST} has schema {}, this lowbit reads {SCHEMA}",
-                manifest.schema
-            )));
-        }
+        let manifest =
+            Manifest::read(&read(MANIFEST)?).map_err(|problem| damaged(format!("{MANIFEST}: {problem}")))?;
         let tensors = |file: &str| -> Result<NamedTensors, CheckpointError> {
             from_safetensors(&read(file)?).map_err(|error| damaged(format!("{file}: {error}")))
         };
@@ -317,6 +351,7 @@ impl Checkpoints {
         let other_suffix = format!(".{MODEL}");
         let others = files.iter().filter_map(|file| file.strip_suffix(other_suffix.as_str()));
         Ok(Checkpoint {
+            recipe_sha256: manifest.recipe_sha256,
             progress: manifest.progress,
             deployed: network("", DEPLOYED)?,
             others: others.map(|name| network(&format!("{name}."), name)).collect::<Result<_, _>>()?,
@@ -333,11 +368,32 @@ impl Checkpoints {
             let path = self.path(name);
             // Renamed first, so that a checkpoint never looks complete while it is being removed.
             let doomed = self.folder.join(format!(".{name}.old"));
-            fs::rename(&path, &doomed)
-                .and_then(|()| fs::remove_dir_all(&doomed))
-                .map_err(|source| self.io("remove", &path, source))?;
+            self.remove(&doomed)?;
+            fs::rename(&path, &doomed).map_err(|source| self.io("remove", &path, source))?;
+            self.remove(&doomed)?;
         }
         Ok(())
+    }
+
+    /// Removes what a killed process has left of checkpoints that were being written or removed.
+    pub(crate) fn remove_leftovers(&self) -> Result<(), CheckpointError> {
+        let is_leftover = |name: &String| {
+            let name = name.strip_prefix('.').unwrap_or_default();
+            let name = name.strip_suffix(".tmp").or(name.strip_suffix(".old"));
+            name.is_some_and(|name| step_of(name).is_some())
+        };
+        self.entries()?
+            .iter()
+            .filter(|name| is_leftover(name))
+            .try_for_each(|name| self.remove(&self.path(name)))
+    }
+
+    /// Removes a directory, if it is there.
+    fn remove(&self, path: &Path) -> Result<(), CheckpointError> {
+        match fs::remove_dir_all(path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(self.io("remove", path, source)),
+            _ => Ok(()),
+        }
     }
 
     /// Name of the checkpoint with the highest test accuracy, the earliest of several, among those of `last_phase`: only
@@ -345,8 +401,14 @@ impl Checkpoints {
     pub(crate) fn best(&self, last_phase: usize) -> Result<Option<String>, CheckpointError> {
         let mut best: Option<(f64, String)> = None;
         for name in self.names()? {
-            let manifest = fs::read(self.path(&name).join(MANIFEST)).unwrap_or_default();
-            let Ok(manifest) = serde_json::from_slice::<Manifest>(&manifest) else { continue };
+            let path = self.path(&name).join(MANIFEST);
+            let manifest = match fs::read(&path) {
+                Ok(manifest) => manifest,
+                // One that is damaged is not the best; an error that concerns the disk is not to be passed over.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(source) => return Err(self.io("read", &path, source)),
+            };
+            let Ok(manifest) = Manifest::read(&manifest) else { continue };
             let Progress { step, phase, test, test_step, .. } = manifest.progress;
             let evaluated = test.filter(|_| test_step == Some(step) && phase == last_phase);
             if let Some(test) = evaluated
@@ -378,6 +440,18 @@ impl Checkpoints {
 }
 
 impl Checkpoint {
+    /// Refuses a checkpoint, which lies in `path`, unless it was made by the recipe of this SHA-256.
+    pub(crate) fn expect_recipe(&self, sha256: &str, path: &Path) -> Result<(), CheckpointError> {
+        match self.recipe_sha256 == sha256 {
+            true => Ok(()),
+            false => Err(CheckpointError::OtherRecipe {
+                path: path.into(),
+                expected: sha256.into(),
+                got: self.recipe_sha256.clone(),
+            }),
+        }
+    }
+
     /// SHA-256 over the names, shapes and bits of all tensors and scalars: parameters, quantizer state, BatchNorm
     /// statistics, moving average and optimizer.
     pub(crate) fn state_sha256(&self, path: &Path) -> Result<String, CheckpointError> {
@@ -389,7 +463,7 @@ impl Checkpoint {
                 previous: None,
             })?;
         }
-        Ok(hex(&digest.finalize()))
+        Ok(format!("{:x}", digest.finalize()))
     }
 
     /// All networks, each with the prefix of its files.
@@ -516,6 +590,7 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// The SHA-256 of `bytes` in hexadecimal.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(bytes))
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lowbit_data::DataError;
 use lowbit_models::ModelError;
@@ -32,7 +32,7 @@ pub enum TrainError {
         source: Box<TrainError>,
     },
     /// The run directory exists.
-    #[error("run directory {} exists and is never overwritten: continue it with `lowbit train --resume {}`, or choose another with --out", .path.display(), .path.display())]
+    #[error("run directory {} exists and is never overwritten: continue it with `lowbit train --resume {}`, or choose another with --out", .path.display(), shell_quoted(.path))]
     RunExists {
         /// The directory.
         path: PathBuf,
@@ -48,6 +48,12 @@ pub enum TrainError {
     NotARun {
         /// The directory.
         path: PathBuf,
+    },
+    /// The recipe of a run is not what was written.
+    #[error("the recipe of a run is damaged: {source}")]
+    DamagedRecipe {
+        /// What is wrong.
+        source: RecipeError,
     },
     /// A file of a run directory does not say what it should.
     #[error("{} is damaged: {message}", .path.display())]
@@ -169,6 +175,16 @@ fn intact(checkpoint: &Option<PathBuf>) -> String {
     }
 }
 
+/// A path as it is typed in a shell.
+pub fn shell_quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+=:@%,".contains(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
 /// An I/O error in the words of this program, where they are better than the system's.
 pub(crate) fn explain(error: &io::Error) -> String {
     match error.kind() {
@@ -191,5 +207,19 @@ pub(crate) trait IoContext<T> {
 impl<T> IoContext<T> for io::Result<T> {
     fn context(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T, TrainError> {
         self.map_err(|source| TrainError::Io { action, path: path.into(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_quoted_for_a_shell() {
+        let quoted = |path: &str| shell_quoted(Path::new(path));
+        assert_eq!(quoted("runs/digits-preresnet8_w2a2.1"), "runs/digits-preresnet8_w2a2.1");
+        assert_eq!(quoted("my runs/a"), "'my runs/a'");
+        assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");
+        assert_eq!(quoted(""), "''");
     }
 }

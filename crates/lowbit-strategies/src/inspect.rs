@@ -9,10 +9,10 @@ use serde::Serialize;
 
 use crate::checkpoint::{CheckpointError, Progress};
 use crate::error::TrainError;
-use crate::learner::{DEPLOYED, deployed_tensors, network_specs};
+use crate::learner::{DEPLOYED, evaluated_tensors, network_specs};
 use crate::metrics::Scores;
 use crate::recipe::Recipe;
-use crate::run_dir::{RunDir, RunInfo};
+use crate::run_dir::{RunDir, RunInfo, RunRecipe};
 use crate::state;
 use crate::strategy::Phase;
 use crate::trainer::{evaluate as evaluate_network, test_loader};
@@ -35,6 +35,8 @@ pub struct Evaluation {
     pub scores: Scores,
     /// Scores that the run reported at this checkpoint, if it evaluated there.
     pub reported: Option<Scores>,
+    /// Device on which it did.
+    pub reported_on: Option<String>,
 }
 
 /// What of a run is evaluated.
@@ -57,10 +59,12 @@ pub fn evaluate(
     locations: &Locations,
 ) -> Result<Evaluation, TrainError> {
     let run = RunDir::open(path)?;
-    let recipe = run.recipe()?;
+    let RunRecipe { recipe, sha256 } = run.recipe_with_digest()?;
     let name = newest(&run, subject.checkpoint)?;
     let loaded = run.checkpoints().load(&name)?;
-    let loader = test_loader(&recipe.data, locations)?;
+    let path = run.checkpoints().path(&name);
+    loaded.expect_recipe(&sha256, &path)?;
+    let loader = test_loader(&recipe.data, &run.info()?.locations(locations))?;
     let specs = network_specs(&recipe);
     let wanted = subject.network.unwrap_or(DEPLOYED);
     let no_network = || TrainError::UnknownNetwork {
@@ -68,21 +72,23 @@ pub fn evaluate(
         known: specs.iter().map(|spec| spec.name.clone()).collect(),
     };
     let spec = specs.iter().find(|spec| spec.name == wanted).ok_or_else(no_network)?;
-    let Progress { step, phase, test, mut tests, test_step, .. } = loaded.progress;
+    let Progress { step, phase, test, mut tests, test_step, test_device, .. } = loaded.progress;
     let phases = recipe.phases(&recipe.strategies());
     let no_phase = || TrainError::NoPhase { phase: phase + 1, n_phases: phases.len() };
     let phase = phases.get(phase).ok_or_else(no_phase)?;
     let (network, _) = spec.network(&recipe, phase, device)?;
-    let path = run.checkpoints().path(&name);
     let mut states = std::iter::once(loaded.deployed).chain(loaded.others);
     let state = states.find(|state| state.name == wanted);
     let state =
         state.ok_or_else(|| CheckpointError::NoNetwork { path: path.clone(), network: wanted.into() })?;
     let other_model = |source| CheckpointError::OtherModel { path, source };
-    let network = state::load(network, deployed_tensors(state)).map_err(other_model)?;
+    let network = evaluated_tensors(state, phase)
+        .and_then(|tensors| state::load(network, tensors))
+        .map_err(other_model)?;
     let reported = if wanted == DEPLOYED { test } else { tests.remove(wanted) };
     Ok(Evaluation {
         scores: evaluate_network(&network, &loader, device),
+        reported_on: test_device.filter(|_| reported.is_some() && test_step == Some(step)),
         reported: reported.filter(|_| test_step == Some(step)),
         recipe: recipe.name,
         network: wanted.into(),

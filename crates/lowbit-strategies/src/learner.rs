@@ -16,7 +16,7 @@ use crate::error::TrainError;
 use crate::optimizer::Optimizer;
 use crate::recipe::{QuantizationRecipe, Recipe};
 use crate::run_dir::RunDir;
-use crate::state;
+use crate::state::{self, StateError};
 use crate::strategy::{
     JointMode, OptimizerState, Phase, QuantizedLayer, QuantizerState, Role, StudentOutput,
 };
@@ -365,7 +365,9 @@ impl Trainee {
         self.learner = state::load(self.learner.clone(), tensors.collect()).map_err(other_model)?;
         self.average = match (self.average.take(), average) {
             (Some(network), Some(average)) => Some(state::load(network, average).map_err(other_model)?),
-            (network, _) => network,
+            (None, None) => None,
+            (Some(_), None) => return Err(other_model(StateError::NoAverage).into()),
+            (None, Some(_)) => return Err(other_model(StateError::ExtraAverage).into()),
         };
         let record = optimizer_record(&optimizer, path)?;
         self.optimizer = Optimizer::new(&phase.train, &self.learner).with_record(record);
@@ -378,6 +380,18 @@ pub(crate) fn deployed_tensors(state: NetworkState) -> state::NamedTensors {
     let NetworkState { mut model, average, .. } = state;
     model.retain(|path, _| !path.starts_with(ADAPTERS));
     average.unwrap_or(model)
+}
+
+/// The same of a network trained as in `phase`, which says whether there is a moving average.
+pub(crate) fn evaluated_tensors(
+    state: NetworkState,
+    phase: &Phase,
+) -> Result<state::NamedTensors, StateError> {
+    match (phase.train.ema_decay, &state.average) {
+        (Some(_), None) => Err(StateError::NoAverage),
+        (None, Some(_)) => Err(StateError::ExtraAverage),
+        _ => Ok(deployed_tensors(state)),
+    }
 }
 
 /// A copy of `network` whose forward pass trains nothing: BatchNorm works as in training, but the copy shares no

@@ -30,7 +30,7 @@ pub mod strategy;
 mod trainer;
 
 pub use checkpoint::{CheckpointError, Progress};
-pub use error::{Divergence, TrainError};
+pub use error::{Divergence, TrainError, shell_quoted};
 pub use inspect::{CheckpointInspection, Evaluation, Inspection, Subject, evaluate, inspect};
 pub use metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
 pub use recipe::{Recipe, RecipeError};
@@ -38,6 +38,6 @@ pub use run_dir::{RunDir, RunInfo};
 pub use schedule::learning_rate;
 pub use state::StateError;
 pub use trainer::{
-    BestCheckpoint, EpochTiming, Observer, Outcome, PhaseReport, RunResult, Session, StepReport, plan,
-    resume, train,
+    BestCheckpoint, EpochTiming, Observer, Outcome, PhaseReport, RunResult, Session, StartReport, StepReport,
+    plan, resume, train,
 };

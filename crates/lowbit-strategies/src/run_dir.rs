@@ -16,15 +16,21 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use lowbit_data::Locations;
 use lowbit_models::Plan;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoints, write_synced};
+use crate::checkpoint::{Checkpoints, sha256, write_synced};
 use crate::error::{IoContext, TrainError};
 use crate::recipe::Recipe;
 use crate::trainer::RunResult;
 
+const RECIPE: &str = "recipe.toml";
+const PLAN: &str = "plan.json";
 const METRICS: &str = "metrics.jsonl";
+const TIMING: &str = "timing.jsonl";
+const CHECKPOINTS: &str = "checkpoints";
+const LOCK: &str = "lock";
 /// The outcome of a complete training.
 pub(crate) const RESULT: &str = "result.json";
 const RUN_INFO: &str = "run.json";
@@ -42,6 +48,23 @@ pub struct RunInfo {
     pub device: String,
     /// Threads of the CPU backends.
     pub n_threads: usize,
+    /// Where data sets were looked for first, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+}
+
+impl RunInfo {
+    /// `locations`, and after the directory given there that of the run.
+    pub(crate) fn locations(&self, locations: &Locations) -> Locations {
+        Locations { run_data_dir: self.data_dir.clone(), ..locations.clone() }
+    }
+}
+
+/// The recipe of a run.
+pub(crate) struct RunRecipe {
+    pub(crate) recipe: Recipe,
+    /// Digest of its resolved form as it was when the run was made, which a later lowbit may write in another way.
+    pub(crate) sha256: String,
 }
 
 /// A run directory, open for training or reading.
@@ -59,29 +82,33 @@ impl RunDir {
         plan: &Plan,
         info: &RunInfo,
     ) -> Result<Self, TrainError> {
-        let is_empty = |path: &Path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
-        match fs::create_dir_all(path.parent().unwrap_or(Path::new("."))).and_then(|()| fs::create_dir(path))
-        {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !is_empty(path) => {
-                return Err(match path.join(RUN_INFO).is_file() {
-                    true => TrainError::RunExists { path: path.into() },
-                    false => TrainError::NotEmpty { path: path.into() },
-                });
-            }
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            fs::create_dir_all(parent).context("create directory", parent)?;
+        }
+        let is_new = match fs::create_dir(path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(error).context("create run directory", path),
+        };
+        if !is_new {
+            expect_unused(path, BeforeLock::Yes)?;
+        }
+        let run = Self { path: path.into(), _lock: Some(lock(path)?) };
+        // Another process may have been here in the meantime.
+        expect_unused(path, BeforeLock::No)?;
+        let plan = serde_json::to_string_pretty(plan).expect("invariant: a plan is plain data");
+        let info = serde_json::to_string_pretty(info).expect("invariant: run info is plain data");
+        run.write(RECIPE, recipe.to_toml().as_bytes())?;
+        run.write(PLAN, plan.as_bytes())?;
+        run.write(METRICS, b"")?;
+        run.write(TIMING, b"")?;
+        let checkpoints = run.path.join(CHECKPOINTS);
+        match fs::create_dir(&checkpoints) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(error).context("create run directory", path);
+                return Err(error).context("create", &checkpoints);
             }
             _ => {}
         }
-        let run = Self { path: path.into(), _lock: Some(lock(path)?) };
-        let plan = serde_json::to_string_pretty(plan).expect("invariant: a plan is plain data");
-        let info = serde_json::to_string_pretty(info).expect("invariant: run info is plain data");
-        run.write("recipe.toml", recipe.to_toml().as_bytes())?;
-        run.write("plan.json", plan.as_bytes())?;
-        run.write(METRICS, b"")?;
-        run.write("timing.jsonl", b"")?;
-        let checkpoints = run.path.join("checkpoints");
-        fs::create_dir(&checkpoints).context("create", &checkpoints)?;
         run.write(RUN_INFO, info.as_bytes())?;
         Ok(run)
     }
@@ -91,9 +118,13 @@ impl RunDir {
     /// # Errors
     /// [`TrainError::NotARun`] if it is none.
     pub fn open(path: &Path) -> Result<Self, TrainError> {
-        match path.join(RUN_INFO).is_file() {
-            true => Ok(Self { path: path.into(), _lock: None }),
-            false => Err(TrainError::NotARun { path: path.into() }),
+        let info = path.join(RUN_INFO);
+        match fs::metadata(&info) {
+            Ok(metadata) if metadata.is_file() => Ok(Self { path: path.into(), _lock: None }),
+            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Err(error).context("read", &info)
+            }
+            _ => Err(TrainError::NotARun { path: path.into() }),
         }
     }
 
@@ -114,9 +145,15 @@ impl RunDir {
     /// # Errors
     /// [`TrainError`] if it cannot be read.
     pub fn recipe(&self) -> Result<Recipe, TrainError> {
-        let path = self.path.join("recipe.toml");
+        Ok(self.recipe_with_digest()?.recipe)
+    }
+
+    pub(crate) fn recipe_with_digest(&self) -> Result<RunRecipe, TrainError> {
+        let path = self.path.join(RECIPE);
         let text = fs::read_to_string(&path).context("read", &path)?;
-        Ok(Recipe::parse(&text, &path.display().to_string(), &[])?)
+        let recipe = Recipe::parse(&text, &path.display().to_string(), &[]);
+        let recipe = recipe.map_err(|source| TrainError::DamagedRecipe { source })?;
+        Ok(RunRecipe { recipe, sha256: sha256(text.as_bytes()) })
     }
 
     /// The plan of the layers.
@@ -124,7 +161,7 @@ impl RunDir {
     /// # Errors
     /// [`TrainError`] if it cannot be read.
     pub fn plan(&self) -> Result<Plan, TrainError> {
-        self.read_json("plan.json")
+        self.read_json(PLAN)
     }
 
     /// Where and by what the run was made.
@@ -167,13 +204,14 @@ impl RunDir {
 
     /// Appends a line to `timing.jsonl`.
     pub(crate) fn append_timing(&self, line: &str) -> Result<(), TrainError> {
-        self.append("timing.jsonl", line).map(drop)
+        self.append(TIMING, line).map(drop)
     }
 
     fn append(&self, name: &str, line: &str) -> Result<u64, TrainError> {
         let path = self.path.join(name);
         let append = || {
-            let mut file = OpenOptions::new().append(true).create(true).open(&path)?;
+            // It is there since the run was made: if not, the directory was moved, and a second one is not to be begun.
+            let mut file = OpenOptions::new().append(true).open(&path)?;
             file.write_all(format!("{line}\n").as_bytes())?;
             file.sync_all()?;
             Ok(file.metadata()?.len())
@@ -181,11 +219,22 @@ impl RunDir {
         append().context("write", &path)
     }
 
+    /// Refuses a `metrics.jsonl` of fewer than `bytes` bytes.
+    pub(crate) fn expect_metrics(&self, bytes: u64) -> Result<(), TrainError> {
+        let path = self.path.join(METRICS);
+        let length = fs::metadata(&path).context("read", &path)?.len();
+        if length < bytes {
+            let message = format!("it has {length} bytes, but the checkpoint was made when it had {bytes}");
+            return Err(TrainError::DamagedFile { path, message });
+        }
+        Ok(())
+    }
+
     /// Drops the lines of `metrics.jsonl` after its first `bytes` bytes: they belong to steps that are done again.
     pub(crate) fn truncate_metrics(&self, bytes: u64) -> Result<(), TrainError> {
         let path = self.path.join(METRICS);
         let truncate = || {
-            let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
+            let file = OpenOptions::new().write(true).open(&path)?;
             file.set_len(bytes)?;
             file.sync_all()
         };
@@ -193,8 +242,47 @@ impl RunDir {
     }
 }
 
+#[derive(Clone, Copy, PartialEq)]
+enum BeforeLock {
+    Yes,
+    No,
+}
+
+/// Refuses an existing directory for a new run unless it is empty or holds only what a process wrote that was killed
+/// before the run began.
+fn expect_unused(path: &Path, before_lock: BeforeLock) -> Result<(), TrainError> {
+    let names = names(path)?;
+    let is_ours = |name: &String| {
+        let name = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp")).unwrap_or(name);
+        [RECIPE, PLAN, METRICS, TIMING, RUN_INFO].contains(&name)
+    };
+    if names.iter().any(|name| name == RUN_INFO) {
+        return Err(TrainError::RunExists { path: path.into() });
+    }
+    let has_lock = names.iter().any(|name| name == LOCK);
+    let mut others = names.iter().filter(|name| *name != LOCK && !is_ours(name));
+    let only_ours = match (others.next(), others.next()) {
+        (None, _) => true,
+        (Some(name), None) if name == CHECKPOINTS => {
+            crate::run_dir::names(&path.join(CHECKPOINTS))?.is_empty()
+        }
+        _ => false,
+    };
+    match only_ours && (names.is_empty() || has_lock || before_lock == BeforeLock::No) {
+        true => Ok(()),
+        false => Err(TrainError::NotEmpty { path: path.into() }),
+    }
+}
+
+/// Names of what is in a directory.
+fn names(path: &Path) -> Result<Vec<String>, TrainError> {
+    let entries = fs::read_dir(path).context("open directory", path)?;
+    let name = |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+    entries.map(name).collect::<io::Result<_>>().context("read directory", path)
+}
+
 fn lock(path: &Path) -> Result<File, TrainError> {
-    let file_path = path.join("lock");
+    let file_path = path.join(LOCK);
     let file = OpenOptions::new().write(true).create(true).truncate(false).open(&file_path);
     let file = file.context("write", &file_path)?;
     match file.try_lock() {

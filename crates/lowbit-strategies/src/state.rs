@@ -24,6 +24,12 @@ pub enum StateError {
         /// Path of the tensor.
         path: String,
     },
+    /// The state has no moving average.
+    #[error("it has no moving average of the weights, which the recipe evaluates")]
+    NoAverage,
+    /// The state has a moving average.
+    #[error("it has a moving average of the weights, which the recipe does not keep")]
+    ExtraAverage,
     /// A tensor has another shape.
     #[error("its tensor {path} has shape {got:?}, this network needs {expected:?}")]
     Shape {

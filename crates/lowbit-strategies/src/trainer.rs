@@ -12,13 +12,13 @@ use lowbit_models::{Features, Network, Plan};
 use lowbit_quantizers::{QuantizedNetwork, Selection};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Progress};
-use crate::error::{Divergence, TrainError};
+use crate::checkpoint::{Checkpoint, CheckpointError, Progress, sha256};
+use crate::error::{Divergence, IoContext, TrainError};
 use crate::learner::{Trainee, network_specs};
 use crate::loss::{cross_entropy, target_probabilities};
 use crate::metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
 use crate::recipe::{DataRecipe, Recipe, TrainRecipe};
-use crate::run_dir::{RESULT, RunDir, RunInfo};
+use crate::run_dir::{RESULT, RunDir, RunInfo, RunRecipe};
 use crate::schedule::learning_rate;
 use crate::state;
 use crate::strategy::{Moment, Outputs, Phase, Role, Strategy, StudentOutput, compose_loss};
@@ -47,8 +47,8 @@ pub struct Session<'a> {
 
 /// Follows a training. Every method does nothing unless it is overridden.
 pub trait Observer {
-    /// The training is about to begin at `step`, or to go on there.
-    fn started(&mut self, _run: &Path, _recipe: &Recipe, _plan: &Plan, _step: u64) {}
+    /// The training is about to begin, or to go on.
+    fn started(&mut self, _report: &StartReport<'_>) {}
     /// A phase begins, or the training goes on in it.
     fn phase(&mut self, _report: &PhaseReport<'_>) {}
     /// A step is done.
@@ -61,6 +61,23 @@ pub trait Observer {
 
 /// Does nothing.
 impl Observer for () {}
+
+/// A training that is about to begin or to go on.
+#[derive(Clone, Copy, Debug)]
+pub struct StartReport<'a> {
+    /// The run directory.
+    pub run: &'a Path,
+    /// What is trained.
+    pub recipe: &'a Recipe,
+    /// The precision of every layer at the end of the training.
+    pub plan: &'a Plan,
+    /// Steps done.
+    pub step: u64,
+    /// Training images.
+    pub n_train: usize,
+    /// Test images.
+    pub n_test: usize,
+}
 
 /// A phase that begins or goes on.
 #[derive(Clone, Copy, Debug)]
@@ -168,13 +185,17 @@ pub struct BestCheckpoint {
 /// [`TrainError`]; a run directory is left behind only if the training had begun.
 pub fn train(recipe: &Recipe, out: &Path, session: Session<'_>) -> Result<Outcome, TrainError> {
     let data = Data::open(&recipe.data, recipe.seed, &session.locations)?;
-    let trainer = Trainer::new(recipe, data, session, 0)?;
+    let absolute = |path: &PathBuf| std::path::absolute(path).context("find", path);
+    let data_dir = session.locations.data_dir.as_ref().map(absolute);
+    let run_recipe = RunRecipe { recipe: recipe.clone(), sha256: sha256(recipe.to_toml().as_bytes()) };
+    let trainer = Trainer::new(run_recipe, data, session, 0)?;
     let info = RunInfo {
         schema: 1,
         lowbit: env!("CARGO_PKG_VERSION").into(),
         burn: "0.22.1".into(),
         device: trainer.session.device_name.clone(),
-        n_threads: std::thread::available_parallelism().map_or(1, usize::from),
+        n_threads: n_threads(),
+        data_dir: data_dir.transpose()?,
     };
     let run = RunDir::create(out, recipe, &plan(recipe, &trainer.session.device)?, &info)?;
     trainer.run(run)
@@ -186,17 +207,30 @@ pub fn train(recipe: &Recipe, out: &Path, session: Session<'_>) -> Result<Outcom
 /// [`TrainError`] if the directory holds no run, its checkpoint is damaged, or the training fails.
 pub fn resume(path: &Path, checkpoint: Option<&str>, session: Session<'_>) -> Result<Outcome, TrainError> {
     let run = RunDir::open_for_training(path)?;
-    let recipe = run.recipe()?;
+    run.checkpoints().remove_leftovers()?;
+    let recipe = run.recipe_with_digest()?;
     let chosen = run.checkpoints().choose(checkpoint)?;
     let loaded = chosen.as_deref().map(|name| run.checkpoints().load(name)).transpose()?;
-    let data = Data::open(&recipe.data, recipe.seed, &session.locations)?;
+    if let (Some(name), Some(loaded)) = (&chosen, &loaded) {
+        loaded.expect_recipe(&recipe.sha256, &run.checkpoints().path(name))?;
+    }
+    let locations = run.info()?.locations(&session.locations);
+    let data = Data::open(&recipe.recipe.data, recipe.recipe.seed, &locations)?;
     let phase = loaded.as_ref().map_or(0, |loaded| loaded.progress.phase);
-    let mut trainer = Trainer::new(&recipe, data, session, phase)?;
+    let mut trainer = Trainer::new(recipe, data, session, phase)?;
     match (chosen, loaded) {
         (Some(name), Some(loaded)) => trainer.restore(&run, &name, loaded)?,
         _ => run.truncate_metrics(0)?,
     }
     trainer.run(run)
+}
+
+/// Threads of the CPU backends, which rayon runs.
+fn n_threads() -> usize {
+    let asked_for = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok());
+    asked_for
+        .filter(|&n| n > 0)
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// The precision of every layer of a recipe's network, without training it.
@@ -260,6 +294,7 @@ fn images(batch: &mut Batch, device: &Device) -> Tensor<4> {
 
 struct Trainer<'a> {
     recipe: Recipe,
+    recipe_sha256: String,
     session: Session<'a>,
     /// The session's device with autodiff.
     device: Device,
@@ -330,7 +365,13 @@ impl Clock {
 
 impl<'a> Trainer<'a> {
     /// A training whose networks are in phase `phase`, with their initial weights.
-    fn new(recipe: &Recipe, data: Data, mut session: Session<'a>, phase: usize) -> Result<Self, TrainError> {
+    fn new(
+        recipe: RunRecipe,
+        data: Data,
+        mut session: Session<'a>,
+        phase: usize,
+    ) -> Result<Self, TrainError> {
+        let RunRecipe { recipe, sha256: recipe_sha256 } = recipe;
         let device = session.device.clone().autodiff();
         let mut strategies = recipe.strategies();
         strategies.append(&mut session.strategies);
@@ -338,10 +379,11 @@ impl<'a> Trainer<'a> {
         if phase >= phases.len() {
             return Err(TrainError::NoPhase { phase: phase + 1, n_phases: phases.len() });
         }
-        let new = |spec| Trainee::new(spec, recipe, &phases[phase], &device);
-        let trainees = network_specs(recipe).into_iter().map(new).collect::<Result<_, _>>()?;
+        let new = |spec| Trainee::new(spec, &recipe, &phases[phase], &device);
+        let trainees = network_specs(&recipe).into_iter().map(new).collect::<Result<_, _>>()?;
         Ok(Self {
-            recipe: recipe.clone(),
+            recipe,
+            recipe_sha256,
             device,
             session,
             strategies,
@@ -365,7 +407,7 @@ impl<'a> Trainer<'a> {
     /// Takes over the state of a checkpoint.
     fn restore(&mut self, run: &RunDir, name: &str, checkpoint: Checkpoint) -> Result<(), TrainError> {
         let path = run.checkpoints().path(name);
-        let Checkpoint { progress, deployed, others } = checkpoint;
+        let Checkpoint { progress, deployed, others, recipe_sha256: _ } = checkpoint;
         let mut states = std::iter::once(deployed).chain(others);
         for trainee in &mut self.trainees {
             let name = trainee.spec.name.clone();
@@ -374,6 +416,8 @@ impl<'a> Trainer<'a> {
                 state.ok_or_else(|| CheckpointError::NoNetwork { path: path.clone(), network: name })?;
             trainee.restore(&self.schedule.phases[self.phase], state, &path)?;
         }
+        // Checked before anything is changed; set aside before it is cut, so that a newer checkpoint never lacks lines.
+        run.expect_metrics(progress.metrics_bytes)?;
         run.checkpoints().abandon_after(progress.step)?;
         run.truncate_metrics(progress.metrics_bytes)?;
         self.clock = Clock::new(progress.step, progress.seconds);
@@ -388,7 +432,14 @@ impl<'a> Trainer<'a> {
 
     fn run_in(mut self, run: &RunDir) -> Result<Outcome, TrainError> {
         let plan = plan(&self.recipe, &self.session.device)?;
-        self.session.observer.started(run.path(), &self.recipe, &plan, self.progress.step);
+        self.session.observer.started(&StartReport {
+            run: run.path(),
+            recipe: &self.recipe,
+            plan: &plan,
+            step: self.progress.step,
+            n_train: self.data.train.dataset().len(),
+            n_test: self.data.test.dataset().len(),
+        });
         self.clock.started = Instant::now();
         match self.progress.step {
             0 => self.begin()?,
@@ -650,6 +701,7 @@ impl<'a> Trainer<'a> {
             }
         }
         self.progress.test_step = Some(self.progress.step);
+        self.progress.test_device = Some(self.session.device_name.clone());
         Ok(())
     }
 
@@ -669,6 +721,7 @@ impl<'a> Trainer<'a> {
         let checkpoints = run.checkpoints();
         self.progress.seconds = self.clock.seconds();
         let checkpoint = Checkpoint {
+            recipe_sha256: self.recipe_sha256.clone(),
             progress: self.progress.clone(),
             deployed: self.trainees[0].state(),
             others: self.trainees[1..].iter().map(Trainee::state).collect(),
@@ -690,8 +743,8 @@ impl<'a> Trainer<'a> {
         if self.clock.n_images == 0
             && let Ok(result) = run.result()
         {
-            // Resumed when nothing was left to do: the result stands.
-            return Ok(Outcome::Complete(result));
+            // Resumed when nothing was left to do: the result stands, wherever the run has been moved.
+            return Ok(Outcome::Complete(RunResult { run_dir: run.path().into(), ..result }));
         }
         let checkpoints = run.checkpoints();
         let test = self.progress.test.expect("invariant: the last epoch is evaluated");

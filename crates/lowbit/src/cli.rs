@@ -119,12 +119,13 @@ was stopped has `status` \"interrupted\", `run_dir`, `step` and `steps`.";
 
 const EVAL_NOTES: &str = "\
 The scores are those of the network that the run evaluates: the moving average
-of the weights, if the recipe has one. On the device of the run they equal what
-the run reported, bit for bit; if they do not, the exit code is 6.
+of the weights, if the recipe has one. On the device on which the run evaluated
+they equal what it reported, bit for bit; if they do not, the exit code is 6.
 
 With --json, stdout holds one JSON object: `top1` and `top5` (fractions),
 `loss`, `recipe`, `checkpoint`, `step`, `reported` (the scores of the run at
-this checkpoint, or null), `matches` (or null), `device` and `run_dir`.";
+this checkpoint, or null), `reported_on` (their device, or null), `matches` (or
+null), `device` and `run_dir`.";
 
 const INSPECT_NOTES: &str = "\
 With --json, stdout holds one JSON object with `recipe` and `plan`; for a run

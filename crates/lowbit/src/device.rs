@@ -50,11 +50,11 @@ impl DeviceName {
         Ok(Self { backend: backend.ok_or(DeviceError::NoBackend)?, index: None })
     }
 
-    /// The device that an earlier run was on, or the fastest if its backend is not compiled in.
+    /// The device that an earlier run was on.
     pub fn of_run(device: &str) -> Result<Self, DeviceError> {
         match device.parse::<Self>() {
             Ok(name) if name.backend.is_compiled_in() => Ok(name),
-            _ => Self::fastest(),
+            _ => Err(DeviceError::OfRun { device: device.into() }),
         }
     }
 
@@ -127,6 +127,8 @@ pub enum DeviceError {
         expect(dead_code, reason = "all are in")
     )]
     NotCompiledIn { backend: &'static str },
+    /// The backend of an earlier run is not compiled in.
+    OfRun { device: String },
     /// There is no GPU.
     #[cfg_attr(not(feature = "wgpu"), expect(dead_code, reason = "only wgpu looks for GPUs"))]
     NoAdapter,
@@ -144,6 +146,14 @@ impl fmt::Display for DeviceError {
             Self::NoBackend => f.write_str("no backend is compiled in: build with --features flex"),
             Self::NotCompiledIn { backend } => {
                 write!(f, "backend {backend:?} is not compiled in: build with --features {backend}")
+            }
+            Self::OfRun { device } => {
+                let feature = device.split(':').next().unwrap_or(device);
+                write!(
+                    f,
+                    "the run is on device {device:?}, but backend {feature:?} is not compiled in: build with --features \
+                     {feature}, or go on elsewhere with --device"
+                )
             }
             Self::NoAdapter => f.write_str(
                 "no GPU adapter found: install a Vulkan driver, e.g. Debian's mesa-vulkan-drivers for a software one",

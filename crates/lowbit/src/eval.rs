@@ -22,7 +22,10 @@ struct Report<'a> {
 
 pub fn run(args: &EvalArgs) -> anyhow::Result<Code> {
     let run_device = RunDir::open(&args.run)?.info()?.device;
-    let name = args.device.device.map_or_else(|| DeviceName::of_run(&run_device), Ok)?;
+    let name = match args.device.device {
+        Some(name) => name,
+        None => DeviceName::of_run(&run_device).or_else(|_| DeviceName::fastest())?,
+    };
     let device = name.open()?;
     tracing::debug!(device = %name, run = %args.run.display(), "evaluating");
     let subject = Subject { checkpoint: args.checkpoint.as_deref(), network: args.network.as_deref() };
@@ -33,27 +36,35 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Code> {
         device: name.to_string(),
         run_dir: &args.run,
     };
-    let is_device_of_run = report.device == run_device;
     match args.json.json {
         true => output::print_json(&report)?,
-        false => output::print(&describe(&report, &run_device))?,
+        false => output::print(&describe(&report))?,
     }
     // Other devices add in another order, which is no mistake.
     match report.matches {
-        Some(false) if is_device_of_run => Ok(Code::Verification),
+        Some(false) if report.is_on_same_device() => Ok(Code::Verification),
         _ => Ok(Code::Success),
     }
 }
 
-fn describe(report: &Report<'_>, run_device: &str) -> String {
-    let Evaluation { checkpoint, network, phase, scores, reported, .. } = report.evaluation;
+impl Report<'_> {
+    /// Whether the run evaluated on the device that this evaluation is on.
+    fn is_on_same_device(&self) -> bool {
+        self.evaluation.reported_on.as_ref() == Some(&self.device)
+    }
+}
+
+fn describe(report: &Report<'_>) -> String {
+    let Evaluation { checkpoint, network, phase, scores, reported, reported_on, .. } = report.evaluation;
     let verdict = match reported {
         None => "the run did not evaluate at this step".into(),
         Some(reported) if reported == scores => "exactly what the run reported".into(),
-        Some(reported) if report.device == run_device => {
+        Some(reported) if report.is_on_same_device() => {
             format!("DIFFERS from what the run reported on this device: {}", show(reported))
         }
-        Some(reported) => format!("the run reported on {run_device}: {}", show(reported)),
+        Some(reported) => {
+            format!("the run reported on {}: {}", reported_on.as_deref().unwrap_or("?"), show(reported))
+        }
     };
     format!(
         "{}\n{verdict}\n\ncheckpoint  {checkpoint} of {}\nnetwork     {network}, phase {phase}\ndevice      {}",

@@ -18,7 +18,7 @@ Exit codes:
   4    run directory or checkpoint missing, damaged, in use or not writable
   5    the training diverged: its loss is not a finite number
   6    verification failed: a score or checksum differs from the one on record
-  130  interrupted; what was trained is saved and can be resumed";
+  130  interrupted: saved and resumable, or aborted by a second Ctrl-C";
 
 /// How a command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +79,7 @@ fn of_train(error: &TrainError) -> Code {
         | TrainError::NotEmpty { .. }
         | TrainError::NotARun { .. }
         | TrainError::DamagedFile { .. }
+        | TrainError::DamagedRecipe { .. }
         | TrainError::RunLocked { .. }
         | TrainError::NoPhase { .. }
         | TrainError::Io { .. } => Code::Run,

@@ -10,7 +10,7 @@ use lowbit_models::Plan;
 use lowbit_strategies::recipe::DEFAULT;
 use lowbit_strategies::{
     EpochMetrics, EpochTiming, Observer, Outcome, PhaseReport, Recipe, RunDir, RunResult, Scores, Session,
-    StepReport,
+    StartReport, StepReport, shell_quoted,
 };
 use serde::Serialize;
 
@@ -24,15 +24,20 @@ use crate::progress::{Progress, Screen};
 use crate::recipes;
 
 pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<Code> {
-    let (name, start) = match &args.resume {
-        Some(run) => (DeviceName::of_run(&RunDir::open(run)?.info()?.device)?, Start::Resume(run)),
+    let start = match &args.resume {
+        Some(run) => Start::Resume(run),
         None => {
             let recipe = recipes::load(args.recipe.as_deref().unwrap_or(DEFAULT), &args.set.set)?;
             let out = args.out.clone().unwrap_or_else(|| free_run_dir(&recipe.name));
-            (DeviceName::fastest()?, Start::New { recipe: Box::new(recipe), out })
+            Start::New { recipe: Box::new(recipe), out }
         }
     };
-    let name = args.device.device.unwrap_or(name);
+    let name = match (args.device.device, &start) {
+        (Some(name), _) => name,
+        (None, Start::New { .. }) => DeviceName::fastest()?,
+        // Elsewhere it would end in other bits, which is to be asked for.
+        (None, Start::Resume(run)) => DeviceName::of_run(&RunDir::open(run)?.info()?.device)?,
+    };
     let device = name.open()?;
     let stop = stop_on_signals(screen)?;
     let mut follower = Follower { device: name.to_string(), screen, log, epochs: 0, progress: None };
@@ -65,7 +70,7 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
                 true => output::print_json(&Status { status: "interrupted", outcome: interrupted })?,
                 false => output::print(&format!(
                     "saved; continue with: lowbit train --resume {}",
-                    run_dir.display()
+                    shell_quoted(&run_dir)
                 ))?,
             }
             Ok(Code::Interrupted)
@@ -134,12 +139,10 @@ impl Follower<'_> {
 }
 
 impl Observer for Follower<'_> {
-    fn started(&mut self, run: &Path, recipe: &Recipe, plan: &Plan, step: u64) {
+    fn started(&mut self, report: &StartReport<'_>) {
+        let StartReport { run, recipe, plan, step, n_train, n_test } = *report;
         self.log.open(run);
         self.epochs = recipe.total_epochs();
-        let info = recipe.data.dataset.info();
-        let n_train = recipe.data.train_limit.unwrap_or(info.n_train);
-        let n_test = recipe.data.test_limit.unwrap_or(info.n_test);
         let (epochs, batch) = (self.epochs, recipe.data.batch_size);
         tracing::info!(
             target: SHOWN,
@@ -276,7 +279,7 @@ fn short(loss: f64) -> String {
 
 fn describe(result: &RunResult) -> String {
     let RunResult { top1, top5, loss, epochs, seconds, images_per_second, run_dir, .. } = result;
-    let run = run_dir.display();
+    let (run, quoted) = (run_dir.display(), shell_quoted(run_dir));
     let best = result
         .best
         .as_ref()
@@ -288,8 +291,8 @@ fn describe(result: &RunResult) -> String {
         .collect();
     format!(
         "last epoch  top-1 {}  top-5 {}  loss {loss:.4}\n{}{networks}time        {}, {}, {images_per_second:.0} \
-        images/s\nrun         {run}\n\nscore a checkpoint again:  lowbit eval {run}\nsee what it holds:         lowbit \
-        inspect {run}",
+        images/s\nrun         {run}\n\nscore a checkpoint again:  lowbit eval {quoted}\nsee what it holds:         \
+        lowbit inspect {quoted}",
         percent_exact(*top1),
         percent_exact(*top5),
         best.unwrap_or_default(),
