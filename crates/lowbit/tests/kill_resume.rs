@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 use common::Sandbox;
 use serde_json::Value;
 
-/// Kills in all.
+/// Kills in all, at least.
 const N_KILLS: u32 = 24;
+
+/// Kills after which the test gives up on hitting a checkpoint that is being written.
+const MAX_KILLS: u32 = 400;
 
 const SEED: u64 = 20_261_124;
 
@@ -80,7 +83,7 @@ fn killed_and_resumed_equals_uninterrupted() {
     println!("seed {SEED}, uninterrupted {duration:.2?}");
     let mut random = Random(SEED);
     let (mut n_kills, mut n_in_checkpoint, mut n_before_run, mut n_runs) = (0, 0, 0, 0);
-    while n_kills < N_KILLS {
+    while n_kills < N_KILLS || (n_in_checkpoint == 0 && n_kills < MAX_KILLS) {
         n_runs += 1;
         loop {
             let directory = sandbox.path("killed");
@@ -90,7 +93,9 @@ fn killed_and_resumed_equals_uninterrupted() {
             };
             let mut child = sandbox.command(&args);
             let mut child = child.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-            let delay = duration.mul_f64(random.fraction()).max(Duration::from_millis(1));
+            // Every fourth one early, where the run directory is being made or taken up again.
+            let span = if n_kills % 4 == 3 { Duration::from_millis(25) } else { duration };
+            let delay = span.mul_f64(random.fraction()).max(Duration::from_millis(1));
             std::thread::sleep(delay);
             let has_ended = child.try_wait().unwrap().is_some();
             child.kill().unwrap();
@@ -112,25 +117,16 @@ fn killed_and_resumed_equals_uninterrupted() {
                 "kill {n_kills} after {delay:.0?}{}",
                 if in_checkpoint { ", in a checkpoint" } else { "" }
             );
-            if !directory.join("run.json").exists() {
-                // Nothing was trained: what is there is no run yet and goes as a user would remove it.
-                n_before_run += 1;
-                fs::remove_dir_all(&directory).or_else(ignore_missing).unwrap();
-            }
+            // What is there is no run yet: the next training uses the directory as it is.
+            n_before_run += u32::from(!directory.join("run.json").exists());
         }
         assert_eq!(end_of(&sandbox, "killed"), expected, "run {n_runs}, seed {SEED}");
         fs::remove_dir_all(sandbox.path("killed")).unwrap();
     }
+    assert!(n_in_checkpoint > 0, "none of {n_kills} kills fell into the writing of a checkpoint");
     println!(
         "{n_kills} kills in {n_runs} runs: {n_in_checkpoint} in a checkpoint, {n_before_run} before the run began; \
         {:.0?} in all",
         started.elapsed()
     );
-}
-
-fn ignore_missing(error: std::io::Error) -> std::io::Result<()> {
-    match error.kind() {
-        std::io::ErrorKind::NotFound => Ok(()),
-        _ => Err(error),
-    }
 }
