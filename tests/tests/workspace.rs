@@ -53,19 +53,30 @@ fn packages() -> BTreeMap<String, Package> {
 }
 
 /// Crates that each crate may depend on. A new crate needs a line here, and one in the architecture.
-const MAY_DEPEND_ON: [(&str, &[&str]); 6] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 7] = [
     ("lowbit-core", &[]),
     ("lowbit-data", &["lowbit-core"]),
-    ("lowbit-quantizers", &["lowbit-core"]),
-    ("lowbit-models", &["lowbit-core", "lowbit-quantizers"]),
+    ("lowbit-kernels", &["lowbit-core"]),
+    ("lowbit-quantizers", &["lowbit-core", "lowbit-kernels"]),
+    ("lowbit-models", &["lowbit-core", "lowbit-kernels", "lowbit-quantizers"]),
     ("lowbit-strategies", &["lowbit-core", "lowbit-quantizers", "lowbit-models", "lowbit-data"]),
-    ("lowbit", &["lowbit-core", "lowbit-quantizers", "lowbit-models", "lowbit-data", "lowbit-strategies"]),
+    (
+        "lowbit",
+        &[
+            "lowbit-core",
+            "lowbit-kernels",
+            "lowbit-quantizers",
+            "lowbit-models",
+            "lowbit-data",
+            "lowbit-strategies",
+        ],
+    ),
 ];
 
 /// Crates that a trained model or a data set can be read with, without the training stack.
 const WITHOUT_BURN: [&str; 2] = ["lowbit-core", "lowbit-data"];
 
-/// Packages whose every backend is the caller's choice.
+/// Packages whose every backend is the caller's choice. The kernels, which are backends' own, are not among them.
 const LIBRARIES: [&str; 5] =
     ["lowbit-core", "lowbit-data", "lowbit-quantizers", "lowbit-models", "lowbit-strategies"];
 
@@ -197,4 +208,18 @@ fn every_crate_has_a_readme() {
     let missing: Vec<_> =
         WITH_README.into_iter().filter(|name| !packages[*name].dir().join("README.md").is_file()).collect();
     assert!(missing.is_empty(), "no README.md in {missing:?}");
+}
+
+/// What a run says of the burn that made it is true.
+#[test]
+fn the_recorded_version_of_burn_is_the_pinned_one() {
+    let packages = packages();
+    let root = packages["lowbit-tests"].dir().parent().expect("the package lies in the workspace");
+    let manifest = read(&root.join("Cargo.toml"));
+    let pin = manifest.lines().find(|line| line.starts_with("burn = ")).expect("burn is pinned");
+    let trainer = read(&packages["lowbit-strategies"].dir().join("src/trainer.rs"));
+    let version =
+        trainer.split("const BURN_VERSION: &str = \"").nth(1).and_then(|rest| rest.split('"').next());
+    let version = version.expect("the version is a constant");
+    assert!(pin.contains(&format!("version = \"={version}\"")), "{pin}, but runs record {version}");
 }

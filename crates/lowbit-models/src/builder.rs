@@ -8,7 +8,7 @@ use lowbit_quantizers::{
 };
 use rand::Rng;
 
-use crate::{InputShape, ModelError, Plan};
+use crate::{InputShape, LayerRef, ModelError, Plan};
 
 /// Builds layers in forward order; the order decides which initial weights a layer draws. Keeps the plan of what it
 /// has built.
@@ -127,6 +127,22 @@ impl ResidualLayout {
     /// The first convolution.
     pub(crate) fn stem(&self, in_channels: usize) -> QuantConv2dConfig {
         QuantConv2dConfig::new([in_channels, self.stem_channels], 3).with_stride(self.stem_stride)
+    }
+
+    /// The layers of a network of this layout.
+    pub(crate) fn layers(&self) -> Vec<LayerRef> {
+        let block = |path: &str, spec: BlockSpec| {
+            let convs =
+                ["conv1", "conv2"].map(|conv| LayerRef::new(format!("{path}.{conv}"), LayerRole::Hidden));
+            let shortcut = LayerRef::new(format!("{path}.shortcut"), LayerRole::Shortcut);
+            Ok(convs.into_iter().chain((!spec.keeps_shape()).then_some(shortcut)).collect::<Vec<_>>())
+        };
+        // Which layers there are does not depend on the size of the images.
+        let input = InputShape { channels: 1, height: 1, width: 1 };
+        let stages = self.stages(input, block).expect("invariant: making a list does not fail");
+        let blocks = stages.into_iter().flatten().flatten();
+        let (stem, fc) = (LayerRef::new("stem", LayerRole::First), LayerRef::new("fc", LayerRole::Last));
+        std::iter::once(stem).chain(blocks).chain([fc]).collect()
     }
 
     /// Shapes of the stages' outputs.

@@ -21,12 +21,13 @@
 
 mod builder;
 mod network;
+mod norm;
 mod plan;
 mod preresnet;
 mod resnet;
 mod vgg;
 
-pub use network::{Family, Features, InputShape, Model, ModelConfig, ModelError, Network};
+pub use network::{Family, Features, InputShape, LayerRef, Model, ModelConfig, ModelError, Network};
 pub use plan::{LayerPlan, Plan};
 pub use preresnet::{PreActivationBlock, PreResNet};
 pub use resnet::{BasicBlock, ResNet};

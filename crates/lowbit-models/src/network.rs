@@ -5,7 +5,7 @@ use std::fmt;
 use burn::module::Module;
 use burn::nn::BatchNorm;
 use burn::tensor::{Device, Tensor};
-use lowbit_quantizers::{LayerMut, QuantizationPolicy, QuantizedNetwork, QuantizerError};
+use lowbit_quantizers::{LayerMut, LayerRole, QuantizationPolicy, QuantizedNetwork, QuantizerError};
 use serde::{Deserialize, Serialize};
 
 use crate::builder::ResidualLayout;
@@ -102,6 +102,18 @@ impl ModelConfig {
         }
     }
 
+    /// The layers of the network in forward order, as in its [`Plan`].
+    ///
+    /// # Errors
+    /// [`ModelError`] if the architecture is not defined.
+    pub fn layers(&self) -> Result<Vec<LayerRef>, ModelError> {
+        match (self.family, self.depth) {
+            (Family::VggSmall, _) => Ok(VggSmall::layers()),
+            (family, None) => Err(ModelError::NoDepth { family }),
+            (_, Some(depth)) => Ok(ResidualLayout::new(depth, self.width, self.stem_stride)?.layers()),
+        }
+    }
+
     /// A network with weights drawn from `seed`.
     ///
     /// # Errors
@@ -144,6 +156,21 @@ impl ModelConfig {
             Some(pattern) => Err(ModelError::UnmatchedPattern { pattern: (*pattern).into(), layers }),
             None => Ok(Model { network, plan }),
         }
+    }
+}
+
+/// A layer of a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerRef {
+    /// Its path.
+    pub path: String,
+    /// The part it plays.
+    pub role: LayerRole,
+}
+
+impl LayerRef {
+    pub(crate) fn new(path: impl Into<String>, role: LayerRole) -> Self {
+        Self { path: path.into(), role }
     }
 }
 

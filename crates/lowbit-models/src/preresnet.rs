@@ -2,14 +2,15 @@
 
 use burn::module::Module;
 use burn::nn::BatchNorm;
-use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
+use lowbit_kernels::Activation;
 use lowbit_quantizers::{
     LayerMut, LayerRole, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantizationPolicy, QuantizedNetwork,
 };
 use rand::Rng;
 
 use crate::builder::{BlockSpec, Builder, ResidualLayout, builder, global_average_pool};
+use crate::norm::norm_then;
 use crate::{Features, InputShape, ModelError, Plan};
 
 /// The network: 3x3 stem, three stages of [`PreActivationBlock`]s, BatchNorm, ReLU, average pool, classifier.
@@ -59,7 +60,7 @@ impl PreResNet {
             x = stage.iter().fold(x, |x, block| block.forward(x));
             taps.push(x.clone());
         }
-        let pooled = global_average_pool(relu(self.norm.forward(x)));
+        let pooled = global_average_pool(norm_then(&self.norm, x, Activation::Relu));
         Features { logits: self.fc.forward(pooled), taps }
     }
 
@@ -94,13 +95,13 @@ impl PreActivationBlock {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let activated = relu(self.norm1.forward(x.clone()));
+        let activated = norm_then(&self.norm1, x.clone(), Activation::Relu);
         let residual = match &self.shortcut {
             Some(shortcut) => shortcut.forward(activated.clone()),
             None => x,
         };
         let hidden = self.conv1.forward(activated);
-        self.conv2.forward(relu(self.norm2.forward(hidden))) + residual
+        self.conv2.forward(norm_then(&self.norm2, hidden, Activation::Relu)) + residual
     }
 }
 

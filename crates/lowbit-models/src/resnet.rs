@@ -4,12 +4,14 @@ use burn::module::Module;
 use burn::nn::BatchNorm;
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
+use lowbit_kernels::Activation;
 use lowbit_quantizers::{
     LayerMut, LayerRole, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantizationPolicy, QuantizedNetwork,
 };
 use rand::Rng;
 
 use crate::builder::{BlockSpec, Builder, ResidualLayout, builder, global_average_pool};
+use crate::norm::norm_then;
 use crate::{Features, InputShape, ModelError, Plan};
 
 /// The network: 3x3 stem with BatchNorm and ReLU, three stages of [`BasicBlock`]s, average pool, classifier.
@@ -57,7 +59,7 @@ impl ResNet {
 
     /// Logits and the output of every stage.
     pub fn forward_features(&self, images: Tensor<4>) -> Features {
-        let mut x = relu(self.norm.forward(self.stem.forward(images)));
+        let mut x = norm_then(&self.norm, self.stem.forward(images), Activation::Relu);
         let mut taps = Vec::with_capacity(self.stages.len());
         for stage in &self.stages {
             x = stage.iter().fold(x, |x, block| block.forward(x));
@@ -100,11 +102,13 @@ impl BasicBlock {
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let residual = match (&self.shortcut, &self.shortcut_norm) {
-            (Some(shortcut), Some(norm)) => norm.forward(shortcut.forward(x.clone())),
+            (Some(shortcut), Some(norm)) => {
+                norm_then(norm, shortcut.forward(x.clone()), Activation::Identity)
+            }
             _ => x.clone(),
         };
-        let hidden = relu(self.norm1.forward(self.conv1.forward(x)));
-        relu(self.norm2.forward(self.conv2.forward(hidden)) + residual)
+        let hidden = norm_then(&self.norm1, self.conv1.forward(x), Activation::Relu);
+        relu(norm_then(&self.norm2, self.conv2.forward(hidden), Activation::Identity) + residual)
     }
 }
 

@@ -6,12 +6,14 @@ use burn::tensor::activation::relu;
 use burn::tensor::module::max_pool2d;
 use burn::tensor::ops::MaxPoolOptions;
 use burn::tensor::{Device, Tensor};
+use lowbit_kernels::Activation;
 use lowbit_quantizers::{
     LayerMut, LayerRole, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantizationPolicy, QuantizedNetwork,
 };
 
 use crate::builder::{builder, scaled};
-use crate::{Features, InputShape, ModelError, Plan};
+use crate::norm::norm_then;
+use crate::{Features, InputShape, LayerRef, ModelError, Plan};
 
 /// Channels of the three stages at width 1.
 const STAGE_CHANNELS: [usize; 3] = [128, 256, 512];
@@ -53,6 +55,12 @@ impl VggSmall {
         Ok((network, build.finish()))
     }
 
+    pub(crate) fn layers() -> Vec<LayerRef> {
+        let role = |i: usize| if i == 0 { LayerRole::First } else { LayerRole::Hidden };
+        let convs = (0..2 * STAGE_CHANNELS.len()).map(|i| LayerRef::new(format!("convs.{i}"), role(i)));
+        convs.chain([LayerRef::new("fc", LayerRole::Last)]).collect()
+    }
+
     pub(crate) fn tap_shapes(width: f64, input: InputShape) -> Vec<[usize; 3]> {
         let shape = |stage: usize| {
             [scaled(STAGE_CHANNELS[stage], width), input.height >> (stage + 1), input.width >> (stage + 1)]
@@ -65,7 +73,7 @@ impl VggSmall {
         let mut x = images;
         let mut taps = Vec::with_capacity(STAGE_CHANNELS.len());
         for (i, (conv, norm)) in self.convs.iter().zip(&self.norms).enumerate() {
-            x = norm.forward(conv.forward(x));
+            x = norm_then(norm, conv.forward(x), Activation::Identity);
             if i % 2 == 1 {
                 // The maximum commutes with the ReLU, which has a quarter of the work after it.
                 x = max_pool2d(x, MaxPoolOptions::new([2, 2]));

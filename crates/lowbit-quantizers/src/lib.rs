@@ -37,7 +37,7 @@ pub use error::QuantizerError;
 pub use layers::{
     LayerMut, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantLinearConfig, QuantizedNetwork, Selection,
 };
-pub use policy::{LayerOverride, LayerRole, PrecisionFloor, QuantizationPolicy};
+pub use policy::{LayerOverride, LayerRole, PrecisionFloor, QuantizationPolicy, pattern_matches};
 pub use qparams::QParams;
 pub use quantizer::{ActivationQuantizer, LayerQuantization, Method, Operand, WeightQuantizer};
 pub use ste::{sign, ste_round, ste_sign};

@@ -132,7 +132,7 @@ impl QuantizationPolicy {
         let target = self
             .patterns
             .iter()
-            .filter(|(pattern, _)| matches(pattern, path))
+            .filter(|(pattern, _)| pattern_matches(pattern, path))
             .fold(by_role, |quantization, (_, change)| change.apply(quantization));
         LayerOverride {
             weight_bits: Some(target.weight_bits.max(self.floor.weight_bits)),
@@ -146,14 +146,15 @@ impl QuantizationPolicy {
     pub fn unmatched_patterns<'a>(&'a self, paths: &[String]) -> Vec<&'a str> {
         self.patterns
             .iter()
-            .filter(|(pattern, _)| !paths.iter().any(|path| matches(pattern, path)))
+            .filter(|(pattern, _)| !paths.iter().any(|path| pattern_matches(pattern, path)))
             .map(|(pattern, _)| pattern.glob())
             .collect()
     }
 }
 
-/// globset separates parts by slashes, layer paths by dots.
-fn matches(pattern: &Glob, path: &str) -> bool {
+/// Whether a pattern of a policy matches the path of a layer.
+pub fn pattern_matches(pattern: &Glob, path: &str) -> bool {
+    // globset separates parts by slashes, layer paths by dots.
     globset::GlobBuilder::new(&pattern.glob().replace('.', "/"))
         .literal_separator(true)
         .build()

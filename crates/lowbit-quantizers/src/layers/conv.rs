@@ -1,9 +1,9 @@
 //! Convolution with quantized weights and input.
 
 use burn::module::{Module, Param};
-use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData};
+use lowbit_kernels::conv2d;
 use rand::Rng;
 use rand_distr::{Distribution, Normal};
 
@@ -108,7 +108,14 @@ impl QuantConv2d {
         let weight = self.selection.weight(&self.weight_quantizer, self.weight.val());
         let padding = weight.dims()[2] / 2;
         let options = ConvOptions::new([self.stride; 2], [padding; 2], [1; 2], self.groups);
-        conv2d(input, weight, self.bias.as_ref().map(Param::val), options)
+        let output = conv2d(input, weight, options);
+        match &self.bias {
+            Some(bias) => {
+                let channels = output.dims()[1];
+                output + bias.val().reshape([1, channels, 1, 1])
+            }
+            None => output,
+        }
     }
 
     /// Stride in both directions.

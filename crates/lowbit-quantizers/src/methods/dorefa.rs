@@ -6,6 +6,7 @@
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 use lowbit_core::{BitWidth, CodeRange, Granularity};
+use lowbit_kernels::fake_quantize_unit;
 
 use crate::qparams::{QParams, reduce};
 use crate::ste::{sign, ste_round};
@@ -158,7 +159,7 @@ impl DoReFaActivations {
 
     /// `x` on the grid's real values, of `x`'s shape, with a straight-through gradient.
     pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        ste_round(self.grid(x)) / steps(self.bits)
+        fake_quantize_unit(x, steps(self.bits))
     }
 
     /// [`fake_quantize`](Self::fake_quantize) without the rounding: `clip(x, 0, 1)`.

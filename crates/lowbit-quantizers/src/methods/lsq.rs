@@ -3,10 +3,11 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::{BitWidth, CodeRange, Granularity};
+use lowbit_kernels::{Grid, fake_quantize_learned};
 
 use crate::calibration::Calibration;
 use crate::qparams::{QParams, per_channel, reduce};
-use crate::ste::{positive_parameter, sign, ste_round, ste_sign};
+use crate::ste::{positive_parameter, sign, ste_sign};
 
 /// The step size never falls below this: the smallest weights that training produces are orders of magnitude larger.
 const MIN_STEP_SIZE: f32 = 1e-7;
@@ -57,9 +58,14 @@ impl LsqWeights {
         self.step_size = self.step_size.clone().map(|old| replace(old, step_size));
     }
 
-    fn step<const D: usize>(&self, w: &Tensor<D>) -> Tensor<D> {
+    /// The step sizes as the forward pass uses them, `[1]` or `[out_channels]`.
+    fn steps<const D: usize>(&self, w: &Tensor<D>) -> Tensor<1> {
         let per_step = w.shape().num_elements() / self.step_size.val().dims()[0];
-        per_channel(learned_step(self.step_size.val(), weight_range(self.bits), per_step))
+        learned_step(self.step_size.val(), weight_range(self.bits), per_step)
+    }
+
+    fn step<const D: usize>(&self, w: &Tensor<D>) -> Tensor<D> {
+        per_channel(self.steps(w))
     }
 
     /// Codes in the signed range, of `w`'s shape.
@@ -73,11 +79,15 @@ impl LsqWeights {
 
     /// The weights on the grid's real values, of `w`'s shape, with the gradients of Esser20.
     pub fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
-        let step = self.step(&w);
-        let v = clip(w / step.clone(), weight_range(self.bits));
         match self.bits.get() {
-            1 => ste_sign(v) * step,
-            _ => ste_round(v) * step,
+            1 => {
+                let step = self.step(&w);
+                ste_sign(clip(w / step.clone(), weight_range(self.bits))) * step
+            }
+            _ => {
+                let steps = self.steps(&w);
+                fake_quantize_learned(w, steps, grid(weight_range(self.bits)))
+            }
         }
     }
 
@@ -126,14 +136,19 @@ impl LsqActivations {
         self.bits
     }
 
-    fn step<const D: usize>(&self, x: &Tensor<D>) -> Tensor<D> {
+    /// The step size as the forward pass uses it, `[1]`.
+    fn current_step<const D: usize>(&self, x: &Tensor<D>) -> Tensor<1> {
         let range = self.bits.unsigned_range();
         if self.calibration.is_recording() {
             let mean_abs = self.calibration.record_mean(x.clone().detach().abs().mean());
-            return per_channel(step_from_mean(mean_abs, range));
+            return step_from_mean(mean_abs, range);
         }
         let per_sample = x.shape().num_elements() / x.dims()[0];
-        per_channel(learned_step(self.step_size.val(), range, per_sample))
+        learned_step(self.step_size.val(), range, per_sample)
+    }
+
+    fn step<const D: usize>(&self, x: &Tensor<D>) -> Tensor<D> {
+        per_channel(self.current_step(x))
     }
 
     /// Ends a calibration: sets the step size to `2 mean|x| / sqrt(q_max)` over what was recorded.
@@ -152,8 +167,8 @@ impl LsqActivations {
 
     /// `x` on the grid's real values, of `x`'s shape, with the gradients of Esser20.
     pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let step = self.step(&x);
-        ste_round(clip(x / step.clone(), self.bits.unsigned_range())) * step
+        let step = self.current_step(&x);
+        fake_quantize_learned(x, step, grid(self.bits.unsigned_range()))
     }
 
     /// [`fake_quantize`](Self::fake_quantize) without the rounding: `x` clipped to the range of the codes.
@@ -181,6 +196,10 @@ fn weight_range(bits: BitWidth) -> CodeRange {
         1 => CodeRange { q_min: -1, q_max: 1 },
         _ => bits.signed_range(),
     }
+}
+
+fn grid(range: CodeRange) -> Grid {
+    Grid::Step { q_min: range.q_min as f32, q_max: range.q_max as f32 }
 }
 
 fn clip<const D: usize>(v: Tensor<D>, range: CodeRange) -> Tensor<D> {

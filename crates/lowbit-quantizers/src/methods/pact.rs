@@ -3,9 +3,10 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::BitWidth;
+use lowbit_kernels::{Grid, fake_quantize_learned};
 
 use crate::qparams::{QParams, per_channel};
-use crate::ste::{positive_parameter, straight_through};
+use crate::ste::positive_parameter;
 
 /// Initial clip value; within the range the paper finds insensitive (Choi18, section 3: 8 to 20 are equal).
 const INITIAL_CLIP_VALUE: f32 = 8.0;
@@ -68,11 +69,7 @@ impl PactActivations {
 
     /// `x` on the grid's real values, of `x`'s shape, with the gradients of Choi18 Eq. 3.
     pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let clip = per_channel::<D>(self.clip());
-        let clipped = self.clipped(x, clip.clone());
-        let fixed = clip.detach();
-        let value = self.rounded(clipped.clone().detach(), fixed.clone()) / self.steps() * fixed;
-        straight_through(value, clipped)
+        fake_quantize_learned(x, self.clip(), Grid::Clip { n: self.steps() })
     }
 
     /// [`fake_quantize`](Self::fake_quantize) without the rounding: `clip(x, 0, a)`.

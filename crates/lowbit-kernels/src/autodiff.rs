@@ -1,0 +1,193 @@
+//! Gradients of the operations on backends with autodiff.
+
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::{Autodiff, NodeId};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{AutodiffBackend, Backend};
+use burn::tensor::ops::ConvOptions;
+
+use crate::backend::KernelBackend;
+use crate::cpu::fake_quantize::Grid;
+use crate::cpu::norm::Activation;
+
+impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
+    fn lowbit_conv2d(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        options: ConvOptions<2>,
+    ) -> FloatTensor<Self> {
+        match Conv2d.prepare::<C>([input.node(), weight.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let state = (prepared.checkpoint(&input), prepared.checkpoint(&weight), options.clone());
+                let output = B::lowbit_conv2d(input.into_primitive(), weight.into_primitive(), options);
+                prepared.finish(state, output)
+            }
+            OpsKind::UnTracked(prepared) => {
+                prepared.finish(B::lowbit_conv2d(input.into_primitive(), weight.into_primitive(), options))
+            }
+        }
+    }
+
+    fn lowbit_batch_statistics(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        <Self as AutodiffBackend>::from_inner(B::lowbit_batch_statistics(input.into_primitive()))
+    }
+
+    fn lowbit_batch_norm(
+        input: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        statistics: FloatTensor<Self>,
+        epsilon: f32,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        let statistics = statistics.into_primitive();
+        let nodes = [input.node(), gamma.node(), beta.node()];
+        match BatchNorm.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let state = BatchNormState {
+                    input: prepared.checkpoint(&input),
+                    gamma: prepared.checkpoint(&gamma),
+                    beta: prepared.checkpoint(&beta),
+                    statistics: statistics.clone(),
+                    epsilon,
+                    activation,
+                };
+                let [input, gamma, beta] = [input, gamma, beta].map(|tensor| tensor.into_primitive());
+                let output = B::lowbit_batch_norm(input, gamma, beta, statistics, epsilon, activation);
+                prepared.finish(state, output)
+            }
+            OpsKind::UnTracked(prepared) => {
+                let [input, gamma, beta] = [input, gamma, beta].map(|tensor| tensor.into_primitive());
+                prepared.finish(B::lowbit_batch_norm(input, gamma, beta, statistics, epsilon, activation))
+            }
+        }
+    }
+
+    fn lowbit_fake_quantize_unit(x: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
+        match Unit.prepare::<C>([x.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let state = prepared.checkpoint(&x);
+                prepared.finish(state, B::lowbit_fake_quantize_unit(x.into_primitive(), n))
+            }
+            OpsKind::UnTracked(prepared) => {
+                prepared.finish(B::lowbit_fake_quantize_unit(x.into_primitive(), n))
+            }
+        }
+    }
+
+    fn lowbit_fake_quantize(
+        x: FloatTensor<Self>,
+        parameter: FloatTensor<Self>,
+        grid: Grid,
+    ) -> FloatTensor<Self> {
+        match Learned.prepare::<C>([x.node(), parameter.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                let state = (prepared.checkpoint(&x), prepared.checkpoint(&parameter), grid);
+                let output = B::lowbit_fake_quantize(x.into_primitive(), parameter.into_primitive(), grid);
+                prepared.finish(state, output)
+            }
+            OpsKind::UnTracked(prepared) => {
+                prepared.finish(B::lowbit_fake_quantize(x.into_primitive(), parameter.into_primitive(), grid))
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Conv2d;
+
+impl<B: KernelBackend> Backward<B, 2> for Conv2d {
+    type State = (NodeId, NodeId, ConvOptions<2>);
+
+    fn backward(self, ops: Ops<Self::State, 2>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let [input_node, weight_node] = ops.parents;
+        let gradient = gradients.consume::<B>(&ops.node);
+        let (input, weight, options) = ops.state;
+        let input: FloatTensor<B> = checkpointer.retrieve_node_output(input);
+        let weight: FloatTensor<B> = checkpointer.retrieve_node_output(weight);
+        if let Some(node) = input_node {
+            let (input, weight, gradient) = (input.clone(), weight.clone(), gradient.clone());
+            let gradient = B::lowbit_conv2d_input_gradient(input, weight, gradient, options.clone());
+            gradients.register::<B>(node.id, gradient);
+        }
+        if let Some(node) = weight_node {
+            gradients
+                .register::<B>(node.id, B::lowbit_conv2d_weight_gradient(input, weight, gradient, options));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct BatchNorm;
+
+#[derive(Clone, Debug)]
+struct BatchNormState<B: Backend> {
+    input: NodeId,
+    gamma: NodeId,
+    beta: NodeId,
+    statistics: FloatTensor<B>,
+    epsilon: f32,
+    activation: Activation,
+}
+
+impl<B: KernelBackend> Backward<B, 3> for BatchNorm {
+    type State = BatchNormState<B>;
+
+    fn backward(self, ops: Ops<Self::State, 3>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let gradient = gradients.consume::<B>(&ops.node);
+        let BatchNormState { input, gamma, beta, statistics, epsilon, activation } = ops.state;
+        let (input, gamma, beta) = B::lowbit_batch_norm_gradients(
+            checkpointer.retrieve_node_output(input),
+            checkpointer.retrieve_node_output(gamma),
+            checkpointer.retrieve_node_output(beta),
+            statistics,
+            gradient,
+            epsilon,
+            activation,
+        );
+        for (node, gradient) in ops.parents.into_iter().zip([input, gamma, beta]) {
+            if let Some(node) = node {
+                gradients.register::<B>(node.id, gradient);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Unit;
+
+impl<B: KernelBackend> Backward<B, 1> for Unit {
+    type State = NodeId;
+
+    fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let [node] = ops.parents;
+        let gradient = gradients.consume::<B>(&ops.node);
+        let x: FloatTensor<B> = checkpointer.retrieve_node_output(ops.state);
+        if let Some(node) = node {
+            gradients.register::<B>(node.id, B::lowbit_fake_quantize_unit_gradient(x, gradient));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Learned;
+
+impl<B: KernelBackend> Backward<B, 2> for Learned {
+    type State = (NodeId, NodeId, Grid);
+
+    fn backward(self, ops: Ops<Self::State, 2>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let gradient = gradients.consume::<B>(&ops.node);
+        let (x, parameter, grid) = ops.state;
+        let x: FloatTensor<B> = checkpointer.retrieve_node_output(x);
+        let parameter: FloatTensor<B> = checkpointer.retrieve_node_output(parameter);
+        let (x, parameter) = B::lowbit_fake_quantize_gradients(x, parameter, gradient, grid);
+        for (node, gradient) in ops.parents.into_iter().zip([x, parameter]) {
+            if let Some(node) = node {
+                gradients.register::<B>(node.id, gradient);
+            }
+        }
+    }
+}
