@@ -34,7 +34,11 @@ pub fn backends() -> Vec<Backend> {
     #[cfg(feature = "wgpu")]
     match Device::enumerate(burn::tensor::DeviceType::Wgpu).first() {
         Some(device) => backends.push(Backend { name: "wgpu", device: device.clone() }),
-        None => eprintln!("wgpu skipped: no adapter"),
+        None => {
+            let must_run = std::env::var_os("LOWBIT_NO_SKIP").is_some_and(|value| value == "1");
+            assert!(!must_run, "wgpu cannot be skipped: no adapter");
+            eprintln!("wgpu skipped: no adapter");
+        }
     }
     assert!(!backends.is_empty(), "no backend is compiled in: enable flex, ndarray or wgpu");
     backends

@@ -1,12 +1,13 @@
 //! The binary version of CIFAR-10 and CIFAR-100: records of one or two labels and 3,072 pixels.
 
 use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use flate2::read::GzDecoder;
+use flate2::read::MultiGzDecoder;
 
 use crate::error::Action;
-use crate::read::{expect_end, gzip_error, open_content, read_exactly};
+use crate::read::{expect_end, gzip_error, open_content, read_exactly, read_up_to};
 use crate::{DataError, Dataset, DatasetName, LabelKind, Split};
 
 /// What the published files of one of the two data sets look like.
@@ -163,7 +164,7 @@ pub(crate) fn read_archive(
     let mut found: Vec<Option<Vec<u8>>> = vec![None; members.len()];
 
     let file = File::open(path).map_err(|e| DataError::io(path, Action::Read, e))?;
-    let mut archive = tar::Archive::new(GzDecoder::new(file));
+    let mut archive = tar::Archive::new(Counted { reader: MultiGzDecoder::new(file), n_read: 0 });
     let damaged = |e| gzip_error(path, e);
     for entry in archive.entries().map_err(damaged)? {
         let mut entry = entry.map_err(damaged)?;
@@ -180,11 +181,10 @@ pub(crate) fn read_archive(
             return Err(DataError::TrailingBytes { path: member_path, expected });
         }
         let mut bytes = Vec::with_capacity(expected as usize);
-        std::io::Read::read_to_end(&mut entry, &mut bytes).map_err(damaged)?;
+        entry.read_to_end(&mut bytes).map_err(damaged)?;
         found[idx] = Some(bytes);
     }
-    // To the end of the stream, so that the decoder compares its checksum.
-    std::io::copy(&mut archive.into_inner(), &mut std::io::sink()).map_err(damaged)?;
+    expect_zeros(archive.into_inner(), path)?;
 
     for (member, bytes) in members.iter().zip(found) {
         let bytes = bytes.ok_or_else(|| DataError::MissingMember {
@@ -202,6 +202,34 @@ pub(crate) fn read_archive(
         parser.add(&path.join(member), &bytes)?;
     }
     Ok(parser.finish())
+}
+
+/// A reader that knows how much was read from it.
+struct Counted<R> {
+    reader: R,
+    n_read: u64,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.reader.read(buffer)?;
+        self.n_read += n as u64;
+        Ok(n)
+    }
+}
+
+/// Reads what follows the end mark of an archive, which may be zeros up to a full block of the tape. With this the
+/// decoder also compares its checksum.
+fn expect_zeros(mut rest: Counted<impl Read>, path: &Path) -> Result<(), DataError> {
+    let expected = rest.n_read;
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match read_up_to(&mut rest, &mut buffer).map_err(|e| gzip_error(path, e))? {
+            0 => return Ok(()),
+            n if buffer[..n].iter().all(|&byte| byte == 0) => {}
+            _ => return Err(DataError::TrailingBytes { path: path.to_owned(), expected }),
+        }
+    }
 }
 
 /// Checks the labels of a whole file.

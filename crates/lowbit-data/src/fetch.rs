@@ -360,7 +360,7 @@ mod tests {
 
     /// A catalog entry for the content.
     fn remote(file_name: &'static str, content: &[u8]) -> RemoteFile {
-        let md5: String = Md5::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+        let md5 = format!("{:x}", Md5::digest(content));
         RemoteFile {
             file_name,
             base_url: "http://127.0.0.1:9",

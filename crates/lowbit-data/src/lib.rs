@@ -21,7 +21,6 @@
 //! for batch in loader.epoch(0, 0) {
 //!     assert_eq!(batch.shape, [32, 1, 8, 8]);
 //!     n_images += batch.labels.len();
-//!     loader.recycle(batch);
 //! }
 //! assert_eq!(n_images, 1438 / 32 * 32);
 //! # Ok::<(), lowbit_data::DataError>(())
@@ -47,5 +46,5 @@ pub use dataset::{Dataset, ImageShape, Normalization, open};
 pub use error::{Action, ChecksumKind, DataError, FetchFailure};
 pub use fetch::{FetchRequest, Progress, fetch};
 pub use loader::{Batch, EpochIter, Loader, LoaderConfig};
-pub use locate::Locations;
+pub use locate::{Locations, place_of};
 pub use verify::{FileReport, FileStatus, SplitReport, VerifyReport, verify};

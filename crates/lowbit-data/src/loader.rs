@@ -1,6 +1,6 @@
 //! Batches in a reproducible order, prepared in background threads.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use lowbit_core::{Purpose, stream};
 use rand::seq::SliceRandom;
@@ -110,8 +110,7 @@ impl Loader {
             });
         }
         let tables = config.normalization.tables(dataset.shape.channels, dataset.max_value)?;
-        let pool = Pool { buffers: Mutex::default(), capacity: config.prefetch + config.n_threads + 1 };
-        Ok(Loader { decoder: Arc::new(Decoder { dataset, config, tables, pool }) })
+        Ok(Loader { decoder: Arc::new(Decoder { dataset, config, tables }) })
     }
 
     /// The data set served.
@@ -161,11 +160,6 @@ impl Loader {
             }),
         }
     }
-
-    /// Gives the buffers of a batch back, to be filled again. Optional: it saves allocations, no more.
-    pub fn recycle(&self, batch: Batch) {
-        self.decoder.pool.put(batch.images, batch.labels);
-    }
 }
 
 /// The batches of an epoch; see [`Loader::epoch`].
@@ -204,7 +198,6 @@ struct Decoder {
     config: LoaderConfig,
     /// Per channel, from pixel to network input.
     tables: Vec<[f32; 256]>,
-    pool: Pool,
 }
 
 impl Decoder {
@@ -212,10 +205,8 @@ impl Decoder {
         let shape = self.dataset.shape;
         let start = step as usize * self.config.batch_size;
         let samples = &order[start..order.len().min(start + self.config.batch_size)];
-        let (mut images, mut labels) = self.pool.take();
-        labels.clear();
-        // No clear: every value is overwritten below, so only a longer buffer need be filled.
-        images.resize(samples.len() * shape.n_values(), 0.0);
+        let mut images = vec![0.0; samples.len() * shape.n_values()];
+        let mut labels = Vec::with_capacity(samples.len());
         for (&sample, output) in samples.iter().zip(images.chunks_exact_mut(shape.n_values())) {
             let sample_idx = sample as usize;
             let variation = self.config.augmentation.map(|augmentation| {
@@ -226,26 +217,6 @@ impl Decoder {
         }
         let shape = [samples.len(), shape.channels, shape.height, shape.width];
         Batch { images, labels, shape, step }
-    }
-}
-
-/// Buffers of batches that were given back.
-#[derive(Debug)]
-struct Pool {
-    buffers: Mutex<Vec<(Vec<f32>, Vec<i64>)>>,
-    capacity: usize,
-}
-
-impl Pool {
-    fn take(&self) -> (Vec<f32>, Vec<i64>) {
-        self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
-    }
-
-    fn put(&self, images: Vec<f32>, labels: Vec<i64>) {
-        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
-        if buffers.len() < self.capacity {
-            buffers.push((images, labels));
-        }
     }
 }
 
@@ -335,36 +306,6 @@ mod tests {
             assert_eq!(got, (f32::from(pixel) / 255.0 - mean[channel]) / std[channel]);
         }
         assert_eq!(images.len(), dataset.images.len());
-    }
-
-    #[test]
-    fn recycled_buffers_are_reused_and_change_nothing() {
-        let config = LoaderConfig { n_threads: 0, drop_last: false, ..config() };
-        let expected = batches(config.clone(), 0, 0);
-        let loader = Loader::new(dataset(100), config).unwrap();
-        let mut epoch = loader.epoch(0, 0);
-        let mut address = None;
-        // The first buffer also goes through the smaller last batch and comes back.
-        for round in 0..2 {
-            for expected in &expected {
-                let batch = epoch.next().unwrap();
-                assert_eq!(&batch, expected);
-                let got = batch.images.as_ptr();
-                assert_eq!(*address.get_or_insert(got), got, "round {round}");
-                loader.recycle(batch);
-            }
-            epoch = loader.epoch(0, 0);
-        }
-    }
-
-    #[test]
-    fn the_pool_is_bounded() {
-        let loader = Loader::new(dataset(100), config()).unwrap();
-        for batch in loader.epoch(0, 0).collect::<Vec<_>>() {
-            loader.recycle(batch);
-        }
-        let config = loader.config();
-        assert_eq!(loader.decoder.pool.buffers.lock().unwrap().len(), config.prefetch + config.n_threads + 1);
     }
 
     #[test]

@@ -87,12 +87,8 @@ pub(crate) fn find(name: DatasetName, split: Split, locations: &Locations) -> Re
         return Err(DataError::DataDirMissing { path: path.clone() });
     }
     let searched = locations.directories(name);
-    for directory in &searched {
-        let found = match Layout::of(name) {
-            Some(layout) => find_cifar(name, layout, split, directory)?,
-            None => find_idx(name, split, directory)?,
-        };
-        if let Some(found) = found {
+    for place in &searched {
+        if let Some(found) = find_in(name, split, place)? {
             return Ok(found);
         }
     }
@@ -105,6 +101,35 @@ pub(crate) fn find(name: DatasetName, split: Split, locations: &Locations) -> Re
         None => idx_stems(split).map(|(stem, kind)| format!("{stem}-{kind}-ubyte.gz")).into(),
     };
     Err(DataError::NotFound { name, split, searched, wanted, put_into })
+}
+
+/// Looks for one part of a data set in one place.
+fn find_in(name: DatasetName, split: Split, place: &Path) -> Result<Option<Found>, DataError> {
+    match Layout::of(name) {
+        Some(layout) => find_cifar(name, layout, split, place),
+        None => find_idx(name, split, place),
+    }
+}
+
+/// The first place searched that holds a file of a data set; `None` if it is built in or nowhere. Whether all files are
+/// there, and the right ones, is for [`verify`](crate::verify()) to tell.
+///
+/// # Errors
+/// [`DataError`] if a place cannot be looked into.
+pub fn place_of(name: DatasetName, locations: &Locations) -> Result<Option<PathBuf>, DataError> {
+    if name == DatasetName::Digits {
+        return Ok(None);
+    }
+    for place in locations.directories(name) {
+        for &split in Split::ALL {
+            match find_in(name, split, &place) {
+                Ok(None) => {}
+                Ok(Some(_)) | Err(DataError::MissingFile { .. }) => return Ok(Some(place)),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// The parts of the names of the image and the label file.
@@ -159,7 +184,11 @@ fn find_cifar(
     place: &Path,
 ) -> Result<Option<Found>, DataError> {
     if is_file(place)? {
-        return Ok(Some(Found::CifarArchive(place.to_owned())));
+        // Under the name of the other archive it is the other one; under any name of its own it may be either.
+        let is_other = DatasetName::ALL.iter().filter_map(|&other| Layout::of(other)).any(|other| {
+            other.archive != layout.archive && place.file_name() == Some(other.archive.as_ref())
+        });
+        return Ok((!is_other).then(|| Found::CifarArchive(place.to_owned())));
     }
     let wanted = layout.files(split);
     for dir in [place.to_owned(), place.join(layout.folder)] {

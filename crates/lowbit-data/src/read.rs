@@ -4,15 +4,15 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use flate2::read::GzDecoder;
+use flate2::read::MultiGzDecoder;
 
 use crate::DataError;
 use crate::error::Action;
 
-/// The content of a file, decompressed if need be.
+/// The content of a file, decompressed if need be: all members of a gzip file one after the other, as gzip does.
 pub(crate) enum Content {
     Raw(File),
-    Gzip(GzDecoder<File>),
+    Gzip(MultiGzDecoder<File>),
 }
 
 impl Read for Content {
@@ -36,7 +36,7 @@ pub(crate) fn open_content(path: &Path) -> Result<Content, DataError> {
     let is_gzip = start[..n_read].starts_with(&[0x1f, 0x8b]);
     let is_idx = start[..n_read] == [0, 0, 8];
     Ok(if is_gzip || (named_gzip && !is_idx) {
-        Content::Gzip(GzDecoder::new(open()?))
+        Content::Gzip(MultiGzDecoder::new(open()?))
     } else {
         Content::Raw(open()?)
     })

@@ -1,10 +1,12 @@
 //! Comparing the files at hand with the published ones.
 
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use md5::Md5;
+use sha2::digest::Output;
 use sha2::{Digest, Sha256};
 
 use crate::cifar::Layout;
@@ -115,7 +117,7 @@ pub fn verify(name: DatasetName, locations: &Locations) -> VerifyReport {
 fn report(name: DatasetName, split: Split, found: Found) -> Vec<FileReport> {
     match found {
         Found::BuiltIn => {
-            let got = hex(&Sha256::digest(digits::BYTES));
+            let got = format!("{:x}", Sha256::digest(digits::BYTES));
             let kind = ChecksumKind::ContentSha256;
             let status = if got == digits::SHA256 {
                 FileStatus::Ok { kind }
@@ -192,19 +194,18 @@ pub(crate) fn check_file(path: &Path, file: &RemoteFile) -> Result<FileStatus, D
     }
 }
 
-fn digest<D: Digest>(reader: &mut impl Read) -> std::io::Result<String> {
+fn digest<D: Digest>(reader: &mut impl Read) -> std::io::Result<String>
+where
+    Output<D>: fmt::LowerHex,
+{
     let mut digest = D::new();
     let mut buffer = vec![0; 1 << 16];
     loop {
         match reader.read(&mut buffer) {
-            Ok(0) => return Ok(hex(&digest.finalize())),
+            Ok(0) => return Ok(format!("{:x}", digest.finalize())),
             Ok(n) => digest.update(&buffer[..n]),
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

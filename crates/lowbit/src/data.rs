@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use lowbit_data::{
     DataError, DatasetInfo, DatasetName, FetchRequest, FileReport, FileStatus, Locations, SplitReport,
-    VerifyReport, fetch, verify,
+    VerifyReport, fetch, place_of, verify,
 };
 use serde::Serialize;
 
@@ -34,7 +34,7 @@ struct Entry {
     n_train: usize,
     n_test: usize,
     built_in: bool,
-    /// The first directory searched that holds one of its files.
+    /// The first place searched that holds one of its files.
     found_in: Option<PathBuf>,
 }
 
@@ -42,15 +42,14 @@ fn list(locations: &Locations, json: bool) -> anyhow::Result<Code> {
     if let Some(path) = locations.data_dir.as_ref().filter(|path| !path.exists()) {
         return Err(DataError::DataDirMissing { path: path.clone() }.into());
     }
-    let entries: Vec<Entry> = DatasetName::ALL
-        .iter()
-        .map(|&name| {
-            let DatasetInfo { title, shape, n_classes, n_train, n_test, files, .. } = *name.info();
-            let shape = [shape.channels, shape.height, shape.width];
-            let found_in = directory_of(name, locations);
-            Entry { name, title, shape, n_classes, n_train, n_test, built_in: files.is_empty(), found_in }
-        })
-        .collect();
+    let entry = |name: DatasetName| {
+        let DatasetInfo { title, shape, n_classes, n_train, n_test, files, .. } = *name.info();
+        let shape = [shape.channels, shape.height, shape.width];
+        let found_in = place_of(name, locations)?;
+        Ok(Entry { name, title, shape, n_classes, n_train, n_test, built_in: files.is_empty(), found_in })
+    };
+    let entries: Vec<Entry> =
+        DatasetName::ALL.iter().map(|&name| entry(name)).collect::<Result<_, DataError>>()?;
     match json {
         true => output::print_json(&entries)?,
         false => output::print(&table(&entries)?)?,
@@ -82,24 +81,6 @@ fn table(entries: &[Entry]) -> Result<String, std::fmt::Error> {
         write!(text, "\nfetch one with `lowbit data fetch NAME`")?;
     }
     Ok(text)
-}
-
-/// The first directory searched that holds a file of a data set. Whether it holds all of them, and the right ones, is
-/// for [`verify`] to tell.
-fn directory_of(name: DatasetName, locations: &Locations) -> Option<PathBuf> {
-    let published = name.info().files.iter().map(|file| file.file_name);
-    let unpacked: &[&str] = match name {
-        DatasetName::Cifar10 => &["cifar-10-batches-bin", "data_batch_1.bin"],
-        DatasetName::Cifar100 => &["cifar-100-binary", "train.bin"],
-        _ => &[],
-    };
-    let raw = published
-        .clone()
-        .filter_map(|name| name.strip_suffix("-ubyte.gz"))
-        .map(|stem| format!("{stem}-ubyte"));
-    let names: Vec<String> = published.chain(unpacked.iter().copied()).map(Into::into).chain(raw).collect();
-    let holds_one = |directory: &PathBuf| names.iter().any(|name| directory.join(name).exists());
-    locations.directories(name).into_iter().find(holds_one)
 }
 
 #[derive(Serialize)]
