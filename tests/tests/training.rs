@@ -13,7 +13,7 @@ use burn::nn::BatchNormConfig;
 use burn::tensor::{Device, Tensor};
 use lowbit_core::{Granularity, Precision};
 use lowbit_models::{Family, InputShape, ModelConfig};
-use lowbit_quantizers::{LayerQuantization, LayerRole, Method, QuantizationPolicy};
+use lowbit_quantizers::{ActivationQuantizer, LayerQuantization, LayerRole, Method, QuantizationPolicy};
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};
 use lowbit_strategies::recipe::{OptimizerRecipe, Recipe, TrainRecipe};
 use lowbit_tests::golden::{
@@ -281,5 +281,50 @@ fn quantizer_parameters_are_not_counted_by_the_plan() {
         let model = init(&config, 10, &QuantizationPolicy::new(base));
         let extra = model.network.num_params() - model.plan.n_norm_parameters - model.plan.n_parameters();
         assert_eq!(extra, expected, "{method} {granularity}");
+    }
+}
+
+/// The ranges of two batches together, by hand.
+#[test]
+fn calibration_over_two_batches() {
+    let two = Precision::bits(2).unwrap();
+    let batches: [&[f32]; 2] = [&[-1.0, 3.0], &[4.0, 4.0]];
+    for Backend { name, device } in backends() {
+        let calibrated = |method| {
+            let quantization = LayerQuantization::new(method, two, two);
+            let quantizer = ActivationQuantizer::new(&quantization, &device).expect("2 bits are taken");
+            let mut quantizer = quantizer.expect("the activations are quantized");
+            quantizer.start_calibration();
+            for batch in batches {
+                quantizer.fake_quantize(tensor(batch, [1, 2], &device));
+            }
+            quantizer.finish_calibration();
+            let qparams = quantizer.qparams(&device);
+            (values(qparams.scale), values(qparams.zero_point))
+        };
+        // LSQ: 2 mean|x| / sqrt(3), the mean being that of the batches' means, 2 and 4.
+        let (scale, zero_point) = calibrated(Method::Lsq);
+        assert_close(&format!("lsq on {name}"), &scale, &[6.0 / 3.0f32.sqrt()], FEW_ULP);
+        assert_eq!(zero_point, [0.0], "lsq on {name}");
+        // Min-max: the range from -1 to 4 in three steps, of which zero is a code.
+        let (scale, zero_point) = calibrated(Method::MinMax);
+        assert_close(&format!("minmax on {name}"), &scale, &[5.0 / 3.0], FEW_ULP);
+        assert_eq!(zero_point, [1.0], "minmax on {name}");
+    }
+}
+
+/// What is known of the layers of a network before it is built is what it is built of.
+#[test]
+fn layers_are_those_of_the_plan() {
+    let residual = [Family::ResNet, Family::PreResNet]
+        .into_iter()
+        .flat_map(|family| [8, 14, 20].map(|depth| ModelConfig::new(family, depth)));
+    let strided = ModelConfig { stem_stride: 2, ..ModelConfig::new(Family::PreResNet, 8) };
+    let narrow = ModelConfig::new(Family::ResNet, 8).with_width(0.01);
+    for config in residual.chain([strided, narrow, ModelConfig::vgg_small().with_width(0.1)]) {
+        let plan = init(&config, 10, &QuantizationPolicy::full_precision()).plan;
+        let built: Vec<_> = plan.layers.into_iter().map(|layer| (layer.path, layer.role)).collect();
+        let known = config.layers().expect("the network is defined").into_iter();
+        assert_eq!(known.map(|layer| (layer.path, layer.role)).collect::<Vec<_>>(), built, "{config:?}");
     }
 }

@@ -9,7 +9,8 @@ use rand_chacha::rand_core::SeedableRng;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u64)]
 pub enum Purpose {
-    /// Initial weights of a network; `step` is the index of the parameter.
+    /// Initial weights of a network: in epoch 0 one stream for all its layers, which draw from it in forward order; in
+    /// epoch 1 its adapters to a teacher, `step` being the index of the feature map.
     InitialWeights = 1,
     /// Order of the training samples; one draw per epoch.
     Shuffle = 2,

@@ -429,3 +429,47 @@ fn initial_tensors(path: &Path) -> Result<state::NamedTensors, TrainError> {
     let name = chosen.ok_or_else(|| CheckpointError::None { path: path.into() })?;
     Ok(deployed_tensors(checkpoints.load(&name)?.deployed))
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::TensorData;
+
+    use super::*;
+
+    /// Running statistics of the first norm of a fresh network after a re-estimation over `batches`.
+    fn estimate(batches: &[Tensor<4>]) -> [Vec<f32>; 2] {
+        let recipe = Recipe::embedded("digits-preresnet8-w2a2", &[]).unwrap();
+        let phase = &recipe.phases(&recipe.strategies())[0];
+        let spec = network_specs(&recipe).swap_remove(0);
+        let mut trainee = Trainee::new(spec, &recipe, phase, &Device::default().autodiff()).unwrap();
+        trainee.reestimate_norms(batches.iter().cloned());
+        let tensors = state::tensors(&trainee.evaluated_network());
+        ["running_mean", "running_var"]
+            .map(|name| tensors[&format!("stages.0.0.norm1.{name}")].iter::<f32>().collect())
+    }
+
+    /// Over several batches, statistics are the mean of what each batch gives.
+    #[test]
+    fn reestimated_norms_are_means_over_batches() {
+        let device = Device::default().autodiff();
+        let batch = |factor: f32| {
+            let pixels: Vec<f32> =
+                (0..4 * 64).map(|i| ((i * 37 % 101) as f32 / 101.0 - 0.3) * factor).collect();
+            Tensor::<4>::from_data(TensorData::new(pixels, [4, 1, 8, 8]), &device)
+        };
+        let (first, second) = (batch(1.0), batch(-3.0));
+        let of_first = estimate(std::slice::from_ref(&first));
+        let of_second = estimate(std::slice::from_ref(&second));
+        let of_both = estimate(&[first, second]);
+        for i in 0..2 {
+            assert_ne!(of_first[i], of_second[i]);
+            for ((a, b), got) in of_first[i].iter().zip(&of_second[i]).zip(&of_both[i]) {
+                let expected = (a + b) / 2.0;
+                assert!(
+                    (got - expected).abs() <= 1e-6 * (1.0 + expected.abs()),
+                    "{got}, expected {expected}"
+                );
+            }
+        }
+    }
+}

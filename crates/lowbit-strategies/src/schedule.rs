@@ -52,15 +52,28 @@ mod tests {
     }
 
     #[test]
-    fn cosine_falls_to_zero_and_warmup_rises() {
+    fn warmup_rises_linearly_to_the_full_rate() {
+        let train = recipe(&[
+            "train.learning_rate=0.6",
+            "train.schedule={kind='constant'}",
+            "train.warmup_epochs=0.5",
+        ]);
+        // Five steps of warm-up, after which the sixth has the full rate.
+        for (step, expected) in [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.6].into_iter().enumerate() {
+            let rate = learning_rate(&train, 10, step as u64);
+            assert!((rate - expected).abs() < 1e-15, "step {step}: {rate}, expected {expected}");
+        }
+    }
+
+    #[test]
+    fn cosine_falls_to_zero() {
         let train = recipe(&[
             "train.epochs=4",
             "train.learning_rate=1.0",
             "train.schedule={kind='cosine'}",
-            "train.warmup_epochs=0.5",
+            "train.warmup_epochs=0",
         ]);
         let rate = |step| learning_rate(&train, 10, step);
-        assert!(rate(0) < rate(1) && rate(4) < rate(5), "rises over 5 steps");
         assert!((rate(20) - 0.5).abs() < 1e-12, "half way at half the rate");
         assert!(rate(39) < 0.002 && rate(39) > 0.0);
     }

@@ -236,3 +236,23 @@ pub(crate) fn first_non_finite<M: Module>(module: &M) -> Option<String> {
     module.visit(&mut search);
     search.found
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+
+    #[test]
+    fn moving_average_by_hand() {
+        let device = Device::default();
+        let parameters = |values: [[f32; 2]; 2]| {
+            values.map(|values| Param::from_tensor(Tensor::<1>::from_floats(values, &device))).to_vec()
+        };
+        let average = parameters([[4.0, 8.0], [0.0, -1.0]]);
+        let average = moving_average(average, &parameters([[0.0, 16.0], [4.0, -1.0]]), 0.75);
+        let values: Vec<Vec<f32>> =
+            average.iter().map(|param| param.val().into_data().iter::<f32>().collect()).collect();
+        assert_eq!(values, [[3.0, 10.0], [1.0, -1.0]]);
+    }
+}
