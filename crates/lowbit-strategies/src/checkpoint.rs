@@ -63,6 +63,8 @@ pub struct Progress {
     pub test_step: Option<u64>,
     /// Device on which it was evaluated. Not part of the state.
     pub test_device: Option<String>,
+    /// Highest `top1` of the last phase's evaluations so far.
+    pub best_top1: Option<f64>,
     /// Seconds of training so far, evaluation included. Not part of the state.
     pub seconds: f64,
 }

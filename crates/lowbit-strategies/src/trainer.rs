@@ -26,6 +26,9 @@ use crate::strategy::{Moment, Outputs, Phase, Role, Strategy, StudentOutput, com
 /// Images per evaluation batch. Fixed, so that every evaluation of a checkpoint adds in the same order.
 const EVAL_BATCH_SIZE: usize = 256;
 
+/// The burn that this is built with, which burn itself does not tell; a test compares it with the pin.
+const BURN_VERSION: &str = "0.22.1";
+
 /// Threads that decode and augment images beside the training.
 const LOADER_THREADS: usize = 1;
 
@@ -166,6 +169,9 @@ pub struct RunResult {
     /// Scores on the test images of networks that trained alongside, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub networks: BTreeMap<String, Scores>,
+    /// What the recipe compares it with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
     /// The run directory.
     pub run_dir: PathBuf,
 }
@@ -192,7 +198,7 @@ pub fn train(recipe: &Recipe, out: &Path, session: Session<'_>) -> Result<Outcom
     let info = RunInfo {
         schema: 1,
         lowbit: env!("CARGO_PKG_VERSION").into(),
-        burn: "0.22.1".into(),
+        burn: BURN_VERSION.into(),
         device: trainer.session.device_name.clone(),
         n_threads: n_threads(),
         data_dir: data_dir.transpose()?,
@@ -306,6 +312,8 @@ struct Trainer<'a> {
     /// The deployed network, further students, the teacher.
     trainees: Vec<Trainee>,
     progress: Progress,
+    /// Whether the evaluation after the last step is the best so far.
+    is_new_best: bool,
     clock: Clock,
 }
 
@@ -392,6 +400,7 @@ impl<'a> Trainer<'a> {
             data,
             trainees,
             progress: Progress::default(),
+            is_new_best: false,
             clock: Clock::new(0, 0.0),
         })
     }
@@ -459,7 +468,8 @@ impl<'a> Trainer<'a> {
                     self.finish_epoch(run)?;
                 }
                 let stop = self.session.stop.load(Ordering::Relaxed);
-                if self.checkpoint_is_due(epoch_done) || stop {
+                let is_new_best = std::mem::take(&mut self.is_new_best);
+                if self.checkpoint_is_due(epoch_done) || is_new_best || stop {
                     self.save_checkpoint(run)?;
                 }
                 if stop && self.progress.step < self.steps() {
@@ -700,6 +710,13 @@ impl<'a> Trainer<'a> {
                 _ => drop(self.progress.tests.insert(trainee.spec.name.clone(), scores)),
             }
         }
+        // Only the last phase has the precision asked for.
+        if let (Some(test), true) = (self.progress.test, self.phase + 1 == self.schedule.phases.len()) {
+            self.is_new_best = self.progress.best_top1.is_none_or(|best| test.top1 > best);
+            if self.is_new_best {
+                self.progress.best_top1 = Some(test.top1);
+            }
+        }
         self.progress.test_step = Some(self.progress.step);
         self.progress.test_device = Some(self.session.device_name.clone());
         Ok(())
@@ -766,6 +783,7 @@ impl<'a> Trainer<'a> {
             device: self.session.device_name.clone(),
             seed: self.recipe.seed,
             networks: self.progress.tests.clone(),
+            reference: self.recipe.reference.clone(),
             run_dir: run.path().into(),
         };
         run.write(RESULT, to_json(&result).as_bytes())?;

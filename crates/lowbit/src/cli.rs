@@ -114,8 +114,9 @@ saves a checkpoint; a second Ctrl-C aborts at once.
 
 With --json, stdout holds one JSON object. A complete training has `status`
 \"complete\", `top1` and `top5` (fractions), `loss`, `best`, `epochs`, `seconds`,
-`images_per_second`, `recipe`, `device`, `seed` and `run_dir`; a training that
-was stopped has `status` \"interrupted\", `run_dir`, `step` and `steps`.";
+`images_per_second`, `recipe`, `device`, `seed`, `run_dir` and, if the recipe
+has one, `reference`; a training that was stopped has `status` \"interrupted\",
+`run_dir`, `step` and `steps`.";
 
 const EVAL_NOTES: &str = "\
 The scores are those of the network that the run evaluates: the moving average

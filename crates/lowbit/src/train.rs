@@ -279,6 +279,7 @@ fn short(loss: f64) -> String {
 
 fn describe(result: &RunResult) -> String {
     let RunResult { top1, top5, loss, epochs, seconds, images_per_second, run_dir, .. } = result;
+    let reference = result.reference.as_ref().map(|text| format!("reference   {text}\n"));
     let (run, quoted) = (run_dir.display(), shell_quoted(run_dir));
     let best = result
         .best
@@ -290,12 +291,13 @@ fn describe(result: &RunResult) -> String {
         .map(|(name, scores)| format!("{name:<11} top-1 {}\n", percent_exact(scores.top1)))
         .collect();
     format!(
-        "last epoch  top-1 {}  top-5 {}  loss {loss:.4}\n{}{networks}time        {}, {}, {images_per_second:.0} \
+        "last epoch  top-1 {}  top-5 {}  loss {loss:.4}\n{}{networks}{}time        {}, {}, {images_per_second:.0} \
         images/s\nrun         {run}\n\nscore a checkpoint again:  lowbit eval {quoted}\nsee what it holds:         \
         lowbit inspect {quoted}",
         percent_exact(*top1),
         percent_exact(*top5),
         best.unwrap_or_default(),
+        reference.unwrap_or_default(),
         clock(*seconds),
         counted(*epochs, "epoch"),
     )

@@ -131,7 +131,7 @@ fn bad_recipes() {
         ),
         ("unknown-layer-pattern", &["--set", "quantization.layers=[{pattern=\"nope.*\", weight_bits=4}]"]),
         ("bad-layer-pattern", &["--set", "quantization.layers=[{pattern=\"a[\", weight_bits=4}]"]),
-        ("set-without-value", &["--set", "train.epochs"]),
+        ("set-without-value", &["--set", "train.epochs", "--set", "=3", "--set", "train.lr=1"]),
         ("unknown-recipe", &["digits-preresnet8-w2a3"]),
         ("missing-recipe-file", &["recipes/mine.toml"]),
         ("broken-recipe-file", &["broken.toml"]),
@@ -524,6 +524,21 @@ fn files_that_may_not_be_read() {
         mode(path, if is_dir { 0o755 } else { 0o644 });
         assert_eq!((outcome.code, outcome.stderr), (Some(4), format!("error: {message}\n")), "{path}");
     }
+    fs::create_dir(sandbox.path("data")).unwrap();
+    for (file, content) in idx_files() {
+        fs::write(sandbox.path("data").join(file), content).unwrap();
+    }
+    let args = tiny_with(&["--set", "data.dataset=mnist", "--data-dir", "data", "--out", "unreadable/run"]);
+    for path in ["data/train-labels-idx1-ubyte", "data"] {
+        mode(path, 0o000);
+        let outcome = Outcome::of(&unprivileged(&sandbox, &args).unwrap().output().unwrap());
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(3), ""), "{path}");
+        assert!(
+            outcome.stderr.contains(": permission denied; check its owner and mode"),
+            "{}",
+            outcome.stderr
+        );
+    }
 }
 
 /// A run directory that is moved away is not begun again where it was.
@@ -628,13 +643,55 @@ fn intact_idx_files() {
     assert!(outcome.stdout.contains("differs"), "{}", outcome.stdout);
 }
 
-/// CIFAR-100 in its real size: records of two labels and 3,072 pixels, all zero.
+/// CIFAR-100 in its real size: records of two labels and 3,072 pixels, the first few varied, the others zero.
 fn cifar100(sandbox: &Sandbox) {
     fs::create_dir_all(sandbox.path("data/cifar-100-binary")).unwrap();
     for (file, n_records) in [("train.bin", 50_000), ("test.bin", 10_000)] {
-        let file = File::create(sandbox.path("data/cifar-100-binary").join(file)).unwrap();
+        let mut file = File::create(sandbox.path("data/cifar-100-binary").join(file)).unwrap();
+        for record in 0..64_u32 {
+            let pixel = |i: u32| ((record * 3072 + i).wrapping_mul(2_654_435_761) >> 24) as u8;
+            let labels = [(record % 20) as u8, (record * 7 % 100) as u8];
+            file.write_all(&[labels.to_vec(), (0..3072).map(pixel).collect()].concat()).unwrap();
+        }
         file.set_len(n_records * 3074).unwrap();
     }
+}
+
+/// The recipe for CIFAR-100 on a few images, from unpacked files and from the archive.
+#[test]
+fn cifar100_recipe() {
+    let sandbox = Sandbox::new();
+    cifar100(&sandbox);
+    let train = |out: &str, data_dir: &str| {
+        let args = ["train", "cifar100-preresnet20-w2a2", "--out", out, "--data-dir", data_dir];
+        let changes = [
+            "train.epochs=1",
+            "data.train_limit=32",
+            "data.test_limit=16",
+            "data.batch_size=16",
+            "train.warmup_epochs=0",
+        ];
+        let changes = changes.iter().flat_map(|change| ["--set", change]).collect::<Vec<_>>();
+        sandbox.json(&[&args[..], &changes].concat())
+    };
+    let result = train("run", "data");
+    assert!(result["loss"].as_f64().unwrap() > 1.0, "{result}");
+    assert_eq!(sandbox.json(&["eval", "run"])["matches"], true);
+    let inspection = sandbox.json(&["inspect", "run"]);
+    assert_eq!(inspection["plan"]["layers"].as_array().unwrap().last().unwrap()["shape"][0], 100);
+
+    let archive = ["tar", "-C", "data", "-czf", "cifar-100-binary.tar.gz", "cifar-100-binary"];
+    let packed = Command::new(archive[0]).args(&archive[1..]).current_dir(sandbox.path(".")).status();
+    if !packed.is_ok_and(|status| status.success()) {
+        return skip("no tar here");
+    }
+    fs::remove_dir_all(sandbox.path("data")).unwrap();
+    let from_archive = train("packed", "cifar-100-binary.tar.gz");
+    assert_eq!(from_archive["loss"], result["loss"]);
+    assert_eq!(sandbox.json(&["inspect", "packed"])["state_sha256"], inspection["state_sha256"]);
+    let places = sandbox.json(&["data", "list", "--data-dir", "cifar-100-binary.tar.gz"]);
+    let places: Vec<&Value> = places.as_array().unwrap().iter().map(|entry| &entry["found_in"]).collect();
+    assert_eq!((places[3], places[4]), (&Value::Null, &"cifar-100-binary.tar.gz".into()));
 }
 
 #[test]
@@ -773,6 +830,35 @@ fn train_eval_inspect() {
     assert_eq!(first["state_sha256"].as_str().unwrap().len(), 64);
     assert_eq!(first["state_sha256"], second["state_sha256"]);
     assert_eq!(first["plan"]["layers"].as_array().unwrap().len(), 10);
+}
+
+/// The best checkpoint is there to be found, even if it fell between those that are asked for.
+#[test]
+fn best_checkpoint_is_saved() {
+    let sandbox = Sandbox::new();
+    let args = ["train", "-q", "--out", "run", "--set", "checkpoint.every_epochs=100"];
+    let result = sandbox.json(&[&args[..], &TINY[2..], &["--set", "train.epochs=6"]].concat());
+    let metrics = fs::read_to_string(sandbox.path("run/metrics.jsonl")).unwrap();
+    let metrics = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let top1: Vec<f64> = metrics.map(|epoch| epoch["test"]["top1"].as_f64().unwrap()).collect();
+    let best = top1.iter().copied().fold(0.0, f64::max);
+    let epoch = top1.iter().position(|&top1| top1 == best).unwrap() + 1;
+    assert_eq!(result["best"]["top1"], best);
+    assert_eq!(result["best"]["checkpoint"], format!("step-{:08}", 4 * epoch));
+}
+
+#[test]
+fn reference_is_shown_beside_the_result() {
+    let sandbox = Sandbox::new();
+    let args = tiny_with(&["--out", "run", "--set", "reference=full precision: 99.1 % (docs/results.md)"]);
+    let outcome = sandbox.run(&args);
+    assert!(
+        outcome.stdout.contains("\nreference   full precision: 99.1 % (docs/results.md)\n"),
+        "{}",
+        outcome.stdout
+    );
+    let recipe = fs::read_to_string(sandbox.path("run/recipe.toml")).unwrap();
+    assert!(recipe.contains("reference = \"full precision: 99.1 % (docs/results.md)\""), "{recipe}");
 }
 
 #[test]

@@ -29,7 +29,7 @@ const RECIPE: [&str; 12] = [
     "data.test_limit=128",
     "checkpoint.every_steps=3",
     "quantization.method=lsq",
-    "quantization.first={weight_bits=8, act_bits=8}",
+    "quantization.first={method=\"minmax\", weight_bits=8, act_bits=8}",
     "quantization.last={method=\"minmax\", weight_bits=8, act_bits=8}",
     "quantization.shortcut={weight_bits=8, act_bits=8}",
     "train.gradient_clip=5",

@@ -119,6 +119,11 @@ fn compose(
         halve_decay_below_4_bits(section(&mut table, "train"), weight_bits);
     }
     table.insert("name".into(), Value::String(name.clone()));
+    if let (Some(_), Some(accuracy)) = (bits, measured.get(&format!("{}-fp32", base.name))) {
+        let accuracy = accuracy.split(',').next().unwrap_or(accuracy);
+        let reference = format!("full precision: {accuracy} (docs/results.md)");
+        table.insert("reference".into(), Value::String(reference));
+    }
     let what = match (bits, method) {
         (None, _) => "full precision".into(),
         (Some(_), None) => "trained directly".into(),

@@ -14,8 +14,10 @@ use std::path::PathBuf;
 use globset::Glob;
 use lowbit_core::{Granularity, Precision};
 use lowbit_data::{Augmentation, DatasetName, LabelKind};
-use lowbit_models::{Family, InputShape, ModelConfig};
-use lowbit_quantizers::{LayerOverride, LayerQuantization, Method, PrecisionFloor, QuantizationPolicy};
+use lowbit_models::{Family, InputShape, LayerRef, ModelConfig};
+use lowbit_quantizers::{
+    LayerOverride, LayerQuantization, LayerRole, Method, PrecisionFloor, QuantizationPolicy, QuantizerError,
+};
 use serde::Serialize;
 use serde::ser::SerializeStruct;
 use toml::{Table, Value};
@@ -41,6 +43,9 @@ pub struct Recipe {
     pub name: String,
     /// Seed of everything random.
     pub seed: u64,
+    /// What to compare the result with, shown beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
     /// Run directory or checkpoint whose weights the students begin with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
@@ -119,7 +124,8 @@ pub struct TrainRecipe {
     pub quantizers: QuantizerGroup,
     /// Learning rate over time.
     pub schedule: ScheduleRecipe,
-    /// Epochs over which the learning rate rises linearly from zero before the schedule's course.
+    /// Epochs over which the learning rate rises linearly, as a factor on the schedule's course, which counts from the
+    /// first epoch.
     pub warmup_epochs: f64,
     /// Largest norm of all gradients together; larger ones are scaled down to it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -219,12 +225,6 @@ pub enum RecipeError {
         /// What the parser says, with line and column.
         message: String,
     },
-    /// An override is not of the form `key=value`.
-    #[error("--set {got:?} is not of the form key=value, as in --set train.epochs=3")]
-    Override {
-        /// The override.
-        got: String,
-    },
     /// The recipe has mistakes.
     #[error("{origin} has {}:{}", count(problems), list(problems))]
     Invalid {
@@ -277,10 +277,12 @@ impl Recipe {
             origin: origin.into(),
             message: error.to_string().trim_end().into(),
         })?;
-        for text in overrides {
-            set(&mut table, text)?;
-        }
         let problems = Problems::default();
+        for text in overrides {
+            if let Err(message) = set(&mut table, text) {
+                problems.push(format!("--set {text:?}"), message);
+            }
+        }
         let recipe = read(table, &problems);
         let problems = problems.into_vec();
         match problems.is_empty() {
@@ -296,15 +298,15 @@ impl Recipe {
 }
 
 /// Puts `value` of `key=value` at the dotted `key`. A value that is no TOML is taken as a text.
-fn set(table: &mut Table, text: &str) -> Result<(), RecipeError> {
-    let malformed = || RecipeError::Override { got: text.into() };
+fn set(table: &mut Table, text: &str) -> Result<(), String> {
+    let malformed = || "is not of the form key=value, as in --set train.epochs=3".to_string();
     let (key, value) = text.split_once('=').ok_or_else(malformed)?;
-    let value = format!("value = {value}")
-        .parse::<Table>()
-        .ok()
-        .and_then(|mut parsed| parsed.remove("value"))
-        .unwrap_or_else(|| Value::String(value.trim().into()));
-    let parts: Vec<&str> = key.trim().split('.').collect();
+    let value = match format!("value = {value}").parse::<Table>() {
+        Ok(parsed) if parsed.len() > 1 => return Err("has more than one key: give each a --set".into()),
+        Ok(mut parsed) => parsed.remove("value").ok_or_else(malformed)?,
+        Err(_) => Value::String(value.trim().into()),
+    };
+    let parts: Vec<&str> = key.split('.').map(str::trim).collect();
     let Some((last, parents)) = parts.split_last().filter(|_| parts.iter().all(|part| !part.is_empty()))
     else {
         return Err(malformed());
@@ -315,7 +317,7 @@ fn set(table: &mut Table, text: &str) -> Result<(), RecipeError> {
         if !entry.is_table() {
             *entry = Value::Table(Table::new());
         }
-        target = entry.as_table_mut().ok_or_else(malformed)?;
+        target = entry.as_table_mut().expect("invariant: it was made a table");
     }
     target.insert((*last).into(), value);
     Ok(())
@@ -332,20 +334,23 @@ fn read(table: Table, problems: &Problems) -> Recipe {
         root.problem("name", format!("expected letters, digits, '-', '_' and '.', got {name:?}"));
     }
     let seed = root.integer("seed", 0, 0..=i64::MAX as u64);
+    let reference = root.optional_text("reference");
     let init = root.optional_text("init").map(PathBuf::from);
     let data = read_data(root.section("data"));
     let model = read_network(root.section("model"), None);
-    let quantization = read_quantization(root.section("quantization"));
+    let quantization = read_quantization(root.section("quantization"), &model);
     let train = read_train(root.section("train"));
     let PrecisionFloor { weight_bits, act_bits } = quantization.target();
     let so_far = RecipeSoFar { weight_bits, act_bits, model: &model, input: data.input_shape() };
     let strategy = strategy::read_strategy(root.optional_section("strategy"), &so_far);
+    check_students(&root, &strategy, &quantization, &model);
     let checkpoint = read_checkpoint(root.optional_section("checkpoint"));
     let phases = BTreeMap::new();
     let mut recipe = Recipe {
         schema: SCHEMA,
         name,
         seed,
+        reference,
         init,
         data,
         model,
@@ -443,7 +448,7 @@ const METHOD_NAMES: [(&str, Method); 4] =
 const GRANULARITIES: [(&str, Granularity); 2] =
     [("per-tensor", Granularity::PerTensor), ("per-channel", Granularity::PerChannel)];
 
-fn read_quantization(section: Section<'_>) -> QuantizationRecipe {
+fn read_quantization(section: Section<'_>, model: &ModelConfig) -> QuantizationRecipe {
     let base = LayerQuantization {
         method: section.choice("method", &METHOD_NAMES),
         weight_bits: section.precision("weight_bits"),
@@ -451,29 +456,34 @@ fn read_quantization(section: Section<'_>) -> QuantizationRecipe {
         weight_granularity: section.optional_choice("weight_granularity", &GRANULARITIES).unwrap_or_default(),
     };
     let mut policy = QuantizationPolicy::new(base);
-    check_layer(&section, base);
     if let Some(first) = section.optional_section("first") {
-        policy.first = read_override(first, base, LayerOverride::FULL_PRECISION);
+        policy.first = read_override(first, LayerOverride::FULL_PRECISION);
     }
     if let Some(last) = section.optional_section("last") {
-        policy.last = read_override(last, base, LayerOverride::FULL_PRECISION);
+        policy.last = read_override(last, LayerOverride::FULL_PRECISION);
     }
     if let Some(shortcut) = section.optional_section("shortcut") {
-        policy.shortcut = read_override(shortcut, base, LayerOverride::default());
+        policy.shortcut = read_override(shortcut, LayerOverride::default());
     }
-    for layer in section.sections("layers") {
+    // Keys in the recipe of the patterns, one of which may not be valid.
+    let mut keys = Vec::new();
+    for (i, layer) in section.sections("layers").into_iter().enumerate() {
         let pattern = layer.text("pattern");
         match Glob::new(&pattern) {
-            Ok(glob) => policy.patterns.push((glob, read_override(layer, base, LayerOverride::default()))),
+            Ok(glob) => {
+                policy.patterns.push((glob, read_override(layer, LayerOverride::default())));
+                keys.push(format!("layers[{i}]"));
+            }
             Err(error) => layer.problem("pattern", format!("is not a pattern: {error}")),
         }
     }
+    check_policy(&section, &policy, &keys, model);
     section.finish();
     QuantizationRecipe { policy }
 }
 
-/// What a table changes of `defaults`, checked as it applies to `base`.
-fn read_override(section: Section<'_>, base: LayerQuantization, defaults: LayerOverride) -> LayerOverride {
+/// What a table changes of `defaults`.
+fn read_override(section: Section<'_>, defaults: LayerOverride) -> LayerOverride {
     let change = LayerOverride {
         method: section.optional_choice("method", &METHOD_NAMES).or(defaults.method),
         weight_bits: section.optional_precision("weight_bits").or(defaults.weight_bits),
@@ -482,25 +492,111 @@ fn read_override(section: Section<'_>, base: LayerQuantization, defaults: LayerO
             .optional_choice("weight_granularity", &GRANULARITIES)
             .or(defaults.weight_granularity),
     };
-    check_layer(&section, change.apply(base));
     section.finish();
     change
 }
 
-fn check_layer(section: &Section<'_>, quantization: LayerQuantization) {
-    if let Err(error) = quantization.check() {
-        let key = match error {
-            lowbit_quantizers::QuantizerError::Bits { .. } => "weight_bits",
-            lowbit_quantizers::QuantizerError::Granularity { .. } => "weight_granularity",
-        };
-        section.problem(key, error.to_string());
+/// Checks what every layer of `model` gets, and that every pattern matches one; `keys` are those of the patterns.
+fn check_policy(section: &Section<'_>, policy: &QuantizationPolicy, keys: &[String], model: &ModelConfig) {
+    let known = model.layers();
+    // Of a network that is not defined, roles are all that is known.
+    let layers = match &known {
+        Ok(layers) => layers.clone(),
+        Err(_) => ModelConfig::new(Family::ResNet, 8).layers().expect("invariant: ResNet-8 is defined"),
+    };
+    for layer in &layers {
+        check_layer(section, policy, keys, layer);
+    }
+    if known.is_ok() {
+        let paths: Vec<String> = layers.into_iter().map(|layer| layer.path).collect();
+        let mut list = format!("; the layers are {}", paths.join(", "));
+        for ((pattern, _), key) in policy.patterns.iter().zip(keys) {
+            if !paths.iter().any(|path| lowbit_quantizers::pattern_matches(pattern, path)) {
+                let message = format!("{:?} matches no layer{list}", pattern.glob());
+                section.problem(&format!("{key}.pattern"), message);
+                // Once is enough.
+                list.clear();
+            }
+        }
+    }
+}
+
+/// Checks what a layer gets, and reports a mistake at the key that completes it.
+fn check_layer(section: &Section<'_>, policy: &QuantizationPolicy, keys: &[String], layer: &LayerRef) {
+    let all = LayerOverride {
+        method: Some(policy.base.method),
+        weight_bits: Some(policy.base.weight_bits),
+        act_bits: Some(policy.base.act_bits),
+        weight_granularity: Some(policy.base.weight_granularity),
+    };
+    // In the order in which they apply, each with the prefix of its keys.
+    let mut changes = vec![(String::new(), all)];
+    match layer.role {
+        LayerRole::First => changes.push(("first.".into(), policy.first)),
+        LayerRole::Last => changes.push(("last.".into(), policy.last)),
+        LayerRole::Shortcut => changes.push(("shortcut.".into(), policy.shortcut)),
+        LayerRole::Hidden => {}
+    }
+    for ((pattern, change), key) in policy.patterns.iter().zip(keys) {
+        if lowbit_quantizers::pattern_matches(pattern, &layer.path) {
+            changes.push((format!("{key}."), *change));
+        }
+    }
+    // The last change that has to do with it, and there the key that is more to the point than the method.
+    let report = |key: &str, sets: fn(&LayerOverride) -> bool, message: String| {
+        let completes = changes.iter().rev().find(|(_, change)| sets(change) || change.method.is_some());
+        let (prefix, change) = completes.expect("invariant: the base sets everything");
+        section.problem_once(&format!("{prefix}{}", if sets(change) { key } else { "method" }), message);
+    };
+    let mut quantization = policy.resolve(&layer.path, layer.role);
+    // Asked for by name, a granularity is checked in full precision too.
+    let asked_for = changes[1..].iter().rev().find_map(|(_, change)| change.weight_granularity);
+    quantization.weight_granularity = asked_for.unwrap_or(quantization.weight_granularity);
+    match quantization.check() {
+        Err(error @ QuantizerError::Bits { .. }) => {
+            report("weight_bits", |change| change.weight_bits.is_some(), error.to_string());
+        }
+        Err(error @ QuantizerError::Granularity { .. }) => {
+            report("weight_granularity", |change| change.weight_granularity.is_some(), error.to_string());
+        }
+        Ok(()) => {}
+    }
+    let LayerQuantization { method, act_bits, .. } = quantization;
+    if layer.role == LayerRole::First && act_bits != Precision::FullPrecision && method != Method::MinMax {
+        let message = format!(
+            "{method} quantizes what is not negative, and would cut off half of the normalized image at {}: take \
+             method = \"minmax\" for it, or act_bits = \"fp32\"",
+            layer.path
+        );
+        report("act_bits", |change| change.act_bits.is_some(), message);
+    }
+}
+
+/// Checks the layers of further students, which have the policy of the first with bit widths of their own.
+fn check_students(
+    root: &Section<'_>,
+    strategy: &StrategyRecipe,
+    quantization: &QuantizationRecipe,
+    model: &ModelConfig,
+) {
+    let students = strategy.joint.iter().flat_map(|joint| &joint.students).enumerate();
+    for (i, student) in students {
+        let mut policy = quantization.policy.clone();
+        policy.base.weight_bits = student.weight_bits;
+        policy.base.act_bits = student.act_bits;
+        for LayerRef { path, role } in model.layers().unwrap_or_default() {
+            let is_known = quantization.policy.resolve(&path, role).check().is_err();
+            if let (false, Err(error)) = (is_known, policy.resolve(&path, role).check()) {
+                root.problem_once(&format!("strategy.joint.students[{i}].weight_bits"), error.to_string());
+            }
+        }
     }
 }
 
 fn read_train(section: Section<'_>) -> TrainRecipe {
     let epochs = section.required_integer("epochs", 1..=100_000);
     let optimizer = read_optimizer(section.optional_section("optimizer"));
-    let schedule = read_schedule(section.optional_section("schedule"), epochs);
+    let schedule = read_schedule(section.optional_section("schedule"));
     let quantizers = section.optional_section("quantizers").map_or(
         QuantizerGroup { learning_rate_scale: 1.0, weight_decay: 0.0 },
         |group| {
@@ -568,7 +664,7 @@ fn read_optimizer(section: Option<Section<'_>>) -> OptimizerRecipe {
     optimizer
 }
 
-fn read_schedule(section: Option<Section<'_>>, epochs: u64) -> ScheduleRecipe {
+fn read_schedule(section: Option<Section<'_>>) -> ScheduleRecipe {
     #[derive(Clone, Copy)]
     enum Kind {
         Constant,
@@ -583,14 +679,10 @@ fn read_schedule(section: Option<Section<'_>>, epochs: u64) -> ScheduleRecipe {
         Kind::MultiStep => {
             let milestones = section.integers("milestones");
             let ascending = milestones.windows(2).all(|pair| pair[0] < pair[1]);
-            if !ascending || milestones.iter().any(|&epoch| epoch == 0 || epoch >= epochs) {
-                section.problem(
-                    "milestones",
-                    format!(
-                        "expected ascending epochs between 1 and {}, got {milestones:?}",
-                        epochs.saturating_sub(1)
-                    ),
-                );
+            // Milestones after the last epoch never come, so that a recipe can be tried with fewer epochs.
+            if !ascending || milestones.contains(&0) {
+                section
+                    .problem("milestones", format!("expected ascending epochs from 1, got {milestones:?}"));
             }
             let gamma =
                 section.number("gamma", 0.1, &NumberRange { min: 0.0, max: 1.0, min_included: false });

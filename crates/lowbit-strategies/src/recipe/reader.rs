@@ -61,6 +61,15 @@ impl<'a> Section<'a> {
         self.problems.push(self.key_path(key), message);
     }
 
+    /// The same unless it is known already.
+    pub(super) fn problem_once(&self, key: &str, message: String) {
+        let problem = Problem { key: self.key_path(key), message };
+        let mut problems = self.problems.0.borrow_mut();
+        if !problems.contains(&problem) {
+            problems.push(problem);
+        }
+    }
+
     /// A mistake that concerns the table as a whole.
     pub(super) fn problem_here(&self, message: impl Into<String>) {
         self.problems.push(self.path.clone(), message);
@@ -282,12 +291,16 @@ pub(super) struct NumberRange {
     pub(super) min_included: bool,
 }
 
+/// All numbers are computed with in single precision sooner or later, so the ranges hold in it: above 0 is at least its
+/// smallest normal number, and below 1 at most the one before it.
 impl NumberRange {
-    pub(super) const POSITIVE: Self = Self { min: 0.0, max: f64::MAX, min_included: false };
-    pub(super) const NOT_NEGATIVE: Self = Self { min: 0.0, max: f64::MAX, min_included: true };
+    pub(super) const POSITIVE: Self =
+        Self { min: f32::MIN_POSITIVE as f64, max: f32::MAX as f64, min_included: true };
+    pub(super) const NOT_NEGATIVE: Self = Self { min: 0.0, max: f32::MAX as f64, min_included: true };
 
     /// From 0 up to, but not including, 1.
-    pub(super) const FRACTION: Self = Self { min: 0.0, max: 1.0 - f64::EPSILON, min_included: true };
+    pub(super) const FRACTION: Self =
+        Self { min: 0.0, max: 1.0 - f32::EPSILON as f64 / 2.0, min_included: true };
 
     fn contains(&self, number: f64) -> bool {
         let above = if self.min_included { number >= self.min } else { number > self.min };
@@ -297,11 +310,14 @@ impl NumberRange {
 
 impl fmt::Display for NumberRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bound = if self.min_included { "from" } else { "greater than" };
-        write!(f, "a number {bound} {}", self.min)?;
+        match self.min {
+            min if min == Self::POSITIVE.min => f.write_str("a number greater than 0 (from 1.2e-38)")?,
+            min if self.min_included => write!(f, "a number from {min}")?,
+            min => write!(f, "a number greater than {min}")?,
+        }
         match self.max {
-            f64::MAX => Ok(()),
-            max if max < 1.0 => f.write_str(" and less than 1"),
+            max if max == Self::POSITIVE.max => f.write_str(" to 3.4e38"),
+            max if max == Self::FRACTION.max => f.write_str(" and less than 1 (in 32 bits)"),
             max => write!(f, " to {max}"),
         }
     }

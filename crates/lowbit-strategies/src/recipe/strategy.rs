@@ -464,8 +464,7 @@ pub(super) fn read_phases(section: Option<Section<'_>>, recipe: &mut Recipe) {
 fn read_phase(section: Section<'_>, train: &TrainRecipe) -> PhaseRecipe {
     let epochs = section.optional_integer("epochs", 1..=100_000);
     let n_epochs = epochs.unwrap_or(train.epochs);
-    let schedule =
-        section.optional_section("schedule").map(|schedule| read_schedule(Some(schedule), n_epochs));
+    let schedule = section.optional_section("schedule").map(|schedule| read_schedule(Some(schedule)));
     let optimizer = [("fresh", OptimizerState::Fresh), ("kept", OptimizerState::Kept)];
     let quantizers = [("recalibrated", QuantizerState::Recalibrated), ("rescaled", QuantizerState::Rescaled)];
     let phase = PhaseRecipe {
@@ -480,14 +479,6 @@ fn read_phase(section: Section<'_>, train: &TrainRecipe) -> PhaseRecipe {
     let warmup_epochs = phase.warmup_epochs.unwrap_or(train.warmup_epochs);
     if warmup_epochs > n_epochs as f64 {
         section.problem("warmup_epochs", format!("{warmup_epochs} is more than all {n_epochs} epochs"));
-    }
-    if let (None, ScheduleRecipe::MultiStep { milestones, .. }) = (&phase.schedule, &train.schedule)
-        && milestones.iter().any(|&milestone| milestone >= n_epochs)
-    {
-        section.problem(
-            "epochs",
-            format!("{n_epochs} does not reach all of train.schedule.milestones: give the phase a schedule"),
-        );
     }
     section.finish();
     phase

@@ -57,6 +57,7 @@ fn a_resolved_recipe_reads_back_as_itself() {
         "data.augment={pad=1, flip=true}",
         "checkpoint.every_steps=7",
         "init='runs/earlier'",
+        "reference='full precision: 99 %'",
         "strategy.two_stage=true",
         "strategy.progressive={ladder=['fp32', 5]}",
         "strategy.stochastic_precision={unit='channel-group', groups=8, probability={kind='stepped'}}",
@@ -95,7 +96,7 @@ fn every_mistake_is_reported_with_key_value_and_what_is_allowed() {
             "quantization.act_bits: expected a bit width from 1 to 8, or \"fp32\", got \"full\"",
             "train.epochs: expected an integer from 1 to 100000, got 0",
             "train.learning_rat: unknown key; did you mean \"learning_rate\"?",
-            "colour: unknown key; the keys here are schema, name, seed, init, data, model, quantization, train, strategy, checkpoint, phases",
+            "colour: unknown key; the keys here are schema, name, seed, reference, init, data, model, quantization, train, strategy, checkpoint, phases",
         ]
     );
 }
@@ -117,6 +118,107 @@ fn bits_that_a_method_cannot_do_are_refused_where_they_stand() {
     for bits in ["0", "-1", "33", "2.5", "true"] {
         assert_eq!(mistakes(&[&format!("quantization.weight_bits={bits}")]).len(), 1, "{bits}");
     }
+}
+
+/// What counts is what a layer gets in the end, and a mistake is where the last word on it was said.
+#[test]
+fn layers_are_checked_as_they_are_resolved() {
+    let valid: [&[&str]; 3] = [
+        &[
+            "quantization.layers=[{pattern='**', method='lsq'}, {pattern='stages.0.**', weight_granularity='per-channel'}]",
+        ],
+        &[
+            "quantization.last={method='minmax', weight_bits=1}",
+            "quantization.layers=[{pattern='fc', weight_bits=2}]",
+        ],
+        &["quantization.first={weight_bits=8}"],
+    ];
+    for overrides in valid {
+        parse(overrides).unwrap_or_else(|error| panic!("{error}"));
+    }
+    let one_bit = "minmax cannot quantize weights to 1 bits: it takes 2 to 8 bits, or \"fp32\"";
+    let per_channel = "dorefa quantizes weights per-tensor only, got per-channel";
+    let cases: [(&[&str], String); 6] = [
+        (
+            &["quantization.last={method='minmax'}", "quantization.layers=[{pattern='fc', weight_bits=1}]"],
+            format!("quantization.layers[0].weight_bits: {one_bit}"),
+        ),
+        (
+            &["quantization.weight_bits=1", "quantization.shortcut={method='minmax'}"],
+            format!("quantization.shortcut.method: {one_bit}"),
+        ),
+        (&["quantization.weight_granularity='per-channel'"], format!("quantization.weight_granularity: {per_channel}")),
+        (
+            &[
+                "quantization.method='lsq'",
+                "quantization.weight_granularity='per-channel'",
+                "quantization.layers=[{pattern='stages.**', act_bits=4}, {pattern='stages.0.**', method='dorefa'}]",
+            ],
+            format!("quantization.layers[1].method: {per_channel}"),
+        ),
+        (
+            &["quantization.method='minmax'", "strategy.joint={students=[{weight_bits=4, act_bits=4}, {weight_bits=1, act_bits=2}]}"],
+            format!("strategy.joint.students[1].weight_bits: {one_bit}"),
+        ),
+        (
+            &["quantization.first={act_bits=8}"],
+            "quantization.first.act_bits: dorefa quantizes what is not negative, and would cut off half of the normalized \
+             image at stem: take method = \"minmax\" for it, or act_bits = \"fp32\""
+                .into(),
+        ),
+    ];
+    for (overrides, message) in cases {
+        assert_eq!(mistakes(overrides), [message], "{overrides:?}");
+    }
+    parse(&["quantization.first={method='minmax', act_bits=8}"]).unwrap();
+    // Of a network that is not defined, too.
+    let both = ["model.depth=9", "quantization.last={method='minmax', weight_bits=1}"];
+    assert_eq!(mistakes(&both).len(), 2);
+}
+
+#[test]
+fn every_pattern_without_a_layer_is_reported() {
+    let layers = "quantization.layers=[{pattern='a.*', weight_bits=4}, {pattern='fc', weight_bits=4}, {pattern='b[', weight_bits=4}, {pattern='stages.3.**', weight_bits=4}]";
+    let found = mistakes(&[layers, "train.epochs=0"]);
+    assert_eq!(
+        found,
+        [
+            "quantization.layers[2].pattern: is not a pattern: error parsing glob 'b[': unclosed character class; missing ']'",
+            "quantization.layers[0].pattern: \"a.*\" matches no layer; the layers are stem, stages.0.0.conv1, \
+             stages.0.0.conv2, stages.1.0.conv1, stages.1.0.conv2, stages.1.0.shortcut, stages.2.0.conv1, \
+             stages.2.0.conv2, stages.2.0.shortcut, fc",
+            "quantization.layers[3].pattern: \"stages.3.**\" matches no layer",
+            "train.epochs: expected an integer from 1 to 100000, got 0",
+        ]
+    );
+}
+
+/// To try a recipe out is to train it for an epoch.
+#[test]
+fn every_recipe_takes_one_epoch() {
+    for recipe in embedded() {
+        Recipe::embedded(&recipe.name, &["train.epochs=1".into()]).unwrap_or_else(|error| panic!("{error}"));
+    }
+    let change = "phases={w2a2={epochs=1}, w2a32={schedule={kind='multi-step', milestones=[9]}}}";
+    let multi_step = "train.schedule={kind='multi-step', milestones=[80, 120]}";
+    parse(&["strategy.two_stage=true", change, multi_step]).unwrap();
+}
+
+/// A number that single precision makes 0, 1 or infinite is none in the range.
+#[test]
+fn ranges_hold_in_single_precision() {
+    for text in [
+        "train.optimizer={kind='adam', beta2=0.999999999}",
+        "train.optimizer={kind='adam', epsilon=1e-60}",
+        "train.weight_decay=1e300",
+        "train.gradient_clip=1e-300",
+        "train.learning_rate=1e39",
+        "train.ema_decay=0.9999999999",
+    ] {
+        let found = mistakes(&[text]);
+        assert!(found.len() == 1 && found[0].contains(": expected a number "), "{found:?}");
+    }
+    parse(&["train.optimizer={kind='adam', beta2=0.9999999, epsilon=1e-30}"]).unwrap();
 }
 
 #[test]
@@ -155,9 +257,18 @@ fn overrides_take_values_texts_and_tables() {
     assert_eq!(recipe.quantization.policy.base.act_bits, Precision::FullPrecision);
     assert_eq!(recipe.quantization.summary(), "W2A32");
     assert_eq!(recipe.train.ema_decay, Some(0.9));
-    for malformed in ["train.epochs", "=3", "train..epochs=3"] {
-        assert!(matches!(parse(&[malformed]), Err(RecipeError::Override { .. })), "{malformed}");
-    }
+    assert_eq!(parse(&["train . learning_rate = 0.5"]).unwrap().train.learning_rate, 0.5);
+    let malformed = ["train.epochs", "=3", "train..epochs=3", "seed=1\ntrain=2", "train.epochs=0"];
+    assert_eq!(
+        mistakes(&malformed),
+        [
+            "--set \"train.epochs\": is not of the form key=value, as in --set train.epochs=3",
+            "--set \"=3\": is not of the form key=value, as in --set train.epochs=3",
+            "--set \"train..epochs=3\": is not of the form key=value, as in --set train.epochs=3",
+            "--set \"seed=1\\ntrain=2\": has more than one key: give each a --set",
+            "train.epochs: expected an integer from 1 to 100000, got 0",
+        ]
+    );
     assert!(matches!(Recipe::parse("a = = 1", "broken.toml", &[]), Err(RecipeError::Syntax { .. })));
     let unknown = Recipe::embedded("digits-preresnet8-w2a3", &[]).unwrap_err().to_string();
     assert!(unknown.contains("did you mean \"digits-preresnet8-w2a2\"?"), "{unknown}");
@@ -212,7 +323,7 @@ fn phases_take_settings_of_their_own_and_a_floor_that_patterns_respect() {
     let recipe = parse(&[
         "strategy.two_stage=true",
         "strategy.progressive={ladder=[4]}",
-        "quantization.first={weight_bits=8, act_bits=8}",
+        "quantization.first={method='minmax', weight_bits=8, act_bits=8}",
         "quantization.layers=[{pattern='stages.0.**', weight_bits=1}]",
         "phases={w4a32={epochs=7, learning_rate=0.5}, w2a2={schedule={kind='cosine'}, optimizer_state='kept'}}",
     ])
