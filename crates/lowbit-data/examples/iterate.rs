@@ -42,7 +42,6 @@ fn run() -> Result<(), Box<dyn Error>> {
         if batch.step < 3 || batch.step + 1 == loader.steps_per_epoch() {
             println!("step {:4}: shape {:?}, mean {mean:+.3}", batch.step, batch.shape);
         }
-        loader.recycle(batch);
     }
     Ok(())
 }

@@ -38,7 +38,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         for epoch in 0..n_epochs {
             for batch in loader.epoch(epoch, 0) {
                 n_images += batch.labels.len();
-                loader.recycle(batch);
             }
         }
         let rate = n_images as f64 / start.elapsed().as_secs_f64();
