@@ -862,6 +862,14 @@ fn reference_is_shown_beside_the_result() {
 }
 
 #[test]
+fn threads_that_are_asked_for_are_recorded() {
+    let sandbox = Sandbox::new();
+    let mut command = sandbox.command(&tiny_with(&["--out", "run"]));
+    assert!(command.env("RAYON_NUM_THREADS", "3").status().unwrap().success());
+    assert_eq!(sandbox.json(&["inspect", "run"])["info"]["n_threads"], 3);
+}
+
+#[test]
 fn default_directories_are_numbered() {
     let sandbox = Sandbox::new();
     let run_dirs = [(); 2].map(|()| sandbox.json(&tiny_with(&[]))["run_dir"].clone());

@@ -125,8 +125,8 @@ fn compose(
         table.insert("reference".into(), Value::String(reference));
     }
     let what = match (bits, method) {
-        (None, _) => "full precision".into(),
-        (Some(_), None) => "trained directly".into(),
+        (None, _) => "full precision",
+        (Some(_), None) => "trained directly",
         (Some(_), Some(method)) => method.summary(),
     };
     let bits = bits.map_or(String::new(), |[weight, act]| format!(", W{weight}A{act}"));
