@@ -238,3 +238,161 @@ pub struct ResNetCase {
     /// In all.
     pub parameters: usize,
 }
+
+/// `strategies.json`, as described in `golden/generate_strategies.py`. Expected values are in double precision.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/generate_strategies.py")]
+pub struct Strategies {
+    pub distillation: Vec<DistillationCase>,
+    pub joint: Vec<JointCase>,
+    pub hint: HintCases,
+    pub composed: ComposedCases,
+    pub steps: JointSteps,
+    pub probability: Vec<ProbabilityCase>,
+}
+
+/// Expected gradients of a loss, one for each tensor; `None` where it does not depend on it.
+pub type Grads = Vec<Option<Vec<f64>>>;
+
+/// The distance of two networks' logits, in both directions.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/generate_strategies.py")]
+pub struct DistillationCase {
+    pub name: String,
+    /// Of the Kullback-Leibler divergence; absent for the mean square.
+    pub temperature: Option<f64>,
+    pub shape: [usize; 2],
+    pub student: Vec<f32>,
+    pub teacher: Vec<f32>,
+    pub from_teacher: Distance,
+    pub from_student: Distance,
+}
+
+/// A distance and its gradients.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/generate_strategies.py")]
+pub struct Distance {
+    pub loss: f64,
+    pub grad_target: Vec<f64>,
+    pub grad_logits: Vec<f64>,
+}
+
+/// `a_s`, `b_s`, `a_t` and `b_t`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/generate_strategies.py")]
+pub struct JointWeights {
+    pub student_label: f64,
+    pub student_distill: f64,
+    pub teacher_label: f64,
+    pub teacher_distill: f64,
+}
+
+/// The losses of networks that learn from one another; the teacher is the last.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/generate_strategies.py")]
+pub struct JointCase {
+    pub name: String,
+    pub mode: String,
+    pub weights: JointWeights,
+    pub temperature: Option<f64>,
+    pub shape: [usize; 2],
+    pub labels: Vec<i64>,
+    pub logits: Vec<Vec<f32>>,
+    /// `None` for a teacher that is not trained.
+    pub losses: Vec<Option<f64>>,
+    /// Of each loss, for the logits of each network.
+    pub grads: Vec<Option<Grads>>,
+}
+
+/// One pair of feature maps at several bit widths.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/generate_strategies.py")]
+pub struct HintCases {
+    pub shape: [usize; 4],
+    pub weight: f64,
+    pub mu: Vec<f32>,
+    pub nu: Vec<f32>,
+    pub cases: Vec<HintCase>,
+}
+
+/// One bit width.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/generate_strategies.py")]
+pub struct HintCase {
+    pub name: String,
+    pub bits: lowbit_core::Precision,
+    pub codes: Option<Vec<u32>>,
+    pub loss_student: f64,
+    pub loss_teacher: f64,
+    pub grad_mu: Vec<f64>,
+    pub grad_nu: Vec<f64>,
+}
+
+/// Joint losses with hints, of two students.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/generate_strategies.py")]
+pub struct ComposedCases {
+    pub weights: JointWeights,
+    pub temperature: f64,
+    pub hint_weight: f64,
+    pub taps: Vec<usize>,
+    pub bits: Vec<lowbit_core::Precision>,
+    pub shape: [usize; 2],
+    pub labels: Vec<i64>,
+    pub logits: Vec<Vec<f32>>,
+    pub map_shapes: Vec<[usize; 4]>,
+    pub student_maps: Vec<Vec<Vec<f32>>>,
+    pub teacher_maps: Vec<Vec<f32>>,
+    pub cases: Vec<ComposedCase>,
+}
+
+/// Who learns from whom.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/generate_strategies.py")]
+pub struct ComposedCase {
+    pub name: String,
+    pub mode: String,
+    pub target: String,
+    pub losses: Vec<Option<f64>>,
+    /// Of each loss, for all logits, the maps of each student and the maps of the teacher.
+    pub grads: Vec<Option<Grads>>,
+}
+
+/// Steps of two linear students and a linear teacher with momentum.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/generate_strategies.py")]
+pub struct JointSteps {
+    pub options: JointStepOptions,
+    pub weights: JointWeights,
+    pub temperature: f64,
+    pub x_shape: [usize; 2],
+    pub w_shape: [usize; 2],
+    pub x: Vec<Vec<f32>>,
+    pub labels: Vec<Vec<i64>>,
+    pub initial: Vec<Vec<f32>>,
+    /// Parameters of each network after each step.
+    pub after_step: Vec<Vec<Vec<f64>>>,
+}
+
+/// Settings of `torch.optim.SGD`.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/generate_strategies.py")]
+pub struct JointStepOptions {
+    pub lr: f64,
+    pub teacher_scale: f64,
+    pub momentum: f64,
+    pub weight_decay: f64,
+}
+
+/// Probabilities of being quantized at some steps of a phase.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/generate_strategies.py")]
+pub struct ProbabilityCase {
+    pub kind: String,
+    pub from: Option<f64>,
+    pub values: Option<Vec<f64>>,
+    pub final_share: f64,
+    pub phase_steps: u64,
+    pub steps: Vec<u64>,
+    pub expected: Vec<f64>,
+}

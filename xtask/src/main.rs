@@ -1,6 +1,7 @@
 //! Tasks of the workspace: `cargo xtask ci` checks what a change must pass beyond the tests, `cargo xtask reproduce`
 //! trains the tables of the documentation.
 
+mod bench;
 mod reproduce;
 
 use std::path::Path;
@@ -28,6 +29,16 @@ enum Task {
     Wgpu,
     /// Train all cells of a table, methods x bit widths x seeds, and report it
     Reproduce(reproduce::ReproduceArgs),
+    /// Time training beside other implementations
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+/// What is timed.
+#[derive(Subcommand)]
+enum Bench {
+    /// Whole training steps: forward, backward, SGD
+    Step(bench::StepArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -35,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         Task::Ci { no_test } => ci(no_test),
         Task::Wgpu => wgpu(),
         Task::Reproduce(args) => reproduce::run(&args),
+        Task::Bench(Bench::Step(args)) => bench::step(&args),
     }
 }
 

@@ -28,6 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         locations: Locations::default_with(None),
         stop: &stop,
         observer: &mut Print,
+        strategies: Vec::new(),
     };
     println!("{:?}", train(&recipe, &out.path().join("run"), session)?);
     Ok(())

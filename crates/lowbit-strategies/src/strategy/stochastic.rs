@@ -97,12 +97,16 @@ pub enum Selector {
 /// Added to an error before it is inverted, Dong et al. 2017, section 3.3.
 const EPSILON: f64 = 1e-7;
 
+/// Far below a step, far above the rounding of a number of steps.
+const ROUNDING: f64 = 1e-6;
+
 impl StochasticPrecision {
     /// Probability that a unit is quantized.
     pub fn probability(&self, moment: &Moment) -> f64 {
         let rising = moment.phase_steps as f64 * (1.0 - self.final_share);
         match moment.phase_step as f64 {
-            step if step >= rising => 1.0,
+            // 10 steps with a share of 0.7 rise over 3, not 3.0000000000000004 steps.
+            step if step + ROUNDING >= rising => 1.0,
             step => self.probability.at(step / rising),
         }
     }
@@ -245,6 +249,23 @@ mod tests {
         );
         let stages = Probability::Stepped { values: Probability::STAGES.to_vec() };
         close(rates(stages), [0.5, 0.75, 0.875, 1.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn the_final_share_begins_on_time_whatever_rounding_does() {
+        for (share, n_steps, first) in
+            [(0.7, 10, 3), (0.85, 20, 3), (0.95, 20, 1), (0.44, 25, 14), (0.2, 100, 80)]
+        {
+            let stages = Probability::Stepped { values: vec![0.5] };
+            let strategy = StochasticPrecision {
+                final_share: share,
+                ..strategy(Unit::Block, stages, Selector::Bernoulli)
+            };
+            let at = |step| {
+                strategy.probability(&Moment { seed: 0, step, phase_step: step, phase_steps: n_steps })
+            };
+            assert_eq!((at(first - 1), at(first)), (0.5, 1.0), "{share} of {n_steps}");
+        }
     }
 
     #[test]

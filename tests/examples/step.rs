@@ -1,0 +1,119 @@
+//! Training steps on request, for `cargo xtask bench step`.
+//!
+//! For every line on stdin it runs so many steps (forward, backward, SGD with momentum) and answers with the seconds that
+//! they took; at the end of stdin, with the peak memory in bytes.
+
+use std::io::{BufRead, Write, stdin, stdout};
+use std::time::Instant;
+
+use burn::optim::decay::WeightDecayConfig;
+use burn::optim::momentum::MomentumConfig;
+use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
+use burn::tensor::{Device, Tensor, TensorData};
+use lowbit_core::Precision;
+use lowbit_models::{Family, InputShape, ModelConfig, Network};
+use lowbit_quantizers::{LayerQuantization, Method, QuantizationPolicy};
+use lowbit_strategies::loss::{cross_entropy, target_probabilities};
+
+/// What is timed.
+struct Setup {
+    model: ModelConfig,
+    input: InputShape,
+    n_classes: usize,
+    batch: usize,
+}
+
+fn setup(name: &str) -> Setup {
+    match name {
+        "preresnet20" => Setup {
+            model: ModelConfig::new(Family::PreResNet, 20),
+            input: InputShape { channels: 3, height: 32, width: 32 },
+            n_classes: 100,
+            batch: 128,
+        },
+        "preresnet8-digits" => Setup {
+            model: ModelConfig::new(Family::PreResNet, 8),
+            input: InputShape { channels: 1, height: 8, width: 8 },
+            n_classes: 10,
+            batch: 64,
+        },
+        other => panic!("unknown network {other:?}"),
+    }
+}
+
+/// "w2a2", "fp32".
+fn precision(text: &str) -> [Precision; 2] {
+    let bits = |text: &str| Precision::bits(text.parse().expect("a bit width")).expect("1 to 8");
+    match text.strip_prefix('w').and_then(|text| text.split_once('a')) {
+        Some((weight, act)) => [bits(weight), bits(act)],
+        None => [Precision::FullPrecision; 2],
+    }
+}
+
+fn device(name: &str) -> Device {
+    match name {
+        #[cfg(feature = "flex")]
+        "flex" => Device::flex(),
+        #[cfg(feature = "ndarray")]
+        #[expect(deprecated, reason = "burn has deprecated the backend, which this project keeps")]
+        "ndarray" => Device::ndarray(),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        other => panic!("backend {other:?} is not compiled in"),
+    }
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let [_, name, bits, device_name] = args.as_slice() else {
+        panic!("usage: step NETWORK BITS DEVICE");
+    };
+    let Setup { model, input, n_classes, batch } = setup(name);
+    let device = device(device_name).autodiff();
+    let [weight_bits, act_bits] = precision(bits);
+    let policy = QuantizationPolicy::new(LayerQuantization::new(Method::DoReFa, weight_bits, act_bits));
+    let mut network = model.init(input, n_classes, &policy, 0, &device).expect("a network").network;
+    let momentum = MomentumConfig::new().with_momentum(0.9).with_dampening(0.0).with_nesterov(true);
+    let sgd =
+        SgdConfig::new().with_momentum(Some(momentum)).with_weight_decay(Some(WeightDecayConfig::new(1e-4)));
+    let mut optimizer = ModuleOptimizer::from(sgd.build());
+    let shape = [batch, input.channels, input.height, input.width];
+    let values: Vec<f32> =
+        (0..shape.iter().product()).map(|i: usize| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect();
+    let images = Tensor::<4>::from_data(TensorData::new(values, shape), &device);
+    let labels: Vec<i64> = (0..batch).map(|i| (i % n_classes) as i64).collect();
+    for line in stdin().lock().lines() {
+        let steps: u32 = line.expect("stdin is text").trim().parse().expect("a number of steps");
+        let start = Instant::now();
+        for _ in 0..steps {
+            network = step(network, &mut optimizer, images.clone(), &labels, n_classes);
+        }
+        println!("{}", start.elapsed().as_secs_f64());
+        stdout().flush().expect("stdout is open");
+    }
+    println!("{}", peak_memory());
+}
+
+fn step(
+    network: Network,
+    optimizer: &mut ModuleOptimizer,
+    images: Tensor<4>,
+    labels: &[i64],
+    n_classes: usize,
+) -> Network {
+    let targets = target_probabilities(labels, n_classes, 0.0, &images.device());
+    let loss = cross_entropy(network.forward(images), targets);
+    // As in a training, the loss is read in every step.
+    let value: f32 = loss.clone().into_scalar();
+    assert!(value.is_finite());
+    let gradients = GradientsParams::from_grads(loss.backward(), &network);
+    optimizer.step(0.01, network, gradients)
+}
+
+/// Largest resident size so far in bytes, 0 where the system does not tell.
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kilobytes.unwrap_or(0) * 1024
+}

@@ -1,0 +1,915 @@
+//! The training strategies against the numbers of PyTorch in `golden/strategies.json`, on every backend; and what they do
+//! to whole runs on digits: who is asked and trained when, what one phase hands over to the next, what is evaluated.
+
+// The optimizer is private to its crate; see `training.rs`.
+#[path = "../../crates/lowbit-strategies/src/optimizer.rs"]
+#[expect(dead_code, reason = "saving and loading its state is tested where checkpoints are")]
+mod optimizer;
+use lowbit_strategies::recipe;
+
+// The worked example of the documentation.
+#[path = "../../crates/lowbit-strategies/examples/own_strategy.rs"]
+#[expect(dead_code, reason = "its main function is for running it by hand")]
+mod own_strategy;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Gradients, Tensor};
+use lowbit_core::Precision;
+use lowbit_data::Locations;
+use lowbit_models::Features;
+use lowbit_quantizers::Selection;
+use lowbit_strategies::loss::{cross_entropy, kl_divergence, mean_square, target_probabilities};
+use lowbit_strategies::recipe::{OptimizerRecipe, Recipe, TrainRecipe};
+use lowbit_strategies::strategy::{
+    DistillLoss, Hint, HintTarget, Joint, JointMode, Moment, OptimizerState, Outputs, Phase, Probability,
+    QuantizedLayer, Role, Selector, StochasticPrecision, Strategy, StudentOutput, Unit,
+};
+use lowbit_strategies::{
+    EpochMetrics, EpochTiming, Evaluation, Observer, Outcome, Session, StepReport, Subject, evaluate,
+    inspect, resume, train,
+};
+use lowbit_tests::golden::{
+    ComposedCase, ComposedCases, DistillationCase, HintCase, HintCases, JointCase, JointSteps, JointWeights,
+    Strategies, load,
+};
+use lowbit_tests::{
+    Backend, Tolerance, assert_close, assert_close_f64, backends, default_device, tensor, values,
+};
+use optimizer::Optimizer;
+
+/// Of a loss. The terms of a divergence cancel, and at T = 4 it is multiplied by 16: measured at most 9e-7, at T = 1 2e-7.
+const LOSS: Tolerance = Tolerance { relative: 2e-6, absolute: 1e-7 };
+
+/// Of gradients of logits, relative to the largest. They are differences of probabilities, each an ulp or two of 1 off;
+/// measured at most 5e-7, at T = 4.
+const GRADIENT: Tolerance = Tolerance { relative: 1e-6, absolute: 2e-7 };
+
+/// Of gradients of feature maps: one subtraction and one division by `2^k - 1`, after the codes were found equal. Measured
+/// at most 2e-7.
+const MAP_GRADIENT: Tolerance = Tolerance::relative(1e-6);
+
+/// Of parameters of order 1 after three steps with momentum, into which the gradients go at a rate of 0.2 and less.
+/// Measured at most 9e-8.
+const PARAMETER: Tolerance = Tolerance::relative(1e-6);
+
+fn golden() -> Strategies {
+    load("strategies")
+}
+
+fn each_backend(mut check: impl FnMut(&str, &Device)) {
+    for Backend { name, device } in backends() {
+        check(name, &device.autodiff());
+    }
+}
+
+/// The gradient of `tensor`; zeros if it has none, which is how burn says that nothing depends on it.
+fn gradient<const D: usize>(tensor: &Tensor<D>, gradients: &Gradients) -> Vec<f32> {
+    let zeros = || vec![0.0; tensor.dims().iter().product()];
+    tensor.grad(gradients).map_or_else(zeros, values)
+}
+
+/// `None` expects zeros: exactly, since what is detached contributes nothing.
+fn check_gradient(what: &str, got: &[f32], expected: Option<&Vec<f64>>, tolerance: Tolerance) {
+    match expected {
+        Some(expected) => assert_close_f64(what, got, expected, tolerance),
+        None => assert!(got.iter().all(|value| *value == 0.0), "{what}: expected no gradient, got {got:?}"),
+    }
+}
+
+fn check_loss(what: &str, loss: Tensor<1>, expected: f64) {
+    assert_close_f64(&format!("{what}: loss"), &values(loss), &[expected], LOSS);
+}
+
+#[test]
+fn distances_of_logits() {
+    let cases = golden().distillation;
+    assert_eq!(cases.len(), 4);
+    each_backend(|name, device| {
+        cases.iter().for_each(|case| check_distance(&format!("{} on {name}", case.name), case, device));
+    });
+}
+
+fn check_distance(what: &str, case: &DistillationCase, device: &Device) {
+    for (side, expected) in [("teacher", &case.from_teacher), ("student", &case.from_student)] {
+        let what = format!("{what}, from the {side}");
+        let student = tensor(&case.student, case.shape, device).require_grad();
+        let teacher = tensor(&case.teacher, case.shape, device).require_grad();
+        let (target, logits) = if side == "teacher" { (teacher, student) } else { (student, teacher) };
+        let loss = match case.temperature {
+            Some(temperature) => kl_divergence(target.clone(), logits.clone(), temperature),
+            None => mean_square(target.clone() - logits.clone()),
+        };
+        let gradients = loss.backward();
+        check_loss(&what, loss, expected.loss);
+        let got = gradient(&logits, &gradients);
+        assert_close_f64(&format!("{what}: gradient of the logits"), &got, &expected.grad_logits, GRADIENT);
+        let got = gradient(&target, &gradients);
+        assert_close_f64(&format!("{what}: gradient of the target"), &got, &expected.grad_target, GRADIENT);
+    }
+}
+
+fn joint(weights: JointWeights, temperature: Option<f64>, mode: &str) -> Joint {
+    Joint {
+        distance: temperature.map_or(DistillLoss::LogitsMse, |temperature| DistillLoss::Kl { temperature }),
+        student_label_weight: weights.student_label,
+        student_distill_weight: weights.student_distill,
+        teacher_label_weight: weights.teacher_label,
+        teacher_distill_weight: weights.teacher_distill,
+        mode: match mode {
+            "mutual" => JointMode::Mutual,
+            "student-only" => JointMode::StudentOnly,
+            "frozen" => JointMode::Frozen,
+            other => panic!("unknown mode {other}"),
+        },
+    }
+}
+
+/// What the networks of a golden case make of a batch; the last is the teacher.
+struct Batch {
+    students: Vec<StudentOutput>,
+    teacher: Features,
+    targets: Tensor<2>,
+}
+
+impl Batch {
+    /// Without feature maps.
+    fn of_logits(mut logits: Vec<Tensor<2>>, labels: &[i64]) -> Self {
+        let teacher = logits.pop().expect("invariant: there is a teacher");
+        let [_, n_classes] = teacher.dims();
+        let targets = target_probabilities(labels, n_classes, 0.0, &teacher.device());
+        let student = |logits| StudentOutput {
+            features: Features { logits, taps: Vec::new() },
+            adapted_taps: Vec::new(),
+            act_bits: Precision::FullPrecision,
+        };
+        let students = logits.into_iter().map(student).collect();
+        Self { students, teacher: Features { logits: teacher, taps: Vec::new() }, targets }
+    }
+
+    fn roles(&self) -> Vec<Role> {
+        (0..self.students.len()).map(Role::Student).chain([Role::Teacher]).collect()
+    }
+
+    /// The loss of a network by `strategies`, in turn, from its cross entropy.
+    fn loss(&self, role: Role, strategies: &[&dyn Strategy]) -> Tensor<1> {
+        let logits = match role {
+            Role::Student(student) => &self.students[student].features.logits,
+            Role::Teacher => &self.teacher.logits,
+        };
+        let own = cross_entropy(logits.clone(), self.targets.clone());
+        let outputs = Outputs { students: &self.students, teacher: Some(&self.teacher) };
+        strategies.iter().fold(own, |loss, strategy| strategy.loss(role, &outputs, loss))
+    }
+}
+
+#[test]
+fn joint_losses() {
+    let cases = golden().joint;
+    assert_eq!(cases.len(), 24);
+    each_backend(|name, device| {
+        cases.iter().for_each(|case| check_joint(&format!("{} on {name}", case.name), case, device));
+    });
+}
+
+fn check_joint(what: &str, case: &JointCase, device: &Device) {
+    let leaf = |logits: &Vec<f32>| tensor(logits, case.shape, device).require_grad();
+    let logits: Vec<Tensor<2>> = case.logits.iter().map(leaf).collect();
+    let batch = Batch::of_logits(logits.clone(), &case.labels);
+    let joint = joint(case.weights, case.temperature, &case.mode);
+    for ((role, loss), grads) in batch.roles().into_iter().zip(&case.losses).zip(&case.grads) {
+        let what = format!("{what}, {role:?}");
+        // A frozen teacher is not asked, which `a_frozen_teacher_stays_as_it_is` checks.
+        let (Some(expected), Some(grads)) = (loss, grads) else {
+            assert!(role == Role::Teacher && joint.mode == JointMode::Frozen, "{what}");
+            continue;
+        };
+        let loss = batch.loss(role, &[&joint]);
+        let gradients = loss.backward();
+        check_loss(&what, loss, *expected);
+        for (i, (logits, expected)) in logits.iter().zip(grads).enumerate() {
+            let what = format!("{what}: gradient of network {i}");
+            check_gradient(&what, &gradient(logits, &gradients), expected.as_ref(), GRADIENT);
+        }
+    }
+}
+
+#[test]
+fn without_a_teacher_losses_stay() {
+    let case = &golden().joint[0];
+    let device = default_device();
+    let batch = Batch::of_logits(
+        case.logits.iter().map(|logits| tensor(logits, case.shape, &device)).collect(),
+        &case.labels,
+    );
+    let joint = joint(case.weights, case.temperature, &case.mode);
+    let hint = Hint { weight: 1.0, target: HintTarget::Both, taps: vec![0] };
+    let outputs = Outputs { students: &batch.students, teacher: None };
+    for strategy in [&joint as &dyn Strategy, &hint] {
+        let loss = Tensor::<1>::from_floats([1.25], &device);
+        assert_eq!(values(strategy.loss(Role::Student(0), &outputs, loss)), [1.25]);
+    }
+}
+
+#[test]
+fn hints() {
+    let cases = golden().hint;
+    let names: Vec<&str> = cases.cases.iter().map(|case| case.name.as_str()).collect();
+    assert_eq!(names, ["1bit", "2bit", "4bit", "8bit", "fp32"]);
+    each_backend(|name, device| {
+        for case in &cases.cases {
+            check_hint(&format!("{} on {name}", case.name), &cases, case, device);
+        }
+    });
+}
+
+fn check_hint(what: &str, cases: &HintCases, case: &HintCase, device: &Device) {
+    let mu = tensor(&cases.mu, cases.shape, device).require_grad();
+    let nu = tensor(&cases.nu, cases.shape, device).require_grad();
+    let no_logits = || Tensor::zeros([cases.shape[0], 2], device);
+    let students = [StudentOutput {
+        features: Features { logits: no_logits(), taps: vec![mu.clone()] },
+        adapted_taps: vec![mu.clone()],
+        act_bits: case.bits,
+    }];
+    let teacher = Features { logits: no_logits(), taps: vec![nu.clone()] };
+    let outputs = Outputs { students: &students, teacher: Some(&teacher) };
+    let loss = |target, role| {
+        let hint = Hint { weight: cases.weight, target, taps: vec![0] };
+        hint.loss(role, &outputs, Tensor::zeros([1], device))
+    };
+    for target in [HintTarget::Student, HintTarget::Both] {
+        let loss = loss(target, Role::Student(0));
+        let gradients = loss.backward();
+        check_loss(&format!("{what}, student"), loss, case.loss_student);
+        let grad_mu = gradient(&mu, &gradients);
+        if let Some(codes) = &case.codes {
+            check_codes(what, cases, &grad_mu, codes);
+        }
+        check_gradient(&format!("{what}: gradient of mu"), &grad_mu, Some(&case.grad_mu), MAP_GRADIENT);
+        check_gradient(&format!("{what}: gradient of nu"), &gradient(&nu, &gradients), None, MAP_GRADIENT);
+    }
+    let both = loss(HintTarget::Both, Role::Teacher);
+    let gradients = both.backward();
+    check_loss(&format!("{what}, teacher"), both, case.loss_teacher);
+    let grad_nu = gradient(&nu, &gradients);
+    check_gradient(&format!("{what}, teacher: gradient of nu"), &grad_nu, Some(&case.grad_nu), MAP_GRADIENT);
+    // The edges of the clip, exactly: where the gradient is masked, it is zero.
+    for (i, (got, expected)) in grad_nu.iter().zip(&case.grad_nu).enumerate() {
+        assert_eq!(*got == 0.0, *expected == 0.0, "{what}: the mask of nu[{i}] = {}", cases.nu[i]);
+    }
+    check_gradient(
+        &format!("{what}, teacher: gradient of mu"),
+        &gradient(&mu, &gradients),
+        None,
+        MAP_GRADIENT,
+    );
+    assert_eq!(values(loss(HintTarget::Student, Role::Teacher)), [0.0], "{what}: the teacher's loss");
+}
+
+/// The teacher's map is on the student's grid, code for code: `mu - grad_mu * elements / weight` is the quantized map.
+fn check_codes(what: &str, cases: &HintCases, grad_mu: &[f32], codes: &[u32]) {
+    let levels = f64::from(*codes.iter().max().expect("invariant: maps are not empty"));
+    let factor = cases.mu.len() as f64 / cases.weight;
+    for (i, ((mu, gradient), code)) in cases.mu.iter().zip(grad_mu).zip(codes).enumerate() {
+        let quantized = f64::from(*mu) - f64::from(*gradient) * factor;
+        assert_eq!((quantized * levels).round_ties_even(), f64::from(*code), "{what}: the code of nu[{i}]");
+    }
+}
+
+#[test]
+fn joint_losses_with_hints() {
+    let cases = golden().composed;
+    assert_eq!(cases.cases.len(), 4);
+    each_backend(|name, device| {
+        for case in &cases.cases {
+            check_composed(&format!("{} on {name}", case.name), &cases, case, device);
+        }
+    });
+}
+
+fn check_composed(what: &str, cases: &ComposedCases, case: &ComposedCase, device: &Device) {
+    let logits: Vec<Tensor<2>> =
+        cases.logits.iter().map(|logits| tensor(logits, cases.shape, device).require_grad()).collect();
+    let maps = |maps: &Vec<Vec<f32>>| -> Vec<Tensor<4>> {
+        let shaped = maps.iter().zip(&cases.map_shapes);
+        shaped.map(|(map, shape)| tensor(map, *shape, device).require_grad()).collect()
+    };
+    let student_maps: Vec<Vec<Tensor<4>>> = cases.student_maps.iter().map(maps).collect();
+    let teacher_maps = maps(&cases.teacher_maps);
+    let mut batch = Batch::of_logits(logits.clone(), &cases.labels);
+    for ((student, maps), bits) in batch.students.iter_mut().zip(&student_maps).zip(&cases.bits) {
+        student.adapted_taps.clone_from(maps);
+        // Of another shape than the teacher's: only the adapted ones are to be used.
+        student.features.taps = vec![Tensor::zeros([1, 1, 1, 1], device); maps.len()];
+        student.act_bits = *bits;
+    }
+    batch.teacher.taps.clone_from(&teacher_maps);
+    let joint = joint(cases.weights, Some(cases.temperature), &case.mode);
+    let target = if case.target == "both" { HintTarget::Both } else { HintTarget::Student };
+    let hint = Hint { weight: cases.hint_weight, target, taps: cases.taps.clone() };
+    for ((role, loss), grads) in batch.roles().into_iter().zip(&case.losses).zip(&case.grads) {
+        let what = format!("{what}, {role:?}");
+        let (Some(expected), Some(grads)) = (loss, grads) else { continue };
+        let loss = batch.loss(role, &[&joint, &hint]);
+        let gradients = loss.backward();
+        check_loss(&what, loss, *expected);
+        let (of_logits, of_maps) = grads.split_at(logits.len());
+        for (i, (logits, expected)) in logits.iter().zip(of_logits).enumerate() {
+            let what = format!("{what}: gradient of the logits of network {i}");
+            check_gradient(&what, &gradient(logits, &gradients), expected.as_ref(), GRADIENT);
+        }
+        let maps = student_maps.iter().flatten().chain(&teacher_maps);
+        for (i, (map, expected)) in maps.zip(of_maps).enumerate() {
+            let what = format!("{what}: gradient of map {i}");
+            check_gradient(&what, &gradient(map, &gradients), expected.as_ref(), MAP_GRADIENT);
+        }
+    }
+}
+
+/// A network of one matrix.
+#[derive(Module, Debug)]
+struct Linear {
+    weight: Param<Tensor<2>>,
+}
+
+#[test]
+fn three_joint_steps() {
+    let case = golden().steps;
+    each_backend(|name, device| check_steps(name, &case, device));
+}
+
+/// All outputs come before any update: PyTorch's numbers differ by more than 1e-3 for a teacher that sees new students.
+fn check_steps(what: &str, case: &JointSteps, device: &Device) {
+    let options = &case.options;
+    let optimizer = OptimizerRecipe::Sgd { momentum: options.momentum, nesterov: true };
+    let recipe = TrainRecipe {
+        optimizer,
+        weight_decay: options.weight_decay,
+        gradient_clip: None,
+        ..recipe(&[]).train
+    };
+    let init = |weight: &Vec<f32>| {
+        let linear = Linear { weight: Param::from_tensor(tensor(weight, case.w_shape, device)) };
+        let optimizer = Optimizer::new(&recipe, &linear);
+        (linear, optimizer)
+    };
+    let mut networks: Vec<(Linear, Optimizer)> = case.initial.iter().map(init).collect();
+    let joint = joint(case.weights, Some(case.temperature), "mutual");
+    for (step, ((x, labels), expected)) in case.x.iter().zip(&case.labels).zip(&case.after_step).enumerate() {
+        let x: Tensor<2> = tensor(x, case.x_shape, device);
+        let logits = networks.iter().map(|(linear, _)| x.clone().matmul(linear.weight.val())).collect();
+        let batch = Batch::of_logits(logits, labels);
+        let losses: Vec<Tensor<1>> =
+            batch.roles().into_iter().map(|role| batch.loss(role, &[&joint])).collect();
+        let scales = [1.0, 1.0, options.teacher_scale];
+        for (((linear, optimizer), loss), scale) in networks.iter_mut().zip(losses).zip(scales) {
+            *linear = optimizer.step(options.lr * scale, linear.clone(), loss.backward());
+        }
+        for (i, ((linear, _), expected)) in networks.iter().zip(expected).enumerate() {
+            let what = format!("{what}: network {i} after step {step}");
+            assert_close_f64(&what, &values(linear.weight.val()), expected, PARAMETER);
+        }
+    }
+}
+
+#[test]
+fn probabilities_of_stochastic_precision() {
+    let cases = golden().probability;
+    assert_eq!(cases.len(), 40);
+    for case in &cases {
+        let from = case.from.unwrap_or(f64::NAN);
+        let probability = match case.kind.as_str() {
+            "linear" => Probability::Linear { from },
+            "cosine" => Probability::Cosine { from },
+            "exponential" => Probability::Exponential { from },
+            "stepped" => Probability::Stepped { values: case.values.clone().unwrap_or_default() },
+            other => panic!("unknown kind {other}"),
+        };
+        let strategy = stochastic(probability, case.final_share);
+        for (&phase_step, &expected) in case.steps.iter().zip(&case.expected) {
+            // In a later phase: what counts is the step of the phase.
+            let moment =
+                Moment { seed: 0, step: phase_step + 1000, phase_step, phase_steps: case.phase_steps };
+            let got = strategy.probability(&moment);
+            // Both sides are doubles; the file has twelve digits.
+            assert!((got - expected).abs() < 1e-11, "{case:?} at {phase_step}: {got}");
+        }
+    }
+}
+
+fn stochastic(probability: Probability, final_share: f64) -> StochasticPrecision {
+    StochasticPrecision { unit: Unit::Block, probability, final_share, selector: Selector::Bernoulli }
+}
+
+// Whole runs.
+
+/// Four steps an epoch, a fraction of a second each.
+const TINY: [&str; 6] = [
+    "train.epochs=2",
+    "data.train_limit=128",
+    "data.test_limit=64",
+    "data.batch_size=32",
+    "data.augment={pad=0}",
+    "train.norm_reestimation_batches=2",
+];
+
+/// A joint training with a teacher of the same kind.
+const MUTUAL: &str = "strategy.joint={}";
+
+fn recipe_of(name: &str, overrides: &[&str]) -> Recipe {
+    let overrides: Vec<String> = TINY.iter().chain(overrides).map(ToString::to_string).collect();
+    Recipe::embedded(name, &overrides).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn recipe(overrides: &[&str]) -> Recipe {
+    recipe_of("digits-preresnet8-w2a2", overrides)
+}
+
+/// A directory for the run `name`, which does not exist.
+fn run_dir(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("strategies").join(name);
+    if path.exists() {
+        std::fs::remove_dir_all(&path).expect("the directory of an earlier test is removed");
+    }
+    path
+}
+
+fn session<'a>(
+    stop: &'a AtomicBool,
+    observer: &'a mut dyn Observer,
+    strategies: Vec<Box<dyn Strategy>>,
+) -> Session<'a> {
+    Session {
+        device: default_device(),
+        device_name: "default".into(),
+        locations: Locations::default_with(None),
+        stop,
+        observer,
+        strategies,
+    }
+}
+
+#[derive(Default)]
+struct Epochs(Vec<EpochMetrics>);
+
+impl Observer for Epochs {
+    fn epoch(&mut self, metrics: &EpochMetrics, _: &EpochTiming) {
+        self.0.push(metrics.clone());
+    }
+}
+
+/// A complete run.
+struct Run {
+    path: PathBuf,
+    epochs: Vec<EpochMetrics>,
+}
+
+impl Run {
+    fn new(name: &str, recipe: &Recipe, strategies: Vec<Box<dyn Strategy>>) -> Self {
+        let (path, mut epochs) = (run_dir(name), Epochs::default());
+        let stop = AtomicBool::new(false);
+        let outcome = train(recipe, &path, session(&stop, &mut epochs, strategies));
+        assert!(matches!(outcome, Ok(Outcome::Complete(_))), "{name}: {outcome:?}");
+        Self { path, epochs: epochs.0 }
+    }
+
+    fn evaluate(&self) -> Evaluation {
+        evaluation(&self.path)
+    }
+
+    /// Tensors of a network after each of the last two epochs.
+    fn last_two(&self, network: &str) -> [BTreeMap<String, Vec<u8>>; 2] {
+        let [.., before, last] = self.epochs.as_slice() else { panic!("a run of two epochs is expected") };
+        [before, last].map(|epoch| checkpoint(&self.path, epoch.step, network))
+    }
+
+    /// Tensors of the deployed network at the end.
+    fn model(&self) -> BTreeMap<String, Vec<u8>> {
+        checkpoint(&self.path, self.epochs.last().expect("invariant: a run has an epoch").step, "")
+    }
+
+    /// The step size of layer `layer` and operand "weight" or "act" after each epoch that has one, with the phase.
+    fn step_sizes(&self, layer: &str, operand: &str) -> Vec<(String, f32)> {
+        let key = format!("{layer}.{operand}_step_size");
+        let of_epoch = |epoch: &EpochMetrics| Some((epoch.phase.clone(), *epoch.quantizers.get(&key)?));
+        self.epochs.iter().filter_map(of_epoch).collect()
+    }
+}
+
+fn evaluation(run: &Path) -> Evaluation {
+    let locations = Locations::default_with(None);
+    evaluate(run, Subject::default(), &default_device(), &locations).expect("the run is evaluated")
+}
+
+/// The tensors of a network's `model.safetensors`, by path.
+fn checkpoint(run: &Path, step: u64, network: &str) -> BTreeMap<String, Vec<u8>> {
+    let prefix = if network.is_empty() { String::new() } else { format!("{network}.") };
+    let path = run.join(format!("checkpoints/step-{step:08}/{prefix}model.safetensors"));
+    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let (length, rest) = bytes.split_first_chunk::<8>().expect("the file has a header");
+    let (header, data) = rest.split_at(usize::try_from(u64::from_le_bytes(*length)).expect("it is short"));
+    let header: BTreeMap<String, serde_json::Value> = serde_json::from_slice(header).expect("it is JSON");
+    let tensor = |(path, entry): (String, serde_json::Value)| {
+        let [start, end]: [usize; 2] = serde_json::from_value(entry.get("data_offsets")?.clone()).ok()?;
+        Some((path, data[start..end].to_vec()))
+    };
+    header.into_iter().filter_map(tensor).collect()
+}
+
+/// What happens in a run, in order.
+#[derive(Clone, Debug)]
+enum Event {
+    /// A strategy is asked for a loss.
+    Loss {
+        role: Role,
+        /// Bits of the logits of the students and the teacher.
+        logits: Vec<Vec<u32>>,
+        /// The loss of the strategies before.
+        loss: f32,
+    },
+    /// All networks have been updated.
+    Step { loss: f64 },
+}
+
+#[derive(Clone, Debug, Default)]
+struct Log(Arc<Mutex<Vec<Event>>>);
+
+impl Log {
+    fn push(&self, event: Event) {
+        self.0.lock().expect("no test thread panicked").push(event);
+    }
+}
+
+impl Strategy for Log {
+    fn loss(&self, role: Role, outputs: &Outputs<'_>, loss: Tensor<1>) -> Tensor<1> {
+        let students = outputs.students.iter().map(|student| &student.features);
+        let networks = students.chain(outputs.teacher);
+        let logits = networks.map(|network| lowbit_tests::bits(&values(network.logits.clone()))).collect();
+        self.push(Event::Loss { role, logits, loss: values(loss.clone())[0] });
+        loss + 1.0
+    }
+}
+
+impl Observer for Log {
+    fn step(&mut self, report: &StepReport) {
+        self.push(Event::Step { loss: report.loss });
+    }
+}
+
+/// Runs `recipe` with a log as the last strategy; the events of each step.
+fn logged(name: &str, recipe: &Recipe) -> Vec<Vec<Event>> {
+    let log = Log::default();
+    let (mut observer, stop) = (log.clone(), AtomicBool::new(false));
+    train(recipe, &run_dir(name), session(&stop, &mut observer, vec![Box::new(log.clone())]))
+        .expect("it trains");
+    let events = log.0.lock().expect("no test thread panicked").clone();
+    events.split_inclusive(|event| matches!(event, Event::Step { .. })).map(<[Event]>::to_vec).collect()
+}
+
+fn roles(step: &[Event]) -> Vec<Role> {
+    let role = |event: &Event| match event {
+        Event::Loss { role, .. } => Some(*role),
+        Event::Step { .. } => None,
+    };
+    step.iter().filter_map(role).collect()
+}
+
+/// One image order apart, every step sees the same images: what changes the logits is an update.
+#[test]
+fn all_losses_come_from_outputs_before_any_update() {
+    let joint = "strategy.joint={teacher={}, students=[{weight_bits=4, act_bits=4}]}";
+    let steps = logged("order", &recipe(&[joint, "train.epochs=3", "data.train_limit=32"]));
+    assert_eq!(steps.len(), 3);
+    let mut earlier: Option<Vec<Vec<u32>>> = None;
+    for step in &steps {
+        assert_eq!(roles(step), [Role::Student(0), Role::Student(1), Role::Teacher]);
+        let Event::Loss { logits: first, loss: of_deployed, .. } = &step[0] else { panic!("{step:?}") };
+        assert_eq!(first.len(), 3, "two students and a teacher");
+        for event in &step[1..3] {
+            let Event::Loss { logits, .. } = event else { panic!("{event:?}") };
+            assert_eq!(logits, first, "a network was updated before all were asked");
+        }
+        // The caller's strategy comes after the recipe's, and what it returns is what is trained.
+        let Event::Step { loss } = &step[3] else { panic!("{step:?}") };
+        assert_eq!(*loss as f32, of_deployed + 1.0);
+        let sorted: Vec<Vec<u32>> = first
+            .iter()
+            .map(|logits| {
+                let mut logits: Vec<f32> = logits.iter().map(|bits| f32::from_bits(*bits)).collect();
+                logits.sort_by(f32::total_cmp);
+                // To three digits, which the order of the images in a sum does not change.
+                logits.iter().map(|logit| (logit * 1e3).round_ties_even().to_bits()).collect()
+            })
+            .collect();
+        if let Some(earlier) = &earlier {
+            for (network, (earlier, now)) in earlier.iter().zip(&sorted).enumerate() {
+                assert_ne!(earlier, now, "network {network} was not updated");
+            }
+        }
+        earlier = Some(sorted);
+    }
+}
+
+#[test]
+fn mutual_and_student_only_train_the_teacher() {
+    for mode in ["mutual", "student-only"] {
+        let joint = format!("strategy.joint={{mode='{mode}', teacher={{}}}}");
+        let run = Run::new(mode, &recipe(&[&joint]), Vec::new());
+        for network in ["", "teacher"] {
+            let [before, after] = run.last_two(network);
+            let weights = |path: &&String| path.ends_with("weight") || path.ends_with("gamma");
+            for path in before.keys().filter(weights) {
+                assert_ne!(before[path], after[path], "{mode}: {path} of {network:?} stays");
+            }
+        }
+        assert!(run.epochs.iter().all(|epoch| epoch.networks["teacher"].train_loss > 0.0));
+    }
+}
+
+/// At a rate of its own that is next to nothing, the teacher's weights stay while the student's change.
+#[test]
+fn the_teacher_has_a_learning_rate_of_its_own() {
+    let joint = "strategy.joint={teacher={learning_rate_scale=1e-12}}";
+    let run = Run::new("teacher-rate", &recipe(&[joint]), Vec::new());
+    for (network, stays) in [("", false), ("teacher", true)] {
+        let [before, after] = run.last_two(network);
+        let convolutions = before.keys().filter(|path| path.contains("conv") && path.ends_with("weight"));
+        let same: Vec<bool> = convolutions.map(|path| before[path] == after[path]).collect();
+        assert!(!same.is_empty() && same.iter().all(|same| *same == stays), "{network:?}: {same:?}");
+    }
+}
+
+/// Neither weights nor BatchNorm's statistics change, and its loss is never asked for.
+#[test]
+fn a_frozen_teacher_stays_as_it_is() {
+    let trained = Run::new("trained", &recipe_of("digits-preresnet8-fp32", &["train.epochs=1"]), Vec::new());
+    let joint = format!("strategy.joint={{mode='frozen', teacher={{init='{}'}}}}", trained.path.display());
+    let run = Run::new("frozen", &recipe(&[&joint]), Vec::new());
+    let [before, after] = run.last_two("teacher");
+    assert_eq!(before, after, "the teacher changes");
+    assert_eq!(after, checkpoint(&trained.path, 4, ""), "it is not the network that was trained");
+    let [before, after] = run.last_two("");
+    assert_ne!(before, after, "the student does not change");
+    let steps = logged("frozen-roles", &recipe(&[&joint, "train.epochs=1"]));
+    assert!(steps.iter().all(|step| roles(step) == [Role::Student(0)]), "{steps:?}");
+}
+
+/// The adapters of taps that are used are trained; the others stay.
+#[test]
+fn hints_train_adapters_to_a_teacher_of_another_width() {
+    let joint = "strategy.joint={teacher={width=0.5}}";
+    let hint = "strategy.hint={weight=1.0, taps=['stages.1', 'stages.2']}";
+    let run = Run::new("hint", &recipe(&[joint, hint]), Vec::new());
+    let [before, after] = run.last_two("");
+    let adapters = before.keys().filter(|path| path.starts_with("adapters."));
+    let changed: Vec<bool> = adapters.map(|path| before[path] != after[path]).collect();
+    assert_eq!(changed, [false, true, true], "{:?}", before.keys());
+    let evaluation = run.evaluate();
+    assert_eq!(Some(evaluation.scores), evaluation.reported);
+    // The same widths need none.
+    let run = Run::new("hint-same", &recipe(&[MUTUAL, hint, "train.epochs=1"]), Vec::new());
+    assert!(!run.model().keys().any(|path| path.starts_with("adapters.")));
+}
+
+/// Weights, and with them every quantity that a recalibration measures, do not move: what changes a step size is the
+/// hand-over.
+const STILL: &str = "train.learning_rate=1e-12";
+
+/// Largest code of signed weights and of unsigned activations.
+fn q_max(bits: u32) -> [f64; 2] {
+    [f64::from((1 << (bits - 1)) - 1), f64::from((1 << bits) - 1)]
+}
+
+fn check_ratio(what: &str, before: f32, after: f32, expected: f64, relative: f64) {
+    let ratio = f64::from(after) / f64::from(before);
+    assert!((ratio / expected - 1.0).abs() < relative, "{what}: times {ratio}, expected times {expected}");
+}
+
+fn lsq(name: &str, strategy: &[&str], phases: &[&str], quantizer_state: &str) -> Run {
+    let tables: Vec<String> =
+        phases.iter().map(|name| format!("{name}={{quantizer_state='{quantizer_state}'}}")).collect();
+    let phases = format!("phases={{{}}}", tables.join(", "));
+    let mut overrides = vec!["quantization.method=lsq", STILL, &phases, "data.train_limit=32"];
+    overrides.extend(strategy);
+    Run::new(name, &recipe(&overrides), Vec::new())
+}
+
+const LAYERS: [&str; 3] = ["stages.0.0.conv1", "stages.1.0.conv2", "stages.2.0.shortcut"];
+
+/// A product of two f32 in place of one: an ulp each, and another of the ratio.
+const ULPS: f64 = 4e-7;
+
+#[test]
+fn progressive_rescales_step_sizes_by_the_ratio_of_the_largest_codes() {
+    let ladder = "strategy.progressive={ladder=[8, 4]}";
+    let run = lsq("rescaled", &[ladder], &["w4a4", "w2a2"], "rescaled");
+    for layer in LAYERS {
+        for (operand, name) in ["weight", "act"].into_iter().enumerate() {
+            let what = format!("{layer}, {name}");
+            let steps = run.step_sizes(layer, name);
+            let phases: Vec<&str> = steps.iter().map(|(phase, _)| phase.as_str()).collect();
+            assert_eq!(phases, ["w8a8", "w4a4", "w2a2"]);
+            let [q8, q4, q2] = [8, 4, 2].map(|bits| q_max(bits)[operand]);
+            check_ratio(&what, steps[0].1, steps[1].1, q8 / q4, ULPS);
+            check_ratio(&what, steps[1].1, steps[2].1, q4 / q2, ULPS);
+        }
+    }
+}
+
+/// From `2 mean|x| / sqrt(q_max)` at the old to that at the new bit width. Exactly so for the weights, and for the input of
+/// the first layer, before which nothing is quantized.
+#[test]
+fn progressive_recalibrates_step_sizes() {
+    let ladder = "strategy.progressive={ladder=[8, 4]}";
+    let run = lsq("recalibrated", &[ladder], &["w4a4", "w2a2"], "recalibrated");
+    let weights = LAYERS.map(|layer| (layer, "weight", 0));
+    for (layer, name, operand) in weights.into_iter().chain([(LAYERS[0], "act", 1)]) {
+        let steps = run.step_sizes(layer, name);
+        let [q8, q4, q2] = [8, 4, 2].map(|bits| q_max(bits)[operand]);
+        // The images of a calibration batch come in another order, which moves the mean by some ulp.
+        let tolerance = if operand == 0 { ULPS } else { 1e-5 };
+        check_ratio(&format!("{layer}, {name}"), steps[0].1, steps[1].1, (q8 / q4).sqrt(), tolerance);
+        check_ratio(&format!("{layer}, {name}"), steps[1].1, steps[2].1, (q4 / q2).sqrt(), tolerance);
+    }
+}
+
+/// The weights' step size stays where only the activations change. The activations' cannot be rescaled: between two rungs
+/// they are in full precision, so each rung calibrates them.
+#[test]
+fn nested_in_progressive_two_stage_keeps_the_step_size_of_weights() {
+    let strategy = ["strategy.progressive={ladder=[8, 4]}", "strategy.two_stage=true"];
+    let phases = ["w8a8", "w4a32", "w4a4", "w2a32", "w2a2"];
+    for (state, exponent) in [("rescaled", 1.0), ("recalibrated", 0.5)] {
+        let run = lsq(&format!("nested-{state}"), &strategy, &phases, state);
+        for layer in LAYERS {
+            let weight = run.step_sizes(layer, "weight");
+            let names: Vec<&str> = weight.iter().map(|(phase, _)| phase.as_str()).collect();
+            assert_eq!(names, ["w8a32", "w8a8", "w4a32", "w4a4", "w2a32", "w2a2"]);
+            let steps: Vec<f32> = weight.iter().map(|(_, step)| *step).collect();
+            for pair in steps.chunks_exact(2) {
+                assert_eq!(pair[0], pair[1], "{state}, {layer}: kept where the bit width stays");
+            }
+            let [[q8, _], [q4, _], [q2, _]] = [8, 4, 2].map(q_max);
+            check_ratio(layer, steps[1], steps[2], (q8 / q4).powf(exponent), ULPS);
+            check_ratio(layer, steps[3], steps[4], (q4 / q2).powf(exponent), ULPS);
+        }
+        let act = run.step_sizes(LAYERS[0], "act");
+        let names: Vec<&str> = act.iter().map(|(phase, _)| phase.as_str()).collect();
+        assert_eq!(names, ["w8a8", "w4a4", "w2a2"]);
+        let [[_, q8], [_, q4], [_, q2]] = [8, 4, 2].map(q_max);
+        check_ratio("activations", act[0].1, act[1].1, (q8 / q4).sqrt(), 1e-5);
+        check_ratio("activations", act[1].1, act[2].1, (q4 / q2).sqrt(), 1e-5);
+    }
+}
+
+/// Divides the training into two phases of the same precision.
+#[derive(Debug)]
+struct Split(OptimizerState);
+
+impl Strategy for Split {
+    fn phases(&self, phases: Vec<Phase>) -> Vec<Phase> {
+        let halves = |phase: Phase| {
+            let name = |half: &str| format!("{}-{half}", phase.name);
+            let second = Phase { name: name("second"), optimizer_state: self.0, ..phase.clone() };
+            [Phase { name: name("first"), ..phase }, second]
+        };
+        phases.into_iter().flat_map(halves).collect()
+    }
+}
+
+/// With everything handed over, a training in two phases is the training in one, bit for bit.
+#[test]
+fn a_phase_goes_on_where_the_one_before_ended() {
+    let recipe =
+        recipe(&["quantization.method=lsq", "train.schedule={kind='constant'}", "train.warmup_epochs=0"]);
+    let whole = Run::new("whole", &recipe, Vec::new()).model();
+    let split = |state: OptimizerState| {
+        let run = Run::new(&format!("split-{state:?}"), &recipe, vec![Box::new(Split(state))]);
+        assert_eq!(run.epochs.len(), 2);
+        assert_eq!(run.epochs[1].phase, "w2a2-second");
+        run.model()
+    };
+    assert!(split(OptimizerState::Kept) == whole, "a kept state differs from a training in one phase");
+    assert!(split(OptimizerState::Fresh) != whole, "a fresh state is the same as a training in one phase");
+}
+
+/// What a phase keeps of the optimizer is its momentum: without any, there is nothing to keep.
+#[test]
+fn optimizer_state_between_precisions() {
+    let run = |momentum: &str, state: &str| {
+        let optimizer = format!("train.optimizer={{kind='sgd', momentum={momentum}}}");
+        let phases = format!("phases={{w2a2={{optimizer_state='{state}'}}}}");
+        let overrides = ["quantization.method=lsq", "strategy.two_stage=true", &optimizer, &phases];
+        Run::new(&format!("optimizer-{momentum}-{state}"), &recipe(&overrides), Vec::new()).model()
+    };
+    assert!(run("0.9", "kept") != run("0.9", "fresh"));
+    assert!(run("0.0", "kept") == run("0.0", "fresh"));
+}
+
+/// Stops the training after a step.
+struct StopAfter<'a> {
+    step: u64,
+    stop: &'a AtomicBool,
+}
+
+impl Observer for StopAfter<'_> {
+    fn step(&mut self, report: &StepReport) {
+        // The report is of the state after the step.
+        if report.step == self.step {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A training that ends in the middle of stochastic precision, half of the network in full precision at its last step.
+#[test]
+fn everything_is_quantized_at_evaluation() {
+    let overrides = ["quantization.method=lsq"];
+    let stochastic_table =
+        "strategy.stochastic_precision={probability={kind='stepped', values=[0.5]}, final_share=0.0}";
+    let with_table = recipe(&[overrides[0], stochastic_table]);
+    let run = Run::new("stochastic", &with_table, Vec::new());
+    for epoch in &run.epochs {
+        let fraction = epoch.quantized_fraction.expect("the strategy decides it");
+        assert!(fraction > 0.1 && fraction < 0.9, "{fraction}");
+    }
+    let first = run.evaluate();
+    assert_eq!(Some(first.scores), first.reported, "evaluated in training and afterwards");
+    assert_eq!(run.evaluate().scores, first.scores, "evaluated twice");
+
+    // The same training by a recipe that knows nothing of the strategy, with which it is evaluated.
+    let own: Vec<Box<dyn Strategy>> =
+        vec![Box::new(stochastic(Probability::Stepped { values: vec![0.5] }, 0.0))];
+    let bare = Run::new("stochastic-own", &recipe(&overrides), own);
+    assert!(bare.model() == run.model(), "the same strategy from a recipe and from a caller differ");
+    let without = bare.evaluate();
+    assert_eq!(without.scores, first.scores, "evaluated without the strategy");
+    assert_eq!(Some(without.scores), without.reported);
+    assert!(Run::new("plain", &recipe(&overrides), Vec::new()).model() != run.model());
+
+    // Stopped in the second epoch and resumed.
+    let path = run_dir("stochastic-resumed");
+    let stop = AtomicBool::new(false);
+    let outcome =
+        train(&with_table, &path, session(&stop, &mut StopAfter { step: 5, stop: &stop }, Vec::new()));
+    assert!(matches!(outcome, Ok(Outcome::Interrupted { step: 5, .. })), "{outcome:?}");
+    let stopped = [evaluation(&path), evaluation(&path)].map(|evaluation| evaluation.scores);
+    assert_eq!(stopped[0], stopped[1]);
+    stop.store(false, Ordering::Relaxed);
+    let outcome = resume(&path, None, session(&stop, &mut (), Vec::new()));
+    assert!(matches!(outcome, Ok(Outcome::Complete(_))), "{outcome:?}");
+    assert_eq!(evaluation(&path).scores, first.scores, "evaluated after a resume");
+    let digest = |run: &Path| inspect(run, None).expect("it is a run").checkpoint.map(|c| c.state_sha256);
+    assert_eq!(digest(&path), digest(&run.path));
+}
+
+// The example of the documentation.
+
+#[test]
+fn own_strategy_quantizes_from_the_output_to_the_input() {
+    let paths = ["stages.0.0.conv1", "stages.0.0.conv2", "stages.1.0.conv1", "stages.2.0.shortcut", "fc"];
+    let layers = paths.map(|path| QuantizedLayer { path: path.into(), error: 0.0 });
+    let quantized = |phase_step: u64| {
+        let moment = Moment { seed: 0, step: 100 + phase_step, phase_step, phase_steps: 8 };
+        let selections = own_strategy::BackToFront.select(&moment, &layers).expect("it decides");
+        selections.iter().map(|selection| u32::from(*selection == Selection::All)).collect::<Vec<_>>()
+    };
+    for (steps, expected) in [
+        ([0, 1], [0, 0, 0, 0, 1]),
+        ([2, 3], [0, 0, 0, 1, 1]),
+        ([4, 5], [0, 0, 1, 1, 1]),
+        ([6, 7], [1, 1, 1, 1, 1]),
+    ] {
+        steps.into_iter().for_each(|step| assert_eq!(quantized(step), expected, "step {step}"));
+    }
+}
+
+#[test]
+fn own_strategy_trains() {
+    let run = Run::new("own", &recipe(&["train.epochs=3"]), vec![Box::new(own_strategy::BackToFront)]);
+    let fractions: Vec<f64> = run.epochs.iter().filter_map(|epoch| epoch.quantized_fraction).collect();
+    // PreResNet-8 has 2, 3 and 3 quantized layers in its stages.
+    let expected: Vec<f32> = [3.0, 6.0, 8.0].map(|layers| layers / 8.0).to_vec();
+    let got: Vec<f32> = fractions.iter().map(|fraction| *fraction as f32).collect();
+    assert_close("share of the layers", &got, &expected, Tolerance::relative(1e-6));
+}
+
+#[test]
+fn the_documentation_quotes_the_example() {
+    let read = |path: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    };
+    let example = read("crates/lowbit-strategies/examples/own_strategy.rs");
+    let (_, rest) = example.split_once("docs/methods/strategies.md.\n").expect("the beginning is marked");
+    let (code, _) = rest.split_once("// end\n").expect("the end is marked");
+    assert!(
+        read("docs/methods/strategies.md").contains(code),
+        "docs/methods/strategies.md is not up to date"
+    );
+}

@@ -1,0 +1,316 @@
+//! `cargo xtask bench`: times training steps beside each other, backends and a peer, in one run.
+//!
+//! All contestants take turns, so that what else the machine does falls on all alike; medians over the rounds are shown.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::cargo;
+
+/// What `cargo xtask bench step` is asked for.
+#[derive(Args)]
+pub struct StepArgs {
+    /// Network and input
+    #[arg(long, value_enum, default_value_t = Workload::Preresnet20)]
+    network: Workload,
+
+    /// Precisions, fp32 or as w2a2
+    #[arg(long, value_delimiter = ',', default_value = "fp32,w4a4,w2a2")]
+    bits: Vec<String>,
+
+    /// Backends
+    #[arg(long, value_delimiter = ',', default_value = "flex")]
+    device: Vec<String>,
+
+    /// Another implementation beside ours: PyTorch, in full precision and at the same bits
+    #[arg(long, value_enum)]
+    peer: Option<Peer>,
+
+    /// Python that has the peer [default: a virtual environment in target/peers, made if it is missing]
+    #[arg(long, value_name = "PROGRAM")]
+    python: Option<String>,
+
+    /// Rounds; each contestant runs a few steps in each
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+
+    /// Steps of a contestant in a round
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+
+    /// Threads of each contestant [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+
+    /// End with one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// A network and its input.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Workload {
+    /// PreResNet-20, batch 128, 32x32x3
+    Preresnet20,
+    /// PreResNet-8, batch 64, 8x8x1
+    #[value(name = "preresnet8-digits")]
+    Preresnet8Digits,
+}
+
+impl Workload {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Preresnet20 => "preresnet20",
+            Self::Preresnet8Digits => "preresnet8-digits",
+        }
+    }
+
+    fn batch(self) -> u32 {
+        match self {
+            Self::Preresnet20 => 128,
+            Self::Preresnet8Digits => 64,
+        }
+    }
+}
+
+/// Another implementation.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Peer {
+    Torch,
+}
+
+/// What a contestant reached.
+#[derive(Debug, Serialize)]
+struct Entry {
+    name: String,
+    bits: String,
+    /// Median over the rounds.
+    images_per_second: f64,
+    /// Smallest and largest round.
+    range: [f64; 2],
+    /// Largest resident size of its process in bytes, the program and its libraries included.
+    peak_bytes: u64,
+}
+
+/// The speed of one contestant as a multiple of another's: the median of the rounds' ratios.
+#[derive(Debug, Serialize)]
+struct Ratio {
+    of: String,
+    to: String,
+    ratio: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    network: &'static str,
+    machine: String,
+    threads: usize,
+    rounds: u32,
+    entries: Vec<Entry>,
+    ratios: Vec<Ratio>,
+}
+
+pub fn step(args: &StepArgs) -> anyhow::Result<()> {
+    let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let mut contestants = Vec::new();
+    for device in &args.device {
+        let program = build(device)?;
+        for bits in &args.bits {
+            let mut command = Command::new(&program);
+            command.args([args.network.name(), bits, device]).env("RAYON_NUM_THREADS", threads.to_string());
+            contestants.push(Contestant::start(format!("lowbit {device}"), bits, command)?);
+        }
+    }
+    if let Some(Peer::Torch) = args.peer {
+        let python = match &args.python {
+            Some(python) => python.clone(),
+            None => virtual_environment()?,
+        };
+        for bits in &args.bits {
+            let mut command = Command::new(&python);
+            command.args(["xtask/peers/step.py", args.network.name(), bits, &threads.to_string()]);
+            contestants.push(Contestant::start("torch".into(), bits, command)?);
+        }
+    }
+    // The first steps find memory and instructions cold.
+    for contestant in &mut contestants {
+        contestant.run(1)?;
+    }
+    for round in 0..args.rounds {
+        eprintln!("round {}/{}", round + 1, args.rounds);
+        for contestant in &mut contestants {
+            let seconds = contestant.run(args.steps)?;
+            let images = f64::from(args.steps * args.network.batch());
+            contestant.rates.push(images / seconds);
+        }
+    }
+    let report = Report {
+        network: args.network.name(),
+        machine: machine(),
+        threads,
+        rounds: args.rounds,
+        ratios: ratios(&contestants),
+        entries: contestants.into_iter().map(Contestant::finish).collect::<anyhow::Result<_>>()?,
+    };
+    show(&report);
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    }
+    Ok(())
+}
+
+/// Builds the stepping program for a backend; returns its path.
+fn build(device: &str) -> anyhow::Result<std::path::PathBuf> {
+    let mut command = cargo(&["build", "-p", "lowbit-tests", "--example", "step"]);
+    if !["flex", "ndarray"].contains(&device) {
+        command.args(["--no-default-features", "--features", device]);
+    }
+    if !command.status().context("failed to run cargo")?.success() {
+        bail!("the stepping program does not build for {device}");
+    }
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), std::path::PathBuf::from);
+    let program = target.join("debug/examples").join(format!("step{}", std::env::consts::EXE_SUFFIX));
+    // The next backend's build would replace it.
+    let kept = program.with_file_name(format!("step-{device}{}", std::env::consts::EXE_SUFFIX));
+    std::fs::copy(&program, &kept).context("failed to copy the stepping program")?;
+    Ok(kept)
+}
+
+/// Makes a Python environment with the pinned peer, once; returns its Python.
+fn virtual_environment() -> anyhow::Result<String> {
+    let folder = Path::new("target/peers/torch");
+    let python = folder.join("bin/python");
+    if !python.is_file() {
+        eprintln!("installing the peer into {}", folder.display());
+        let run = |program: &Path, args: &[&str]| -> anyhow::Result<()> {
+            let status = Command::new(program).args(args).status();
+            match status.with_context(|| format!("failed to run {}", program.display()))?.success() {
+                true => Ok(()),
+                false => bail!("{} {} failed", program.display(), args.join(" ")),
+            }
+        };
+        run(Path::new("python3"), &["-m", "venv", &folder.display().to_string()])?;
+        let requirements = ["-m", "pip", "install", "--quiet", "-r", "xtask/peers/requirements.txt"];
+        if let Err(error) = run(&python, &requirements) {
+            // Half an environment would be taken for a whole one.
+            std::fs::remove_dir_all(folder).context("failed to remove the environment")?;
+            return Err(error);
+        }
+    }
+    Ok(python.display().to_string())
+}
+
+/// A process that runs steps on request.
+struct Contestant {
+    name: String,
+    bits: String,
+    process: Child,
+    requests: ChildStdin,
+    answers: BufReader<ChildStdout>,
+    /// Images per second in each round.
+    rates: Vec<f64>,
+}
+
+impl Contestant {
+    fn start(name: String, bits: &str, mut command: Command) -> anyhow::Result<Self> {
+        let mut process = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("failed to run {name}"))?;
+        let requests = process.stdin.take().context("no stdin")?;
+        let answers = BufReader::new(process.stdout.take().context("no stdout")?);
+        Ok(Self { name, bits: bits.into(), process, requests, answers, rates: Vec::new() })
+    }
+
+    fn label(&self) -> String {
+        format!("{} {}", self.name, self.bits)
+    }
+
+    fn answer(&mut self) -> anyhow::Result<String> {
+        let mut line = String::new();
+        if self.answers.read_line(&mut line)? == 0 {
+            bail!("{} ended with {}", self.label(), self.process.wait()?);
+        }
+        Ok(line.trim().into())
+    }
+
+    /// Seconds of so many steps.
+    fn run(&mut self, steps: u32) -> anyhow::Result<f64> {
+        writeln!(self.requests, "{steps}")?;
+        self.requests.flush()?;
+        let answer = self.answer()?;
+        answer.parse().with_context(|| format!("{} answered {answer:?}", self.label()))
+    }
+
+    fn finish(self) -> anyhow::Result<Entry> {
+        let Self { name, bits, mut process, requests, mut answers, rates } = self;
+        drop(requests);
+        let mut line = String::new();
+        answers.read_line(&mut line)?;
+        process.wait()?;
+        let peak_bytes = line.trim().parse().with_context(|| format!("{name} answered {line:?}"))?;
+        let sorted = sorted(rates);
+        let range = [sorted[0], sorted[sorted.len() - 1]];
+        Ok(Entry { name, bits, images_per_second: median(sorted), range, peak_bytes })
+    }
+}
+
+/// Of every contestant to the peer at the same bits and in full precision, and to its own full precision.
+fn ratios(contestants: &[Contestant]) -> Vec<Ratio> {
+    let mut ratios = Vec::new();
+    for of in contestants {
+        for to in contestants {
+            let same_bits = to.bits == of.bits;
+            let is_peer = to.name == "torch" && of.name != "torch" && (same_bits || to.bits == "fp32");
+            let own_full_precision = to.name == of.name && to.bits == "fp32" && !same_bits;
+            if is_peer || own_full_precision {
+                let rounds = of.rates.iter().zip(&to.rates).map(|(of, to)| of / to);
+                let ratio = median(sorted(rounds.collect()));
+                ratios.push(Ratio { of: of.label(), to: to.label(), ratio });
+            }
+        }
+    }
+    ratios
+}
+
+fn sorted(mut values: Vec<f64>) -> Vec<f64> {
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+/// The middle of sorted values.
+fn median(sorted: Vec<f64>) -> f64 {
+    (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2.0
+}
+
+/// The processor, where the system tells.
+fn machine() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info.lines().find_map(|line| line.strip_prefix("model name"));
+    let name = line.map_or("unknown processor", |line| line.trim_start_matches([' ', '\t', ':']));
+    format!("{name}, {} cores", std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+fn show(report: &Report) {
+    eprintln!(
+        "\n{}, {} threads each, {} rounds, {}\n",
+        report.network, report.threads, report.rounds, report.machine
+    );
+    eprintln!("{:<16} {:<6} {:>9} {:>19} {:>9}", "", "bits", "images/s", "range", "peak MiB");
+    for Entry { name, bits, images_per_second, range: [low, high], peak_bytes } in &report.entries {
+        let range = format!("{low:.0} to {high:.0}");
+        let mebibytes = peak_bytes / (1 << 20);
+        eprintln!("{name:<16} {bits:<6} {images_per_second:>9.0} {range:>19} {mebibytes:>9}");
+    }
+    eprintln!();
+    for Ratio { of, to, ratio } in &report.ratios {
+        eprintln!("{of} is {ratio:.2} times {to}");
+    }
+}
