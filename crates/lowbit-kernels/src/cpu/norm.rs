@@ -263,7 +263,11 @@ mod tests {
             let deviation = (variance + 1e-5).sqrt();
             let close = |what: &str, got: f32, expected: f64, scale: f64| {
                 let error = (f64::from(got) - expected).abs();
-                assert!(error <= 2e-5 * scale.max(1.0), "{what} {shape:?} {activation:?}: {got} {expected}");
+                // The mean is kept in single precision: its error grows with the distance from zero.
+                assert!(
+                    error <= 1e-5 * (1.0 + f64::from(shift.abs())) * scale.max(1.0),
+                    "{what} {shape:?} {activation:?}: {got} {expected}"
+                );
             };
             close("mean", statistics[c], mean, 1.0);
             close("variance", statistics[shape.channels + c], variance, 1.0);
