@@ -15,6 +15,10 @@ use lowbit_models::{Family, InputShape, ModelConfig, Network};
 use lowbit_quantizers::{LayerQuantization, Method, QuantizationPolicy};
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};
 
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What is timed.
 struct Setup {
     model: ModelConfig,

@@ -77,8 +77,8 @@ pub fn batch_norm(
     let statistics = Tensor::<1>::from_dispatch(statistics).detach();
     BatchNormOutput {
         output: Tensor::from_dispatch(output),
-        mean: statistics.clone().slice([0..channels]),
-        variance: statistics.slice([channels..2 * channels]),
+        mean: statistics.clone().narrow(0, 0, channels),
+        variance: statistics.narrow(0, channels, channels),
     }
 }
 

@@ -10,9 +10,6 @@ use std::time::{Duration, Instant};
 use common::Sandbox;
 use serde_json::Value;
 
-/// Kills in all, at least.
-const N_KILLS: u32 = 24;
-
 /// Kills after which the test gives up on hitting a checkpoint that is being written.
 const MAX_KILLS: u32 = 400;
 
@@ -20,7 +17,7 @@ const SEED: u64 = 20_261_124;
 
 /// Every kind of state there is: learned step sizes, running ranges, momentum, moving average, new BatchNorm
 /// statistics; and more checkpoints than anyone would want.
-const RECIPE: [&str; 12] = [
+const EVERY_STATE: &[&str] = &[
     "train.epochs=3",
     "train.ema_decay=0.9",
     "train.norm_reestimation_batches=3",
@@ -33,6 +30,33 @@ const RECIPE: [&str; 12] = [
     "quantization.last={method=\"minmax\", weight_bits=8, act_bits=8}",
     "quantization.shortcut={weight_bits=8, act_bits=8}",
     "train.gradient_clip=5",
+];
+
+/// Five phases of two networks, hand-overs of learned steps in both ways.
+const MULTI_STAGE: &[&str] = &[
+    "train.epochs=6",
+    "data.batch_size=32",
+    "data.train_limit=128",
+    "data.test_limit=64",
+    "checkpoint.every_steps=3",
+    "quantization.method=lsq",
+    "strategy.two_stage=true",
+    "strategy.progressive={ladder=[\"fp32\", 4]}",
+    "strategy.joint={teacher={width=1.5}, students=[{weight_bits=4, act_bits=4}]}",
+    "strategy.hint={weight=0.1}",
+    "phases={w2a32={quantizer_state=\"rescaled\", optimizer_state=\"kept\"}}",
+];
+
+/// One phase with a random part quantized in each step, drawn by its error, beside a teacher.
+const ONE_STAGE: &[&str] = &[
+    "train.epochs=4",
+    "train.ema_decay=0.9",
+    "data.batch_size=32",
+    "data.train_limit=128",
+    "data.test_limit=64",
+    "checkpoint.every_steps=3",
+    "strategy.stochastic_precision={selector=\"roulette\", unit=\"layer\"}",
+    "strategy.joint={}",
 ];
 
 /// The splitmix64 generator.
@@ -69,8 +93,24 @@ fn end_of(sandbox: &Sandbox, run: &str) -> End {
 
 #[test]
 fn killed_and_resumed_equals_uninterrupted() {
+    check(EVERY_STATE, 24, true);
+}
+
+#[test]
+fn two_stage_progressive_and_joint() {
+    check(MULTI_STAGE, 20, false);
+}
+
+#[test]
+fn stochastic_precision_and_joint() {
+    check(ONE_STAGE, 20, false);
+}
+
+/// Kills trainings of `recipe` at random moments until there were `n_kills`, and one of them fell into the writing of a
+/// checkpoint if `wants_one_in_checkpoint`; each must end as an uninterrupted one.
+fn check(recipe: &[&str], n_min_kills: u32, wants_one_in_checkpoint: bool) {
     let sandbox = Sandbox::new();
-    let overrides: Vec<&str> = RECIPE.iter().flat_map(|change| ["--set", change]).collect();
+    let overrides: Vec<&str> = recipe.iter().flat_map(|change| ["--set", change]).collect();
     let train = |run: &'static str| [vec!["train", "--out", run, "--json"], overrides.clone()].concat();
     let started = Instant::now();
     let outcome = sandbox.run(&train("whole"));
@@ -78,12 +118,14 @@ fn killed_and_resumed_equals_uninterrupted() {
     let duration = started.elapsed();
     let expected = end_of(&sandbox, "whole");
     assert!(expected.state_sha256.is_string());
-    assert_eq!(expected.metrics.lines().count(), 3);
+    assert!(expected.metrics.lines().count() > 2);
 
     println!("seed {SEED}, uninterrupted {duration:.2?}");
     let mut random = Random(SEED);
     let (mut n_kills, mut n_in_checkpoint, mut n_before_run, mut n_runs) = (0, 0, 0, 0);
-    while n_kills < N_KILLS || (n_in_checkpoint == 0 && n_kills < MAX_KILLS) {
+    let misses_checkpoints =
+        |hits: u32, kills: u32| wants_one_in_checkpoint && hits == 0 && kills < MAX_KILLS;
+    while n_kills < n_min_kills || misses_checkpoints(n_in_checkpoint, n_kills) {
         n_runs += 1;
         loop {
             let directory = sandbox.path("killed");
@@ -123,7 +165,8 @@ fn killed_and_resumed_equals_uninterrupted() {
         assert_eq!(end_of(&sandbox, "killed"), expected, "run {n_runs}, seed {SEED}");
         fs::remove_dir_all(sandbox.path("killed")).unwrap();
     }
-    assert!(n_in_checkpoint > 0, "none of {n_kills} kills fell into the writing of a checkpoint");
+    let hit = n_in_checkpoint > 0 || !wants_one_in_checkpoint;
+    assert!(hit, "none of {n_kills} kills fell into the writing of a checkpoint");
     println!(
         "{n_kills} kills in {n_runs} runs: {n_in_checkpoint} in a checkpoint, {n_before_run} before the run began; \
         {:.0?} in all",

@@ -88,29 +88,28 @@ pub struct Estimate {
     pub duration: Duration,
 }
 
-/// The `lowbit` program, built for a device.
+/// Builds `lowbit`: with the CPU backends, as for all other commands, or with the one that `device` needs.
+pub fn build(device: &str) -> anyhow::Result<PathBuf> {
+    let mut build = cargo(&["build", "-p", "lowbit"]);
+    let backend = device.split(':').next().unwrap_or(device);
+    if !["flex", "ndarray"].contains(&backend) {
+        build.args(["--no-default-features", "--features", backend]);
+    }
+    if !build.status().context("failed to run cargo")?.success() {
+        bail!("lowbit does not build for {device}");
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    Ok(target.join("debug").join(format!("lowbit{}", std::env::consts::EXE_SUFFIX)))
+}
+
+/// The `lowbit` program on a device.
 pub struct Lowbit {
-    program: PathBuf,
+    pub program: PathBuf,
     pub device: String,
-    data_dir: Option<PathBuf>,
+    pub data_dir: Option<PathBuf>,
 }
 
 impl Lowbit {
-    /// Builds it: with the CPU backends, as for all other commands, or with the one that `device` needs.
-    pub fn build(device: &str, data_dir: Option<PathBuf>) -> anyhow::Result<Self> {
-        let mut build = cargo(&["build", "-p", "lowbit"]);
-        let backend = device.split(':').next().unwrap_or(device);
-        if !["flex", "ndarray"].contains(&backend) {
-            build.args(["--no-default-features", "--features", backend]);
-        }
-        if !build.status().context("failed to run cargo")?.success() {
-            bail!("lowbit does not build for {device}");
-        }
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-        let program = target.join("debug").join(format!("lowbit{}", std::env::consts::EXE_SUFFIX));
-        Ok(Self { program, device: device.into(), data_dir })
-    }
-
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(args);

@@ -48,6 +48,10 @@ pub struct ReproduceArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     parallel: u16,
 
+    /// Use this lowbit instead of building it
+    #[arg(long, value_name = "PROGRAM")]
+    program: Option<PathBuf>,
+
     /// Where data sets are, as for `lowbit train`
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -89,8 +93,15 @@ struct Plan {
 
 pub fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
     let table = Table::named(&args.table)?;
+    if args.set.iter().any(|change| change.trim_start().starts_with("seed")) {
+        bail!("--set seed=... would give all cells the same seed: choose how many with --seeds");
+    }
     let out = args.out.clone().unwrap_or_else(|| Path::new("runs/reproduce").join(&args.table));
-    let lowbit = Lowbit::build(&args.device, args.data_dir.clone())?;
+    let program = match &args.program {
+        Some(program) => program.clone(),
+        None => cell::build(&args.device)?,
+    };
+    let lowbit = Lowbit { program, device: args.device.clone(), data_dir: args.data_dir.clone() };
     if let Some(how) = lowbit.missing_data(&table.dataset)? {
         bail!("{how}");
     }
@@ -231,7 +242,7 @@ fn dry_run(lowbit: &Lowbit, table: &Table, cells: &[Cell]) -> anyhow::Result<()>
 
 /// "1:23:45" or "3:45".
 fn clock(duration: Duration) -> String {
-    let seconds = duration.as_secs_f64().round() as u64;
+    let seconds = duration.as_secs_f64().round_ties_even() as u64;
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     match hours {
         0 => format!("{minutes}:{seconds:02}"),

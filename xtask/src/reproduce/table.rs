@@ -33,10 +33,8 @@ pub struct Table {
     pub base: String,
     /// Data set.
     pub dataset: String,
-    /// Bit widths of weights and activations.
-    pub bits: Vec<[u32; 2]>,
-    /// Methods, as in names of recipes.
-    pub methods: Vec<String>,
+    /// What is trained beside full precision.
+    pub rows: Vec<Rows>,
     /// Seeds of every cell.
     pub seeds: u64,
     /// Settings that all cells change.
@@ -44,6 +42,16 @@ pub struct Table {
     /// Figures of others, to compare with.
     #[serde(default)]
     pub published: Vec<Published>,
+}
+
+/// Rows of the same precision.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rows {
+    /// Bit widths of weights and activations.
+    pub bits: [u32; 2],
+    /// Methods, as in names of recipes.
+    pub methods: Vec<String>,
 }
 
 /// A figure of others.
@@ -69,8 +77,9 @@ impl Table {
     /// Its cells with the seeds from 0 to `n_seeds`, trained in directories under `out`.
     pub fn cells(&self, n_seeds: u64, set: &[String], out: &Path) -> Vec<Cell> {
         let full_precision = (FULL_PRECISION.to_string(), [32, 32], format!("{}-fp32", self.base));
-        let low_bit = self.bits.iter().flat_map(|&bits| {
-            self.methods.iter().map(move |method| {
+        let low_bit = self.rows.iter().flat_map(|Rows { bits, methods }| {
+            let bits = *bits;
+            methods.iter().map(move |method| {
                 let [weight, act] = bits;
                 let suffix = if method == DIRECT { String::new() } else { format!("-{method}") };
                 (method.clone(), bits, format!("{}-w{weight}a{act}{suffix}", self.base))
@@ -102,11 +111,13 @@ mod tests {
         for name in NAMES {
             let table = Table::named(name).unwrap();
             let cells = table.cells(2, &["a=b".into()], Path::new("out"));
-            assert_eq!(cells.len(), 2 * (1 + table.bits.len() * table.methods.len()), "{name}");
+            let n_rows: usize = table.rows.iter().map(|rows| rows.methods.len()).sum();
+            assert_eq!(cells.len(), 2 * (1 + n_rows), "{name}");
             assert_eq!(cells[0].method, FULL_PRECISION);
             assert!(cells[0].recipe.ends_with("-fp32"));
             assert!(cells.iter().all(|cell| cell.set.last().is_some_and(|last| last == "a=b")));
-            assert!(table.methods[0] == DIRECT, "the method that others are compared with comes first");
+            let compared = table.rows.iter().all(|rows| rows.methods[0] == DIRECT);
+            assert!(compared, "the method that others are compared with comes first");
         }
     }
 }

@@ -121,10 +121,10 @@ impl Sink for Store<'_> {
     #[inline(always)]
     fn take<const P: usize, const L: usize>(&mut self, first: usize, sums: &[[f32; L]; P]) {
         let targets = &self.targets[first..(first + P).min(self.targets.len())];
-        for v in 0..L.min(self.channels) {
-            let plane = &mut self.out[v * self.plane..(v + 1) * self.plane];
-            for (p, &target) in targets.iter().enumerate() {
-                plane[target as usize] = sums[p][v];
+        let planes = self.out.chunks_exact_mut(self.plane).take(L.min(self.channels));
+        for (v, plane) in planes.enumerate() {
+            for (sums, &target) in sums.iter().zip(targets) {
+                plane[target as usize] = sums[v];
             }
         }
     }

@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::simd::multiversion;
+use super::simd::{keep_if, multiversion};
 
 /// Values that one thread takes at a time. Sums are added up by these chunks, whatever the number of threads.
 const CHUNK: usize = 1 << 14;
@@ -38,7 +38,7 @@ multiversion! {
 multiversion! {
     fn unit_gradient_chunk(x: &[f32], g: &[f32], dx: &mut [f32]) {
         for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(g) {
-            *dx = if (0.0..=1.0).contains(&x) { g } else { 0.0 };
+            *dx = keep_if((0.0..=1.0).contains(&x), g);
         }
     }
 }
@@ -81,11 +81,11 @@ multiversion! {
     fn step_gradient_chunk(x: &[f32], g: &[f32], s: f32, q_min: f32, q_max: f32, dx: &mut [f32]) -> f32 {
         let mut sums = [0.0; LANES];
         let mut at = |i: usize, v: f32, g: f32, dx: &mut f32| {
-            let inside = v >= q_min && v <= q_max;
+            let inside = (q_min..=q_max).contains(&v);
             let clipped = v.clamp(q_min, q_max);
-            let slope = clipped.round_ties_even() - if inside { v } else { 0.0 };
+            let slope = clipped.round_ties_even() - keep_if(inside, v);
             sums[i] += g * slope;
-            *dx = if inside { g } else { 0.0 };
+            *dx = keep_if(inside, g);
         };
         let ((xs, x_rest), (gs, g_rest)) = (x.as_chunks::<LANES>(), g.as_chunks::<LANES>());
         let (dxs, dx_rest) = dx.as_chunks_mut::<LANES>();
@@ -106,8 +106,8 @@ multiversion! {
     fn clip_gradient_chunk(x: &[f32], g: &[f32], a: f32, dx: &mut [f32]) -> f32 {
         let mut sums = [0.0; LANES];
         let mut at = |i: usize, x: f32, g: f32, dx: &mut f32| {
-            sums[i] += if x >= a { g } else { 0.0 };
-            *dx = if x >= 0.0 && x < a { g } else { 0.0 };
+            sums[i] += keep_if(x >= a, g);
+            *dx = keep_if((0.0..a).contains(&x), g);
         };
         let ((xs, x_rest), (gs, g_rest)) = (x.as_chunks::<LANES>(), g.as_chunks::<LANES>());
         let (dxs, dx_rest) = dx.as_chunks_mut::<LANES>();

@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::simd::multiversion;
+use super::simd::{keep_if, multiversion};
 
 /// What follows the normalization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,26 +140,31 @@ pub fn apply(shape: NormShape, x: &[f32], parameters: NormParameters<'_>, y: &mu
     });
 }
 
+/// Values that a gradient is computed for at a time, on the stack.
+const BLOCK: usize = 256;
+
 multiversion! {
     /// Sums of `g'` and of `g' (x - mean)`, where `g'` is `g` that has passed the activation.
     fn gradient_sums(x: &[f32], g: &[f32], affine: Affine, floor: f32, mean: f32) -> [f32; 2] {
-        let ((xs, x_rest), (gs, g_rest)) = (x.as_chunks::<LANES>(), g.as_chunks::<LANES>());
-        let mut sums = [[0.0; LANES]; 2];
-        for (x, g) in xs.iter().zip(gs) {
-            for v in 0..LANES {
-                let passed = if x[v] * affine.factor + affine.offset > floor { g[v] } else { 0.0 };
-                sums[0][v] += passed;
-                sums[1][v] += passed * (x[v] - mean);
+        let (mut sums, mut products) = ([0.0; LANES], [0.0; LANES]);
+        // Zeros behind the last value add nothing.
+        let (mut passed, mut distances) = ([0.0; BLOCK], [0.0; BLOCK]);
+        for (x, g) in x.chunks(BLOCK).zip(g.chunks(BLOCK)) {
+            for (((passed, distance), &x), &g) in passed.iter_mut().zip(&mut distances).zip(x).zip(g) {
+                *passed = keep_if(x * affine.factor + affine.offset > floor, g);
+                *distance = x - mean;
+            }
+            passed[x.len()..].fill(0.0);
+            let (passed, _) = passed.as_chunks::<LANES>();
+            let (distances, _) = distances.as_chunks::<LANES>();
+            for (passed, distances) in passed.iter().zip(distances) {
+                for v in 0..LANES {
+                    sums[v] += passed[v];
+                    products[v] += passed[v] * distances[v];
+                }
             }
         }
-        let mut result = sums.map(|sums| sums.iter().sum::<f32>());
-        for (x, g) in x_rest.iter().zip(g_rest) {
-            if x * affine.factor + affine.offset > floor {
-                result[0] += g;
-                result[1] += g * (x - mean);
-            }
-        }
-        result
+        [sums.iter().sum(), products.iter().sum()]
     }
 }
 
@@ -167,7 +172,7 @@ multiversion! {
     fn gradient_plane(x: &[f32], g: &[f32], affine: Affine, floor: f32, line: [f32; 2], dx: &mut [f32]) {
         let [slope, constant] = line;
         for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(g) {
-            let passed = if x * affine.factor + affine.offset > floor { g } else { 0.0 };
+            let passed = keep_if(x * affine.factor + affine.offset > floor, g);
             *dx = affine.factor * passed + (slope * x + constant);
         }
     }

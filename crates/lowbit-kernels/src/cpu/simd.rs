@@ -25,6 +25,12 @@ macro_rules! multiversion {
 }
 pub(crate) use multiversion;
 
+/// `value` if `condition`, else 0, without a branch that would keep a loop from becoming vector instructions.
+#[inline(always)]
+pub(crate) fn keep_if(condition: bool, value: f32) -> f32 {
+    f32::from_bits(value.to_bits() & u32::from(condition).wrapping_neg())
+}
+
 /// Output channels that are computed together.
 pub const BLOCK: usize = 16;
 

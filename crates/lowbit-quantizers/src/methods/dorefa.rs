@@ -83,7 +83,7 @@ impl DoReFaWeights {
             let mean = w.clone().abs().mean().detach().reshape([1; D]);
             return binary_with_identity_gradient(w, mean);
         }
-        self.from_grid(ste_round(self.grid(w)))
+        self.off_grid(ste_round(self.grid(w)))
     }
 
     /// [`fake_quantize`](Self::fake_quantize) without the rounding: the weights in [-1, 1]. At 1 bit, where the mean is
@@ -91,12 +91,12 @@ impl DoReFaWeights {
     pub fn unrounded<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
         match self.bits.get() {
             1 => w,
-            _ => self.from_grid(self.grid(w)),
+            _ => self.off_grid(self.grid(w)),
         }
     }
 
     /// From `[0, n]` to [-1, 1].
-    fn from_grid<const D: usize>(&self, grid: Tensor<D>) -> Tensor<D> {
+    fn off_grid<const D: usize>(&self, grid: Tensor<D>) -> Tensor<D> {
         let n = steps(self.bits);
         (grid * 2.0 - n) / n
     }
