@@ -31,6 +31,7 @@ fn main() {
             kernel: [kernel; 2],
             stride: [stride; 2],
             padding: [kernel / 2; 2],
+            groups: 1,
         };
         let [height, width] = shape.out_size();
         let input = vec![0.5; batch * in_channels * side * side];

@@ -9,9 +9,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::ConvOptions;
 
-use crate::backend::KernelBackend;
+use crate::backend::{Activation, KernelBackend};
 use crate::cpu::fake_quantize::Grid;
-use crate::cpu::norm::Activation;
 
 impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn lowbit_conv2d(

@@ -6,7 +6,26 @@ use burn::tensor::Slice;
 use burn::tensor::ops::ConvOptions;
 
 use crate::cpu::fake_quantize::Grid;
-use crate::cpu::norm::Activation;
+
+/// What follows a normalization.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    Identity,
+    /// `max(y, 0)`.
+    Relu,
+}
+
+impl Activation {
+    /// The same in the terms of the kernels.
+    #[cfg(any(feature = "flex", feature = "ndarray"))]
+    pub(crate) fn kernel(self) -> crate::cpu::activation::Activation {
+        match self {
+            Self::Identity => crate::cpu::activation::Activation::Identity,
+            Self::Relu => crate::cpu::activation::Activation::Relu,
+        }
+    }
+}
 
 /// A backend with the fused operations.
 #[backend_extension(

@@ -5,10 +5,10 @@ use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, TensorData};
 
-use crate::backend::KernelBackend;
+use crate::backend::{Activation, KernelBackend};
 use crate::cpu::conv::{self, ConvShape};
 use crate::cpu::fake_quantize::{self, Grid};
-use crate::cpu::norm::{self, Activation, NormParameters, NormShape};
+use crate::cpu::norm::{self, NormParameters, NormShape};
 
 /// A backend whose float tensors can be read as slices.
 trait Host: Backend {
@@ -20,7 +20,7 @@ trait Host: Backend {
     fn tensor(values: Vec<f32>, shape: &[usize]) -> FloatTensor<Self>;
 }
 
-/// The sizes of a convolution, if the kernels do it: without groups and dilation, padded alike on both sides.
+/// The sizes of a convolution, if the kernels do it: without dilation, padded alike on both sides.
 fn conv_shape(input: [usize; 4], weight: [usize; 4], options: &ConvOptions<2>) -> Option<ConvShape> {
     let [batch, in_channels, height, width] = input;
     let [out_channels, _, kernel_height, kernel_width] = weight;
@@ -32,9 +32,10 @@ fn conv_shape(input: [usize; 4], weight: [usize; 4], options: &ConvOptions<2>) -
         kernel: [kernel_height, kernel_width],
         stride: options.stride,
         padding: options.padding.map(|(before, _)| before),
+        groups: options.groups,
     };
     let is_symmetric = options.padding.iter().all(|(before, after)| before == after);
-    (options.groups == 1 && options.dilation == [1, 1] && is_symmetric && batch > 0).then_some(shape)
+    (options.dilation == [1, 1] && is_symmetric && batch > 0).then_some(shape)
 }
 
 fn conv2d<B: Host>(input: FloatTensor<B>, weight: FloatTensor<B>, shape: &ConvShape) -> FloatTensor<B> {
@@ -64,7 +65,7 @@ fn conv2d_weight_gradient<B: Host>(
     shape: &ConvShape,
 ) -> FloatTensor<B> {
     let (input, gradient) = (B::contiguous(input), B::contiguous(gradient));
-    let dims = [shape.out_channels, shape.in_channels, shape.kernel[0], shape.kernel[1]];
+    let dims = [shape.out_channels, shape.in_channels / shape.groups, shape.kernel[0], shape.kernel[1]];
     let mut result = vec![0.0; dims.iter().product()];
     conv::weight_gradient(shape, B::slice(&input), B::slice(&gradient), &mut result);
     B::tensor(result, &dims)
@@ -95,7 +96,7 @@ fn batch_norm<B: Host>(
         beta: B::slice(&beta),
         statistics: B::slice(&statistics),
         epsilon,
-        activation,
+        activation: activation.kernel(),
     };
     let mut output = vec![0.0; dims.num_elements()];
     norm::apply(shape, B::slice(&input), parameters, &mut output);
@@ -117,12 +118,13 @@ fn batch_norm_gradients<B: Host>(
         beta: B::slice(&beta),
         statistics: B::slice(&statistics),
         epsilon,
-        activation,
+        activation: activation.kernel(),
     };
-    let gradients = norm::gradients(shape, B::slice(&input), B::slice(&gradient), parameters);
+    let mut result = vec![0.0; dims.num_elements()];
+    let gradients = norm::gradients(shape, B::slice(&input), B::slice(&gradient), parameters, &mut result);
     let channels = [shape.channels];
     (
-        B::tensor(gradients.x, dims.as_slice()),
+        B::tensor(result, dims.as_slice()),
         B::tensor(gradients.gamma, &channels),
         B::tensor(gradients.beta, &channels),
     )

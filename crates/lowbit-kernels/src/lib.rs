@@ -28,9 +28,8 @@ use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 use burn::tensor::ops::ConvOptions;
 
-pub use backend::KernelBackend;
+pub use backend::{Activation, KernelBackend};
 pub use cpu::fake_quantize::Grid;
-pub use cpu::norm::Activation;
 
 /// Convolution without bias; as `burn::tensor::module::conv2d`.
 ///

@@ -1,26 +1,24 @@
 //! Fake quantization, forward and backward in one pass each.
-//!
-//! The forward pass computes what the formulas say operation by operation in single precision, so its codes are those of
-//! any other implementation of them.
 
 use rayon::prelude::*;
 
-use super::simd::{keep_if, multiversion};
+use super::activation::{ClipGrid, Pointwise, StepGrid, UnitGrid, low_byte};
+use super::simd::multiversion;
 
 /// Values that one thread takes at a time. Sums are added up by these chunks, whatever the number of threads.
 const CHUNK: usize = 1 << 14;
 
-/// Which grid, and what its gradient is.
+/// Which grid a learned parameter belongs to, and what its gradient is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Grid {
-    /// `round(clip(x / s, q_min, q_max)) s` with a step `s` (LSQ; without bounds min-max).
+    /// `round(clip(x / s, q_min, q_max)) s` with a step `s` (LSQ; without bounds min-max): [`StepGrid`].
     Step {
         /// Smallest code.
         q_min: f32,
         /// Largest code.
         q_max: f32,
     },
-    /// `round(clip(x, 0, a) / a n) / n a` with a clip value `a` (PACT).
+    /// `round(clip(x, 0, a) / a n) / n a` with a clip value `a` (PACT): [`ClipGrid`].
     Clip {
         /// Steps of the grid.
         n: f32,
@@ -28,47 +26,17 @@ pub enum Grid {
 }
 
 multiversion! {
-    fn unit_chunk(x: &[f32], n: f32, y: &mut [f32]) {
+    fn forward_chunk<A: Pointwise>(x: &[f32], activation: A, y: &mut [f32]) {
         for (y, &x) in y.iter_mut().zip(x) {
-            *y = (x.clamp(0.0, 1.0) * n).round_ties_even() / n;
+            *y = activation.value(x);
         }
     }
 }
 
 multiversion! {
-    fn unit_gradient_chunk(x: &[f32], g: &[f32], dx: &mut [f32]) {
-        for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(g) {
-            *dx = keep_if((0.0..=1.0).contains(&x), g);
-        }
-    }
-}
-
-/// `y = round(clip(x, 0, 1) n) / n`, the activations of DoReFa.
-pub fn unit(x: &[f32], n: f32, y: &mut [f32]) {
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| unit_chunk(x, n, y));
-}
-
-/// `dx = g` where `0 <= x <= 1`, else 0.
-pub fn unit_gradient(x: &[f32], g: &[f32], dx: &mut [f32]) {
-    let inputs = x.par_chunks(CHUNK).zip(g.par_chunks(CHUNK));
-    dx.par_chunks_mut(CHUNK).zip(inputs).for_each(|(dx, (x, g))| unit_gradient_chunk(x, g, dx));
-}
-
-multiversion! {
-    fn step_chunk(x: &[f32], s: f32, q_min: f32, q_max: f32, y: &mut [f32]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = (x / s).clamp(q_min, q_max).round_ties_even() * s;
-        }
-    }
-}
-
-multiversion! {
-    fn clip_chunk(x: &[f32], a: f32, n: f32, y: &mut [f32]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            let clipped = if x >= a { a } else { x.max(0.0) };
-            let value = (clipped / a * n).round_ties_even() / n * a;
-            // As the straight-through estimator computes it.
-            *y = clipped + (value - clipped);
+    fn codes_chunk<A: Pointwise>(x: &[f32], activation: A, codes: &mut [u8]) {
+        for (code, &x) in codes.iter_mut().zip(x) {
+            *code = low_byte(activation.code(x));
         }
     }
 }
@@ -77,37 +45,12 @@ multiversion! {
 const LANES: usize = 16;
 
 multiversion! {
-    /// Writes `dx` and returns the gradient of `s`.
-    fn step_gradient_chunk(x: &[f32], g: &[f32], s: f32, q_min: f32, q_max: f32, dx: &mut [f32]) -> f32 {
-        let mut sums = [0.0; LANES];
-        let mut at = |i: usize, v: f32, g: f32, dx: &mut f32| {
-            let inside = (q_min..=q_max).contains(&v);
-            let clipped = v.clamp(q_min, q_max);
-            let slope = clipped.round_ties_even() - keep_if(inside, v);
-            sums[i] += g * slope;
-            *dx = keep_if(inside, g);
-        };
-        let ((xs, x_rest), (gs, g_rest)) = (x.as_chunks::<LANES>(), g.as_chunks::<LANES>());
-        let (dxs, dx_rest) = dx.as_chunks_mut::<LANES>();
-        for ((x, g), dx) in xs.iter().zip(gs).zip(dxs) {
-            for i in 0..LANES {
-                at(i, x[i] / s, g[i], &mut dx[i]);
-            }
-        }
-        for ((x, g), dx) in x_rest.iter().zip(g_rest).zip(dx_rest) {
-            at(0, x / s, *g, dx);
-        }
-        sums.iter().sum()
-    }
-}
-
-multiversion! {
-    /// Writes `dx` and returns the gradient of `a`.
-    fn clip_gradient_chunk(x: &[f32], g: &[f32], a: f32, dx: &mut [f32]) -> f32 {
+    /// Writes `dx` and returns the gradient of the parameter.
+    fn gradient_chunk<A: Pointwise>(x: &[f32], g: &[f32], activation: A, dx: &mut [f32]) -> f32 {
         let mut sums = [0.0; LANES];
         let mut at = |i: usize, x: f32, g: f32, dx: &mut f32| {
-            sums[i] += keep_if(x >= a, g);
-            *dx = keep_if((0.0..a).contains(&x), g);
+            sums[i] += g * activation.slope(x);
+            *dx = if activation.passes(x) { g } else { 0.0 };
         };
         let ((xs, x_rest), (gs, g_rest)) = (x.as_chunks::<LANES>(), g.as_chunks::<LANES>());
         let (dxs, dx_rest) = dx.as_chunks_mut::<LANES>();
@@ -123,18 +66,87 @@ multiversion! {
     }
 }
 
+fn forward<A: Pointwise>(x: &[f32], activation: A, y: &mut [f32]) {
+    assert_eq!(x.len(), y.len(), "length of the result");
+    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| forward_chunk(x, activation, y));
+}
+
+fn codes<A: Pointwise>(x: &[f32], activation: A, codes: &mut [u8]) {
+    assert_eq!(x.len(), codes.len(), "length of the codes");
+    codes
+        .par_chunks_mut(CHUNK)
+        .zip(x.par_chunks(CHUNK))
+        .for_each(|(codes, x)| codes_chunk(x, activation, codes));
+}
+
+fn gradient<A: Pointwise>(x: &[f32], activation: A, g: &[f32], dx: &mut [f32]) -> f32 {
+    assert!(x.len() == g.len() && x.len() == dx.len(), "length of the gradients");
+    let inputs = x.par_chunks(CHUNK).zip(g.par_chunks(CHUNK));
+    let chunks = dx.par_chunks_mut(CHUNK).zip(inputs);
+    let sums: Vec<f32> = chunks.map(|(dx, (x, g))| gradient_chunk(x, g, activation, dx)).collect();
+    sums.iter().map(|&sum| f64::from(sum)).sum::<f64>() as f32
+}
+
+/// `y = round(clip(x, 0, 1) n) / n`, the activations of DoReFa.
+pub fn unit(x: &[f32], n: f32, y: &mut [f32]) {
+    forward(x, UnitGrid { n }, y);
+}
+
+/// `round(clip(x, 0, 1) n)` in `0..=255`.
+pub fn unit_codes(x: &[f32], n: f32, out: &mut [u8]) {
+    codes(x, UnitGrid { n }, out);
+}
+
+/// `dx = g` where `0 <= x <= 1`, else 0.
+pub fn unit_gradient(x: &[f32], g: &[f32], dx: &mut [f32]) {
+    gradient(x, UnitGrid { n: 1.0 }, g, dx);
+}
+
+impl Grid {
+    fn step(q_min: f32, q_max: f32, step_size: f32) -> StepGrid {
+        assert!(q_min <= q_max, "bounds of the codes");
+        StepGrid { step_size, q_min, q_max }
+    }
+}
+
+/// Length of the rows of `x`, all of the same length, each with a parameter.
+fn row(x: &[f32], parameters: &[f32]) -> usize {
+    assert!(!parameters.is_empty() && x.len().is_multiple_of(parameters.len()), "rows of equal length");
+    x.len() / parameters.len()
+}
+
 /// Fake quantization of `x`, whose rows of equal length have a parameter each.
+///
+/// # Panics
+/// If the lengths do not fit each other.
 pub fn learned(x: &[f32], parameters: &[f32], grid: Grid, y: &mut [f32]) {
-    if x.is_empty() {
+    assert_eq!(x.len(), y.len(), "length of the result");
+    let row = row(x, parameters);
+    if row == 0 {
         return;
     }
-    let row = x.len() / parameters.len();
-    for ((x, y), &parameter) in x.chunks_exact(row).zip(y.chunks_exact_mut(row)).zip(parameters) {
-        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| match grid {
-            Grid::Step { q_min, q_max } => step_chunk(x, parameter, q_min, q_max, y),
-            Grid::Clip { n } => clip_chunk(x, parameter, n, y),
-        });
+    let rows = y.par_chunks_mut(row).zip(x.par_chunks(row)).zip(parameters);
+    rows.for_each(|((y, x), &parameter)| match grid {
+        Grid::Step { q_min, q_max } => forward(x, Grid::step(q_min, q_max, parameter), y),
+        Grid::Clip { n } => forward(x, ClipGrid { clip_value: parameter, n }, y),
+    });
+}
+
+/// The codes of [`learned`], two's complement if `q_min` is negative.
+///
+/// # Panics
+/// If the lengths do not fit each other.
+pub fn learned_codes(x: &[f32], parameters: &[f32], grid: Grid, out: &mut [u8]) {
+    assert_eq!(x.len(), out.len(), "length of the codes");
+    let row = row(x, parameters);
+    if row == 0 {
+        return;
     }
+    let rows = out.par_chunks_mut(row).zip(x.par_chunks(row)).zip(parameters);
+    rows.for_each(|((out, x), &parameter)| match grid {
+        Grid::Step { q_min, q_max } => codes(x, Grid::step(q_min, q_max, parameter), out),
+        Grid::Clip { n } => codes(x, ClipGrid { clip_value: parameter, n }, out),
+    });
 }
 
 /// Writes the gradient of `x` and returns those of the parameters.
@@ -142,24 +154,137 @@ pub fn learned(x: &[f32], parameters: &[f32], grid: Grid, y: &mut [f32]) {
 /// With `v = x / s`: `dx = g` where `q_min <= v <= q_max`, else 0; `ds = sum g (round(v) - v)` inside and `sum g q` with
 /// the bound `q` outside (Esser20, Eq. 3). For a clip value: `dx = g` where `0 <= x < a`; `da = sum g` where `x >= a`
 /// (Choi18, Eq. 3).
+///
+/// # Panics
+/// If the lengths do not fit each other.
 pub fn learned_gradient(x: &[f32], parameters: &[f32], grid: Grid, g: &[f32], dx: &mut [f32]) -> Vec<f32> {
-    if x.is_empty() {
+    assert!(x.len() == g.len() && x.len() == dx.len(), "length of the gradients");
+    let row = row(x, parameters);
+    if row == 0 {
         return vec![0.0; parameters.len()];
     }
-    let row = x.len() / parameters.len();
-    let rows = x.chunks_exact(row).zip(g.chunks_exact(row)).zip(dx.chunks_exact_mut(row));
-    rows.zip(parameters)
-        .map(|(((x, g), dx), &parameter)| {
-            let inputs = x.par_chunks(CHUNK).zip(g.par_chunks(CHUNK));
-            let sums: Vec<f32> = dx
-                .par_chunks_mut(CHUNK)
-                .zip(inputs)
-                .map(|(dx, (x, g))| match grid {
-                    Grid::Step { q_min, q_max } => step_gradient_chunk(x, g, parameter, q_min, q_max, dx),
-                    Grid::Clip { .. } => clip_gradient_chunk(x, g, parameter, dx),
-                })
-                .collect();
-            sums.iter().map(|&sum| f64::from(sum)).sum::<f64>() as f32
-        })
-        .collect()
+    let rows = dx.par_chunks_mut(row).zip(x.par_chunks(row).zip(g.par_chunks(row))).zip(parameters);
+    rows.map(|((dx, (x, g)), &parameter)| match grid {
+        Grid::Step { q_min, q_max } => gradient(x, Grid::step(q_min, q_max, parameter), g, dx),
+        Grid::Clip { n } => gradient(x, ClipGrid { clip_value: parameter, n }, g, dx),
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values around all ties and bounds of `scale`, the special ones, and random ones, of an odd number.
+    fn values(scale: f32) -> Vec<f32> {
+        let mut values = vec![0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MIN_POSITIVE, -1e-40, 1e30];
+        for half in -300..=600 {
+            let tie = half as f32 * 0.5 * scale;
+            values.extend([tie, tie.next_up(), tie.next_down()]);
+        }
+        let mut state = 7u64;
+        for _ in 0..2 * CHUNK + 5 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            values.push(((state >> 40) as f32 / (1 << 24) as f32 * 6.0 - 2.0) * scale * 3.0);
+        }
+        values
+    }
+
+    fn assert_same_bits(got: &[f32], expected: impl Iterator<Item = f32>) {
+        for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+            assert_eq!(got.to_bits(), expected.to_bits(), "{i}: {got} {expected}");
+        }
+    }
+
+    #[test]
+    fn unit_grid_is_the_formula() {
+        for n in [1.0, 3.0, 7.0, 15.0, 255.0] {
+            let x = values(1.0 / n);
+            let mut y = vec![f32::NAN; x.len()];
+            unit(&x, n, &mut y);
+            assert_same_bits(&y, x.iter().map(|x| (x.clamp(0.0, 1.0) * n).round_ties_even() / n));
+            let mut codes = vec![9; x.len()];
+            unit_codes(&x, n, &mut codes);
+            assert!(codes.iter().zip(&y).all(|(&code, &y)| f32::from(code) / n == y));
+            let g: Vec<f32> = x.iter().rev().map(|x| x.clamp(-2.0, 2.0)).collect();
+            let mut dx = vec![f32::NAN; x.len()];
+            unit_gradient(&x, &g, &mut dx);
+            let expected = x.iter().zip(&g).map(|(x, g)| if (0.0..=1.0).contains(x) { *g } else { 0.0 });
+            assert_same_bits(&dx, expected);
+        }
+    }
+
+    #[test]
+    fn step_grid_is_the_formula() {
+        for (q_min, q_max) in [(0.0, 1.0), (0.0, 3.0), (-2.0, 1.0), (-128.0, 127.0), (0.0, 255.0)] {
+            for s in [0.1, 1.0, 0.37, 3e-3] {
+                let x = values(s);
+                let mut y = vec![f32::NAN; x.len()];
+                let grid = Grid::Step { q_min, q_max };
+                learned(&x, &[s], grid, &mut y);
+                assert_same_bits(&y, x.iter().map(|x| (x / s).clamp(q_min, q_max).round_ties_even() * s));
+                let mut codes = vec![9; x.len()];
+                learned_codes(&x, &[s], grid, &mut codes);
+                for (&code, x) in codes.iter().zip(&x) {
+                    let code = if q_min < 0.0 { f32::from(code as i8) } else { f32::from(code) };
+                    assert_eq!(code, (x / s).clamp(q_min, q_max).round_ties_even());
+                }
+                let g: Vec<f32> = x.iter().rev().map(|x| (x / s).clamp(-2.0, 2.0)).collect();
+                let mut dx = vec![f32::NAN; x.len()];
+                let ds = learned_gradient(&x, &[s], grid, &g, &mut dx);
+                let inside = |x: f32| x / s >= q_min && x / s <= q_max;
+                assert_same_bits(&dx, x.iter().zip(&g).map(|(x, g)| if inside(*x) { *g } else { 0.0 }));
+                let (mut sum, mut size) = (0.0, 0.0);
+                for (&x, &g) in x.iter().zip(&g) {
+                    let v = x / s;
+                    let slope = v.clamp(q_min, q_max).round_ties_even() - if inside(x) { v } else { 0.0 };
+                    sum += f64::from(slope) * f64::from(g);
+                    size += (f64::from(slope) * f64::from(g)).abs();
+                }
+                // 1024 values for each lane of a chunk.
+                assert!((f64::from(ds[0]) - sum).abs() <= 1e-5 * size, "{} {sum}", ds[0]);
+            }
+        }
+    }
+
+    #[test]
+    fn clip_grid_is_the_formula() {
+        for (a, n) in [(1.0, 1.0), (8.0, 3.0), (0.3, 15.0), (6.1, 255.0)] {
+            let x = values(a / n);
+            let mut y = vec![f32::NAN; x.len()];
+            learned(&x, &[a], Grid::Clip { n }, &mut y);
+            let clipped = |x: f32| if x >= a { a } else { x.max(0.0) };
+            let value = |x: f32| (clipped(x) / a * n).round_ties_even() / n * a;
+            assert_same_bits(&y, x.iter().map(|&x| clipped(x) + (value(x) - clipped(x))));
+            let g: Vec<f32> = x.iter().rev().map(|x| x.clamp(-2.0, 2.0)).collect();
+            let mut dx = vec![f32::NAN; x.len()];
+            let da = learned_gradient(&x, &[a], Grid::Clip { n }, &g, &mut dx);
+            assert_same_bits(&dx, x.iter().zip(&g).map(|(&x, &g)| if x >= 0.0 && x < a { g } else { 0.0 }));
+            let above: f64 = x.iter().zip(&g).filter(|(x, _)| **x >= a).map(|(_, g)| f64::from(*g)).sum();
+            assert!((f64::from(da[0]) - above).abs() <= 1e-2 * above.abs().max(1.0));
+        }
+    }
+
+    #[test]
+    fn rows_are_separate_tensors() {
+        let (x, steps) = (values(0.1), [0.1, 0.2, 0.7]);
+        let row = x.len() / 3;
+        let x = &x[..3 * row];
+        let g: Vec<f32> = x.iter().map(|x| x.clamp(-1.0, 1.0)).collect();
+        let grid = Grid::Step { q_min: -4.0, q_max: 3.0 };
+        let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        learned(x, &steps, grid, &mut y);
+        let ds = learned_gradient(x, &steps, grid, &g, &mut dx);
+        for (i, &step) in steps.iter().enumerate() {
+            let part = i * row..(i + 1) * row;
+            let (mut y_row, mut dx_row) = (vec![0.0; row], vec![0.0; row]);
+            learned(&x[part.clone()], &[step], grid, &mut y_row);
+            let ds_row = learned_gradient(&x[part.clone()], &[step], grid, &g[part.clone()], &mut dx_row);
+            assert_eq!(y[part.clone()], y_row);
+            assert_eq!(dx[part], dx_row);
+            assert_eq!(ds[i], ds_row[0]);
+        }
+        learned(&[], &steps, grid, &mut []);
+        assert_eq!(learned_gradient(&[], &steps, grid, &[], &mut []), [0.0; 3]);
+    }
 }

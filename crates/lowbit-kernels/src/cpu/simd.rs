@@ -1,19 +1,24 @@
-//! The one microkernel of all convolutions, and the choice of instructions for all kernels.
+//! The choice of instructions for all kernels, and the one microkernel of all convolutions.
 //!
 //! Kernels are plain loops over arrays of fixed length. They are compiled once for each instruction set, and the
 //! compiler makes vector instructions of them; which one runs is decided when it is called.
 
-/// Defines a function that is compiled for each instruction set.
+use super::transpose::transpose8;
+
+/// Defines a function that is compiled for each instruction set. It may have one type parameter.
 macro_rules! multiversion {
-    ($(#[$attribute:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    ($(#[$attribute:meta])* $vis:vis fn $name:ident $(<$generic:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?)
+        $(-> $ret:ty)? $body:block
+    ) => {
         $(#[$attribute])*
-        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+        #[allow(clippy::too_many_arguments, reason = "inner loops take their buffers one by one")]
+        $vis fn $name $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body($($arg: $ty),*) $(-> $ret)? $body
+            fn body $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                fn avx2 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
                 if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
                     // SAFETY: the processor has the instructions.
                     return unsafe { avx2($($arg),*) };
@@ -25,33 +30,47 @@ macro_rules! multiversion {
 }
 pub(crate) use multiversion;
 
-/// `value` if `condition`, else 0, without a branch that would keep a loop from becoming vector instructions.
-#[inline(always)]
-pub(crate) fn keep_if(condition: bool, value: f32) -> f32 {
-    f32::from_bits(value.to_bits() & u32::from(condition).wrapping_neg())
-}
-
-/// Output channels that are computed together.
+/// Channels that are computed together.
 pub const BLOCK: usize = 16;
 
-/// Sums of products of scalars of `image` with rows of `panel`:
+/// Operands of [`run`].
+#[derive(Clone, Copy)]
+pub struct Operands<'a> {
+    /// What is read one value at a time.
+    pub image: &'a [f32],
+    /// Where in the image the sums start.
+    pub starts: &'a [u32],
+    /// How far from its start a sum reads its values.
+    pub steps: &'a [u32],
+    /// A row of `lanes` values for each step.
+    pub panel: &'a [f32],
+}
+
+/// Where the sums of a tile go.
+pub trait Sink {
+    /// Takes the sums of the `starts` from number `first` on; `sums` may have more rows than there are starts. `AVX` says
+    /// that the caller is compiled with these instructions.
+    fn take<const P: usize, const L: usize, const AVX: bool>(&mut self, first: usize, sums: &[[f32; L]; P]);
+}
+
+/// Sums of products of scalars of the image with rows of the panel:
 ///
 /// `sums[p][v] = sum over k of image[starts[p] + steps[k]] * panel[k][v]`
 ///
-/// A row of `panel` has `L` values. The sum is taken in the order of `k`.
+/// A row of the panel has `L` values. The sum is taken in the order of `k`.
 #[inline(always)]
 fn tile<const P: usize, const L: usize, const FMA: bool>(
-    image: &[f32],
+    operands: Operands<'_>,
     starts: &[u32; P],
-    steps: &[u32],
-    panel: &[f32],
 ) -> [[f32; L]; P] {
     let mut sums = [[0.0; L]; P];
-    let (rows, _) = panel.as_chunks::<L>();
-    for (&step, row) in steps.iter().zip(rows) {
+    // SAFETY: `run` has compared the largest start plus the largest step with the length.
+    let windows = starts.map(|start| unsafe { operands.image.as_ptr().add(start as usize) });
+    let (rows, _) = operands.panel.as_chunks::<L>();
+    for (&step, row) in operands.steps.iter().zip(rows) {
         for p in 0..P {
-            // SAFETY: `run` has compared the largest start plus the largest step with the length.
-            let x = unsafe { *image.get_unchecked(starts[p] as usize + step as usize) };
+            // SAFETY: as above.
+            let x = unsafe { *windows[p].add(step as usize) };
             for v in 0..L {
                 sums[p][v] = if FMA { x.mul_add(row[v], sums[p][v]) } else { x * row[v] + sums[p][v] };
             }
@@ -60,81 +79,157 @@ fn tile<const P: usize, const L: usize, const FMA: bool>(
     sums
 }
 
-/// Where the sums of a tile go.
-pub trait Sink {
-    /// Takes the sums of the `starts` from number `first` on; `sums` may have more rows than there are starts.
-    fn take<const P: usize, const L: usize>(&mut self, first: usize, sums: &[[f32; L]; P]);
-}
-
-/// Computes [`tile`]s for all `starts` and hands them to `sink`.
+/// Computes [`tile`]s for all starts and hands them to `sink`.
 #[inline(always)]
-fn tiles<const P: usize, const L: usize, const FMA: bool>(
-    image: &[f32],
-    starts: &[u32],
-    steps: &[u32],
-    panel: &[f32],
+fn tiles<const P: usize, const L: usize, const FMA: bool, const AVX: bool>(
+    operands: Operands<'_>,
     sink: &mut impl Sink,
 ) {
-    let mut first = 0;
-    while first < starts.len() {
-        let last = starts.len() - 1;
+    let starts = operands.starts;
+    let last = starts.len() - 1;
+    for first in (0..starts.len()).step_by(P) {
         let group: [u32; P] = std::array::from_fn(|p| starts[(first + p).min(last)]);
-        let sums = tile::<P, L, FMA>(image, &group, steps, panel);
-        sink.take(first, &sums);
-        first += P;
+        let sums = tile::<P, L, FMA>(operands, &group);
+        sink.take::<P, L, AVX>(first, &sums);
     }
 }
 
 #[inline(always)]
-fn by_lanes<const WIDE: usize, const NARROW: usize, const FMA: bool>(
-    image: &[f32],
-    starts: &[u32],
-    steps: &[u32],
-    panel: &[f32],
+fn by_lanes<const WIDE: usize, const NARROW: usize, const FMA: bool, const AVX: bool>(
+    operands: Operands<'_>,
     lanes: usize,
     sink: &mut impl Sink,
 ) {
     match lanes {
-        BLOCK => tiles::<WIDE, BLOCK, FMA>(image, starts, steps, panel, sink),
-        _ => tiles::<NARROW, { BLOCK / 2 }, FMA>(image, starts, steps, panel, sink),
+        BLOCK => tiles::<WIDE, BLOCK, FMA, AVX>(operands, sink),
+        _ => tiles::<NARROW, { BLOCK / 2 }, FMA, AVX>(operands, sink),
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn avx2(image: &[f32], starts: &[u32], steps: &[u32], panel: &[f32], lanes: usize, sink: &mut impl Sink) {
-    by_lanes::<6, 12, true>(image, starts, steps, panel, lanes, sink);
+fn avx2(operands: Operands<'_>, lanes: usize, sink: &mut impl Sink) {
+    by_lanes::<6, 8, true, true>(operands, lanes, sink);
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn avx512(image: &[f32], starts: &[u32], steps: &[u32], panel: &[f32], lanes: usize, sink: &mut impl Sink) {
-    by_lanes::<12, 12, true>(image, starts, steps, panel, lanes, sink);
+#[target_feature(enable = "avx512f,avx2,fma")]
+fn avx512(operands: Operands<'_>, lanes: usize, sink: &mut impl Sink) {
+    by_lanes::<12, 12, true, true>(operands, lanes, sink);
 }
 
-/// [`tile`]s of all `starts` with the fastest instructions there are.
+/// [`tile`]s of all starts with the fastest instructions there are.
 ///
 /// # Panics
-/// If a start plus a step is beyond the image.
-pub fn run(image: &[f32], starts: &[u32], steps: &[u32], panel: &[f32], lanes: usize, sink: &mut impl Sink) {
-    if starts.is_empty() || steps.is_empty() {
+/// If a start plus a step is beyond the image, or the panel has fewer rows than there are steps.
+pub fn run(operands: Operands<'_>, lanes: usize, sink: &mut impl Sink) {
+    if operands.starts.is_empty() || operands.steps.is_empty() {
         return;
     }
     let reach = |indices: &[u32]| indices.iter().copied().max().unwrap_or(0) as usize;
-    assert!(reach(starts) + reach(steps) < image.len(), "a tap is outside of the image");
+    let last = reach(operands.starts) + reach(operands.steps);
+    assert!(last < operands.image.len(), "a tap is outside of the image");
+    assert!(operands.panel.len() >= operands.steps.len() * lanes, "the panel is too short");
     #[cfg(target_arch = "x86_64")]
     {
         if std::is_x86_feature_detected!("avx512f") {
             // SAFETY: the processor has the instructions.
-            return unsafe { avx512(image, starts, steps, panel, lanes, sink) };
+            return unsafe { avx512(operands, lanes, sink) };
         }
         if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
             // SAFETY: the processor has the instructions.
-            return unsafe { avx2(image, starts, steps, panel, lanes, sink) };
+            return unsafe { avx2(operands, lanes, sink) };
         }
     }
     #[cfg(target_arch = "aarch64")]
-    by_lanes::<6, 12, true>(image, starts, steps, panel, lanes, sink);
+    by_lanes::<6, 8, true, false>(operands, lanes, sink);
     #[cfg(not(target_arch = "aarch64"))]
-    by_lanes::<2, 4, false>(image, starts, steps, panel, lanes, sink);
+    by_lanes::<2, 4, false, false>(operands, lanes, sink);
+}
+
+/// Writes `out[v * stride + p] = sums[p][v]` for the first `channels` values of every row.
+///
+/// # Panics
+/// If a value is beyond the output.
+#[inline(always)]
+pub fn store_transposed<const P: usize, const L: usize, const AVX: bool>(
+    sums: &[[f32; L]; P],
+    out: &mut [f32],
+    stride: usize,
+    channels: usize,
+) {
+    let channels = channels.min(L);
+    assert!(channels > 0 && (channels - 1) * stride + P <= out.len(), "the output is too short");
+    for half in (0..channels).step_by(8) {
+        for first in (0..P).step_by(8) {
+            let rows: [[f32; 8]; 8] = std::array::from_fn(|p| {
+                let row = &sums[(first + p).min(P - 1)];
+                std::array::from_fn(|v| row[half + v])
+            });
+            let columns = transpose8::<AVX>(rows);
+            let n = (P - first).min(8);
+            for (v, column) in columns.iter().enumerate().take(channels - half) {
+                let start = (half + v) * stride + first;
+                // SAFETY: checked above; `n` values fit from `start` on.
+                let target = unsafe { out.as_mut_ptr().add(start) };
+                // SAFETY: as above; the column has 8 values.
+                unsafe { std::ptr::copy_nonoverlapping(column.as_ptr(), target, n) };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Collects transposed results, as a store does.
+    struct Collect {
+        out: Vec<f32>,
+        n: usize,
+    }
+
+    impl Sink for Collect {
+        fn take<const P: usize, const L: usize, const AVX: bool>(
+            &mut self,
+            first: usize,
+            sums: &[[f32; L]; P],
+        ) {
+            let mut rows = vec![f32::NAN; P * L];
+            store_transposed::<P, L, AVX>(sums, &mut rows, P, L);
+            for v in 0..L {
+                for p in 0..P.min(self.n - first) {
+                    self.out[v * self.n + first + p] = rows[v * P + p];
+                }
+            }
+        }
+    }
+
+    /// The tiles of the processors that are not at hand, in whatever instructions there are: the same sums in the same
+    /// order. Values are small integers, so that a fused multiplication does not round differently.
+    #[test]
+    fn tiles_of_all_sizes_are_the_same() {
+        let image: Vec<f32> = (0..100).map(|i| (i * 37 % 11) as f32 - 5.0).collect();
+        let steps: Vec<u32> = (0..23).map(|i| i * 3).collect();
+        for lanes in [BLOCK / 2, BLOCK] {
+            let panel: Vec<f32> = (0..23 * lanes).map(|i| (i * 29 % 13) as f32 - 6.0).collect();
+            for n in [1, 5, 6, 12, 13, 29] {
+                let starts: Vec<u32> = (0..n as u32).collect();
+                let operands = Operands { image: &image, starts: &starts, steps: &steps, panel: &panel };
+                let collect = || Collect { out: vec![f32::NAN; n * lanes], n };
+                let mut results = [collect(), collect(), collect(), collect()];
+                run(operands, lanes, &mut results[0]);
+                by_lanes::<2, 4, false, false>(operands, lanes, &mut results[1]);
+                by_lanes::<6, 8, true, false>(operands, lanes, &mut results[2]);
+                by_lanes::<12, 12, true, false>(operands, lanes, &mut results[3]);
+                for (i, &got) in results[0].out.iter().enumerate() {
+                    let (v, p) = (i / n, i % n);
+                    let products =
+                        steps.iter().enumerate().map(|(k, &s)| image[p + s as usize] * panel[k * lanes + v]);
+                    assert_eq!(got, products.sum::<f32>());
+                }
+                assert!(results.iter().all(|result| result.out == results[0].out));
+            }
+        }
+    }
 }

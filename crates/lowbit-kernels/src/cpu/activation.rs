@@ -1,0 +1,214 @@
+//! Functions of one value that follow a normalization or stand alone: ReLU and fake quantizers, with their gradients.
+//!
+//! Each computes what its formula says operation by operation in single precision, so its codes are those of any other
+//! implementation of it. `NaN` stays `NaN`, with no gradient where the formula compares.
+
+/// A function of one value with at most one learned parameter.
+pub trait Pointwise: Copy + Send + Sync {
+    /// The integer the value is rounded to; the value itself if nothing is rounded.
+    fn code(self, x: f32) -> f32;
+
+    /// The result.
+    fn value(self, x: f32) -> f32;
+
+    /// Whether the gradient passes to `x`.
+    fn passes(self, x: f32) -> bool;
+
+    /// The derivative by the parameter.
+    fn slope(self, x: f32) -> f32;
+}
+
+/// `x`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Identity;
+
+/// `max(x, 0)`; the gradient passes where `x > 0`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Relu;
+
+/// `round(clip(x, 0, 1) n) / n`: activations of DoReFa, Zhou16 Eq. 11. The gradient passes where `0 <= x <= 1`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UnitGrid {
+    /// Steps of the grid, `2^bits - 1`.
+    pub n: f32,
+}
+
+/// `round(clip(x / s, q_min, q_max)) s`: LSQ, Esser20 Eq. 1 to 3; without gradient of `s` also min-max.
+///
+/// With `v = x / s`, the gradient passes where `q_min <= v <= q_max`. The derivative by `s` is `round(v) - v` there and
+/// the bound `q_min` or `q_max` outside; the factor `1 / sqrt(N q_max)` is the caller's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepGrid {
+    /// The scale, positive.
+    pub step_size: f32,
+    /// Smallest code.
+    pub q_min: f32,
+    /// Largest code.
+    pub q_max: f32,
+}
+
+/// `round(clip(x, 0, a) / a n) / n a`: PACT, Choi18 Eq. 1 to 3. The gradient passes where `0 <= x < a`; the derivative by
+/// `a` is 1 where `x >= a`, else 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClipGrid {
+    /// `a`, positive.
+    pub clip_value: f32,
+    /// Steps of the grid, `2^bits - 1`.
+    pub n: f32,
+}
+
+impl Pointwise for Identity {
+    #[inline(always)]
+    fn code(self, x: f32) -> f32 {
+        x
+    }
+    #[inline(always)]
+    fn value(self, x: f32) -> f32 {
+        x
+    }
+    #[inline(always)]
+    fn passes(self, _: f32) -> bool {
+        true
+    }
+    #[inline(always)]
+    fn slope(self, _: f32) -> f32 {
+        0.0
+    }
+}
+
+impl Pointwise for Relu {
+    #[inline(always)]
+    fn code(self, x: f32) -> f32 {
+        self.value(x)
+    }
+    #[inline(always)]
+    fn value(self, x: f32) -> f32 {
+        // A comparison, as `f32::max` would turn NaN into 0.
+        if x < 0.0 { 0.0 } else { x }
+    }
+    #[inline(always)]
+    fn passes(self, x: f32) -> bool {
+        x > 0.0
+    }
+    #[inline(always)]
+    fn slope(self, _: f32) -> f32 {
+        0.0
+    }
+}
+
+impl Pointwise for UnitGrid {
+    #[inline(always)]
+    fn code(self, x: f32) -> f32 {
+        (x.clamp(0.0, 1.0) * self.n).round_ties_even()
+    }
+    #[inline(always)]
+    fn value(self, x: f32) -> f32 {
+        self.code(x) / self.n
+    }
+    #[inline(always)]
+    fn passes(self, x: f32) -> bool {
+        (0.0..=1.0).contains(&x)
+    }
+    #[inline(always)]
+    fn slope(self, _: f32) -> f32 {
+        0.0
+    }
+}
+
+impl Pointwise for StepGrid {
+    #[inline(always)]
+    fn code(self, x: f32) -> f32 {
+        clip(x / self.step_size, self.q_min, self.q_max).round_ties_even()
+    }
+    #[inline(always)]
+    fn value(self, x: f32) -> f32 {
+        self.code(x) * self.step_size
+    }
+    #[inline(always)]
+    fn passes(self, x: f32) -> bool {
+        let v = x / self.step_size;
+        (v >= self.q_min) & (v <= self.q_max)
+    }
+    #[inline(always)]
+    fn slope(self, x: f32) -> f32 {
+        self.code(x) - if self.passes(x) { x / self.step_size } else { 0.0 }
+    }
+}
+
+impl ClipGrid {
+    #[inline(always)]
+    fn clipped(self, x: f32) -> f32 {
+        let above_zero = if x < 0.0 { 0.0 } else { x };
+        if x >= self.clip_value { self.clip_value } else { above_zero }
+    }
+}
+
+impl Pointwise for ClipGrid {
+    #[inline(always)]
+    fn code(self, x: f32) -> f32 {
+        (self.clipped(x) / self.clip_value * self.n).round_ties_even()
+    }
+    #[inline(always)]
+    fn value(self, x: f32) -> f32 {
+        let clipped = self.clipped(x);
+        // As the straight-through estimator computes it.
+        clipped + (self.code(x) / self.n * self.clip_value - clipped)
+    }
+    #[inline(always)]
+    fn passes(self, x: f32) -> bool {
+        (x >= 0.0) & (x < self.clip_value)
+    }
+    #[inline(always)]
+    fn slope(self, x: f32) -> f32 {
+        if x >= self.clip_value { 1.0 } else { 0.0 }
+    }
+}
+
+/// `x.clamp(min, max)` without its check of the bounds, which would stand in the way of vector instructions.
+#[inline(always)]
+fn clip(x: f32, min: f32, max: f32) -> f32 {
+    let x = if x < min { min } else { x };
+    if x > max { max } else { x }
+}
+
+/// The low byte of an integer from -128 to 255: its code in 8 bits, signed or not. Nothing is undefined for others.
+#[inline(always)]
+pub fn low_byte(code: f32) -> u8 {
+    // 1.5 * 2^23: integers of this size have their lowest bits at the end of the significand.
+    (code + 12_582_912.0).to_bits() as u8
+}
+
+/// Any of the activations.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Activation {
+    /// See [`Identity`].
+    Identity,
+    /// See [`Relu`].
+    Relu,
+    /// See [`UnitGrid`].
+    Unit(UnitGrid),
+    /// See [`StepGrid`].
+    Step(StepGrid),
+    /// See [`ClipGrid`].
+    Clip(ClipGrid),
+}
+
+/// Evaluates an expression with a variable of the activation's own type.
+macro_rules! with_activation {
+    ($any:expr, $name:ident => $body:expr) => {
+        match $any {
+            $crate::cpu::activation::Activation::Identity => {
+                let $name = $crate::cpu::activation::Identity;
+                $body
+            }
+            $crate::cpu::activation::Activation::Relu => {
+                let $name = $crate::cpu::activation::Relu;
+                $body
+            }
+            $crate::cpu::activation::Activation::Unit($name) => $body,
+            $crate::cpu::activation::Activation::Step($name) => $body,
+            $crate::cpu::activation::Activation::Clip($name) => $body,
+        }
+    };
+}
+pub(crate) use with_activation;

@@ -1,0 +1,95 @@
+//! Sizes of a convolution.
+
+/// Sizes of a convolution without dilation.
+///
+/// # Shapes
+/// - input: `[batch, in_channels, size[0], size[1]]`
+/// - weight: `[out_channels, in_channels / groups, kernel[0], kernel[1]]`
+/// - output: `[batch, out_channels, out_size()[0], out_size()[1]]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvShape {
+    /// Images.
+    pub batch: usize,
+    /// Channels of the input.
+    pub in_channels: usize,
+    /// Channels of the output.
+    pub out_channels: usize,
+    /// Height and width of the input.
+    pub size: [usize; 2],
+    /// Height and width of the kernel.
+    pub kernel: [usize; 2],
+    /// Step between windows.
+    pub stride: [usize; 2],
+    /// Zeros on each side.
+    pub padding: [usize; 2],
+    /// Groups of channels that are convolved each for itself; divides both numbers of channels.
+    pub groups: usize,
+}
+
+impl ConvShape {
+    /// Height and width of the output.
+    ///
+    /// # Panics
+    /// If the kernel is larger than the padded input.
+    pub fn out_size(&self) -> [usize; 2] {
+        std::array::from_fn(|i| (self.size[i] + 2 * self.padding[i] - self.kernel[i]) / self.stride[i] + 1)
+    }
+
+    /// Values of a channel of the input.
+    pub(super) fn in_plane(&self) -> usize {
+        self.size[0] * self.size[1]
+    }
+
+    /// Values of a channel of the output.
+    pub(super) fn out_plane(&self) -> usize {
+        self.out_size().iter().product()
+    }
+
+    /// Positions of the kernel.
+    pub(super) fn taps(&self) -> usize {
+        self.kernel[0] * self.kernel[1]
+    }
+
+    /// Values of an image of the input.
+    pub(super) fn in_image(&self) -> usize {
+        self.in_channels * self.in_plane()
+    }
+
+    /// Values of an image of the output.
+    pub(super) fn out_image(&self) -> usize {
+        self.out_channels * self.out_plane()
+    }
+
+    /// Channels of the input in a group.
+    pub(super) fn group_in(&self) -> usize {
+        self.in_channels / self.groups
+    }
+
+    /// Channels of the output in a group.
+    pub(super) fn group_out(&self) -> usize {
+        self.out_channels / self.groups
+    }
+
+    /// Values of the weights of a group.
+    pub(super) fn group_weight(&self) -> usize {
+        self.group_out() * self.group_in() * self.taps()
+    }
+
+    /// Whether the groups are too small for panels of channels.
+    pub(super) fn has_tiny_groups(&self) -> bool {
+        self.groups > 1 && self.group_in().min(self.group_out()) < 4
+    }
+
+    /// Compares the lengths of the slices with the sizes.
+    ///
+    /// # Panics
+    /// If they differ.
+    pub(super) fn check(&self, input: usize, weight: usize, output: usize) {
+        let groups = self.groups;
+        let divides = |channels: usize| groups > 0 && channels.is_multiple_of(groups);
+        assert!(divides(self.in_channels) && divides(self.out_channels), "groups");
+        assert_eq!(input, self.batch * self.in_image(), "length of the input");
+        assert_eq!(weight, groups * self.group_weight(), "length of the weight");
+        assert_eq!(output, self.batch * self.out_image(), "length of the output");
+    }
+}

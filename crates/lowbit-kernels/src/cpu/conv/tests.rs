@@ -1,0 +1,191 @@
+//! All three passes against their definition in double precision.
+
+use super::*;
+
+fn random(seed: &mut u64, n: usize) -> Vec<f32> {
+    (0..n)
+        .map(|_| {
+            *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            ((*seed >> 40) as f32 / (1 << 24) as f32) * 2.0 - 1.0
+        })
+        .collect()
+}
+
+struct Reference {
+    out: Vec<f64>,
+    input_gradient: Vec<f64>,
+    weight_gradient: Vec<f64>,
+}
+
+fn reference(s: &ConvShape, input: &[f32], weight: &[f32], g: &[f32]) -> Reference {
+    let [oh, ow] = s.out_size();
+    let mut r = Reference {
+        out: vec![0.0; s.batch * s.out_channels * oh * ow],
+        input_gradient: vec![0.0; input.len()],
+        weight_gradient: vec![0.0; weight.len()],
+    };
+    for b in 0..s.batch {
+        for o in 0..s.out_channels {
+            let group_first = o / s.group_out() * s.group_in();
+            for y in 0..oh {
+                for x in 0..ow {
+                    let oi = ((b * s.out_channels + o) * oh + y) * ow + x;
+                    for c in 0..s.group_in() {
+                        for i in 0..s.kernel[0] {
+                            for j in 0..s.kernel[1] {
+                                let (yy, xx) = (y * s.stride[0] + i, x * s.stride[1] + j);
+                                if yy < s.padding[0] || xx < s.padding[1] {
+                                    continue;
+                                }
+                                let (yy, xx) = (yy - s.padding[0], xx - s.padding[1]);
+                                if yy >= s.size[0] || xx >= s.size[1] {
+                                    continue;
+                                }
+                                let ii =
+                                    ((b * s.in_channels + group_first + c) * s.size[0] + yy) * s.size[1] + xx;
+                                let wi = ((o * s.group_in() + c) * s.kernel[0] + i) * s.kernel[1] + j;
+                                r.out[oi] += f64::from(input[ii]) * f64::from(weight[wi]);
+                                r.input_gradient[ii] += f64::from(g[oi]) * f64::from(weight[wi]);
+                                r.weight_gradient[wi] += f64::from(g[oi]) * f64::from(input[ii]);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    r
+}
+
+fn close(what: &str, got: &[f32], expected: &[f64], terms: usize) {
+    let tolerance = 1e-7 * (terms as f64).sqrt().max(1.0) * 8.0;
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert!(
+            (f64::from(*got) - expected).abs() <= tolerance * expected.abs().max(1.0),
+            "{what} {i}: {got} {expected}"
+        );
+    }
+}
+
+fn check(s: &ConvShape, seed: &mut u64) {
+    let input = random(seed, s.batch * s.in_image());
+    let weight = random(seed, s.groups * s.group_weight());
+    let g = random(seed, s.batch * s.out_image());
+    let r = reference(s, &input, &weight, &g);
+    let mut out = vec![f32::NAN; g.len()];
+    forward(s, &input, &weight, &mut out);
+    close(&format!("{s:?} out"), &out, &r.out, s.group_in() * s.taps());
+    let mut dx = vec![f32::NAN; input.len()];
+    input_gradient(s, &weight, &g, &mut dx);
+    close(&format!("{s:?} dx"), &dx, &r.input_gradient, s.group_out() * s.taps());
+    let mut dw = vec![f32::NAN; weight.len()];
+    weight_gradient(s, &input, &g, &mut dw);
+    close(&format!("{s:?} dw"), &dw, &r.weight_gradient, s.batch * s.out_plane());
+}
+
+#[test]
+fn equals_the_reference() {
+    let mut seed = 1;
+    let mut n = 0;
+    let channels = [
+        [1, 1, 1],
+        [3, 16, 1],
+        [16, 8, 1],
+        [5, 24, 1],
+        [17, 33, 1],
+        [2, 40, 1],
+        [6, 6, 6],
+        [4, 8, 2],
+        [8, 40, 2],
+    ];
+    for [in_channels, out_channels, groups] in channels {
+        for size in [[1, 1], [2, 3], [5, 4], [8, 8], [7, 9], [16, 16]] {
+            for kernel in [[1, 1], [3, 3], [5, 5], [3, 1], [7, 7], [2, 2]] {
+                for stride in [[1, 1], [2, 2], [4, 4], [1, 2], [3, 3]] {
+                    for padding in [[0, 0], [1, 1], [kernel[0] / 2, kernel[1] / 2], [3, 2], [8, 0]] {
+                        if (0..2).any(|i| size[i] + 2 * padding[i] < kernel[i]) {
+                            continue;
+                        }
+                        n += 1;
+                        let batch = 1 + n % 3;
+                        check(
+                            &ConvShape {
+                                batch,
+                                in_channels,
+                                out_channels,
+                                size,
+                                kernel,
+                                stride,
+                                padding,
+                                groups,
+                            },
+                            &mut seed,
+                        );
+                    }
+                }
+            }
+        }
+    }
+    assert!(n > 1000);
+}
+
+/// Batches that are divided among tasks in other ways, and sums that are taken in parts.
+#[test]
+fn equals_the_reference_at_other_divisions() {
+    let mut seed = 2;
+    for (batch, in_channels, out_channels, side, stride) in [
+        (9, 3, 5, 7, 1),
+        (33, 8, 16, 4, 1),
+        (40, 2, 3, 5, 2),
+        (1, 70, 50, 6, 1),
+        (5, 130, 20, 7, 2),
+        (2, 16, 16, 20, 1),
+    ] {
+        let (size, stride, groups) = ([side, side], [stride, stride], 1);
+        let shape = ConvShape {
+            batch,
+            in_channels,
+            out_channels,
+            size,
+            kernel: [3, 3],
+            stride,
+            padding: [1, 1],
+            groups,
+        };
+        check(&shape, &mut seed);
+        check(&ConvShape { kernel: [1, 1], padding: [0, 0], ..shape }, &mut seed);
+    }
+}
+
+/// Same bits whatever the number of threads.
+#[test]
+fn does_not_depend_on_threads() {
+    let mut seed = 3;
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+    for batch in [1, 3, 20] {
+        let shape = ConvShape {
+            batch,
+            in_channels: 40,
+            out_channels: 72,
+            size: [7, 7],
+            kernel: [3, 3],
+            stride: [1, 1],
+            padding: [1, 1],
+            groups: 1,
+        };
+        let input = random(&mut seed, batch * shape.in_image());
+        let weight = random(&mut seed, shape.group_weight());
+        let g = random(&mut seed, batch * shape.out_image());
+        let results = [1, 2, 7].map(|threads| {
+            pool(threads).install(|| {
+                let (mut out, mut dx, mut dw) =
+                    (vec![0.0; g.len()], vec![0.0; input.len()], vec![0.0; weight.len()]);
+                forward(&shape, &input, &weight, &mut out);
+                input_gradient(&shape, &weight, &g, &mut dx);
+                weight_gradient(&shape, &input, &g, &mut dw);
+                [out, dx, dw].map(|values| values.into_iter().map(f32::to_bits).collect::<Vec<u32>>())
+            })
+        });
+        assert!(results[0] == results[1] && results[0] == results[2]);
+    }
+}

@@ -1,0 +1,148 @@
+//! The gradient of the weights.
+
+use rayon::prelude::*;
+
+use super::direct;
+use super::forward::{padded_input, window_steps, windows};
+use super::pass::{Add, Block, blocks, even_parts, images_together};
+use super::shape::ConvShape;
+use super::source::{Source, grow, with_scratch};
+use crate::cpu::simd::{self, BLOCK, Operands};
+use crate::cpu::transpose::{from_panel, to_panel};
+
+/// Pixels that are summed up before the sums are added to those of other pixels: their panel takes half of a nearest
+/// cache of 32 KiB, and the order of the sum is nearer to pairwise.
+const PIXELS: usize = 256;
+
+/// Values of a partial gradient that one task holds: half of a second cache of 512 KiB.
+const PARTIAL_LEN: usize = 1 << 16;
+
+/// Tasks that the work is divided into, at least, if the batch allows.
+const TASKS: usize = 16;
+
+/// How the work is divided, which depends on the shape only: the order of the sums must not depend on the threads.
+struct Partition {
+    /// Blocks of output channels of a task.
+    blocks: usize,
+    /// Images of a task.
+    images: usize,
+}
+
+impl Partition {
+    fn new(shape: &ConvShape, n_starts: usize) -> Self {
+        let n_blocks = shape.group_out().div_ceil(BLOCK);
+        let blocks = (PARTIAL_LEN / (BLOCK * n_starts)).clamp(1, n_blocks);
+        let blocks = even_parts(n_blocks, blocks);
+        let shares = TASKS.div_ceil(n_blocks.div_ceil(blocks)).min(shape.batch);
+        Self { blocks, images: shape.batch.div_ceil(shares) }
+    }
+}
+
+/// Gradient of the weights from the gradient of the output.
+///
+/// # Shapes
+/// Those of [`ConvShape`]; every value of `gradient` is written.
+///
+/// # Equation
+/// `gradient[o][c][i][j] = sum over b, y, x of input[b][c][y s + i - p][x s + j - p] out_gradient[b][o][y][x]`
+///
+/// # Panics
+/// If a length does not fit the shape.
+pub fn weight_gradient(shape: &ConvShape, input: &[f32], out_gradient: &[f32], gradient: &mut [f32]) {
+    shape.check(input.len(), gradient.len(), out_gradient.len());
+    if shape.batch == 0 {
+        return gradient.fill(0.0);
+    }
+    if shape.has_tiny_groups() {
+        return direct::weight_gradient(shape, input, out_gradient, gradient);
+    }
+    for (group, gradient) in gradient.chunks_exact_mut(shape.group_weight()).enumerate() {
+        let input = &input[group * shape.group_in() * shape.in_plane()..];
+        let out_gradient = &out_gradient[group * shape.group_out() * shape.out_plane()..];
+        group_gradient(shape, input, out_gradient, gradient);
+    }
+}
+
+/// The gradient of one group, whose channels begin at the start of the slices.
+fn group_gradient(shape: &ConvShape, input: &[f32], out_gradient: &[f32], gradient: &mut [f32]) {
+    let (source, stride) = padded_input(shape);
+    let images = images_together(shape.out_plane());
+    let (starts, steps) = (window_steps(shape, &source), windows(shape, &source, stride, images));
+    let tables = Tables { starts, steps, source, images };
+    let n_starts = tables.starts.len();
+    let partition = Partition::new(shape, n_starts);
+    let all_blocks: Vec<Block> = blocks(shape.group_out()).collect();
+    let shares: Vec<usize> = (0..shape.batch).step_by(partition.images).collect();
+    let tasks: Vec<(&[Block], usize)> = all_blocks
+        .chunks(partition.blocks)
+        .flat_map(|blocks| shares.iter().map(move |&first| (blocks, first)))
+        .collect();
+    let partials: Vec<Vec<f32>> = tasks
+        .par_iter()
+        .map(|&(blocks, first)| {
+            let input = &input[first * shape.in_image()..];
+            let out_gradient = &out_gradient[first * shape.out_image()..];
+            let n = partition.images.min(shape.batch - first);
+            tables.partial(shape, blocks, n, input, out_gradient)
+        })
+        .collect();
+    let parts = gradient.par_chunks_mut(partition.blocks * BLOCK * n_starts);
+    let work = parts.zip(all_blocks.par_chunks(partition.blocks)).zip(partials.par_chunks(shares.len()));
+    work.for_each(|((gradient, blocks), partials)| {
+        let mut sum = partials[0].clone();
+        for partial in &partials[1..] {
+            sum.iter_mut().zip(partial).for_each(|(sum, value)| *sum += value);
+        }
+        for (i, block) in blocks.iter().enumerate() {
+            let rows = &mut gradient[i * BLOCK * n_starts..];
+            let n_rows = (shape.group_out() - block.first).min(block.lanes);
+            from_panel(&sum[i * BLOCK * n_starts..], block.lanes, n_starts, n_rows, rows);
+        }
+    });
+}
+
+struct Tables {
+    source: Source,
+    /// Positions of the kernel.
+    starts: Vec<u32>,
+    /// Pixels of `images` images.
+    steps: Vec<u32>,
+    images: usize,
+}
+
+impl Tables {
+    /// The gradient by the first `n` images of the channels of `blocks`: for each block, a row for each start.
+    fn partial(
+        &self,
+        shape: &ConvShape,
+        blocks: &[Block],
+        n: usize,
+        input: &[f32],
+        out_gradient: &[f32],
+    ) -> Vec<f32> {
+        let (n_starts, plane) = (self.starts.len(), shape.out_plane());
+        let mut partial = vec![0.0; blocks.iter().map(|block| block.lanes * n_starts).sum()];
+        with_scratch(|padded, panel| {
+            for first in (0..n).step_by(self.images) {
+                let images = self.images.min(n - first);
+                let image = self.source.load(&input[first * shape.in_image()..], images, padded);
+                let parts = partial.chunks_mut(BLOCK * n_starts);
+                for (out, block) in parts.zip(blocks) {
+                    grow(panel, images * plane * block.lanes);
+                    let n_rows = (shape.group_out() - block.first).min(block.lanes);
+                    for (i, panel) in panel.chunks_exact_mut(plane * block.lanes).take(images).enumerate() {
+                        let rows = &out_gradient[(first + i) * shape.out_image() + block.first * plane..];
+                        to_panel(rows, plane, n_rows, plane, block.lanes, panel);
+                    }
+                    let steps = &self.steps[..images * plane];
+                    let len = even_parts(steps.len(), PIXELS);
+                    for (steps, panel) in steps.chunks(len).zip(panel.chunks(len * block.lanes)) {
+                        let operands = Operands { image, starts: &self.starts, steps, panel };
+                        simd::run(operands, block.lanes, &mut Add { out });
+                    }
+                }
+            }
+        });
+        partial
+    }
+}

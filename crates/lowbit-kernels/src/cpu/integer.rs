@@ -1,0 +1,307 @@
+//! Convolution of integer codes, exact, for inference.
+//!
+//! Four channels of the input are one 32-bit word, and a step of the sum multiplies such a word by those of 16 output
+//! channels. Products are summed up in 16 bits as long as they provably fit, then in 32.
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use super::conv::{ConvShape, tables};
+use super::simd::{BLOCK, multiversion, store_transposed};
+
+/// Channels in a word.
+const WORD: usize = 4;
+
+/// Pixels of a tile.
+const TILE: usize = 6;
+
+/// Pixels of a task's share that are computed for one block of channels before the next.
+const PIXELS: usize = 264;
+
+/// A step of a panel: [`WORD`] weights for each of [`BLOCK`] channels.
+type Row = [i8; WORD * BLOCK];
+
+/// Codes that an operand may have, as far as they matter: the largest magnitudes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodeBounds {
+    /// Largest code of the activations.
+    pub activation: u8,
+    /// Largest magnitude of the codes of the weights.
+    pub weight: u8,
+}
+
+impl CodeBounds {
+    /// Steps after which sums of 16 bits may overflow: each step adds two products to a sum. 0 if one step may.
+    fn steps(self) -> usize {
+        let pair = 2 * usize::from(self.activation) * usize::from(self.weight);
+        (i16::MAX as usize).checked_div(pair).unwrap_or(usize::MAX)
+    }
+}
+
+/// A convolution of codes with its weights packed.
+#[derive(Clone, Debug)]
+pub struct IntegerConv {
+    shape: ConvShape,
+    tables: tables::Tables,
+    /// For each block of output channels, a row for each step.
+    panels: Vec<Row>,
+    bounds: CodeBounds,
+}
+
+thread_local! {
+    static WORDS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What a tile is computed from.
+#[derive(Clone, Copy)]
+struct Operands<'a> {
+    words: &'a [u32],
+    starts: &'a [u32],
+    steps: &'a [u32],
+    panel: &'a [Row],
+    /// Steps whose products are summed up in 16 bits.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "other processors sum in 32 bits"))]
+    narrow_steps: usize,
+}
+
+impl Operands<'_> {
+    fn tile(&self, first: usize) -> [u32; TILE] {
+        std::array::from_fn(|p| self.starts[(first + p).min(self.starts.len() - 1)])
+    }
+}
+
+/// Where the sums of a tile go.
+struct Store<'a> {
+    out: &'a mut [f32],
+    plane: usize,
+    /// For each channel of the block.
+    scales: &'a [f32],
+    targets: &'a [u32],
+}
+
+impl Store<'_> {
+    #[inline(always)]
+    fn take<const AVX: bool>(&mut self, first: usize, sums: &[[i32; BLOCK]; TILE]) {
+        let n = self.scales.len();
+        let mut values = [[0.0; BLOCK]; TILE];
+        let mut scales = [0.0; BLOCK];
+        scales[..n].copy_from_slice(self.scales);
+        for (values, sums) in values.iter_mut().zip(sums) {
+            for v in 0..BLOCK {
+                values[v] = sums[v] as f32 * scales[v];
+            }
+        }
+        let targets = &self.targets[first..(first + TILE).min(self.targets.len())];
+        let start = targets[0] as usize;
+        if targets.len() == TILE && targets[TILE - 1] as usize == start + TILE - 1 {
+            return store_transposed::<TILE, BLOCK, AVX>(&values, &mut self.out[start..], self.plane, n);
+        }
+        for v in 0..n {
+            for (values, &target) in values.iter().zip(targets) {
+                self.out[v * self.plane + target as usize] = values[v];
+            }
+        }
+    }
+}
+
+/// Any processor, and codes whose products do not fit.
+fn tiles_plain(operands: Operands<'_>, store: &mut Store<'_>) {
+    for first in (0..operands.starts.len()).step_by(TILE) {
+        let starts = operands.tile(first);
+        let mut sums = [[0i32; BLOCK]; TILE];
+        for (&step, row) in operands.steps.iter().zip(operands.panel) {
+            for (sums, start) in sums.iter_mut().zip(starts) {
+                let codes = operands.words[(start + step) as usize].to_le_bytes();
+                for (sum, weights) in sums.iter_mut().zip(row.as_chunks::<WORD>().0) {
+                    for (code, weight) in codes.iter().zip(weights) {
+                        *sum += i32::from(*code) * i32::from(*weight);
+                    }
+                }
+            }
+        }
+        store.take::<false>(first, &sums);
+    }
+}
+
+/// Two products of 8 bits become a sum of 16 in one instruction, which the compiler does not find from a loop.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn tiles_avx2(operands: Operands<'_>, store: &mut Store<'_>) {
+    use std::arch::x86_64::*;
+    let ones = _mm256_set1_epi16(1);
+    for first in (0..operands.starts.len()).step_by(TILE) {
+        // SAFETY: `run` has compared the largest start plus the largest step with the length.
+        let windows =
+            operands.tile(first).map(|start| unsafe { operands.words.as_ptr().add(start as usize) });
+        let mut sums = [[_mm256_setzero_si256(); 2]; TILE];
+        let parts = operands.steps.chunks(operands.narrow_steps);
+        for (steps, rows) in parts.zip(operands.panel.chunks(operands.narrow_steps)) {
+            let mut narrow = [[_mm256_setzero_si256(); 2]; TILE];
+            for (&step, row) in steps.iter().zip(rows) {
+                // SAFETY: a row has the size of two registers.
+                let weights: [__m256i; 2] = unsafe { std::mem::transmute(*row) };
+                for p in 0..TILE {
+                    // SAFETY: as above.
+                    let codes = _mm256_set1_epi32(unsafe { *windows[p].add(step as usize) } as i32);
+                    for v in 0..2 {
+                        // At most `narrow_steps` of these fit 16 bits, see `CodeBounds::steps`.
+                        let products = _mm256_maddubs_epi16(codes, weights[v]);
+                        narrow[p][v] = _mm256_add_epi16(narrow[p][v], products);
+                    }
+                }
+            }
+            for (sums, narrow) in sums.iter_mut().zip(narrow) {
+                for v in 0..2 {
+                    sums[v] = _mm256_add_epi32(sums[v], _mm256_madd_epi16(narrow[v], ones));
+                }
+            }
+        }
+        // SAFETY: both are 16 integers of 32 bits for each pixel.
+        let sums: [[i32; BLOCK]; TILE] = unsafe { std::mem::transmute(sums) };
+        store.take::<true>(first, &sums);
+    }
+}
+
+fn run(operands: Operands<'_>, store: &mut Store<'_>) {
+    let reach = |indices: &[u32]| indices.iter().copied().max().unwrap_or(0) as usize;
+    let last = reach(operands.starts) + reach(operands.steps);
+    assert!(last < operands.words.len(), "a tap is outside of the image");
+    #[cfg(target_arch = "x86_64")]
+    if operands.narrow_steps > 0
+        && std::is_x86_feature_detected!("avx2")
+        && std::is_x86_feature_detected!("fma")
+    {
+        // SAFETY: the processor has the instructions.
+        return unsafe { tiles_avx2(operands, store) };
+    }
+    tiles_plain(operands, store);
+}
+
+impl IntegerConv {
+    /// Packs the codes of the weights, of the shape of [`ConvShape`]'s weight.
+    ///
+    /// # Panics
+    /// If there are groups, the length does not fit the shape, or a weight is beyond the bounds.
+    pub fn new(shape: ConvShape, weight: &[i8], bounds: CodeBounds) -> Self {
+        assert_eq!(shape.groups, 1, "codes are convolved without groups");
+        let taps = shape.kernel[0] * shape.kernel[1];
+        assert_eq!(weight.len(), shape.out_channels * shape.in_channels * taps, "length of the weight");
+        assert!(weight.iter().all(|code| code.unsigned_abs() <= bounds.weight), "bounds of the weights");
+        let n_words = shape.in_channels.div_ceil(WORD);
+        let n_steps = n_words * taps;
+        let mut panels = vec![[0; WORD * BLOCK]; shape.out_channels.div_ceil(BLOCK) * n_steps];
+        for (channel, weight) in weight.chunks_exact(shape.in_channels * taps).enumerate() {
+            let panel = &mut panels[channel / BLOCK * n_steps..];
+            for (c, kernel) in weight.chunks_exact(taps).enumerate() {
+                for (tap, &code) in kernel.iter().enumerate() {
+                    panel[c / WORD * taps + tap][channel % BLOCK * WORD + c % WORD] = code;
+                }
+            }
+        }
+        let tables = tables::Tables::new(&ConvShape { in_channels: n_words, ..shape }, PIXELS);
+        Self { shape, tables, panels, bounds }
+    }
+
+    /// `out = scale * (convolution of codes and weights)`, with one scale for all output channels or one for each.
+    /// Padding has code 0.
+    ///
+    /// The sum is exact in 32 bits; its value in single precision is exact up to `2^24`.
+    ///
+    /// # Panics
+    /// If a length does not fit the shape, or (in builds with debug assertions) a code is beyond the bounds.
+    pub fn forward(&self, codes: &[u8], scales: &[f32], out: &mut [f32]) {
+        let (shape, tables) = (&self.shape, &self.tables);
+        let in_image = shape.in_channels * shape.size[0] * shape.size[1];
+        let plane: usize = shape.out_size().iter().product();
+        let out_image = shape.out_channels * plane;
+        assert_eq!(codes.len(), shape.batch * in_image, "length of the codes");
+        assert_eq!(out.len(), shape.batch * out_image, "length of the output");
+        debug_assert!(codes.iter().all(|&code| code <= self.bounds.activation), "bounds of the activations");
+        let all_scales;
+        let scales = match scales {
+            [scale] => {
+                all_scales = vec![*scale; shape.out_channels];
+                &all_scales
+            }
+            _ => scales,
+        };
+        assert_eq!(scales.len(), shape.out_channels, "one scale, or one for each output channel");
+        if out.is_empty() {
+            return;
+        }
+        let together = tables.images.min(shape.batch / (2 * rayon::current_num_threads())).max(1);
+        out.par_chunks_mut(together * out_image).zip(codes.par_chunks(together * in_image)).for_each(
+            |(out, codes)| {
+                WORDS.with_borrow_mut(|words| {
+                    self.load(codes, words);
+                    self.run_images(words, codes.len() / in_image * plane, scales, out);
+                });
+            },
+        );
+    }
+
+    fn run_images(&self, words: &[u32], values: usize, scales: &[f32], out: &mut [f32]) {
+        let plane: usize = self.shape.out_size().iter().product();
+        let n_steps = self.tables.steps.len();
+        for first in (0..values).step_by(PIXELS) {
+            let pixels = first..(first + PIXELS).min(values);
+            for (block, (panel, scales)) in
+                self.panels.chunks_exact(n_steps).zip(scales.chunks(BLOCK)).enumerate()
+            {
+                let operands = Operands {
+                    words,
+                    starts: &self.tables.starts[pixels.clone()],
+                    steps: &self.tables.steps,
+                    panel,
+                    narrow_steps: self.bounds.steps(),
+                };
+                let targets = &self.tables.targets[pixels.clone()];
+                run(operands, &mut Store { out: &mut out[block * BLOCK * plane..], plane, scales, targets });
+            }
+        }
+    }
+
+    /// Copies images into words, with zeros around them and for the channels that fill the last word.
+    fn load(&self, codes: &[u8], words: &mut Vec<u32>) {
+        let shape = &self.shape;
+        let [height, width] = shape.size;
+        let (plane, source) = (height * width, &self.tables.source);
+        words.clear();
+        words.resize(codes.len() / (shape.in_channels * plane) * source.image_len(), 0);
+        for (image, codes) in codes.chunks_exact(shape.in_channels * plane).enumerate() {
+            for (word, channels) in codes.chunks(WORD * plane).enumerate() {
+                let start = source.index(image, word, shape.padding[0], shape.padding[1]) as usize;
+                join(channels, plane, width, source.row_len(), &mut words[start..]);
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// Joins up to [`WORD`] planes of codes to words, whose rows lie `stride` words apart.
+    fn join(channels: &[u8], plane: usize, width: usize, stride: usize, out: &mut [u32]) {
+        if let Some((all, _)) = channels.split_at_checked(WORD * plane) {
+            let (ab, cd) = all.split_at(2 * plane);
+            let ((a, b), (c, d)) = (ab.split_at(plane), cd.split_at(plane));
+            for (y, out) in out.chunks_mut(stride).enumerate().take(plane / width) {
+                let row = y * width..(y + 1) * width;
+                let (ab, cd) = (a[row.clone()].iter().zip(&b[row.clone()]), c[row.clone()].iter().zip(&d[row]));
+                for (word, ((&a, &b), (&c, &d))) in out.iter_mut().zip(ab.zip(cd)) {
+                    *word = u32::from_le_bytes([a, b, c, d]);
+                }
+            }
+            return;
+        }
+        for (c, channel) in channels.chunks_exact(plane).enumerate() {
+            for (row, out) in channel.chunks_exact(width).zip(out.chunks_mut(stride)) {
+                for (word, &code) in out.iter_mut().zip(row) {
+                    *word |= u32::from(code) << (8 * c);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,107 @@
+//! Equality with the definition and with the convolution in single precision.
+
+use super::*;
+use crate::cpu::conv;
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u32) -> u32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as u32 % n
+    }
+}
+
+fn check(shape: ConvShape, bounds: CodeBounds, random: &mut Random) {
+    let n_weights = shape.out_channels * shape.in_channels * shape.kernel[0] * shape.kernel[1];
+    let weight: Vec<i8> = (0..n_weights)
+        .map(|_| (random.below(2 * u32::from(bounds.weight) + 1) as i32 - i32::from(bounds.weight)) as i8)
+        .collect();
+    let n_codes = shape.batch * shape.in_channels * shape.size[0] * shape.size[1];
+    let codes: Vec<u8> = (0..n_codes).map(|_| random.below(u32::from(bounds.activation) + 1) as u8).collect();
+    let n_out = shape.batch * shape.out_channels * shape.out_size().iter().product::<usize>();
+    let (mut got, mut expected) = (vec![f32::NAN; n_out], vec![f32::NAN; n_out]);
+    let kernel = IntegerConv::new(shape, &weight, bounds);
+    kernel.forward(&codes, &[1.0], &mut got);
+    let input: Vec<f32> = codes.iter().map(|&code| f32::from(code)).collect();
+    let weight: Vec<f32> = weight.iter().map(|&code| f32::from(code)).collect();
+    conv::forward(&shape, &input, &weight, &mut expected);
+    assert!(got == expected, "{shape:?} {bounds:?}");
+    let scales: Vec<f32> = (0..shape.out_channels).map(|channel| 0.1 + channel as f32).collect();
+    kernel.forward(&codes, &scales, &mut got);
+    let plane: usize = shape.out_size().iter().product();
+    for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
+        assert_eq!(*got, expected * scales[i / plane % shape.out_channels]);
+    }
+}
+
+#[test]
+fn equals_the_convolution_in_single_precision() {
+    let mut random = Random(1);
+    let bounds = [(3, 3), (1, 1), (15, 15), (127, 127), (255, 127), (255, 64), (7, 0)];
+    let mut n = 0;
+    for [in_channels, out_channels] in [[1, 1], [3, 16], [4, 17], [8, 33], [18, 5]] {
+        for size in [[1, 1], [2, 3], [7, 7], [9, 12]] {
+            for (kernel, padding) in [([1, 1], [0, 0]), ([3, 3], [1, 1]), ([5, 5], [2, 2]), ([3, 1], [1, 0])]
+            {
+                for stride in [[1, 1], [2, 2], [3, 1]] {
+                    let batch = 1 + n % 5;
+                    let (activation, weight) = bounds[n % bounds.len()];
+                    n += 1;
+                    let shape = ConvShape {
+                        batch,
+                        in_channels,
+                        out_channels,
+                        size,
+                        kernel,
+                        stride,
+                        padding,
+                        groups: 1,
+                    };
+                    check(shape, CodeBounds { activation, weight }, &mut random);
+                }
+            }
+        }
+    }
+}
+
+/// All products at their bounds and of one sign: the sums of 16 bits reach exactly what they can hold.
+#[test]
+fn sums_at_the_bounds_do_not_overflow() {
+    for (activation, weight) in [(3u8, 3i8), (15, 15), (127, 127), (255, 64), (255, 127), (1, 1), (181, 90)] {
+        for sign in [1, -1] {
+            let shape = ConvShape {
+                batch: 1,
+                in_channels: 900,
+                out_channels: 17,
+                size: [3, 3],
+                kernel: [3, 3],
+                stride: [1, 1],
+                padding: [0, 0],
+                groups: 1,
+            };
+            let weights = vec![weight * sign; 17 * 900 * 9];
+            let bounds = CodeBounds { activation, weight: weight.unsigned_abs() };
+            let mut out = [f32::NAN; 17];
+            IntegerConv::new(shape, &weights, bounds).forward(&vec![activation; 8100], &[1.0], &mut out);
+            let expected = 8100 * i32::from(activation) * i32::from(weight * sign);
+            assert_eq!(out, [expected as f32; 17]);
+        }
+    }
+}
+
+/// The other instructions give the same sums.
+#[test]
+fn plain_tiles_are_the_same() {
+    let steps = [0, 1, 5, 9];
+    let panel: Vec<Row> = (0..4).map(|k| std::array::from_fn(|i| ((i * 7 + k * 3) % 7) as i8 - 3)).collect();
+    let words: Vec<u32> = (0..30).map(|i| (i as u32 * 0x0201_0303) & 0x0303_0303).collect();
+    let starts: Vec<u32> = (0..20).collect();
+    let operands = Operands { words: &words, starts: &starts, steps: &steps, panel: &panel, narrow_steps: 3 };
+    let results = [tiles_plain as fn(Operands<'_>, &mut Store<'_>), run].map(|tiles| {
+        let mut out = vec![f32::NAN; 20 * BLOCK];
+        tiles(operands, &mut Store { out: &mut out, plane: 20, scales: &[1.0; BLOCK], targets: &starts });
+        out
+    });
+    assert_eq!(results[0], results[1]);
+}

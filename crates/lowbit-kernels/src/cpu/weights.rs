@@ -1,0 +1,261 @@
+//! Fake quantization of the weights of DoReFa-Net, Zhou et al. 2016 (arXiv 1606.06160), Eq. 9.
+//!
+//! Weights of LSQ are [`super::fake_quantize::learned`] with one step or one for each output channel.
+
+use rayon::prelude::*;
+
+use super::activation::low_byte;
+use super::simd::multiversion;
+
+/// Values that one thread takes at a time; sums are added up by these chunks, whatever the number of threads.
+const CHUNK: usize = 1 << 12;
+
+/// `max|tanh(w)|` and the first place of it, which takes the maximum's gradient.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SquashedMax {
+    /// The maximum.
+    pub value: f32,
+    /// Its first place.
+    pub index: usize,
+}
+
+impl SquashedMax {
+    /// `2 max`, or 1 if all weights are zero, which puts every code in the middle of the grid.
+    fn divisor(self) -> f32 {
+        if self.value == 0.0 { 1.0 } else { self.value * 2.0 }
+    }
+}
+
+/// Whether the gradient flows through the maximum that normalizes the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MaxGradient {
+    /// Differentiated as written.
+    Differentiated,
+    /// The maximum is a constant of the backward pass.
+    Detached,
+}
+
+/// Writes `tanh(w)` (of the standard library, as burn-flex computes it) and returns the maximum of its magnitude.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn squash(w: &[f32], squashed: &mut [f32]) -> SquashedMax {
+    assert_eq!(w.len(), squashed.len(), "length of the result");
+    let chunks = squashed.par_chunks_mut(CHUNK).zip(w.par_chunks(CHUNK)).enumerate();
+    let maxima: Vec<SquashedMax> = chunks
+        .map(|(chunk, (squashed, w))| {
+            let mut max = SquashedMax { value: 0.0, index: chunk * CHUNK };
+            for (i, (squashed, w)) in squashed.iter_mut().zip(w).enumerate() {
+                *squashed = w.tanh();
+                let value = squashed.abs();
+                // NaN wins, as in burn, and stays.
+                if value > max.value || (value.is_nan() && !max.value.is_nan()) {
+                    max = SquashedMax { value, index: chunk * CHUNK + i };
+                }
+            }
+            max
+        })
+        .collect();
+    let first = SquashedMax { value: 0.0, index: 0 };
+    maxima.into_iter().fold(first, |best, max| {
+        let is_better = max.value > best.value || (max.value.is_nan() && !best.value.is_nan());
+        if is_better { max } else { best }
+    })
+}
+
+/// The code `c = round(n (t / (2 max) + 1/2))` of a squashed weight `t`.
+#[inline(always)]
+fn code(squashed: f32, divisor: f32, n: f32) -> f32 {
+    ((squashed / divisor + 0.5) * n).round_ties_even()
+}
+
+multiversion! {
+    fn quantize_chunk(squashed: &[f32], divisor: f32, n: f32, y: &mut [f32]) {
+        for (y, &t) in y.iter_mut().zip(squashed) {
+            *y = (code(t, divisor, n) * 2.0 - n) / n;
+        }
+    }
+}
+
+multiversion! {
+    fn odd_codes_chunk(squashed: &[f32], divisor: f32, n: f32, codes: &mut [i8]) {
+        for (c, &t) in codes.iter_mut().zip(squashed) {
+            *c = low_byte(code(t, divisor, n) * 2.0 - n) as i8;
+        }
+    }
+}
+
+/// The weights on the grid from their [`squash`]ed values.
+///
+/// # Equation
+/// ```text
+/// c = round(n (tanh(w) / (2 max|tanh(w)|) + 1/2))      ties to even, n = 2^bits - 1
+/// y = (2 c - n) / n
+/// ```
+///
+/// # Panics
+/// If the lengths differ.
+pub fn dorefa(squashed: &[f32], max: SquashedMax, n: f32, y: &mut [f32]) {
+    assert_eq!(squashed.len(), y.len(), "length of the result");
+    let chunks = y.par_chunks_mut(CHUNK).zip(squashed.par_chunks(CHUNK));
+    chunks.for_each(|(y, squashed)| quantize_chunk(squashed, max.divisor(), n, y));
+}
+
+/// The odd codes `2 c - n`, which are `n` times the weights of [`dorefa`].
+///
+/// # Panics
+/// If `n` is above 127 (7 bits), as the codes would not fit, or the lengths differ.
+pub fn dorefa_odd_codes(squashed: &[f32], max: SquashedMax, n: f32, codes: &mut [i8]) {
+    assert!(n <= 127.0, "codes of up to 7 bits");
+    assert_eq!(squashed.len(), codes.len(), "length of the codes");
+    let chunks = codes.par_chunks_mut(CHUNK).zip(squashed.par_chunks(CHUNK));
+    chunks.for_each(|(codes, squashed)| odd_codes_chunk(squashed, max.divisor(), n, codes));
+}
+
+/// Parallel sums of a chunk.
+const LANES: usize = 16;
+
+multiversion! {
+    /// Writes `dw` without the part through the maximum and returns `sum g t`.
+    fn gradient_chunk(squashed: &[f32], g: &[f32], divisor: f32, dw: &mut [f32]) -> f32 {
+        let mut sums = [0.0; LANES];
+        let mut at = |i: usize, t: f32, g: f32, dw: &mut f32| {
+            sums[i] += g * t;
+            *dw = g * 2.0 / divisor * (1.0 - t * t);
+        };
+        let ((ts, t_rest), (gs, g_rest)) = (squashed.as_chunks::<LANES>(), g.as_chunks::<LANES>());
+        let (dws, dw_rest) = dw.as_chunks_mut::<LANES>();
+        for ((t, g), dw) in ts.iter().zip(gs).zip(dws) {
+            for i in 0..LANES {
+                at(i, t[i], g[i], &mut dw[i]);
+            }
+        }
+        for ((t, g), dw) in t_rest.iter().zip(g_rest).zip(dw_rest) {
+            at(0, *t, *g, dw);
+        }
+        sums.iter().sum()
+    }
+}
+
+/// The gradient `dw` of the weights from the gradient `g` of [`dorefa`]'s result, straight through the rounding.
+///
+/// # Equation
+/// With `t = tanh(w)` and `m = max|t|`, reached first at `i`:
+/// ```text
+/// dw = g / m (1 - t^2)
+/// dw[i] -= sign(t[i]) (1 - t[i]^2) / m^2 sum g t       if the maximum is differentiated
+/// ```
+///
+/// # Panics
+/// If the lengths differ.
+pub fn dorefa_gradient(
+    squashed: &[f32],
+    max: SquashedMax,
+    through_max: MaxGradient,
+    g: &[f32],
+    dw: &mut [f32],
+) {
+    assert!(squashed.len() == g.len() && squashed.len() == dw.len(), "length of the gradients");
+    let divisor = max.divisor();
+    let inputs = squashed.par_chunks(CHUNK).zip(g.par_chunks(CHUNK));
+    let chunks = dw.par_chunks_mut(CHUNK).zip(inputs);
+    let sums: Vec<f32> = chunks.map(|(dw, (t, g))| gradient_chunk(t, g, divisor, dw)).collect();
+    if through_max == MaxGradient::Detached || max.value == 0.0 || dw.is_empty() {
+        return;
+    }
+    let sum: f64 = sums.iter().map(|&sum| f64::from(sum)).sum();
+    let (t, m) = (f64::from(squashed[max.index]), f64::from(max.value));
+    dw[max.index] -= (t.signum() * (1.0 - t * t) / (m * m) * sum) as f32;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn random(mut state: u64, n: usize) -> Vec<f32> {
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1 << 24) as f32 * 4.0 - 2.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn equals_the_formula_and_its_gradient() {
+        for (len, bits) in [(1, 2), (2, 3), (17, 2), (CHUNK + 3, 4), (3 * CHUNK, 7), (1000, 8)] {
+            for seed in 0..5 {
+                let (w, g) = (random(seed, len), random(seed + 100, len));
+                let n = ((1u32 << bits) - 1) as f32;
+                let mut squashed = vec![f32::NAN; len];
+                let max = squash(&w, &mut squashed);
+                let expected_max = w.iter().map(|w| w.tanh().abs()).fold(0.0, f32::max);
+                assert_eq!(max.value, expected_max);
+                assert_eq!(Some(max.index), w.iter().position(|w| w.tanh().abs() == expected_max));
+                let mut y = vec![f32::NAN; len];
+                dorefa(&squashed, max, n, &mut y);
+                for (y, w) in y.iter().zip(&w) {
+                    let z = w.tanh() / (expected_max * 2.0) + 0.5;
+                    assert_eq!(y.to_bits(), (((z * n).round_ties_even() * 2.0 - n) / n).to_bits());
+                }
+                if n <= 127.0 {
+                    let mut codes = vec![0; len];
+                    dorefa_odd_codes(&squashed, max, n, &mut codes);
+                    assert!(codes.iter().zip(&y).all(|(&code, &y)| f32::from(code) / n == y));
+                }
+                for through_max in [MaxGradient::Differentiated, MaxGradient::Detached] {
+                    let mut dw = vec![f32::NAN; len];
+                    dorefa_gradient(&squashed, max, through_max, &g, &mut dw);
+                    let t: Vec<f64> = w.iter().map(|w| f64::from(*w).tanh()).collect();
+                    let m = t[max.index].abs();
+                    let sum: f64 = t.iter().zip(&g).map(|(t, g)| t * f64::from(*g)).sum();
+                    for i in 0..len {
+                        let mut expected = f64::from(g[i]) / m * (1.0 - t[i] * t[i]);
+                        if i == max.index && through_max == MaxGradient::Differentiated {
+                            expected -= t[i].signum() * (1.0 - t[i] * t[i]) / (m * m) * sum;
+                        }
+                        // 1 - t^2 loses digits where |t| is near 1; the sum has errors of its terms' size.
+                        let tolerance = 4e-6 * (1.0 + (len as f64).sqrt() * f64::from(i == max.index));
+                        assert!((f64::from(dw[i]) - expected).abs() <= tolerance / m, "{} {expected}", dw[i]);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn weights_of_zero_have_the_middle_code() {
+        let mut squashed = [f32::NAN; 3];
+        let max = squash(&[0.0; 3], &mut squashed);
+        let (mut y, mut dw) = ([f32::NAN; 3], [f32::NAN; 3]);
+        dorefa(&squashed, max, 3.0, &mut y);
+        // 1.5 rounds to 2: (4 - 3) / 3.
+        assert_eq!(y, [1.0 / 3.0; 3]);
+        dorefa_gradient(&squashed, max, MaxGradient::Differentiated, &[1.0; 3], &mut dw);
+        assert_eq!(dw, [2.0; 3]);
+        assert_eq!(squash(&[], &mut []).value, 0.0);
+    }
+
+    /// Central differences of the surrogate, which leaves out the rounding.
+    #[test]
+    fn gradient_is_that_of_the_surrogate() {
+        let (w, g) = (random(5, 20), random(6, 20));
+        let surrogate = |w: &[f64]| -> f64 {
+            let m = w.iter().map(|w| w.tanh().abs()).fold(0.0, f64::max);
+            w.iter().zip(&g).map(|(w, g)| w.tanh() / m * f64::from(*g)).sum()
+        };
+        let mut squashed = vec![0.0; 20];
+        let max = squash(&w, &mut squashed);
+        let mut dw = vec![0.0; 20];
+        dorefa_gradient(&squashed, max, MaxGradient::Differentiated, &g, &mut dw);
+        let w: Vec<f64> = w.iter().map(|w| f64::from(*w)).collect();
+        for i in 0..20 {
+            let at = |h: f64| {
+                let mut w = w.clone();
+                w[i] += h;
+                surrogate(&w)
+            };
+            let expected = (at(1e-6) - at(-1e-6)) / 2e-6;
+            assert!((f64::from(dw[i]) - expected).abs() < 1e-5, "{i}: {} {expected}", dw[i]);
+        }
+    }
+}
