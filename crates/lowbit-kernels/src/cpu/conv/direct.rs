@@ -53,7 +53,7 @@ fn taps(shape: &ConvShape) -> impl Iterator<Item = (usize, [usize; 2])> {
     (0..shape.taps()).map(move |tap| (tap, [tap / width, tap % width]))
 }
 
-/// See [`super::forward`].
+/// See [`super::forward()`].
 pub fn forward(shape: &ConvShape, input: &[f32], weight: &[f32], out: &mut [f32]) {
     let (in_plane, stride) = (shape.in_plane(), shape.stride[1]);
     out.par_chunks_mut(shape.out_plane()).enumerate().for_each(|(part, out)| {
@@ -73,7 +73,7 @@ pub fn forward(shape: &ConvShape, input: &[f32], weight: &[f32], out: &mut [f32]
     });
 }
 
-/// See [`super::input_gradient`].
+/// See [`super::input_gradient()`].
 pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32], gradient: &mut [f32]) {
     let (out_plane, stride) = (shape.out_plane(), shape.stride[1]);
     gradient.par_chunks_mut(shape.in_plane()).enumerate().for_each(|(part, gradient)| {
@@ -92,7 +92,7 @@ pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32], g
     });
 }
 
-/// See [`super::weight_gradient`].
+/// See [`super::weight_gradient()`].
 pub fn weight_gradient(shape: &ConvShape, input: &[f32], out_gradient: &[f32], gradient: &mut [f32]) {
     let (in_plane, out_plane) = (shape.in_plane(), shape.out_plane());
     gradient.par_chunks_mut(shape.taps()).enumerate().for_each(|(part, gradient)| {

@@ -5,7 +5,7 @@
 //! step. The forward pass starts at pixels and steps over the kernel; the gradient of the input is a convolution of the
 //! output's gradient, by the parts of the kernel that meet each of the stride's phases; the gradient of the weights
 //! starts at positions of the kernel and steps over pixels. Groups of very few channels, which would leave the panel
-//! empty, have loops of their own in [`direct`].
+//! empty, have loops of their own in `direct`.
 
 mod direct;
 mod forward;
