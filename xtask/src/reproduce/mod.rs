@@ -32,7 +32,7 @@ pub struct ReproduceArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: Option<u64>,
 
-    /// Device: flex, ndarray, wgpu[:index]
+    /// Device: flex, ndarray, wgpu or wgpu:INDEX
     #[arg(long, default_value = "flex")]
     device: String,
 
