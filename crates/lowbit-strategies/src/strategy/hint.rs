@@ -3,7 +3,7 @@
 
 use burn::tensor::Tensor;
 use lowbit_core::Precision;
-use lowbit_quantizers::ste_round;
+use lowbit_quantizers::methods::dorefa::DoReFaActivations;
 use serde::Serialize;
 
 use super::{Outputs, Role, Strategy};
@@ -72,12 +72,8 @@ fn half_mean_square(mu: Tensor<4>, nu: Tensor<4>) -> Tensor<1> {
 
 /// `Q_k(clip(nu, 0, 1))`, straight through the rounding.
 fn quantized(nu: Tensor<4>, bits: Precision) -> Tensor<4> {
-    let clipped = nu.clamp(0.0, 1.0);
     match bits {
-        Precision::FullPrecision => clipped,
-        Precision::Bits(bits) => {
-            let n = (bits.levels() - 1) as f32;
-            ste_round(clipped * n) / n
-        }
+        Precision::FullPrecision => nu.clamp(0.0, 1.0),
+        Precision::Bits(bits) => DoReFaActivations::new(bits).fake_quantize(nu),
     }
 }
