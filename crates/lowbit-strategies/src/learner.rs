@@ -231,7 +231,8 @@ impl Trainee {
         let mut errors = Vec::new();
         self.learner.network.for_each_layer(&mut |path, mut layer| {
             if layer.weight_quantizer().is_some() || layer.input_quantizer().is_some() {
-                if let Some(error) = layer.weight_error().filter(|_| with_errors) {
+                // Quantizing all weights once more is worth it only for those who read the error.
+                if with_errors && let Some(error) = layer.weight_error() {
                     errors.push((layers.len(), error));
                 }
                 layers.push(QuantizedLayer { path: path.into(), error: 0.0 });
