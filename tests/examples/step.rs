@@ -11,13 +11,14 @@ use burn::optim::momentum::MomentumConfig;
 use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
 use burn::tensor::{Device, Tensor, TensorData};
 use lowbit_core::Precision;
+use lowbit_kernels::allocator::{Allocator, keep_memory};
 use lowbit_models::{Family, InputShape, ModelConfig, Network};
 use lowbit_quantizers::{LayerQuantization, Method, QuantizationPolicy};
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};
 
 /// As the program has it.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 /// What is timed.
 struct Setup {
@@ -68,6 +69,7 @@ fn device(name: &str) -> Device {
 }
 
 fn main() {
+    keep_memory();
     let args: Vec<String> = std::env::args().collect();
     let [_, name, bits, device_name] = args.as_slice() else {
         panic!("usage: step NETWORK BITS DEVICE");

@@ -9,8 +9,9 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::ConvOptions;
 
-use crate::backend::{Activation, KernelBackend};
+use crate::backend::{ActivationKind, CodeKinds, KernelBackend};
 use crate::cpu::fake_quantize::Grid;
+use crate::cpu::weights::MaxGradient;
 
 impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn lowbit_conv2d(
@@ -18,16 +19,24 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         weight: FloatTensor<Self>,
         options: ConvOptions<2>,
     ) -> FloatTensor<Self> {
-        match Conv2d.prepare::<C>([input.node(), weight.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let state = (prepared.checkpoint(&input), prepared.checkpoint(&weight), options.clone());
-                let output = B::lowbit_conv2d(input.into_primitive(), weight.into_primitive(), options);
-                prepared.finish(state, output)
-            }
-            OpsKind::UnTracked(prepared) => {
-                prepared.finish(B::lowbit_conv2d(input.into_primitive(), weight.into_primitive(), options))
-            }
-        }
+        conv2d::<B, C>(input, weight, options.clone(), |input, weight| {
+            B::lowbit_conv2d(input, weight, options)
+        })
+    }
+
+    fn lowbit_conv2d_codes(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        input_parameter: FloatTensor<Self>,
+        weight_parameter: FloatTensor<Self>,
+        codes: CodeKinds,
+        options: ConvOptions<2>,
+    ) -> FloatTensor<Self> {
+        let (input_parameter, weight_parameter) =
+            (input_parameter.into_primitive(), weight_parameter.into_primitive());
+        conv2d::<B, C>(input, weight, options.clone(), |input, weight| {
+            B::lowbit_conv2d_codes(input, weight, input_parameter, weight_parameter, codes, options)
+        })
     }
 
     fn lowbit_batch_statistics(input: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -39,29 +48,42 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         statistics: FloatTensor<Self>,
+        parameter: FloatTensor<Self>,
         epsilon: f32,
-        activation: Activation,
+        activation: ActivationKind,
     ) -> FloatTensor<Self> {
         let statistics = statistics.into_primitive();
-        let nodes = [input.node(), gamma.node(), beta.node()];
+        let nodes = [input.node(), gamma.node(), beta.node(), parameter.node()];
+        let forward = |tensors: [FloatTensor<Self>; 4], statistics| {
+            let [input, gamma, beta, parameter] = tensors.map(|tensor| tensor.into_primitive());
+            B::lowbit_batch_norm(input, gamma, beta, statistics, parameter, epsilon, activation)
+        };
         match BatchNorm.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(mut prepared) => {
                 let state = BatchNormState {
                     input: prepared.checkpoint(&input),
                     gamma: prepared.checkpoint(&gamma),
                     beta: prepared.checkpoint(&beta),
+                    parameter: prepared.checkpoint(&parameter),
                     statistics: statistics.clone(),
                     epsilon,
                     activation,
                 };
-                let [input, gamma, beta] = [input, gamma, beta].map(|tensor| tensor.into_primitive());
-                let output = B::lowbit_batch_norm(input, gamma, beta, statistics, epsilon, activation);
-                prepared.finish(state, output)
+                prepared.finish(state, forward([input, gamma, beta, parameter], statistics))
             }
             OpsKind::UnTracked(prepared) => {
-                let [input, gamma, beta] = [input, gamma, beta].map(|tensor| tensor.into_primitive());
-                prepared.finish(B::lowbit_batch_norm(input, gamma, beta, statistics, epsilon, activation))
+                prepared.finish(forward([input, gamma, beta, parameter], statistics))
             }
+        }
+    }
+
+    fn lowbit_dorefa_weights(w: FloatTensor<Self>, n: f32, max_gradient: MaxGradient) -> FloatTensor<Self> {
+        let node = w.node();
+        let squashed = B::lowbit_tanh(w.into_primitive());
+        let y = B::lowbit_dorefa_grid(squashed.clone(), n);
+        match DoReFaWeights.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(prepared) => prepared.finish((squashed, max_gradient), y),
+            OpsKind::UnTracked(prepared) => prepared.finish(y),
         }
     }
 
@@ -91,6 +113,24 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
             OpsKind::UnTracked(prepared) => {
                 prepared.finish(B::lowbit_fake_quantize(x.into_primitive(), parameter.into_primitive(), grid))
             }
+        }
+    }
+}
+
+/// A node of a convolution whose forward pass is `forward`.
+fn conv2d<B: KernelBackend, C: CheckpointStrategy>(
+    input: FloatTensor<Autodiff<B, C>>,
+    weight: FloatTensor<Autodiff<B, C>>,
+    options: ConvOptions<2>,
+    forward: impl FnOnce(FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
+) -> FloatTensor<Autodiff<B, C>> {
+    match Conv2d.prepare::<C>([input.node(), weight.node()]).compute_bound().stateful() {
+        OpsKind::Tracked(mut prepared) => {
+            let state = (prepared.checkpoint(&input), prepared.checkpoint(&weight), options);
+            prepared.finish(state, forward(input.into_primitive(), weight.into_primitive()))
+        }
+        OpsKind::UnTracked(prepared) => {
+            prepared.finish(forward(input.into_primitive(), weight.into_primitive()))
         }
     }
 }
@@ -127,30 +167,49 @@ struct BatchNormState<B: Backend> {
     input: NodeId,
     gamma: NodeId,
     beta: NodeId,
+    parameter: NodeId,
     statistics: FloatTensor<B>,
     epsilon: f32,
-    activation: Activation,
+    activation: ActivationKind,
 }
 
-impl<B: KernelBackend> Backward<B, 3> for BatchNorm {
+impl<B: KernelBackend> Backward<B, 4> for BatchNorm {
     type State = BatchNormState<B>;
 
-    fn backward(self, ops: Ops<Self::State, 3>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 4>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
         let gradient = gradients.consume::<B>(&ops.node);
-        let BatchNormState { input, gamma, beta, statistics, epsilon, activation } = ops.state;
-        let (input, gamma, beta) = B::lowbit_batch_norm_gradients(
+        let BatchNormState { input, gamma, beta, parameter, statistics, epsilon, activation } = ops.state;
+        let (input, gamma, beta, parameter) = B::lowbit_batch_norm_gradients(
             checkpointer.retrieve_node_output(input),
             checkpointer.retrieve_node_output(gamma),
             checkpointer.retrieve_node_output(beta),
             statistics,
+            checkpointer.retrieve_node_output(parameter),
             gradient,
             epsilon,
             activation,
         );
-        for (node, gradient) in ops.parents.into_iter().zip([input, gamma, beta]) {
+        for (node, gradient) in ops.parents.into_iter().zip([input, gamma, beta, parameter]) {
             if let Some(node) = node {
                 gradients.register::<B>(node.id, gradient);
             }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct DoReFaWeights;
+
+impl<B: KernelBackend> Backward<B, 1> for DoReFaWeights {
+    type State = (FloatTensor<B>, MaxGradient);
+
+    fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let [node] = ops.parents;
+        let gradient = gradients.consume::<B>(&ops.node);
+        let (squashed, max_gradient) = ops.state;
+        if let Some(node) = node {
+            let gradient = B::lowbit_dorefa_gradient(squashed, gradient, max_gradient);
+            gradients.register::<B>(node.id, gradient);
         }
     }
 }

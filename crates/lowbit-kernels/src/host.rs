@@ -5,10 +5,14 @@ use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, TensorData};
 
-use crate::backend::{Activation, KernelBackend};
+use crate::backend::{ActivationKind, CodeKinds, KernelBackend, ScaleKind};
+use crate::cpu::activation::{Activation, ClipGrid, StepGrid, UnitGrid};
 use crate::cpu::conv::{self, ConvShape};
 use crate::cpu::fake_quantize::{self, Grid};
+use crate::cpu::integer::IntegerConv;
 use crate::cpu::norm::{self, NormParameters, NormShape};
+use crate::cpu::weights::{self, MaxGradient};
+use crate::reference;
 
 /// A backend whose float tensors can be read as slices.
 trait Host: Backend {
@@ -20,7 +24,24 @@ trait Host: Backend {
     fn tensor(values: Vec<f32>, shape: &[usize]) -> FloatTensor<Self>;
 }
 
-/// The sizes of a convolution, if the kernels do it: without dilation, padded alike on both sides.
+/// `n` values that `write` writes, all of them.
+fn filled(n: usize, write: impl FnOnce(&mut [f32])) -> Vec<f32> {
+    let mut values = Vec::with_capacity(n);
+    if cfg!(any(test, miri)) {
+        values.resize(n, f32::NAN);
+    } else {
+        // SAFETY: the kernels write every value of their outputs before they read it, which their tests check with
+        // outputs full of NaN; any bits are an `f32`. Zeros would cost as much as a normalization.
+        #[allow(clippy::uninit_vec, reason = "see above")]
+        unsafe {
+            values.set_len(n);
+        }
+    }
+    write(&mut values);
+    values
+}
+
+/// The sizes of a convolution, if a kernel is to do it: without dilation, padded alike on both sides.
 fn conv_shape(input: [usize; 4], weight: [usize; 4], options: &ConvOptions<2>) -> Option<ConvShape> {
     let [batch, in_channels, height, width] = input;
     let [out_channels, _, kernel_height, kernel_width] = weight;
@@ -35,15 +56,45 @@ fn conv_shape(input: [usize; 4], weight: [usize; 4], options: &ConvOptions<2>) -
         groups: options.groups,
     };
     let is_symmetric = options.padding.iter().all(|(before, after)| before == after);
-    (options.dilation == [1, 1] && is_symmetric && batch > 0).then_some(shape)
+    let has_kernel = options.dilation == [1, 1] && is_symmetric && batch > 0;
+    (has_kernel && !reference::is_chosen()).then_some(shape)
 }
 
 fn conv2d<B: Host>(input: FloatTensor<B>, weight: FloatTensor<B>, shape: &ConvShape) -> FloatTensor<B> {
     let (input, weight) = (B::contiguous(input), B::contiguous(weight));
     let [height, width] = shape.out_size();
     let dims = [shape.batch, shape.out_channels, height, width];
-    let mut output = vec![0.0; dims.iter().product()];
-    conv::forward(shape, B::slice(&input), B::slice(&weight), &mut output);
+    let output = filled(dims.iter().product(), |output| {
+        conv::forward(shape, B::slice(&input), B::slice(&weight), output);
+    });
+    B::tensor(output, &dims)
+}
+
+/// The scales of an operand's codes.
+fn scales(kind: ScaleKind, parameter: &[f32]) -> Vec<f32> {
+    match kind {
+        ScaleKind::Constant(scale) => vec![scale],
+        ScaleKind::Learned { parts } => parameter.iter().map(|parameter| parameter / parts).collect(),
+    }
+}
+
+fn conv2d_codes<B: Host>(
+    input: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    parameters: [FloatTensor<B>; 2],
+    codes: CodeKinds,
+    shape: &ConvShape,
+) -> FloatTensor<B> {
+    let (input, weight) = (B::contiguous(input), B::contiguous(weight));
+    let [input_parameter, weight_parameter] = parameters.map(B::contiguous);
+    let input_scale = scales(codes.input, B::slice(&input_parameter))[0];
+    let weight_scales = scales(codes.weight, B::slice(&weight_parameter));
+    let [height, width] = shape.out_size();
+    let dims = [shape.batch, shape.out_channels, height, width];
+    let kernel = IntegerConv::new(*shape, B::slice(&weight), &weight_scales, codes.bounds);
+    let output = filled(dims.iter().product(), |output| {
+        kernel.forward(B::slice(&input), input_scale, output);
+    });
     B::tensor(output, &dims)
 }
 
@@ -54,8 +105,9 @@ fn conv2d_input_gradient<B: Host>(
 ) -> FloatTensor<B> {
     let (weight, gradient) = (B::contiguous(weight), B::contiguous(gradient));
     let dims = [shape.batch, shape.in_channels, shape.size[0], shape.size[1]];
-    let mut result = vec![0.0; dims.iter().product()];
-    conv::input_gradient(shape, B::slice(&weight), B::slice(&gradient), &mut result);
+    let result = filled(dims.iter().product(), |result| {
+        conv::input_gradient(shape, B::slice(&weight), B::slice(&gradient), result);
+    });
     B::tensor(result, &dims)
 }
 
@@ -66,8 +118,9 @@ fn conv2d_weight_gradient<B: Host>(
 ) -> FloatTensor<B> {
     let (input, gradient) = (B::contiguous(input), B::contiguous(gradient));
     let dims = [shape.out_channels, shape.in_channels / shape.groups, shape.kernel[0], shape.kernel[1]];
-    let mut result = vec![0.0; dims.iter().product()];
-    conv::weight_gradient(shape, B::slice(&input), B::slice(&gradient), &mut result);
+    let result = filled(dims.iter().product(), |result| {
+        conv::weight_gradient(shape, B::slice(&input), B::slice(&gradient), result);
+    });
     B::tensor(result, &dims)
 }
 
@@ -82,69 +135,117 @@ fn batch_statistics<B: Host>(input: FloatTensor<B>) -> FloatTensor<B> {
     B::tensor(statistics, &[2 * shape.channels])
 }
 
+fn activation(kind: ActivationKind, parameter: &[f32]) -> Activation {
+    let learned = || match *parameter {
+        [parameter] => parameter,
+        _ => panic!("an activation has one parameter, not {}", parameter.len()),
+    };
+    match kind {
+        ActivationKind::Identity => Activation::Identity,
+        ActivationKind::Relu => Activation::Relu,
+        ActivationKind::Unit { n } => Activation::Unit(UnitGrid { n }),
+        ActivationKind::Learned(Grid::Step { q_min, q_max }) => {
+            Activation::Step(StepGrid { step_size: learned(), q_min, q_max })
+        }
+        ActivationKind::Learned(Grid::Clip { n }) => Activation::Clip(ClipGrid { clip_value: learned(), n }),
+    }
+}
+
 fn batch_norm<B: Host>(
     input: FloatTensor<B>,
-    [gamma, beta, statistics]: [FloatTensor<B>; 3],
+    parameters: [FloatTensor<B>; 4],
     epsilon: f32,
-    activation: Activation,
+    kind: ActivationKind,
 ) -> FloatTensor<B> {
     let (shape, dims) = (norm_shape::<B>(&input), input.shape());
     let input = B::contiguous(input);
-    let [gamma, beta, statistics] = [gamma, beta, statistics].map(B::contiguous);
+    let [gamma, beta, statistics, parameter] = parameters.map(B::contiguous);
     let parameters = NormParameters {
         gamma: B::slice(&gamma),
         beta: B::slice(&beta),
         statistics: B::slice(&statistics),
         epsilon,
-        activation: activation.kernel(),
+        activation: activation(kind, B::slice(&parameter)),
     };
-    let mut output = vec![0.0; dims.num_elements()];
-    norm::apply(shape, B::slice(&input), parameters, &mut output);
+    let output =
+        filled(dims.num_elements(), |output| norm::apply(shape, B::slice(&input), parameters, output));
     B::tensor(output, dims.as_slice())
 }
 
 fn batch_norm_gradients<B: Host>(
     input: FloatTensor<B>,
-    [gamma, beta, statistics]: [FloatTensor<B>; 3],
+    parameters: [FloatTensor<B>; 4],
     gradient: FloatTensor<B>,
     epsilon: f32,
-    activation: Activation,
-) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+    kind: ActivationKind,
+) -> [FloatTensor<B>; 4] {
     let (shape, dims) = (norm_shape::<B>(&input), input.shape());
     let (input, gradient) = (B::contiguous(input), B::contiguous(gradient));
-    let [gamma, beta, statistics] = [gamma, beta, statistics].map(B::contiguous);
+    let [gamma, beta, statistics, parameter] = parameters.map(B::contiguous);
     let parameters = NormParameters {
         gamma: B::slice(&gamma),
         beta: B::slice(&beta),
         statistics: B::slice(&statistics),
         epsilon,
-        activation: activation.kernel(),
+        activation: activation(kind, B::slice(&parameter)),
     };
-    let mut result = vec![0.0; dims.num_elements()];
-    let gradients = norm::gradients(shape, B::slice(&input), B::slice(&gradient), parameters, &mut result);
+    let mut sums = None;
+    let result = filled(dims.num_elements(), |result| {
+        sums = Some(norm::gradients(shape, B::slice(&input), B::slice(&gradient), parameters, result));
+    });
+    let sums = sums.expect("invariant: the kernel has run");
     let channels = [shape.channels];
-    (
+    [
         B::tensor(result, dims.as_slice()),
-        B::tensor(gradients.gamma, &channels),
-        B::tensor(gradients.beta, &channels),
-    )
+        B::tensor(sums.gamma, &channels),
+        B::tensor(sums.beta, &channels),
+        B::tensor(vec![sums.parameter], &[1]),
+    ]
+}
+
+fn tanh<B: Host>(w: FloatTensor<B>) -> FloatTensor<B> {
+    let dims = w.shape();
+    let squashed =
+        filled(dims.num_elements(), |squashed| weights::squash(B::slice(&B::contiguous(w)), squashed));
+    B::tensor(squashed, dims.as_slice())
+}
+
+fn dorefa_grid<B: Host>(squashed: FloatTensor<B>, n: f32) -> FloatTensor<B> {
+    let dims = squashed.shape();
+    let squashed = B::contiguous(squashed);
+    let squashed = B::slice(&squashed);
+    let max = weights::squashed_max(squashed);
+    let y = filled(dims.num_elements(), |y| weights::dorefa(squashed, max, n, y));
+    B::tensor(y, dims.as_slice())
+}
+
+fn dorefa_gradient<B: Host>(
+    squashed: FloatTensor<B>,
+    gradient: FloatTensor<B>,
+    max_gradient: MaxGradient,
+) -> FloatTensor<B> {
+    let dims = squashed.shape();
+    let (squashed, gradient) = (B::contiguous(squashed), B::contiguous(gradient));
+    let (squashed, gradient) = (B::slice(&squashed), B::slice(&gradient));
+    let max = weights::squashed_max(squashed);
+    let result = filled(dims.num_elements(), |result| {
+        weights::dorefa_gradient(squashed, max, max_gradient, gradient, result);
+    });
+    B::tensor(result, dims.as_slice())
 }
 
 fn fake_quantize_unit<B: Host>(x: FloatTensor<B>, n: f32) -> FloatTensor<B> {
     let dims = x.shape();
-    let mut y = vec![0.0; dims.num_elements()];
-    fake_quantize::unit(B::slice(&B::contiguous(x)), n, &mut y);
+    let y = filled(dims.num_elements(), |y| fake_quantize::unit(B::slice(&B::contiguous(x)), n, y));
     B::tensor(y, dims.as_slice())
 }
 
 fn fake_quantize_unit_gradient<B: Host>(x: FloatTensor<B>, gradient: FloatTensor<B>) -> FloatTensor<B> {
     let dims = x.shape();
-    let mut result = vec![0.0; dims.num_elements()];
-    fake_quantize::unit_gradient(
-        B::slice(&B::contiguous(x)),
-        B::slice(&B::contiguous(gradient)),
-        &mut result,
-    );
+    let (x, gradient) = (B::contiguous(x), B::contiguous(gradient));
+    let result = filled(dims.num_elements(), |result| {
+        fake_quantize::unit_gradient(B::slice(&x), B::slice(&gradient), result);
+    });
     B::tensor(result, dims.as_slice())
 }
 
@@ -154,8 +255,10 @@ fn fake_quantize_learned<B: Host>(
     grid: Grid,
 ) -> FloatTensor<B> {
     let dims = x.shape();
-    let mut y = vec![0.0; dims.num_elements()];
-    fake_quantize::learned(B::slice(&B::contiguous(x)), B::slice(&B::contiguous(parameter)), grid, &mut y);
+    let (x, parameter) = (B::contiguous(x), B::contiguous(parameter));
+    let y = filled(dims.num_elements(), |y| {
+        fake_quantize::learned(B::slice(&x), B::slice(&parameter), grid, y);
+    });
     B::tensor(y, dims.as_slice())
 }
 
@@ -167,14 +270,11 @@ fn fake_quantize_learned_gradients<B: Host>(
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let dims = x.shape();
     let [x, parameter, gradient] = [x, parameter, gradient].map(B::contiguous);
-    let mut result = vec![0.0; dims.num_elements()];
-    let sums = fake_quantize::learned_gradient(
-        B::slice(&x),
-        B::slice(&parameter),
-        grid,
-        B::slice(&gradient),
-        &mut result,
-    );
+    let (x, parameter, gradient) = (B::slice(&x), B::slice(&parameter), B::slice(&gradient));
+    let mut sums = Vec::new();
+    let result = filled(dims.num_elements(), |result| {
+        sums = fake_quantize::learned_gradient(x, parameter, grid, gradient, result);
+    });
     let n_parameters = [sums.len()];
     (B::tensor(result, dims.as_slice()), B::tensor(sums, &n_parameters))
 }
@@ -191,9 +291,29 @@ macro_rules! host_backend {
                 assert_eq!(input.dtype(), DType::F32, "kernels take f32");
                 match conv_shape(input.shape().dims(), weight.shape().dims(), &options) {
                     Some(shape) => conv2d::<Self>(input, weight, &shape),
-                    None => {
-                        <Self as burn::backend::ops::ModuleOps<Self>>::conv2d(input, weight, None, options)
+                    None => reference::conv2d::<Self>(input, weight, options),
+                }
+            }
+
+            fn lowbit_conv2d_codes(
+                input: FloatTensor<Self>,
+                weight: FloatTensor<Self>,
+                input_parameter: FloatTensor<Self>,
+                weight_parameter: FloatTensor<Self>,
+                codes: CodeKinds,
+                options: ConvOptions<2>,
+            ) -> FloatTensor<Self> {
+                match conv_shape(input.shape().dims(), weight.shape().dims(), &options) {
+                    Some(shape) if shape.groups == 1 && IntegerConv::pays(codes.bounds) => {
+                        conv2d_codes::<Self>(
+                            input,
+                            weight,
+                            [input_parameter, weight_parameter],
+                            codes,
+                            &shape,
+                        )
                     }
+                    _ => Self::lowbit_conv2d(input, weight, options),
                 }
             }
 
@@ -205,9 +325,7 @@ macro_rules! host_backend {
             ) -> FloatTensor<Self> {
                 match conv_shape(input.shape().dims(), weight.shape().dims(), &options) {
                     Some(shape) => conv2d_input_gradient::<Self>(weight, gradient, &shape),
-                    None => <Self as burn::backend::ops::ModuleOps<Self>>::conv2d_x_backward(
-                        input, weight, gradient, options,
-                    ),
+                    None => reference::conv2d_input_gradient::<Self>(input, weight, gradient, options),
                 }
             }
 
@@ -219,13 +337,14 @@ macro_rules! host_backend {
             ) -> FloatTensor<Self> {
                 match conv_shape(input.shape().dims(), weight.shape().dims(), &options) {
                     Some(shape) => conv2d_weight_gradient::<Self>(input, gradient, &shape),
-                    None => <Self as burn::backend::ops::ModuleOps<Self>>::conv2d_weight_backward(
-                        input, weight, gradient, options,
-                    ),
+                    None => reference::conv2d_weight_gradient::<Self>(input, weight, gradient, options),
                 }
             }
 
             fn lowbit_batch_statistics(input: FloatTensor<Self>) -> FloatTensor<Self> {
+                if reference::is_chosen() {
+                    return reference::batch_statistics::<Self>(input);
+                }
                 batch_statistics::<Self>(input)
             }
 
@@ -234,10 +353,16 @@ macro_rules! host_backend {
                 gamma: FloatTensor<Self>,
                 beta: FloatTensor<Self>,
                 statistics: FloatTensor<Self>,
+                parameter: FloatTensor<Self>,
                 epsilon: f32,
-                activation: Activation,
+                activation: ActivationKind,
             ) -> FloatTensor<Self> {
-                batch_norm::<Self>(input, [gamma, beta, statistics], epsilon, activation)
+                if reference::is_chosen() {
+                    return reference::batch_norm::<Self>(
+                        input, gamma, beta, statistics, parameter, epsilon, activation,
+                    );
+                }
+                batch_norm::<Self>(input, [gamma, beta, statistics, parameter], epsilon, activation)
             }
 
             fn lowbit_batch_norm_gradients(
@@ -245,14 +370,49 @@ macro_rules! host_backend {
                 gamma: FloatTensor<Self>,
                 beta: FloatTensor<Self>,
                 statistics: FloatTensor<Self>,
+                parameter: FloatTensor<Self>,
                 gradient: FloatTensor<Self>,
                 epsilon: f32,
-                activation: Activation,
-            ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-                batch_norm_gradients::<Self>(input, [gamma, beta, statistics], gradient, epsilon, activation)
+                activation: ActivationKind,
+            ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+                if reference::is_chosen() {
+                    return reference::batch_norm_gradients::<Self>(
+                        input, gamma, beta, statistics, parameter, gradient, epsilon, activation,
+                    );
+                }
+                let parameters = [gamma, beta, statistics, parameter];
+                batch_norm_gradients::<Self>(input, parameters, gradient, epsilon, activation).into()
+            }
+
+            fn lowbit_tanh(w: FloatTensor<Self>) -> FloatTensor<Self> {
+                if reference::is_chosen() {
+                    return reference::tanh::<Self>(w);
+                }
+                tanh::<Self>(w)
+            }
+
+            fn lowbit_dorefa_grid(squashed: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
+                if reference::is_chosen() {
+                    return reference::dorefa_grid::<Self>(squashed, n);
+                }
+                dorefa_grid::<Self>(squashed, n)
+            }
+
+            fn lowbit_dorefa_gradient(
+                squashed: FloatTensor<Self>,
+                gradient: FloatTensor<Self>,
+                max_gradient: MaxGradient,
+            ) -> FloatTensor<Self> {
+                if reference::is_chosen() {
+                    return reference::dorefa_gradient::<Self>(squashed, gradient, max_gradient);
+                }
+                dorefa_gradient::<Self>(squashed, gradient, max_gradient)
             }
 
             fn lowbit_fake_quantize_unit(x: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
+                if reference::is_chosen() {
+                    return reference::fake_quantize_unit::<Self>(x, n);
+                }
                 fake_quantize_unit::<Self>(x, n)
             }
 
@@ -260,6 +420,9 @@ macro_rules! host_backend {
                 x: FloatTensor<Self>,
                 gradient: FloatTensor<Self>,
             ) -> FloatTensor<Self> {
+                if reference::is_chosen() {
+                    return reference::fake_quantize_unit_gradient::<Self>(x, gradient);
+                }
                 fake_quantize_unit_gradient::<Self>(x, gradient)
             }
 
@@ -268,6 +431,9 @@ macro_rules! host_backend {
                 parameter: FloatTensor<Self>,
                 grid: Grid,
             ) -> FloatTensor<Self> {
+                if reference::is_chosen() {
+                    return reference::fake_quantize::<Self>(x, parameter, grid);
+                }
                 fake_quantize_learned::<Self>(x, parameter, grid)
             }
 
@@ -277,6 +443,9 @@ macro_rules! host_backend {
                 gradient: FloatTensor<Self>,
                 grid: Grid,
             ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+                if reference::is_chosen() {
+                    return reference::fake_quantize_gradients::<Self>(x, parameter, gradient, grid);
+                }
                 fake_quantize_learned_gradients::<Self>(x, parameter, gradient, grid)
             }
         }

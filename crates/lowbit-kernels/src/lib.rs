@@ -17,19 +17,27 @@
 //! assert_eq!(gradient.into_data().to_vec::<f32>().unwrap(), [0.0, 1.0, 1.0, 0.0]);
 //! ```
 
+#[cfg(feature = "allocator")]
+pub mod allocator;
 mod autodiff;
 #[allow(deprecated, reason = "burn has deprecated ndarray, which this project keeps")]
 mod backend;
 pub mod cpu;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod host;
+mod reference;
 
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
+use burn::tensor::activation::relu;
 use burn::tensor::ops::ConvOptions;
 
-pub use backend::{Activation, KernelBackend};
+pub use backend::KernelBackend;
+use backend::{ActivationKind, CodeKinds, ScaleKind};
 pub use cpu::fake_quantize::Grid;
+pub use cpu::integer::CodeBounds;
+pub use cpu::weights::MaxGradient;
+pub use reference::use_reference;
 
 /// Convolution without bias; as `burn::tensor::module::conv2d`.
 ///
@@ -39,6 +47,97 @@ pub use cpu::fake_quantize::Grid;
 pub fn conv2d(input: Tensor<4>, weight: Tensor<4>, options: ConvOptions<2>) -> Tensor<4> {
     let output = Dispatch::lowbit_conv2d(input.into_dispatch(), weight.into_dispatch(), options);
     Tensor::from_dispatch(output)
+}
+
+/// What the values of a tensor are integer multiples of.
+#[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "it is made once for each layer and step, and not kept")]
+pub enum Scale {
+    /// One constant.
+    Constant(f32),
+    /// A learned parameter divided by a constant.
+    Learned {
+        /// The parameter, `[1]`, or `[out_channels]` for weights.
+        parameter: Tensor<1>,
+        /// The constant.
+        parts: f32,
+    },
+}
+
+impl Scale {
+    fn split(self) -> (ScaleKind, Option<Tensor<1>>) {
+        match self {
+            Self::Constant(scale) => (ScaleKind::Constant(scale), None),
+            Self::Learned { parameter, parts } => (ScaleKind::Learned { parts }, Some(parameter.detach())),
+        }
+    }
+}
+
+/// [`conv2d`] of fake-quantized operands: an input of `scale` times an integer from 0 to the bound, weights of their scale
+/// times an integer of at most the bound. Backends that have a kernel for it sum up the integers, without rounding.
+pub fn conv2d_codes(
+    input: Tensor<4>,
+    weight: Tensor<4>,
+    [input_scale, weight_scale]: [Scale; 2],
+    bounds: CodeBounds,
+    options: ConvOptions<2>,
+) -> Tensor<4> {
+    let (input_kind, input_parameter) = input_scale.split();
+    let (weight_kind, weight_parameter) = weight_scale.split();
+    // An operation has a fixed number of tensors; any does where there is no parameter.
+    let stand_in = || weight.clone().detach().into_dispatch();
+    let output = Dispatch::lowbit_conv2d_codes(
+        input.into_dispatch(),
+        weight.clone().into_dispatch(),
+        input_parameter.map_or_else(stand_in, Tensor::into_dispatch),
+        weight_parameter.map_or_else(stand_in, Tensor::into_dispatch),
+        CodeKinds { input: input_kind, weight: weight_kind, bounds },
+        options,
+    );
+    Tensor::from_dispatch(output)
+}
+
+/// What follows a normalization.
+#[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "it is made once for each layer and step, and not kept")]
+pub enum Activation {
+    /// Nothing.
+    Identity,
+    /// `max(y, 0)`.
+    Relu,
+    /// [`fake_quantize_unit`].
+    Unit {
+        /// Steps of the grid.
+        n: f32,
+    },
+    /// [`fake_quantize_learned`] with one parameter for all values.
+    Learned {
+        /// The parameter, `[1]`.
+        parameter: Tensor<1>,
+        /// What it means.
+        grid: Grid,
+    },
+}
+
+impl Activation {
+    /// The activation of `x` alone, without a normalization.
+    pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::Identity => x,
+            Self::Relu => relu(x),
+            Self::Unit { n } => fake_quantize_unit(x, n),
+            Self::Learned { parameter, grid } => fake_quantize_learned(x, parameter, grid),
+        }
+    }
+
+    fn split(self) -> (ActivationKind, Option<Tensor<1>>) {
+        match self {
+            Self::Identity => (ActivationKind::Identity, None),
+            Self::Relu => (ActivationKind::Relu, None),
+            Self::Unit { n } => (ActivationKind::Unit { n }, None),
+            Self::Learned { parameter, grid } => (ActivationKind::Learned(grid), Some(parameter)),
+        }
+    }
 }
 
 /// Result of [`batch_norm`].
@@ -63,19 +162,11 @@ pub fn batch_norm(
     activation: Activation,
 ) -> BatchNormOutput {
     let channels = input.dims()[1];
-    let input = input.into_dispatch();
-    let statistics = Dispatch::lowbit_batch_statistics(input.clone());
-    let output = Dispatch::lowbit_batch_norm(
-        input,
-        gamma.into_dispatch(),
-        beta.into_dispatch(),
-        statistics.clone(),
-        epsilon as f32,
-        activation,
-    );
+    let statistics = Dispatch::lowbit_batch_statistics(input.clone().into_dispatch());
     let statistics = Tensor::<1>::from_dispatch(statistics).detach();
+    let output = normalize(input, [gamma, beta, statistics.clone()], epsilon, activation);
     BatchNormOutput {
-        output: Tensor::from_dispatch(output),
+        output,
         mean: statistics.clone().narrow(0, 0, channels),
         variance: statistics.narrow(0, channels, channels),
     }
@@ -94,15 +185,36 @@ pub fn batch_norm_fixed(
     activation: Activation,
 ) -> Tensor<4> {
     assert!(!input.device().is_autodiff(), "fixed statistics are for evaluation");
-    let output = Dispatch::lowbit_batch_norm(
+    normalize(input, [gamma, beta, Tensor::cat(vec![mean, variance], 0)], epsilon, activation)
+}
+
+fn normalize(
+    input: Tensor<4>,
+    [gamma, beta, statistics]: [Tensor<1>; 3],
+    epsilon: f64,
+    activation: Activation,
+) -> Tensor<4> {
+    let (kind, parameter) = activation.split();
+    // As for `conv2d_codes`.
+    let parameter = parameter.unwrap_or_else(|| beta.clone().detach());
+    Tensor::from_dispatch(Dispatch::lowbit_batch_norm(
         input.into_dispatch(),
         gamma.into_dispatch(),
         beta.into_dispatch(),
-        Tensor::cat(vec![mean, variance], 0).into_dispatch(),
+        statistics.into_dispatch(),
+        parameter.into_dispatch(),
         epsilon as f32,
-        activation,
-    );
-    Tensor::from_dispatch(output)
+        kind,
+    ))
+}
+
+/// Fake quantization of weights by DoReFa-Net, Zhou16 Eq. 9, with `n` steps; see [`cpu::weights`].
+///
+/// # Equation
+/// `(2 c - n) / n` with `c = round(n (tanh(w) / (2 max|tanh(w)|) + 1/2))`, ties to even. The gradient is straight through
+/// the rounding.
+pub fn dorefa_weights<const D: usize>(w: Tensor<D>, n: f32, max_gradient: MaxGradient) -> Tensor<D> {
+    Tensor::from_dispatch(Dispatch::lowbit_dorefa_weights(w.into_dispatch(), n, max_gradient))
 }
 
 /// `round(clip(x, 0, 1) n) / n`, ties to even. The gradient passes where `0 <= x <= 1`.

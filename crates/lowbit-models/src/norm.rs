@@ -2,8 +2,32 @@
 
 use burn::nn::BatchNorm;
 use burn::tensor::Tensor;
-use burn::tensor::activation::relu;
 use lowbit_kernels::{Activation, batch_norm, batch_norm_fixed};
+use lowbit_quantizers::QuantConv2d;
+
+/// `conv(relu(norm(x)))`, with the layer's quantization of its input in one operation with the normalization where that
+/// can be.
+pub(crate) fn norm_relu_conv(norm: &BatchNorm, x: Tensor<4>, conv: &QuantConv2d) -> Tensor<4> {
+    match conv.input_activation(x.dims()) {
+        Some(activation) => conv.forward_quantized(norm_then(norm, x, activation)),
+        None => conv.forward(norm_then(norm, x, Activation::Relu)),
+    }
+}
+
+/// The same for two layers.
+pub(crate) fn norm_relu_convs(norm: &BatchNorm, x: Tensor<4>, convs: [&QuantConv2d; 2]) -> [Tensor<4>; 2] {
+    let shared = convs[0].input_activation(x.dims()).filter(|_| convs[0].quantizes_input_like(convs[1]));
+    match shared {
+        Some(activation) => {
+            let input = norm_then(norm, x, activation);
+            convs.map(|conv| conv.forward_quantized(input.clone()))
+        }
+        None => {
+            let input = norm_then(norm, x, Activation::Relu);
+            convs.map(|conv| conv.forward(input.clone()))
+        }
+    }
+}
 
 /// `activation(norm(x))`, `[batch, channels, height, width]`.
 ///
@@ -12,11 +36,7 @@ use lowbit_kernels::{Activation, batch_norm, batch_norm_fixed};
 pub(crate) fn norm_then(norm: &BatchNorm, x: Tensor<4>, activation: Activation) -> Tensor<4> {
     if x.device().is_autodiff() && !norm.training.is_enabled() {
         // Frozen in a network that trains: burn's own operations have the gradient.
-        let y = norm.forward(x);
-        return match activation {
-            Activation::Identity => y,
-            Activation::Relu => relu(y),
-        };
+        return activation.apply(norm.forward(x));
     }
     let parameters = [norm.gamma.val(), norm.beta.val()];
     if !x.device().is_autodiff() {

@@ -10,7 +10,7 @@ use lowbit_quantizers::{
 use rand::Rng;
 
 use crate::builder::{BlockSpec, Builder, ResidualLayout, builder, global_average_pool};
-use crate::norm::norm_then;
+use crate::norm::{norm_relu_conv, norm_relu_convs, norm_then};
 use crate::{Features, InputShape, ModelError, Plan};
 
 /// The network: 3x3 stem, three stages of [`PreActivationBlock`]s, BatchNorm, ReLU, average pool, classifier.
@@ -95,13 +95,14 @@ impl PreActivationBlock {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let activated = norm_then(&self.norm1, x.clone(), Activation::Relu);
-        let residual = match &self.shortcut {
-            Some(shortcut) => shortcut.forward(activated.clone()),
-            None => x,
+        let (hidden, residual) = match &self.shortcut {
+            Some(shortcut) => {
+                let [hidden, residual] = norm_relu_convs(&self.norm1, x, [&self.conv1, shortcut]);
+                (hidden, residual)
+            }
+            None => (norm_relu_conv(&self.norm1, x.clone(), &self.conv1), x),
         };
-        let hidden = self.conv1.forward(activated);
-        self.conv2.forward(norm_then(&self.norm2, hidden, Activation::Relu)) + residual
+        norm_relu_conv(&self.norm2, hidden, &self.conv2) + residual
     }
 }
 

@@ -11,7 +11,7 @@ use lowbit_quantizers::{
 use rand::Rng;
 
 use crate::builder::{BlockSpec, Builder, ResidualLayout, builder, global_average_pool};
-use crate::norm::norm_then;
+use crate::norm::{norm_relu_conv, norm_then};
 use crate::{Features, InputShape, ModelError, Plan};
 
 /// The network: 3x3 stem with BatchNorm and ReLU, three stages of [`BasicBlock`]s, average pool, classifier.
@@ -101,14 +101,15 @@ impl BasicBlock {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let residual = match (&self.shortcut, &self.shortcut_norm) {
+        let (hidden, residual) = match (&self.shortcut, &self.shortcut_norm) {
             (Some(shortcut), Some(norm)) => {
-                norm_then(norm, shortcut.forward(x.clone()), Activation::Identity)
+                let [hidden, residual] = QuantConv2d::forward_both([&self.conv1, shortcut], x);
+                (hidden, norm_then(norm, residual, Activation::Identity))
             }
-            _ => x.clone(),
+            _ => (self.conv1.forward(x.clone()), x),
         };
-        let hidden = norm_then(&self.norm1, self.conv1.forward(x), Activation::Relu);
-        relu(norm_then(&self.norm2, self.conv2.forward(hidden), Activation::Identity) + residual)
+        let hidden = norm_relu_conv(&self.norm1, hidden, &self.conv2);
+        relu(norm_then(&self.norm2, hidden, Activation::Identity) + residual)
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::{BitWidth, Granularity, Precision};
+use lowbit_kernels::{Activation, Scale};
 use serde::{Deserialize, Serialize};
 
 use crate::QuantizerError;
@@ -186,6 +187,16 @@ impl WeightQuantizer {
         }
     }
 
+    /// What [`fake_quantize`](Self::fake_quantize) of the weights `w` yields integer multiples of, and the largest
+    /// magnitude of these; `None` if it is not told.
+    pub(crate) fn scale<const D: usize>(&self, w: Tensor<D>) -> Option<(Scale, u8)> {
+        match self {
+            Self::DoReFa(quantizer) => Some(quantizer.scale(w)),
+            Self::Lsq(quantizer) => Some(quantizer.scale()),
+            Self::MinMax(_) => None,
+        }
+    }
+
     /// The learned parameter to watch over a training: the step size.
     pub fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
         match self {
@@ -277,6 +288,28 @@ impl ActivationQuantizer {
             Self::Pact(quantizer) => quantizer.unrounded(x),
             Self::Lsq(quantizer) => quantizer.unrounded(x),
             Self::MinMax(quantizer) => quantizer.unrounded(x),
+        }
+    }
+
+    /// A ReLU and [`fake_quantize`](Self::fake_quantize) of values of shape `dims` in one operation; `None` if the
+    /// quantizer has to see the ReLU's result.
+    pub(crate) fn activation<const D: usize>(&self, dims: [usize; D]) -> Option<Activation> {
+        match self {
+            Self::DoReFa(quantizer) => Some(quantizer.activation()),
+            Self::Pact(quantizer) => Some(quantizer.activation()),
+            Self::Lsq(quantizer) => quantizer.activation(dims),
+            Self::MinMax(_) => None,
+        }
+    }
+
+    /// What [`fake_quantize`](Self::fake_quantize) yields integer multiples of, and the largest of these; `None` if it is
+    /// not told.
+    pub(crate) fn scale(&self) -> Option<(Scale, u8)> {
+        match self {
+            Self::DoReFa(quantizer) => Some(quantizer.scale()),
+            Self::Pact(quantizer) => Some(quantizer.scale()),
+            Self::Lsq(quantizer) => quantizer.scale(),
+            Self::MinMax(_) => None,
         }
     }
 

@@ -19,17 +19,17 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use lowbit_kernels::allocator::{Allocator, keep_memory};
 
 use crate::cli::{Cli, Command, CompletionsArgs, Verbosity};
 use crate::exit_code::Code;
 use crate::progress::Screen;
 
-/// Every operation of a step makes its result anew. This allocator hands the same memory out again; the system's would
-/// fetch it from the kernel, page by page, each time.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
+    keep_memory();
     let cli = Cli::parse();
     let verbosity = cli.verbosity();
     let screen = Screen::new(verbosity == Verbosity::Quiet);

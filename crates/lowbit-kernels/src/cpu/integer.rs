@@ -1,4 +1,4 @@
-//! Convolution of integer codes, exact, for inference.
+//! Exact convolution of operands that are integer multiples of scales.
 //!
 //! Four channels of the input are one 32-bit word, and a step of the sum multiplies such a word by those of 16 output
 //! channels. Products are summed up in 16 bits as long as they provably fit, then in 32.
@@ -7,6 +7,7 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
+use super::activation::low_byte;
 use super::conv::{ConvShape, tables};
 use super::simd::{BLOCK, multiversion, store_transposed};
 
@@ -39,13 +40,18 @@ impl CodeBounds {
     }
 }
 
-/// A convolution of codes with its weights packed.
+/// Fewest steps summed up in 16 bits with which the kernel is faster than that for single precision.
+const FEWEST_STEPS: usize = 4;
+
+/// A convolution with its weights packed.
 #[derive(Clone, Debug)]
 pub struct IntegerConv {
     shape: ConvShape,
     tables: tables::Tables,
     /// For each block of output channels, a row for each step.
     panels: Vec<Row>,
+    /// Scale of the weights, for each output channel.
+    scales: Vec<f32>,
     bounds: CodeBounds,
 }
 
@@ -179,63 +185,83 @@ fn run(operands: Operands<'_>, store: &mut Store<'_>) {
 }
 
 impl IntegerConv {
-    /// Packs the codes of the weights, of the shape of [`ConvShape`]'s weight.
+    /// Whether this is faster than the convolution in single precision, on this processor.
+    pub fn pays(bounds: CodeBounds) -> bool {
+        let fits = bounds.weight <= i8::MAX as u8 && bounds.steps() >= FEWEST_STEPS;
+        #[cfg(target_arch = "x86_64")]
+        let has_instructions = std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
+        #[cfg(not(target_arch = "x86_64"))]
+        let has_instructions = false;
+        fits && has_instructions
+    }
+
+    /// Packs the weights, of the shape of [`ConvShape`]'s weight, as codes: `round(weight / scale)` with one scale for
+    /// all or one for each output channel.
     ///
     /// # Panics
-    /// If there are groups, the length does not fit the shape, or a weight is beyond the bounds.
-    pub fn new(shape: ConvShape, weight: &[i8], bounds: CodeBounds) -> Self {
+    /// If there are groups, a length does not fit the shape, or a code is beyond the bounds.
+    pub fn new(shape: ConvShape, weight: &[f32], scales: &[f32], bounds: CodeBounds) -> Self {
         assert_eq!(shape.groups, 1, "codes are convolved without groups");
         let taps = shape.kernel[0] * shape.kernel[1];
         assert_eq!(weight.len(), shape.out_channels * shape.in_channels * taps, "length of the weight");
-        assert!(weight.iter().all(|code| code.unsigned_abs() <= bounds.weight), "bounds of the weights");
+        let scales = match scales {
+            [scale] => vec![*scale; shape.out_channels],
+            _ => scales.to_vec(),
+        };
+        assert_eq!(scales.len(), shape.out_channels, "one scale, or one for each output channel");
+        let bound = bounds.weight.min(i8::MAX as u8) as f32;
         let n_words = shape.in_channels.div_ceil(WORD);
         let n_steps = n_words * taps;
         let mut panels = vec![[0; WORD * BLOCK]; shape.out_channels.div_ceil(BLOCK) * n_steps];
-        for (channel, weight) in weight.chunks_exact(shape.in_channels * taps).enumerate() {
-            let panel = &mut panels[channel / BLOCK * n_steps..];
-            for (c, kernel) in weight.chunks_exact(taps).enumerate() {
-                for (tap, &code) in kernel.iter().enumerate() {
-                    panel[c / WORD * taps + tap][channel % BLOCK * WORD + c % WORD] = code;
+        let blocks = panels.par_chunks_mut(n_steps).zip(weight.par_chunks(BLOCK * shape.in_channels * taps));
+        blocks.zip(scales.par_chunks(BLOCK)).for_each(|((panel, weight), scales)| {
+            let channels = weight.chunks_exact(shape.in_channels * taps).zip(scales);
+            for (channel, (weight, scale)) in channels.enumerate() {
+                for (c, kernel) in weight.chunks_exact(taps).enumerate() {
+                    for (tap, &weight) in kernel.iter().enumerate() {
+                        let code = (weight / scale).round_ties_even();
+                        assert!(
+                            code.abs() <= bound,
+                            "bounds of the weights: {weight} is {code} times {scale}"
+                        );
+                        panel[c / WORD * taps + tap][channel * WORD + c % WORD] = code as i8;
+                    }
                 }
             }
-        }
+        });
         let tables = tables::Tables::new(&ConvShape { in_channels: n_words, ..shape }, PIXELS);
-        Self { shape, tables, panels, bounds }
+        Self { shape, tables, panels, scales, bounds }
     }
 
-    /// `out = scale * (convolution of codes and weights)`, with one scale for all output channels or one for each.
-    /// Padding has code 0.
+    /// The convolution of `input`, whose values are the codes `round(input / scale)` times the scale.
     ///
-    /// The sum is exact in 32 bits; its value in single precision is exact up to `2^24`.
+    /// The sum over codes is exact in 32 bits; its value in single precision is exact up to `2^24`.
     ///
     /// # Panics
     /// If a length does not fit the shape, or (in builds with debug assertions) a code is beyond the bounds.
-    pub fn forward(&self, codes: &[u8], scales: &[f32], out: &mut [f32]) {
+    pub fn forward(&self, input: &[f32], scale: f32, out: &mut [f32]) {
         let (shape, tables) = (&self.shape, &self.tables);
         let in_image = shape.in_channels * shape.size[0] * shape.size[1];
         let plane: usize = shape.out_size().iter().product();
         let out_image = shape.out_channels * plane;
-        assert_eq!(codes.len(), shape.batch * in_image, "length of the codes");
+        assert_eq!(input.len(), shape.batch * in_image, "length of the input");
         assert_eq!(out.len(), shape.batch * out_image, "length of the output");
-        debug_assert!(codes.iter().all(|&code| code <= self.bounds.activation), "bounds of the activations");
-        let all_scales;
-        let scales = match scales {
-            [scale] => {
-                all_scales = vec![*scale; shape.out_channels];
-                &all_scales
-            }
-            _ => scales,
-        };
-        assert_eq!(scales.len(), shape.out_channels, "one scale, or one for each output channel");
+        let inverse = 1.0 / scale;
+        let largest = f32::from(self.bounds.activation) + 0.5;
+        debug_assert!(
+            input.iter().all(|x| (-0.5..=largest).contains(&(x * inverse))),
+            "bounds of the activations"
+        );
         if out.is_empty() {
             return;
         }
+        let scales: Vec<f32> = self.scales.iter().map(|weight| weight * scale).collect();
         let together = tables.images.min(shape.batch / (2 * rayon::current_num_threads())).max(1);
-        out.par_chunks_mut(together * out_image).zip(codes.par_chunks(together * in_image)).for_each(
-            |(out, codes)| {
+        out.par_chunks_mut(together * out_image).zip(input.par_chunks(together * in_image)).for_each(
+            |(out, input)| {
                 WORDS.with_borrow_mut(|words| {
-                    self.load(codes, words);
-                    self.run_images(words, codes.len() / in_image * plane, scales, out);
+                    self.load(input, inverse, words);
+                    self.run_images(words, input.len() / in_image * plane, &scales, out);
                 });
             },
         );
@@ -262,25 +288,26 @@ impl IntegerConv {
         }
     }
 
-    /// Copies images into words, with zeros around them and for the channels that fill the last word.
-    fn load(&self, codes: &[u8], words: &mut Vec<u32>) {
+    /// Copies the codes of images into words, with zeros around them and for the channels that fill the last word.
+    fn load(&self, input: &[f32], inverse: f32, words: &mut Vec<u32>) {
         let shape = &self.shape;
         let [height, width] = shape.size;
         let (plane, source) = (height * width, &self.tables.source);
         words.clear();
-        words.resize(codes.len() / (shape.in_channels * plane) * source.image_len(), 0);
-        for (image, codes) in codes.chunks_exact(shape.in_channels * plane).enumerate() {
-            for (word, channels) in codes.chunks(WORD * plane).enumerate() {
+        words.resize(input.len() / (shape.in_channels * plane) * source.image_len(), 0);
+        for (image, input) in input.chunks_exact(shape.in_channels * plane).enumerate() {
+            for (word, channels) in input.chunks(WORD * plane).enumerate() {
                 let start = source.index(image, word, shape.padding[0], shape.padding[1]) as usize;
-                join(channels, plane, width, source.row_len(), &mut words[start..]);
+                join(channels, plane, width, inverse, source.row_len(), &mut words[start..]);
             }
         }
     }
 }
 
 multiversion! {
-    /// Joins up to [`WORD`] planes of codes to words, whose rows lie `stride` words apart.
-    fn join(channels: &[u8], plane: usize, width: usize, stride: usize, out: &mut [u32]) {
+    /// Joins the codes of up to [`WORD`] planes to words, whose rows lie `stride` words apart.
+    fn join(channels: &[f32], plane: usize, width: usize, inverse: f32, stride: usize, out: &mut [u32]) {
+        let byte = |x: f32| u32::from(low_byte(x * inverse));
         if let Some((all, _)) = channels.split_at_checked(WORD * plane) {
             let (ab, cd) = all.split_at(2 * plane);
             let ((a, b), (c, d)) = (ab.split_at(plane), cd.split_at(plane));
@@ -288,15 +315,15 @@ multiversion! {
                 let row = y * width..(y + 1) * width;
                 let (ab, cd) = (a[row.clone()].iter().zip(&b[row.clone()]), c[row.clone()].iter().zip(&d[row]));
                 for (word, ((&a, &b), (&c, &d))) in out.iter_mut().zip(ab.zip(cd)) {
-                    *word = u32::from_le_bytes([a, b, c, d]);
+                    *word = byte(a) | byte(b) << 8 | byte(c) << 16 | byte(d) << 24;
                 }
             }
             return;
         }
         for (c, channel) in channels.chunks_exact(plane).enumerate() {
             for (row, out) in channel.chunks_exact(width).zip(out.chunks_mut(stride)) {
-                for (word, &code) in out.iter_mut().zip(row) {
-                    *word |= u32::from(code) << (8 * c);
+                for (word, &x) in out.iter_mut().zip(row) {
+                    *word |= byte(x) << (8 * c);
                 }
             }
         }

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData};
-use lowbit_kernels::conv2d;
+use lowbit_kernels::{Activation, CodeBounds, Scale, conv2d, conv2d_codes};
 use rand::Rng;
 use rand_distr::{Distribution, Normal};
 
@@ -104,11 +104,27 @@ impl QuantConv2d {
     /// - input: `[batch, in_channels, height, width]`, after a ReLU if the input is quantized
     /// - output: `[batch, out_channels, ceil(height / stride), ceil(width / stride)]`
     pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
-        let input = self.selection.input(&self.input_quantizer, input);
+        self.forward_quantized(self.selection.input(&self.input_quantizer, input))
+    }
+
+    /// [`forward`](Self::forward) of two layers on the same input, which is quantized once if both do it alike.
+    pub fn forward_both(layers: [&Self; 2], input: Tensor<4>) -> [Tensor<4>; 2] {
+        if !layers[0].quantizes_input_like(layers[1]) {
+            return layers.map(|layer| layer.forward(input.clone()));
+        }
+        let quantized = layers[0].selection.input(&layers[0].input_quantizer, input);
+        layers.map(|layer| layer.forward_quantized(quantized.clone()))
+    }
+
+    /// Convolves an input that is quantized as this layer does it.
+    pub fn forward_quantized(&self, input: Tensor<4>) -> Tensor<4> {
         let weight = self.selection.weight(&self.weight_quantizer, self.weight.val());
         let padding = weight.dims()[2] / 2;
         let options = ConvOptions::new([self.stride; 2], [padding; 2], [1; 2], self.groups);
-        let output = conv2d(input, weight, options);
+        let output = match self.codes() {
+            Some((scales, bounds)) => conv2d_codes(input, weight, scales, bounds, options),
+            None => conv2d(input, weight, options),
+        };
         match &self.bias {
             Some(bias) => {
                 let channels = output.dims()[1];
@@ -116,6 +132,40 @@ impl QuantConv2d {
             }
             None => output,
         }
+    }
+
+    /// The activation that, after a normalization, takes the place of a ReLU and of the layer's quantization of an input
+    /// of shape `dims`, `[batch, in_channels, height, width]`: its result is for
+    /// [`forward_quantized`](Self::forward_quantized). `None` if the quantizer has to see the ReLU's result.
+    ///
+    /// The two differ in the gradient at exactly zero, which a ReLU blocks and a quantizer passes.
+    pub fn input_activation(&self, dims: [usize; 4]) -> Option<Activation> {
+        match (&self.input_quantizer, &self.selection) {
+            (None, _) => Some(Activation::Relu),
+            (Some(quantizer), Selection::All) => quantizer.activation(dims),
+            (Some(_), _) => None,
+        }
+    }
+
+    /// Whether the quantized input of this layer serves the other one as well.
+    pub fn quantizes_input_like(&self, other: &Self) -> bool {
+        match (&self.input_quantizer, &other.input_quantizer) {
+            (None, None) => true,
+            (Some(ActivationQuantizer::DoReFa(one)), Some(ActivationQuantizer::DoReFa(two))) => {
+                one.bits() == two.bits() && self.selection == other.selection
+            }
+            _ => false,
+        }
+    }
+
+    /// What the quantized operands are integer multiples of, if they are of small integers.
+    fn codes(&self) -> Option<([Scale; 2], CodeBounds)> {
+        if self.selection != Selection::All {
+            return None;
+        }
+        let (input_scale, activation) = self.input_quantizer.as_ref()?.scale()?;
+        let (weight_scale, weight) = self.weight_quantizer.as_ref()?.scale(self.weight.val())?;
+        Some(([input_scale, weight_scale], CodeBounds { activation, weight }))
     }
 
     /// Stride in both directions.

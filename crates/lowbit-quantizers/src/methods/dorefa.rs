@@ -6,10 +6,11 @@
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 use lowbit_core::{BitWidth, CodeRange, Granularity};
-use lowbit_kernels::fake_quantize_unit;
+pub use lowbit_kernels::MaxGradient;
+use lowbit_kernels::{Activation, Scale, dorefa_weights, fake_quantize_unit};
 
 use crate::qparams::{QParams, reduce};
-use crate::ste::{sign, ste_round};
+use crate::ste::sign;
 
 /// DoReFa weights, Zhou16 Eq. 9 (2 to 8 bits) and Eq. 7 (1 bit). Codes are unsigned, `0..=2^bits - 1`.
 ///
@@ -27,16 +28,6 @@ pub struct DoReFaWeights {
     bits: BitWidth,
     #[module(skip)]
     max_gradient: MaxGradient,
-}
-
-/// Whether the gradient of DoReFa weights flows through the maximum that normalizes them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum MaxGradient {
-    /// Differentiated as written, as the code of Zhuang et al. does.
-    #[default]
-    Differentiated,
-    /// The maximum is a constant of the backward pass.
-    Detached,
 }
 
 impl DoReFaWeights {
@@ -83,7 +74,18 @@ impl DoReFaWeights {
             let mean = w.clone().abs().mean().detach().reshape([1; D]);
             return binary_with_identity_gradient(w, mean);
         }
-        self.off_grid(ste_round(self.grid(w)))
+        dorefa_weights(w, steps(self.bits), self.max_gradient)
+    }
+
+    /// What the quantized weights are multiples of, and the largest multiple: `2 c - n`.
+    pub(crate) fn scale<const D: usize>(&self, w: Tensor<D>) -> (Scale, u8) {
+        match self.bits.get() {
+            1 => {
+                let mean = w.detach().abs().mean().reshape([1]);
+                (Scale::Learned { parameter: mean, parts: 1.0 }, 1)
+            }
+            _ => (Scale::Constant(1.0 / steps(self.bits)), largest_code(self.bits)),
+        }
     }
 
     /// [`fake_quantize`](Self::fake_quantize) without the rounding: the weights in [-1, 1]. At 1 bit, where the mean is
@@ -167,6 +169,16 @@ impl DoReFaActivations {
         x.clamp(0.0, 1.0)
     }
 
+    /// A ReLU and the quantizer in one.
+    pub(crate) fn activation(&self) -> Activation {
+        Activation::Unit { n: steps(self.bits) }
+    }
+
+    /// What the quantized values are multiples of, and the largest multiple.
+    pub(crate) fn scale(&self) -> (Scale, u8) {
+        (Scale::Constant(1.0 / steps(self.bits)), largest_code(self.bits))
+    }
+
     /// The grid's parameters, on `device`.
     pub fn qparams(&self, device: &burn::tensor::Device) -> QParams {
         let range: CodeRange = self.bits.unsigned_range();
@@ -176,6 +188,11 @@ impl DoReFaActivations {
             range,
         }
     }
+}
+
+/// `n = 2^bits - 1` as a code.
+fn largest_code(bits: BitWidth) -> u8 {
+    (bits.levels() - 1) as u8
 }
 
 /// `n = 2^bits - 1`.

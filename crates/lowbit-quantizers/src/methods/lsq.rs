@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::{BitWidth, CodeRange, Granularity};
-use lowbit_kernels::{Grid, fake_quantize_learned};
+use lowbit_kernels::{Activation, Grid, Scale, fake_quantize_learned};
 
 use crate::calibration::Calibration;
 use crate::qparams::{QParams, per_channel, reduce};
@@ -103,6 +103,12 @@ impl LsqWeights {
         self.step_size = self.step_size.clone().map(|old| replace(old.clone(), old.detach() * factor));
     }
 
+    /// What the quantized weights are multiples of, and the largest magnitude of a multiple.
+    pub(crate) fn scale(&self) -> (Scale, u8) {
+        let parameter = self.step_size.val().detach().clamp_min(MIN_STEP_SIZE);
+        (Scale::Learned { parameter, parts: 1.0 }, weight_range(self.bits).q_min.unsigned_abs() as u8)
+    }
+
     /// The grid's parameters.
     pub fn qparams(&self) -> QParams {
         let scale = self.step_size.val().detach().clamp_min(MIN_STEP_SIZE);
@@ -181,6 +187,22 @@ impl LsqActivations {
     pub(crate) fn rescale(&mut self, from: BitWidth) {
         let factor = f64::from(from.unsigned_range().q_max) / f64::from(self.bits.unsigned_range().q_max);
         self.step_size = self.step_size.clone().map(|old| replace(old.clone(), old.detach() * factor));
+    }
+
+    /// A ReLU and the quantizer in one, for values of shape `dims`; `None` during calibration, which sees the values.
+    pub(crate) fn activation<const D: usize>(&self, dims: [usize; D]) -> Option<Activation> {
+        let (range, per_sample) = (self.bits.unsigned_range(), dims[1..].iter().product());
+        (!self.calibration.is_recording()).then(|| Activation::Learned {
+            parameter: learned_step(self.step_size.val(), range, per_sample),
+            grid: grid(range),
+        })
+    }
+
+    /// What the quantized values are multiples of, and the largest multiple; `None` during calibration.
+    pub(crate) fn scale(&self) -> Option<(Scale, u8)> {
+        let parameter = self.step_size.val().detach().clamp_min(MIN_STEP_SIZE);
+        let largest = self.bits.unsigned_range().q_max as u8;
+        (!self.calibration.is_recording()).then_some((Scale::Learned { parameter, parts: 1.0 }, largest))
     }
 
     /// The grid's parameters.

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::BitWidth;
-use lowbit_kernels::{Grid, fake_quantize_learned};
+use lowbit_kernels::{Activation, Grid, Scale, fake_quantize_learned};
 
 use crate::qparams::{QParams, per_channel};
 use crate::ste::positive_parameter;
@@ -69,7 +69,21 @@ impl PactActivations {
 
     /// `x` on the grid's real values, of `x`'s shape, with the gradients of Choi18 Eq. 3.
     pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        fake_quantize_learned(x, self.clip(), Grid::Clip { n: self.steps() })
+        fake_quantize_learned(x, self.clip(), self.grid())
+    }
+
+    fn grid(&self) -> Grid {
+        Grid::Clip { n: self.steps() }
+    }
+
+    /// A ReLU and the quantizer in one.
+    pub(crate) fn activation(&self) -> Activation {
+        Activation::Learned { parameter: self.clip(), grid: self.grid() }
+    }
+
+    /// What the quantized values are multiples of, and the largest multiple.
+    pub(crate) fn scale(&self) -> (Scale, u8) {
+        (Scale::Learned { parameter: self.clip(), parts: self.steps() }, (self.bits.levels() - 1) as u8)
     }
 
     /// [`fake_quantize`](Self::fake_quantize) without the rounding: `clip(x, 0, a)`.

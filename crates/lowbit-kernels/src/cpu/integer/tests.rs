@@ -14,24 +14,28 @@ impl Random {
 
 fn check(shape: ConvShape, bounds: CodeBounds, random: &mut Random) {
     let n_weights = shape.out_channels * shape.in_channels * shape.kernel[0] * shape.kernel[1];
-    let weight: Vec<i8> = (0..n_weights)
-        .map(|_| (random.below(2 * u32::from(bounds.weight) + 1) as i32 - i32::from(bounds.weight)) as i8)
-        .collect();
+    let bound = i32::from(bounds.weight);
+    let weight: Vec<f32> =
+        (0..n_weights).map(|_| (random.below(2 * bound as u32 + 1) as i32 - bound) as f32).collect();
     let n_codes = shape.batch * shape.in_channels * shape.size[0] * shape.size[1];
-    let codes: Vec<u8> = (0..n_codes).map(|_| random.below(u32::from(bounds.activation) + 1) as u8).collect();
+    let input: Vec<f32> =
+        (0..n_codes).map(|_| random.below(u32::from(bounds.activation) + 1) as f32).collect();
     let n_out = shape.batch * shape.out_channels * shape.out_size().iter().product::<usize>();
     let (mut got, mut expected) = (vec![f32::NAN; n_out], vec![f32::NAN; n_out]);
-    let kernel = IntegerConv::new(shape, &weight, bounds);
-    kernel.forward(&codes, &[1.0], &mut got);
-    let input: Vec<f32> = codes.iter().map(|&code| f32::from(code)).collect();
-    let weight: Vec<f32> = weight.iter().map(|&code| f32::from(code)).collect();
+    IntegerConv::new(shape, &weight, &[1.0], bounds).forward(&input, 1.0, &mut got);
     conv::forward(&shape, &input, &weight, &mut expected);
     assert!(got == expected, "{shape:?} {bounds:?}");
+
+    // The same codes at other scales, as fake quantizers yield them.
     let scales: Vec<f32> = (0..shape.out_channels).map(|channel| 0.1 + channel as f32).collect();
-    kernel.forward(&codes, &scales, &mut got);
+    let per_channel = n_weights / shape.out_channels;
+    let weight: Vec<f32> =
+        weight.iter().enumerate().map(|(i, code)| code * scales[i / per_channel]).collect();
+    let input: Vec<f32> = input.iter().map(|code| code / 3.0).collect();
+    IntegerConv::new(shape, &weight, &scales, bounds).forward(&input, 1.0 / 3.0, &mut got);
     let plane: usize = shape.out_size().iter().product();
     for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
-        assert_eq!(*got, expected * scales[i / plane % shape.out_channels]);
+        assert_eq!(*got, expected * (scales[i / plane % shape.out_channels] * (1.0 / 3.0)));
     }
 }
 
@@ -80,10 +84,11 @@ fn sums_at_the_bounds_do_not_overflow() {
                 padding: [0, 0],
                 groups: 1,
             };
-            let weights = vec![weight * sign; 17 * 900 * 9];
+            let weights = vec![f32::from(weight * sign); 17 * 900 * 9];
             let bounds = CodeBounds { activation, weight: weight.unsigned_abs() };
             let mut out = [f32::NAN; 17];
-            IntegerConv::new(shape, &weights, bounds).forward(&vec![activation; 8100], &[1.0], &mut out);
+            let input = vec![f32::from(activation); 8100];
+            IntegerConv::new(shape, &weights, &[1.0], bounds).forward(&input, 1.0, &mut out);
             let expected = 8100 * i32::from(activation) * i32::from(weight * sign);
             assert_eq!(out, [expected as f32; 17]);
         }
