@@ -676,6 +676,35 @@ fn hints_train_adapters_to_a_teacher_of_another_width() {
     assert!(!run.model().keys().any(|path| path.starts_with("adapters.")));
 }
 
+/// Checkpoints have torchvision's names; a hand-over to the next phase, a teacher of another block and adapters work on
+/// them.
+#[test]
+fn imagenet_layouts_train_and_evaluate_with_torchvisions_names() {
+    let run = Run::new(
+        "imagenet",
+        &recipe(&[
+            "model={family='resnet', layout='imagenet', depth=18, width=0.0625}",
+            "strategy.joint={teacher={depth=50}}",
+            "strategy.hint={weight=1.0, taps=['layer1', 'layer4']}",
+            "strategy.stochastic_precision={}",
+            "strategy.two_stage=true",
+        ]),
+        Vec::new(),
+    );
+    let [before, after] = run.last_two("");
+    for path in ["layer2.0.downsample.0.weight", "layer2.0.downsample.1.gamma", "adapters.3.weight"] {
+        assert_ne!(before[path], after[path], "{path} does not change");
+    }
+    assert_eq!(before["adapters.1.weight"], after["adapters.1.weight"], "its tap is not used");
+    let [before, after] = run.last_two("teacher");
+    assert_ne!(
+        before["layer4.2.conv3.weight"], after["layer4.2.conv3.weight"],
+        "the teacher does not change"
+    );
+    let evaluation = run.evaluate();
+    assert_eq!(Some(evaluation.scores), evaluation.reported);
+}
+
 /// Weights, and with them every quantity that a recalibration measures, do not move: what changes a step size is the
 /// hand-over.
 const STILL: &str = "train.learning_rate=1e-12";

@@ -321,7 +321,10 @@ fn layers_are_those_of_the_plan() {
         .flat_map(|family| [8, 14, 20].map(|depth| ModelConfig::new(family, depth)));
     let strided = ModelConfig { stem_stride: 2, ..ModelConfig::new(Family::PreResNet, 8) };
     let narrow = ModelConfig::new(Family::ResNet, 8).with_width(0.01);
-    for config in residual.chain([strided, narrow, ModelConfig::vgg_small().with_width(0.1)]) {
+    let basic = ModelConfig::imagenet(Family::PreResNet, 34).with_width(0.1);
+    let bottleneck = ModelConfig::imagenet(Family::ResNet, 50).with_width(0.1);
+    let vgg_small = ModelConfig::vgg_small().with_width(0.1);
+    for config in residual.chain([strided, narrow, basic, bottleneck, vgg_small]) {
         let plan = init(&config, 10, &QuantizationPolicy::full_precision()).plan;
         let built: Vec<_> = plan.layers.into_iter().map(|layer| (layer.path, layer.role)).collect();
         let known = config.layers().expect("the network is defined").into_iter();

@@ -1,5 +1,5 @@
-//! Convolutional networks made of quantized layers: CIFAR-style ResNet and PreResNet of depth 6n+2, and VGG-small,
-//! for images of any size and number of channels.
+//! Convolutional networks made of quantized layers: ResNet and PreResNet, CIFAR-style of depth 6n+2 and ImageNet-style
+//! of depth 18, 34 and 50, and VGG-small, for images of any size and number of channels.
 //!
 //! A network is built from a [`ModelConfig`] and a [`QuantizationPolicy`](lowbit_quantizers::QuantizationPolicy),
 //! knows nothing of training, and exposes its feature maps as named taps.
@@ -20,6 +20,8 @@
 //! ```
 
 mod builder;
+mod imagenet;
+mod layout;
 mod network;
 mod norm;
 mod plan;
@@ -27,6 +29,8 @@ mod preresnet;
 mod resnet;
 mod vgg;
 
+pub use imagenet::{ImageNetBlock, ImageNetResNet};
+pub use layout::Layout;
 pub use network::{Family, Features, InputShape, LayerRef, Model, ModelConfig, ModelError, Network};
 pub use plan::{LayerPlan, Plan};
 pub use preresnet::{PreActivationBlock, PreResNet};

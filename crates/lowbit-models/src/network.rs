@@ -8,17 +8,17 @@ use burn::tensor::{Device, Tensor};
 use lowbit_quantizers::{LayerMut, LayerRole, QuantizationPolicy, QuantizedNetwork, QuantizerError};
 use serde::{Deserialize, Serialize};
 
-use crate::builder::ResidualLayout;
-use crate::{Plan, PreResNet, ResNet, VggSmall};
+use crate::layout::ResidualLayout;
+use crate::{ImageNetResNet, Layout, Plan, PreResNet, ResNet, VggSmall};
 
 /// A family of networks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Family {
-    /// CIFAR-style residual network of depth 6n+2.
+    /// Residual network.
     #[serde(rename = "resnet")]
     ResNet,
-    /// CIFAR-style pre-activation residual network of depth 6n+2.
+    /// Pre-activation residual network.
     #[serde(rename = "preresnet")]
     PreResNet,
     /// VGG-small; its depth is fixed.
@@ -47,39 +47,40 @@ pub struct InputShape {
 }
 
 /// A network's architecture, apart from its input, classes and precision.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelConfig {
     /// Family.
     pub family: Family,
-    /// Number of weighted layers: 8, 14, 20, 32, 44, 56, 110, or any other 6n+2 from 8. Absent for VGG-small.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Arrangement of a residual network; the default for VGG-small.
+    pub layout: Layout,
+    /// Number of weighted layers: 8, 14, 20, 32, 44, 56, 110, or any other 6n+2 from 8; in the ImageNet layout 18, 34 or
+    /// 50. Absent for VGG-small.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<usize>,
     /// Multiplier of the number of channels.
-    #[serde(default = "one")]
     pub width: f64,
     /// Stride of a residual network's first convolution, 1 or 2: 2 halves the size of every feature map. 1 for VGG-small.
-    #[serde(default = "stride_one")]
     pub stem_stride: usize,
 }
 
-fn one() -> f64 {
-    1.0
-}
-
-fn stride_one() -> usize {
-    1
-}
-
 impl ModelConfig {
-    /// A residual network of `depth` layers at width 1.
+    /// A CIFAR-style residual network of `depth` layers at width 1.
     pub fn new(family: Family, depth: usize) -> Self {
-        Self { family, depth: Some(depth), width: 1.0, stem_stride: 1 }
+        Self::of(family, Layout::Cifar, Some(depth))
+    }
+
+    /// An ImageNet-style residual network of 18, 34 or 50 layers at width 1.
+    pub fn imagenet(family: Family, depth: usize) -> Self {
+        Self::of(family, Layout::ImageNet, Some(depth))
     }
 
     /// VGG-small at width 1.
     pub fn vgg_small() -> Self {
-        Self { family: Family::VggSmall, depth: None, width: 1.0, stem_stride: 1 }
+        Self::of(Family::VggSmall, Layout::default(), None)
+    }
+
+    fn of(family: Family, layout: Layout, depth: Option<usize>) -> Self {
+        Self { family, layout, depth, width: 1.0, stem_stride: layout.default_stem_stride() }
     }
 
     /// The same with another number of channels.
@@ -87,18 +88,20 @@ impl ModelConfig {
         Self { width, ..self }
     }
 
+    /// Names of the feature maps: the paths of the stages, whose output they are.
+    pub fn tap_names(&self) -> &'static [&'static str] {
+        self.layout.stage_names()
+    }
+
     /// Shapes of the feature maps of an `input`, `[channels, height, width]` each, in the order of
-    /// [`Network::tap_names`].
+    /// [`ModelConfig::tap_names`].
     ///
     /// # Errors
     /// [`ModelError`] if the architecture is not defined.
     pub fn tap_shapes(&self, input: InputShape) -> Result<Vec<[usize; 3]>, ModelError> {
-        match (self.family, self.depth) {
-            (Family::VggSmall, _) => Ok(VggSmall::tap_shapes(self.width, input)),
-            (family, None) => Err(ModelError::NoDepth { family }),
-            (_, Some(depth)) => {
-                Ok(ResidualLayout::new(depth, self.width, self.stem_stride)?.tap_shapes(input))
-            }
+        match self.family {
+            Family::VggSmall => Ok(VggSmall::tap_shapes(self.width, input)),
+            _ => Ok(ResidualLayout::new(self)?.tap_shapes(input)),
         }
     }
 
@@ -107,10 +110,9 @@ impl ModelConfig {
     /// # Errors
     /// [`ModelError`] if the architecture is not defined.
     pub fn layers(&self) -> Result<Vec<LayerRef>, ModelError> {
-        match (self.family, self.depth) {
-            (Family::VggSmall, _) => Ok(VggSmall::layers()),
-            (family, None) => Err(ModelError::NoDepth { family }),
-            (_, Some(depth)) => Ok(ResidualLayout::new(depth, self.width, self.stem_stride)?.layers()),
+        match self.family {
+            Family::VggSmall => Ok(VggSmall::layers()),
+            _ => Ok(ResidualLayout::new(self)?.layers()),
         }
     }
 
@@ -135,18 +137,29 @@ impl ModelConfig {
         {
             return Err(ModelError::StemStride { got: self.stem_stride });
         }
-        let (network, plan) = match (self.family, self.depth) {
-            (Family::VggSmall, Some(got)) => return Err(ModelError::FixedDepth { got }),
-            (Family::VggSmall, None) => VggSmall::new(width, input, n_classes, policy, seed, device)
-                .map(|(network, plan)| (Network::VggSmall(network), plan))?,
-            (family, None) => return Err(ModelError::NoDepth { family }),
-            (Family::ResNet, Some(depth)) => {
-                let layout = ResidualLayout::new(depth, width, self.stem_stride)?;
+        let (network, plan) = match (self.family, self.layout) {
+            (Family::VggSmall, layout) => {
+                if let Some(got) = self.depth {
+                    return Err(ModelError::FixedDepth { got });
+                }
+                if layout != Layout::default() {
+                    return Err(ModelError::FixedLayout { got: layout });
+                }
+                VggSmall::new(width, input, n_classes, policy, seed, device)
+                    .map(|(network, plan)| (Network::VggSmall(network), plan))?
+            }
+            (Family::ResNet | Family::PreResNet, Layout::ImageNet) => {
+                let layout = ResidualLayout::new(self)?;
+                ImageNetResNet::new(layout, input, n_classes, policy, seed, device)
+                    .map(|(network, plan)| (Network::ImageNet(network), plan))?
+            }
+            (Family::ResNet, Layout::Cifar) => {
+                let layout = ResidualLayout::new(self)?;
                 ResNet::new(layout, input, n_classes, policy, seed, device)
                     .map(|(network, plan)| (Network::ResNet(network), plan))?
             }
-            (Family::PreResNet, Some(depth)) => {
-                let layout = ResidualLayout::new(depth, width, self.stem_stride)?;
+            (Family::PreResNet, Layout::Cifar) => {
+                let layout = ResidualLayout::new(self)?;
                 PreResNet::new(layout, input, n_classes, policy, seed, device)
                     .map(|(network, plan)| (Network::PreResNet(network), plan))?
             }
@@ -186,23 +199,33 @@ pub struct Model {
 /// A network that cannot be built.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ModelError {
-    /// A residual network has 6n+2 layers.
-    #[error("depth {got} is not 6n+2 from 8 on: take 8, 14, 20, 32, 44, 56 or 110")]
+    /// A depth that the layout does not define.
+    #[error("no depth {got} in the {layout} layout; it has {}", layout.depths())]
     Depth {
+        /// The layout.
+        layout: Layout,
         /// The depth asked for.
         got: usize,
     },
     /// A residual network without depth.
-    #[error("{family} needs a depth: 8, 14, 20, 32, 44, 56 or 110")]
+    #[error("{family} needs a depth of {}", layout.depths())]
     NoDepth {
         /// The family.
         family: Family,
+        /// The layout.
+        layout: Layout,
     },
     /// VGG-small with a depth.
     #[error("vgg-small has a fixed depth: remove depth = {got}")]
     FixedDepth {
         /// The depth asked for.
         got: usize,
+    },
+    /// VGG-small with the layout of another network.
+    #[error("vgg-small has a fixed layout: remove layout = {:?}", got.to_string())]
+    FixedLayout {
+        /// The layout asked for.
+        got: Layout,
     },
     /// A width that is no number of channels.
     #[error("width must be greater than 0 and at most 64, got {got}")]
@@ -253,11 +276,14 @@ pub struct Features {
 
 /// A network of any family.
 #[derive(Module, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a program holds a few networks, whose tensors are elsewhere")]
 pub enum Network {
-    /// Residual network.
+    /// CIFAR-style residual network.
     ResNet(ResNet),
-    /// Pre-activation residual network.
+    /// CIFAR-style pre-activation residual network.
     PreResNet(PreResNet),
+    /// ImageNet-style residual network of either kind.
+    ImageNet(ImageNetResNet),
     /// VGG-small.
     VggSmall(VggSmall),
 }
@@ -273,6 +299,7 @@ impl Network {
         match self {
             Self::ResNet(network) => network.forward_features(images),
             Self::PreResNet(network) => network.forward_features(images),
+            Self::ImageNet(network) => network.forward_features(images),
             Self::VggSmall(network) => network.forward_features(images),
         }
     }
@@ -282,13 +309,17 @@ impl Network {
         match self {
             Self::ResNet(network) => network.for_each_norm(visit),
             Self::PreResNet(network) => network.for_each_norm(visit),
+            Self::ImageNet(network) => network.for_each_norm(visit),
             Self::VggSmall(network) => network.for_each_norm(visit),
         }
     }
 
     /// Names of the feature maps in [`Features::taps`]: the output of every stage.
-    pub fn tap_names(&self) -> [&'static str; 3] {
-        ["stages.0", "stages.1", "stages.2"]
+    pub fn tap_names(&self) -> &'static [&'static str] {
+        match self {
+            Self::ImageNet(_) => Layout::ImageNet.stage_names(),
+            Self::ResNet(_) | Self::PreResNet(_) | Self::VggSmall(_) => Layout::Cifar.stage_names(),
+        }
     }
 }
 
@@ -297,6 +328,7 @@ impl QuantizedNetwork for Network {
         match self {
             Self::ResNet(network) => network.for_each_layer(visit),
             Self::PreResNet(network) => network.for_each_layer(visit),
+            Self::ImageNet(network) => network.for_each_layer(visit),
             Self::VggSmall(network) => network.for_each_layer(visit),
         }
     }

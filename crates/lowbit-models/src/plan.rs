@@ -99,23 +99,26 @@ impl Plan {
     }
 }
 
-/// A table of at most 80 columns.
+/// A table of 80 columns, more where a path or a shape is longer than usual.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shape =
+            |layer: &LayerPlan| layer.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join("x");
+        let path_width = self.layers.iter().map(|layer| layer.path.len()).fold(19, usize::max);
+        let shape_width = self.layers.iter().map(|layer| shape(layer).len()).fold(11, usize::max);
         writeln!(
             f,
-            "{:<19} {:<11} {:>8} {:>4} {:>4} {:<9} {:>9} {:>9}",
+            "{:<path_width$} {:<shape_width$} {:>8} {:>4} {:>4} {:<9} {:>9} {:>9}",
             "layer", "weights", "params", "W", "A", "method", "bit-ops", "packed"
         )?;
         for layer in &self.layers {
-            let shape = layer.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join("x");
             let method = layer.method.map_or("-".into(), |method| method.to_string());
             let per_channel = if layer.weight_granularity == Granularity::PerChannel { "/ch" } else { "" };
             writeln!(
                 f,
-                "{:<19} {:<11} {:>8} {:>4} {:>4} {:<9} {:>9} {:>9}",
+                "{:<path_width$} {:<shape_width$} {:>8} {:>4} {:>4} {:<9} {:>9} {:>9}",
                 layer.path,
-                shape,
+                shape(layer),
                 layer.n_parameters,
                 layer.weight_bits,
                 layer.act_bits,
@@ -125,9 +128,10 @@ impl fmt::Display for Plan {
             )?;
         }
         let norms = 4 * self.n_norm_parameters as u64;
+        let total_width = path_width + 1 + shape_width;
         writeln!(
             f,
-            "{:<19} {:<11} {:>8} {:>4} {:>4} {:<9} {:>9} {:>9}",
+            "{:<path_width$} {:<shape_width$} {:>8} {:>4} {:>4} {:<9} {:>9} {:>9}",
             "BatchNorm",
             "",
             self.n_norm_parameters,
@@ -139,7 +143,7 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{:<31} {:>8} {:>4} {:>4} {:<9} {:>9} {:>9}",
+            "{:<total_width$} {:>8} {:>4} {:>4} {:<9} {:>9} {:>9}",
             "total",
             self.n_parameters(),
             "",

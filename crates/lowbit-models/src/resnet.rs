@@ -10,7 +10,8 @@ use lowbit_quantizers::{
 };
 use rand::Rng;
 
-use crate::builder::{BlockSpec, Builder, ResidualLayout, builder, global_average_pool};
+use crate::builder::{Builder, builder, global_average_pool};
+use crate::layout::{BlockSpec, ResidualLayout};
 use crate::norm::{norm_relu_conv, norm_then};
 use crate::{Features, InputShape, ModelError, Plan};
 
@@ -81,7 +82,7 @@ impl ResNet {
 
 impl BasicBlock {
     fn new<R: Rng>(build: &mut Builder<'_, R>, path: &str, spec: BlockSpec) -> Result<Self, ModelError> {
-        let BlockSpec { in_channels, out_channels, stride, size } = spec;
+        let BlockSpec { in_channels, out_channels, stride, size, .. } = spec;
         let conv1 = QuantConv2dConfig::new([in_channels, out_channels], 3).with_stride(stride);
         let conv2 = QuantConv2dConfig::new([out_channels, out_channels], 3);
         let shortcut = QuantConv2dConfig::new([in_channels, out_channels], 1).with_stride(stride);

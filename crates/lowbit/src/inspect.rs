@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use lowbit_models::Plan;
+use lowbit_models::{Layout, Plan};
 use lowbit_strategies::strategy::Phase;
 use lowbit_strategies::{Inspection, Recipe};
 use serde::Serialize;
@@ -119,7 +119,11 @@ pub fn describe_recipe(recipe: &Recipe) -> String {
         "W32A32" => "full precision".into(),
         summary => format!("{summary} {}", recipe.quantization.policy.base.method),
     };
-    format!("{} ({}{depth}, {precision})", recipe.name, recipe.model.family)
+    let layout = match recipe.model.layout {
+        Layout::Cifar => "",
+        Layout::ImageNet => ", imagenet layout",
+    };
+    format!("{} ({}{depth}{layout}, {precision})", recipe.name, recipe.model.family)
 }
 
 /// The strategies of a recipe, if it has any.

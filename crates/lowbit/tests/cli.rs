@@ -109,7 +109,7 @@ fn bad_recipes() {
     let sandbox = Sandbox::new();
     fs::write(sandbox.path("broken.toml"), "schema = 1\nname = \n").unwrap();
     fs::write(sandbox.path("empty.toml"), "").unwrap();
-    let cases: [(&str, &[&str]); 14] = [
+    let cases: [(&str, &[&str]); 15] = [
         ("unknown-key", &["--set", "train.learning_rte=0.1"]),
         ("wrong-type", &["--set", "train.epochs=many"]),
         ("bits-0", &["--set", "quantization.weight_bits=0"]),
@@ -130,6 +130,7 @@ fn bad_recipes() {
             ],
         ),
         ("unknown-layer-pattern", &["--set", "quantization.layers=[{pattern=\"nope.*\", weight_bits=4}]"]),
+        ("depth-of-another-layout", &["--set", "model.depth=18"]),
         ("bad-layer-pattern", &["--set", "quantization.layers=[{pattern=\"a[\", weight_bits=4}]"]),
         ("set-without-value", &["--set", "train.epochs", "--set", "=3", "--set", "train.lr=1"]),
         ("unknown-recipe", &["digits-preresnet8-w2a3"]),

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use globset::Glob;
 use lowbit_core::{Granularity, Precision};
 use lowbit_data::{Augmentation, DatasetName, LabelKind};
-use lowbit_models::{Family, InputShape, LayerRef, ModelConfig};
+use lowbit_models::{Family, InputShape, LayerRef, Layout, ModelConfig};
 use lowbit_quantizers::{
     LayerOverride, LayerQuantization, LayerRole, Method, PrecisionFloor, QuantizationPolicy, QuantizerError,
 };
@@ -27,7 +27,7 @@ pub use reader::Problem;
 pub(crate) use reader::did_you_mean;
 use reader::{NumberRange, Problems, Section};
 use strategy::RecipeSoFar;
-pub use strategy::{JointRecipe, PhaseRecipe, StrategyRecipe, StudentRecipe, TeacherRecipe};
+pub use strategy::{HintRecipe, JointRecipe, PhaseRecipe, StrategyRecipe, StudentRecipe, TeacherRecipe};
 
 /// Version of the recipe format.
 const SCHEMA: u64 = 1;
@@ -412,30 +412,43 @@ fn read_network(section: Section<'_>, like: Option<&ModelConfig>) -> ModelConfig
         Some(like) => section.optional_choice("family", &families).unwrap_or(like.family),
         None => section.choice("family", &families),
     };
-    let same_family = like.filter(|like| like.family == family);
+    // VGG-small has no other.
+    let like_layout =
+        like.filter(|_| family != Family::VggSmall).map_or(Layout::default(), |like| like.layout);
+    let layouts = [("cifar", Layout::Cifar), ("imagenet", Layout::ImageNet)];
+    let mut layout = section.optional_choice("layout", &layouts).unwrap_or(like_layout);
+    if family == Family::VggSmall && layout != Layout::default() {
+        section.problem("layout", "vgg-small has none: remove this key");
+        layout = Layout::default();
+    }
+    let alike = like.filter(|like| like.family == family && like.layout == layout);
     let depth = section.optional_integer("depth", 1..=10_000).map(|depth| depth as usize);
-    let depth = depth.or(same_family.and_then(|like| like.depth));
+    let depth = depth.or(alike.and_then(|like| like.depth));
     let width = like.map_or(1.0, |like| like.width);
-    let stem_stride = same_family.map_or(1, |like| like.stem_stride as u64);
+    let stem_stride = alike.map_or(layout.default_stem_stride(), |like| like.stem_stride);
     let model = ModelConfig {
         family,
+        layout,
         depth,
         width: section.number("width", width, &NumberRange { min: 0.0, max: 64.0, min_included: false }),
-        stem_stride: section.integer("stem_stride", stem_stride, 1..=2) as usize,
+        stem_stride: section.integer("stem_stride", stem_stride as u64, 1..=2) as usize,
     };
-    if model.family == Family::VggSmall && model.stem_stride != 1 {
-        section.problem("stem_stride", "vgg-small has none: remove this key");
-    }
     match (model.family, model.depth) {
-        (Family::VggSmall, Some(_)) => {
-            section.problem("depth", "vgg-small has a fixed depth: remove this key")
+        (Family::VggSmall, depth) => {
+            if model.stem_stride != 1 {
+                section.problem("stem_stride", "vgg-small has none: remove this key");
+            }
+            if depth.is_some() {
+                section.problem("depth", "vgg-small has a fixed depth: remove this key");
+            }
         }
-        (Family::VggSmall, None) => {}
         (_, None) if !section.has("depth") => {
-            section.problem("depth", "is missing; expected 6n+2: 8, 14, 20, 32, 44, 56 or 110");
+            section.problem("depth", format!("is missing; expected {}", layout.depths()));
         }
-        (_, Some(depth)) if depth < 8 || !(depth - 2).is_multiple_of(6) => {
-            section.problem("depth", format!("expected 6n+2: 8, 14, 20, 32, 44, 56 or 110, got {depth}"));
+        (_, Some(depth)) if !layout.has_depth(depth) => {
+            let other = layouts.iter().find(|(_, other)| other.has_depth(depth));
+            let hint = other.map_or(String::new(), |(name, _)| format!("; layout = {name:?} has it"));
+            section.problem("depth", format!("expected {}, got {depth}{hint}", layout.depths()));
         }
         _ => {}
     }

@@ -17,9 +17,6 @@ use crate::strategy::{
 /// Temperature from which distillation is known to hurt low-bit students.
 const HOT: f64 = 2.0;
 
-/// Names of the feature maps that a hint can use, as in `Network::tap_names`.
-const TAPS: [&str; 3] = ["stages.0", "stages.1", "stages.2"];
-
 /// `[strategy]`: the strategies of a training, in the order in which they are composed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct StrategyRecipe {
@@ -35,8 +32,27 @@ pub struct StrategyRecipe {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub joint: Option<JointRecipe>,
     /// Feature maps are drawn to the teacher's.
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "hint_table")]
-    pub hint: Option<Hint>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<HintRecipe>,
+}
+
+/// `[strategy.hint]`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct HintRecipe {
+    /// Weight of the distance in the loss.
+    pub weight: f64,
+    /// Which losses it is added to.
+    pub target: HintTarget,
+    /// Names of the student's feature maps, as in `ModelConfig::tap_names`.
+    pub taps: Vec<&'static str>,
+}
+
+impl HintRecipe {
+    /// Indices of its feature maps among those of `model`.
+    fn taps_of(&self, model: &ModelConfig) -> Vec<usize> {
+        let index = |name: &&str| model.tap_names().iter().position(|known| known == name);
+        self.taps.iter().filter_map(index).collect()
+    }
 }
 
 /// `[strategy.joint]`.
@@ -122,7 +138,8 @@ impl Recipe {
             strategies.push(Box::new(joint.losses));
         }
         if let Some(hint) = hint {
-            strategies.push(Box::new(hint.clone()));
+            let HintRecipe { weight, target, .. } = *hint;
+            strategies.push(Box::new(Hint { weight, target, taps: hint.taps_of(&self.model) }));
         }
         strategies
     }
@@ -205,7 +222,7 @@ pub(super) fn read_strategy(section: Option<Section<'_>>, recipe: &RecipeSoFar<'
             .optional_section("stochastic_precision")
             .map(|section| read_stochastic(section, recipe)),
         joint: section.optional_section("joint").map(|section| read_joint(section, recipe)),
-        hint: section.optional_section("hint").map(read_hint),
+        hint: section.optional_section("hint").map(|section| read_hint(section, recipe)),
     };
     if strategy.two_stage && recipe.has_full_precision_operand() {
         section.problem(
@@ -404,13 +421,14 @@ fn read_distance(section: Option<Section<'_>>) -> DistillLoss {
     distance
 }
 
-fn read_hint(section: Section<'_>) -> Hint {
+fn read_hint(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> HintRecipe {
     let targets = [("student", HintTarget::Student), ("both", HintTarget::Both)];
-    let known: Vec<(&str, usize)> = TAPS.iter().copied().zip(0..).collect();
-    let hint = Hint {
+    let names = recipe.model.tap_names();
+    let known: Vec<(&str, &'static str)> = names.iter().map(|&name| (name, name)).collect();
+    let hint = HintRecipe {
         weight: section.required_number("weight", &NumberRange::POSITIVE),
         target: section.optional_choice("target", &targets).unwrap_or(HintTarget::Student),
-        taps: section.optional_choices("taps", &known).unwrap_or_else(|| (0..TAPS.len()).collect()),
+        taps: section.optional_choices("taps", &known).unwrap_or_else(|| names.to_vec()),
     };
     section.finish();
     hint
@@ -427,15 +445,25 @@ fn check_hint(section: &Section<'_>, strategy: &StrategyRecipe, recipe: &RecipeS
     }
     let shapes = |model: &ModelConfig| model.tap_shapes(recipe.input).ok();
     if let (Some(student), Some(teacher)) = (shapes(recipe.model), shapes(&joint.teacher.model)) {
-        for &tap in &hint.taps {
-            let ([_, height, width], [_, teacher_height, teacher_width]) = (student[tap], teacher[tap]);
-            if [height, width] != [teacher_height, teacher_width] {
+        for (tap, name) in hint.taps_of(recipe.model).into_iter().zip(&hint.taps) {
+            let [_, height, width] = student[tap];
+            let Some([_, teacher_height, teacher_width]) = teacher.get(tap) else {
                 section.problem(
                     "hint",
                     format!(
-                        "map {} of the student has {height}x{width} positions, the teacher's {teacher_height}x\
-                         {teacher_width}: leave it out of taps, or change the teacher",
-                        TAPS[tap]
+                        "map {name} of the student has no counterpart, the teacher has {} maps: leave it out of taps, or \
+                         change the teacher",
+                        teacher.len()
+                    ),
+                );
+                continue;
+            };
+            if [height, width] != [*teacher_height, *teacher_width] {
+                section.problem(
+                    "hint",
+                    format!(
+                        "map {name} of the student has {height}x{width} positions, the teacher's {teacher_height}x\
+                         {teacher_width}: leave it out of taps, or change the teacher"
                     ),
                 );
             }
@@ -515,22 +543,6 @@ fn stochastic_table<S: Serializer>(
             Unit::ChannelGroup(groups) => ("channel-group", Some(groups)),
         };
         Table { unit, groups, final_share: *final_share, selector: *selector, probability }
-    });
-    table.serialize(serializer)
-}
-
-/// Writes the form that `read_hint` reads.
-fn hint_table<S: Serializer>(hint: &Option<Hint>, serializer: S) -> Result<S::Ok, S::Error> {
-    #[derive(Serialize)]
-    struct Table {
-        weight: f64,
-        target: HintTarget,
-        taps: Vec<&'static str>,
-    }
-    let table = hint.as_ref().map(|hint| Table {
-        weight: hint.weight,
-        target: hint.target,
-        taps: hint.taps.iter().map(|&tap| TAPS[tap]).collect(),
     });
     table.serialize(serializer)
 }

@@ -250,6 +250,73 @@ fn missing_and_contradictory_keys_are_refused() {
 }
 
 #[test]
+fn layouts_have_their_own_depths_and_feature_maps() {
+    let imagenet = "model.layout='imagenet'";
+    let recipe = parse(&[
+        imagenet,
+        "model.depth=18",
+        "quantization.layers=[{pattern='layer4.*.conv2', weight_bits=4}]",
+        "strategy.joint={teacher={depth=50}}",
+        "strategy.hint={weight=1.0, taps=['layer2', 'layer4']}",
+    ])
+    .unwrap();
+    assert_eq!(recipe.model, ModelConfig::imagenet(Family::PreResNet, 18));
+    let teacher = &recipe.strategy.joint.as_ref().unwrap().teacher.model;
+    assert_eq!(*teacher, ModelConfig::imagenet(Family::PreResNet, 50));
+    assert_eq!(recipe.strategy.hint.as_ref().unwrap().taps, ["layer2", "layer4"]);
+    assert!(recipe.to_toml().contains("taps = [\"layer2\", \"layer4\"]"));
+    assert_eq!(Recipe::parse(&recipe.to_toml(), "resolved", &[]).unwrap(), recipe);
+
+    let cases: [(&[&str], &str); 8] = [
+        (
+            &["model.depth=18"],
+            "model.depth: expected 6n+2: 8, 14, 20, 32, 44, 56 or 110, got 18; layout = \"imagenet\" has it",
+        ),
+        (&[imagenet], "model.depth: expected 18, 34 or 50, got 8; layout = \"cifar\" has it"),
+        (&[imagenet, "model.depth=19"], "model.depth: expected 18, 34 or 50, got 19"),
+        (
+            &["model.layout='image-net'"],
+            "model.layout: expected one of \"cifar\", \"imagenet\", got \"image-net\"; did you mean \"imagenet\"?",
+        ),
+        (
+            &["model={family='vgg-small', layout='imagenet'}"],
+            "model.layout: vgg-small has none: remove this key",
+        ),
+        (
+            &["strategy.joint={teacher={layout='imagenet'}}"],
+            "strategy.joint.teacher.depth: is missing; expected 18, 34 or 50",
+        ),
+        (
+            &[
+                imagenet,
+                "model.depth=18",
+                "strategy.joint={}",
+                "strategy.hint={weight=1.0, taps=['stages.1']}",
+            ],
+            "strategy.hint.taps: expected a list of some of \"layer1\", \"layer2\", \"layer3\", \"layer4\", got \
+             [\"stages.1\"]",
+        ),
+        (
+            &[
+                "model={family='resnet', layout='imagenet', depth=18, stem_stride=1}",
+                "strategy.joint={teacher={layout='cifar', depth=20, stem_stride=2}}",
+                "strategy.hint={weight=1.0, taps=['layer1', 'layer4']}",
+            ],
+            "strategy.hint: map layer4 of the student has no counterpart, the teacher has 3 maps: leave it out of taps, or \
+             change the teacher",
+        ),
+    ];
+    for (overrides, message) in cases {
+        assert_eq!(mistakes(overrides), [message], "{overrides:?}");
+    }
+    // Both layouts have a depth of 50.
+    parse(&["model.depth=50"]).unwrap();
+    let other = parse(&[imagenet, "model.depth=18", "strategy.joint={teacher={family='resnet', depth=34}}"]);
+    let teacher = other.unwrap().strategy.joint.unwrap().teacher.model;
+    assert_eq!(teacher, ModelConfig::imagenet(Family::ResNet, 34));
+}
+
+#[test]
 fn overrides_take_values_texts_and_tables() {
     let recipe =
         parse(&["train.learning_rate = 0.5", "quantization.act_bits=fp32", "train.ema_decay=0.9"]).unwrap();

@@ -169,15 +169,15 @@ impl StochasticPrecision {
     }
 }
 
-/// The block of a layer: its path up to the number of the block, as in "stages.0.1" for "stages.0.1.conv2"; else the
-/// layer itself.
+/// The block of a layer: its path up to the number of the block, as in "stages.0.1" for "stages.0.1.conv2" and
+/// "layer2.0" for "layer2.0.downsample.0"; else the layer itself.
 fn block(path: &str) -> &str {
-    match path.rsplit_once('.') {
-        Some((parent, _)) if parent.rsplit('.').next().is_some_and(|part| part.parse::<usize>().is_ok()) => {
-            parent
-        }
-        _ => path,
-    }
+    let is_number = |part: &str| part.parse::<usize>().is_ok();
+    let end = path.match_indices('.').map(|(i, _)| i).find(|&i| {
+        let (before, after) = (path[..i].rsplit('.').next(), path[i + 1..].split('.').next());
+        before.is_some_and(is_number) && !after.is_some_and(is_number)
+    });
+    end.map_or(path, |end| &path[..end])
 }
 
 /// Draws `round(share * n)` of the units without return.
@@ -249,6 +249,19 @@ mod tests {
         );
         let stages = Probability::Stepped { values: Probability::STAGES.to_vec() };
         close(rates(stages), [0.5, 0.75, 0.875, 1.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn the_layers_of_a_block_are_one_unit() {
+        for (path, expected) in [
+            ("stages.0.12.conv2", "stages.0.12"),
+            ("layer2.0.conv1", "layer2.0"),
+            ("layer2.0.downsample.0", "layer2.0"),
+            ("convs.3", "convs.3"),
+            ("fc", "fc"),
+        ] {
+            assert_eq!(block(path), expected);
+        }
     }
 
     #[test]
