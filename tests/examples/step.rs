@@ -42,6 +42,15 @@ fn setup(name: &str) -> Setup {
             n_classes: 10,
             batch: 64,
         },
+        "resnet18" | "preresnet18" => Setup {
+            model: ModelConfig::imagenet(
+                if name == "resnet18" { Family::ResNet } else { Family::PreResNet },
+                18,
+            ),
+            input: InputShape { channels: 3, height: 224, width: 224 },
+            n_classes: 1000,
+            batch: 16,
+        },
         other => panic!("unknown network {other:?}"),
     }
 }

@@ -60,6 +60,10 @@ enum Workload {
     /// PreResNet-8, batch 64, 8x8x1
     #[value(name = "preresnet8-digits")]
     Preresnet8Digits,
+    /// ResNet-18, batch 16, 224x224x3
+    Resnet18,
+    /// PreResNet-18, batch 16, 224x224x3
+    Preresnet18,
 }
 
 impl Workload {
@@ -67,6 +71,8 @@ impl Workload {
         match self {
             Self::Preresnet20 => "preresnet20",
             Self::Preresnet8Digits => "preresnet8-digits",
+            Self::Resnet18 => "resnet18",
+            Self::Preresnet18 => "preresnet18",
         }
     }
 
@@ -74,6 +80,7 @@ impl Workload {
         match self {
             Self::Preresnet20 => 128,
             Self::Preresnet8Digits => 64,
+            Self::Resnet18 | Self::Preresnet18 => 16,
         }
     }
 }
@@ -305,9 +312,10 @@ fn show(report: &Report) {
     );
     eprintln!("{:<16} {:<6} {:>9} {:>19} {:>9}", "", "bits", "images/s", "range", "peak MiB");
     for Entry { name, bits, images_per_second, range: [low, high], peak_bytes } in &report.entries {
-        let range = format!("{low:.0} to {high:.0}");
+        let decimals = if *images_per_second < 100.0 { 1 } else { 0 };
+        let range = format!("{low:.decimals$} to {high:.decimals$}");
         let mebibytes = peak_bytes / (1 << 20);
-        eprintln!("{name:<16} {bits:<6} {images_per_second:>9.0} {range:>19} {mebibytes:>9}");
+        eprintln!("{name:<16} {bits:<6} {images_per_second:>9.decimals$} {range:>19} {mebibytes:>9}");
     }
     eprintln!();
     for Ratio { of, to, ratio } in &report.ratios {
