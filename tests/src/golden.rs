@@ -239,6 +239,47 @@ pub struct ResNetCase {
     pub parameters: usize,
 }
 
+/// `imagenet.json`.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/README.md")]
+pub struct ImageNetFile {
+    pub counts: Vec<ImageNetCount>,
+    pub width: f64,
+    pub images: [usize; 4],
+    pub classes: usize,
+    pub cases: Vec<ImageNetCase>,
+}
+
+/// Parameters of one network of width 1 for 1000 classes.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/README.md")]
+pub struct ImageNetCount {
+    pub family: lowbit_models::Family,
+    pub depth: usize,
+    pub parameters: usize,
+}
+
+/// One network with weights that are made by rule.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/README.md")]
+pub struct ImageNetCase {
+    pub family: lowbit_models::Family,
+    pub depth: usize,
+    pub evaluated: Vec<f64>,
+    pub logits: Vec<f64>,
+    pub tensors: Vec<ImageNetTensor>,
+}
+
+/// One of its tensors; those without gradient are running statistics.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/README.md")]
+pub struct ImageNetTensor {
+    pub name: String,
+    pub shape: String,
+    pub gradient_norm: Option<f64>,
+    pub gradient_dot: Option<f64>,
+}
+
 /// `strategies.json`, as described in `golden/generate_strategies.py`. Expected values are in double precision.
 #[derive(Debug, Deserialize)]
 #[expect(missing_docs, reason = "the fields are those of golden/generate_strategies.py")]

@@ -1,0 +1,429 @@
+//! The ImageNet-style networks: paths, shapes and counts are torchvision's, logits and gradients PyTorch's (`golden/`),
+//! on every backend; they train at every precision.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::optim::{GradientsParams, SgdConfig};
+use burn::tensor::{Device, Tensor, TensorData};
+use lowbit_core::Precision;
+use lowbit_models::{Family, InputShape, Layout, Model, ModelConfig, ModelError, Network};
+use lowbit_quantizers::{
+    LayerOverride, LayerQuantization, LayerRole, Method, QuantizationPolicy, QuantizedNetwork,
+};
+use lowbit_strategies::loss::{cross_entropy, target_probabilities};
+use lowbit_tests::golden::{ImageNetCase, ImageNetFile, load};
+use lowbit_tests::{
+    Backend, Tolerance, assert_close, assert_close_f64, backends, default_device, gradients, normal, rng,
+    tensor, values,
+};
+
+const FAMILIES: [Family; 2] = [Family::ResNet, Family::PreResNet];
+const FULL_SIZE: InputShape = InputShape { channels: 3, height: 224, width: 224 };
+
+fn init(config: &ModelConfig, input: InputShape, policy: &QuantizationPolicy, device: &Device) -> Model {
+    config.init(input, 5, policy, 0, device).expect("the network is defined")
+}
+
+/// The dotted path of a tensor as torchvision has it: without the variant of [`Network`], and with its names of
+/// BatchNorm's parameters.
+#[derive(Default)]
+struct TorchPath(Vec<Option<String>>);
+
+impl TorchPath {
+    fn enter(&mut self, name: &str, container: &str) {
+        self.0.push((!container.starts_with("Enum:")).then(|| name.into()));
+    }
+
+    fn name(&self) -> String {
+        let parts = self.0.iter().flatten().map(|part| match part.as_str() {
+            "gamma" => "weight",
+            "beta" => "bias",
+            part => part,
+        });
+        parts.collect::<Vec<_>>().join(".")
+    }
+}
+
+/// Names and shapes of all tensors.
+fn shapes(network: &Network) -> BTreeMap<String, Vec<usize>> {
+    #[derive(Default)]
+    struct Collect(TorchPath, BTreeMap<String, Vec<usize>>);
+    impl ModuleVisitor for Collect {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.0.enter(name, container);
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.0.0.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.1.insert(self.0.name(), param.val().dims().to_vec());
+        }
+    }
+    let mut collect = Collect::default();
+    network.visit(&mut collect);
+    collect.1
+}
+
+/// Names and shapes of the tensors of torchvision's ResNet for 1000 classes, by the definition of the architecture;
+/// torchvision counts batches (`num_batches_tracked`) as well.
+fn torchvision(depth: usize) -> BTreeMap<String, Vec<usize>> {
+    let mut tensors = BTreeMap::new();
+    let mut conv = |name: &str, out: usize, input: usize, kernel: usize| {
+        tensors.insert(format!("{name}.weight"), vec![out, input, kernel, kernel]);
+        let norm = match name.strip_suffix("downsample.0") {
+            Some(block) => format!("{block}downsample.1"),
+            None => name.replace("conv", "bn"),
+        };
+        for part in ["weight", "bias", "running_mean", "running_var"] {
+            tensors.insert(format!("{norm}.{part}"), vec![out]);
+        }
+    };
+    conv("conv1", 64, 3, 7);
+    let mut input = 64;
+    let blocks = if depth == 18 { [2, 2, 2, 2] } else { [3, 4, 6, 3] };
+    for (layer, (n_blocks, planes)) in (1..).zip(blocks.into_iter().zip([64, 128, 256, 512])) {
+        for block in 0..n_blocks {
+            let path = format!("layer{layer}.{block}");
+            let out = if depth == 50 {
+                conv(&format!("{path}.conv1"), planes, input, 1);
+                conv(&format!("{path}.conv2"), planes, planes, 3);
+                conv(&format!("{path}.conv3"), 4 * planes, planes, 1);
+                4 * planes
+            } else {
+                conv(&format!("{path}.conv1"), planes, input, 3);
+                conv(&format!("{path}.conv2"), planes, planes, 3);
+                planes
+            };
+            if block == 0 && (layer > 1 || depth == 50) {
+                conv(&format!("{path}.downsample.0"), out, input, 1);
+            }
+            input = out;
+        }
+    }
+    tensors.insert("fc.weight".into(), vec![1000, input]);
+    tensors.insert("fc.bias".into(), vec![1000]);
+    tensors
+}
+
+/// Published by torchvision: parameters, learned tensors, and billions of multiply-accumulates.
+#[test]
+fn paths_shapes_and_counts_are_torchvisions() {
+    for (depth, n_parameters, n_learned, gigamacs) in
+        [(18, 11_689_512, 62, "1.81"), (34, 21_797_672, 110, "3.66"), (50, 25_557_032, 161, "4.09")]
+    {
+        let policy = QuantizationPolicy::full_precision();
+        let config = ModelConfig::imagenet(Family::ResNet, depth);
+        let Model { network, plan } =
+            config.init(FULL_SIZE, 1000, &policy, 0, &default_device()).expect("the network is defined");
+        let expected = torchvision(depth);
+        assert_eq!(shapes(&network), expected, "ResNet-{depth}");
+        let learned = || expected.iter().filter(|(name, _)| !name.contains("running"));
+        assert_eq!(learned().count(), n_learned, "ResNet-{depth}");
+        let n_elements: usize = learned().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        assert_eq!((n_elements, plan.n_parameters()), (n_parameters, n_parameters), "ResNet-{depth}");
+        assert_eq!(format!("{:.2}", plan.macs() as f64 / 1e9), gigamacs, "ResNet-{depth}");
+        for layer in &plan.layers {
+            assert_eq!(expected[&format!("{}.weight", layer.path)], layer.shape, "ResNet-{depth}");
+        }
+    }
+}
+
+#[test]
+fn parameter_counts_are_pytorchs() {
+    let counts = load::<ImageNetFile>("imagenet").counts;
+    assert_eq!(counts.len(), 6);
+    for case in counts {
+        let config = ModelConfig::imagenet(case.family, case.depth);
+        let policy = QuantizationPolicy::full_precision();
+        let model =
+            config.init(FULL_SIZE, 1000, &policy, 0, &default_device()).expect("the network is defined");
+        assert_eq!(model.plan.n_parameters(), case.parameters, "{}-{}", case.family, case.depth);
+    }
+}
+
+/// Numbers from -1 to 1 by the rule of `golden/generate_imagenet.py`.
+fn centered(idx: usize, n: usize) -> Vec<f32> {
+    uniform(idx, n).into_iter().map(|value| 2.0 * value - 1.0).collect()
+}
+
+/// Numbers from 0 to 1 by the same rule.
+fn uniform(idx: usize, n: usize) -> Vec<f32> {
+    let place = |i: usize| (i + 4099 * idx) % 65521;
+    (0..n).map(place).map(|m| (m * m % 65521 * m % 65521) as f32 / 65521.0).collect()
+}
+
+/// The values of tensor `idx`, as there.
+fn value(idx: usize, name: &str, shape: &[usize]) -> Vec<f32> {
+    let n = shape.iter().product();
+    if shape.len() > 1 {
+        let fan_in: usize = shape[1..].iter().product();
+        let mut scale = 1.0f32;
+        while scale * scale * fan_in as f32 > 6.0 {
+            scale /= 2.0;
+        }
+        return centered(idx, n).into_iter().map(|value| value * scale).collect();
+    }
+    let shift = if name.ends_with("weight") || name.ends_with("running_var") { 0.5 } else { -0.5 };
+    uniform(idx, n).into_iter().map(|value| value + shift).collect()
+}
+
+/// `network` with the tensors of `case`, which must be all that it has.
+fn with_values(network: Network, case: &ImageNetCase) -> Network {
+    struct Load<'a>(TorchPath, BTreeMap<&'a str, (usize, &'a str)>);
+    impl ModuleMapper for Load<'_> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.0.enter(name, container);
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.0.0.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let name = self.0.name();
+            let (idx, expected) =
+                self.1.remove(name.as_str()).unwrap_or_else(|| panic!("PyTorch has no {name}"));
+            param.map(|old| {
+                let shape = old.dims();
+                assert_eq!(shape.map(|n| n.to_string()).join("x"), expected, "{name}");
+                let data = TensorData::new(value(idx, &name, &shape), shape);
+                Tensor::from_data(data, &old.device()).set_require_grad(old.is_require_grad())
+            })
+        }
+    }
+    let names = case.tensors.iter().enumerate();
+    let mut load = Load(
+        TorchPath::default(),
+        names.map(|(idx, tensor)| (tensor.name.as_str(), (idx, tensor.shape.as_str()))).collect(),
+    );
+    let network = network.map(&mut load);
+    assert!(load.1.is_empty(), "only PyTorch has {:?}", load.1);
+    network
+}
+
+/// Single against double precision, over up to 50 layers with fixed statistics.
+const LOGITS: Tolerance = Tolerance { relative: 1e-5, absolute: 1e-6 };
+
+/// With the statistics of the batch, every layer magnifies what the ones before it have rounded: PyTorch's own logits in
+/// single precision are off by 1e-6 at depth 18 and 1.3e-5 at depth 50, its gradients, relative to their norm, by 5e-6 and
+/// 2e-4. Over 50 layers that is enough to bring some value of some maps to the other side of a ReLU's kink, which changes
+/// a gradient by a percent; a path that is missing changes it by much more.
+fn training_tolerances(depth: usize) -> (Tolerance, f64) {
+    match depth {
+        18 => (Tolerance::relative(1e-5), 1e-4),
+        _ => (Tolerance::relative(1e-4), 5e-2),
+    }
+}
+
+#[test]
+fn logits_and_gradients_are_pytorchs() {
+    let file: ImageNetFile = load("imagenet");
+    assert_eq!(file.cases.len(), 4);
+    for backend in backends() {
+        file.cases.iter().for_each(|case| check_golden(&file, case, &backend));
+    }
+}
+
+fn check_golden(file: &ImageNetFile, case: &ImageNetCase, backend: &Backend) {
+    let what = format!("{}-{} on {}", case.family, case.depth, backend.name);
+    let [_, channels, height, width] = file.images;
+    let input = InputShape { channels, height, width };
+    let config = ModelConfig::imagenet(case.family, case.depth).with_width(file.width);
+    let n_tensors = case.tensors.len();
+    let run = |device: &Device| {
+        let network = init(&config, input, &QuantizationPolicy::full_precision(), device).network;
+        let network = with_values(network, case);
+        let pixels = centered(2 * n_tensors, file.images.iter().product());
+        let logits = network.forward(tensor(&pixels, file.images, device));
+        (network, logits)
+    };
+    let (_, evaluated) = run(&backend.device);
+    assert_close_f64(&format!("{what}: evaluated"), &values(evaluated), &case.evaluated, LOGITS);
+
+    let device = backend.device.clone().autodiff();
+    let (network, logits) = run(&device);
+    let (of_logits, of_gradient) = training_tolerances(case.depth);
+    assert_close_f64(&format!("{what}: logits"), &values(logits.clone()), &case.logits, of_logits);
+    let pattern = tensor(&centered(2 * n_tensors + 1, case.logits.len()), logits.dims(), &device);
+    let backward = (logits * pattern).sum().backward();
+    let mut found: BTreeMap<String, Vec<f32>> = gradients(&network, &backward)
+        .into_iter()
+        .map(|(path, gradient)| (path, gradient.unwrap_or_else(|| panic!("{what}: no gradient"))))
+        .map(|(path, gradient)| {
+            let path = path.replace(".gamma", ".weight").replace(".beta", ".bias");
+            (path.split_once('.').expect("invariant: it begins with the variant").1.into(), gradient)
+        })
+        .collect();
+    for (idx, tensor) in case.tensors.iter().enumerate() {
+        let (Some(norm), Some(dot)) = (tensor.gradient_norm, tensor.gradient_dot) else { continue };
+        let name = &tensor.name;
+        let gradient = found.remove(name).unwrap_or_else(|| panic!("{what}: {name} has no gradient"));
+        let pattern = centered(idx + n_tensors, gradient.len());
+        let double = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>();
+        let (gradient, pattern) = (double(&gradient), double(&pattern));
+        let got_norm = gradient.iter().map(|value| value * value).sum::<f64>().sqrt();
+        let got_dot: f64 = gradient.iter().zip(&pattern).map(|(a, b)| a * b).sum();
+        assert!((got_norm - norm).abs() <= of_gradient * norm, "{what}: {name}: norm {got_norm}, not {norm}");
+        assert!(
+            (got_dot - dot).abs() <= of_gradient * norm,
+            "{what}: {name}: {got_dot} along the pattern, not {dot}"
+        );
+    }
+    assert!(found.is_empty(), "{what}: only ours: {:?}", found.keys());
+}
+
+/// Sizes of the feature maps: every stride rounds up.
+#[test]
+fn feature_maps_have_the_documented_shapes() {
+    let device = default_device();
+    let sides = |sides: [[usize; 2]; 4]| sides;
+    for (depth, stem_stride, [height, width], expected) in [
+        (18, 2, [224, 224], sides([[56, 56], [28, 28], [14, 14], [7, 7]])),
+        (50, 2, [33, 70], sides([[9, 18], [5, 9], [3, 5], [2, 3]])),
+        (50, 1, [33, 70], sides([[17, 35], [9, 18], [5, 9], [3, 5]])),
+        (18, 2, [1, 1], sides([[1, 1]; 4])),
+    ] {
+        for family in FAMILIES {
+            let config =
+                ModelConfig { stem_stride, ..ModelConfig::imagenet(family, depth).with_width(1.0 / 16.0) };
+            let input = InputShape { channels: 2, height, width };
+            let network = init(&config, input, &QuantizationPolicy::full_precision(), &device).network;
+            let taps = network.forward_features(Tensor::zeros([1, 2, height, width], &device)).taps;
+            let channels = if depth == 18 { [4, 8, 16, 32] } else { [16, 32, 64, 128] };
+            let expected: Vec<[usize; 3]> =
+                channels.into_iter().zip(expected).map(|(n, [height, width])| [n, height, width]).collect();
+            let got =
+                taps.iter().map(Tensor::dims).map(|[_, channels, height, width]| [channels, height, width]);
+            assert_eq!(got.collect::<Vec<_>>(), expected, "{config:?}");
+            assert_eq!(config.tap_shapes(input), Ok(expected), "{config:?}");
+            assert_eq!(config.tap_names(), ["layer1", "layer2", "layer3", "layer4"]);
+            assert_eq!(network.tap_names(), config.tap_names());
+        }
+    }
+}
+
+#[test]
+fn plans_name_layers_as_torchvision_does() {
+    let bits = |bits| Precision::bits(bits).expect("1 to 8");
+    let mut policy = QuantizationPolicy::new(LayerQuantization::new(Method::DoReFa, bits(2), bits(2)));
+    policy.shortcut = LayerOverride { weight_bits: Some(bits(8)), ..LayerOverride::default() };
+    for family in FAMILIES {
+        let config = ModelConfig::imagenet(family, 50).with_width(0.25);
+        let plan = init(&config, FULL_SIZE, &policy, &default_device()).plan;
+        let layer = |path: &str| {
+            let found = plan.layers.iter().find(|layer| layer.path == path);
+            let layer = found.unwrap_or_else(|| panic!("{family} has no {path}"));
+            (layer.role, layer.weight_bits, layer.act_bits, layer.shape.clone(), layer.macs)
+        };
+        let fp32 = Precision::FullPrecision;
+        assert_eq!(
+            layer("conv1"),
+            (LayerRole::First, fp32, fp32, vec![16, 3, 7, 7], 112 * 112 * 16 * 3 * 49)
+        );
+        let middle = (LayerRole::Hidden, bits(2), bits(2), vec![32, 32, 3, 3], 28 * 28 * 32 * 32 * 9);
+        assert_eq!(layer("layer2.0.conv2"), middle);
+        let shortcut = (LayerRole::Shortcut, bits(8), bits(2), vec![128, 64, 1, 1], 28 * 28 * 128 * 64);
+        assert_eq!(layer("layer2.0.downsample.0"), shortcut);
+        assert_eq!(layer("fc"), (LayerRole::Last, fp32, fp32, vec![5, 512], 5 * 512));
+        let known = config.layers().expect("the network is defined");
+        let built: Vec<_> = plan.layers.iter().map(|layer| (&layer.path, layer.role)).collect();
+        assert_eq!(known.iter().map(|layer| (&layer.path, layer.role)).collect::<Vec<_>>(), built);
+        assert!(plan.to_string().lines().all(|line| line.len() <= 84), "{plan}");
+    }
+}
+
+#[test]
+fn undefined_networks_are_refused() {
+    let message = |config: ModelConfig| {
+        let policy = QuantizationPolicy::full_precision();
+        let refused = config.init(FULL_SIZE, 5, &policy, 0, &default_device());
+        refused.map(|_| ()).unwrap_err().to_string()
+    };
+    let resnet = ModelConfig::imagenet(Family::ResNet, 18);
+    assert_eq!(
+        message(ModelConfig { depth: Some(20), ..resnet.clone() }),
+        "no depth 20 in the imagenet layout; it has 18, 34 or 50"
+    );
+    assert_eq!(
+        message(ModelConfig { layout: Layout::Cifar, ..resnet.clone() }),
+        "no depth 18 in the cifar layout; it has 6n+2: 8, 14, 20, 32, 44, 56 or 110"
+    );
+    assert_eq!(
+        message(ModelConfig { depth: None, ..resnet.clone() }),
+        "resnet needs a depth of 18, 34 or 50"
+    );
+    let vgg = ModelConfig { layout: Layout::ImageNet, ..ModelConfig::vgg_small() };
+    assert_eq!(message(vgg), "vgg-small has a fixed layout: remove layout = \"imagenet\"");
+    let strided = ModelConfig { stem_stride: 3, ..resnet };
+    let refused = strided.init(FULL_SIZE, 5, &QuantizationPolicy::full_precision(), 0, &default_device());
+    assert_eq!(refused.map(|_| ()).unwrap_err(), ModelError::StemStride { got: 3 });
+}
+
+/// Steps on one batch lower its loss, every parameter having a gradient that is finite and, in full precision, not zero.
+#[test]
+fn every_parameter_learns() {
+    let two = Precision::bits(2).expect("1 to 8");
+    let fp32 = Precision::FullPrecision;
+    for Backend { name, device } in backends() {
+        for (method, bits) in [(Method::DoReFa, fp32), (Method::DoReFa, two), (Method::Lsq, two)] {
+            let policy = QuantizationPolicy::new(LayerQuantization::new(method, bits, bits));
+            for config in FAMILIES.into_iter().flat_map(|f| [18, 50].map(|d| ModelConfig::imagenet(f, d))) {
+                let what = format!("{}-{:?} by {method} at {bits} on {name}", config.family, config.depth);
+                check_learning(&what, &config.with_width(0.25), &policy, bits == fp32, &device);
+            }
+        }
+    }
+}
+
+fn check_learning(
+    what: &str,
+    config: &ModelConfig,
+    policy: &QuantizationPolicy,
+    is_full_precision: bool,
+    device: &Device,
+) {
+    let device = device.clone().autodiff();
+    let input = InputShape { channels: 3, height: 64, width: 64 };
+    let mut network = init(config, input, policy, &device).network;
+    let images = tensor(&normal(4 * 3 * 64 * 64, 0.0, 1.0, &mut rng(3)), [4, 3, 64, 64], &device);
+    network.calibrate(|_| true, |network| drop(network.forward(images.clone())));
+    let targets = target_probabilities(&[0, 1, 2, 3], 5, 0.0, &device);
+    let mut optimizer = SgdConfig::new().init();
+    let mut losses: Vec<f32> = Vec::new();
+    for step in 0..10 {
+        let loss = cross_entropy(network.forward(images.clone()), targets.clone());
+        losses.push(loss.clone().into_scalar());
+        if losses[step] < losses[0] {
+            return;
+        }
+        let backward = loss.backward();
+        if step == 0 {
+            for (path, gradient) in gradients(&network, &backward) {
+                let gradient = gradient.unwrap_or_else(|| panic!("{what}: {path} has no gradient"));
+                assert!(gradient.iter().all(|value| value.is_finite()), "{what}: gradient of {path}");
+                let reached = gradient.iter().any(|&value| value != 0.0);
+                assert!(reached || !is_full_precision, "{what}: the gradient of {path} is zero");
+            }
+        }
+        let gradients = GradientsParams::from_grads(backward, &network);
+        network = optimizer.step(0.01, network, gradients);
+    }
+    panic!("{what}: the loss does not fall: {losses:?}");
+}
+
+/// Two backends compute the same logits from the same seed.
+#[test]
+fn initial_networks_agree() {
+    let input = InputShape { channels: 3, height: 40, width: 33 };
+    let pixels = normal(2 * 3 * 40 * 33, 0.0, 1.0, &mut rng(5));
+    for config in FAMILIES.map(|family| ModelConfig::imagenet(family, 34).with_width(1.0 / 16.0)) {
+        let logits = |device: &Device| {
+            let network = init(&config, input, &QuantizationPolicy::full_precision(), device).network;
+            values(network.forward(tensor(&pixels, [2, 3, 40, 33], device)))
+        };
+        let backends = backends();
+        let expected = logits(&backends[0].device);
+        for Backend { name, device } in &backends[1..] {
+            assert_close(&format!("{config:?} on {name}"), &logits(device), &expected, LOGITS);
+        }
+    }
+}
