@@ -15,7 +15,7 @@ use rand::Rng;
 
 use crate::builder::{Builder, builder, global_average_pool};
 use crate::layout::{BlockSpec, ResidualLayout};
-use crate::norm::norm_then;
+use crate::norm::{norm_relu_conv, norm_relu_convs, norm_then};
 use crate::{Family, Features, InputShape, Layout, ModelError, Plan};
 
 /// The network: 7x7 stem, 3x3 max pool of stride 2, four stages of [`ImageNetBlock`]s, average pool, classifier. ResNet
@@ -157,28 +157,26 @@ impl ImageNetBlock {
     }
 
     fn forward_post_activation(&self, x: Tensor<4>) -> Tensor<4> {
-        let residual = match &self.downsample {
-            Some((conv, Some(norm))) => norm_then(norm, conv.forward(x.clone()), Activation::Identity),
-            _ => x.clone(),
+        let (hidden, residual) = match &self.downsample {
+            Some((conv, Some(norm))) => {
+                let [hidden, residual] = QuantConv2d::forward_both([&self.conv1, conv], x);
+                (hidden, norm_then(norm, residual, Activation::Identity))
+            }
+            _ => (self.conv1.forward(x.clone()), x),
         };
-        let last = self.units().count() - 1;
-        let hidden = self.units().enumerate().fold(x, |x, (i, (conv, norm))| {
-            let activation = if i == last { Activation::Identity } else { Activation::Relu };
-            norm_then(norm, conv.forward(x), activation)
-        });
-        relu(hidden + residual)
+        let between = self.units().zip(self.units().skip(1)).map(|((_, norm), (conv, _))| (norm, conv));
+        let hidden = between.fold(hidden, |hidden, (norm, conv)| norm_relu_conv(norm, hidden, conv));
+        let (_, last) = self.units().last().expect("invariant: a block has two convolutions");
+        relu(norm_then(last, hidden, Activation::Identity) + residual)
     }
 
     fn forward_pre_activation(&self, x: Tensor<4>) -> Tensor<4> {
-        let activated = norm_then(&self.bn1, x.clone(), Activation::Relu);
-        let residual = match &self.downsample {
-            Some((conv, _)) => conv.forward(activated.clone()),
-            None => x,
+        let (hidden, residual) = match &self.downsample {
+            Some((shortcut, _)) => norm_relu_convs(&self.bn1, x, [&self.conv1, shortcut]).into(),
+            None => (norm_relu_conv(&self.bn1, x.clone(), &self.conv1), x),
         };
-        let hidden = self.units().skip(1).fold(self.conv1.forward(activated), |hidden, (conv, norm)| {
-            conv.forward(norm_then(norm, hidden, Activation::Relu))
-        });
-        hidden + residual
+        let rest = self.units().skip(1);
+        rest.fold(hidden, |hidden, (conv, norm)| norm_relu_conv(norm, hidden, conv)) + residual
     }
 }
 

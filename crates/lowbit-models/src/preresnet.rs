@@ -97,10 +97,7 @@ impl PreActivationBlock {
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let (hidden, residual) = match &self.shortcut {
-            Some(shortcut) => {
-                let [hidden, residual] = norm_relu_convs(&self.norm1, x, [&self.conv1, shortcut]);
-                (hidden, residual)
-            }
+            Some(shortcut) => norm_relu_convs(&self.norm1, x, [&self.conv1, shortcut]).into(),
             None => (norm_relu_conv(&self.norm1, x.clone(), &self.conv1), x),
         };
         norm_relu_conv(&self.norm2, hidden, &self.conv2) + residual

@@ -209,22 +209,21 @@ impl IntegerConv {
             _ => scales.to_vec(),
         };
         assert_eq!(scales.len(), shape.out_channels, "one scale, or one for each output channel");
-        let bound = bounds.weight.min(i8::MAX as u8) as f32;
+        let bound = f32::from(bounds.weight.min(i8::MAX as u8)) + 0.5;
         let n_words = shape.in_channels.div_ceil(WORD);
         let n_steps = n_words * taps;
         let mut panels = vec![[0; WORD * BLOCK]; shape.out_channels.div_ceil(BLOCK) * n_steps];
         let blocks = panels.par_chunks_mut(n_steps).zip(weight.par_chunks(BLOCK * shape.in_channels * taps));
         blocks.zip(scales.par_chunks(BLOCK)).for_each(|((panel, weight), scales)| {
+            let mut codes = vec![0; shape.in_channels * taps];
             let channels = weight.chunks_exact(shape.in_channels * taps).zip(scales);
             for (channel, (weight, scale)) in channels.enumerate() {
-                for (c, kernel) in weight.chunks_exact(taps).enumerate() {
-                    for (tap, &weight) in kernel.iter().enumerate() {
-                        let code = (weight / scale).round_ties_even();
-                        assert!(
-                            code.abs() <= bound,
-                            "bounds of the weights: {weight} is {code} times {scale}"
-                        );
-                        panel[c / WORD * taps + tap][channel * WORD + c % WORD] = code as i8;
+                let largest = round_to_codes(weight, 1.0 / scale, &mut codes);
+                assert!(largest <= bound, "bounds of the weights: a code is {largest}");
+                for (c, codes) in codes.chunks_exact(taps).enumerate() {
+                    let rows = &mut panel[c / WORD * taps..][..taps];
+                    for (row, &code) in rows.iter_mut().zip(codes) {
+                        row[channel * WORD + c % WORD] = code as i8;
                     }
                 }
             }
@@ -301,6 +300,31 @@ impl IntegerConv {
                 join(channels, plane, width, inverse, source.row_len(), &mut words[start..]);
             }
         }
+    }
+}
+
+multiversion! {
+    /// Writes the nearest integers of `weight * inverse` in two's complement; returns the largest magnitude before the
+    /// rounding, NaN if there is one.
+    fn round_to_codes(weight: &[f32], inverse: f32, codes: &mut [u8]) -> f32 {
+        let mut largest = [0.0f32; 16];
+        let (rows, rest) = weight.as_chunks::<16>();
+        let (code_rows, code_rest) = codes.as_chunks_mut::<16>();
+        let mut at = |v: usize, weight: f32, code: &mut u8| {
+            let value = weight * inverse;
+            // NaN compares as larger.
+            largest[v] = if value.abs() <= largest[v] { largest[v] } else { value.abs() };
+            *code = low_byte(value);
+        };
+        for (row, codes) in rows.iter().zip(code_rows) {
+            for v in 0..16 {
+                at(v, row[v], &mut codes[v]);
+            }
+        }
+        for (v, (&weight, code)) in rest.iter().zip(code_rest).enumerate() {
+            at(v, weight, code);
+        }
+        largest.iter().fold(0.0, |all, &largest| if largest <= all { all } else { largest })
     }
 }
 
