@@ -13,6 +13,7 @@ use crate::cpu::integer::IntegerConv;
 use crate::cpu::norm::{self, NormParameters, NormShape};
 use crate::cpu::weights::{self, MaxGradient};
 use crate::reference;
+use crate::times::{Kind, timed};
 
 /// A backend whose float tensors can be read as slices.
 trait Host: Backend {
@@ -290,7 +291,7 @@ macro_rules! host_backend {
             ) -> FloatTensor<Self> {
                 assert_eq!(input.dtype(), DType::F32, "kernels take f32");
                 match conv_shape(input.shape().dims(), weight.shape().dims(), &options) {
-                    Some(shape) => conv2d::<Self>(input, weight, &shape),
+                    Some(shape) => timed(Kind::ConvForward, || conv2d::<Self>(input, weight, &shape)),
                     None => reference::conv2d::<Self>(input, weight, options),
                 }
             }
@@ -305,13 +306,15 @@ macro_rules! host_backend {
             ) -> FloatTensor<Self> {
                 match conv_shape(input.shape().dims(), weight.shape().dims(), &options) {
                     Some(shape) if shape.groups == 1 && IntegerConv::pays(codes.bounds) => {
-                        conv2d_codes::<Self>(
-                            input,
-                            weight,
-                            [input_parameter, weight_parameter],
-                            codes,
-                            &shape,
-                        )
+                        timed(Kind::ConvCodes, || {
+                            conv2d_codes::<Self>(
+                                input,
+                                weight,
+                                [input_parameter, weight_parameter],
+                                codes,
+                                &shape,
+                            )
+                        })
                     }
                     _ => Self::lowbit_conv2d(input, weight, options),
                 }
@@ -324,7 +327,9 @@ macro_rules! host_backend {
                 options: ConvOptions<2>,
             ) -> FloatTensor<Self> {
                 match conv_shape(input.shape().dims(), weight.shape().dims(), &options) {
-                    Some(shape) => conv2d_input_gradient::<Self>(weight, gradient, &shape),
+                    Some(shape) => timed(Kind::ConvInputGradient, || {
+                        conv2d_input_gradient::<Self>(weight, gradient, &shape)
+                    }),
                     None => reference::conv2d_input_gradient::<Self>(input, weight, gradient, options),
                 }
             }
@@ -336,7 +341,9 @@ macro_rules! host_backend {
                 options: ConvOptions<2>,
             ) -> FloatTensor<Self> {
                 match conv_shape(input.shape().dims(), weight.shape().dims(), &options) {
-                    Some(shape) => conv2d_weight_gradient::<Self>(input, gradient, &shape),
+                    Some(shape) => timed(Kind::ConvWeightGradient, || {
+                        conv2d_weight_gradient::<Self>(input, gradient, &shape)
+                    }),
                     None => reference::conv2d_weight_gradient::<Self>(input, weight, gradient, options),
                 }
             }
@@ -345,7 +352,7 @@ macro_rules! host_backend {
                 if reference::is_chosen() {
                     return reference::batch_statistics::<Self>(input);
                 }
-                batch_statistics::<Self>(input)
+                timed(Kind::Norm, || batch_statistics::<Self>(input))
             }
 
             fn lowbit_batch_norm(
@@ -362,7 +369,9 @@ macro_rules! host_backend {
                         input, gamma, beta, statistics, parameter, epsilon, activation,
                     );
                 }
-                batch_norm::<Self>(input, [gamma, beta, statistics, parameter], epsilon, activation)
+                timed(Kind::Norm, || {
+                    batch_norm::<Self>(input, [gamma, beta, statistics, parameter], epsilon, activation)
+                })
             }
 
             fn lowbit_batch_norm_gradients(
@@ -381,21 +390,24 @@ macro_rules! host_backend {
                     );
                 }
                 let parameters = [gamma, beta, statistics, parameter];
-                batch_norm_gradients::<Self>(input, parameters, gradient, epsilon, activation).into()
+                timed(Kind::NormGradients, || {
+                    batch_norm_gradients::<Self>(input, parameters, gradient, epsilon, activation)
+                })
+                .into()
             }
 
             fn lowbit_tanh(w: FloatTensor<Self>) -> FloatTensor<Self> {
                 if reference::is_chosen() {
                     return reference::tanh::<Self>(w);
                 }
-                tanh::<Self>(w)
+                timed(Kind::Weights, || tanh::<Self>(w))
             }
 
             fn lowbit_dorefa_grid(squashed: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
                 if reference::is_chosen() {
                     return reference::dorefa_grid::<Self>(squashed, n);
                 }
-                dorefa_grid::<Self>(squashed, n)
+                timed(Kind::Weights, || dorefa_grid::<Self>(squashed, n))
             }
 
             fn lowbit_dorefa_gradient(
@@ -406,14 +418,14 @@ macro_rules! host_backend {
                 if reference::is_chosen() {
                     return reference::dorefa_gradient::<Self>(squashed, gradient, max_gradient);
                 }
-                dorefa_gradient::<Self>(squashed, gradient, max_gradient)
+                timed(Kind::Weights, || dorefa_gradient::<Self>(squashed, gradient, max_gradient))
             }
 
             fn lowbit_fake_quantize_unit(x: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
                 if reference::is_chosen() {
                     return reference::fake_quantize_unit::<Self>(x, n);
                 }
-                fake_quantize_unit::<Self>(x, n)
+                timed(Kind::Activations, || fake_quantize_unit::<Self>(x, n))
             }
 
             fn lowbit_fake_quantize_unit_gradient(
@@ -423,7 +435,7 @@ macro_rules! host_backend {
                 if reference::is_chosen() {
                     return reference::fake_quantize_unit_gradient::<Self>(x, gradient);
                 }
-                fake_quantize_unit_gradient::<Self>(x, gradient)
+                timed(Kind::Activations, || fake_quantize_unit_gradient::<Self>(x, gradient))
             }
 
             fn lowbit_fake_quantize(
@@ -434,7 +446,7 @@ macro_rules! host_backend {
                 if reference::is_chosen() {
                     return reference::fake_quantize::<Self>(x, parameter, grid);
                 }
-                fake_quantize_learned::<Self>(x, parameter, grid)
+                timed(Kind::Activations, || fake_quantize_learned::<Self>(x, parameter, grid))
             }
 
             fn lowbit_fake_quantize_gradients(
@@ -446,7 +458,9 @@ macro_rules! host_backend {
                 if reference::is_chosen() {
                     return reference::fake_quantize_gradients::<Self>(x, parameter, gradient, grid);
                 }
-                fake_quantize_learned_gradients::<Self>(x, parameter, gradient, grid)
+                timed(Kind::Activations, || {
+                    fake_quantize_learned_gradients::<Self>(x, parameter, gradient, grid)
+                })
             }
         }
     };

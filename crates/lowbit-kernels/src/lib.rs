@@ -26,6 +26,7 @@ pub mod cpu;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod host;
 mod reference;
+mod times;
 
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
@@ -38,6 +39,7 @@ pub use cpu::fake_quantize::Grid;
 pub use cpu::integer::CodeBounds;
 pub use cpu::weights::MaxGradient;
 pub use reference::use_reference;
+pub use times::take_times;
 
 /// Convolution without bias; as `burn::tensor::module::conv2d`.
 ///

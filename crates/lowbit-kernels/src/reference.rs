@@ -21,6 +21,7 @@ pub fn use_reference(is_chosen: bool) {
 }
 
 /// Whether kernels are not to run.
+#[cfg(any(feature = "flex", feature = "ndarray"))]
 pub(crate) fn is_chosen() -> bool {
     IS_CHOSEN.load(Ordering::Relaxed)
 }

@@ -119,13 +119,18 @@ fn panel_of_curves(
         .margin(12)
         .x_label_area_size(36)
         .y_label_area_size(56)
-        .build_cartesian_2d(1.0..epochs.max(2) as f64, (low - margin)..(high + margin))?;
-    chart.configure_mesh().x_desc("epoch").light_line_style(WHITE).draw()?;
+        // The room on the right is for the names.
+        .build_cartesian_2d(1.0..1.0 + 1.4 * (epochs.max(2) - 1) as f64, (low - margin)..(high + margin))?;
+    let whole = |epoch: &f64| {
+        if *epoch > epochs as f64 || epoch.fract() != 0.0 { String::new() } else { epoch.to_string() }
+    };
+    chart.configure_mesh().x_desc("epoch").x_label_formatter(&whole).light_line_style(WHITE).draw()?;
     for (i, row) in rows.iter().enumerate() {
         let color = COLORS[i % COLORS.len()];
         // A second round through the colors is drawn thinner.
         let style = color.stroke_width(if i < COLORS.len() { 2 } else { 1 });
-        let line = row.curve.iter().map(|&(epoch, top1)| (epoch as f64, (100.0 * top1).max(low - margin)));
+        let line = row.curve.iter().map(|&(epoch, top1)| (epoch as f64, 100.0 * top1));
+        let line = line.skip_while(|&(_, top1)| top1 < low - margin);
         chart
             .draw_series(LineSeries::new(line, style))?
             .label(row.method.clone())
