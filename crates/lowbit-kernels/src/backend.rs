@@ -268,6 +268,3 @@ fn clipped_above<B: Backend>(x: FloatTensor<B>, clip_value: FloatTensor<B>) -> F
     let above = B::float_greater_equal(x.clone(), wide.clone(), bool_dtype);
     B::float_mask_where(B::float_clamp_min(x, 0.0.into()), above, wide)
 }
-
-#[cfg(feature = "wgpu")]
-impl KernelBackend for burn::backend::wgpu::CubeBackend {}

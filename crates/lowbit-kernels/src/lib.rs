@@ -21,6 +21,8 @@ mod autodiff;
 #[allow(deprecated, reason = "burn has deprecated ndarray, which this project keeps")]
 mod backend;
 pub mod cpu;
+#[cfg(feature = "wgpu")]
+mod cube;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod host;
 
