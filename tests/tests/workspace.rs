@@ -109,8 +109,9 @@ fn core_and_data_know_no_burn() {
     }
 }
 
-const BACKENDS: [&str; 12] = [
-    "flex", "ndarray", "wgpu", "cuda", "rocm", "metal", "vulkan", "webgpu", "cpu", "cubecl", "tch", "candle",
+const BACKENDS: [&str; 13] = [
+    "flex", "ndarray", "wgpu", "cuda", "rocm", "metal", "vulkan", "webgpu", "cpu", "cubecl", "cube", "tch",
+    "candle",
 ];
 
 #[test]

@@ -31,7 +31,7 @@ impl Activation {
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
-    Cube: cfg(feature = "wgpu"),
+    Cube: cfg(feature = "cube"),
     Autodiff
 )]
 pub trait KernelBackend: Backend {
