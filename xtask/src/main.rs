@@ -39,6 +39,8 @@ enum Task {
 enum Bench {
     /// Whole training steps: forward, backward, SGD
     Step(bench::StepArgs),
+    /// The same steps on every backend: time, memory, what must be compiled in
+    Backends(bench::backends::BackendsArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -47,6 +49,7 @@ fn main() -> anyhow::Result<()> {
         Task::Parity(args) => parity::run(&args),
         Task::Reproduce(args) => reproduce::run(&args),
         Task::Bench(Bench::Step(args)) => bench::step(&args),
+        Task::Bench(Bench::Backends(args)) => bench::backends::run(&args),
     }
 }
 
