@@ -1,7 +1,7 @@
 //! Training steps on request, for `cargo xtask bench step`.
 //!
 //! For every line on stdin it runs so many steps (forward, backward, SGD with momentum) and answers with the seconds that
-//! they took; at the end of stdin, with the peak memory in bytes.
+//! they took; at the end of stdin, with the peak memory in bytes, and for a GPU what is reserved on it and its name.
 
 use std::io::{BufRead, Write, stdin, stdout};
 use std::time::Instant;
@@ -72,7 +72,10 @@ fn device(name: &str) -> Device {
         #[expect(deprecated, reason = "burn has deprecated the backend, which this project keeps")]
         "ndarray" => Device::ndarray(),
         #[cfg(feature = "wgpu")]
-        "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        "wgpu" => match Device::enumerate(burn::tensor::DeviceType::Wgpu).first() {
+            Some(device) => device.clone(),
+            None => panic!("no adapter"),
+        },
         other => panic!("backend {other:?} is not compiled in"),
     }
 }
@@ -106,7 +109,7 @@ fn main() {
         println!("{}", start.elapsed().as_secs_f64());
         stdout().flush().expect("stdout is open");
     }
-    println!("{}", peak_memory());
+    println!("{}{}", peak_memory(), of_device(&device));
 }
 
 fn step(
@@ -123,6 +126,16 @@ fn step(
     assert!(value.is_finite());
     let gradients = GradientsParams::from_grads(loss.backward(), &network);
     optimizer.step(0.01, network, gradients)
+}
+
+/// Bytes reserved on a GPU, and its name.
+fn of_device(device: &Device) -> String {
+    #[cfg(feature = "wgpu")]
+    if let (Some(usage), Some(identity)) = (device.memory_pool_usage(), device.identity()) {
+        return format!(" {} {}", usage.bytes_reserved, identity.name);
+    }
+    let _has_no_memory_of_its_own = device;
+    String::new()
 }
 
 /// Largest resident size so far in bytes, 0 where the system does not tell.

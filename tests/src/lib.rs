@@ -4,6 +4,8 @@
 pub mod golden;
 mod quantizer;
 
+use std::fmt;
+
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use rand::SeedableRng;
@@ -21,25 +23,73 @@ pub struct Backend {
     pub device: Device,
 }
 
-/// The backends that are compiled in and have a device on this machine, the default one first.
-#[allow(clippy::vec_init_then_push, reason = "the features decide what is pushed")]
-pub fn backends() -> Vec<Backend> {
-    #[allow(unused_mut, reason = "the features decide what is pushed")]
-    let mut backends = Vec::new();
-    #[cfg(feature = "flex")]
-    backends.push(Backend { name: "flex", device: Device::flex() });
-    #[cfg(feature = "ndarray")]
-    #[expect(deprecated, reason = "ndarray is supported for as long as burn has it")]
-    backends.push(Backend { name: "ndarray", device: Device::ndarray() });
-    #[cfg(feature = "wgpu")]
-    match Device::enumerate(burn::tensor::DeviceType::Wgpu).first() {
-        Some(device) => backends.push(Backend { name: "wgpu", device: device.clone() }),
-        None => {
-            let must_run = std::env::var_os("LOWBIT_NO_SKIP").is_some_and(|value| value == "1");
-            assert!(!must_run, "wgpu cannot be skipped: no adapter");
-            eprintln!("wgpu skipped: no adapter");
+/// Why nothing runs on a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Skip {
+    /// Its feature is off.
+    NotCompiledIn,
+    /// It finds no device on this machine.
+    NoAdapter,
+}
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotCompiledIn => "not compiled in",
+            Self::NoAdapter => "no adapter",
+        })
+    }
+}
+
+impl Backend {
+    /// Names of the backends, the default one first.
+    pub const NAMES: [&str; 3] = ["flex", "ndarray", "wgpu"];
+
+    /// The backend `name`.
+    ///
+    /// # Errors
+    /// Why it is to be skipped.
+    ///
+    /// # Panics
+    /// If it has no adapter where nothing may be skipped: `LOWBIT_NO_SKIP=1`.
+    pub fn find(name: &str) -> Result<Self, Skip> {
+        match name {
+            #[cfg(feature = "flex")]
+            "flex" => Ok(Self { name: "flex", device: Device::flex() }),
+            #[cfg(feature = "ndarray")]
+            #[expect(deprecated, reason = "ndarray is supported for as long as burn has it")]
+            "ndarray" => Ok(Self { name: "ndarray", device: Device::ndarray() }),
+            #[cfg(feature = "wgpu")]
+            "wgpu" => match Device::enumerate(burn::tensor::DeviceType::Wgpu).first() {
+                Some(device) => Ok(Self { name: "wgpu", device: device.clone() }),
+                None => {
+                    let must_run = std::env::var_os("LOWBIT_NO_SKIP").is_some_and(|value| value == "1");
+                    assert!(!must_run, "wgpu cannot be skipped: no adapter");
+                    Err(Skip::NoAdapter)
+                }
+            },
+            _ => {
+                assert!(Self::NAMES.contains(&name), "unknown backend {name:?}");
+                Err(Skip::NotCompiledIn)
+            }
         }
     }
+}
+
+/// The backends that are compiled in and have a device on this machine, the default one first.
+///
+/// # Panics
+/// If there is none.
+pub fn backends() -> Vec<Backend> {
+    let found = Backend::NAMES.into_iter().filter_map(|name| match Backend::find(name) {
+        Ok(backend) => Some(backend),
+        Err(Skip::NotCompiledIn) => None,
+        Err(skip) => {
+            eprintln!("{name} skipped: {skip}");
+            None
+        }
+    });
+    let backends: Vec<Backend> = found.collect();
     assert!(!backends.is_empty(), "no backend is compiled in: enable flex, ndarray or wgpu");
     backends
 }

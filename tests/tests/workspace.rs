@@ -109,8 +109,10 @@ fn core_and_data_know_no_burn() {
     }
 }
 
-const BACKENDS: [&str; 10] =
-    ["flex", "ndarray", "wgpu", "cuda", "rocm", "metal", "vulkan", "webgpu", "tch", "candle"];
+const BACKENDS: [&str; 13] = [
+    "flex", "ndarray", "wgpu", "cuda", "rocm", "metal", "vulkan", "webgpu", "cpu", "cubecl", "cube", "tch",
+    "candle",
+];
 
 #[test]
 fn libraries_name_no_backend_in_their_manifest() {
@@ -155,6 +157,61 @@ fn libraries_name_no_backend_in_their_source() {
     assert!(n_lines > 2000, "only {n_lines} lines of code were found");
 }
 
+/// Where a backend may be a condition of compilation: the kernels, which are backends' own, the binary's list of devices
+/// and its tests, and this package.
+const MAY_ASK_FOR_A_BACKEND: [&str; 4] =
+    ["lowbit-kernels/", "lowbit/src/device.rs", "lowbit/tests/", "lowbit-tests/"];
+
+/// Lines of `source` that compile something for some backends only.
+fn conditions_on_backends(source: &str) -> Vec<(usize, &str)> {
+    let asks = |text: &str| {
+        let text: String = text.split_whitespace().collect();
+        BACKENDS.iter().any(|backend| text.contains(&format!("feature=\"{backend}\"")))
+    };
+    let lines = source.lines().enumerate().map(|(idx, line)| (idx + 1, line));
+    lines.filter(|(_, line)| !line.trim_start().starts_with("//") && asks(line)).collect()
+}
+
+#[test]
+fn no_other_code_is_compiled_for_some_backends_only() {
+    let (mut n_allowed, mut found) = (0, Vec::new());
+    for (name, package) in packages() {
+        for dir in ["src", "tests", "examples"].map(|dir| package.dir().join(dir)) {
+            if !dir.is_dir() {
+                continue;
+            }
+            for path in all_sources(&dir) {
+                let inside = path.strip_prefix(package.dir()).expect("invariant: it was found there");
+                let place = format!("{name}/{}", inside.display());
+                let source = read(&path);
+                let conditions = conditions_on_backends(&source);
+                match MAY_ASK_FOR_A_BACKEND.iter().any(|allowed| place.starts_with(allowed)) {
+                    true => n_allowed += conditions.len(),
+                    false => found.extend(
+                        conditions.into_iter().map(|(line, text)| format!("{place}:{line}: {}", text.trim())),
+                    ),
+                }
+            }
+        }
+    }
+    assert!(found.is_empty(), "conditions on backends:\n{}", found.join("\n"));
+    // The kernels, the binary and this package have some, or the search finds none.
+    assert!(n_allowed > 10, "only {n_allowed} conditions were found where they are allowed");
+}
+
+/// Rust files under `dir`.
+fn all_sources(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    let paths = entries.map(|entry| entry.expect("the entry is readable").path());
+    paths
+        .flat_map(|path| match path.is_dir() {
+            true => all_sources(&path),
+            false => vec![path],
+        })
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .collect()
+}
+
 /// Numbered lines without comments and up to the tests, which close a file.
 fn code(source: &str) -> impl Iterator<Item = (usize, &str)> {
     let lines = source.lines().enumerate().map(|(idx, line)| (idx + 1, line));
@@ -165,16 +222,7 @@ fn code(source: &str) -> impl Iterator<Item = (usize, &str)> {
 
 /// Rust files under `dir`, without files of tests.
 fn sources(dir: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display())) {
-        let path = entry.expect("the entry is readable").path();
-        if path.is_dir() {
-            found.extend(sources(&path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
-            found.push(path);
-        }
-    }
-    found
+    all_sources(dir).into_iter().filter(|path| !path.ends_with("tests.rs")).collect()
 }
 
 fn read(path: &Path) -> String {

@@ -2,9 +2,9 @@
 //! trains the tables of the documentation.
 
 mod bench;
+mod parity;
 mod reproduce;
 
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, bail};
@@ -25,8 +25,8 @@ enum Task {
         #[arg(long)]
         no_test: bool,
     },
-    /// Train the default recipe for a few steps on a wgpu device
-    Wgpu,
+    /// Compare wgpu with the CPU backends, case by case, and train on it; fails where there is no GPU or software driver
+    Parity(parity::ParityArgs),
     /// Train all cells of a table, methods x bit widths x seeds, and report it
     Reproduce(reproduce::ReproduceArgs),
     /// Time training beside other implementations
@@ -39,14 +39,17 @@ enum Task {
 enum Bench {
     /// Whole training steps: forward, backward, SGD
     Step(bench::StepArgs),
+    /// The same steps on every backend: time, memory, what must be compiled in
+    Backends(bench::backends::BackendsArgs),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Ci { no_test } => ci(no_test),
-        Task::Wgpu => wgpu(),
+        Task::Parity(args) => parity::run(&args),
         Task::Reproduce(args) => reproduce::run(&args),
         Task::Bench(Bench::Step(args)) => bench::step(&args),
+        Task::Bench(Bench::Backends(args)) => bench::backends::run(&args),
     }
 }
 
@@ -62,20 +65,6 @@ fn ci(no_test: bool) -> anyhow::Result<()> {
         run("tests", cargo(&["test", "--workspace"]))?;
     }
     Ok(())
-}
-
-/// A training of one epoch on wgpu, as a user starts it.
-fn wgpu() -> anyhow::Result<()> {
-    let out = Path::new("target").join(format!("wgpu-smoke-{}", std::process::id()));
-    // Without the CPU backends, which this would compile a second time.
-    let build = ["run", "-p", "lowbit", "--no-default-features", "--features", "wgpu", "--"];
-    let mut train = cargo(&build);
-    train.args(["train", "--device", "wgpu", "--out"]);
-    train.arg(&out);
-    for setting in ["train.epochs=1", "data.train_limit=256", "data.test_limit=64"] {
-        train.args(["--set", setting]);
-    }
-    run("training on wgpu", train)
 }
 
 /// Licences that dependencies may have, besides our own.

@@ -52,7 +52,7 @@ pub struct CodeKinds {
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
-    Cube: cfg(feature = "wgpu"),
+    Cube: cfg(feature = "cube"),
     Autodiff
 )]
 pub trait KernelBackend: Backend {
@@ -189,6 +189,3 @@ pub trait KernelBackend: Backend {
         reference::fake_quantize_gradients::<Self>(x, parameter, gradient, grid)
     }
 }
-
-#[cfg(feature = "wgpu")]
-impl KernelBackend for burn::backend::wgpu::CubeBackend {}

@@ -23,6 +23,8 @@ mod autodiff;
 #[allow(deprecated, reason = "burn has deprecated ndarray, which this project keeps")]
 mod backend;
 pub mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod host;
 mod reference;

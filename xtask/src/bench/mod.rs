@@ -12,6 +12,8 @@ use serde::Serialize;
 
 use crate::cargo;
 
+pub mod backends;
+
 /// What `cargo xtask bench step` is asked for.
 #[derive(Args)]
 pub struct StepArgs {
@@ -54,7 +56,7 @@ pub struct StepArgs {
 
 /// A network and its input.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Workload {
+pub enum Workload {
     /// PreResNet-20, batch 128, 32x32x3
     Preresnet20,
     /// PreResNet-8, batch 64, 8x8x1
@@ -171,12 +173,19 @@ pub fn step(args: &StepArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What cargo is told to compile a backend in; the default features have the CPU backends.
+fn features(device: &str) -> Vec<&str> {
+    match device {
+        "flex" | "ndarray" => Vec::new(),
+        "wgpu" => crate::parity::FEATURES.to_vec(),
+        other => vec!["--no-default-features", "--features", other],
+    }
+}
+
 /// Builds the stepping program for a backend; returns its path.
 fn build(device: &str) -> anyhow::Result<std::path::PathBuf> {
     let mut command = cargo(&["build", "-p", "lowbit-tests", "--example", "step"]);
-    if !["flex", "ndarray"].contains(&device) {
-        command.args(["--no-default-features", "--features", device]);
-    }
+    command.args(features(device));
     if !command.status().context("failed to run cargo")?.success() {
         bail!("the stepping program does not build for {device}");
     }
@@ -257,15 +266,22 @@ impl Contestant {
     }
 
     fn finish(self) -> anyhow::Result<Entry> {
+        self.finish_with_line().map(|(entry, _)| entry)
+    }
+
+    /// The entry, and the line that the process ends with.
+    fn finish_with_line(self) -> anyhow::Result<(Entry, String)> {
         let Self { name, bits, mut process, requests, mut answers, rates } = self;
         drop(requests);
         let mut line = String::new();
         answers.read_line(&mut line)?;
         process.wait()?;
-        let peak_bytes = line.trim().parse().with_context(|| format!("{name} answered {line:?}"))?;
+        // Ours tell more after it; see `backends`.
+        let peak = line.split_whitespace().next().unwrap_or_default();
+        let peak_bytes = peak.parse().with_context(|| format!("{name} answered {line:?}"))?;
         let sorted = sorted(rates);
         let range = [sorted[0], sorted[sorted.len() - 1]];
-        Ok(Entry { name, bits, images_per_second: median(sorted), range, peak_bytes })
+        Ok((Entry { name, bits, images_per_second: median(sorted), range, peak_bytes }, line))
     }
 }
 

@@ -1,0 +1,305 @@
+//! Fake quantization on GPUs, through CubeCL: one kernel forward, one backward.
+//!
+//! The formulas are those of [`crate::cpu::activation`], operation by operation. Codes are those of the CPU wherever the
+//! device's quotient `x / s` is the float nearest to the exact one; Vulkan and WebGPU allow it to be off by 2.5 ulp, so
+//! that a value that close to a tie may get the code on its other side. DoReFa's activations have no quotient before the
+//! rounding: their codes are equal on every device. Values may be an ulp off where a driver contracts a product and a
+//! difference. The sum of a parameter's gradient is burn's.
+
+use burn::backend::TensorMetadata;
+use burn::backend::ops::FloatTensorOps;
+use burn::backend::tensor::FloatTensor;
+use burn::tensor::DType;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeBackend, cubecl};
+use cubecl::calculate_cube_count_elemwise;
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
+use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
+
+use crate::backend::KernelBackend;
+use crate::cpu::fake_quantize::Grid;
+
+/// `clip(x, low, high)`; `NaN` stays.
+#[cube]
+fn clip<F: Float, N: Size>(x: Vector<F, N>, low: Vector<F, N>, high: Vector<F, N>) -> Vector<F, N> {
+    let x = select_many(x.less_than(&low), low, x);
+    select_many(x.greater_than(&high), high, x)
+}
+
+/// Whether `low <= x <= high`.
+#[cube]
+fn is_within<F: Float, N: Size>(x: Vector<F, N>, low: Vector<F, N>, high: Vector<F, N>) -> Vector<bool, N> {
+    x.greater_equal(&low).vec_and(x.less_equal(&high))
+}
+
+#[cube(launch, address_type = "dynamic")]
+fn unit<F: Float, N: Size>(
+    x: LinearView<'_, Vector<F, N>>,
+    mut y: LinearViewMut<'_, Vector<F, N>>,
+    n: InputScalar,
+    #[define(F)] _dtype: ElemType,
+) {
+    if !y.is_in_bounds(ABSOLUTE_POS) {
+        terminate!();
+    }
+    let n = Vector::new(n.get::<F>());
+    let (zero, one) = (Vector::new(F::new(0.0)), Vector::new(F::new(1.0)));
+    let clipped = clip(x.read(ABSOLUTE_POS), zero, one);
+    y.write(ABSOLUTE_POS, Vector::round(clipped * n) / n);
+}
+
+#[cube(launch, address_type = "dynamic")]
+fn unit_gradient<F: Float, N: Size>(
+    x: LinearView<'_, Vector<F, N>>,
+    gradient: LinearView<'_, Vector<F, N>>,
+    mut dx: LinearViewMut<'_, Vector<F, N>>,
+    #[define(F)] _dtype: ElemType,
+) {
+    if !dx.is_in_bounds(ABSOLUTE_POS) {
+        terminate!();
+    }
+    let (zero, one) = (Vector::new(F::new(0.0)), Vector::new(F::new(1.0)));
+    let passes = is_within(x.read(ABSOLUTE_POS), zero, one);
+    dx.write(ABSOLUTE_POS, select_many(passes, gradient.read(ABSOLUTE_POS), zero));
+}
+
+/// `parameters` has one value for each `row` vectors of `x`.
+#[cube(launch, address_type = "dynamic")]
+fn step<F: Float, N: Size>(
+    x: LinearView<'_, Vector<F, N>>,
+    parameters: LinearView<'_, F>,
+    mut y: LinearViewMut<'_, Vector<F, N>>,
+    row: usize,
+    q_min: InputScalar,
+    q_max: InputScalar,
+    #[define(F)] _dtype: ElemType,
+) {
+    if !y.is_in_bounds(ABSOLUTE_POS) {
+        terminate!();
+    }
+    let step_size = Vector::new(parameters.read(ABSOLUTE_POS / row));
+    let (q_min, q_max) = (Vector::new(q_min.get::<F>()), Vector::new(q_max.get::<F>()));
+    let clipped = clip(x.read(ABSOLUTE_POS) / step_size, q_min, q_max);
+    y.write(ABSOLUTE_POS, Vector::round(clipped) * step_size);
+}
+
+/// Writes the gradient of `x`, and of the parameter what is to be added up.
+#[cube(launch, address_type = "dynamic")]
+fn step_gradients<F: Float, N: Size>(
+    x: LinearView<'_, Vector<F, N>>,
+    parameters: LinearView<'_, F>,
+    gradient: LinearView<'_, Vector<F, N>>,
+    mut dx: LinearViewMut<'_, Vector<F, N>>,
+    mut parts: LinearViewMut<'_, Vector<F, N>>,
+    row: usize,
+    q_min: InputScalar,
+    q_max: InputScalar,
+    #[define(F)] _dtype: ElemType,
+) {
+    if !dx.is_in_bounds(ABSOLUTE_POS) {
+        terminate!();
+    }
+    let step_size = Vector::new(parameters.read(ABSOLUTE_POS / row));
+    let (q_min, q_max) = (Vector::new(q_min.get::<F>()), Vector::new(q_max.get::<F>()));
+    let (v, gradient) = (x.read(ABSOLUTE_POS) / step_size, gradient.read(ABSOLUTE_POS));
+    let zero = Vector::new(F::new(0.0));
+    let passes = is_within(v, q_min, q_max);
+    let slope = Vector::round(clip(v, q_min, q_max)) - select_many(passes, v, zero);
+    dx.write(ABSOLUTE_POS, select_many(passes, gradient, zero));
+    parts.write(ABSOLUTE_POS, gradient * slope);
+}
+
+#[cube(launch, address_type = "dynamic")]
+fn clip_value<F: Float, N: Size>(
+    x: LinearView<'_, Vector<F, N>>,
+    parameters: LinearView<'_, F>,
+    mut y: LinearViewMut<'_, Vector<F, N>>,
+    row: usize,
+    n: InputScalar,
+    #[define(F)] _dtype: ElemType,
+) {
+    if !y.is_in_bounds(ABSOLUTE_POS) {
+        terminate!();
+    }
+    let bound = Vector::new(parameters.read(ABSOLUTE_POS / row));
+    let n = Vector::new(n.get::<F>());
+    let clipped = clip(x.read(ABSOLUTE_POS), Vector::new(F::new(0.0)), bound);
+    let value = Vector::round(clipped / bound * n) / n * bound;
+    y.write(ABSOLUTE_POS, clipped + (value - clipped));
+}
+
+/// As [`step_gradients`].
+#[cube(launch, address_type = "dynamic")]
+fn clip_value_gradients<F: Float, N: Size>(
+    x: LinearView<'_, Vector<F, N>>,
+    parameters: LinearView<'_, F>,
+    gradient: LinearView<'_, Vector<F, N>>,
+    mut dx: LinearViewMut<'_, Vector<F, N>>,
+    mut parts: LinearViewMut<'_, Vector<F, N>>,
+    row: usize,
+    #[define(F)] _dtype: ElemType,
+) {
+    if !dx.is_in_bounds(ABSOLUTE_POS) {
+        terminate!();
+    }
+    let bound = Vector::new(parameters.read(ABSOLUTE_POS / row));
+    let (x, gradient) = (x.read(ABSOLUTE_POS), gradient.read(ABSOLUTE_POS));
+    let zero = Vector::new(F::new(0.0));
+    let passes = x.greater_equal(&zero).vec_and(x.less_than(&bound));
+    dx.write(ABSOLUTE_POS, select_many(passes, gradient, zero));
+    parts.write(ABSOLUTE_POS, select_many(x.greater_equal(&bound), gradient, zero));
+}
+
+/// How a kernel is launched on a contiguous tensor whose rows of equal length have a parameter each.
+struct Launch {
+    count: CubeCount,
+    dim: CubeDim,
+    address: AddressType,
+    /// Elements in a vector; divides a row.
+    vector: VectorSize,
+    /// Vectors in a row.
+    row: usize,
+    dtype: ElemType,
+}
+
+impl Launch {
+    fn new(x: &CubeTensor, n_parameters: usize) -> Self {
+        let (n, client) = (x.shape().num_elements(), &x.client);
+        let row = n / n_parameters;
+        let vector = client.io_optimized_vector_sizes(x.dtype.size()).find(|size| row.is_multiple_of(*size));
+        let vector = vector.unwrap_or(1);
+        let dim = CubeDim::new(client, n / vector);
+        Self {
+            count: calculate_cube_count_elemwise(client, n / vector, dim),
+            dim,
+            address: x.required_address_type(),
+            vector,
+            row: row / vector,
+            dtype: elem_type(x.dtype),
+        }
+    }
+
+    fn scalar(&self, value: f32) -> InputScalar {
+        InputScalar::new(value, self.dtype)
+    }
+}
+
+fn elem_type(dtype: DType) -> ElemType {
+    ElemType::Float(match dtype {
+        DType::F16 => FloatKind::F16,
+        DType::BF16 => FloatKind::BF16,
+        DType::F32 => FloatKind::F32,
+        other => panic!("kernels take floats of 16 or 32 bits, got {other:?}"),
+    })
+}
+
+/// An uninitialized contiguous tensor of the shape of `x`.
+fn empty_like(x: &CubeTensor) -> CubeTensor {
+    empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), x.shape(), x.dtype)
+}
+
+impl KernelBackend for CubeBackend {
+    fn lowbit_fake_quantize_unit(x: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
+        let x = into_contiguous(x);
+        let y = empty_like(&x);
+        if x.shape().num_elements() > 0 {
+            let launch = Launch::new(&x, 1);
+            let n = launch.scalar(n);
+            let Launch { count, dim, address, vector, dtype, .. } = launch;
+            let (client, output) = (x.client.clone(), y.clone().into_linear_view());
+            unit::launch(&client, count, dim, address, vector, x.into_linear_view(), output, n, dtype);
+        }
+        y
+    }
+
+    fn lowbit_fake_quantize_unit_gradient(
+        x: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let (x, gradient) = (into_contiguous(x), into_contiguous(gradient));
+        let dx = empty_like(&x);
+        if x.shape().num_elements() > 0 {
+            let Launch { count, dim, address, vector, dtype, .. } = Launch::new(&x, 1);
+            let client = x.client.clone();
+            let (x, gradient) = (x.into_linear_view(), gradient.into_linear_view());
+            let output = dx.clone().into_linear_view();
+            unit_gradient::launch(&client, count, dim, address, vector, x, gradient, output, dtype);
+        }
+        dx
+    }
+
+    fn lowbit_fake_quantize(
+        x: FloatTensor<Self>,
+        parameter: FloatTensor<Self>,
+        grid: Grid,
+    ) -> FloatTensor<Self> {
+        let (x, parameter) = (into_contiguous(x), into_contiguous(parameter));
+        let y = empty_like(&x);
+        if x.shape().num_elements() == 0 {
+            return y;
+        }
+        let launch = Launch::new(&x, parameter.shape().num_elements());
+        let scalar = |value| launch.scalar(value);
+        let bounds = match grid {
+            Grid::Step { q_min, q_max } => [scalar(q_min), scalar(q_max)],
+            Grid::Clip { n } => [scalar(n), scalar(n)],
+        };
+        let Launch { count, dim, address, vector, row, dtype } = launch;
+        let client = x.client.clone();
+        let (x, parameter) = (x.into_linear_view(), parameter.into_linear_view());
+        let output = y.clone().into_linear_view();
+        let [low, high] = bounds;
+        match grid {
+            Grid::Step { .. } => {
+                step::launch(
+                    &client, count, dim, address, vector, x, parameter, output, row, low, high, dtype,
+                );
+            }
+            Grid::Clip { .. } => {
+                clip_value::launch(
+                    &client, count, dim, address, vector, x, parameter, output, row, high, dtype,
+                );
+            }
+        }
+        y
+    }
+
+    fn lowbit_fake_quantize_gradients(
+        x: FloatTensor<Self>,
+        parameter: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        grid: Grid,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [x, parameter, gradient] = [x, parameter, gradient].map(into_contiguous);
+        let n_parameters = parameter.shape().num_elements();
+        let n = x.shape().num_elements();
+        let (dx, parts) = (empty_like(&x), empty_like(&x));
+        if n > 0 {
+            let launch = Launch::new(&x, n_parameters);
+            let scalar = |value| launch.scalar(value);
+            let bounds = match grid {
+                Grid::Step { q_min, q_max } => [scalar(q_min), scalar(q_max)],
+                Grid::Clip { n } => [scalar(n), scalar(n)],
+            };
+            let Launch { count, dim, address, vector, row, dtype } = launch;
+            let client = x.client.clone();
+            let [x, parameter, gradient] = [x, parameter, gradient].map(CubeTensor::into_linear_view);
+            let [dx, parts] = [&dx, &parts].map(|output| output.clone().into_linear_view());
+            let [low, high] = bounds;
+            match grid {
+                Grid::Step { .. } => step_gradients::launch(
+                    &client, count, dim, address, vector, x, parameter, gradient, dx, parts, row, low, high,
+                    dtype,
+                ),
+                Grid::Clip { .. } => clip_value_gradients::launch(
+                    &client, count, dim, address, vector, x, parameter, gradient, dx, parts, row, dtype,
+                ),
+            }
+        }
+        let rows = Self::float_reshape(parts, [n_parameters, n / n_parameters].into());
+        (dx, Self::float_reshape(Self::float_sum_dim(rows, 1), [n_parameters].into()))
+    }
+}

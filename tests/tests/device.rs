@@ -1,0 +1,263 @@
+//! What a training asks of a GPU: one read a step, and no more memory after many steps than after a few.
+//!
+//! Reads are counted where they happen, in wgpu, which logs every buffer that is mapped for the host and every submission.
+//! That log is the process's, so the tests here take turns.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use burn::tensor::{Device, Tensor};
+use lowbit_data::Locations;
+use lowbit_strategies::strategy::{Outputs, Role, Strategy};
+use lowbit_strategies::{Observer, Outcome, Recipe, Session, StepReport, train};
+use lowbit_tests::Backend;
+
+/// Counts what wgpu logs.
+struct Counter {
+    /// Buffers that the host asked to read.
+    buffers: AtomicU64,
+    /// Times it asked, with however many buffers: each time it waits for the device.
+    reads: AtomicU64,
+    /// Whether nothing was submitted since the last buffer was asked for.
+    is_reading: AtomicBool,
+    submissions: AtomicU64,
+}
+
+static COUNTER: Counter = Counter {
+    buffers: AtomicU64::new(0),
+    reads: AtomicU64::new(0),
+    is_reading: AtomicBool::new(false),
+    submissions: AtomicU64::new(0),
+};
+
+impl log::Log for Counter {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.target().starts_with("wgpu_core")
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let message = record.args().to_string();
+        if message == "Queue::submit" {
+            self.submissions.fetch_add(1, Ordering::SeqCst);
+            self.is_reading.store(false, Ordering::SeqCst);
+        } else if message.starts_with("Buffer::map_async") && message.contains("Read") {
+            self.buffers.fetch_add(1, Ordering::SeqCst);
+            // Buffers that are read together are mapped one after the other, after one submission.
+            if !self.is_reading.swap(true, Ordering::SeqCst) {
+                self.reads.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Counts {
+    reads: u64,
+    buffers: u64,
+}
+
+impl Counter {
+    fn counts(&self) -> Counts {
+        Counts { reads: self.reads.load(Ordering::SeqCst), buffers: self.buffers.load(Ordering::SeqCst) }
+    }
+}
+
+/// The device and the counter, for one test at a time; `None` without a GPU.
+fn gpu() -> Option<(Backend, MutexGuard<'static, ()>)> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    match Backend::find("wgpu") {
+        Ok(backend) => {
+            // An error means that an earlier test has set it.
+            let _is_set = log::set_logger(&COUNTER);
+            log::set_max_level(log::LevelFilter::Trace);
+            Some((backend, turn))
+        }
+        Err(skip) => {
+            eprintln!("wgpu skipped: {skip}");
+            None
+        }
+    }
+}
+
+/// A network of few channels on few images, one epoch.
+const TINY: [&str; 6] = [
+    "train.epochs=1",
+    "data.train_limit=128",
+    "data.test_limit=32",
+    "data.batch_size=16",
+    "train.norm_reestimation_batches=1",
+    "model.width=0.25",
+];
+
+fn run(
+    name: &str,
+    device: &Device,
+    overrides: &[&str],
+    observer: &mut dyn Observer,
+    strategies: Vec<Box<dyn Strategy>>,
+) {
+    let overrides: Vec<String> = TINY.iter().chain(overrides).map(ToString::to_string).collect();
+    let recipe = Recipe::embedded(name, &overrides).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let path: PathBuf = Path::new(env!("CARGO_TARGET_TMPDIR")).join("device");
+    if path.exists() {
+        std::fs::remove_dir_all(&path).expect("the directory of an earlier run is removed");
+    }
+    let session = Session {
+        device: device.clone(),
+        device_name: "wgpu".into(),
+        locations: Locations::default_with(None),
+        stop: &AtomicBool::new(false),
+        observer,
+        strategies,
+    };
+    let outcome = train(&recipe, &path, session);
+    assert!(matches!(outcome, Ok(Outcome::Complete(_))), "{name}: {outcome:?}");
+}
+
+/// The counts of every step but the first, before which the network is calibrated.
+#[derive(Default)]
+struct Steps {
+    before: Option<Counts>,
+    steps: Vec<Counts>,
+}
+
+impl Observer for Steps {
+    fn step(&mut self, _: &StepReport) {
+        let now = COUNTER.counts();
+        if let Some(before) = self.before.replace(now) {
+            let (reads, buffers) = (now.reads - before.reads, now.buffers - before.buffers);
+            self.steps.push(Counts { reads, buffers });
+        }
+    }
+}
+
+/// Recipes with the buffers that a step reads: the logits and the loss of each network that is trained.
+const READS: [(&str, &[&str], u64); 7] = [
+    ("digits-preresnet8-fp32", &["train.gradient_clip=1.0"], 2),
+    ("digits-preresnet8-w2a2", &["train.ema_decay=0.9"], 2),
+    ("digits-preresnet8-w2a2", &["quantization.method=lsq"], 2),
+    ("digits-preresnet8-w2a2", &["quantization.method=pact", "train.optimizer={kind='adamw'}"], 2),
+    ("digits-preresnet8-w2a2", &["quantization.method=minmax"], 2),
+    ("digits-preresnet8-w2a2-sp", &[], 2),
+    ("digits-preresnet8-w2a2-joint", &["strategy.hint={weight=1.0, target='both'}"], 3),
+];
+
+/// No operation falls back to the host, and nothing but losses and logits is read, all at once.
+#[test]
+fn a_step_reads_once() {
+    let Some((backend, _turn)) = gpu() else { return };
+    for (name, overrides, buffers) in READS {
+        let mut steps = Steps::default();
+        run(name, &backend.device, overrides, &mut steps, Vec::new());
+        assert_eq!(steps.steps.len(), 7, "{name} {overrides:?}");
+        for (step, counts) in steps.steps.iter().enumerate() {
+            assert_eq!(*counts, Counts { reads: 1, buffers }, "{name} {overrides:?}, step {}", step + 2);
+        }
+    }
+    assert!(COUNTER.submissions.load(Ordering::SeqCst) > 0, "wgpu logs nothing");
+}
+
+/// Reads the loss in every step.
+#[derive(Debug)]
+struct Curious;
+
+impl Strategy for Curious {
+    fn loss(&self, _: Role, _: &Outputs<'_>, loss: Tensor<1>) -> Tensor<1> {
+        let value: f32 = loss.clone().into_scalar();
+        assert!(value.is_finite());
+        loss
+    }
+}
+
+#[test]
+fn a_read_more_is_counted() {
+    let Some((backend, _turn)) = gpu() else { return };
+    let mut steps = Steps::default();
+    run("digits-preresnet8-w2a2", &backend.device, &[], &mut steps, vec![Box::new(Curious)]);
+    assert!(steps.steps.iter().all(|counts| *counts == Counts { reads: 2, buffers: 3 }), "{:?}", steps.steps);
+}
+
+/// Memory in use and reserved on the device after each step, and of the process.
+struct Memory<'a> {
+    device: &'a Device,
+    steps: Vec<[u64; 3]>,
+}
+
+impl Observer for Memory<'_> {
+    fn step(&mut self, _: &StepReport) {
+        let usage = self.device.memory_pool_usage().expect("the device says");
+        self.steps.push([usage.bytes_in_use, usage.bytes_reserved, resident_bytes()]);
+    }
+}
+
+/// Resident size of this process, 0 where the system does not tell.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+/// The largest value of the last quarter of the steps less that of the second quarter: by then all kernels are compiled
+/// and all buffers have been needed.
+fn growth(steps: &[[u64; 3]]) -> [i64; 3] {
+    let quarter = steps.len() / 4;
+    let largest = |part: &[[u64; 3]], i: usize| part.iter().map(|usage| usage[i]).max().unwrap_or(0) as i64;
+    [0, 1, 2].map(|i| largest(&steps[3 * quarter..], i) - largest(&steps[quarter..2 * quarter], i))
+}
+
+/// Memory over epochs of eight steps.
+fn memory(device: &Device, epochs: usize, strategies: Vec<Box<dyn Strategy>>) -> Vec<[u64; 3]> {
+    let mut memory = Memory { device, steps: Vec::new() };
+    let keys = ["train.epochs", "train.eval_every", "checkpoint.every_epochs"];
+    let overrides = keys.map(|key| format!("{key}={epochs}"));
+    run("digits-preresnet8-w2a2", device, &overrides.each_ref().map(String::as_str), &mut memory, strategies);
+    assert_eq!(memory.steps.len(), 8 * epochs);
+    memory.steps
+}
+
+/// What is freed a moment later than it was at the other time. The logits of 20 steps are more than this.
+const IN_FLIGHT: i64 = 4 << 10;
+
+/// The process allocates in pages of the allocator's choice; 200 leaked batches of images alone would be more than this.
+const NOISE: i64 = 8 << 20;
+
+#[test]
+fn memory_does_not_grow() {
+    let Some((backend, _turn)) = gpu() else { return };
+    let steps = memory(&backend.device, 25, Vec::new());
+    let [in_use, reserved, resident] = growth(&steps);
+    eprintln!(
+        "wgpu memory over 200 steps: at the end {:?}, growth {:?}",
+        steps[199],
+        [in_use, reserved, resident]
+    );
+    assert!(in_use <= IN_FLIGHT, "{in_use} bytes more in use");
+    assert!(reserved <= 0, "{reserved} bytes more reserved");
+    assert!(resident <= NOISE, "{resident} bytes more resident");
+}
+
+/// Keeps the logits of every step.
+#[derive(Debug, Default)]
+struct Leak(Mutex<Vec<Tensor<2>>>);
+
+impl Strategy for Leak {
+    fn loss(&self, _: Role, outputs: &Outputs<'_>, loss: Tensor<1>) -> Tensor<1> {
+        let logits = outputs.students[0].features.logits.clone().detach();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(logits);
+        loss
+    }
+}
+
+#[test]
+fn a_leak_is_seen() {
+    let Some((backend, _turn)) = gpu() else { return };
+    let [in_use, ..] = growth(&memory(&backend.device, 5, vec![Box::new(Leak::default())]));
+    assert!(in_use > IN_FLIGHT, "a leak of 40 tensors is not seen");
+}

@@ -1,0 +1,241 @@
+//! The same cases on every backend: what one computes, the others compute, bit for bit where it is integers and within a
+//! stated tolerance where it is not.
+//!
+//! Cases are data, in `quantizers`, `layers`, `models` and `runs`; what is run here is the same for all. Every backend is
+//! compared with the first that is compiled in, which is itself held by `golden` to PyTorch's numbers, and here to give
+//! the same bits twice.
+
+mod layers;
+mod models;
+mod outcome;
+mod quantizers;
+mod runs;
+
+use std::fmt;
+use std::time::Instant;
+
+use burn::tensor::{Device, Tensor};
+use lowbit_tests::{Backend, backends, normal, rng, tensor, values};
+use outcome::Outcome;
+
+/// A case as data.
+trait Case: fmt::Debug + Sized {
+    /// What it yields on a backend.
+    fn run(&self, backend: &Backend) -> Outcome;
+
+    /// Cases so close to this one that their results are as good.
+    fn neighbors(&self) -> Vec<Self> {
+        Vec::new()
+    }
+
+    /// The same case with other random values, for one whose results jump: where a value lies within the last digit of a
+    /// tie, two backends differ by a whole code. It is then enough if they agree on all of these.
+    fn other_draws(&self) -> Vec<Self> {
+        Vec::new()
+    }
+
+    /// Whether it holds only where a quotient is the float nearest to the exact one.
+    fn needs_exact_division(&self) -> bool {
+        false
+    }
+}
+
+/// Cases that a backend does not run: the backend, how the case is written begins, and why.
+const SKIPS: [(&str, &str, &str); 0] = [];
+
+fn skip_reason(backend: &str, case: &str) -> Option<&'static str> {
+    let skip = SKIPS.iter().find(|(name, prefix, _)| *name == backend && case.starts_with(prefix));
+    skip.map(|(_, _, reason)| *reason)
+}
+
+/// Runs the cases of a group on the backend `name`, and says how many it ran.
+fn check<C: Case>(name: &str, group: &str, cases: &[C]) {
+    let backend = match Backend::find(name) {
+        Ok(backend) => backend,
+        Err(skip) => return eprintln!("parity: {name} skipped: {skip}"),
+    };
+    let reference = backends().swap_remove(0);
+    let divides_exactly = divides_exactly(&backend.device);
+    let (started, mut n_cases, mut largest, mut failures) = (Instant::now(), 0, 0.0f64, Vec::new());
+    let mut n_redrawn = 0;
+    for case in cases {
+        let what = format!("{case:?}");
+        let reason = match case.needs_exact_division() && !divides_exactly {
+            true => Some("its division is not exact"),
+            false => skip_reason(name, &what),
+        };
+        if let Some(reason) = reason {
+            eprintln!("parity: {name} skips {what}: {reason}");
+            continue;
+        }
+        n_cases += 1;
+        let differences = match difference(case, &backend, &reference) {
+            Err(first) if !case.other_draws().is_empty() => {
+                eprintln!("parity: {name} draws {what} again: {first}");
+                n_redrawn += 1;
+                case.other_draws().iter().map(|case| difference(case, &backend, &reference)).collect()
+            }
+            result => vec![result],
+        };
+        for difference in differences {
+            match difference {
+                Ok(share) => largest = largest.max(share),
+                Err(difference) => failures.push(format!("{what}: {difference}")),
+            }
+        }
+    }
+    eprintln!(
+        "parity: {name}, {group}: {n_cases} cases of {} in {:.1} s, {n_redrawn} drawn again, {} differences, the largest \
+         allowed one {largest:.2} of the tolerance",
+        cases.len(),
+        started.elapsed().as_secs_f64(),
+        failures.len(),
+    );
+    assert!(failures.is_empty(), "{name} differs from {}:\n{}", reference.name, failures.join("\n"));
+}
+
+/// The difference of a case from the reference, or from that of a neighbor.
+fn difference<C: Case>(case: &C, backend: &Backend, reference: &Backend) -> Result<f64, String> {
+    let got = case.run(backend);
+    let expected = case.run(reference);
+    if backend.name == reference.name {
+        // The same operations in the same order: no tolerance.
+        return match got.compare(&expected)? {
+            0.0 => Ok(0.0),
+            share => {
+                Err(format!("the second run differs from the first by {share:.2} times what is allowed"))
+            }
+        };
+    }
+    let first = got.compare(&expected);
+    let of_neighbors = || case.neighbors().iter().find_map(|next| got.compare(&next.run(reference)).ok());
+    first.or_else(|difference| of_neighbors().ok_or(difference))
+}
+
+/// Whether the quotients of many pairs of floats are those of the host. Graphics standards allow an error of 2.5 ulp.
+fn divides_exactly(device: &Device) -> bool {
+    const N: usize = 1 << 14;
+    let [x, y] = [(0.0, 11), (3.0, 12)].map(|(mean, seed)| normal(N, mean, 1.0, &mut rng(seed)));
+    let on_device = |values: &[f32]| -> Tensor<1> { tensor(values, [N], device) };
+    let quotients = values(on_device(&x) / on_device(&y));
+    quotients.iter().zip(x.iter().zip(&y)).all(|(quotient, (x, y))| *quotient == x / y)
+}
+
+/// The runners of a backend.
+macro_rules! runners {
+    ($backend:ident) => {
+        mod $backend {
+            const NAME: &str = stringify!($backend);
+
+            #[test]
+            fn quantizers() {
+                crate::check(NAME, "quantizers", &crate::quantizers::cases());
+            }
+
+            #[test]
+            fn layers() {
+                crate::check(NAME, "layers", &crate::layers::cases());
+            }
+
+            #[test]
+            fn models() {
+                crate::check(NAME, "models", &crate::models::cases());
+            }
+
+            #[test]
+            fn strategies() {
+                crate::check(NAME, "strategies", &crate::runs::STRATEGIES);
+            }
+        }
+    };
+}
+
+runners!(flex);
+runners!(ndarray);
+runners!(wgpu);
+
+#[test]
+fn every_backend_has_its_runners() {
+    // A new name needs a line above.
+    assert_eq!(Backend::NAMES, ["flex", "ndarray", "wgpu"]);
+}
+
+/// Neither a case nor a skip may get lost.
+#[test]
+fn cases_are_complete() {
+    let count = [
+        quantizers::cases().len(),
+        layers::cases().len(),
+        models::cases().len(),
+        runs::STRATEGIES.len(),
+        runs::ROUND_TRIPS.len(),
+    ];
+    assert_eq!(count, [330, 87, 55, 16, 6]);
+    let names: Vec<String> = quantizers::cases()
+        .iter()
+        .map(|case| format!("{case:?}"))
+        .chain(layers::cases().iter().map(|case| format!("{case:?}")))
+        .chain(models::cases().iter().map(|case| format!("{case:?}")))
+        .chain(runs::STRATEGIES.iter().map(|case| format!("{case:?}")))
+        .collect();
+    for (backend, prefix, _) in SKIPS {
+        assert!(Backend::NAMES.contains(&backend), "skips of {backend:?}");
+        assert!(names.iter().any(|name| name.starts_with(prefix)), "no case begins with {prefix:?}");
+    }
+}
+
+/// Begun on one backend, ended on another, evaluated on all: the same images are classified correctly.
+#[test]
+fn checkpoints_move_between_backends() {
+    let backends = backends();
+    for case in &runs::ROUND_TRIPS {
+        let from = Backend::find(case.train).map(|backend| case.begin(&backend));
+        let to = match (from, Backend::find(case.go_on)) {
+            (Ok(()), Ok(to)) => to,
+            // Another build's tests may have left the beginning.
+            (Err(_), Ok(to)) if case.is_begun() => to,
+            (Err(skip), _) | (_, Err(skip)) => {
+                eprintln!("parity: round trip {} to {} skipped: {skip}", case.train, case.go_on);
+                continue;
+            }
+        };
+        let evaluations = case.evaluations(&to, &backends);
+        let found: Vec<String> = backends
+            .iter()
+            .zip(&evaluations)
+            .map(|(backend, evaluation)| format!("{} {:.4}", backend.name, evaluation.scores.top1))
+            .collect();
+        eprintln!(
+            "parity: {} on {}, then {}; top-1 on {}",
+            case.recipe,
+            case.train,
+            case.go_on,
+            found.join(", ")
+        );
+        for (backend, evaluation) in backends.iter().zip(&evaluations) {
+            let (got, expected) = (evaluation.scores, evaluations[0].scores);
+            let what = format!("{case:?} evaluated on {}", backend.name);
+            assert_eq!((got.top1, got.top5), (expected.top1, expected.top5), "{what}");
+            assert!((got.loss / expected.loss - 1.0).abs() < 1e-5, "{what}: {} {}", got.loss, expected.loss);
+        }
+    }
+}
+
+/// Means over three seeds differ by no more than twice the standard error of their difference, and an image.
+#[test]
+#[ignore = "trains for many minutes on a software driver: cargo xtask parity --slow"]
+fn slow_accuracy_on_wgpu_is_that_of_the_cpu() {
+    let [gpu, cpu] = match (Backend::find("wgpu"), Backend::find("flex")) {
+        (Ok(gpu), Ok(cpu)) => [gpu, cpu].map(|backend| runs::accuracies(&backend)),
+        (Err(skip), _) => return eprintln!("parity: wgpu skipped: {skip}"),
+        (_, Err(skip)) => return eprintln!("parity: flex skipped: {skip}"),
+    };
+    let mean = |values: [f64; 3]| values.iter().sum::<f64>() / 3.0;
+    let variance =
+        |values: [f64; 3]| values.iter().map(|value| (value - mean(values)).powi(2)).sum::<f64>() / 2.0;
+    let error = ((variance(gpu) + variance(cpu)) / 3.0).sqrt();
+    let (difference, allowed) = ((mean(gpu) - mean(cpu)).abs(), 2.0 * error + 1.0 / 359.0);
+    eprintln!("parity: mean top-1 on wgpu {:.4}, on flex {:.4}, allowed {allowed:.4}", mean(gpu), mean(cpu));
+    assert!(difference <= allowed, "{gpu:?} on wgpu, {cpu:?} on flex");
+    assert!(mean(cpu) > 0.9, "nothing is learned: {cpu:?}");
+}

@@ -1,0 +1,165 @@
+//! Every model: logits in training and evaluation, feature maps, gradients of all parameters.
+
+use lowbit_core::{Granularity, Precision};
+use lowbit_models::{Family, InputShape, ModelConfig, Network};
+use lowbit_quantizers::{
+    ActivationQuantizer, LayerQuantization, Method, QuantizationPolicy, QuantizedNetwork,
+};
+use lowbit_tests::{Backend, Tolerance, gradients, normal, rng, tensor, values};
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+
+use crate::{Case, Device, Outcome};
+
+/// Convolutions and BatchNorm add in another order on each backend, in up to ten layers.
+const LOGITS: Tolerance = Tolerance { relative: 1e-5, absolute: 1e-6 };
+
+/// Gradients pass the layers once more, and are sums over all positions whose parts nearly cancel.
+const GRADIENTS: Tolerance = Tolerance { relative: 1e-4, absolute: 1e-5 };
+
+const N_CLASSES: usize = 5;
+const BATCH: usize = 3;
+const SEED: u64 = 3;
+const OTHER_SEEDS: [u64; 2] = [103, 203];
+
+#[derive(Clone, Debug)]
+pub struct ModelCase {
+    family: Family,
+    input: [usize; 3],
+    /// Method, bits of weights and input.
+    precision: Option<(Method, u32, Option<u32>)>,
+    /// Of the weights and the images.
+    seed: u64,
+    /// Factor of the images.
+    nudge: f32,
+}
+
+const FAMILIES: [Family; 3] = [Family::ResNet, Family::PreResNet, Family::VggSmall];
+
+/// Channels, height and width of the images: digits, Fashion-MNIST, CIFAR, and sizes that are no multiples of anything.
+const INPUTS: [[usize; 3]; 4] = [[1, 8, 8], [1, 28, 28], [3, 32, 32], [2, 9, 11]];
+
+const METHODS: [Method; 4] = [Method::DoReFa, Method::Pact, Method::Lsq, Method::MinMax];
+
+/// Factors of the images that move them by about an ulp and by some.
+const NUDGES: [f32; 4] = [1.0 + f32::EPSILON, 1.0 - f32::EPSILON, 1.0 + 1e-6, 1.0 - 1e-6];
+
+pub fn cases() -> Vec<ModelCase> {
+    let mut cases = Vec::new();
+    for family in FAMILIES {
+        for input in INPUTS {
+            for precision in [None, Some((Method::DoReFa, 2, None))] {
+                cases.push(ModelCase { family, input, precision, seed: SEED, nudge: 1.0 });
+            }
+        }
+    }
+    // Every method at every bit width of both operands, the families in turn.
+    for method in METHODS {
+        let from = if method == Method::MinMax { 2 } else { 1 };
+        for bits in from..=8 {
+            let family = FAMILIES[bits as usize % 3];
+            let precision = Some((method, bits, Some(bits)));
+            cases.push(ModelCase { family, input: INPUTS[0], precision, seed: SEED, nudge: 1.0 });
+        }
+    }
+    cases
+}
+
+impl ModelCase {
+    /// The network with few channels.
+    fn network(&self, device: &Device) -> Network {
+        let config = match self.family {
+            Family::VggSmall => ModelConfig::vgg_small().with_width(1.0 / 16.0),
+            family => ModelConfig::new(family, 8).with_width(0.25),
+        };
+        let policy = match self.precision {
+            None => QuantizationPolicy::full_precision(),
+            Some((method, weight, act)) => {
+                let bits = |bits| Precision::bits(bits).expect("invariant: 1 to 8 bits");
+                let act = act.map_or(Precision::FullPrecision, bits);
+                let weight_granularity = match method {
+                    Method::Lsq | Method::MinMax if weight % 2 == 0 => Granularity::PerChannel,
+                    _ => Granularity::PerTensor,
+                };
+                let base = LayerQuantization::new(method, bits(weight), act);
+                QuantizationPolicy::new(LayerQuantization { weight_granularity, ..base })
+            }
+        };
+        let [channels, height, width] = self.input;
+        let input = InputShape { channels, height, width };
+        let model =
+            config.init(input, N_CLASSES, &policy, self.seed, device).expect("the network is defined");
+        let (mut network, mut rng) = (model.network, rng(self.seed + 1));
+        // Sums of quantized products are multiples of a step. Where their mean happens to be one, a normalization without
+        // shift yields zeros, and a ReLU's gradient there is up to the last digit of the mean.
+        network.for_each_norm(&mut |norm| {
+            let channels = norm.beta.val().dims()[0];
+            let mut vector = |mean| tensor(&normal(channels, mean, 0.2, &mut rng), [channels], device);
+            norm.gamma = Param::from_tensor(vector(1.0));
+            norm.beta = Param::from_tensor(vector(0.0));
+        });
+        // PACT begins with a clip value of 8, below whose half one bit has only zeros: normalizations of nothing.
+        network.for_each_layer(&mut |_, mut layer| {
+            if let Some(ActivationQuantizer::Pact(pact)) = layer.input_quantizer() {
+                pact.clip_value = Param::from_tensor(Tensor::from_floats([1.5], device));
+            }
+        });
+        network
+    }
+
+    /// Whether equal multiples of a step compete in a max pool: their last digits decide which one gets the gradient.
+    fn has_ties_in_pools(&self) -> bool {
+        self.family == Family::VggSmall && matches!(self.precision, Some((_, _, Some(_))))
+    }
+
+    fn images(&self, device: &Device) -> Tensor<4> {
+        let [channels, height, width] = self.input;
+        let mut pixels = normal(BATCH * channels * height * width, 0.0, 1.0, &mut rng(self.seed));
+        pixels.iter_mut().for_each(|pixel| *pixel *= self.nudge);
+        tensor(&pixels, [BATCH, channels, height, width], device)
+    }
+}
+
+impl Case for ModelCase {
+    fn run(&self, backend: &Backend) -> Outcome {
+        let device = backend.device.clone().autodiff();
+        let mut network = self.network(&device);
+        let images = self.images(&device);
+        network.calibrate(|_| true, |network| drop(network.forward(images.clone())));
+        let features = network.forward_features(images);
+        let backward = features.logits.clone().square().sum().backward();
+        let evaluated = network.valid().forward(self.images(&backend.device));
+        let outcome = Outcome::default().close("logits", values(features.logits), LOGITS).close(
+            "logits in evaluation",
+            values(evaluated),
+            LOGITS,
+        );
+        let outcome = features.taps.into_iter().enumerate().fold(outcome, |outcome, (tap, map)| {
+            outcome.close(&format!("feature map {tap}"), values(map), LOGITS)
+        });
+        gradients(&network, &backward).into_iter().fold(outcome, |outcome, (path, gradient)| {
+            let gradient = gradient.unwrap_or_else(|| panic!("{path} has no gradient"));
+            let name = format!("gradient of {path}");
+            if self.has_ties_in_pools() {
+                assert!(gradient.iter().all(|value| value.is_finite()), "{name} is not finite");
+                return outcome.exact(&name, [gradient.len() as i64]);
+            }
+            outcome.close(&name, gradient, GRADIENTS)
+        })
+    }
+
+    /// A network is smooth in pieces only: where a value lies on the kink of a ReLU, ties in a max pool or lies next to a
+    /// tie of a quantizer, gradients jump and codes change, and which side a backend is on is up to the order of its
+    /// sums. It must therefore yield what the reference yields for the same images or for images next to them.
+    fn neighbors(&self) -> Vec<Self> {
+        NUDGES.into_iter().map(|nudge| Self { nudge, ..self.clone() }).collect()
+    }
+
+    fn other_draws(&self) -> Vec<Self> {
+        match self.precision {
+            Some((_, _, Some(_))) => OTHER_SEEDS.map(|seed| Self { seed, ..self.clone() }).to_vec(),
+            _ => Vec::new(),
+        }
+    }
+}
