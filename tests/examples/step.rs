@@ -1,7 +1,8 @@
 //! Training steps on request, for `cargo xtask bench step`.
 //!
 //! For every line on stdin it runs so many steps (forward, backward, SGD with momentum) and answers with the seconds that
-//! they took; at the end of stdin, with the peak memory in bytes, and for a GPU what is reserved on it and its name.
+//! they took; at the end of stdin, with a line of the peak memory in bytes, and for a GPU what is reserved on it and its
+//! name, and a line of the seconds in a step by kind of operation, as JSON.
 
 use std::io::{BufRead, Write, stdin, stdout};
 use std::time::Instant;
@@ -12,6 +13,7 @@ use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
 use burn::tensor::{Device, Tensor, TensorData};
 use lowbit_core::Precision;
 use lowbit_kernels::allocator::{Allocator, keep_memory};
+use lowbit_kernels::take_times;
 use lowbit_models::{Family, InputShape, ModelConfig, Network};
 use lowbit_quantizers::{LayerQuantization, Method, QuantizationPolicy};
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};
@@ -100,16 +102,25 @@ fn main() {
         (0..shape.iter().product()).map(|i: usize| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect();
     let images = Tensor::<4>::from_data(TensorData::new(values, shape), &device);
     let labels: Vec<i64> = (0..batch).map(|i| (i % n_classes) as i64).collect();
+    let (mut n_steps, mut seconds) = (0, 0.0);
     for line in stdin().lock().lines() {
         let steps: u32 = line.expect("stdin is text").trim().parse().expect("a number of steps");
+        n_steps += steps;
         let start = Instant::now();
         for _ in 0..steps {
             network = step(network, &mut optimizer, images.clone(), &labels, n_classes);
         }
-        println!("{}", start.elapsed().as_secs_f64());
+        let elapsed = start.elapsed().as_secs_f64();
+        seconds += elapsed;
+        println!("{elapsed}");
         stdout().flush().expect("stdout is open");
     }
     println!("{}{}", peak_memory(), of_device(&device));
+    let kinds = take_times().map(|(kind, time)| (kind, time.as_secs_f64() / f64::from(n_steps)));
+    let rest = seconds / f64::from(n_steps) - kinds.iter().map(|(_, seconds)| seconds).sum::<f64>();
+    let kinds = kinds.into_iter().chain([("everything else", rest)]).filter(|(_, seconds)| *seconds > 0.0);
+    let kinds: serde_json::Map<_, _> = kinds.map(|(kind, seconds)| (kind.into(), seconds.into())).collect();
+    println!("{}", serde_json::Value::from(kinds));
 }
 
 fn step(

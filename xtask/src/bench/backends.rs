@@ -121,7 +121,7 @@ pub fn run(args: &BackendsArgs) -> anyhow::Result<()> {
             }
         }
         for contestant in contestants {
-            let (Entry { name, bits, images_per_second, range, peak_bytes }, line) =
+            let (Entry { name, bits, images_per_second, range, peak_bytes, .. }, line) =
                 contestant.finish_with_line()?;
             // After the peak: bytes on the device, and the device's name.
             let mut rest = line.trim().splitn(3, ' ').skip(1);

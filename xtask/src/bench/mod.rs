@@ -104,6 +104,8 @@ struct Entry {
     range: [f64; 2],
     /// Largest resident size of its process in bytes, the program and its libraries included.
     peak_bytes: u64,
+    /// Mean seconds in a step by kind of operation, where the contestant tells.
+    seconds_by_kind: serde_json::Map<String, serde_json::Value>,
 }
 
 /// The speed of one contestant as a multiple of another's: the median of the rounds' ratios.
@@ -275,13 +277,20 @@ impl Contestant {
         drop(requests);
         let mut line = String::new();
         answers.read_line(&mut line)?;
+        let mut kinds = String::new();
+        answers.read_line(&mut kinds)?;
         process.wait()?;
         // Ours tell more after it; see `backends`.
         let peak = line.split_whitespace().next().unwrap_or_default();
         let peak_bytes = peak.parse().with_context(|| format!("{name} answered {line:?}"))?;
         let sorted = sorted(rates);
         let range = [sorted[0], sorted[sorted.len() - 1]];
-        Ok((Entry { name, bits, images_per_second: median(sorted), range, peak_bytes }, line))
+        let seconds_by_kind = match kinds.trim() {
+            "" => serde_json::Map::new(),
+            kinds => serde_json::from_str(kinds).with_context(|| format!("{name} answered {kinds:?}"))?,
+        };
+        let images_per_second = median(sorted);
+        Ok((Entry { name, bits, images_per_second, range, peak_bytes, seconds_by_kind }, line))
     }
 }
 
@@ -327,7 +336,7 @@ fn show(report: &Report) {
         report.network, report.threads, report.rounds, report.machine
     );
     eprintln!("{:<16} {:<6} {:>9} {:>19} {:>9}", "", "bits", "images/s", "range", "peak MiB");
-    for Entry { name, bits, images_per_second, range: [low, high], peak_bytes } in &report.entries {
+    for Entry { name, bits, images_per_second, range: [low, high], peak_bytes, .. } in &report.entries {
         let decimals = if *images_per_second < 100.0 { 1 } else { 0 };
         let range = format!("{low:.decimals$} to {high:.decimals$}");
         let mebibytes = peak_bytes / (1 << 20);
@@ -336,5 +345,13 @@ fn show(report: &Report) {
     eprintln!();
     for Ratio { of, to, ratio } in &report.ratios {
         eprintln!("{of} is {ratio:.2} times {to}");
+    }
+    for entry in report.entries.iter().filter(|entry| !entry.seconds_by_kind.is_empty()) {
+        eprintln!("\nmilliseconds of a step, {} {}", entry.name, entry.bits);
+        let seconds = || entry.seconds_by_kind.iter().filter_map(|(kind, s)| Some((kind, s.as_f64()?)));
+        let all: f64 = seconds().map(|(_, seconds)| seconds).sum();
+        for (kind, seconds) in seconds() {
+            eprintln!("{kind:<36} {:>8.1} {:>5.1} %", seconds * 1e3, 100.0 * seconds / all);
+        }
     }
 }
