@@ -15,7 +15,7 @@ use lowbit_kernels::{
     fake_quantize_learned, fake_quantize_unit, use_reference,
 };
 use lowbit_models::{Family, InputShape, ModelConfig};
-use lowbit_quantizers::{LayerQuantization, Method, QuantizationPolicy};
+use lowbit_quantizers::{LayerQuantization, Method, QuantConv2dConfig, QuantizationPolicy};
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};
 use lowbit_tests::{
     Tolerance, assert_close, backends, default_device, gradients, normal, rng, tensor, values,
@@ -300,4 +300,92 @@ fn networks_agree() {
             assert_close(&what, got, expected, Tolerance { relative: 1e-4, absolute: 1e-6 });
         }
     }
+}
+
+/// A training must see that its values are no longer numbers: no operation makes a number of one.
+#[test]
+fn nan_stays_nan() {
+    let _lock = SWITCH.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let is_nan = |what: &str, y: Tensor<4>| {
+        assert!(values(y).iter().any(|value| value.is_nan()), "{what}");
+    };
+    for backend in backends() {
+        let mut x = vec![0.5; 2 * 4 * 16];
+        x[70] = f32::NAN;
+        let x = tensor::<4>(&x, [2, 4, 4, 4], &backend.device);
+        let w = tensor::<4>(&vec![1.0; 5 * 4 * 9], [5, 4, 3, 3], &backend.device);
+        let bad_w = w.clone().mask_fill(w.clone().equal_scalar(1.0), f32::NAN);
+        let options = || ConvOptions::new([1; 2], [1; 2], [1; 2], 1);
+        let scales = || [Scale::Constant(0.5), Scale::Constant(1.0)];
+        let bounds = CodeBounds { activation: 3, weight: 3 };
+        let q = fake_quantize_unit(x.clone(), 3.0);
+        is_nan("fake quantization", q.clone());
+        is_nan("codes of the input", conv2d_codes(x.clone(), w.clone(), scales(), bounds, options()));
+        let good = x.ones_like();
+        is_nan("codes of the weights", conv2d_codes(good, bad_w.clone(), scales(), bounds, options()));
+        is_nan("convolution", conv2d(x.clone(), w, options()));
+        is_nan("weights", dorefa_weights(bad_w, 3.0, MaxGradient::Detached));
+        let affine = [tensor(&[1.0; 4], [4], &backend.device), tensor(&[0.0; 4], [4], &backend.device)];
+        is_nan("normalization", batch_norm(x, affine, 1e-5, Activation::Unit { n: 3.0 }).output);
+    }
+}
+
+/// A layer that takes the place of the ReLU before it computes what it computes after one, with the same gradients.
+#[test]
+fn fused_input_quantizers_agree_with_those_after_a_relu() {
+    let device = default_device().autodiff();
+    let shape = [3, 5, 6, 6];
+    for method in [Method::DoReFa, Method::Pact, Method::Lsq] {
+        for bits in [1, 2, 4, 8] {
+            let precision = Precision::bits(bits).expect("1 to 8 bits");
+            let quantization = LayerQuantization::new(method, precision, precision);
+            let config = QuantConv2dConfig::new([5, 7], 3).with_quantization(quantization);
+            let mut layer = config.init(&device, &mut rng(2)).expect("the layer is defined");
+            let x = tensor::<4>(&normal(3 * 5 * 36, 0.3, 2.0, &mut rng(3)), shape, &device);
+            let quantizer = layer.input_quantizer.as_mut().expect("the input is quantized");
+            quantizer.start_calibration();
+            quantizer.fake_quantize(x.clone().clamp_min(0.0));
+            quantizer.finish_calibration();
+            let affine = [(5, 1.0, 7), (5, 0.1, 8)].map(|(n, mean, seed)| {
+                tensor::<1>(&normal(n, mean, 0.2, &mut rng(seed)), [n], &device).require_grad()
+            });
+            let x = x.require_grad();
+            let run = |is_fused: bool| {
+                let normalize = |activation| batch_norm(x.clone(), affine.clone(), 1e-5, activation).output;
+                let y = match is_fused {
+                    true => {
+                        let activation = layer.input_activation(shape).expect("this method has one");
+                        layer.forward_quantized(normalize(activation))
+                    }
+                    false => layer.forward(normalize(Activation::Relu)),
+                };
+                let all = (y.clone() * y.clone()).sum().backward();
+                let mut results = vec![("output".to_string(), values(y))];
+                results.push(("input".into(), values(x.grad(&all).expect("a gradient"))));
+                results.extend(
+                    affine.iter().map(|a| ("affine".into(), values(a.grad(&all).expect("a gradient")))),
+                );
+                let of_layer = gradients(&layer, &all).into_iter();
+                results.extend(of_layer.map(|(path, gradient)| (path, gradient.expect("a gradient"))));
+                results
+            };
+            for ((part, got), (_, expected)) in run(true).iter().zip(&run(false)) {
+                let what = format!("{method} at {bits} bits: {part}");
+                assert_close(&what, got, expected, Tolerance { relative: 1e-5, absolute: 1e-5 });
+            }
+        }
+    }
+}
+
+/// Weights of zero at 1 bit have the mean zero as their scale.
+#[test]
+fn zero_weights_at_1_bit_convolve_to_zero() {
+    let device = default_device();
+    let bit = Precision::bits(1).expect("1 is a width");
+    let config =
+        QuantConv2dConfig::new([2, 3], 3).with_quantization(LayerQuantization::new(Method::DoReFa, bit, bit));
+    let mut layer = config.init(&device, &mut rng(2)).expect("the layer is defined");
+    layer.weight = layer.weight.map(|weight| weight.zeros_like());
+    let x = tensor::<4>(&normal(2 * 25, 0.5, 1.0, &mut rng(3)), [1, 2, 5, 5], &device);
+    assert!(values(layer.forward(x)).iter().all(|value| *value == 0.0));
 }

@@ -168,6 +168,10 @@ struct Launch {
 impl Launch {
     fn new(x: &CubeTensor, n_parameters: usize) -> Self {
         let (n, client) = (x.shape().num_elements(), &x.client);
+        assert!(
+            n_parameters > 0 && n.is_multiple_of(n_parameters),
+            "{n_parameters} parameters for {n} values"
+        );
         let row = n / n_parameters;
         let vector = client.io_optimized_vector_sizes(x.dtype.size()).find(|size| row.is_multiple_of(*size));
         let vector = vector.unwrap_or(1);

@@ -1,7 +1,7 @@
 //! Fused operations of low-bit training: convolution, batch normalization and fake quantization, forward and backward.
 //!
 //! Each operation has a reference made of burn's own operations, which serves every backend; the CPU backends have
-//! kernels instead. Which one runs is decided here and nowhere else: callers see functions of tensors.
+//! kernels instead, GPUs some. Which one runs is decided here and nowhere else: callers see functions of tensors.
 //!
 //! What it does not do: no layers, no quantizers, no state.
 //!

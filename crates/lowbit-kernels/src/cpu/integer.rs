@@ -4,6 +4,7 @@
 //! channels. Products are summed up in 16 bits as long as they provably fit, then in 32.
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
@@ -196,11 +197,11 @@ impl IntegerConv {
     }
 
     /// Packs the weights, of the shape of [`ConvShape`]'s weight, as codes: `round(weight / scale)` with one scale for
-    /// all or one for each output channel.
+    /// all or one for each output channel. `None` if a code is beyond the bounds, or not a number.
     ///
     /// # Panics
-    /// If there are groups, a length does not fit the shape, or a code is beyond the bounds.
-    pub fn new(shape: ConvShape, weight: &[f32], scales: &[f32], bounds: CodeBounds) -> Self {
+    /// If there are groups, or a length does not fit the shape.
+    pub fn new(shape: ConvShape, weight: &[f32], scales: &[f32], bounds: CodeBounds) -> Option<Self> {
         assert_eq!(shape.groups, 1, "codes are convolved without groups");
         let taps = shape.kernel[0] * shape.kernel[1];
         assert_eq!(weight.len(), shape.out_channels * shape.in_channels * taps, "length of the weight");
@@ -214,12 +215,16 @@ impl IntegerConv {
         let n_steps = n_words * taps;
         let mut panels = vec![[0; WORD * BLOCK]; shape.out_channels.div_ceil(BLOCK) * n_steps];
         let blocks = panels.par_chunks_mut(n_steps).zip(weight.par_chunks(BLOCK * shape.in_channels * taps));
+        let fit = AtomicBool::new(true);
         blocks.zip(scales.par_chunks(BLOCK)).for_each(|((panel, weight), scales)| {
             let mut codes = vec![0; shape.in_channels * taps];
             let channels = weight.chunks_exact(shape.in_channels * taps).zip(scales);
             for (channel, (weight, scale)) in channels.enumerate() {
                 let largest = round_to_codes(weight, 1.0 / scale, &mut codes);
-                assert!(largest <= bound, "bounds of the weights: a code is {largest}");
+                // NaN compares as beyond the bounds.
+                if largest.partial_cmp(&bound).is_none_or(|order| order.is_gt()) {
+                    fit.store(false, Ordering::Relaxed);
+                }
                 for (c, codes) in codes.chunks_exact(taps).enumerate() {
                     let rows = &mut panel[c / WORD * taps..][..taps];
                     for (row, &code) in rows.iter_mut().zip(codes) {
@@ -229,41 +234,41 @@ impl IntegerConv {
             }
         });
         let tables = tables::Tables::new(&ConvShape { in_channels: n_words, ..shape }, PIXELS);
-        Self { shape, tables, panels, scales, bounds }
+        fit.into_inner().then_some(Self { shape, tables, panels, scales, bounds })
     }
 
     /// The convolution of `input`, whose values are the codes `round(input / scale)` times the scale.
     ///
-    /// The sum over codes is exact in 32 bits; its value in single precision is exact up to `2^24`.
+    /// The sum over codes is exact in 32 bits; its value in single precision is exact up to `2^24`. Returns whether all
+    /// codes are within the bounds, and numbers; if not, `out` has no meaning.
     ///
     /// # Panics
-    /// If a length does not fit the shape, or (in builds with debug assertions) a code is beyond the bounds.
-    pub fn forward(&self, input: &[f32], scale: f32, out: &mut [f32]) {
+    /// If a length does not fit the shape.
+    #[must_use]
+    pub fn forward(&self, input: &[f32], scale: f32, out: &mut [f32]) -> bool {
         let (shape, tables) = (&self.shape, &self.tables);
         let in_image = shape.in_channels * shape.size[0] * shape.size[1];
         let plane: usize = shape.out_size().iter().product();
         let out_image = shape.out_channels * plane;
         assert_eq!(input.len(), shape.batch * in_image, "length of the input");
         assert_eq!(out.len(), shape.batch * out_image, "length of the output");
-        let inverse = 1.0 / scale;
-        let largest = f32::from(self.bounds.activation) + 0.5;
-        debug_assert!(
-            input.iter().all(|x| (-0.5..=largest).contains(&(x * inverse))),
-            "bounds of the activations"
-        );
         if out.is_empty() {
-            return;
+            return true;
         }
+        let fit = AtomicBool::new(true);
         let scales: Vec<f32> = self.scales.iter().map(|weight| weight * scale).collect();
         let together = tables.images.min(shape.batch / (2 * rayon::current_num_threads())).max(1);
         out.par_chunks_mut(together * out_image).zip(input.par_chunks(together * in_image)).for_each(
             |(out, input)| {
                 WORDS.with_borrow_mut(|words| {
-                    self.load(input, inverse, words);
+                    if !self.load(input, 1.0 / scale, words) {
+                        fit.store(false, Ordering::Relaxed);
+                    }
                     self.run_images(words, input.len() / in_image * plane, &scales, out);
                 });
             },
         );
+        fit.into_inner()
     }
 
     fn run_images(&self, words: &[u32], values: usize, scales: &[f32], out: &mut [f32]) {
@@ -288,7 +293,9 @@ impl IntegerConv {
     }
 
     /// Copies the codes of images into words, with zeros around them and for the channels that fill the last word.
-    fn load(&self, input: &[f32], inverse: f32, words: &mut Vec<u32>) {
+    /// Returns whether all are within the bounds.
+    fn load(&self, input: &[f32], inverse: f32, words: &mut Vec<u32>) -> bool {
+        let mut fit = true;
         let shape = &self.shape;
         let [height, width] = shape.size;
         let (plane, source) = (height * width, &self.tables.source);
@@ -297,9 +304,11 @@ impl IntegerConv {
         for (image, input) in input.chunks_exact(shape.in_channels * plane).enumerate() {
             for (word, channels) in input.chunks(WORD * plane).enumerate() {
                 let start = source.index(image, word, shape.padding[0], shape.padding[1]) as usize;
-                join(channels, plane, width, inverse, source.row_len(), &mut words[start..]);
+                let scale = Scaling { inverse, largest: f32::from(self.bounds.activation) + 0.5 };
+                fit &= join(channels, plane, width, scale, source.row_len(), &mut words[start..]);
             }
         }
+        fit
     }
 }
 
@@ -328,10 +337,29 @@ multiversion! {
     }
 }
 
+/// From values to codes.
+#[derive(Clone, Copy)]
+struct Scaling {
+    inverse: f32,
+    largest: f32,
+}
+
+impl Scaling {
+    /// The code of `x`; `fit` turns to 0 if it is beyond the bounds or not a number.
+    #[inline(always)]
+    fn byte(self, x: f32, fit: &mut u32) -> u32 {
+        let code = x * self.inverse;
+        *fit &= u32::from((code > -0.5) & (code < self.largest));
+        u32::from(low_byte(code))
+    }
+}
+
 multiversion! {
-    /// Joins the codes of up to [`WORD`] planes to words, whose rows lie `stride` words apart.
-    fn join(channels: &[f32], plane: usize, width: usize, inverse: f32, stride: usize, out: &mut [u32]) {
-        let byte = |x: f32| u32::from(low_byte(x * inverse));
+    /// Joins the codes of up to [`WORD`] planes to words, whose rows lie `stride` words apart. Returns whether they fit.
+    fn join(
+        channels: &[f32], plane: usize, width: usize, scaling: Scaling, stride: usize, out: &mut [u32],
+    ) -> bool {
+        let mut fit = 1;
         if let Some((all, _)) = channels.split_at_checked(WORD * plane) {
             let (ab, cd) = all.split_at(2 * plane);
             let ((a, b), (c, d)) = (ab.split_at(plane), cd.split_at(plane));
@@ -339,18 +367,22 @@ multiversion! {
                 let row = y * width..(y + 1) * width;
                 let (ab, cd) = (a[row.clone()].iter().zip(&b[row.clone()]), c[row.clone()].iter().zip(&d[row]));
                 for (word, ((&a, &b), (&c, &d))) in out.iter_mut().zip(ab.zip(cd)) {
-                    *word = byte(a) | byte(b) << 8 | byte(c) << 16 | byte(d) << 24;
+                    *word = scaling.byte(a, &mut fit)
+                        | scaling.byte(b, &mut fit) << 8
+                        | scaling.byte(c, &mut fit) << 16
+                        | scaling.byte(d, &mut fit) << 24;
                 }
             }
-            return;
+            return fit == 1;
         }
         for (c, channel) in channels.chunks_exact(plane).enumerate() {
             for (row, out) in channel.chunks_exact(width).zip(out.chunks_mut(stride)) {
                 for (word, &x) in out.iter_mut().zip(row) {
-                    *word |= byte(x) << (8 * c);
+                    *word |= scaling.byte(x, &mut fit) << (8 * c);
                 }
             }
         }
+        fit == 1
     }
 }
 

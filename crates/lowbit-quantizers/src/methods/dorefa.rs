@@ -64,7 +64,11 @@ impl DoReFaWeights {
     pub fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
         match self.bits.get() {
             1 => sign(w).clamp_min(0.0).int(),
-            _ => self.grid(w).round().int(),
+            _ => {
+                // From what the forward pass uses: another tanh might round to another code.
+                let n = steps(self.bits);
+                ((dorefa_weights(w, n, self.max_gradient) * n + n) / 2.0).round().int()
+            }
         }
     }
 

@@ -22,7 +22,8 @@ fn check(shape: ConvShape, bounds: CodeBounds, random: &mut Random) {
         (0..n_codes).map(|_| random.below(u32::from(bounds.activation) + 1) as f32).collect();
     let n_out = shape.batch * shape.out_channels * shape.out_size().iter().product::<usize>();
     let (mut got, mut expected) = (vec![f32::NAN; n_out], vec![f32::NAN; n_out]);
-    IntegerConv::new(shape, &weight, &[1.0], bounds).forward(&input, 1.0, &mut got);
+    let kernel = IntegerConv::new(shape, &weight, &[1.0], bounds).expect("the weights fit");
+    assert!(kernel.forward(&input, 1.0, &mut got));
     conv::forward(&shape, &input, &weight, &mut expected);
     assert!(got == expected, "{shape:?} {bounds:?}");
 
@@ -32,7 +33,8 @@ fn check(shape: ConvShape, bounds: CodeBounds, random: &mut Random) {
     let weight: Vec<f32> =
         weight.iter().enumerate().map(|(i, code)| code * scales[i / per_channel]).collect();
     let input: Vec<f32> = input.iter().map(|code| code / 3.0).collect();
-    IntegerConv::new(shape, &weight, &scales, bounds).forward(&input, 1.0 / 3.0, &mut got);
+    let kernel = IntegerConv::new(shape, &weight, &scales, bounds).expect("the weights fit");
+    assert!(kernel.forward(&input, 1.0 / 3.0, &mut got));
     let plane: usize = shape.out_size().iter().product();
     for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
         assert_eq!(*got, expected * (scales[i / plane % shape.out_channels] * (1.0 / 3.0)));
@@ -88,9 +90,43 @@ fn sums_at_the_bounds_do_not_overflow() {
             let bounds = CodeBounds { activation, weight: weight.unsigned_abs() };
             let mut out = [f32::NAN; 17];
             let input = vec![f32::from(activation); 8100];
-            IntegerConv::new(shape, &weights, &[1.0], bounds).forward(&input, 1.0, &mut out);
+            let kernel = IntegerConv::new(shape, &weights, &[1.0], bounds).expect("the weights fit");
+            assert!(kernel.forward(&input, 1.0, &mut out));
             let expected = 8100 * i32::from(activation) * i32::from(weight * sign);
             assert_eq!(out, [expected as f32; 17]);
+        }
+    }
+}
+
+/// What is no code is told, wherever it is: a training has to see that its values are no longer numbers.
+#[test]
+fn values_beyond_the_bounds_are_told() {
+    let shape = ConvShape {
+        batch: 2,
+        in_channels: 6,
+        out_channels: 3,
+        size: [5, 7],
+        kernel: [3, 3],
+        stride: [1, 1],
+        padding: [1, 1],
+        groups: 1,
+    };
+    let bounds = CodeBounds { activation: 3, weight: 3 };
+    let (input, weight) = (vec![1.0; 2 * 6 * 35], vec![-2.0; 3 * 6 * 9]);
+    let kernel = IntegerConv::new(shape, &weight, &[1.0], bounds).expect("the weights fit");
+    let mut out = vec![f32::NAN; 2 * 3 * 35];
+    assert!(kernel.forward(&input, 1.0, &mut out));
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 4.0, -1.0, 255.0, 1e30] {
+        for place in [0, 34, 35, 149, 200, input.len() - 1] {
+            let mut input = input.clone();
+            input[place] = bad;
+            assert!(!kernel.forward(&input, 1.0, &mut out), "{bad} at {place}");
+        }
+        let places = if bad == -1.0 { vec![] } else { vec![0, 15, 16, 53, 100, weight.len() - 1] };
+        for place in places {
+            let mut weight = weight.clone();
+            weight[place] = bad;
+            assert!(IntegerConv::new(shape, &weight, &[1.0], bounds).is_none(), "{bad} at {place}");
         }
     }
 }
