@@ -2,6 +2,8 @@
 //!
 //! All contestants take turns, so that what else the machine does falls on all alike; medians over the rounds are shown.
 
+mod ops;
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -11,6 +13,8 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::cargo;
+
+pub use ops::{OpsArgs, ops};
 
 /// What `cargo xtask bench step` is asked for.
 #[derive(Args)]

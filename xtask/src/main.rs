@@ -39,6 +39,8 @@ enum Task {
 enum Bench {
     /// Whole training steps: forward, backward, SGD
     Step(bench::StepArgs),
+    /// Single operations: convolutions, normalization, quantizers
+    Ops(bench::OpsArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -47,6 +49,7 @@ fn main() -> anyhow::Result<()> {
         Task::Wgpu => wgpu(),
         Task::Reproduce(args) => reproduce::run(&args),
         Task::Bench(Bench::Step(args)) => bench::step(&args),
+        Task::Bench(Bench::Ops(args)) => bench::ops(&args),
     }
 }
 
