@@ -2,6 +2,7 @@
 //! comparison by tolerance, seeded random values, quantizers by name, and the golden files.
 
 pub mod golden;
+pub mod ops;
 mod quantizer;
 
 use std::fmt;

@@ -41,6 +41,8 @@ enum Bench {
     Step(bench::StepArgs),
     /// The same steps on every backend: time, memory, what must be compiled in
     Backends(bench::backends::BackendsArgs),
+    /// Single operations: convolutions, normalization, quantizers
+    Ops(bench::ops::OpsArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -50,6 +52,7 @@ fn main() -> anyhow::Result<()> {
         Task::Reproduce(args) => reproduce::run(&args),
         Task::Bench(Bench::Step(args)) => bench::step(&args),
         Task::Bench(Bench::Backends(args)) => bench::backends::run(&args),
+        Task::Bench(Bench::Ops(args)) => bench::ops::run(&args),
     }
 }
 

@@ -35,8 +35,8 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
 use burn::tensor::ops::ConvOptions;
 
-pub use backend::KernelBackend;
-use backend::{ActivationKind, CodeKinds, ScaleKind};
+pub use backend::{ActivationKind, KernelBackend};
+use backend::{CodeKinds, ScaleKind};
 pub use cpu::fake_quantize::Grid;
 pub use cpu::integer::CodeBounds;
 pub use cpu::weights::MaxGradient;

@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::cargo;
 
 pub mod backends;
+pub mod ops;
 
 /// What `cargo xtask bench step` is asked for.
 #[derive(Args)]

@@ -4,6 +4,7 @@ pub mod activation;
 pub mod conv;
 pub mod fake_quantize;
 pub mod integer;
+pub mod limits;
 pub mod norm;
 mod simd;
 mod transpose;
