@@ -210,7 +210,7 @@ impl IntegerConv {
             _ => scales.to_vec(),
         };
         assert_eq!(scales.len(), shape.out_channels, "one scale, or one for each output channel");
-        let bound = f32::from(bounds.weight.min(i8::MAX as u8)) + 0.5;
+        let largest = f32::from(bounds.weight.min(i8::MAX as u8)) + 0.5;
         let n_words = shape.in_channels.div_ceil(WORD);
         let n_steps = n_words * taps;
         let mut panels = vec![[0; WORD * BLOCK]; shape.out_channels.div_ceil(BLOCK) * n_steps];
@@ -220,9 +220,7 @@ impl IntegerConv {
             let mut codes = vec![0; shape.in_channels * taps];
             let channels = weight.chunks_exact(shape.in_channels * taps).zip(scales);
             for (channel, (weight, scale)) in channels.enumerate() {
-                let largest = round_to_codes(weight, 1.0 / scale, &mut codes);
-                // NaN compares as beyond the bounds.
-                if largest.partial_cmp(&bound).is_none_or(|order| order.is_gt()) {
+                if !round_to_codes(weight, 1.0 / scale, largest, &mut codes) {
                     fit.store(false, Ordering::Relaxed);
                 }
                 for (c, codes) in codes.chunks_exact(taps).enumerate() {
@@ -313,27 +311,16 @@ impl IntegerConv {
 }
 
 multiversion! {
-    /// Writes the nearest integers of `weight * inverse` in two's complement; returns the largest magnitude before the
-    /// rounding, NaN if there is one.
-    fn round_to_codes(weight: &[f32], inverse: f32, codes: &mut [u8]) -> f32 {
-        let mut largest = [0.0f32; 16];
-        let (rows, rest) = weight.as_chunks::<16>();
-        let (code_rows, code_rest) = codes.as_chunks_mut::<16>();
-        let mut at = |v: usize, weight: f32, code: &mut u8| {
+    /// Writes the nearest integers of `weight * inverse` in two's complement; returns whether all are numbers of at most
+    /// `largest` before the rounding.
+    fn round_to_codes(weight: &[f32], inverse: f32, largest: f32, codes: &mut [u8]) -> bool {
+        let mut fit = 1;
+        for (&weight, code) in weight.iter().zip(codes) {
             let value = weight * inverse;
-            // NaN compares as larger.
-            largest[v] = if value.abs() <= largest[v] { largest[v] } else { value.abs() };
+            fit &= u32::from(value.abs() < largest);
             *code = low_byte(value);
-        };
-        for (row, codes) in rows.iter().zip(code_rows) {
-            for v in 0..16 {
-                at(v, row[v], &mut codes[v]);
-            }
         }
-        for (v, (&weight, code)) in rest.iter().zip(code_rest).enumerate() {
-            at(v, weight, code);
-        }
-        largest.iter().fold(0.0, |all, &largest| if largest <= all { all } else { largest })
+        fit == 1
     }
 }
 
