@@ -101,6 +101,8 @@ struct PeerEntry {
     milliseconds: f64,
     /// How many times as fast ours is: the median of the rounds' ratios.
     ratio: f64,
+    /// Smallest and largest round.
+    range: [f64; 2],
 }
 
 #[derive(Serialize)]
@@ -210,9 +212,9 @@ impl<'a> Turn<'a> {
         median(sorted(self.times.clone()))
     }
 
-    /// How many times as long it took as another one: the median of the rounds' ratios.
-    fn ratio(&self, other: &Self) -> f64 {
-        median(sorted(self.times.iter().zip(&other.times).map(|(this, other)| this / other).collect()))
+    /// How many times as long it took as another one, by round, sorted.
+    fn ratios(&self, other: &Self) -> Vec<f64> {
+        sorted(self.times.iter().zip(&other.times).map(|(this, other)| this / other).collect())
     }
 }
 
@@ -243,12 +245,16 @@ fn time(
     };
     let share_of_limit = listed.limit.as_ref().map(|limit| {
         let more_work = listed.work.amount() / limit.work.amount();
-        more_work * turns[1].ratio(ours)
+        more_work * median(turns[1].ratios(ours))
     });
-    let peers = turns.iter().skip(2).map(|turn| PeerEntry {
-        name: turn.contestant.label(),
-        milliseconds: turn.median() * 1e3,
-        ratio: turn.ratio(ours),
+    let peers = turns.iter().skip(2).map(|turn| {
+        let ratios = turn.ratios(ours);
+        PeerEntry {
+            name: turn.contestant.label(),
+            milliseconds: turn.median() * 1e3,
+            range: [ratios[0], ratios[ratios.len() - 1]],
+            ratio: median(ratios),
+        }
     });
     Ok(Entry {
         name: listed.name.clone(),
@@ -267,21 +273,23 @@ fn show(report: &Report) {
         report.machine, report.threads, report.rounds
     );
     let with_peers = report.entries.iter().any(|entry| !entry.peers.is_empty());
-    eprint!("{:<42} {:<15} {:>8}", "", "", "lowbit");
+    eprint!("{:<44} {:<15} {:>8}", "", "", "lowbit");
     if with_peers {
-        eprint!(" {:>8} {:>10} {:>6}", "torch", "torch nhwc", "ratio");
+        eprint!(" {:>8} {:>10} {:>6} {:>14}", "torch", "torch nhwc", "ratio", "range");
     }
     eprintln!(" {:>12} {:>6}", "speed", "limit");
     for entry in &report.entries {
-        eprint!("{:<42} {:<15} {:>8.3}", entry.name, entry.pass, entry.milliseconds);
+        eprint!("{:<44} {:<15} {:>8.3}", entry.name, entry.pass, entry.milliseconds);
         match entry.peers.as_slice() {
             [contiguous, channels_last] => {
                 // To the peer's better layout.
-                let ratio = contiguous.ratio.min(channels_last.ratio);
+                let better = if contiguous.ratio < channels_last.ratio { contiguous } else { channels_last };
+                let PeerEntry { ratio, range: [low, high], .. } = better;
                 let [contiguous, channels_last] = [contiguous, channels_last].map(|peer| peer.milliseconds);
-                eprint!(" {contiguous:>8.3} {channels_last:>10.3} {ratio:>6.2}");
+                let range = format!("{low:.2} to {high:.2}");
+                eprint!(" {contiguous:>8.3} {channels_last:>10.3} {ratio:>6.2} {range:>14}");
             }
-            _ if with_peers => eprint!(" {:>8} {:>10} {:>6}", "", "", ""),
+            _ if with_peers => eprint!(" {:>8} {:>10} {:>6} {:>14}", "", "", "", ""),
             _ => {}
         }
         let speed = match (entry.gflops_per_second, entry.gigabytes_per_second) {
