@@ -13,6 +13,10 @@ use crate::cargo;
 /// What `cargo xtask parity` is asked for.
 #[derive(Args)]
 pub struct ParityArgs {
+    /// Only the training on wgpu
+    #[arg(long, conflicts_with = "slow")]
+    train_only: bool,
+
     /// Also the tests that take long: a recipe trained on wgpu and on the CPU over three seeds
     #[arg(long)]
     slow: bool,
@@ -37,6 +41,9 @@ const SUITES: [(&str, &[&str]); 2] = [("parity", &["wgpu::", "checkpoints_move"]
 const GROUPS: [&str; 4] = ["quantizers", "layers", "models", "strategies"];
 
 pub fn run(args: &ParityArgs) -> anyhow::Result<()> {
+    if args.train_only {
+        return train();
+    }
     let mut lines = Vec::new();
     for (suite, tests) in SUITES {
         lines.extend(test(suite, tests, &[])?);

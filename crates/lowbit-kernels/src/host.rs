@@ -33,7 +33,7 @@ fn filled(n: usize, write: impl FnOnce(&mut [f32])) -> Vec<f32> {
     } else {
         // SAFETY: every kernel writes all of its output and reads nothing of it before, which their tests check with outputs
         // full of NaN; an `f32` needs no drop. Zeros would cost as much as a normalization.
-        #[allow(clippy::uninit_vec, reason = "see above")]
+        #[allow(clippy::uninit_vec, reason = "the kernels write all of it before they read")]
         unsafe {
             values.set_len(n);
         }

@@ -5,9 +5,6 @@
 
 /// A function of one value with at most one learned parameter.
 pub trait Pointwise: Copy + Send + Sync {
-    /// The integer the value is rounded to; the value itself if nothing is rounded.
-    fn code(self, x: f32) -> f32;
-
     /// The result.
     fn value(self, x: f32) -> f32;
 
@@ -59,10 +56,6 @@ pub struct ClipGrid {
 
 impl Pointwise for Identity {
     #[inline(always)]
-    fn code(self, x: f32) -> f32 {
-        x
-    }
-    #[inline(always)]
     fn value(self, x: f32) -> f32 {
         x
     }
@@ -78,10 +71,6 @@ impl Pointwise for Identity {
 
 impl Pointwise for Relu {
     #[inline(always)]
-    fn code(self, x: f32) -> f32 {
-        self.value(x)
-    }
-    #[inline(always)]
     fn value(self, x: f32) -> f32 {
         // A comparison, as `f32::max` would turn NaN into 0.
         if x < 0.0 { 0.0 } else { x }
@@ -96,11 +85,14 @@ impl Pointwise for Relu {
     }
 }
 
-impl Pointwise for UnitGrid {
+impl UnitGrid {
     #[inline(always)]
     fn code(self, x: f32) -> f32 {
         (x.clamp(0.0, 1.0) * self.n).round_ties_even()
     }
+}
+
+impl Pointwise for UnitGrid {
     #[inline(always)]
     fn value(self, x: f32) -> f32 {
         self.code(x) / self.n
@@ -115,11 +107,14 @@ impl Pointwise for UnitGrid {
     }
 }
 
-impl Pointwise for StepGrid {
+impl StepGrid {
     #[inline(always)]
     fn code(self, x: f32) -> f32 {
         clip(x / self.step_size, self.q_min, self.q_max).round_ties_even()
     }
+}
+
+impl Pointwise for StepGrid {
     #[inline(always)]
     fn value(self, x: f32) -> f32 {
         self.code(x) * self.step_size
@@ -141,13 +136,14 @@ impl ClipGrid {
         let above_zero = if x < 0.0 { 0.0 } else { x };
         if x >= self.clip_value { self.clip_value } else { above_zero }
     }
-}
 
-impl Pointwise for ClipGrid {
     #[inline(always)]
     fn code(self, x: f32) -> f32 {
         (self.clipped(x) / self.clip_value * self.n).round_ties_even()
     }
+}
+
+impl Pointwise for ClipGrid {
     #[inline(always)]
     fn value(self, x: f32) -> f32 {
         let clipped = self.clipped(x);

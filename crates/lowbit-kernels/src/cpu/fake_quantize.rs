@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::activation::{ClipGrid, Pointwise, StepGrid, UnitGrid, low_byte};
+use super::activation::{ClipGrid, Pointwise, StepGrid, UnitGrid};
 use super::simd::multiversion;
 
 /// Values that one thread takes at a time. Sums are added up by these chunks, whatever the number of threads.
@@ -29,14 +29,6 @@ multiversion! {
     fn forward_chunk<A: Pointwise>(x: &[f32], activation: A, y: &mut [f32]) {
         for (y, &x) in y.iter_mut().zip(x) {
             *y = activation.value(x);
-        }
-    }
-}
-
-multiversion! {
-    fn codes_chunk<A: Pointwise>(x: &[f32], activation: A, codes: &mut [u8]) {
-        for (code, &x) in codes.iter_mut().zip(x) {
-            *code = low_byte(activation.code(x));
         }
     }
 }
@@ -71,14 +63,6 @@ fn forward<A: Pointwise>(x: &[f32], activation: A, y: &mut [f32]) {
     y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| forward_chunk(x, activation, y));
 }
 
-fn codes<A: Pointwise>(x: &[f32], activation: A, codes: &mut [u8]) {
-    assert_eq!(x.len(), codes.len(), "length of the codes");
-    codes
-        .par_chunks_mut(CHUNK)
-        .zip(x.par_chunks(CHUNK))
-        .for_each(|(codes, x)| codes_chunk(x, activation, codes));
-}
-
 fn gradient<A: Pointwise>(x: &[f32], activation: A, g: &[f32], dx: &mut [f32]) -> f32 {
     assert!(x.len() == g.len() && x.len() == dx.len(), "length of the gradients");
     let inputs = x.par_chunks(CHUNK).zip(g.par_chunks(CHUNK));
@@ -90,11 +74,6 @@ fn gradient<A: Pointwise>(x: &[f32], activation: A, g: &[f32], dx: &mut [f32]) -
 /// `y = round(clip(x, 0, 1) n) / n`, the activations of DoReFa.
 pub fn unit(x: &[f32], n: f32, y: &mut [f32]) {
     forward(x, UnitGrid { n }, y);
-}
-
-/// `round(clip(x, 0, 1) n)` in `0..=255`.
-pub fn unit_codes(x: &[f32], n: f32, out: &mut [u8]) {
-    codes(x, UnitGrid { n }, out);
 }
 
 /// `dx = g` where `0 <= x <= 1`, else 0.
@@ -129,23 +108,6 @@ pub fn learned(x: &[f32], parameters: &[f32], grid: Grid, y: &mut [f32]) {
     rows.for_each(|((y, x), &parameter)| match grid {
         Grid::Step { q_min, q_max } => forward(x, Grid::step(q_min, q_max, parameter), y),
         Grid::Clip { n } => forward(x, ClipGrid { clip_value: parameter, n }, y),
-    });
-}
-
-/// The codes of [`learned`], two's complement if `q_min` is negative.
-///
-/// # Panics
-/// If the lengths do not fit each other.
-pub fn learned_codes(x: &[f32], parameters: &[f32], grid: Grid, out: &mut [u8]) {
-    assert_eq!(x.len(), out.len(), "length of the codes");
-    let row = row(x, parameters);
-    if row == 0 {
-        return;
-    }
-    let rows = out.par_chunks_mut(row).zip(x.par_chunks(row)).zip(parameters);
-    rows.for_each(|((out, x), &parameter)| match grid {
-        Grid::Step { q_min, q_max } => codes(x, Grid::step(q_min, q_max, parameter), out),
-        Grid::Clip { n } => codes(x, ClipGrid { clip_value: parameter, n }, out),
     });
 }
 
@@ -203,9 +165,6 @@ mod tests {
             let mut y = vec![f32::NAN; x.len()];
             unit(&x, n, &mut y);
             assert_same_bits(&y, x.iter().map(|x| (x.clamp(0.0, 1.0) * n).round_ties_even() / n));
-            let mut codes = vec![9; x.len()];
-            unit_codes(&x, n, &mut codes);
-            assert!(codes.iter().zip(&y).all(|(&code, &y)| f32::from(code) / n == y));
             let g: Vec<f32> = x.iter().rev().map(|x| x.clamp(-2.0, 2.0)).collect();
             let mut dx = vec![f32::NAN; x.len()];
             unit_gradient(&x, &g, &mut dx);
@@ -223,12 +182,6 @@ mod tests {
                 let grid = Grid::Step { q_min, q_max };
                 learned(&x, &[s], grid, &mut y);
                 assert_same_bits(&y, x.iter().map(|x| (x / s).clamp(q_min, q_max).round_ties_even() * s));
-                let mut codes = vec![9; x.len()];
-                learned_codes(&x, &[s], grid, &mut codes);
-                for (&code, x) in codes.iter().zip(&x) {
-                    let code = if q_min < 0.0 { f32::from(code as i8) } else { f32::from(code) };
-                    assert_eq!(code, (x / s).clamp(q_min, q_max).round_ties_even());
-                }
                 let g: Vec<f32> = x.iter().rev().map(|x| (x / s).clamp(-2.0, 2.0)).collect();
                 let mut dx = vec![f32::NAN; x.len()];
                 let ds = learned_gradient(&x, &[s], grid, &g, &mut dx);

@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 pub use super::activation::Activation;
-use super::activation::{Pointwise, low_byte, with_activation};
+use super::activation::{Pointwise, with_activation};
 use super::simd::multiversion;
 
 /// Sizes of a normalization.
@@ -166,17 +166,6 @@ multiversion! {
     }
 }
 
-multiversion! {
-    fn codes_of_image<A: Pointwise>(x: &[f32], affines: &[Affine], activation: A, codes: &mut [u8]) {
-        let plane = x.len() / affines.len();
-        for ((x, codes), &affine) in x.chunks_exact(plane).zip(codes.chunks_exact_mut(plane)).zip(affines) {
-            for (code, &x) in codes.iter_mut().zip(x) {
-                *code = low_byte(activation.code(affine.apply(x)));
-            }
-        }
-    }
-}
-
 /// Normalization and activation.
 ///
 /// # Equation
@@ -193,22 +182,6 @@ pub fn apply(shape: NormShape, x: &[f32], parameters: NormParameters<'_>, y: &mu
     let images = y.par_chunks_mut(shape.image()).zip(x.par_chunks(shape.image()));
     with_activation!(parameters.activation, activation => {
         images.for_each(|(y, x)| apply_image(x, &affines, activation, y));
-    });
-}
-
-/// The codes of [`apply`] with a fake quantizer: what the result is a multiple of, in 8 bits.
-///
-/// # Panics
-/// If a length does not fit the shape.
-pub fn apply_codes(shape: NormShape, x: &[f32], parameters: NormParameters<'_>, codes: &mut [u8]) {
-    assert!(x.len() == shape.len() && codes.len() == shape.len(), "length of the input and the output");
-    let affines = parameters.affines(shape);
-    if shape.len() == 0 {
-        return;
-    }
-    let images = codes.par_chunks_mut(shape.image()).zip(x.par_chunks(shape.image()));
-    with_activation!(parameters.activation, activation => {
-        images.for_each(|(codes, x)| codes_of_image(x, &affines, activation, codes));
     });
 }
 

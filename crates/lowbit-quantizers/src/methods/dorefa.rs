@@ -46,20 +46,6 @@ impl DoReFaWeights {
         self.bits
     }
 
-    /// The weights on the code grid before rounding, in `[0, n]`.
-    fn grid<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
-        let squashed = w.tanh();
-        let mut max = squashed.clone().abs().max();
-        if self.max_gradient == MaxGradient::Detached {
-            max = max.detach();
-        }
-        // All weights zero: 0 / 1 instead of 0 / 0, which puts every code in the middle of the grid.
-        let all_zero = max.clone().equal_scalar(0.0);
-        let double_max = max.mul_scalar(2.0).mask_fill(all_zero, 1.0);
-        let z = squashed / double_max.reshape([1; D]) + 0.5;
-        z * steps(self.bits)
-    }
-
     /// Codes in `0..=2^bits - 1`, of `w`'s shape.
     pub fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
         match self.bits.get() {
@@ -97,14 +83,17 @@ impl DoReFaWeights {
     pub fn unrounded<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
         match self.bits.get() {
             1 => w,
-            _ => self.off_grid(self.grid(w)),
+            _ => {
+                let squashed = w.tanh();
+                let mut max = squashed.clone().abs().max();
+                if self.max_gradient == MaxGradient::Detached {
+                    max = max.detach();
+                }
+                // All weights zero: 0 / 1 instead of 0 / 0.
+                let all_zero = max.clone().equal_scalar(0.0);
+                squashed / max.mask_fill(all_zero, 1.0).reshape([1; D])
+            }
         }
-    }
-
-    /// From `[0, n]` to [-1, 1].
-    fn off_grid<const D: usize>(&self, grid: Tensor<D>) -> Tensor<D> {
-        let n = steps(self.bits);
-        (grid * 2.0 - n) / n
     }
 
     /// The grid's parameters for the weights `w`.
