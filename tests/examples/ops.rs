@@ -7,6 +7,7 @@ use std::io::{BufRead, Write, stdin, stdout};
 use std::time::Instant;
 
 use lowbit_kernels::allocator::{Allocator, keep_memory};
+use lowbit_kernels::cpu::on_compute_thread;
 use lowbit_tests::default_device;
 use lowbit_tests::ops::{Case, Work, cases};
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,10 @@ struct Prepared {
 
 fn main() {
     keep_memory();
+    on_compute_thread(serve);
+}
+
+fn serve() {
     let device = default_device();
     let mut prepared: Option<Prepared> = None;
     for line in stdin().lock().lines() {

@@ -13,6 +13,7 @@ use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
 use burn::tensor::{Device, Tensor, TensorData};
 use lowbit_core::Precision;
 use lowbit_kernels::allocator::{Allocator, keep_memory};
+use lowbit_kernels::cpu::on_compute_thread;
 use lowbit_kernels::take_times;
 use lowbit_models::{Family, InputShape, ModelConfig, Network};
 use lowbit_quantizers::{LayerQuantization, Method, QuantizationPolicy};
@@ -84,6 +85,10 @@ fn device(name: &str) -> Device {
 
 fn main() {
     keep_memory();
+    on_compute_thread(run);
+}
+
+fn run() {
     let args: Vec<String> = std::env::args().collect();
     let [_, name, bits, device_name] = args.as_slice() else {
         panic!("usage: step NETWORK BITS DEVICE");

@@ -24,15 +24,7 @@ pub struct ParityArgs {
 
 /// wgpu and the backend that it is compared with. ndarray would take minutes to compile once more; the runs that go on
 /// from it are those that the tests with the default features have left.
-///
-/// Flex is compiled quickly here instead of well: it has little to do, and would be the longest part of the build.
-pub const FEATURES: [&str; 5] = [
-    "--no-default-features",
-    "--features",
-    "wgpu,flex",
-    "--config",
-    "profile.dev.package.burn-flex.opt-level=1",
-];
+pub const FEATURES: [&str; 3] = ["--no-default-features", "--features", "wgpu,flex"];
 
 /// Test binaries, and which of their tests: what the default features' tests have not run.
 const SUITES: [(&str, &[&str]); 2] = [("parity", &["wgpu::", "checkpoints_move"]), ("device", &[])];

@@ -9,19 +9,18 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::ConvOptions;
 
-use crate::backend::{ActivationKind, CodeKinds, KernelBackend};
+use crate::backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend};
 use crate::cpu::fake_quantize::Grid;
 use crate::cpu::weights::MaxGradient;
 
-impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
+impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn lowbit_conv2d(
         input: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         options: ConvOptions<2>,
     ) -> FloatTensor<Self> {
-        conv2d::<B, C>(input, weight, options.clone(), |input, weight| {
-            B::lowbit_conv2d(input, weight, options)
-        })
+        let forward = |input, weight| B::lowbit_conv2d(input, weight, options.clone());
+        conv2d::<B, C>(input, weight, &options, |_, _| None, forward)
     }
 
     fn lowbit_conv2d_codes(
@@ -34,9 +33,13 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     ) -> FloatTensor<Self> {
         let (input_parameter, weight_parameter) =
             (input_parameter.into_primitive(), weight_parameter.into_primitive());
-        conv2d::<B, C>(input, weight, options.clone(), |input, weight| {
-            B::lowbit_conv2d_codes(input, weight, input_parameter, weight_parameter, codes, options)
-        })
+        let keep =
+            |input: &_, weight: &_| B::lowbit_keep_codes(input, weight, &input_parameter, codes, &options);
+        let forward = |input, weight| {
+            let input_parameter = input_parameter.clone();
+            B::lowbit_conv2d_codes(input, weight, input_parameter, weight_parameter, codes, options.clone())
+        };
+        conv2d::<B, C>(input, weight, &options, keep, forward)
     }
 
     fn lowbit_batch_statistics(input: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -117,16 +120,21 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     }
 }
 
-/// A node of a convolution whose forward pass is `forward`.
-fn conv2d<B: KernelBackend, C: CheckpointStrategy>(
+/// A node of a convolution whose forward pass is `forward`. What `keep` yields is kept instead of the input.
+fn conv2d<B: KernelBackend + KeepCodes, C: CheckpointStrategy>(
     input: FloatTensor<Autodiff<B, C>>,
     weight: FloatTensor<Autodiff<B, C>>,
-    options: ConvOptions<2>,
+    options: &ConvOptions<2>,
+    keep: impl FnOnce(&FloatTensor<B>, &FloatTensor<B>) -> Option<KeptCodes>,
     forward: impl FnOnce(FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
 ) -> FloatTensor<Autodiff<B, C>> {
     match Conv2d.prepare::<C>([input.node(), weight.node()]).compute_bound().stateful() {
         OpsKind::Tracked(mut prepared) => {
-            let state = (prepared.checkpoint(&input), prepared.checkpoint(&weight), options);
+            let kept = match keep(&input.primitive(), &weight.primitive()) {
+                Some(codes) => KeptInput::Codes(codes),
+                None => KeptInput::Node(prepared.checkpoint(&input), options.clone()),
+            };
+            let state = (kept, prepared.checkpoint(&weight));
             prepared.finish(state, forward(input.into_primitive(), weight.into_primitive()))
         }
         OpsKind::UnTracked(prepared) => {
@@ -138,23 +146,38 @@ fn conv2d<B: KernelBackend, C: CheckpointStrategy>(
 #[derive(Debug)]
 struct Conv2d;
 
-impl<B: KernelBackend> Backward<B, 2> for Conv2d {
-    type State = (NodeId, NodeId, ConvOptions<2>);
+/// Input of a convolution for its backward pass.
+#[derive(Clone, Debug)]
+enum KeptInput {
+    Node(NodeId, ConvOptions<2>),
+    Codes(KeptCodes),
+}
+
+impl<B: KernelBackend + KeepCodes> Backward<B, 2> for Conv2d {
+    type State = (KeptInput, NodeId);
 
     fn backward(self, ops: Ops<Self::State, 2>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let [input_node, weight_node] = ops.parents;
         let gradient = gradients.consume::<B>(&ops.node);
-        let (input, weight, options) = ops.state;
-        let input: FloatTensor<B> = checkpointer.retrieve_node_output(input);
+        let wanted = [0, 1].map(|i| ops.parents[i].is_some());
+        let (kept, weight) = ops.state;
         let weight: FloatTensor<B> = checkpointer.retrieve_node_output(weight);
-        if let Some(node) = input_node {
-            let (input, weight, gradient) = (input.clone(), weight.clone(), gradient.clone());
-            let gradient = B::lowbit_conv2d_input_gradient(input, weight, gradient, options.clone());
-            gradients.register::<B>(node.id, gradient);
-        }
-        if let Some(node) = weight_node {
-            gradients
-                .register::<B>(node.id, B::lowbit_conv2d_weight_gradient(input, weight, gradient, options));
+        let results = match kept {
+            KeptInput::Codes(kept) => B::lowbit_gradients_of_codes(&kept, weight, gradient, wanted),
+            KeptInput::Node(input, options) => {
+                let input: FloatTensor<B> = checkpointer.retrieve_node_output(input);
+                let of_input = wanted[0].then(|| {
+                    let (input, weight, gradient) = (input.clone(), weight.clone(), gradient.clone());
+                    B::lowbit_conv2d_input_gradient(input, weight, gradient, options.clone())
+                });
+                let of_weight =
+                    wanted[1].then(|| B::lowbit_conv2d_weight_gradient(input, weight, gradient, options));
+                [of_input, of_weight]
+            }
+        };
+        for (node, gradient) in ops.parents.into_iter().zip(results) {
+            if let (Some(node), Some(gradient)) = (node, gradient) {
+                gradients.register::<B>(node.id, gradient);
+            }
         }
     }
 }

@@ -4,8 +4,10 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, backend_extension};
 use burn::tensor::ops::ConvOptions;
 
+use crate::cpu::conv::ConvShape;
 use crate::cpu::fake_quantize::Grid;
 use crate::cpu::integer::CodeBounds;
+use crate::cpu::packed::PackedImages;
 use crate::cpu::weights::MaxGradient;
 use crate::reference;
 
@@ -46,6 +48,42 @@ pub struct CodeKinds {
     pub weight: ScaleKind,
     /// Largest magnitudes of the integers; those of the input are not negative.
     pub bounds: CodeBounds,
+}
+
+/// What the backward pass keeps of a quantized input of a convolution.
+#[derive(Clone, Debug)]
+pub struct KeptCodes {
+    /// The input.
+    pub input: PackedImages,
+    /// Sizes of the convolution.
+    pub shape: ConvShape,
+}
+
+/// What a backend may do between the passes of an operation, apart from the operations.
+pub trait KeepCodes: Backend {
+    /// The input of a convolution as packed codes, if the backend has kernels for these and the values are codes.
+    fn lowbit_keep_codes(
+        _input: &FloatTensor<Self>,
+        _weight: &FloatTensor<Self>,
+        _input_parameter: &FloatTensor<Self>,
+        _codes: CodeKinds,
+        _options: &ConvOptions<2>,
+    ) -> Option<KeptCodes> {
+        None
+    }
+
+    /// Gradients of the input and of the weights, those that are `wanted`.
+    ///
+    /// # Panics
+    /// On a backend that keeps no codes.
+    fn lowbit_gradients_of_codes(
+        _kept: &KeptCodes,
+        _weight: FloatTensor<Self>,
+        _gradient: FloatTensor<Self>,
+        _wanted: [bool; 2],
+    ) -> [Option<FloatTensor<Self>>; 2] {
+        unreachable!("this backend keeps no codes")
+    }
 }
 
 /// A backend with the fused operations; those it has no kernel for are made of its own.

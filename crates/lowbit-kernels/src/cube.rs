@@ -19,7 +19,7 @@ use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
 
-use crate::backend::KernelBackend;
+use crate::backend::{KeepCodes, KernelBackend};
 use crate::cpu::fake_quantize::Grid;
 
 /// `clip(x, low, high)`; `NaN` stays.
@@ -204,6 +204,8 @@ fn elem_type(dtype: DType) -> ElemType {
 fn empty_like(x: &CubeTensor) -> CubeTensor {
     empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), x.shape(), x.dtype)
 }
+
+impl KeepCodes for CubeBackend {}
 
 impl KernelBackend for CubeBackend {
     fn lowbit_fake_quantize_unit(x: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {

@@ -5,12 +5,13 @@ use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, TensorData};
 
-use crate::backend::{ActivationKind, CodeKinds, KernelBackend, ScaleKind};
+use crate::backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend, ScaleKind};
 use crate::cpu::activation::{Activation, ClipGrid, StepGrid, UnitGrid};
 use crate::cpu::conv::{self, ConvShape};
 use crate::cpu::fake_quantize::{self, Grid};
 use crate::cpu::integer::IntegerConv;
 use crate::cpu::norm::{self, NormParameters, NormShape};
+use crate::cpu::packed::PackedImages;
 use crate::cpu::weights::{self, MaxGradient};
 use crate::reference;
 use crate::times::{Kind, timed};
@@ -125,6 +126,33 @@ fn conv2d_weight_gradient<B: Host>(
     let dims = [shape.out_channels, shape.in_channels / shape.groups, shape.kernel[0], shape.kernel[1]];
     let result = filled(dims.iter().product(), |result| {
         conv::weight_gradient(shape, B::slice(&input), B::slice(&gradient), result);
+    });
+    B::tensor(result, &dims)
+}
+
+fn keep_codes<B: Host>(
+    input: &FloatTensor<B>,
+    weight: &FloatTensor<B>,
+    parameter: &FloatTensor<B>,
+    codes: CodeKinds,
+    options: &ConvOptions<2>,
+) -> Option<KeptCodes> {
+    let shape = conv_shape(input.shape().dims(), weight.shape().dims(), options)?;
+    if shape.groups > 1 {
+        return None;
+    }
+    let (input, parameter) = (B::contiguous(input.clone()), B::contiguous(parameter.clone()));
+    let scale = scales(codes.input, B::slice(&parameter))[0];
+    let image_len = shape.in_channels * shape.size[0] * shape.size[1];
+    let input = PackedImages::pack(B::slice(&input), image_len, scale, codes.bounds.activation)?;
+    Some(KeptCodes { input, shape })
+}
+
+fn weight_gradient_of_codes<B: Host>(kept: &KeptCodes, gradient: FloatTensor<B>) -> FloatTensor<B> {
+    let (shape, gradient) = (&kept.shape, B::contiguous(gradient));
+    let dims = [shape.out_channels, shape.in_channels, shape.kernel[0], shape.kernel[1]];
+    let result = filled(dims.iter().product(), |result| {
+        conv::weight_gradient_of_codes(shape, &kept.input, B::slice(&gradient), result);
     });
     B::tensor(result, &dims)
 }
@@ -287,6 +315,35 @@ fn fake_quantize_learned_gradients<B: Host>(
 /// The extension on a host backend. What the kernels do not do, the backend does itself.
 macro_rules! host_backend {
     ($backend:ty) => {
+        impl KeepCodes for $backend {
+            fn lowbit_keep_codes(
+                input: &FloatTensor<Self>,
+                weight: &FloatTensor<Self>,
+                input_parameter: &FloatTensor<Self>,
+                codes: CodeKinds,
+                options: &ConvOptions<2>,
+            ) -> Option<KeptCodes> {
+                timed(Kind::ConvCodes, || keep_codes::<Self>(input, weight, input_parameter, codes, options))
+            }
+
+            fn lowbit_gradients_of_codes(
+                kept: &KeptCodes,
+                weight: FloatTensor<Self>,
+                gradient: FloatTensor<Self>,
+                [input_wanted, weight_wanted]: [bool; 2],
+            ) -> [Option<FloatTensor<Self>>; 2] {
+                let of_input = input_wanted.then(|| {
+                    timed(Kind::ConvInputGradient, || {
+                        conv2d_input_gradient::<Self>(weight, gradient.clone(), &kept.shape)
+                    })
+                });
+                let of_weight = weight_wanted.then(|| {
+                    timed(Kind::ConvWeightGradient, || weight_gradient_of_codes::<Self>(kept, gradient))
+                });
+                [of_input, of_weight]
+            }
+        }
+
         impl KernelBackend for $backend {
             fn lowbit_conv2d(
                 input: FloatTensor<Self>,

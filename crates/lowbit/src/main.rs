@@ -20,6 +20,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use lowbit_kernels::allocator::{Allocator, keep_memory};
+use lowbit_kernels::cpu::on_compute_thread;
 
 use crate::cli::{Cli, Command, CompletionsArgs, Verbosity};
 use crate::exit_code::Code;
@@ -31,6 +32,10 @@ static ALLOCATOR: Allocator = Allocator;
 fn main() -> ExitCode {
     keep_memory();
     let cli = Cli::parse();
+    on_compute_thread(|| run(&cli))
+}
+
+fn run(cli: &Cli) -> ExitCode {
     let verbosity = cli.verbosity();
     let screen = Screen::new(verbosity == Verbosity::Quiet);
     let log = logging::start(verbosity, &screen);

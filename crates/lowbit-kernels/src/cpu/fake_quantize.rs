@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::activation::{ClipGrid, Pointwise, StepGrid, UnitGrid};
 use super::simd::multiversion;
+use super::task_items;
 
 /// Values that one thread takes at a time. Sums are added up by these chunks, whatever the number of threads.
 const CHUNK: usize = 1 << 14;
@@ -60,14 +61,18 @@ multiversion! {
 
 fn forward<A: Pointwise>(x: &[f32], activation: A, y: &mut [f32]) {
     assert_eq!(x.len(), y.len(), "length of the result");
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| forward_chunk(x, activation, y));
+    let chunks = y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK));
+    chunks.with_min_len(task_items(CHUNK)).for_each(|(y, x)| forward_chunk(x, activation, y));
 }
 
 fn gradient<A: Pointwise>(x: &[f32], activation: A, g: &[f32], dx: &mut [f32]) -> f32 {
     assert!(x.len() == g.len() && x.len() == dx.len(), "length of the gradients");
     let inputs = x.par_chunks(CHUNK).zip(g.par_chunks(CHUNK));
     let chunks = dx.par_chunks_mut(CHUNK).zip(inputs);
-    let sums: Vec<f32> = chunks.map(|(dx, (x, g))| gradient_chunk(x, g, activation, dx)).collect();
+    let sums: Vec<f32> = chunks
+        .with_min_len(task_items(CHUNK))
+        .map(|(dx, (x, g))| gradient_chunk(x, g, activation, dx))
+        .collect();
     sums.iter().map(|&sum| f64::from(sum)).sum::<f64>() as f32
 }
 
@@ -105,7 +110,7 @@ pub fn learned(x: &[f32], parameters: &[f32], grid: Grid, y: &mut [f32]) {
         return;
     }
     let rows = y.par_chunks_mut(row).zip(x.par_chunks(row)).zip(parameters);
-    rows.for_each(|((y, x), &parameter)| match grid {
+    rows.with_min_len(task_items(row)).for_each(|((y, x), &parameter)| match grid {
         Grid::Step { q_min, q_max } => forward(x, Grid::step(q_min, q_max, parameter), y),
         Grid::Clip { n } => forward(x, ClipGrid { clip_value: parameter, n }, y),
     });
@@ -126,11 +131,12 @@ pub fn learned_gradient(x: &[f32], parameters: &[f32], grid: Grid, g: &[f32], dx
         return vec![0.0; parameters.len()];
     }
     let rows = dx.par_chunks_mut(row).zip(x.par_chunks(row).zip(g.par_chunks(row))).zip(parameters);
-    rows.map(|((dx, (x, g)), &parameter)| match grid {
-        Grid::Step { q_min, q_max } => gradient(x, Grid::step(q_min, q_max, parameter), g, dx),
-        Grid::Clip { n } => gradient(x, ClipGrid { clip_value: parameter, n }, g, dx),
-    })
-    .collect()
+    rows.with_min_len(task_items(row))
+        .map(|((dx, (x, g)), &parameter)| match grid {
+            Grid::Step { q_min, q_max } => gradient(x, Grid::step(q_min, q_max, parameter), g, dx),
+            Grid::Clip { n } => gradient(x, ClipGrid { clip_value: parameter, n }, g, dx),
+        })
+        .collect()
 }
 
 #[cfg(test)]

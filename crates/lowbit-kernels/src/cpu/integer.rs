@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use super::activation::low_byte;
 use super::conv::{ConvShape, tables};
 use super::simd::{BLOCK, multiversion, store_transposed};
+use super::task_items;
 
 /// Channels in a word.
 const WORD: usize = 4;
@@ -217,21 +218,24 @@ impl IntegerConv {
         let mut panels = vec![[0; WORD * BLOCK]; shape.out_channels.div_ceil(BLOCK) * n_steps];
         let blocks = panels.par_chunks_mut(n_steps).zip(weight.par_chunks(BLOCK * shape.in_channels * taps));
         let fit = AtomicBool::new(true);
-        blocks.zip(scales.par_chunks(BLOCK)).for_each(|((panel, weight), scales)| {
-            let mut codes = vec![0; shape.in_channels * taps];
-            let channels = weight.chunks_exact(shape.in_channels * taps).zip(scales);
-            for (channel, (weight, scale)) in channels.enumerate() {
-                if !round_to_codes(weight, 1.0 / scale, largest, &mut codes) {
-                    fit.store(false, Ordering::Relaxed);
-                }
-                for (c, codes) in codes.chunks_exact(taps).enumerate() {
-                    let rows = &mut panel[c / WORD * taps..][..taps];
-                    for (row, &code) in rows.iter_mut().zip(codes) {
-                        row[channel * WORD + c % WORD] = code as i8;
+        let blocks = blocks.zip(scales.par_chunks(BLOCK));
+        blocks.with_min_len(task_items(BLOCK * shape.in_channels * taps)).for_each(
+            |((panel, weight), scales)| {
+                let mut codes = vec![0; shape.in_channels * taps];
+                let channels = weight.chunks_exact(shape.in_channels * taps).zip(scales);
+                for (channel, (weight, scale)) in channels.enumerate() {
+                    if !round_to_codes(weight, 1.0 / scale, largest, &mut codes) {
+                        fit.store(false, Ordering::Relaxed);
+                    }
+                    for (c, codes) in codes.chunks_exact(taps).enumerate() {
+                        let rows = &mut panel[c / WORD * taps..][..taps];
+                        for (row, &code) in rows.iter_mut().zip(codes) {
+                            row[channel * WORD + c % WORD] = code as i8;
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
         let tables = tables::Tables::new(&ConvShape { in_channels: n_words, ..shape }, PIXELS);
         fit.into_inner().then_some(Self { shape, tables, panels, scales, bounds })
     }

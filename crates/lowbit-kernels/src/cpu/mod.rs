@@ -6,6 +6,26 @@ pub mod fake_quantize;
 pub mod integer;
 pub mod limits;
 pub mod norm;
+pub mod packed;
 mod simd;
 mod transpose;
 pub mod weights;
+
+/// Values that a task passes over, at least: fewer take less time than waking a thread for them.
+const TASK_LEN: usize = 1 << 15;
+
+/// How many items of `len` values a task has, at least.
+fn task_items(len: usize) -> usize {
+    TASK_LEN.div_ceil(len.max(1))
+}
+
+/// Stack of the threads that compute: what a main thread has on Linux.
+const STACK_SIZE: usize = 8 << 20;
+
+/// Does `work` on one of the threads that the kernels run on. From any other thread, every operation wakes one of these and
+/// waits for it, which takes longer than many an operation of a small network.
+pub fn on_compute_thread<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    // It fails if the program has set up the threads itself, which is as good.
+    let _ = rayon::ThreadPoolBuilder::new().stack_size(STACK_SIZE).build_global();
+    rayon::scope(|_| work())
+}

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 pub use super::activation::Activation;
 use super::activation::{Pointwise, with_activation};
 use super::simd::multiversion;
+use super::task_items;
 
 /// Sizes of a normalization.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +28,11 @@ impl NormShape {
 
     fn len(&self) -> usize {
         self.batch * self.image()
+    }
+
+    /// Channels of a task, at least.
+    fn task_channels(&self) -> usize {
+        task_items(self.batch * self.plane)
     }
 
     /// Where the plane of a channel lies.
@@ -102,7 +108,7 @@ pub fn statistics(shape: NormShape, x: &[f32]) -> Vec<f32> {
         (mean as f32, variance as f32)
     };
     let (mut means, variances): (Vec<f32>, Vec<f32>) =
-        (0..shape.channels).into_par_iter().map(of_channel).unzip();
+        (0..shape.channels).into_par_iter().with_min_len(shape.task_channels()).map(of_channel).unzip();
     means.extend(variances);
     means
 }
@@ -181,7 +187,7 @@ pub fn apply(shape: NormShape, x: &[f32], parameters: NormParameters<'_>, y: &mu
     }
     let images = y.par_chunks_mut(shape.image()).zip(x.par_chunks(shape.image()));
     with_activation!(parameters.activation, activation => {
-        images.for_each(|(y, x)| apply_image(x, &affines, activation, y));
+        images.with_min_len(task_items(shape.image())).for_each(|(y, x)| apply_image(x, &affines, activation, y));
     });
 }
 
@@ -289,12 +295,14 @@ pub fn gradients(
         sums = affines
             .par_iter()
             .enumerate()
+            .with_min_len(shape.task_channels())
             .map(|(channel, &affine)| channel_sums(shape, x, g, channel, affine, activation))
             .collect();
         lines = affines.iter().zip(&sums).map(|(affine, sums)| line(shape, affine, sums)).collect();
         if shape.len() > 0 {
             let inputs = x.par_chunks(shape.image()).zip(g.par_chunks(shape.image()));
-            dx.par_chunks_mut(shape.image()).zip(inputs).for_each(|(dx, (x, g))| {
+            let images = dx.par_chunks_mut(shape.image()).zip(inputs);
+            images.with_min_len(task_items(shape.image())).for_each(|(dx, (x, g))| {
                 gradient_image(x, g, &affines, &lines, activation, dx);
             });
         }

@@ -5,6 +5,7 @@
 use rayon::prelude::*;
 
 use super::simd::multiversion;
+use super::task_items;
 
 /// Values that one thread takes at a time; sums are added up by these chunks, whatever the number of threads.
 const CHUNK: usize = 1 << 12;
@@ -75,7 +76,7 @@ multiversion! {
 pub fn squash(w: &[f32], squashed: &mut [f32]) {
     assert_eq!(w.len(), squashed.len(), "length of the result");
     let chunks = squashed.par_chunks_mut(CHUNK).zip(w.par_chunks(CHUNK));
-    chunks.for_each(|(squashed, w)| tanh_chunk(w, squashed));
+    chunks.with_min_len(task_items(CHUNK)).for_each(|(squashed, w)| tanh_chunk(w, squashed));
 }
 
 /// The largest magnitude of [`squash`]ed weights.
@@ -90,7 +91,8 @@ pub fn squashed_max(squashed: &[f32]) -> SquashedMax {
         }
         max
     };
-    let maxima: Vec<SquashedMax> = squashed.par_chunks(CHUNK).enumerate().map(of_chunk).collect();
+    let maxima: Vec<SquashedMax> =
+        squashed.par_chunks(CHUNK).enumerate().with_min_len(task_items(CHUNK)).map(of_chunk).collect();
     let first = SquashedMax { value: 0.0, index: 0 };
     maxima.into_iter().fold(first, |best, max| {
         let is_better = max.value > best.value || (max.value.is_nan() && !best.value.is_nan());
@@ -125,7 +127,9 @@ multiversion! {
 pub fn dorefa(squashed: &[f32], max: SquashedMax, n: f32, y: &mut [f32]) {
     assert_eq!(squashed.len(), y.len(), "length of the result");
     let chunks = y.par_chunks_mut(CHUNK).zip(squashed.par_chunks(CHUNK));
-    chunks.for_each(|(y, squashed)| quantize_chunk(squashed, max.divisor(), n, y));
+    chunks
+        .with_min_len(task_items(CHUNK))
+        .for_each(|(y, squashed)| quantize_chunk(squashed, max.divisor(), n, y));
 }
 
 /// Parallel sums of a chunk.
@@ -175,7 +179,10 @@ pub fn dorefa_gradient(
     let divisor = max.divisor();
     let inputs = squashed.par_chunks(CHUNK).zip(g.par_chunks(CHUNK));
     let chunks = dw.par_chunks_mut(CHUNK).zip(inputs);
-    let sums: Vec<f32> = chunks.map(|(dw, (t, g))| gradient_chunk(t, g, divisor, dw)).collect();
+    let sums: Vec<f32> = chunks
+        .with_min_len(task_items(CHUNK))
+        .map(|(dw, (t, g))| gradient_chunk(t, g, divisor, dw))
+        .collect();
     if through_max == MaxGradient::Detached || max.value == 0.0 || dw.is_empty() {
         return;
     }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::shape::ConvShape;
+use super::source::{Source, with_scratch};
 use crate::cpu::simd::multiversion;
 
 multiversion! {
@@ -19,11 +20,29 @@ multiversion! {
     }
 }
 
+/// Products that are summed up in single precision, in [`LANES`] sums, before these are in double.
+const PRODUCTS: usize = 4096;
+const LANES: usize = 32;
+
 multiversion! {
-    /// `sum over i of a[i] * b[i * step]` in double precision.
-    fn dot_row(a: &[f32], b: &[f32], step: usize) -> f64 {
-        let products = a.iter().zip(b.iter().step_by(step));
-        products.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    /// `sum over i of a[i] * b[i]`, over the shorter length.
+    fn dot(a: &[f32], b: &[f32]) -> f64 {
+        let mut sum = 0.0;
+        for (a, b) in a.chunks(PRODUCTS).zip(b.chunks(PRODUCTS)) {
+            let n = a.len().min(b.len());
+            let ((a, a_rest), (b, b_rest)) = (a[..n].as_chunks::<LANES>(), b[..n].as_chunks::<LANES>());
+            let mut lanes = [0.0; LANES];
+            for (a, b) in a.iter().zip(b) {
+                for v in 0..LANES {
+                    lanes[v] += a[v] * b[v];
+                }
+            }
+            for (lane, (a, b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+                *lane += a * b;
+            }
+            sum += lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>();
+        }
+        sum
     }
 }
 
@@ -93,21 +112,33 @@ pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32], g
 }
 
 /// See [`super::weight_gradient()`].
+///
+/// The gradient of the output is spread over the places of the padded input at which windows begin. Then each position of
+/// the kernel has one long sum of products.
 pub fn weight_gradient(shape: &ConvShape, input: &[f32], out_gradient: &[f32], gradient: &mut [f32]) {
-    let (in_plane, out_plane) = (shape.in_plane(), shape.out_plane());
+    let (in_plane, out_plane, [_, out_width]) = (shape.in_plane(), shape.out_plane(), shape.out_size());
+    let source = Source::with_zeros(&ConvShape { in_channels: 1, groups: 1, ..*shape });
+    let row = shape.stride[0] * source.row_len();
     gradient.par_chunks_mut(shape.taps()).enumerate().for_each(|(part, gradient)| {
         let (o, c) = (part / shape.group_in(), part % shape.group_in());
         let channel = o / shape.group_out() * shape.group_in() + c;
-        for (tap, position) in taps(shape) {
-            let mut sum = 0.0;
+        let mut sums = vec![0.0; shape.taps()];
+        with_scratch(|[padded, spread, _]| {
+            let len = (out_plane / out_width - 1) * row + (out_width - 1) * shape.stride[1] + 1;
+            spread.clear();
+            spread.resize(len, 0.0);
             for image in 0..shape.batch {
                 let input = &input[(image * shape.in_channels + channel) * in_plane..][..in_plane];
+                let input = source.load(input, 1, padded);
                 let g = &out_gradient[(image * shape.out_channels + o) * out_plane..][..out_plane];
-                rows(shape, position, |out, from, len| {
-                    sum += dot_row(&g[out..out + len], &input[from..], shape.stride[1]);
-                });
+                for (g, spread) in g.chunks_exact(out_width).zip(spread.chunks_mut(row)) {
+                    spread.iter_mut().step_by(shape.stride[1]).zip(g).for_each(|(place, g)| *place = *g);
+                }
+                for (tap, [i, j]) in taps(shape) {
+                    sums[tap] += dot(spread, &input[source.index(0, 0, i, j) as usize..]);
+                }
             }
-            gradient[tap] = sum as f32;
-        }
+        });
+        gradient.iter_mut().zip(sums).for_each(|(gradient, sum)| *gradient = sum as f32);
     });
 }

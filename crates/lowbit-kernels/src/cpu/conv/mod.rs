@@ -21,4 +21,4 @@ mod weight_gradient;
 pub use forward::forward;
 pub use input_gradient::input_gradient;
 pub use shape::ConvShape;
-pub use weight_gradient::weight_gradient;
+pub use weight_gradient::{weight_gradient, weight_gradient_of_codes};

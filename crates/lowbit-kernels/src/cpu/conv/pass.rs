@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::source::{Source, grow, with_scratch};
 use crate::cpu::simd::{self, BLOCK, Operands, Sink, store_transposed};
+use crate::cpu::task_items;
 
 /// Pixels for which a part of a panel is used before the next part is: their sums stay in the nearest cache.
 const PIXELS: usize = 264;
@@ -119,7 +120,8 @@ impl Pass {
         let blocks: Vec<Block> = blocks(channels).collect();
         if n_steps > 0 {
             let parts = panels.par_chunks_mut(BLOCK * n_steps);
-            parts.zip(&blocks).for_each(|(panel, &block)| pack(block, panel));
+            let parts = parts.zip(&blocks).with_min_len(task_items(BLOCK * n_steps));
+            parts.for_each(|(panel, &block)| pack(block, panel));
         }
         panels
     }
@@ -217,7 +219,7 @@ impl Job<'_> {
 
     fn run_part(&self, first: usize, n: usize, group: usize, range: Range<usize>, out: &mut [f32]) {
         let input = &self.input[first * self.input_len[0] + group * self.input_len[1]..];
-        with_scratch(|padded, sums| {
+        with_scratch(|[padded, sums, _]| {
             let image = self.source.load(input, n, padded);
             if self.has_gaps {
                 let out_image = self.groups.len() * self.channels * self.plane;

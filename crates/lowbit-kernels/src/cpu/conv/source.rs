@@ -168,11 +168,11 @@ pub fn grow(buffer: &mut Vec<f32>, len: usize) {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    static SCRATCH: RefCell<[Vec<f32>; 3]> = const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
 }
 
-/// Calls `work` with two buffers that this thread keeps for the next call. `work` must not wait for other tasks of
-/// rayon, which might ask for the buffers too.
-pub fn with_scratch<R>(work: impl FnOnce(&mut Vec<f32>, &mut Vec<f32>) -> R) -> R {
-    SCRATCH.with_borrow_mut(|[a, b]| work(a, b))
+/// Calls `work` with buffers that this thread keeps for the next call. `work` must not wait for other tasks of rayon,
+/// which might ask for the buffers too.
+pub fn with_scratch<R>(work: impl FnOnce(&mut [Vec<f32>; 3]) -> R) -> R {
+    SCRATCH.with_borrow_mut(work)
 }

@@ -1,6 +1,7 @@
 //! All three passes against their definition in double precision.
 
 use super::*;
+use crate::cpu::packed::PackedImages;
 
 fn random(seed: &mut u64, n: usize) -> Vec<f32> {
     (0..n)
@@ -81,6 +82,16 @@ fn check(s: &ConvShape, seed: &mut u64) {
     let mut dw = vec![f32::NAN; weight.len()];
     weight_gradient(s, &input, &g, &mut dw);
     close(&format!("{s:?} dw"), &dw, &r.weight_gradient, s.batch * s.out_plane());
+    if s.groups == 1 {
+        // Of packed codes, it is the same to the last bit.
+        let largest = [1, 3, 15, 255][(s.batch + s.taps()) % 4];
+        let codes: Vec<f32> = input.iter().map(|x| (x.abs() * largest as f32).round() * 0.25).collect();
+        let packed = PackedImages::pack(&codes, s.in_image(), 0.25, largest).expect("these are codes");
+        let mut of_codes = vec![f32::NAN; weight.len()];
+        weight_gradient(s, &codes, &g, &mut dw);
+        weight_gradient_of_codes(s, &packed, &g, &mut of_codes);
+        assert!(dw == of_codes, "{s:?} dw of codes");
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The gradient of the weights.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::direct;
@@ -7,7 +9,9 @@ use super::forward::{padded_input, window_steps, windows};
 use super::pass::{Add, Block, blocks, even_parts, images_together};
 use super::shape::ConvShape;
 use super::source::{Source, grow, with_scratch};
+use crate::cpu::packed::PackedImages;
 use crate::cpu::simd::{self, BLOCK, Operands};
+use crate::cpu::task_items;
 use crate::cpu::transpose::{from_panel, to_panel};
 
 /// Pixels that are summed up before the sums are added to those of other pixels: their panel takes half of a nearest
@@ -57,14 +61,50 @@ pub fn weight_gradient(shape: &ConvShape, input: &[f32], out_gradient: &[f32], g
         return direct::weight_gradient(shape, input, out_gradient, gradient);
     }
     for (group, gradient) in gradient.chunks_exact_mut(shape.group_weight()).enumerate() {
-        let input = &input[group * shape.group_in() * shape.in_plane()..];
+        let input = Images::Values(&input[group * shape.group_in() * shape.in_plane()..]);
         let out_gradient = &out_gradient[group * shape.group_out() * shape.out_plane()..];
         group_gradient(shape, input, out_gradient, gradient);
     }
 }
 
+/// [`weight_gradient`] of an input whose codes were packed, for a convolution without groups.
+///
+/// # Panics
+/// If there are groups, or a length does not fit the shape.
+pub fn weight_gradient_of_codes(
+    shape: &ConvShape,
+    input: &PackedImages,
+    out_gradient: &[f32],
+    gradient: &mut [f32],
+) {
+    assert_eq!(shape.groups, 1, "codes are convolved without groups");
+    shape.check(input.len(), gradient.len(), out_gradient.len());
+    group_gradient(shape, Images::Codes(input), out_gradient, gradient);
+}
+
+/// Input of the gradient.
+#[derive(Clone, Copy)]
+enum Images<'a> {
+    Values(&'a [f32]),
+    Codes(&'a PackedImages),
+}
+
+impl<'a> Images<'a> {
+    /// The values of `n` images, images of `image_len` values; codes are unpacked to the buffer.
+    fn values(self, first: usize, n: usize, image_len: usize, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+        match self {
+            Self::Values(values) => &values[first * image_len..],
+            Self::Codes(codes) => {
+                grow(buffer, n * image_len);
+                codes.unpack(first, &mut buffer[..n * image_len]);
+                &buffer[..n * image_len]
+            }
+        }
+    }
+}
+
 /// The gradient of one group, whose channels begin at the start of the slices.
-fn group_gradient(shape: &ConvShape, input: &[f32], out_gradient: &[f32], gradient: &mut [f32]) {
+fn group_gradient(shape: &ConvShape, input: Images<'_>, out_gradient: &[f32], gradient: &mut [f32]) {
     let (source, stride) = padded_input(shape);
     let images = images_together(shape.out_plane());
     let (starts, steps) = (window_steps(shape, &source), windows(shape, &source, stride, images));
@@ -80,15 +120,14 @@ fn group_gradient(shape: &ConvShape, input: &[f32], out_gradient: &[f32], gradie
     let partials: Vec<Vec<f32>> = tasks
         .par_iter()
         .map(|&(blocks, first)| {
-            let input = &input[first * shape.in_image()..];
-            let out_gradient = &out_gradient[first * shape.out_image()..];
-            let n = partition.images.min(shape.batch - first);
-            tables.partial(shape, blocks, n, input, out_gradient)
+            let images = first..(first + partition.images).min(shape.batch);
+            tables.partial(shape, blocks, images, input, out_gradient)
         })
         .collect();
     let parts = gradient.par_chunks_mut(partition.blocks * BLOCK * n_starts);
     let work = parts.zip(all_blocks.par_chunks(partition.blocks)).zip(partials.par_chunks(shares.len()));
-    work.for_each(|((gradient, blocks), partials)| {
+    let task_len = partition.blocks * BLOCK * n_starts * shares.len();
+    work.with_min_len(task_items(task_len)).for_each(|((gradient, blocks), partials)| {
         let mut sum = partials[0].clone();
         for partial in &partials[1..] {
             sum.iter_mut().zip(partial).for_each(|(sum, value)| *sum += value);
@@ -111,21 +150,22 @@ struct Tables {
 }
 
 impl Tables {
-    /// The gradient by the first `n` images of the channels of `blocks`: for each block, a row for each start.
+    /// The gradient by some images of the channels of `blocks`: for each block, a row for each start.
     fn partial(
         &self,
         shape: &ConvShape,
         blocks: &[Block],
-        n: usize,
-        input: &[f32],
+        range: Range<usize>,
+        input: Images<'_>,
         out_gradient: &[f32],
     ) -> Vec<f32> {
         let (n_starts, plane) = (self.starts.len(), shape.out_plane());
         let mut partial = vec![0.0; blocks.iter().map(|block| block.lanes * n_starts).sum()];
-        with_scratch(|padded, panel| {
-            for first in (0..n).step_by(self.images) {
-                let images = self.images.min(n - first);
-                let image = self.source.load(&input[first * shape.in_image()..], images, padded);
+        with_scratch(|[padded, panel, unpacked]| {
+            for first in range.clone().step_by(self.images) {
+                let images = self.images.min(range.end - first);
+                let input = input.values(first, images, shape.in_image(), unpacked);
+                let image = self.source.load(input, images, padded);
                 let parts = partial.chunks_mut(BLOCK * n_starts);
                 for (out, block) in parts.zip(blocks) {
                     grow(panel, images * plane * block.lanes);
