@@ -61,7 +61,7 @@ pub struct KeptCodes {
 
 /// What a backend may do between the passes of an operation, apart from the operations.
 pub trait KeepCodes: Backend {
-    /// The input of a convolution as packed codes, if the backend has kernels for these and the values are codes.
+    /// The input of a convolution as packed codes, if the backend reads these in its backward pass and the values are codes.
     fn lowbit_keep_codes(
         _input: &FloatTensor<Self>,
         _weight: &FloatTensor<Self>,

@@ -24,8 +24,14 @@ const STACK_SIZE: usize = 8 << 20;
 
 /// Does `work` on one of the threads that the kernels run on. From any other thread, every operation wakes one of these and
 /// waits for it, which takes longer than many an operation of a small network.
+///
+/// For a program's main thread, once: `work` must not wait for another thread that computes, which waits for this one if
+/// there are no more.
+///
+/// # Panics
+/// If the threads cannot be started.
 pub fn on_compute_thread<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    // It fails if the program has set up the threads itself, which is as good.
+    // If the program has set up the threads itself, these are used; if there are none, `scope` panics.
     let _ = rayon::ThreadPoolBuilder::new().stack_size(STACK_SIZE).build_global();
     rayon::scope(|_| work())
 }

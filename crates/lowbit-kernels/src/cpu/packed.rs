@@ -21,9 +21,12 @@ pub struct PackedImages {
     scale: f32,
 }
 
+/// How far from an integer a value divided by its scale may be. A fake quantizer's roundings are below 1e-4 at 8 bits.
+const OFF_GRID: f32 = 1e-2;
+
 impl PackedImages {
-    /// Packs the codes `round(value / scale)` of images of `image_len` values. `None` if one is not between 0 and `largest`,
-    /// or not a number.
+    /// Packs the codes `value / scale` of images of `image_len` values. `None` if one is no integer from 0 to `largest`, apart
+    /// from roundings.
     ///
     /// # Panics
     /// If the images do not fill `values`.
@@ -41,7 +44,7 @@ impl PackedImages {
         let images = bytes.par_chunks_mut(image_bytes).zip(values.par_chunks(image_len));
         images.with_min_len(task_items(image_len)).for_each(|(bytes, image)| {
             for (i, values) in image.chunks(image_bytes).enumerate() {
-                if !join(values, 1.0 / scale, f32::from(largest) + 0.5, 8 / per_byte * i, bytes) {
+                if !join(values, 1.0 / scale, f32::from(largest), 8 / per_byte * i, bytes) {
                     fit.store(false, Ordering::Relaxed);
                 }
             }
@@ -49,9 +52,14 @@ impl PackedImages {
         fit.into_inner().then_some(Self { bytes, image_len, per_byte, scale })
     }
 
-    /// Values of all images.
-    pub fn len(&self) -> usize {
-        self.bytes.len() / self.image_bytes() * self.image_len
+    /// Values of an image.
+    pub fn image_len(&self) -> usize {
+        self.image_len
+    }
+
+    /// Images.
+    pub fn n_images(&self) -> usize {
+        self.bytes.len() / self.image_bytes()
     }
 
     /// Writes the values of the images from number `first` on, as many as `out` has room for.
@@ -76,13 +84,13 @@ impl PackedImages {
 }
 
 multiversion! {
-    /// Adds the codes of `values` to the bytes, `shift` bits from their lowest. Returns whether all are numbers and at most
-    /// `largest` before the rounding.
+    /// Adds the codes of `values` to the bytes, `shift` bits from their lowest. Returns whether all are codes up to `largest`.
     fn join(values: &[f32], inverse: f32, largest: f32, shift: usize, bytes: &mut [u8]) -> bool {
         let mut fit = 1;
         for (byte, value) in bytes.iter_mut().zip(values) {
             let code = value * inverse;
-            fit &= u32::from((code > -0.5) & (code < largest));
+            let nearest = code.round_ties_even();
+            fit &= u32::from((nearest >= 0.0) & (nearest <= largest) & ((code - nearest).abs() < OFF_GRID));
             *byte |= low_byte(code) << shift;
         }
         fit == 1
@@ -112,7 +120,7 @@ mod tests {
                 let code = |i: usize| (i * 7919 + i / 3) % (usize::from(largest) + 1);
                 let values: Vec<f32> = (0..5 * image_len).map(|i| code(i) as f32 * scale).collect();
                 let packed = PackedImages::pack(&values, image_len, scale, largest).expect("these are codes");
-                assert_eq!(packed.len(), values.len());
+                assert_eq!((packed.n_images(), packed.image_len()), (5, image_len));
                 let bits = if largest > 15 { 8 } else { usize::BITS - usize::from(largest).leading_zeros() };
                 assert!(
                     packed.bytes.len() <= 5 * (image_len * bits.next_power_of_two() as usize).div_ceil(8)
@@ -130,12 +138,15 @@ mod tests {
 
     #[test]
     fn values_that_are_no_codes_are_told() {
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 4.0, -1.0, 255.0, 1e30] {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 4.0, -1.0, 255.0, 1e30, 0.3, 2.98] {
             for place in [0, 8, 9, 10, 19] {
                 let mut values = [1.0; 20];
                 values[place] = bad;
                 assert!(PackedImages::pack(&values, 10, 1.0, 3).is_none(), "{bad} at {place}");
             }
+        }
+        for scale in [0.0, -1.0, f32::NAN, f32::MIN_POSITIVE / 4.0] {
+            assert!(PackedImages::pack(&[1.0; 20], 10, scale, 3).is_none(), "scale {scale}");
         }
     }
 }

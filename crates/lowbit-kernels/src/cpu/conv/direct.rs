@@ -114,7 +114,8 @@ pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32], g
 /// See [`super::weight_gradient()`].
 ///
 /// The gradient of the output is spread over the places of the padded input at which windows begin. Then each position of
-/// the kernel has one long sum of products.
+/// the kernel has one long sum of products, most of them with zeros where the stride is above 1: what is not finite spreads
+/// to all positions.
 pub fn weight_gradient(shape: &ConvShape, input: &[f32], out_gradient: &[f32], gradient: &mut [f32]) {
     let (in_plane, out_plane, [_, out_width]) = (shape.in_plane(), shape.out_plane(), shape.out_size());
     let source = Source::with_zeros(&ConvShape { in_channels: 1, groups: 1, ..*shape });

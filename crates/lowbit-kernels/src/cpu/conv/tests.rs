@@ -169,6 +169,27 @@ fn equals_the_reference_at_other_divisions() {
 }
 
 /// Same bits whatever the number of threads.
+/// Sums of more products than are taken in one part.
+#[test]
+fn large_planes_of_single_channels_equal_the_reference() {
+    let mut seed = 4;
+    for (stride, padding) in [([1, 1], [1, 1]), ([2, 3], [0, 2])] {
+        check(
+            &ConvShape {
+                batch: 2,
+                in_channels: 2,
+                out_channels: 2,
+                size: [70, 81],
+                kernel: [3, 3],
+                stride,
+                padding,
+                groups: 2,
+            },
+            &mut seed,
+        );
+    }
+}
+
 #[test]
 fn does_not_depend_on_threads() {
     let mut seed = 3;

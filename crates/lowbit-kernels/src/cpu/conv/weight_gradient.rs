@@ -78,7 +78,11 @@ pub fn weight_gradient_of_codes(
     gradient: &mut [f32],
 ) {
     assert_eq!(shape.groups, 1, "codes are convolved without groups");
-    shape.check(input.len(), gradient.len(), out_gradient.len());
+    assert_eq!(input.image_len(), shape.in_image(), "length of an image");
+    shape.check(input.n_images() * input.image_len(), gradient.len(), out_gradient.len());
+    if shape.batch == 0 {
+        return gradient.fill(0.0);
+    }
     group_gradient(shape, Images::Codes(input), out_gradient, gradient);
 }
 
