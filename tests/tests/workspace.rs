@@ -1,6 +1,6 @@
 //! Rules of the workspace: which crate may depend on which, where a backend may be named, what a crate must have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -270,4 +270,27 @@ fn the_recorded_version_of_burn_is_the_pinned_one() {
         trainer.split("const BURN_VERSION: &str = \"").nth(1).and_then(|rest| rest.split('"').next());
     let version = version.expect("the version is a constant");
     assert!(pin.contains(&format!("version = \"={version}\"")), "{pin}, but runs record {version}");
+}
+
+/// The packages that a command builds, each with its features.
+fn tree(selection: &[&str]) -> BTreeSet<String> {
+    let output = Command::new(env!("CARGO"))
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .args(["tree", "--locked", "--offline", "--prefix", "none", "--format", "{p} {f}"])
+        .args(selection)
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("cargo writes UTF-8");
+    text.lines().map(|line| line.trim_end_matches(" (*)").to_string()).collect()
+}
+
+/// One feature more in one crate below burn, and the second command of a newcomer compiles burn again. Such a feature is
+/// named in the manifest of `lowbit`, see `docs/decisions/0004-one-build-for-run-and-test.md`.
+#[test]
+fn run_and_test_share_one_build() {
+    let run = tree(&["-p", "lowbit", "--edges", "normal,build"]);
+    let test = tree(&["--workspace"]);
+    let others: Vec<&String> = run.difference(&test).collect();
+    assert!(others.is_empty() && run.len() > 100, "with other features than for the tests: {others:#?}");
 }
