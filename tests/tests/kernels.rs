@@ -1,7 +1,7 @@
-//! The kernels of the CPU backends against the same operations made of burn's own, which other backends run: every
-//! operation with its gradients, whole networks, and the loss curve of a training.
+//! The kernels of the CPU backends against the same operations made of burn's own, which other backends run, and against
+//! burn's own gradients: every operation with its gradients, whole networks, and the loss curve of a training.
 //!
-//! Which of the two runs is a switch of the whole process: the tests hold a lock while they use it.
+//! Which of them runs is a switch of the whole process: every test holds a lock.
 
 use std::sync::{Mutex, MutexGuard};
 
@@ -11,12 +11,14 @@ use burn::tensor::{Device, Tensor};
 use lowbit_core::Precision;
 use lowbit_data::{DatasetName, LabelKind, Locations, Split, open};
 use lowbit_kernels::{
-    Activation, CodeBounds, Grid, MaxGradient, Scale, batch_norm, conv2d, conv2d_codes, dorefa_weights,
-    fake_quantize_learned, fake_quantize_unit, use_reference,
+    Activation, CodeBounds, Grid, Implementation, MaxGradient, Scale, batch_norm, conv2d, conv2d_codes,
+    dorefa_weights, fake_quantize_learned, fake_quantize_unit, fill_outputs_with_nan, use_implementation,
 };
 use lowbit_models::{Family, InputShape, ModelConfig};
-use lowbit_quantizers::{LayerQuantization, Method, QuantConv2dConfig, QuantizationPolicy};
-use lowbit_strategies::loss::{cross_entropy, target_probabilities};
+use lowbit_quantizers::{
+    ActivationQuantizer, LayerQuantization, Method, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork,
+};
+use lowbit_strategies::loss::{cross_entropy, mean_square, target_probabilities};
 use lowbit_tests::{
     Tolerance, assert_close, backends, default_device, gradients, normal, rng, tensor, values,
 };
@@ -26,15 +28,41 @@ const SUMS: Tolerance = Tolerance { relative: 4e-6, absolute: 1e-6 };
 
 static SWITCH: Mutex<()> = Mutex::new(());
 
-/// Runs `case` with the kernels and with the reference.
-fn both<T>(case: impl Fn() -> T) -> [T; 2] {
-    let _lock: MutexGuard<'_, ()> = SWITCH.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    [false, true].map(|is_reference| {
-        use_reference(is_reference);
-        let result = case();
-        use_reference(false);
-        result
-    })
+/// What computes the same in other ways.
+const OTHERS: [Implementation; 2] = [Implementation::Reference, Implementation::Composed];
+
+/// Holds the lock, and ends with the kernels chosen again.
+struct Switch {
+    _lock: MutexGuard<'static, ()>,
+}
+
+impl Switch {
+    /// With the kernels, whose outputs start full of NaN.
+    fn lock() -> Self {
+        let lock = SWITCH.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        fill_outputs_with_nan(true);
+        Self { _lock: lock }
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        use_implementation(Implementation::Kernels);
+    }
+}
+
+/// Runs `case` with the kernels and with other implementations.
+fn with_kernels_and<T, const N: usize>(
+    others: [Implementation; N],
+    case: impl Fn() -> T,
+) -> (T, [(Implementation, T); N]) {
+    let _switch = Switch::lock();
+    let kernels = case();
+    let others = others.map(|implementation| {
+        use_implementation(implementation);
+        (implementation, case())
+    });
+    (kernels, others)
 }
 
 /// What an operation yields for these inputs, and the gradients of all of them for a fixed gradient of the result.
@@ -70,15 +98,14 @@ fn check<const D: usize>(
                     (normal(shape.iter().product(), *mean, *std, &mut rng), shape.to_vec())
                 })
                 .collect();
-            let [kernels, reference] = both(|| differentiate(&inputs, &backend.device, &operation));
-            for (i, (got, expected)) in kernels.iter().zip(&reference).enumerate() {
-                let part = if i == 0 { "result".into() } else { format!("gradient of input {}", i - 1) };
-                assert_close(
-                    &format!("{what} on {}, seed {seed}: {part}", backend.name),
-                    got,
-                    expected,
-                    SUMS,
-                );
+            let case = || differentiate(&inputs, &backend.device, &operation);
+            let (kernels, others) = with_kernels_and(OTHERS, case);
+            for (implementation, other) in others {
+                for (i, (got, expected)) in kernels.iter().zip(&other).enumerate() {
+                    let part = if i == 0 { "result".into() } else { format!("gradient of input {}", i - 1) };
+                    let case = format!("{what} on {}, seed {seed}", backend.name);
+                    assert_close(&format!("{case}, {implementation:?}: {part}"), got, expected, SUMS);
+                }
             }
         }
     }
@@ -146,7 +173,7 @@ fn convolutions_of_learned_codes_agree() {
     let mut rng = rng(5);
     let x = tensor(&normal(360, 0.5, 0.7, &mut rng), input, &device);
     let w = tensor(&normal(810, 0.0, 0.4, &mut rng), weight, &device);
-    let [kernels, reference] = both(|| {
+    let (kernels, others) = with_kernels_and(OTHERS, || {
         let (step, steps) = (tensor(&[0.17], [1], &device), tensor(&steps, [18], &device));
         let x_q = fake_quantize_learned(x.clone(), step.clone(), act);
         let w_q = fake_quantize_learned(w.clone(), steps.clone(), signed);
@@ -154,7 +181,9 @@ fn convolutions_of_learned_codes_agree() {
         let options = ConvOptions::new([1; 2], [1; 2], [1; 2], 1);
         values(conv2d_codes(x_q, w_q, scales, CodeBounds { activation: 7, weight: 4 }, options))
     });
-    assert_close("learned codes", &kernels, &reference, SUMS);
+    for (implementation, other) in others {
+        assert_close(&format!("learned codes, {implementation:?}"), &kernels, &other, SUMS);
+    }
 }
 
 #[test]
@@ -207,10 +236,11 @@ fn fake_quantizers_agree() {
             }
         }
         let per_row: [(&[usize], f32, f32); 2] = [(&shape, 0.0, 1.0), (&shape[..1], 0.4, 0.05)];
-        check(&format!("steps {shape:?}"), &per_row, |x| {
-            let grid = Grid::Step { q_min: -2.0, q_max: 1.0 };
-            fake_quantize_learned(x[0].clone().reshape(shape), x[1].clone(), grid)
-        });
+        for grid in [Grid::Step { q_min: -2.0, q_max: 1.0 }, Grid::Clip { n: 3.0 }] {
+            check(&format!("{grid:?} {shape:?}"), &per_row, |x| {
+                fake_quantize_learned(x[0].clone().reshape(shape), x[1].clone(), grid)
+            });
+        }
     }
 }
 
@@ -263,7 +293,8 @@ fn loss_curves_of_200_steps_agree() {
         (Method::Pact, low),
         (Method::Lsq, low),
     ] {
-        let [kernels, reference] = both(|| losses(method, bits, &device, 200));
+        let case = || losses(method, bits, &device, 200);
+        let (kernels, [(_, reference)]) = with_kernels_and([Implementation::Reference], case);
         let largest_gap = |steps: std::ops::Range<usize>| {
             let pairs = kernels[steps.clone()].iter().zip(&reference[steps]);
             pairs.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max)
@@ -289,15 +320,20 @@ fn networks_agree() {
         let policy = QuantizationPolicy::new(LayerQuantization::FULL_PRECISION);
         let network =
             ModelConfig::new(family, 8).init(input, 5, &policy, 0, &device).expect("a network").network;
-        let [kernels, reference] = both(|| {
+        let (kernels, others) = with_kernels_and(OTHERS, || {
             let targets = target_probabilities(&[0, 1, 2], 5, 0.0, &device);
             let loss = cross_entropy(network.forward(images.clone()), targets);
-            gradients(&network, &loss.backward())
+            (values(loss.clone()), gradients(&network, &loss.backward()))
         });
-        for ((path, got), (_, expected)) in kernels.iter().zip(&reference) {
-            let what = format!("{family}: gradient of {path}");
-            let (got, expected) = (got.as_ref().expect("a gradient"), expected.as_ref().expect("a gradient"));
-            assert_close(&what, got, expected, Tolerance { relative: 1e-4, absolute: 1e-6 });
+        for (implementation, other) in others {
+            assert_close(&format!("{family}, {implementation:?}: loss"), &kernels.0, &other.0, SUMS);
+            assert_eq!(kernels.1.len(), other.1.len());
+            for ((path, got), (_, expected)) in kernels.1.iter().zip(&other.1) {
+                let what = format!("{family}, {implementation:?}: gradient of {path}");
+                let (got, expected) =
+                    (got.as_ref().expect("a gradient"), expected.as_ref().expect("a gradient"));
+                assert_close(&what, got, expected, Tolerance { relative: 1e-4, absolute: 1e-6 });
+            }
         }
     }
 }
@@ -305,7 +341,7 @@ fn networks_agree() {
 /// A training must see that its values are no longer numbers: no operation makes a number of one.
 #[test]
 fn nan_stays_nan() {
-    let _lock = SWITCH.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _switch = Switch::lock();
     let is_nan = |what: &str, y: Tensor<4>| {
         assert!(values(y).iter().any(|value| value.is_nan()), "{what}");
     };
@@ -333,6 +369,7 @@ fn nan_stays_nan() {
 /// A layer that takes the place of the ReLU before it computes what it computes after one, with the same gradients.
 #[test]
 fn fused_input_quantizers_agree_with_those_after_a_relu() {
+    let _switch = Switch::lock();
     let device = default_device().autodiff();
     let shape = [3, 5, 6, 6];
     for method in [Method::DoReFa, Method::Pact, Method::Lsq] {
@@ -380,6 +417,7 @@ fn fused_input_quantizers_agree_with_those_after_a_relu() {
 /// Weights of zero at 1 bit have the mean zero as their scale.
 #[test]
 fn zero_weights_at_1_bit_convolve_to_zero() {
+    let _switch = Switch::lock();
     let device = default_device();
     let bit = Precision::bits(1).expect("1 is a width");
     let config =
@@ -388,4 +426,79 @@ fn zero_weights_at_1_bit_convolve_to_zero() {
     layer.weight = layer.weight.map(|weight| weight.zeros_like());
     let x = tensor::<4>(&normal(2 * 25, 0.5, 1.0, &mut rng(3)), [1, 2, 5, 5], &device);
     assert!(values(layer.forward(x)).iter().all(|value| *value == 0.0));
+}
+
+/// No images are no error: an empty output, and gradients of zero.
+#[test]
+fn empty_batches_have_gradients_of_zero() {
+    let _switch = Switch::lock();
+    for backend in backends().into_iter().filter(|backend| backend.name != "wgpu") {
+        let shapes = [(vec![], vec![0]), (normal(54, 0.0, 1.0, &mut rng(1)), vec![54])];
+        let results = differentiate(&shapes, &backend.device, |x| {
+            let options = ConvOptions::new([1; 2], [1; 2], [1; 2], 1);
+            conv2d(x[0].clone().reshape([0, 2, 5, 4]), x[1].clone().reshape([3, 2, 3, 3]), options)
+        });
+        assert_eq!(results, [vec![], vec![], vec![0.0; 54]]);
+    }
+}
+
+#[test]
+#[should_panic(expected = "the kernel is larger than the padded input")]
+fn a_kernel_larger_than_the_image_is_an_error() {
+    let _switch = Switch::lock();
+    let device = default_device();
+    let (x, w) = (tensor(&[1.0; 2], [1, 2, 1, 1], &device), tensor(&[1.0; 18], [2, 1, 3, 3], &device));
+    conv2d(x, w, ConvOptions::new([1; 2], [0; 2], [1; 2], 2));
+}
+
+#[test]
+#[should_panic(expected = "one parameter, or one for each slice")]
+fn parameters_for_several_slices_are_an_error() {
+    let device = default_device();
+    let (x, steps) = (tensor::<2>(&[1.0; 24], [4, 6], &device), tensor(&[0.1, 0.2], [2], &device));
+    fake_quantize_learned(x, steps, Grid::Step { q_min: 0.0, q_max: 3.0 });
+}
+
+/// The same on one thread, two and seven: losses, gradients and learned steps, bit for bit. The maps are large enough to be
+/// divided.
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let _switch = Switch::lock();
+    let low = Precision::bits(2).expect("2 is a width");
+    let input = InputShape { channels: 3, height: 32, width: 32 };
+    let n = 24;
+    let images = normal(n * 3072, 0.0, 1.0, &mut rng(1));
+    let labels: Vec<i64> = (0..n as i64).map(|i| i % 10).collect();
+    // More values than burn sums up on one thread.
+    let many = normal(5 << 20, 0.5, 1.0, &mut rng(2));
+    for backend in backends().into_iter().filter(|backend| backend.name != "wgpu") {
+        let device = backend.device.clone().autodiff();
+        for method in [Method::DoReFa, Method::Pact, Method::Lsq, Method::MinMax] {
+            let run = || {
+                let policy = QuantizationPolicy::new(LayerQuantization::new(method, low, low));
+                let config = ModelConfig::new(Family::PreResNet, 8);
+                let mut network = config.init(input, 10, &policy, 0, &device).expect("a network").network;
+                let batch = tensor::<4>(&images, [n, 3, 32, 32], &device);
+                network.calibrate(|_| true, |network| drop(network.forward(batch.clone())));
+                let targets = target_probabilities(&labels, 10, 0.0, &device);
+                let loss = cross_entropy(network.forward(batch), targets);
+                let large = tensor::<2>(&many, [1 << 10, 5 << 10], &backend.device);
+                let mut quantizer =
+                    ActivationQuantizer::new(&LayerQuantization::new(method, low, low), &backend.device)
+                        .expect("the methods define 2 bits")
+                        .expect("the input is quantized");
+                quantizer.start_calibration();
+                quantizer.fake_quantize(large.clone());
+                quantizer.finish_calibration();
+                let scale = quantizer.qparams(&backend.device).scale;
+                let sums = [values(scale), values(mean_square(large)), values(loss.clone())];
+                (sums, gradients(&network, &loss.backward()))
+            };
+            let results = [1, 2, 7].map(|n_threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().expect("threads");
+                pool.install(run)
+            });
+            assert!(results[0] == results[1] && results[0] == results[2], "{method} on {}", backend.name);
+        }
+    }
 }

@@ -5,7 +5,7 @@
 #[path = "../../crates/lowbit-strategies/src/optimizer.rs"]
 #[expect(dead_code, reason = "saving and loading its state is tested where checkpoints are")]
 mod optimizer;
-use lowbit_strategies::recipe;
+use lowbit_strategies::{loss, recipe};
 
 // The worked example of the documentation.
 #[path = "../../crates/lowbit-strategies/examples/own_strategy.rs"]

@@ -2,11 +2,11 @@
 //! clipping, cross entropy, BatchNorm; and the parameter counts of the networks.
 
 // `lowbit-strategies` keeps its optimizer to itself, and has no backend to test it on: its source is compiled here
-// once more, with the one name that it imports from its crate.
+// once more, with the two names that it imports from its crate.
 #[path = "../../crates/lowbit-strategies/src/optimizer.rs"]
 #[expect(dead_code, reason = "saving and loading its state is tested where checkpoints are")]
 mod optimizer;
-use lowbit_strategies::recipe;
+use lowbit_strategies::{loss, recipe};
 
 use burn::module::{Module, Param, RunningState};
 use burn::nn::BatchNormConfig;

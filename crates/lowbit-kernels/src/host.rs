@@ -6,6 +6,7 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, TensorData};
 
 use crate::backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend, ScaleKind};
+use crate::choice::{is_nan_filled, is_reference};
 use crate::cpu::activation::{Activation, ClipGrid, StepGrid, UnitGrid};
 use crate::cpu::conv::{self, ConvShape};
 use crate::cpu::fake_quantize::{self, Grid};
@@ -26,14 +27,19 @@ trait Host: Backend {
     fn tensor(values: Vec<f32>, shape: &[usize]) -> FloatTensor<Self>;
 }
 
+/// Whether the kernels do an operation on `tensor`. They are for single precision.
+fn is_served(tensor: &impl TensorMetadata) -> bool {
+    tensor.dtype() == DType::F32 && !is_reference()
+}
+
 /// `n` values that `write` writes, all of them.
 fn filled(n: usize, write: impl FnOnce(&mut [f32])) -> Vec<f32> {
     let mut values = Vec::with_capacity(n);
-    if cfg!(any(test, miri)) {
+    if is_nan_filled() {
         values.resize(n, f32::NAN);
     } else {
-        // SAFETY: every kernel writes all of its output and reads nothing of it before, which their tests check with outputs
-        // full of NaN; an `f32` needs no drop. Zeros would cost as much as a normalization.
+        // SAFETY: every kernel writes all of its output and reads nothing of it before, which tests check with outputs full of
+        // NaN, of the kernels and through this function; an `f32` needs no drop. Zeros would cost as much as a normalization.
         #[allow(clippy::uninit_vec, reason = "the kernels write all of it before they read")]
         unsafe {
             values.set_len(n);
@@ -44,9 +50,13 @@ fn filled(n: usize, write: impl FnOnce(&mut [f32])) -> Vec<f32> {
 }
 
 /// The sizes of a convolution, if a kernel is to do it: without dilation, padded alike on both sides.
-fn conv_shape(input: [usize; 4], weight: [usize; 4], options: &ConvOptions<2>) -> Option<ConvShape> {
-    let [batch, in_channels, height, width] = input;
-    let [out_channels, _, kernel_height, kernel_width] = weight;
+fn conv_shape(
+    input: &impl TensorMetadata,
+    weight: &impl TensorMetadata,
+    options: &ConvOptions<2>,
+) -> Option<ConvShape> {
+    let [batch, in_channels, height, width] = input.shape().dims();
+    let [out_channels, _, kernel_height, kernel_width] = weight.shape().dims();
     let shape = ConvShape {
         batch,
         in_channels,
@@ -58,8 +68,7 @@ fn conv_shape(input: [usize; 4], weight: [usize; 4], options: &ConvOptions<2>) -
         groups: options.groups,
     };
     let is_symmetric = options.padding.iter().all(|(before, after)| before == after);
-    let has_kernel = options.dilation == [1, 1] && is_symmetric && batch > 0;
-    (has_kernel && !reference::is_chosen()).then_some(shape)
+    (is_served(input) && is_symmetric && options.dilation == [1, 1]).then_some(shape)
 }
 
 fn conv2d<B: Host>(input: FloatTensor<B>, weight: FloatTensor<B>, shape: &ConvShape) -> FloatTensor<B> {
@@ -137,7 +146,7 @@ fn keep_codes<B: Host>(
     codes: CodeKinds,
     options: &ConvOptions<2>,
 ) -> Option<KeptCodes> {
-    let shape = conv_shape(input.shape().dims(), weight.shape().dims(), options)?;
+    let shape = conv_shape(input, weight, options)?;
     if shape.groups > 1 {
         return None;
     }
@@ -350,8 +359,7 @@ macro_rules! host_backend {
                 weight: FloatTensor<Self>,
                 options: ConvOptions<2>,
             ) -> FloatTensor<Self> {
-                assert_eq!(input.dtype(), DType::F32, "kernels take f32");
-                match conv_shape(input.shape().dims(), weight.shape().dims(), &options) {
+                match conv_shape(&input, &weight, &options) {
                     Some(shape) => timed(Kind::ConvForward, || conv2d::<Self>(input, weight, &shape)),
                     None => reference::conv2d::<Self>(input, weight, options),
                 }
@@ -365,7 +373,7 @@ macro_rules! host_backend {
                 codes: CodeKinds,
                 options: ConvOptions<2>,
             ) -> FloatTensor<Self> {
-                match conv_shape(input.shape().dims(), weight.shape().dims(), &options) {
+                match conv_shape(&input, &weight, &options) {
                     Some(shape) if shape.groups == 1 && IntegerConv::pays(codes.bounds) => {
                         timed(Kind::ConvCodes, || {
                             conv2d_codes::<Self>(
@@ -387,7 +395,7 @@ macro_rules! host_backend {
                 gradient: FloatTensor<Self>,
                 options: ConvOptions<2>,
             ) -> FloatTensor<Self> {
-                match conv_shape(input.shape().dims(), weight.shape().dims(), &options) {
+                match conv_shape(&input, &weight, &options) {
                     Some(shape) => timed(Kind::ConvInputGradient, || {
                         conv2d_input_gradient::<Self>(weight, gradient, &shape)
                     }),
@@ -401,7 +409,7 @@ macro_rules! host_backend {
                 gradient: FloatTensor<Self>,
                 options: ConvOptions<2>,
             ) -> FloatTensor<Self> {
-                match conv_shape(input.shape().dims(), weight.shape().dims(), &options) {
+                match conv_shape(&input, &weight, &options) {
                     Some(shape) => timed(Kind::ConvWeightGradient, || {
                         conv2d_weight_gradient::<Self>(input, gradient, &shape)
                     }),
@@ -410,7 +418,7 @@ macro_rules! host_backend {
             }
 
             fn lowbit_batch_statistics(input: FloatTensor<Self>) -> FloatTensor<Self> {
-                if reference::is_chosen() {
+                if !is_served(&input) {
                     return reference::batch_statistics::<Self>(input);
                 }
                 timed(Kind::Norm, || batch_statistics::<Self>(input))
@@ -425,7 +433,7 @@ macro_rules! host_backend {
                 epsilon: f32,
                 activation: ActivationKind,
             ) -> FloatTensor<Self> {
-                if reference::is_chosen() {
+                if !is_served(&input) {
                     return reference::batch_norm::<Self>(
                         input, gamma, beta, statistics, parameter, epsilon, activation,
                     );
@@ -445,7 +453,7 @@ macro_rules! host_backend {
                 epsilon: f32,
                 activation: ActivationKind,
             ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-                if reference::is_chosen() {
+                if !is_served(&input) {
                     return reference::batch_norm_gradients::<Self>(
                         input, gamma, beta, statistics, parameter, gradient, epsilon, activation,
                     );
@@ -458,14 +466,14 @@ macro_rules! host_backend {
             }
 
             fn lowbit_tanh(w: FloatTensor<Self>) -> FloatTensor<Self> {
-                if reference::is_chosen() {
+                if !is_served(&w) {
                     return reference::tanh::<Self>(w);
                 }
                 timed(Kind::Weights, || tanh::<Self>(w))
             }
 
             fn lowbit_dorefa_grid(squashed: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
-                if reference::is_chosen() {
+                if !is_served(&squashed) {
                     return reference::dorefa_grid::<Self>(squashed, n);
                 }
                 timed(Kind::Weights, || dorefa_grid::<Self>(squashed, n))
@@ -476,14 +484,14 @@ macro_rules! host_backend {
                 gradient: FloatTensor<Self>,
                 max_gradient: MaxGradient,
             ) -> FloatTensor<Self> {
-                if reference::is_chosen() {
+                if !is_served(&squashed) {
                     return reference::dorefa_gradient::<Self>(squashed, gradient, max_gradient);
                 }
                 timed(Kind::Weights, || dorefa_gradient::<Self>(squashed, gradient, max_gradient))
             }
 
             fn lowbit_fake_quantize_unit(x: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
-                if reference::is_chosen() {
+                if !is_served(&x) {
                     return reference::fake_quantize_unit::<Self>(x, n);
                 }
                 timed(Kind::Activations, || fake_quantize_unit::<Self>(x, n))
@@ -493,7 +501,7 @@ macro_rules! host_backend {
                 x: FloatTensor<Self>,
                 gradient: FloatTensor<Self>,
             ) -> FloatTensor<Self> {
-                if reference::is_chosen() {
+                if !is_served(&x) {
                     return reference::fake_quantize_unit_gradient::<Self>(x, gradient);
                 }
                 timed(Kind::Activations, || fake_quantize_unit_gradient::<Self>(x, gradient))
@@ -504,7 +512,7 @@ macro_rules! host_backend {
                 parameter: FloatTensor<Self>,
                 grid: Grid,
             ) -> FloatTensor<Self> {
-                if reference::is_chosen() {
+                if !is_served(&x) {
                     return reference::fake_quantize::<Self>(x, parameter, grid);
                 }
                 timed(Kind::Activations, || fake_quantize_learned::<Self>(x, parameter, grid))
@@ -516,7 +524,7 @@ macro_rules! host_backend {
                 gradient: FloatTensor<Self>,
                 grid: Grid,
             ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-                if reference::is_chosen() {
+                if !is_served(&x) {
                     return reference::fake_quantize_gradients::<Self>(x, parameter, gradient, grid);
                 }
                 timed(Kind::Activations, || {

@@ -1,7 +1,8 @@
 //! Fused operations of low-bit training: convolution, batch normalization and fake quantization, forward and backward.
 //!
-//! Each operation has a reference made of burn's own operations, which serves every backend; the CPU backends have
-//! kernels instead, GPUs some. Which one runs is decided here and nowhere else: callers see functions of tensors.
+//! Each operation has a reference made of burn's own operations; the CPU backends have kernels instead, GPUs some. A backend
+//! is an extended one if this crate's feature of its name is on, together with burn's; on others the operations are composed of
+//! burn's functions of tensors. Which one runs is decided here and nowhere else: callers see functions of tensors.
 //!
 //! What it does not do: no layers, no quantizers, no state.
 //!
@@ -22,6 +23,8 @@ pub mod allocator;
 mod autodiff;
 #[allow(deprecated, reason = "burn has deprecated ndarray, which this project keeps")]
 mod backend;
+mod choice;
+mod composed;
 pub mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
@@ -33,13 +36,15 @@ mod times;
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
+use burn::tensor::module;
 use burn::tensor::ops::ConvOptions;
 
 pub use backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend, ScaleKind};
+use choice::is_composed;
+pub use choice::{Implementation, fill_outputs_with_nan, use_implementation};
 pub use cpu::fake_quantize::Grid;
 pub use cpu::integer::CodeBounds;
 pub use cpu::weights::MaxGradient;
-pub use reference::use_reference;
 pub use times::take_times;
 
 /// Convolution without bias; as `burn::tensor::module::conv2d`.
@@ -48,6 +53,9 @@ pub use times::take_times;
 /// - input: `[batch, in_channels, height, width]`
 /// - weight: `[out_channels, in_channels / groups, kernel height, kernel width]`
 pub fn conv2d(input: Tensor<4>, weight: Tensor<4>, options: ConvOptions<2>) -> Tensor<4> {
+    if is_composed(&input) {
+        return module::conv2d(input, weight, None, options);
+    }
     let output = Dispatch::lowbit_conv2d(input.into_dispatch(), weight.into_dispatch(), options);
     Tensor::from_dispatch(output)
 }
@@ -78,6 +86,9 @@ impl Scale {
 
 /// [`conv2d`] of fake-quantized operands: an input of `scale` times an integer from 0 to the bound, weights of their scale
 /// times an integer of at most the bound. Backends that have a kernel for it sum up the integers, without rounding.
+///
+/// # Panics
+/// If the input has more than one scale.
 pub fn conv2d_codes(
     input: Tensor<4>,
     weight: Tensor<4>,
@@ -85,8 +96,13 @@ pub fn conv2d_codes(
     bounds: CodeBounds,
     options: ConvOptions<2>,
 ) -> Tensor<4> {
+    if is_composed(&input) {
+        return conv2d(input, weight, options);
+    }
     let (input_kind, input_parameter) = input_scale.split();
     let (weight_kind, weight_parameter) = weight_scale.split();
+    let n_scales = input_parameter.as_ref().map_or(1, |parameter| parameter.dims()[0]);
+    assert_eq!(n_scales, 1, "one scale for the input");
     // An operation has a fixed number of tensors; any does where there is no parameter.
     let stand_in = || weight.clone().detach().into_dispatch();
     let output = Dispatch::lowbit_conv2d_codes(
@@ -164,6 +180,12 @@ pub fn batch_norm(
     epsilon: f64,
     activation: Activation,
 ) -> BatchNormOutput {
+    if is_composed(&input) {
+        let [mean, variance] = composed::batch_statistics(input.clone());
+        let statistics = [mean.clone(), variance.clone()];
+        let output = composed::normalize(input, [gamma, beta], statistics, epsilon as f32, activation);
+        return BatchNormOutput { output, mean: mean.detach(), variance: variance.detach() };
+    }
     let channels = input.dims()[1];
     let statistics = Dispatch::lowbit_batch_statistics(input.clone().into_dispatch());
     let statistics = Tensor::<1>::from_dispatch(statistics).detach();
@@ -188,6 +210,9 @@ pub fn batch_norm_fixed(
     activation: Activation,
 ) -> Tensor<4> {
     assert!(!input.device().is_autodiff(), "fixed statistics are for evaluation");
+    if is_composed(&input) {
+        return composed::normalize(input, [gamma, beta], [mean, variance], epsilon as f32, activation);
+    }
     normalize(input, [gamma, beta, Tensor::cat(vec![mean, variance], 0)], epsilon, activation)
 }
 
@@ -217,16 +242,30 @@ fn normalize(
 /// `(2 c - n) / n` with `c = round(n (tanh(w) / (2 max|tanh(w)|) + 1/2))`, ties to even. The gradient is straight through
 /// the rounding.
 pub fn dorefa_weights<const D: usize>(w: Tensor<D>, n: f32, max_gradient: MaxGradient) -> Tensor<D> {
+    if is_composed(&w) {
+        return composed::dorefa_weights(w, n, max_gradient);
+    }
     Tensor::from_dispatch(Dispatch::lowbit_dorefa_weights(w.into_dispatch(), n, max_gradient))
 }
 
 /// `round(clip(x, 0, 1) n) / n`, ties to even. The gradient passes where `0 <= x <= 1`.
 pub fn fake_quantize_unit<const D: usize>(x: Tensor<D>, n: f32) -> Tensor<D> {
+    if is_composed(&x) {
+        return composed::fake_quantize_unit(x, n);
+    }
     Tensor::from_dispatch(Dispatch::lowbit_fake_quantize_unit(x.into_dispatch(), n))
 }
 
 /// Fake quantization with a learned parameter, positive: one for all, shape `[1]`, or one for each slice along the first
 /// axis. See [`Grid`] for the formulas; gradients are those of [`cpu::fake_quantize::learned_gradient`].
+///
+/// # Panics
+/// If there is another number of parameters.
 pub fn fake_quantize_learned<const D: usize>(x: Tensor<D>, parameter: Tensor<1>, grid: Grid) -> Tensor<D> {
+    let n_parameters = parameter.dims()[0];
+    assert!(n_parameters == 1 || n_parameters == x.dims()[0], "one parameter, or one for each slice");
+    if is_composed(&x) {
+        return composed::fake_quantize_learned(x, parameter, grid);
+    }
     Tensor::from_dispatch(Dispatch::lowbit_fake_quantize(x.into_dispatch(), parameter.into_dispatch(), grid))
 }

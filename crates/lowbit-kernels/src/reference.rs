@@ -1,7 +1,5 @@
-//! The operations made of burn's own, for every backend: what the kernels have to compute, and what runs where there is
+//! The operations of an extended backend made of burn's own: what the kernels have to compute, and what runs where there is
 //! none.
-
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::backend::tensor::{BoolTensor, FloatTensor};
 use burn::backend::{Backend, TensorMetadata, get_or_init_device_settings};
@@ -11,20 +9,6 @@ use burn::tensor::{IndexingUpdateOp, Slice};
 use crate::backend::{ActivationKind, KernelBackend};
 use crate::cpu::fake_quantize::Grid;
 use crate::cpu::weights::MaxGradient;
-
-static IS_CHOSEN: AtomicBool = AtomicBool::new(false);
-
-/// Chooses between the kernels and the operations made of burn's own on backends that have both, for the whole process:
-/// to compare them.
-pub fn use_reference(is_chosen: bool) {
-    IS_CHOSEN.store(is_chosen, Ordering::Relaxed);
-}
-
-/// Whether kernels are not to run.
-#[cfg(any(feature = "flex", feature = "ndarray"))]
-pub(crate) fn is_chosen() -> bool {
-    IS_CHOSEN.load(Ordering::Relaxed)
-}
 
 pub(crate) fn conv2d<B: KernelBackend>(
     input: FloatTensor<B>,

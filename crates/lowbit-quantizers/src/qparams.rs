@@ -34,7 +34,8 @@ pub(crate) fn per_channel<const D: usize>(parameter: Tensor<1>) -> Tensor<D> {
 }
 
 /// Reduces to one value per slice along the first axis, shape `[n]`, with `reduce` over the other axes; or, for
-/// `per_tensor`, to one value, shape `[1]`.
+/// `per_tensor`, to one value, shape `[1]`. Sums along an axis are taken in a fixed order; burn's sums of a whole tensor depend
+/// on the threads when it is large.
 pub(crate) fn reduce<const D: usize>(
     x: Tensor<D>,
     granularity: lowbit_core::Granularity,

@@ -39,5 +39,13 @@ pub fn kl_divergence(target: Tensor<2>, logits: Tensor<2>, temperature: f64) -> 
 
 /// Mean of the squares of all elements. Shape `[1]`.
 pub fn mean_square<const D: usize>(x: Tensor<D>) -> Tensor<1> {
-    x.square().mean()
+    let n = x.shape().num_elements();
+    sum_of_squares(x) / n as f64
+}
+
+/// Sum of the squares of all elements, in a fixed order: burn's sum of a whole tensor depends on the threads when it is large.
+/// Shape `[1]`.
+pub fn sum_of_squares<const D: usize>(x: Tensor<D>) -> Tensor<1> {
+    let n = x.shape().num_elements();
+    x.square().reshape([1, n]).sum_dim(1).reshape([1])
 }

@@ -8,6 +8,7 @@ use burn::optim::{AdamConfig, AdamWConfig, GradientsParams, ModuleOptimizer, Sgd
 use burn::tensor::Device;
 use burn::tensor::{Gradients, Tensor};
 
+use crate::loss::sum_of_squares;
 use crate::recipe::{OptimizerRecipe, QuantizerGroup, TrainRecipe};
 
 /// Names of the parameters that a quantizer learns.
@@ -156,7 +157,7 @@ fn clip_by_global_norm<M: Module>(gradients: GradientsParams, module: &M, max_no
     impl ModuleVisitor for Norm<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if let Some(gradient) = self.gradients.get::<D>(param.id) {
-                let square = gradient.square().sum();
+                let square = sum_of_squares(gradient);
                 self.sum_of_squares = Some(match self.sum_of_squares.take() {
                     Some(sum) => sum + square,
                     None => square,

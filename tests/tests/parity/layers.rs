@@ -9,7 +9,7 @@ use lowbit_tests::{Backend, Tolerance, gradients, normal, rng, tensor, values};
 
 use crate::{Case, Device, Outcome};
 
-/// Sums of up to 200 products, in another order on each backend.
+/// Sums of up to 400 products, in another order on each backend.
 const SUM: Tolerance = Tolerance { relative: 2e-6, absolute: 1e-6 };
 
 /// Gradients of quantizers' parameters are sums of everything, whose parts nearly cancel.
@@ -54,13 +54,17 @@ impl After {
 }
 
 /// Sizes that no vector length divides, and some that all do.
-const WEIGHTED: [Kind; 7] = [
+const WEIGHTED: [Kind; 11] = [
     conv([3, 5], [3, 1, 1], [7, 9]),
     conv([16, 16], [3, 1, 1], [8, 8]),
     conv([4, 6], [3, 2, 1], [9, 7]),
     conv([5, 3], [1, 1, 1], [6, 5]),
     conv([4, 8], [1, 2, 1], [8, 8]),
     conv([6, 4], [3, 1, 2], [5, 6]),
+    conv([8, 8], [3, 1, 8], [7, 6]),
+    conv([3, 4], [5, 1, 1], [9, 7]),
+    conv([3, 8], [7, 2, 1], [15, 13]),
+    conv([3, 4], [11, 4, 1], [23, 27]),
     Kind::Linear { features: [13, 7] },
 ];
 

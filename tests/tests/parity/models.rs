@@ -26,6 +26,8 @@ const OTHER_SEEDS: [u64; 2] = [103, 203];
 #[derive(Clone, Debug)]
 pub struct ModelCase {
     family: Family,
+    /// Of the layout for ImageNet; else that for CIFAR.
+    imagenet_depth: Option<usize>,
     input: [usize; 3],
     /// Method, bits of weights and input.
     precision: Option<(Method, u32, Option<u32>)>,
@@ -40,6 +42,9 @@ const FAMILIES: [Family; 3] = [Family::ResNet, Family::PreResNet, Family::VggSma
 /// Channels, height and width of the images: digits, Fashion-MNIST, CIFAR, and sizes that are no multiples of anything.
 const INPUTS: [[usize; 3]; 4] = [[1, 8, 8], [1, 28, 28], [3, 32, 32], [2, 9, 11]];
 
+/// Large enough for five halvings.
+const IMAGENET_INPUT: [usize; 3] = [3, 96, 80];
+
 const METHODS: [Method; 4] = [Method::DoReFa, Method::Pact, Method::Lsq, Method::MinMax];
 
 /// Factors of the images that move them by about an ulp and by some.
@@ -50,8 +55,15 @@ pub fn cases() -> Vec<ModelCase> {
     for family in FAMILIES {
         for input in INPUTS {
             for precision in [None, Some((Method::DoReFa, 2, None))] {
-                cases.push(ModelCase { family, input, precision, seed: SEED, nudge: 1.0 });
+                cases.push(ModelCase::new(family, input, precision));
             }
+        }
+    }
+    // A stem with a max pool, basic blocks and bottlenecks.
+    for (family, depth) in [(Family::ResNet, 18), (Family::PreResNet, 18), (Family::ResNet, 50)] {
+        for precision in [None, Some((Method::DoReFa, 2, None))] {
+            let case = ModelCase::new(family, IMAGENET_INPUT, precision);
+            cases.push(ModelCase { imagenet_depth: Some(depth), ..case });
         }
     }
     // Every method at every bit width of both operands, the families in turn.
@@ -60,18 +72,23 @@ pub fn cases() -> Vec<ModelCase> {
         for bits in from..=8 {
             let family = FAMILIES[bits as usize % 3];
             let precision = Some((method, bits, Some(bits)));
-            cases.push(ModelCase { family, input: INPUTS[0], precision, seed: SEED, nudge: 1.0 });
+            cases.push(ModelCase::new(family, INPUTS[0], precision));
         }
     }
     cases
 }
 
 impl ModelCase {
+    fn new(family: Family, input: [usize; 3], precision: Option<(Method, u32, Option<u32>)>) -> Self {
+        Self { family, imagenet_depth: None, input, precision, seed: SEED, nudge: 1.0 }
+    }
+
     /// The network with few channels.
     fn network(&self, device: &Device) -> Network {
-        let config = match self.family {
-            Family::VggSmall => ModelConfig::vgg_small().with_width(1.0 / 16.0),
-            family => ModelConfig::new(family, 8).with_width(0.25),
+        let config = match (self.family, self.imagenet_depth) {
+            (Family::VggSmall, _) => ModelConfig::vgg_small().with_width(1.0 / 16.0),
+            (family, Some(depth)) => ModelConfig::imagenet(family, depth).with_width(1.0 / 16.0),
+            (family, None) => ModelConfig::new(family, 8).with_width(0.25),
         };
         let policy = match self.precision {
             None => QuantizationPolicy::full_precision(),

@@ -1,7 +1,8 @@
 //! Exact convolution of operands that are integer multiples of scales.
 //!
 //! Four channels of the input are one 32-bit word, and a step of the sum multiplies such a word by those of 16 output
-//! channels. Products are summed up in 16 bits as long as they provably fit, then in 32.
+//! channels. Processors with an instruction for the dot product of two words sum up in 32 bits; for AVX2 products are summed
+//! up in 16 bits as long as they provably fit, then in 32.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,14 +11,14 @@ use rayon::prelude::*;
 
 use super::activation::low_byte;
 use super::conv::{ConvShape, tables};
-use super::simd::{BLOCK, multiversion, store_transposed};
+use super::packed::OFF_GRID;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Avx512Vnni};
+use super::simd::{BLOCK, Baseline, Instructions, multiversion, store_transposed};
 use super::task_items;
 
 /// Channels in a word.
 const WORD: usize = 4;
-
-/// Pixels of a tile.
-const TILE: usize = 6;
 
 /// Pixels of a task's share that are computed for one block of channels before the next.
 const PIXELS: usize = 264;
@@ -44,7 +45,57 @@ impl CodeBounds {
 
 /// Fewest steps summed up in 16 bits for which the kernel runs. With fewer, widening the sums costs as much as the products.
 /// Measured: it pays at 1820 and 72 steps (2 and 4 bits).
+#[cfg(target_arch = "x86_64")]
 const FEWEST_STEPS: usize = 4;
+
+/// What computes the tiles.
+#[derive(Clone, Copy, Debug)]
+enum Tiles {
+    /// Whatever the compiler makes of loops; slower than single precision.
+    Plain,
+    /// Products of two channels summed up in 16 bits.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    /// Products of four channels summed up in 32 bits.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(Avx512Vnni),
+    /// Products of four channels summed up in 32 bits, both operands signed.
+    #[cfg(target_arch = "aarch64")]
+    Dotprod(Dotprod),
+}
+
+impl Tiles {
+    /// What this processor has and multiplies such codes, from the slowest to the fastest.
+    fn serving(bounds: CodeBounds) -> impl Iterator<Item = Self> {
+        let serving = [
+            Some(Self::Plain),
+            #[cfg(target_arch = "x86_64")]
+            Avx2::detect().filter(|_| bounds.steps() >= FEWEST_STEPS).map(Self::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Avx512Vnni::detect().map(Self::Avx512Vnni),
+            #[cfg(target_arch = "aarch64")]
+            Dotprod::detect().filter(|_| bounds.activation <= i8::MAX as u8).map(Self::Dotprod),
+        ];
+        serving.into_iter().flatten()
+    }
+
+    /// The fastest for such codes on this processor.
+    fn best(bounds: CodeBounds) -> Self {
+        Self::serving(bounds).last().expect("the plain ones serve always")
+    }
+}
+
+/// Dot products of four bytes, which the processor has.
+#[cfg(target_arch = "aarch64")]
+#[derive(Clone, Copy, Debug)]
+struct Dotprod(());
+
+#[cfg(target_arch = "aarch64")]
+impl Dotprod {
+    fn detect() -> Option<Self> {
+        std::arch::is_aarch64_feature_detected!("dotprod").then_some(Self(()))
+    }
+}
 
 /// A convolution with its weights packed.
 #[derive(Clone, Debug)]
@@ -56,6 +107,7 @@ pub struct IntegerConv {
     /// Scale of the weights, for each output channel.
     scales: Vec<f32>,
     bounds: CodeBounds,
+    tiles: Tiles,
 }
 
 thread_local! {
@@ -69,14 +121,19 @@ struct Operands<'a> {
     starts: &'a [u32],
     steps: &'a [u32],
     panel: &'a [Row],
-    /// Steps whose products are summed up in 16 bits.
+    /// Steps whose products can be summed up in 16 bits.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "other processors sum in 32 bits"))]
     narrow_steps: usize,
 }
 
 impl Operands<'_> {
-    fn tile(&self, first: usize) -> [u32; TILE] {
-        std::array::from_fn(|p| self.starts[(first + p).min(self.starts.len() - 1)])
+    /// Where the sums of `P` pixels start, the last pixel repeated where there are fewer.
+    #[inline(always)]
+    fn windows<const P: usize>(&self, first: usize) -> [*const u32; P] {
+        std::array::from_fn(|p| {
+            let start = self.starts[(first + p).min(self.starts.len() - 1)];
+            self.words.as_ptr().wrapping_add(start as usize)
+        })
     }
 }
 
@@ -90,10 +147,16 @@ struct Store<'a> {
 }
 
 impl Store<'_> {
+    /// Takes the sums of `P` pixels from number `first` on.
     #[inline(always)]
-    fn take<const AVX: bool>(&mut self, first: usize, sums: &[[i32; BLOCK]; TILE]) {
+    fn take<const P: usize>(
+        &mut self,
+        instructions: impl Instructions,
+        first: usize,
+        sums: &[[i32; BLOCK]; P],
+    ) {
         let n = self.scales.len();
-        let mut values = [[0.0; BLOCK]; TILE];
+        let mut values = [[0.0; BLOCK]; P];
         let mut scales = [0.0; BLOCK];
         scales[..n].copy_from_slice(self.scales);
         for (values, sums) in values.iter_mut().zip(sums) {
@@ -101,10 +164,10 @@ impl Store<'_> {
                 values[v] = sums[v] as f32 * scales[v];
             }
         }
-        let targets = &self.targets[first..(first + TILE).min(self.targets.len())];
+        let targets = &self.targets[first..(first + P).min(self.targets.len())];
         let start = targets[0] as usize;
-        if targets.len() == TILE && targets[TILE - 1] as usize == start + TILE - 1 {
-            return store_transposed::<TILE, BLOCK, AVX>(&values, &mut self.out[start..], self.plane, n);
+        if targets.len() == P && targets[P - 1] as usize == start + P - 1 {
+            return store_transposed(instructions, &values, &mut self.out[start..], self.plane, n);
         }
         for v in 0..n {
             for (values, &target) in values.iter().zip(targets) {
@@ -114,14 +177,17 @@ impl Store<'_> {
     }
 }
 
-/// Any processor, and codes whose products do not fit.
-fn tiles_plain(operands: Operands<'_>, store: &mut Store<'_>) {
+/// # Safety
+/// No start plus a step is beyond the words.
+unsafe fn tiles_plain(operands: Operands<'_>, store: &mut Store<'_>) {
+    const TILE: usize = 6;
     for first in (0..operands.starts.len()).step_by(TILE) {
-        let starts = operands.tile(first);
+        let windows = operands.windows::<TILE>(first);
         let mut sums = [[0i32; BLOCK]; TILE];
         for (&step, row) in operands.steps.iter().zip(operands.panel) {
-            for (sums, start) in sums.iter_mut().zip(starts) {
-                let codes = operands.words[(start + step) as usize].to_le_bytes();
+            for (sums, window) in sums.iter_mut().zip(windows) {
+                // SAFETY: the caller says so.
+                let codes = unsafe { *window.add(step as usize) }.to_le_bytes();
                 for (sum, weights) in sums.iter_mut().zip(row.as_chunks::<WORD>().0) {
                     for (code, weight) in codes.iter().zip(weights) {
                         *sum += i32::from(*code) * i32::from(*weight);
@@ -129,20 +195,22 @@ fn tiles_plain(operands: Operands<'_>, store: &mut Store<'_>) {
                 }
             }
         }
-        store.take::<false>(first, &sums);
+        store.take(Baseline, first, &sums);
     }
 }
 
 /// Two products of 8 bits become a sum of 16 in one instruction, which the compiler does not find from a loop.
+///
+/// # Safety
+/// No start plus a step is beyond the words.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn tiles_avx2(operands: Operands<'_>, store: &mut Store<'_>) {
+unsafe fn tiles_avx2(proof: Avx2, operands: Operands<'_>, store: &mut Store<'_>) {
     use std::arch::x86_64::*;
+    const TILE: usize = 6;
     let ones = _mm256_set1_epi16(1);
     for first in (0..operands.starts.len()).step_by(TILE) {
-        // SAFETY: `run` has compared the largest start plus the largest step with the length.
-        let windows =
-            operands.tile(first).map(|start| unsafe { operands.words.as_ptr().add(start as usize) });
+        let windows = operands.windows::<TILE>(first);
         let mut sums = [[_mm256_setzero_si256(); 2]; TILE];
         let parts = operands.steps.chunks(operands.narrow_steps);
         for (steps, rows) in parts.zip(operands.panel.chunks(operands.narrow_steps)) {
@@ -151,7 +219,7 @@ fn tiles_avx2(operands: Operands<'_>, store: &mut Store<'_>) {
                 // SAFETY: a row has the size of two registers.
                 let weights: [__m256i; 2] = unsafe { std::mem::transmute(*row) };
                 for p in 0..TILE {
-                    // SAFETY: as above.
+                    // SAFETY: the caller says so.
                     let codes = _mm256_set1_epi32(unsafe { *windows[p].add(step as usize) } as i32);
                     for v in 0..2 {
                         // At most `narrow_steps` of these fit 16 bits, see `CodeBounds::steps`.
@@ -168,38 +236,107 @@ fn tiles_avx2(operands: Operands<'_>, store: &mut Store<'_>) {
         }
         // SAFETY: both are 16 integers of 32 bits for each pixel.
         let sums: [[i32; BLOCK]; TILE] = unsafe { std::mem::transmute(sums) };
-        store.take::<true>(first, &sums);
+        store.take(proof, first, &sums);
     }
 }
 
-fn run(operands: Operands<'_>, store: &mut Store<'_>) {
+/// A row is one register; there are enough pixels for two instructions to begin in each cycle.
+///
+/// # Safety
+/// No start plus a step is beyond the words.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vnni,avx2,fma")]
+unsafe fn tiles_avx512_vnni(proof: Avx512Vnni, operands: Operands<'_>, store: &mut Store<'_>) {
+    use std::arch::x86_64::*;
+    const TILE: usize = 12;
+    for first in (0..operands.starts.len()).step_by(TILE) {
+        let windows = operands.windows::<TILE>(first);
+        let mut sums = [_mm512_setzero_si512(); TILE];
+        for (&step, row) in operands.steps.iter().zip(operands.panel) {
+            // SAFETY: a row has the size of a register.
+            let weights: __m512i = unsafe { std::mem::transmute(*row) };
+            for p in 0..TILE {
+                // SAFETY: the caller says so.
+                let codes = _mm512_set1_epi32(unsafe { *windows[p].add(step as usize) } as i32);
+                sums[p] = _mm512_dpbusd_epi32(sums[p], codes, weights);
+            }
+        }
+        // SAFETY: both are 16 integers of 32 bits for each pixel.
+        let sums: [[i32; BLOCK]; TILE] = unsafe { std::mem::transmute(sums) };
+        store.take(proof, first, &sums);
+    }
+}
+
+/// The instruction has no stable intrinsic.
+///
+/// # Safety
+/// No start plus a step is beyond the words.
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn tiles_dotprod(operands: Operands<'_>, store: &mut Store<'_>) {
+    use std::arch::aarch64::*;
+    const TILE: usize = 6;
+    const PARTS: usize = 4;
+    for first in (0..operands.starts.len()).step_by(TILE) {
+        let windows = operands.windows::<TILE>(first);
+        let mut sums = [[vdupq_n_s32(0); PARTS]; TILE];
+        for (&step, row) in operands.steps.iter().zip(operands.panel) {
+            // SAFETY: a row has the size of four registers.
+            let weights: [int8x16_t; PARTS] = unsafe { std::mem::transmute(*row) };
+            for p in 0..TILE {
+                // SAFETY: the caller says so.
+                let codes = vdupq_n_u32(unsafe { *windows[p].add(step as usize) });
+                for v in 0..PARTS {
+                    // SAFETY: the instruction reads and writes these registers only, and the processor has it.
+                    unsafe {
+                        std::arch::asm!(
+                            "sdot {sums:v}.4s, {weights:v}.16b, {codes:v}.16b",
+                            sums = inout(vreg) sums[p][v],
+                            weights = in(vreg) weights[v],
+                            codes = in(vreg) codes,
+                            options(pure, nomem, nostack, preserves_flags),
+                        );
+                    }
+                }
+            }
+        }
+        // SAFETY: both are 16 integers of 32 bits for each pixel.
+        let sums: [[i32; BLOCK]; TILE] = unsafe { std::mem::transmute(sums) };
+        store.take(Baseline, first, &sums);
+    }
+}
+
+/// Computes the tiles of all starts and hands them to `store`.
+///
+/// # Panics
+/// If a start plus a step is beyond the words.
+fn run(tiles: Tiles, operands: Operands<'_>, store: &mut Store<'_>) {
     let reach = |indices: &[u32]| indices.iter().copied().max().unwrap_or(0) as usize;
     let last = reach(operands.starts) + reach(operands.steps);
     assert!(last < operands.words.len(), "a tap is outside of the image");
-    #[cfg(target_arch = "x86_64")]
-    if operands.narrow_steps > 0
-        && std::is_x86_feature_detected!("avx2")
-        && std::is_x86_feature_detected!("fma")
-    {
-        // SAFETY: the processor has the instructions.
-        return unsafe { tiles_avx2(operands, store) };
+    // SAFETY: the bounds are checked above, and each variant has the proof of its instructions.
+    unsafe {
+        match tiles {
+            Tiles::Plain => tiles_plain(operands, store),
+            #[cfg(target_arch = "x86_64")]
+            Tiles::Avx2(proof) => tiles_avx2(proof, operands, store),
+            #[cfg(target_arch = "x86_64")]
+            Tiles::Avx512Vnni(proof) => tiles_avx512_vnni(proof, operands, store),
+            #[cfg(target_arch = "aarch64")]
+            Tiles::Dotprod(_) => tiles_dotprod(operands, store),
+        }
     }
-    tiles_plain(operands, store);
 }
 
 impl IntegerConv {
     /// Whether this is faster than the convolution in single precision, on this processor.
     pub fn pays(bounds: CodeBounds) -> bool {
-        let fits = bounds.weight <= i8::MAX as u8 && bounds.steps() >= FEWEST_STEPS;
-        #[cfg(target_arch = "x86_64")]
-        let has_instructions = std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
-        #[cfg(not(target_arch = "x86_64"))]
-        let has_instructions = false;
-        fits && has_instructions
+        bounds.weight <= i8::MAX as u8 && !matches!(Tiles::best(bounds), Tiles::Plain)
     }
 
-    /// Packs the weights, of the shape of [`ConvShape`]'s weight, as codes: `round(weight / scale)` with one scale for
-    /// all or one for each output channel. `None` if a code is beyond the bounds, or not a number.
+    /// Packs the weights, of the shape of [`ConvShape`]'s weight, as codes: `weight / scale`, integers but for roundings, with one scale for
+    /// all or one for each output channel. `None` if one is beyond the bounds or no integer, or if a sum could be
+    /// beyond 32 bits.
     ///
     /// # Panics
     /// If there are groups, or a length does not fit the shape.
@@ -207,12 +344,17 @@ impl IntegerConv {
         assert_eq!(shape.groups, 1, "codes are convolved without groups");
         let taps = shape.kernel[0] * shape.kernel[1];
         assert_eq!(weight.len(), shape.out_channels * shape.in_channels * taps, "length of the weight");
+        let largest_sum =
+            shape.in_channels * taps * usize::from(bounds.activation) * usize::from(bounds.weight);
+        if largest_sum > i32::MAX as usize {
+            return None;
+        }
         let scales = match scales {
             [scale] => vec![*scale; shape.out_channels],
             _ => scales.to_vec(),
         };
         assert_eq!(scales.len(), shape.out_channels, "one scale, or one for each output channel");
-        let largest = f32::from(bounds.weight.min(i8::MAX as u8)) + 0.5;
+        let largest = f32::from(bounds.weight.min(i8::MAX as u8));
         let n_words = shape.in_channels.div_ceil(WORD);
         let n_steps = n_words * taps;
         let mut panels = vec![[0; WORD * BLOCK]; shape.out_channels.div_ceil(BLOCK) * n_steps];
@@ -237,13 +379,14 @@ impl IntegerConv {
             },
         );
         let tables = tables::Tables::new(&ConvShape { in_channels: n_words, ..shape }, PIXELS);
-        fit.into_inner().then_some(Self { shape, tables, panels, scales, bounds })
+        let tiles = Tiles::best(bounds);
+        fit.into_inner().then_some(Self { shape, tables, panels, scales, bounds, tiles })
     }
 
-    /// The convolution of `input`, whose values are the codes `round(input / scale)` times the scale.
+    /// The convolution of `input`, whose values are integers, but for roundings, times the scale.
     ///
     /// The sum over codes is exact in 32 bits; its value in single precision is exact up to `2^24`. Returns whether all
-    /// codes are within the bounds, and numbers; if not, `out` has no meaning.
+    /// are integers within the bounds; if not, `out` has no meaning.
     ///
     /// # Panics
     /// If a length does not fit the shape.
@@ -290,7 +433,8 @@ impl IntegerConv {
                     narrow_steps: self.bounds.steps(),
                 };
                 let targets = &self.tables.targets[pixels.clone()];
-                run(operands, &mut Store { out: &mut out[block * BLOCK * plane..], plane, scales, targets });
+                let out = &mut out[block * BLOCK * plane..];
+                run(self.tiles, operands, &mut Store { out, plane, scales, targets });
             }
         }
     }
@@ -307,7 +451,7 @@ impl IntegerConv {
         for (image, input) in input.chunks_exact(shape.in_channels * plane).enumerate() {
             for (word, channels) in input.chunks(WORD * plane).enumerate() {
                 let start = source.index(image, word, shape.padding[0], shape.padding[1]) as usize;
-                let scale = Scaling { inverse, largest: f32::from(self.bounds.activation) + 0.5 };
+                let scale = Scaling { inverse, largest: f32::from(self.bounds.activation) };
                 fit &= join(channels, plane, width, scale, source.row_len(), &mut words[start..]);
             }
         }
@@ -316,13 +460,13 @@ impl IntegerConv {
 }
 
 multiversion! {
-    /// Writes the nearest integers of `weight * inverse` in two's complement; returns whether all are numbers of at most
-    /// `largest` before the rounding.
+    /// Writes the integers `weight * inverse` in two's complement; returns whether all are that, and at most `largest`.
     fn round_to_codes(weight: &[f32], inverse: f32, largest: f32, codes: &mut [u8]) -> bool {
         let mut fit = 1;
         for (&weight, code) in weight.iter().zip(codes) {
             let value = weight * inverse;
-            fit &= u32::from(value.abs() < largest);
+            let nearest = value.round_ties_even();
+            fit &= u32::from((nearest.abs() <= largest) & ((value - nearest).abs() < OFF_GRID));
             *code = low_byte(value);
         }
         fit == 1
@@ -337,11 +481,12 @@ struct Scaling {
 }
 
 impl Scaling {
-    /// The code of `x`; `fit` turns to 0 if it is beyond the bounds or not a number.
+    /// The code of `x`; `fit` turns to 0 if it is beyond the bounds or no integer.
     #[inline(always)]
     fn byte(self, x: f32, fit: &mut u32) -> u32 {
         let code = x * self.inverse;
-        *fit &= u32::from((code > -0.5) & (code < self.largest));
+        let nearest = code.round_ties_even();
+        *fit &= u32::from((nearest >= 0.0) & (nearest <= self.largest) & ((code - nearest).abs() < OFF_GRID));
         u32::from(low_byte(code))
     }
 }

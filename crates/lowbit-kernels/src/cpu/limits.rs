@@ -4,6 +4,9 @@ use std::hint::black_box;
 
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Avx512};
+
 /// Sums that are computed side by side. A multiplication with addition takes 4 or 5 cycles and two begin in each: fewer
 /// than 10 sums would wait for each other, more than 14 would not fit 16 registers.
 const SUMS: usize = 12;
@@ -55,11 +58,11 @@ fn widest(n: usize) {
             }
             black_box(sums);
         }
-        if std::is_x86_feature_detected!("avx512f") {
+        if Avx512::detect().is_some() {
             // SAFETY: the processor has the instructions.
             return unsafe { avx512(n) };
         }
-        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+        if Avx2::detect().is_some() {
             // SAFETY: the processor has the instructions.
             return unsafe { avx2(n) };
         }

@@ -22,7 +22,7 @@ pub struct PackedImages {
 }
 
 /// How far from an integer a value divided by its scale may be. A fake quantizer's roundings are below 1e-4 at 8 bits.
-const OFF_GRID: f32 = 1e-2;
+pub(super) const OFF_GRID: f32 = 1e-2;
 
 impl PackedImages {
     /// Packs the codes `value / scale` of images of `image_len` values. `None` if one is no integer from 0 to `largest`, apart

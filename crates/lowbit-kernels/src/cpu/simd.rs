@@ -5,6 +5,60 @@
 
 use super::transpose::transpose8;
 
+/// Instructions that the processor has: a value is the proof, as only [`Baseline`] can be made without asking the processor.
+pub trait Instructions: Copy {
+    /// Whether AVX is among them.
+    const AVX: bool;
+}
+
+/// What every processor of the architecture has.
+#[derive(Clone, Copy, Debug)]
+pub struct Baseline;
+
+impl Instructions for Baseline {
+    const AVX: bool = false;
+}
+
+/// Defines a set of instructions with its detection.
+#[cfg(target_arch = "x86_64")]
+macro_rules! instructions {
+    ($(#[$attribute:meta])* $name:ident: $($feature:tt),+) => {
+        $(#[$attribute])*
+        #[derive(Clone, Copy, Debug)]
+        pub struct $name(());
+
+        impl $name {
+            /// The proof, if the processor has them.
+            #[inline]
+            pub fn detect() -> Option<Self> {
+                ($(std::is_x86_feature_detected!($feature))&&+).then_some(Self(()))
+            }
+        }
+
+        impl Instructions for $name {
+            const AVX: bool = true;
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+instructions! {
+    /// AVX2 with fused multiplication and addition.
+    Avx2: "avx2", "fma"
+}
+
+#[cfg(target_arch = "x86_64")]
+instructions! {
+    /// AVX-512 and the above.
+    Avx512: "avx512f", "avx2", "fma"
+}
+
+#[cfg(target_arch = "x86_64")]
+instructions! {
+    /// Products of bytes summed up in 32 bits, and the above.
+    Avx512Vnni: "avx512vnni", "avx512f", "avx2", "fma"
+}
+
 /// Defines a function that is compiled for each instruction set. It may have one type parameter.
 macro_rules! multiversion {
     ($(#[$attribute:meta])* $vis:vis fn $name:ident $(<$generic:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?)
@@ -19,7 +73,7 @@ macro_rules! multiversion {
             {
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
-                if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+                if $crate::cpu::simd::Avx2::detect().is_some() {
                     // SAFETY: the processor has the instructions.
                     return unsafe { avx2($($arg),*) };
                 }
@@ -48,9 +102,13 @@ pub struct Operands<'a> {
 
 /// Where the sums of a tile go.
 pub trait Sink {
-    /// Takes the sums of the `starts` from number `first` on; `sums` may have more rows than there are starts. `AVX` says
-    /// that the caller is compiled with these instructions.
-    fn take<const P: usize, const L: usize, const AVX: bool>(&mut self, first: usize, sums: &[[f32; L]; P]);
+    /// Takes the sums of the `starts` from number `first` on; `sums` may have more rows than there are starts.
+    fn take<const P: usize, const L: usize>(
+        &mut self,
+        instructions: impl Instructions,
+        first: usize,
+        sums: &[[f32; L]; P],
+    );
 }
 
 /// Sums of products of scalars of the image with rows of the panel:
@@ -58,18 +116,20 @@ pub trait Sink {
 /// `sums[p][v] = sum over k of image[starts[p] + steps[k]] * panel[k][v]`
 ///
 /// A row of the panel has `L` values. The sum is taken in the order of `k`.
+///
+/// # Safety
+/// No start plus a step is beyond the image.
 #[inline(always)]
-fn tile<const P: usize, const L: usize, const FMA: bool>(
+unsafe fn tile<const P: usize, const L: usize, const FMA: bool>(
     operands: Operands<'_>,
     starts: &[u32; P],
 ) -> [[f32; L]; P] {
     let mut sums = [[0.0; L]; P];
-    // SAFETY: `run` has compared the largest start plus the largest step with the length.
-    let windows = starts.map(|start| unsafe { operands.image.as_ptr().add(start as usize) });
+    let windows = starts.map(|start| operands.image.as_ptr().wrapping_add(start as usize));
     let (rows, _) = operands.panel.as_chunks::<L>();
     for (&step, row) in operands.steps.iter().zip(rows) {
         for p in 0..P {
-            // SAFETY: as above.
+            // SAFETY: the caller says so.
             let x = unsafe { *windows[p].add(step as usize) };
             for v in 0..L {
                 sums[p][v] = if FMA { x.mul_add(row[v], sums[p][v]) } else { x * row[v] + sums[p][v] };
@@ -80,8 +140,12 @@ fn tile<const P: usize, const L: usize, const FMA: bool>(
 }
 
 /// Computes [`tile`]s for all starts and hands them to `sink`.
+///
+/// # Safety
+/// No start plus a step is beyond the image.
 #[inline(always)]
-fn tiles<const P: usize, const L: usize, const FMA: bool, const AVX: bool>(
+unsafe fn tiles<const P: usize, const L: usize, const FMA: bool>(
+    instructions: impl Instructions,
     operands: Operands<'_>,
     sink: &mut impl Sink,
 ) {
@@ -89,33 +153,46 @@ fn tiles<const P: usize, const L: usize, const FMA: bool, const AVX: bool>(
     let last = starts.len() - 1;
     for first in (0..starts.len()).step_by(P) {
         let group: [u32; P] = std::array::from_fn(|p| starts[(first + p).min(last)]);
-        let sums = tile::<P, L, FMA>(operands, &group);
-        sink.take::<P, L, AVX>(first, &sums);
+        // SAFETY: the caller says so.
+        let sums = unsafe { tile::<P, L, FMA>(operands, &group) };
+        sink.take::<P, L>(instructions, first, &sums);
     }
 }
 
+/// # Safety
+/// No start plus a step is beyond the image.
 #[inline(always)]
-fn by_lanes<const WIDE: usize, const NARROW: usize, const FMA: bool, const AVX: bool>(
+unsafe fn by_lanes<const WIDE: usize, const NARROW: usize, const FMA: bool>(
+    instructions: impl Instructions,
     operands: Operands<'_>,
     lanes: usize,
     sink: &mut impl Sink,
 ) {
-    match lanes {
-        BLOCK => tiles::<WIDE, BLOCK, FMA, AVX>(operands, sink),
-        _ => tiles::<NARROW, { BLOCK / 2 }, FMA, AVX>(operands, sink),
+    // SAFETY: the caller says so.
+    unsafe {
+        match lanes {
+            BLOCK => tiles::<WIDE, BLOCK, FMA>(instructions, operands, sink),
+            _ => tiles::<NARROW, { BLOCK / 2 }, FMA>(instructions, operands, sink),
+        }
     }
 }
 
+/// # Safety
+/// No start plus a step is beyond the image.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn avx2(operands: Operands<'_>, lanes: usize, sink: &mut impl Sink) {
-    by_lanes::<6, 8, true, true>(operands, lanes, sink);
+unsafe fn avx2(proof: Avx2, operands: Operands<'_>, lanes: usize, sink: &mut impl Sink) {
+    // SAFETY: the caller says so.
+    unsafe { by_lanes::<6, 8, true>(proof, operands, lanes, sink) }
 }
 
+/// # Safety
+/// No start plus a step is beyond the image.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx2,fma")]
-fn avx512(operands: Operands<'_>, lanes: usize, sink: &mut impl Sink) {
-    by_lanes::<12, 12, true, true>(operands, lanes, sink);
+unsafe fn avx512(proof: Avx512, operands: Operands<'_>, lanes: usize, sink: &mut impl Sink) {
+    // SAFETY: the caller says so.
+    unsafe { by_lanes::<12, 12, true>(proof, operands, lanes, sink) }
 }
 
 /// [`tile`]s of all starts with the fastest instructions there are.
@@ -131,20 +208,22 @@ pub fn run(operands: Operands<'_>, lanes: usize, sink: &mut impl Sink) {
     assert!(last < operands.image.len(), "a tap is outside of the image");
     assert!(operands.panel.len() >= operands.steps.len() * lanes, "the panel is too short");
     #[cfg(target_arch = "x86_64")]
-    {
-        if std::is_x86_feature_detected!("avx512f") {
-            // SAFETY: the processor has the instructions.
-            return unsafe { avx512(operands, lanes, sink) };
-        }
-        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-            // SAFETY: the processor has the instructions.
-            return unsafe { avx2(operands, lanes, sink) };
-        }
+    if let Some(proof) = Avx512::detect() {
+        // SAFETY: the processor has the instructions, and the bounds are checked above.
+        return unsafe { avx512(proof, operands, lanes, sink) };
     }
-    #[cfg(target_arch = "aarch64")]
-    by_lanes::<6, 8, true, false>(operands, lanes, sink);
-    #[cfg(not(target_arch = "aarch64"))]
-    by_lanes::<2, 4, false, false>(operands, lanes, sink);
+    #[cfg(target_arch = "x86_64")]
+    if let Some(proof) = Avx2::detect() {
+        // SAFETY: as above.
+        return unsafe { avx2(proof, operands, lanes, sink) };
+    }
+    // SAFETY: the bounds are checked above.
+    unsafe {
+        #[cfg(target_arch = "aarch64")]
+        by_lanes::<6, 8, true>(Baseline, operands, lanes, sink);
+        #[cfg(not(target_arch = "aarch64"))]
+        by_lanes::<2, 4, false>(Baseline, operands, lanes, sink);
+    }
 }
 
 /// Writes `out[v * stride + p] = sums[p][v]` for the first `channels` values of every row.
@@ -152,7 +231,8 @@ pub fn run(operands: Operands<'_>, lanes: usize, sink: &mut impl Sink) {
 /// # Panics
 /// If a value is beyond the output.
 #[inline(always)]
-pub fn store_transposed<const P: usize, const L: usize, const AVX: bool>(
+pub fn store_transposed<const P: usize, const L: usize>(
+    instructions: impl Instructions,
     sums: &[[f32; L]; P],
     out: &mut [f32],
     stride: usize,
@@ -166,7 +246,7 @@ pub fn store_transposed<const P: usize, const L: usize, const AVX: bool>(
                 let row = &sums[(first + p).min(P - 1)];
                 std::array::from_fn(|v| row[half + v])
             });
-            let columns = transpose8::<AVX>(rows);
+            let columns = transpose8(instructions, rows);
             let n = (P - first).min(8);
             for (v, column) in columns.iter().enumerate().take(channels - half) {
                 let start = (half + v) * stride + first;
@@ -190,13 +270,14 @@ mod tests {
     }
 
     impl Sink for Collect {
-        fn take<const P: usize, const L: usize, const AVX: bool>(
+        fn take<const P: usize, const L: usize>(
             &mut self,
+            instructions: impl Instructions,
             first: usize,
             sums: &[[f32; L]; P],
         ) {
             let mut rows = vec![f32::NAN; P * L];
-            store_transposed::<P, L, AVX>(sums, &mut rows, P, L);
+            store_transposed(instructions, sums, &mut rows, P, L);
             for v in 0..L {
                 for p in 0..P.min(self.n - first) {
                     self.out[v * self.n + first + p] = rows[v * P + p];
@@ -219,9 +300,12 @@ mod tests {
                 let collect = || Collect { out: vec![f32::NAN; n * lanes], n };
                 let mut results = [collect(), collect(), collect(), collect()];
                 run(operands, lanes, &mut results[0]);
-                by_lanes::<2, 4, false, false>(operands, lanes, &mut results[1]);
-                by_lanes::<6, 8, true, false>(operands, lanes, &mut results[2]);
-                by_lanes::<12, 12, true, false>(operands, lanes, &mut results[3]);
+                // SAFETY: the image has 100 values; the largest start is 28 and the largest step 66.
+                unsafe {
+                    by_lanes::<2, 4, false>(Baseline, operands, lanes, &mut results[1]);
+                    by_lanes::<6, 8, true>(Baseline, operands, lanes, &mut results[2]);
+                    by_lanes::<12, 12, true>(Baseline, operands, lanes, &mut results[3]);
+                }
                 for (i, &got) in results[0].out.iter().enumerate() {
                     let (v, p) = (i / n, i % n);
                     let products =

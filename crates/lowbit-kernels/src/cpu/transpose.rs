@@ -1,11 +1,15 @@
 //! Transposition of matrices into panels: rows of few channels become rows of few lanes.
 
-/// The transpose of an 8 by 8 matrix. `AVX` says that the caller is compiled with AVX.
+#[cfg(target_arch = "x86_64")]
+use super::simd::Avx2;
+use super::simd::{Baseline, Instructions};
+
+/// The transpose of an 8 by 8 matrix.
 #[inline(always)]
-pub fn transpose8<const AVX: bool>(rows: [[f32; 8]; 8]) -> [[f32; 8]; 8] {
+pub fn transpose8<I: Instructions>(_: I, rows: [[f32; 8]; 8]) -> [[f32; 8]; 8] {
     #[cfg(target_arch = "x86_64")]
-    if AVX {
-        // SAFETY: the caller has the instructions.
+    if I::AVX {
+        // SAFETY: the processor has the instructions.
         return unsafe { transpose8_avx(rows) };
     }
     std::array::from_fn(|i| std::array::from_fn(|j| rows[j][i]))
@@ -43,7 +47,8 @@ fn transpose8_avx(rows: [[f32; 8]; 8]) -> [[f32; 8]; 8] {
 
 /// Blocks of 8 columns of up to 8 rows, then the columns that are left.
 #[inline(always)]
-fn to_panel_body<const AVX: bool>(
+fn to_panel_body(
+    instructions: impl Instructions,
     rows: &[f32],
     stride: usize,
     n_rows: usize,
@@ -64,7 +69,7 @@ fn to_panel_body<const AVX: bool>(
                     None => row[..width].copy_from_slice(from),
                 }
             }
-            let square = transpose8::<AVX>(square);
+            let square = transpose8(instructions, square);
             for (out, row) in out.chunks_exact_mut(lanes).zip(&square) {
                 out[first..first + 8].copy_from_slice(row);
             }
@@ -79,20 +84,30 @@ fn to_panel_body<const AVX: bool>(
 pub fn to_panel(rows: &[f32], stride: usize, n_rows: usize, columns: usize, lanes: usize, panel: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     {
-        #[target_feature(enable = "avx2")]
-        fn avx2(rows: &[f32], stride: usize, n_rows: usize, columns: usize, lanes: usize, panel: &mut [f32]) {
-            to_panel_body::<true>(rows, stride, n_rows, columns, lanes, panel);
+        #[target_feature(enable = "avx2,fma")]
+        #[allow(clippy::too_many_arguments, reason = "inner loops take their buffers one by one")]
+        fn avx2(
+            proof: Avx2,
+            rows: &[f32],
+            stride: usize,
+            n_rows: usize,
+            columns: usize,
+            lanes: usize,
+            panel: &mut [f32],
+        ) {
+            to_panel_body(proof, rows, stride, n_rows, columns, lanes, panel);
         }
-        if std::is_x86_feature_detected!("avx2") {
+        if let Some(proof) = Avx2::detect() {
             // SAFETY: the processor has the instructions.
-            return unsafe { avx2(rows, stride, n_rows, columns, lanes, panel) };
+            return unsafe { avx2(proof, rows, stride, n_rows, columns, lanes, panel) };
         }
     }
-    to_panel_body::<false>(rows, stride, n_rows, columns, lanes, panel);
+    to_panel_body(Baseline, rows, stride, n_rows, columns, lanes, panel);
 }
 
 #[inline(always)]
-fn from_panel_body<const AVX: bool>(
+fn from_panel_body(
+    instructions: impl Instructions,
     panel: &[f32],
     lanes: usize,
     columns: usize,
@@ -108,7 +123,7 @@ fn from_panel_body<const AVX: bool>(
             for (row, from) in square.iter_mut().zip(from.chunks_exact(lanes)) {
                 row.copy_from_slice(&from[first..first + 8]);
             }
-            let square = transpose8::<AVX>(square);
+            let square = transpose8(instructions, square);
             for (i, row) in square.iter().enumerate().take(present) {
                 let out = &mut rows[(first + i) * columns + column..][..width];
                 match out.first_chunk_mut::<8>() {
@@ -127,16 +142,17 @@ fn from_panel_body<const AVX: bool>(
 pub fn from_panel(panel: &[f32], lanes: usize, columns: usize, n_rows: usize, rows: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     {
-        #[target_feature(enable = "avx2")]
-        fn avx2(panel: &[f32], lanes: usize, columns: usize, n_rows: usize, rows: &mut [f32]) {
-            from_panel_body::<true>(panel, lanes, columns, n_rows, rows);
+        #[target_feature(enable = "avx2,fma")]
+        #[allow(clippy::too_many_arguments, reason = "inner loops take their buffers one by one")]
+        fn avx2(proof: Avx2, panel: &[f32], lanes: usize, columns: usize, n_rows: usize, rows: &mut [f32]) {
+            from_panel_body(proof, panel, lanes, columns, n_rows, rows);
         }
-        if std::is_x86_feature_detected!("avx2") {
+        if let Some(proof) = Avx2::detect() {
             // SAFETY: the processor has the instructions.
-            return unsafe { avx2(panel, lanes, columns, n_rows, rows) };
+            return unsafe { avx2(proof, panel, lanes, columns, n_rows, rows) };
         }
     }
-    from_panel_body::<false>(panel, lanes, columns, n_rows, rows);
+    from_panel_body(Baseline, panel, lanes, columns, n_rows, rows);
 }
 
 #[cfg(test)]

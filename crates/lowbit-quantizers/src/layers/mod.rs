@@ -10,6 +10,9 @@ pub use selection::Selection;
 
 use burn::tensor::Tensor;
 
+use lowbit_core::Granularity;
+
+use crate::qparams::reduce;
 use crate::{ActivationQuantizer, WeightQuantizer};
 
 /// A quantized layer of a network, borrowed for inspection or change.
@@ -116,5 +119,6 @@ fn relative_error<const D: usize>(
     let quantizer = quantizer.as_ref()?;
     let weight = weight.detach();
     let (rounded, exact) = (quantizer.fake_quantize(weight.clone()), quantizer.unrounded(weight));
-    Some((rounded - exact.clone()).abs().sum() / exact.abs().sum().clamp_min(f32::MIN_POSITIVE))
+    let sum = |values: Tensor<D>| reduce(values.abs(), Granularity::PerTensor, |rows| rows.sum_dim(1));
+    Some(sum(rounded - exact.clone()) / sum(exact).clamp_min(f32::MIN_POSITIVE))
 }

@@ -61,7 +61,7 @@ impl DoReFaWeights {
     /// The weights on the grid's real values, of `w`'s shape, with a straight-through gradient.
     pub fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
         if self.bits.get() == 1 {
-            let mean = w.clone().abs().mean().detach().reshape([1; D]);
+            let mean = mean_magnitude(w.clone().detach()).reshape([1; D]);
             return binary_with_identity_gradient(w, mean);
         }
         dorefa_weights(w, steps(self.bits), self.max_gradient)
@@ -70,10 +70,7 @@ impl DoReFaWeights {
     /// What the quantized weights are multiples of, and the largest multiple: `2 c - n`.
     pub(crate) fn scale<const D: usize>(&self, w: Tensor<D>) -> (Scale, u8) {
         match self.bits.get() {
-            1 => {
-                let mean = w.detach().abs().mean().reshape([1]);
-                (Scale::Learned { parameter: mean, parts: 1.0 }, 1)
-            }
+            1 => (Scale::Learned { parameter: mean_magnitude(w.detach()), parts: 1.0 }, 1),
             _ => (Scale::Constant(1.0 / steps(self.bits)), largest_code(self.bits)),
         }
     }
@@ -100,7 +97,7 @@ impl DoReFaWeights {
     pub fn qparams<const D: usize>(&self, w: Tensor<D>) -> QParams {
         let range = self.bits.unsigned_range();
         let (scale, zero_point) = match self.bits.get() {
-            1 => (reduce(w.abs(), Granularity::PerTensor, |rows| rows.mean_dim(1)) * 2.0, 0.5),
+            1 => (mean_magnitude(w) * 2.0, 0.5),
             _ => {
                 let n = steps(self.bits);
                 (Tensor::full([1], 2.0 / n, &w.device()), n / 2.0)
@@ -108,6 +105,10 @@ impl DoReFaWeights {
         };
         QParams { zero_point: scale.full_like(zero_point), scale, range }
     }
+}
+
+fn mean_magnitude<const D: usize>(w: Tensor<D>) -> Tensor<1> {
+    reduce(w.abs(), Granularity::PerTensor, |rows| rows.mean_dim(1))
 }
 
 /// `sign(w) * mean` in the forward pass, the identity in the backward pass.

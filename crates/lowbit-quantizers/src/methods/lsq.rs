@@ -146,8 +146,8 @@ impl LsqActivations {
     fn current_step<const D: usize>(&self, x: &Tensor<D>) -> Tensor<1> {
         let range = self.bits.unsigned_range();
         if self.calibration.is_recording() {
-            let mean_abs = self.calibration.record_mean(x.clone().detach().abs().mean());
-            return step_from_mean(mean_abs, range);
+            let mean_abs = reduce(x.clone().detach().abs(), Granularity::PerTensor, |rows| rows.mean_dim(1));
+            return step_from_mean(self.calibration.record_mean(mean_abs), range);
         }
         let per_sample = x.shape().num_elements() / x.dims()[0];
         learned_step(self.step_size.val(), range, per_sample)

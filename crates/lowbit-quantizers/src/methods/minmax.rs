@@ -4,6 +4,7 @@
 use burn::module::{Flag, Module, Param, RunningState};
 use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::{BitWidth, CodeRange, Granularity};
+use lowbit_kernels::{Grid, fake_quantize_learned};
 
 use crate::calibration::Calibration;
 use crate::qparams::{QParams, per_channel, reduce};
@@ -66,8 +67,10 @@ impl MinMaxWeights {
 
     /// The weights on the grid's real values, of `w`'s shape, with a straight-through gradient.
     pub fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
-        let scale = per_channel::<D>(self.scale(w.clone()));
-        ste_round(w / scale.clone()) * scale
+        let scale = self.scale(w.clone());
+        // The largest weight may be a rounding beyond its code: no bound of the grid is to stop its gradient.
+        let beyond = self.range().q_max as f32 + 0.25;
+        fake_quantize_learned(w, scale, Grid::Step { q_min: -beyond, q_max: beyond })
     }
 
     /// [`fake_quantize`](Self::fake_quantize) without the rounding: the weights as they are, which all lie in the range.

@@ -3,7 +3,7 @@
 use super::direct;
 use super::pass::{Job, Pass, images_together};
 use super::shape::ConvShape;
-use super::source::Source;
+use super::source::{Source, table_index};
 
 /// Output coordinates that an input coordinate meets through the kernel, along one axis.
 #[derive(Clone, Copy)]
@@ -117,7 +117,7 @@ fn phase_pass(
         for (y, out_y) in axes[0].coordinates(phase[0]) {
             for (x, out_x) in axes[1].coordinates(phase[1]) {
                 starts.push(source.index(image, 0, out_y, out_x));
-                targets.push((image * shape.in_image() + y * shape.size[1] + x) as u32);
+                targets.push(table_index(image * shape.in_image() + y * shape.size[1] + x));
             }
         }
     }

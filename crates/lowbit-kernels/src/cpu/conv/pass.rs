@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::source::{Source, grow, with_scratch};
-use crate::cpu::simd::{self, BLOCK, Operands, Sink, store_transposed};
+use super::source::{Source, grow, table_index, with_scratch};
+use crate::cpu::simd::{self, BLOCK, Instructions, Operands, Sink, store_transposed};
 use crate::cpu::task_items;
 
 /// Pixels for which a part of a panel is used before the next part is: their sums stay in the nearest cache.
@@ -29,7 +29,9 @@ pub fn images_together(plane: usize) -> usize {
 
 /// Places of a channel's pixels in the output, image after image.
 pub fn targets(plane: usize, out_image: usize, images: usize) -> Vec<u32> {
-    (0..images).flat_map(|image| (0..plane).map(move |pixel| (image * out_image + pixel) as u32)).collect()
+    (0..images)
+        .flat_map(|image| (0..plane).map(move |pixel| table_index(image * out_image + pixel)))
+        .collect()
 }
 
 /// Rows of up to [`BLOCK`] channels: the number of values in the block that begins at channel `first`.
@@ -61,7 +63,12 @@ struct Store<'a> {
 
 impl Sink for Store<'_> {
     #[inline(always)]
-    fn take<const P: usize, const L: usize, const AVX: bool>(&mut self, first: usize, sums: &[[f32; L]; P]) {
+    fn take<const P: usize, const L: usize>(
+        &mut self,
+        instructions: impl Instructions,
+        first: usize,
+        sums: &[[f32; L]; P],
+    ) {
         let mut sums = *sums;
         if !self.earlier.is_empty() {
             let rows = self.earlier[first * L..].as_chunks::<L>().0;
@@ -74,7 +81,7 @@ impl Sink for Store<'_> {
         let targets = &self.targets[first..(first + P).min(self.targets.len())];
         let start = targets[0] as usize;
         if targets.len() == P && targets[P - 1] as usize == start + P - 1 {
-            return store_transposed::<P, L, AVX>(&sums, &mut self.out[start..], self.plane, self.channels);
+            return store_transposed(instructions, &sums, &mut self.out[start..], self.plane, self.channels);
         }
         for (sums, &target) in sums.iter().zip(targets) {
             for (v, &sum) in sums.iter().enumerate().take(self.channels) {
@@ -91,7 +98,12 @@ pub struct Add<'a> {
 
 impl Sink for Add<'_> {
     #[inline(always)]
-    fn take<const P: usize, const L: usize, const AVX: bool>(&mut self, first: usize, sums: &[[f32; L]; P]) {
+    fn take<const P: usize, const L: usize>(
+        &mut self,
+        _: impl Instructions,
+        first: usize,
+        sums: &[[f32; L]; P],
+    ) {
         let rows = self.out[first * L..].as_chunks_mut::<L>().0;
         for (row, sums) in rows.iter_mut().zip(sums) {
             for v in 0..L {

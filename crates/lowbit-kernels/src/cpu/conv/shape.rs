@@ -32,7 +32,12 @@ impl ConvShape {
     /// # Panics
     /// If the kernel is larger than the padded input.
     pub fn out_size(&self) -> [usize; 2] {
-        std::array::from_fn(|i| (self.size[i] + 2 * self.padding[i] - self.kernel[i]) / self.stride[i] + 1)
+        std::array::from_fn(|i| {
+            let padded = self.size[i] + 2 * self.padding[i];
+            let room =
+                padded.checked_sub(self.kernel[i]).expect("the kernel is larger than the padded input");
+            room / self.stride[i] + 1
+        })
     }
 
     /// Values of a channel of the input.

@@ -90,7 +90,7 @@ impl Source {
 
     /// Place of a value in the buffer.
     pub fn index(&self, image: usize, channel: usize, y: usize, x: usize) -> u32 {
-        (image * self.image + channel * self.plane + y * self.padded[1] + x) as u32
+        table_index(image * self.image + channel * self.plane + y * self.padded[1] + x)
     }
 
     /// `n` images, the first of which begins at the start of `input`.
@@ -127,6 +127,14 @@ impl Source {
             }
         }
     }
+}
+
+/// An index of a table.
+///
+/// # Panics
+/// If an image has more values than can be counted in 32 bits.
+pub fn table_index(place: usize) -> u32 {
+    u32::try_from(place).expect("an image has less than 2^32 values")
 }
 
 /// Zeros for a few values, for which a call would take longer.

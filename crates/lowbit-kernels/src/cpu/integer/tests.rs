@@ -116,7 +116,7 @@ fn values_beyond_the_bounds_are_told() {
     let kernel = IntegerConv::new(shape, &weight, &[1.0], bounds).expect("the weights fit");
     let mut out = vec![f32::NAN; 2 * 3 * 35];
     assert!(kernel.forward(&input, 1.0, &mut out));
-    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 4.0, -1.0, 255.0, 1e30] {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 4.0, -1.0, 255.0, 1e30, 0.3, 2.98] {
         for place in [0, 34, 35, 149, 200, input.len() - 1] {
             let mut input = input.clone();
             input[place] = bad;
@@ -131,18 +131,60 @@ fn values_beyond_the_bounds_are_told() {
     }
 }
 
-/// The other instructions give the same sums.
+/// All instructions that this processor has give the same sums, of any number of pixels.
 #[test]
-fn plain_tiles_are_the_same() {
+fn tiles_of_all_instructions_are_the_same() {
     let steps = [0, 1, 5, 9];
     let panel: Vec<Row> = (0..4).map(|k| std::array::from_fn(|i| ((i * 7 + k * 3) % 7) as i8 - 3)).collect();
-    let words: Vec<u32> = (0..30).map(|i| (i as u32 * 0x0201_0303) & 0x0303_0303).collect();
-    let starts: Vec<u32> = (0..20).collect();
-    let operands = Operands { words: &words, starts: &starts, steps: &steps, panel: &panel, narrow_steps: 3 };
-    let results = [tiles_plain as fn(Operands<'_>, &mut Store<'_>), run].map(|tiles| {
-        let mut out = vec![f32::NAN; 20 * BLOCK];
-        tiles(operands, &mut Store { out: &mut out, plane: 20, scales: &[1.0; BLOCK], targets: &starts });
-        out
-    });
-    assert_eq!(results[0], results[1]);
+    let words: Vec<u32> = (0..40).map(|i| (i as u32 * 0x0201_0303) & 0x0303_0303).collect();
+    let bounds = CodeBounds { activation: 3, weight: 3 };
+    for n in 1..30 {
+        let starts: Vec<u32> = (0..n).collect();
+        let n = starts.len();
+        let mut expected = vec![0.0; n * BLOCK];
+        for (i, expected) in expected.iter_mut().enumerate() {
+            let (v, start) = (i / n, i % n);
+            for (&step, row) in steps.iter().zip(&panel) {
+                let codes = words[start + step as usize].to_le_bytes();
+                for (code, weight) in codes.iter().zip(&row[v * WORD..]) {
+                    *expected += f32::from(*code) * f32::from(*weight);
+                }
+            }
+        }
+        let operands =
+            Operands { words: &words, starts: &starts, steps: &steps, panel: &panel, narrow_steps: 3 };
+        for tiles in Tiles::serving(bounds) {
+            let mut out = vec![f32::NAN; n * BLOCK];
+            let mut store = Store { out: &mut out, plane: n, scales: &[1.0; BLOCK], targets: &starts };
+            run(tiles, operands, &mut store);
+            assert_eq!(out, expected, "{tiles:?}, {n} pixels");
+        }
+    }
+}
+
+/// 8-bit codes of so many channels that their sum is beyond 32 bits are left to single precision.
+#[test]
+fn sums_beyond_32_bits_are_refused() {
+    let shape = |in_channels| ConvShape {
+        batch: 1,
+        in_channels,
+        out_channels: 1,
+        size: [1, 1],
+        kernel: [1, 1],
+        stride: [1, 1],
+        padding: [0, 0],
+        groups: 1,
+    };
+    let bounds = CodeBounds { activation: 255, weight: 127 };
+    let largest = i32::MAX as usize / (255 * 127);
+    for (in_channels, fits) in [(largest, true), (largest + 1, false)] {
+        let weight = vec![127.0; in_channels];
+        let kernel = IntegerConv::new(shape(in_channels), &weight, &[1.0], bounds);
+        assert_eq!(kernel.is_some(), fits);
+        if let Some(kernel) = kernel {
+            let mut out = [f32::NAN];
+            assert!(kernel.forward(&vec![255.0; in_channels], 1.0, &mut out));
+            assert_eq!(out, [(in_channels * 255 * 127) as f32]);
+        }
+    }
 }

@@ -1,0 +1,68 @@
+//! What computes an operation.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use burn::backend::DispatchDevice;
+use burn::tensor::{Device, Tensor};
+
+/// What computes the operations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Implementation {
+    /// The kernels, where the backend has any.
+    #[default]
+    Kernels,
+    /// The reference made of the backend's own operations, with the gradients of the kernels.
+    Reference,
+    /// Functions of tensors, with burn's gradients.
+    Composed,
+}
+
+static CHOICE: AtomicU8 = AtomicU8::new(Implementation::Kernels as u8);
+
+/// Chooses an implementation for the whole process, on backends that have it: to compare them.
+pub fn use_implementation(implementation: Implementation) {
+    CHOICE.store(implementation as u8, Ordering::Relaxed);
+}
+
+static NAN_FILL: AtomicBool = AtomicBool::new(false);
+
+/// Has the kernels' outputs start full of NaN instead of whatever the memory holds, for the whole process: a test would see
+/// what a kernel leaves out.
+pub fn fill_outputs_with_nan(is_filled: bool) {
+    NAN_FILL.store(is_filled, Ordering::Relaxed);
+}
+
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+pub(crate) fn is_nan_filled() -> bool {
+    NAN_FILL.load(Ordering::Relaxed)
+}
+
+fn is_chosen(implementation: Implementation) -> bool {
+    CHOICE.load(Ordering::Relaxed) == implementation as u8
+}
+
+/// Whether kernels are not to run.
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+pub(crate) fn is_reference() -> bool {
+    is_chosen(Implementation::Reference)
+}
+
+/// Whether an operation on `tensor` is composed of functions of tensors.
+pub(crate) fn is_composed<const D: usize>(tensor: &Tensor<D>) -> bool {
+    is_chosen(Implementation::Composed) || !is_extended(&tensor.device())
+}
+
+/// Whether this crate is compiled for a device's backend.
+#[allow(unreachable_patterns, reason = "which devices there are depends on burn's features")]
+fn is_extended(device: &Device) -> bool {
+    match device.clone().without_autodiff().as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => true,
+        #[cfg(feature = "ndarray")]
+        DispatchDevice::NdArray(_) => true,
+        #[cfg(feature = "cube")]
+        DispatchDevice::Cube(_) => true,
+        _ => false,
+    }
+}

@@ -1,0 +1,96 @@
+//! The operations as functions of tensors, with burn's own gradients: what runs on a backend that this crate is not compiled
+//! for, and short enough to be read beside the formulas.
+//!
+//! A gradient that is not the derivative of the value is that of a term which adds an exact zero: `x - x`, one of the two
+//! detached.
+
+use burn::tensor::activation::relu;
+use burn::tensor::{Bool, Tensor};
+
+use crate::{Activation, Grid, MaxGradient};
+
+/// Normalization by means and variances, `[channels]`, and the activation.
+pub(crate) fn normalize(
+    input: Tensor<4>,
+    [gamma, beta]: [Tensor<1>; 2],
+    [mean, variance]: [Tensor<1>; 2],
+    epsilon: f32,
+    activation: Activation,
+) -> Tensor<4> {
+    let channels = input.dims()[1];
+    let wide = |tensor: Tensor<1>| tensor.reshape([1, channels, 1, 1]);
+    let factor = gamma / (variance + epsilon).sqrt();
+    let output = (input - wide(mean)) * wide(factor) + wide(beta);
+    match activation {
+        Activation::Identity => output,
+        Activation::Relu => relu(output),
+        Activation::Unit { n } => fake_quantize_unit(output, n),
+        Activation::Learned { parameter, grid } => fake_quantize_learned(output, parameter, grid),
+    }
+}
+
+/// Mean and biased variance of every channel, `[channels]` each.
+pub(crate) fn batch_statistics(input: Tensor<4>) -> [Tensor<1>; 2] {
+    let [batch, channels, height, width] = input.dims();
+    let rows: Tensor<2> = input.swap_dims(0, 1).reshape([channels, batch * height * width]);
+    let mean = rows.clone().mean_dim(1);
+    let variance = (rows - mean.clone()).square().mean_dim(1);
+    [mean, variance].map(|tensor| tensor.reshape([channels]))
+}
+
+pub(crate) fn dorefa_weights<const D: usize>(w: Tensor<D>, n: f32, max_gradient: MaxGradient) -> Tensor<D> {
+    let squashed = w.tanh();
+    let mut max = squashed.clone().abs().max();
+    if max_gradient == MaxGradient::Detached {
+        max = max.detach();
+    }
+    // All weights zero: every code is in the middle of the grid.
+    let all_zero = max.clone().equal_scalar(0.0);
+    let double_max = (max * 2.0).mask_fill(all_zero, 1.0).reshape([1; D]);
+    let z = squashed / double_max + 0.5;
+    let value = ((z.clone() * n).round() * 2.0 - n) / n;
+    let straight = z * 2.0;
+    value.detach() + (straight.clone() - straight.detach())
+}
+
+pub(crate) fn fake_quantize_unit<const D: usize>(x: Tensor<D>, n: f32) -> Tensor<D> {
+    let clipped = x.clone().detach().clamp(0.0, 1.0);
+    let outside = x.clone().detach().not_equal(clipped.clone());
+    (clipped * n).round() / n + zero_with_gradient(x, outside)
+}
+
+pub(crate) fn fake_quantize_learned<const D: usize>(
+    x: Tensor<D>,
+    parameter: Tensor<1>,
+    grid: Grid,
+) -> Tensor<D> {
+    let mut dims = [1; D];
+    dims[0] = parameter.dims()[0];
+    let parameter: Tensor<D> = parameter.reshape(dims);
+    let (x_value, p) = (x.clone().detach(), parameter.clone().detach());
+    let (value, outside, slope) = match grid {
+        Grid::Step { q_min, q_max } => {
+            let v = x_value / p.clone();
+            let clipped = v.clone().clamp(q_min, q_max);
+            let outside = v.clone().not_equal(clipped.clone());
+            let slope = clipped.clone().round() - v.mask_fill(outside.clone(), 0.0);
+            (clipped.round() * p, outside, slope)
+        }
+        Grid::Clip { n } => {
+            let wide = p.clone().expand(x_value.shape());
+            let above = x_value.clone().greater_equal(wide.clone());
+            let clipped = x_value.clone().clamp_min(0.0).mask_where(above.clone(), wide);
+            let rounded = (clipped.clone() / p.clone() * n).round() / n * p;
+            let outside = above.clone().bool_or(x_value.clone().lower_scalar(0.0));
+            let value = clipped.clone() + (rounded - clipped);
+            (value, outside, x_value.zeros_like().mask_fill(above, 1.0))
+        }
+    };
+    let by_parameter = (parameter.clone() - parameter.detach()) * slope;
+    value + zero_with_gradient(x, outside) + by_parameter
+}
+
+/// Zeros with the gradient of `x`, but for the values that lie outside.
+fn zero_with_gradient<const D: usize>(x: Tensor<D>, outside: Tensor<D, Bool>) -> Tensor<D> {
+    (x.clone() - x.detach()).mask_fill(outside, 0.0)
+}
