@@ -3,14 +3,14 @@
 //! All contestants take turns, so that what else the machine does falls on all alike; medians over the rounds are shown.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use crate::cargo;
+use crate::workspace;
 
 pub mod backends;
 pub mod ops;
@@ -145,7 +145,7 @@ pub fn step(args: &StepArgs) -> anyhow::Result<()> {
         };
         for bits in &args.bits {
             let mut command = Command::new(&python);
-            command.args(["xtask/peers/step.py", args.network.name(), bits, &threads.to_string()]);
+            command.arg(peer_script("step.py")).args([args.network.name(), bits, &threads.to_string()]);
             contestants.push(Contestant::start("torch".into(), bits, command)?);
         }
     }
@@ -186,24 +186,24 @@ fn features(device: &str) -> Vec<&str> {
 }
 
 /// Builds the stepping program for a backend; returns its path.
-fn build(device: &str) -> anyhow::Result<std::path::PathBuf> {
-    let mut command = cargo(&["build", "-p", "lowbit-tests", "--example", "step"]);
-    command.args(features(device));
-    if !command.status().context("failed to run cargo")?.success() {
-        bail!("the stepping program does not build for {device}");
-    }
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), std::path::PathBuf::from);
-    let program = target.join("debug/examples").join(format!("step{}", std::env::consts::EXE_SUFFIX));
+fn build(device: &str) -> anyhow::Result<PathBuf> {
+    let mut arguments = vec!["-p", "lowbit-tests", "--example", "step"];
+    arguments.extend(features(device));
+    let program = workspace::build("step", &arguments)?;
     // The next backend's build would replace it.
     let kept = program.with_file_name(format!("step-{device}{}", std::env::consts::EXE_SUFFIX));
     std::fs::copy(&program, &kept).context("failed to copy the stepping program")?;
     Ok(kept)
 }
 
+/// A script of the peer.
+fn peer_script(name: &str) -> PathBuf {
+    workspace::root().join("xtask/peers").join(name)
+}
+
 /// Makes a Python environment with the pinned peer, once; returns its Python.
 fn virtual_environment() -> anyhow::Result<String> {
-    let folder = Path::new("target/peers/torch");
+    let folder = workspace::target_dir()?.join("peers/torch");
     let python = folder.join("bin/python");
     if !python.is_file() {
         eprintln!("installing the peer into {}", folder.display());
@@ -215,8 +215,8 @@ fn virtual_environment() -> anyhow::Result<String> {
             }
         };
         run(Path::new("python3"), &["-m", "venv", &folder.display().to_string()])?;
-        let requirements = ["-m", "pip", "install", "--quiet", "-r", "xtask/peers/requirements.txt"];
-        if let Err(error) = run(&python, &requirements) {
+        let requirements = peer_script("requirements.txt").display().to_string();
+        if let Err(error) = run(&python, &["-m", "pip", "install", "--quiet", "-r", &requirements]) {
             // Half an environment would be taken for a whole one.
             std::fs::remove_dir_all(folder).context("failed to remove the environment")?;
             return Err(error);

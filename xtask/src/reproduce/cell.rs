@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::cargo;
+use crate::workspace;
 
 /// One training.
 #[derive(Clone, Debug)]
@@ -90,16 +90,12 @@ pub struct Estimate {
 
 /// Builds `lowbit`: with the CPU backends, as for all other commands, or with the one that `device` needs.
 pub fn build(device: &str) -> anyhow::Result<PathBuf> {
-    let mut build = cargo(&["build", "-p", "lowbit"]);
+    let mut arguments = vec!["-p", "lowbit"];
     let backend = device.split(':').next().unwrap_or(device);
     if !["flex", "ndarray"].contains(&backend) {
-        build.args(["--no-default-features", "--features", backend]);
+        arguments.extend(["--no-default-features", "--features", backend]);
     }
-    if !build.status().context("failed to run cargo")?.success() {
-        bail!("lowbit does not build for {device}");
-    }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    Ok(target.join("debug").join(format!("lowbit{}", std::env::consts::EXE_SUFFIX)))
+    workspace::build("lowbit", &arguments)
 }
 
 /// The `lowbit` program on a device.
