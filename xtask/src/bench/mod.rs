@@ -5,6 +5,9 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
@@ -268,6 +271,36 @@ impl Contestant {
         answer.parse().with_context(|| format!("{} answered {answer:?}", self.label()))
     }
 
+    /// Runs a step; ends the process if the step takes longer than `limit`.
+    fn try_step(&mut self, limit: Duration) -> anyhow::Result<()> {
+        writeln!(self.requests, "1")?;
+        self.requests.flush()?;
+        let Self { process, answers, .. } = self;
+        let (answered, waiting) = mpsc::channel::<()>();
+        let mut line = String::new();
+        let (n_bytes, is_late) = thread::scope(|scope| {
+            let watch = scope.spawn(move || {
+                let is_late = waiting.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
+                if is_late {
+                    // It may have ended by itself.
+                    let _ = process.kill();
+                }
+                is_late
+            });
+            let n_bytes = answers.read_line(&mut line);
+            drop(answered);
+            (n_bytes, watch.join().expect("invariant: nothing in it panics"))
+        });
+        match n_bytes? {
+            _ if is_late => {
+                self.process.wait()?;
+                bail!("a step takes more than {} s: --step-limit allows more", limit.as_secs_f64());
+            }
+            0 => bail!("{} ended with {}", self.label(), self.process.wait()?),
+            _ => Ok(()),
+        }
+    }
+
     fn finish(self) -> anyhow::Result<Entry> {
         self.finish_with_line().map(|(entry, _)| entry)
     }
@@ -354,5 +387,33 @@ fn show(report: &Report) {
         for (kind, seconds) in seconds() {
             eprintln!("{kind:<36} {:>8.1} {:>5.1} %", seconds * 1e3, 100.0 * seconds / all);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contestant(script: &str) -> Contestant {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Contestant::start("ours".into(), "w2a2", command).unwrap()
+    }
+
+    #[test]
+    fn a_step_over_its_limit_is_cut_short() {
+        let mut quick = contestant("while read n; do echo 0.5; done");
+        quick.try_step(Duration::from_secs(60)).unwrap();
+        assert_eq!(quick.run(1).unwrap(), 0.5);
+        drop(quick.requests);
+        quick.process.wait().unwrap();
+
+        let mut slow = contestant("read n; exec sleep 60");
+        let error = slow.try_step(Duration::from_millis(100)).unwrap_err().to_string();
+        assert_eq!(error, "a step takes more than 0.1 s: --step-limit allows more");
+
+        let mut broken = contestant("read n; exit 3");
+        let error = broken.try_step(Duration::from_secs(60)).unwrap_err().to_string();
+        assert!(error.contains("ours w2a2 ended with exit status: 3"), "{error}");
     }
 }
