@@ -105,6 +105,12 @@ pub fn run(args: &BackendsArgs) -> anyhow::Result<()> {
     let (mut rows, mut skipped, mut gpu) = (Vec::new(), Vec::new(), None);
     for network in networks {
         let mut contestants = Vec::new();
+        let mut skip = |device: &str, bits: &str, error: &anyhow::Error| {
+            let (device, bits) = (device.into(), bits.into());
+            let skip = Skipped { network: network.name(), device, bits, reason: format!("{error:#}") };
+            eprintln!("{skip}");
+            skipped.push(skip);
+        };
         for (device, program) in &programs {
             for bits in &args.bits {
                 let mut command = Command::new(program);
@@ -117,25 +123,23 @@ pub fn run(args: &BackendsArgs) -> anyhow::Result<()> {
                     });
                 match started {
                     Ok(contestant) => contestants.push(contestant),
-                    Err(error) => {
-                        let skip = Skipped {
-                            network: network.name(),
-                            device: (*device).clone(),
-                            bits: bits.clone(),
-                            reason: format!("{error:#}"),
-                        };
-                        eprintln!("{skip}");
-                        skipped.push(skip);
-                    }
+                    Err(error) => skip(device, bits, &error),
                 }
             }
         }
         for round in 0..args.rounds {
             eprintln!("{}: round {}/{}", network.name(), round + 1, args.rounds);
-            for contestant in &mut contestants {
-                let seconds = contestant.run(args.steps)?;
-                contestant.rates.push(f64::from(args.steps * network.batch()) / seconds);
-            }
+            // What breaks down takes no other's figures with it.
+            contestants.retain_mut(|contestant| match contestant.run(args.steps) {
+                Ok(seconds) => {
+                    contestant.rates.push(f64::from(args.steps * network.batch()) / seconds);
+                    true
+                }
+                Err(error) => {
+                    skip(&contestant.name, &contestant.bits, &error);
+                    false
+                }
+            });
         }
         for contestant in contestants {
             let (Entry { name, bits, images_per_second, range, peak_bytes, .. }, line) =
