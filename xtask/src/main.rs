@@ -4,6 +4,7 @@
 mod bench;
 mod parity;
 mod reproduce;
+mod workspace;
 
 use std::process::Command;
 

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 use clap::Args;
 
-use crate::cargo;
+use crate::{cargo, workspace};
 
 /// What `cargo xtask parity` is asked for.
 #[derive(Args)]
@@ -102,7 +101,7 @@ fn counted(lines: &[String]) -> anyhow::Result<BTreeMap<String, u64>> {
 
 /// A training of one epoch on wgpu.
 fn train() -> anyhow::Result<()> {
-    let out = Path::new("target").join(format!("wgpu-smoke-{}", std::process::id()));
+    let out = workspace::target_dir()?.join(format!("wgpu-smoke-{}", std::process::id()));
     let mut train: Command = cargo(&["run", "-p", "lowbit"]);
     train.args(FEATURES).args(["--", "train", "--device", "wgpu", "--out"]);
     train.arg(&out);

@@ -141,7 +141,8 @@ impl fmt::Display for DeviceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unknown { got } => {
-                write!(f, "no device is called {got:?}; there are flex, ndarray, wgpu and wgpu:N with N from 0")
+                let names = BACKENDS.map(Backend::name).join(", ");
+                write!(f, "no device is called {got:?}; there are {names} and wgpu:N with N from 0")
             }
             Self::NoBackend => f.write_str("no backend is compiled in: build with --features flex"),
             Self::NotCompiledIn { backend } => {
@@ -173,10 +174,10 @@ mod tests {
 
     #[test]
     fn names_read_back() {
-        for text in ["flex", "ndarray", "wgpu", "wgpu:0", "wgpu:12"] {
+        for text in BACKENDS.map(Backend::name).into_iter().chain(["wgpu:0", "wgpu:12"]) {
             assert_eq!(text.parse::<DeviceName>().map(|name| name.to_string()), Ok(text.to_string()));
         }
-        for text in ["", "Flex", "cuda", "flex:0", "wgpu:", "wgpu:-1", "wgpu:x", ":0"] {
+        for text in ["", "Flex", "tpu", "flex:0", "wgpu:", "wgpu:-1", "wgpu:x", ":0"] {
             assert_eq!(text.parse::<DeviceName>(), Err(DeviceError::Unknown { got: text.into() }));
         }
     }

@@ -152,7 +152,7 @@ fn bad_command_lines() {
     let sandbox = sandbox_with_run();
     let cases: [(&str, &[&str]); 8] = [
         ("no-command", &[]),
-        ("unknown-device", &["train", "--device", "cuda"]),
+        ("unknown-device", &["train", "--device", "tpu"]),
         ("device-index", &["train", "--device", "flex:1"]),
         ("resume-and-recipe", &["train", "--resume", "run", "digits-preresnet8-w2a2"]),
         ("checkpoint-without-resume", &["train", "--checkpoint", "step-00000004"]),
@@ -403,7 +403,7 @@ fn resumed_on_another_device() {
 fn run_of_a_backend_that_is_not_compiled_in() {
     let sandbox = sandbox_with_run();
     let info = fs::read_to_string(sandbox.path("run/run.json")).unwrap();
-    let mut devices = vec![("cuda:7", "cuda")];
+    let mut devices = vec![("tpu:7", "tpu")];
     if !cfg!(feature = "wgpu") {
         devices.push(("wgpu", "wgpu"));
     }

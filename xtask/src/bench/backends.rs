@@ -1,6 +1,8 @@
 //! `cargo xtask bench backends`: training steps of several networks on every backend, in one table.
 
+use std::fmt;
 use std::process::Command;
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
@@ -8,7 +10,7 @@ use serde::Serialize;
 use super::{Contestant, Entry, Workload, build, features, machine};
 
 /// The networks of the table. A further one is a line.
-const NETWORKS: [Workload; 2] = [Workload::Preresnet8Digits, Workload::Preresnet20];
+const NETWORKS: [Workload; 3] = [Workload::Preresnet8Digits, Workload::Preresnet20, Workload::Resnet18];
 
 /// What `cargo xtask bench backends` is asked for.
 #[derive(Args)]
@@ -32,6 +34,10 @@ pub struct BackendsArgs {
     /// Steps in a round
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
+
+    /// Leave out, and say so, what takes longer for its first step, as a large network does on a software driver
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
+    step_limit: u64,
 
     /// End with one JSON object on stdout
     #[arg(long)]
@@ -76,6 +82,13 @@ struct Skipped {
     reason: String,
 }
 
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { network, device, bits, reason } = self;
+        write!(f, "skipped: {network} {bits} on {device}: {reason}")
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Report {
     machine: Machine,
@@ -92,6 +105,12 @@ pub fn run(args: &BackendsArgs) -> anyhow::Result<()> {
     let (mut rows, mut skipped, mut gpu) = (Vec::new(), Vec::new(), None);
     for network in networks {
         let mut contestants = Vec::new();
+        let mut skip = |device: &str, bits: &str, error: &anyhow::Error| {
+            let (device, bits) = (device.into(), bits.into());
+            let skip = Skipped { network: network.name(), device, bits, reason: format!("{error:#}") };
+            eprintln!("{skip}");
+            skipped.push(skip);
+        };
         for (device, program) in &programs {
             for bits in &args.bits {
                 let mut command = Command::new(program);
@@ -99,26 +118,28 @@ pub fn run(args: &BackendsArgs) -> anyhow::Result<()> {
                 // The first step finds memory and instructions cold, and kernels of a GPU not compiled.
                 let started =
                     Contestant::start((*device).clone(), bits, command).and_then(|mut contestant| {
-                        contestant.run(1)?;
+                        contestant.try_step(Duration::from_secs(args.step_limit))?;
                         Ok(contestant)
                     });
                 match started {
                     Ok(contestant) => contestants.push(contestant),
-                    Err(error) => skipped.push(Skipped {
-                        network: network.name(),
-                        device: (*device).clone(),
-                        bits: bits.clone(),
-                        reason: format!("{error:#}"),
-                    }),
+                    Err(error) => skip(device, bits, &error),
                 }
             }
         }
         for round in 0..args.rounds {
             eprintln!("{}: round {}/{}", network.name(), round + 1, args.rounds);
-            for contestant in &mut contestants {
-                let seconds = contestant.run(args.steps)?;
-                contestant.rates.push(f64::from(args.steps * network.batch()) / seconds);
-            }
+            // What breaks down takes no other's figures with it.
+            contestants.retain_mut(|contestant| match contestant.run(args.steps) {
+                Ok(seconds) => {
+                    contestant.rates.push(f64::from(args.steps * network.batch()) / seconds);
+                    true
+                }
+                Err(error) => {
+                    skip(&contestant.name, &contestant.bits, &error);
+                    false
+                }
+            });
         }
         for contestant in contestants {
             let (Entry { name, bits, images_per_second, range, peak_bytes, .. }, line) =
@@ -190,7 +211,7 @@ fn show(report: &Report) {
             mebibytes(row.peak_bytes),
         );
     }
-    for Skipped { network, device, bits, reason } in &report.skipped {
-        eprintln!("skipped: {network} {bits} on {device}: {reason}");
+    for skip in &report.skipped {
+        eprintln!("{skip}");
     }
 }

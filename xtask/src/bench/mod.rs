@@ -3,14 +3,17 @@
 //! All contestants take turns, so that what else the machine does falls on all alike; medians over the rounds are shown.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use crate::cargo;
+use crate::workspace;
 
 pub mod backends;
 pub mod ops;
@@ -145,7 +148,7 @@ pub fn step(args: &StepArgs) -> anyhow::Result<()> {
         };
         for bits in &args.bits {
             let mut command = Command::new(&python);
-            command.args(["xtask/peers/step.py", args.network.name(), bits, &threads.to_string()]);
+            command.arg(peer_script("step.py")).args([args.network.name(), bits, &threads.to_string()]);
             contestants.push(Contestant::start("torch".into(), bits, command)?);
         }
     }
@@ -186,24 +189,24 @@ fn features(device: &str) -> Vec<&str> {
 }
 
 /// Builds the stepping program for a backend; returns its path.
-fn build(device: &str) -> anyhow::Result<std::path::PathBuf> {
-    let mut command = cargo(&["build", "-p", "lowbit-tests", "--example", "step"]);
-    command.args(features(device));
-    if !command.status().context("failed to run cargo")?.success() {
-        bail!("the stepping program does not build for {device}");
-    }
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), std::path::PathBuf::from);
-    let program = target.join("debug/examples").join(format!("step{}", std::env::consts::EXE_SUFFIX));
+fn build(device: &str) -> anyhow::Result<PathBuf> {
+    let mut arguments = vec!["-p", "lowbit-tests", "--example", "step"];
+    arguments.extend(features(device));
+    let program = workspace::build("step", &arguments)?;
     // The next backend's build would replace it.
     let kept = program.with_file_name(format!("step-{device}{}", std::env::consts::EXE_SUFFIX));
     std::fs::copy(&program, &kept).context("failed to copy the stepping program")?;
     Ok(kept)
 }
 
+/// A script of the peer.
+fn peer_script(name: &str) -> PathBuf {
+    workspace::root().join("xtask/peers").join(name)
+}
+
 /// Makes a Python environment with the pinned peer, once; returns its Python.
 fn virtual_environment() -> anyhow::Result<String> {
-    let folder = Path::new("target/peers/torch");
+    let folder = workspace::target_dir()?.join("peers/torch");
     let python = folder.join("bin/python");
     if !python.is_file() {
         eprintln!("installing the peer into {}", folder.display());
@@ -215,8 +218,8 @@ fn virtual_environment() -> anyhow::Result<String> {
             }
         };
         run(Path::new("python3"), &["-m", "venv", &folder.display().to_string()])?;
-        let requirements = ["-m", "pip", "install", "--quiet", "-r", "xtask/peers/requirements.txt"];
-        if let Err(error) = run(&python, &requirements) {
+        let requirements = peer_script("requirements.txt").display().to_string();
+        if let Err(error) = run(&python, &["-m", "pip", "install", "--quiet", "-r", &requirements]) {
             // Half an environment would be taken for a whole one.
             std::fs::remove_dir_all(folder).context("failed to remove the environment")?;
             return Err(error);
@@ -266,6 +269,36 @@ impl Contestant {
         self.requests.flush()?;
         let answer = self.answer()?;
         answer.parse().with_context(|| format!("{} answered {answer:?}", self.label()))
+    }
+
+    /// Runs a step; ends the process if the step takes longer than `limit`.
+    fn try_step(&mut self, limit: Duration) -> anyhow::Result<()> {
+        writeln!(self.requests, "1")?;
+        self.requests.flush()?;
+        let Self { process, answers, .. } = self;
+        let (answered, waiting) = mpsc::channel::<()>();
+        let mut line = String::new();
+        let (n_bytes, is_late) = thread::scope(|scope| {
+            let watch = scope.spawn(move || {
+                let is_late = waiting.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
+                if is_late {
+                    // It may have ended by itself.
+                    let _ = process.kill();
+                }
+                is_late
+            });
+            let n_bytes = answers.read_line(&mut line);
+            drop(answered);
+            (n_bytes, watch.join().expect("invariant: nothing in it panics"))
+        });
+        match n_bytes? {
+            _ if is_late => {
+                self.process.wait()?;
+                bail!("a step takes more than {} s: --step-limit allows more", limit.as_secs_f64());
+            }
+            0 => bail!("{} ended with {}", self.label(), self.process.wait()?),
+            _ => Ok(()),
+        }
     }
 
     fn finish(self) -> anyhow::Result<Entry> {
@@ -354,5 +387,33 @@ fn show(report: &Report) {
         for (kind, seconds) in seconds() {
             eprintln!("{kind:<36} {:>8.1} {:>5.1} %", seconds * 1e3, 100.0 * seconds / all);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contestant(script: &str) -> Contestant {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Contestant::start("ours".into(), "w2a2", command).unwrap()
+    }
+
+    #[test]
+    fn a_step_over_its_limit_is_cut_short() {
+        let mut quick = contestant("while read n; do echo 0.5; done");
+        quick.try_step(Duration::from_secs(60)).unwrap();
+        assert_eq!(quick.run(1).unwrap(), 0.5);
+        drop(quick.requests);
+        quick.process.wait().unwrap();
+
+        let mut slow = contestant("read n; exec sleep 60");
+        let error = slow.try_step(Duration::from_millis(100)).unwrap_err().to_string();
+        assert_eq!(error, "a step takes more than 0.1 s: --step-limit allows more");
+
+        let mut broken = contestant("read n; exit 3");
+        let error = broken.try_step(Duration::from_secs(60)).unwrap_err().to_string();
+        assert!(error.contains("ours w2a2 ended with exit status: 3"), "{error}");
     }
 }

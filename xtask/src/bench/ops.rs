@@ -8,8 +8,8 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Contestant, Peer, machine, median, sorted, virtual_environment};
-use crate::cargo;
+use super::{Contestant, Peer, machine, median, peer_script, sorted, virtual_environment};
+use crate::workspace;
 
 /// What `cargo xtask bench ops` is asked for.
 #[derive(Args)]
@@ -115,7 +115,7 @@ struct Report {
 
 pub fn run(args: &OpsArgs) -> anyhow::Result<()> {
     let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let program = build()?;
+    let program = workspace::build("ops", &["-p", "lowbit-tests", "--example", "ops"])?;
     let start = || {
         let mut command = Command::new(&program);
         command.env("RAYON_NUM_THREADS", threads.to_string());
@@ -132,7 +132,7 @@ pub fn run(args: &OpsArgs) -> anyhow::Result<()> {
         };
         for layout in LAYOUTS {
             let mut command = Command::new(&python);
-            command.args(["xtask/peers/ops.py", &threads.to_string(), layout]);
+            command.arg(peer_script("ops.py")).args([&threads.to_string(), layout]);
             peers.push(Contestant::start("torch".into(), layout, command)?);
         }
     }
@@ -161,17 +161,6 @@ pub fn run(args: &OpsArgs) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string(&report)?);
     }
     Ok(())
-}
-
-/// Builds the program that runs our operations; returns its path.
-fn build() -> anyhow::Result<std::path::PathBuf> {
-    let mut command = cargo(&["build", "-p", "lowbit-tests", "--example", "ops"]);
-    if !command.status().context("failed to run cargo")?.success() {
-        bail!("the program of the operations does not build");
-    }
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), std::path::PathBuf::from);
-    Ok(target.join("debug/examples").join(format!("ops{}", std::env::consts::EXE_SUFFIX)))
 }
 
 fn request(contestant: &mut Contestant, request: &str) -> anyhow::Result<String> {

@@ -1,15 +1,24 @@
 //! One cell of a table and the `lowbit` process that trains it.
 
 use std::fs;
+use std::io::ErrorKind;
+#[cfg(unix)]
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::cargo;
+use crate::workspace;
+
+/// Exit code of a training that was asked to stop and has saved.
+const INTERRUPTED: i32 = 130;
+
+/// Exit code of a command line, device or recipe that is not valid.
+const USAGE: i32 = 2;
 
 /// One training.
 #[derive(Clone, Debug)]
@@ -53,10 +62,12 @@ impl Cell {
         }
     }
 
-    pub fn result(&self) -> anyhow::Result<CellResult> {
+    /// What it reached, of a complete cell.
+    pub fn outcome(&self) -> anyhow::Result<Outcome> {
         let path = self.run.join("result.json");
         let text = fs::read_to_string(&path).with_context(|| format!("failed to read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
+        let result = serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
+        Ok(Outcome { result, curve: self.curve()? })
     }
 
     fn add_settings(&self, command: &mut Command) {
@@ -66,7 +77,7 @@ impl Cell {
     }
 
     /// Test accuracy by epoch.
-    pub fn curve(&self) -> anyhow::Result<Vec<(u64, f64)>> {
+    fn curve(&self) -> anyhow::Result<Vec<(u64, f64)>> {
         let path = self.run.join("metrics.jsonl");
         let text = fs::read_to_string(&path).with_context(|| format!("failed to read {}", path.display()))?;
         let mut curve = Vec::new();
@@ -81,6 +92,30 @@ impl Cell {
     }
 }
 
+/// What a complete cell reached.
+pub struct Outcome {
+    pub result: CellResult,
+    /// Test accuracy by epoch.
+    pub curve: Vec<(u64, f64)>,
+}
+
+/// What a running cell is asked to do, from the least urgent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wish {
+    GoOn,
+    /// Save and end.
+    Stop,
+    /// End at once.
+    Abort,
+}
+
+/// Numbers of images in a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Images {
+    pub train: u64,
+    pub test: u64,
+}
+
 /// What a recipe would take.
 pub struct Estimate {
     pub epochs: u64,
@@ -90,16 +125,12 @@ pub struct Estimate {
 
 /// Builds `lowbit`: with the CPU backends, as for all other commands, or with the one that `device` needs.
 pub fn build(device: &str) -> anyhow::Result<PathBuf> {
-    let mut build = cargo(&["build", "-p", "lowbit"]);
+    let mut arguments = vec!["-p", "lowbit"];
     let backend = device.split(':').next().unwrap_or(device);
     if !["flex", "ndarray"].contains(&backend) {
-        build.args(["--no-default-features", "--features", backend]);
+        arguments.extend(["--no-default-features", "--features", backend]);
     }
-    if !build.status().context("failed to run cargo")?.success() {
-        bail!("lowbit does not build for {device}");
-    }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    Ok(target.join("debug").join(format!("lowbit{}", std::env::consts::EXE_SUFFIX)))
+    workspace::build("lowbit", &arguments)
 }
 
 /// The `lowbit` program on a device.
@@ -116,34 +147,87 @@ impl Lowbit {
         command
     }
 
-    fn with_data_dir<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        match &self.data_dir {
-            Some(data_dir) => command.arg("--data-dir").arg(data_dir),
-            None => command,
+    fn output(&self, mut command: Command) -> anyhow::Result<Output> {
+        let what = || format!("failed to run {}", self.program.display());
+        command.stdin(Stdio::null()).output().with_context(what)
+    }
+
+    fn with_data_dir(&self, command: &mut Command) {
+        if let Some(data_dir) = &self.data_dir {
+            command.arg("--data-dir").arg(data_dir);
         }
     }
 
-    /// What to do if the data set is not there; `None` if it is.
-    pub fn missing_data(&self, dataset: &str) -> anyhow::Result<Option<String>> {
-        if self.info(dataset)?["built_in"] == true {
-            return Ok(None);
+    /// Name and version of the program.
+    pub fn version(&self) -> anyhow::Result<String> {
+        let output = self.output(self.command(&["--version"]))?;
+        if !output.status.success() {
+            bail!("{} --version: {}", self.program.display(), message(&output));
         }
-        let mut verify = self.command(&["data", "verify", dataset]);
-        let output = self.with_data_dir(&mut verify).output().context("failed to run lowbit")?;
-        let says = String::from_utf8_lossy(&output.stderr);
-        Ok((!output.status.success()).then(|| says.trim().trim_start_matches("error: ").to_string()))
+        Ok(String::from_utf8_lossy(&output.stdout).trim().into())
     }
 
-    /// What `lowbit data list` says of a data set.
-    fn info(&self, dataset: &str) -> anyhow::Result<Value> {
-        let output = self.command(&["data", "list", "--json"]).output().context("failed to run lowbit")?;
-        let list: Vec<Value> = serde_json::from_slice(&output.stdout).context("lowbit data list --json")?;
-        let found = list.into_iter().find(|entry| entry["name"] == dataset);
-        found.with_context(|| format!("lowbit knows no data set {dataset}"))
+    /// Numbers of images of a data set; an error that says what to do if it is not there.
+    pub fn images(&self, dataset: &str) -> anyhow::Result<Images> {
+        #[derive(Deserialize)]
+        struct Verified {
+            ok: bool,
+            splits: Vec<Split>,
+        }
+        #[derive(Deserialize)]
+        struct Split {
+            split: String,
+            n_samples: Option<u64>,
+            error: Option<String>,
+        }
+        let mut verify = self.command(&["data", "verify", dataset, "--json"]);
+        self.with_data_dir(&mut verify);
+        let output = self.output(verify)?;
+        // Whatever is found, the report is on stdout.
+        let Ok(Verified { ok, splits }) = serde_json::from_slice(&output.stdout) else {
+            bail!("{}", message(&output));
+        };
+        if let Some(error) = splits.iter().find_map(|split| split.error.as_deref()) {
+            bail!("{error}");
+        }
+        if !ok {
+            eprintln!("warning: {dataset} is not as published; `lowbit data verify {dataset}` says in what");
+        }
+        let count = |name: &str| {
+            let split = splits.iter().find(|split| split.split == name);
+            split
+                .and_then(|split| split.n_samples)
+                .with_context(|| format!("{dataset} has no images: {name}"))
+        };
+        Ok(Images { train: count("train")?, test: count("test")? })
     }
 
-    /// Trains a cell to its end, or until `stop` says so, from where it is.
-    pub fn train(&self, cell: &Cell, n_threads: usize, stop: impl Fn() -> bool) -> anyhow::Result<CellState> {
+    /// What `lowbit inspect` says of the recipe of `cell`: the resolved recipe and its phases.
+    pub fn inspect(&self, cell: &Cell) -> anyhow::Result<Value> {
+        let mut inspect = self.command(&["inspect", &cell.recipe, "--json"]);
+        cell.add_settings(&mut inspect);
+        let output = self.output(inspect)?;
+        if !output.status.success() {
+            bail!("{}", message(&output));
+        }
+        serde_json::from_slice(&output.stdout).context("failed to read what lowbit inspect --json says")
+    }
+
+    /// Fails if the device cannot be used, with what to do.
+    pub fn check_device(&self, out: &Path) -> anyhow::Result<()> {
+        // The device is opened before the run is looked for, which is not there.
+        let run = out.join("no-such-run");
+        let mut resume = self.command(&["train", "--quiet", "--device", &self.device, "--resume"]);
+        resume.arg(run);
+        let output = self.output(resume)?;
+        match output.status.code() {
+            Some(USAGE) => bail!("{}", message(&output)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Trains a cell to its end, or until `wish` says otherwise, from where it is.
+    pub fn train(&self, cell: &Cell, n_threads: usize, wish: impl Fn() -> Wish) -> anyhow::Result<CellState> {
         let mut command = match cell.state() {
             CellState::Complete => return Ok(CellState::Complete),
             CellState::Begun => {
@@ -159,69 +243,170 @@ impl Lowbit {
             }
         };
         command.args(["--quiet", "--device", &self.device]).env("RAYON_NUM_THREADS", n_threads.to_string());
-        self.with_data_dir(&mut command).stdout(Stdio::null());
+        self.with_data_dir(&mut command);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        // A signal to the process group of this program, as Ctrl-C sends it, would be the first of two: the second,
+        // which is ours, would not let the cell save.
+        #[cfg(unix)]
+        command.process_group(0);
         let mut child = command.spawn().context("failed to run lowbit")?;
-        let mut asked_to_stop = false;
+        let mut asked = Wish::GoOn;
         let status = loop {
             if let Some(status) = child.try_wait()? {
                 break status;
             }
-            if stop() && !asked_to_stop {
-                terminate(&child)?;
-                asked_to_stop = true;
+            let wish = wish();
+            if wish > asked {
+                terminate(&mut child);
+                asked = wish;
             }
             std::thread::sleep(Duration::from_millis(50));
         };
-        match (status.success(), asked_to_stop) {
-            (true, _) => Ok(CellState::Complete),
-            (false, true) => Ok(cell.state()),
-            (false, false) => bail!("lowbit ended with {status}; its log: {}", log(&cell.run)),
+        // Without a code, it was asked before it could save, and ended by the signal.
+        let has_stopped = asked > Wish::GoOn && status.code().is_none_or(|code| code == INTERRUPTED);
+        match status.success() {
+            true => Ok(CellState::Complete),
+            false if has_stopped => Ok(cell.state()),
+            false => bail!("lowbit ended with {status}; its log: {}", log(&cell.run)),
         }
     }
 
-    /// Times the recipe of `cell` over a few steps of every phase.
-    pub fn estimate(&self, cell: &Cell, dataset: &str) -> anyhow::Result<Estimate> {
-        let mut inspect = self.command(&["inspect", &cell.recipe, "--json"]);
-        cell.add_settings(&mut inspect);
-        let recipe: Value =
-            serde_json::from_slice(&inspect.output()?.stdout).context("lowbit inspect --json")?;
-        let phases = recipe["phases"].as_array().context("a recipe has phases")?;
-        let epochs = phases.iter().filter_map(|phase| phase["train"]["epochs"].as_u64()).sum();
-        let batch_size =
-            recipe["recipe"]["data"]["batch_size"].as_u64().context("a recipe has a batch size")?;
-        let info = self.info(dataset)?;
-        let count = |key: &str| info[key].as_u64().context("a data set has images");
-        let (n_train, n_test) = (count("n_train")?, count("n_test")?);
-        let n_timed = (8 * batch_size).min(n_train);
-
+    /// Times the recipe of `cell`, of which `inspected` tells, over a few steps of every phase.
+    pub fn estimate(&self, cell: &Cell, inspected: &Value, images: Images) -> anyhow::Result<Estimate> {
+        let workload = Workload::of(inspected, images)?;
         let run = std::env::temp_dir().join(format!("lowbit-timing-{}", std::process::id()));
         let mut command =
             self.command(&["train", &cell.recipe, "--json", "--quiet", "--device", &self.device]);
         command.arg("--out").arg(&run);
         cell.add_settings(&mut command);
-        for change in ["train.epochs=1", "train.norm_reestimation_batches=0", "data.test_limit=64"] {
-            command.args(["--set", change]);
+        for change in short_settings(inspected, &workload) {
+            command.args(["--set", &change]);
         }
-        command.args(["--set", &format!("data.train_limit={n_timed}")]);
-        let output = self.with_data_dir(&mut command).output().context("failed to run lowbit")?;
-        fs::remove_dir_all(&run).context("failed to remove the timing's run")?;
-        let result: Value = serde_json::from_slice(&output.stdout).with_context(|| {
-            format!("timing {}: {}", cell.recipe, String::from_utf8_lossy(&output.stderr))
-        })?;
+        self.with_data_dir(&mut command);
+        let output = self.output(command)?;
+        match fs::remove_dir_all(&run) {
+            // It may have failed before it began a run.
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("failed to remove {}", run.display()));
+            }
+            _ => {}
+        }
+        if !output.status.success() {
+            bail!("failed to time {}: {}", cell.recipe, message(&output));
+        }
+        let result: Value =
+            serde_json::from_slice(&output.stdout).context("failed to read what lowbit train --json says")?;
         let images_per_second = result["images_per_second"].as_f64().context("a result has a rate")?;
-        // An image of an evaluation costs a forward pass, a third of a step's work.
-        let images = epochs as f64 * (n_train as f64 + n_test as f64 / 3.0);
-        let duration = Duration::from_secs_f64(images / images_per_second);
-        Ok(Estimate { epochs, images_per_second, duration })
+        let duration = Duration::from_secs_f64(workload.images() / images_per_second);
+        Ok(Estimate { epochs: workload.epochs, images_per_second, duration })
     }
 }
 
-/// Asks a process to save and end.
-fn terminate(child: &Child) -> anyhow::Result<()> {
+/// What a training has to do.
+#[derive(Debug, PartialEq)]
+struct Workload {
+    batch_size: u64,
+    /// Images of an epoch.
+    n_train: u64,
+    /// Images of an evaluation.
+    n_test: u64,
+    /// Epochs of all phases.
+    epochs: u64,
+    /// Images of all forward passes besides the training steps.
+    n_forward: u64,
+}
+
+impl Workload {
+    fn of(inspected: &Value, images: Images) -> anyhow::Result<Self> {
+        let data = &inspected["recipe"]["data"];
+        let batch_size = data["batch_size"].as_u64().context("a recipe has a batch size")?;
+        let limited = |n: u64, limit: &Value| limit.as_u64().map_or(n, |limit| limit.min(n));
+        let n_train = limited(images.train, &data["train_limit"]);
+        let n_test = limited(images.test, &data["test_limit"]);
+        let (mut epochs, mut n_forward) = (0, 0);
+        for phase in inspected["phases"].as_array().context("a recipe has phases")? {
+            let number = |key: &str| phase["train"][key].as_u64();
+            let phase_epochs = number("epochs").context("a phase has epochs")?;
+            let n_evaluations = phase_epochs.div_ceil(number("eval_every").unwrap_or(1).max(1));
+            let n_reestimation = number("norm_reestimation_batches").unwrap_or(0) * batch_size;
+            epochs += phase_epochs;
+            n_forward += n_evaluations * (n_test + n_reestimation.min(n_train));
+        }
+        Ok(Self { batch_size, n_train, n_test, epochs, n_forward })
+    }
+
+    /// In images of training steps, of whose work a forward pass is a third.
+    fn images(&self) -> f64 {
+        (self.epochs * self.n_train) as f64 + self.n_forward as f64 / 3.0
+    }
+}
+
+/// Settings that make a few steps of every phase of a training.
+fn short_settings(inspected: &Value, workload: &Workload) -> Vec<String> {
+    let fixed = ["train.epochs=1", "train.warmup_epochs=0", "train.norm_reestimation_batches=0"];
+    let mut settings: Vec<String> = fixed.map(String::from).into();
+    settings.push(format!("data.train_limit={}", (8 * workload.batch_size).min(workload.n_train)));
+    settings.push(format!("data.test_limit={}", workload.n_test.min(64)));
+    let phases = inspected["recipe"]["phases"].as_object();
+    for name in phases.into_iter().flat_map(|phases| phases.keys()) {
+        settings.extend([format!("phases.{name}.epochs=1"), format!("phases.{name}.warmup_epochs=0")]);
+    }
+    settings
+}
+
+/// What a command that failed says of it.
+fn message(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr);
+    let text = text.trim().trim_start_matches("error: ");
+    let text = text.split("\n\nFor more information, try").next().unwrap_or_default();
+    if text.is_empty() { format!("lowbit ended with {}", output.status) } else { text.into() }
+}
+
+/// Asks a process to save and end, and to end at once if it was asked before.
+fn terminate(child: &mut Child) {
     let status = Command::new("kill").arg(child.id().to_string()).status();
-    status.context("failed to run kill").map(drop)
+    if !status.is_ok_and(|status| status.success()) {
+        // It has ended, or there is no other way: it goes on from its last checkpoint.
+        let _ = child.kill();
+    }
 }
 
 fn log(run: &Path) -> String {
     run.join("log.txt").display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn work_is_that_of_all_phases_within_the_limits() {
+        let images = Images { train: 50_000, test: 10_000 };
+        let mut inspected = json!({
+            "recipe": { "data": { "batch_size": 100 }, "phases": { "w2a32": { "epochs": 4 } } },
+            "phases": [
+                { "train": { "epochs": 4, "eval_every": 1, "norm_reestimation_batches": 0 } },
+                { "train": { "epochs": 10, "eval_every": 3, "norm_reestimation_batches": 20 } },
+            ],
+        });
+        // Evaluations after the epochs 3, 6, 9 and 10 of the second phase.
+        let n_forward = 4 * 10_000 + 4 * (10_000 + 20 * 100);
+        let mut workload =
+            Workload { batch_size: 100, n_train: 50_000, n_test: 10_000, epochs: 14, n_forward };
+        assert_eq!(Workload::of(&inspected, images).unwrap(), workload);
+        inspected["recipe"]["data"]["train_limit"] = 600.into();
+        inspected["recipe"]["data"]["test_limit"] = 50.into();
+        (workload.n_train, workload.n_test) = (600, 50);
+        workload.n_forward = 4 * 50 + 4 * (50 + 600);
+        assert_eq!(Workload::of(&inspected, images).unwrap(), workload);
+        assert_eq!(workload.images(), 14.0 * 600.0 + 2800.0 / 3.0);
+        let settings = short_settings(&inspected, &workload);
+        for change in
+            ["train.warmup_epochs=0", "data.train_limit=600", "data.test_limit=50", "phases.w2a32.epochs=1"]
+        {
+            assert!(settings.iter().any(|setting| setting == change), "{change} in {settings:?}");
+        }
+    }
 }

@@ -4,21 +4,26 @@
 //! was, cell by cell and inside a cell.
 
 mod cell;
+mod plan;
 mod plot;
 mod report;
 mod table;
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde_json::Value;
 
-use cell::{Cell, CellState, Lowbit};
+use crate::workspace;
+use cell::{Cell, CellState, Images, Lowbit, Wish};
+use plan::Plan;
+use report::{Failure, Report};
 use table::Table;
 
 /// What `cargo xtask reproduce` is asked for.
@@ -56,7 +61,7 @@ pub struct ReproduceArgs {
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 
-    /// Directory of the runs and the report [default: runs/reproduce/TABLE]
+    /// Directory of the runs and the report [default: runs/reproduce/TABLE in the root of the workspace]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
@@ -64,31 +69,23 @@ pub struct ReproduceArgs {
     #[arg(long, value_name = "KEY=VALUE", requires = "out")]
     set: Vec<String>,
 
-    /// End with the table as one JSON object on stdout
+    /// End with the table, or what --dry-run shows, as one JSON object on stdout
     #[arg(long)]
     json: bool,
 }
 
+/// A second signal this soon is the first once more: `timeout` sends it to the process and to its group.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
+
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.len().saturating_sub(1));
-    let seconds = match unit {
-        "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err("expected a number with s, m or h, as in 45m".into()),
-    };
-    match number.parse::<f64>() {
-        Ok(number) if number > 0.0 && number < 1e6 => Ok(Duration::from_secs_f64(number * seconds)),
+    let units = [('s', 1.0), ('m', 60.0), ('h', 3600.0)];
+    let parts = units.iter().find_map(|&(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)));
+    match parts.map(|(number, seconds)| (number.parse::<f64>(), seconds)) {
+        Some((Ok(number), seconds)) if number > 0.0 && number < 1e6 => {
+            Ok(Duration::from_secs_f64(number * seconds))
+        }
         _ => Err("expected a number with s, m or h, as in 45m".into()),
     }
-}
-
-/// What decides the outcome of all cells; stored beside them, so that no report mixes two kinds.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Plan {
-    table: String,
-    device: String,
-    set: Vec<String>,
 }
 
 pub fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
@@ -96,84 +93,102 @@ pub fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
     if args.set.iter().any(|change| change.trim_start().starts_with("seed")) {
         bail!("--set seed=... would give all cells the same seed: choose how many with --seeds");
     }
-    let out = args.out.clone().unwrap_or_else(|| Path::new("runs/reproduce").join(&args.table));
+    let default_out = || workspace::root().join("runs/reproduce").join(&args.table);
+    let out = args.out.clone().unwrap_or_else(default_out);
     let program = match &args.program {
         Some(program) => program.clone(),
         None => cell::build(&args.device)?,
     };
     let lowbit = Lowbit { program, device: args.device.clone(), data_dir: args.data_dir.clone() };
-    if let Some(how) = lowbit.missing_data(&table.dataset)? {
-        bail!("{how}");
-    }
     let cells = table.cells(args.seeds.unwrap_or(table.seeds), &args.set, &out);
+    // Whatever would let all cells fail is found before the first.
+    let images = lowbit.images(&table.dataset)?;
+    let inspected = inspect(&lowbit, &cells)?;
+    lowbit.check_device(&out)?;
+    let plan = Plan::new(lowbit.version()?, &args.table, &args.device, images, &inspected).checked(&out)?;
     if args.dry_run {
-        return dry_run(&lowbit, &table, &cells);
+        return dry_run(&lowbit, &table, &cells, &inspected, args.json, images);
     }
-    check_plan(&out, args)?;
-    let outcome = train(&lowbit, &cells, args)?;
-    let report = report::Report::collect(&table, &args.device, &cells)?;
+    plan.write(&out)?;
+    let Ending { failed, stopped } = train(&lowbit, &cells, args)?;
+    let report = Report::collect(&table, &args.device, &cells, failed, stopped);
     report.write(&out)?;
     eprintln!("\n{}", report.markdown());
     eprintln!("report  {}", out.join("table.md").display());
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     }
-    match outcome {
-        Outcome::Done => Ok(()),
-        Outcome::Failed(failed) => {
-            bail!("{} failed: {}; the same command tries them again", count(failed.len()), failed.join(", "))
-        }
-        Outcome::Stopped(why) => {
-            eprintln!("{why}: the same command goes on with what is left");
-            Ok(())
-        }
+    let goes_on = stopped.map(|why| format!("{why}: the same command goes on with what is left"));
+    if report.failed.is_empty() {
+        goes_on.iter().for_each(|text| eprintln!("{text}"));
+        return Ok(());
     }
+    let names: Vec<&str> = report.failed.iter().map(|failure| failure.cell.as_str()).collect();
+    let goes_on = goes_on.unwrap_or_else(|| "the same command tries them again".into());
+    bail!("{} failed: {}; {goes_on}", count(names.len()), names.join("; "))
 }
 
 fn count(n: usize) -> String {
     if n == 1 { "a cell".into() } else { format!("{n} cells") }
 }
 
-/// Makes `out` or checks that what is in it was made by the same plan.
-fn check_plan(out: &Path, args: &ReproduceArgs) -> anyhow::Result<()> {
-    let plan = Plan { table: args.table.clone(), device: args.device.clone(), set: args.set.clone() };
-    let path = out.join("plan.json");
-    if let Ok(text) = fs::read_to_string(&path) {
-        let earlier: Plan = serde_json::from_str(&text).context("plan.json is damaged")?;
-        if earlier != plan {
-            bail!(
-                "{} holds cells of table {} on {} with settings {:?}: choose another --out",
-                out.display(),
-                earlier.table,
-                earlier.device,
-                earlier.set
-            );
-        }
-        return Ok(());
-    }
-    fs::create_dir_all(out).with_context(|| format!("failed to create {}", out.display()))?;
-    fs::write(&path, serde_json::to_string_pretty(&plan)?).context("failed to write plan.json")
+/// What `lowbit inspect` says of the recipe of every cell.
+fn inspect(lowbit: &Lowbit, cells: &[Cell]) -> anyhow::Result<BTreeMap<String, Value>> {
+    let recipes = cells.chunk_by(|a, b| a.recipe == b.recipe);
+    recipes.map(|cells| Ok((cells[0].recipe.clone(), lowbit.inspect(&cells[0])?))).collect()
 }
 
 /// How the training of a table ended.
-enum Outcome {
-    Done,
-    /// These cells failed; all others are done.
-    Failed(Vec<String>),
-    /// Before the end, and why.
-    Stopped(&'static str),
+struct Ending {
+    failed: Vec<Failure>,
+    /// Why it ended before all cells had their turn.
+    stopped: Option<&'static str>,
+}
+
+/// The signals to end that there were so far.
+#[derive(Default)]
+struct Signals {
+    first: OnceLock<Instant>,
+    is_urgent: AtomicBool,
+}
+
+impl Signals {
+    /// Counts Ctrl-C and signals to terminate from now on. Cells hear of them by [`Wish`] only.
+    fn watch() -> anyhow::Result<Arc<Self>> {
+        let signals = Arc::new(Self::default());
+        let seen = signals.clone();
+        ctrlc::set_handler(move || seen.count())?;
+        Ok(signals)
+    }
+
+    fn count(&self) {
+        match self.first.get() {
+            Some(first) if first.elapsed() < SAME_SIGNAL => {}
+            Some(_) => self.is_urgent.store(true, Ordering::Relaxed),
+            None => {
+                let _ = self.first.set(Instant::now());
+                eprintln!("stopping when what runs is saved (press Ctrl-C again to abort)");
+            }
+        }
+    }
+
+    fn wish(&self) -> Wish {
+        match (self.is_urgent.load(Ordering::Relaxed), self.first.get()) {
+            (true, _) => Wish::Abort,
+            (false, Some(_)) => Wish::Stop,
+            (false, None) => Wish::GoOn,
+        }
+    }
 }
 
 /// Trains all cells that are not complete, in order, `args.parallel` at a time.
-fn train(lowbit: &Lowbit, cells: &[Cell], args: &ReproduceArgs) -> anyhow::Result<Outcome> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let flag = interrupted.clone();
-    // The cells' processes get the signal too and save.
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
+fn train(lowbit: &Lowbit, cells: &[Cell], args: &ReproduceArgs) -> anyhow::Result<Ending> {
+    let signals = Signals::watch()?;
     let started = Instant::now();
     let out_of_time = || args.budget.is_some_and(|budget| started.elapsed() >= budget);
+    let wish = || signals.wish().max(if out_of_time() { Wish::Stop } else { Wish::GoOn });
     let next = AtomicUsize::new(0);
-    let failed = std::sync::Mutex::new(Vec::new());
+    let failed = Mutex::new(Vec::new());
     let was_cut = AtomicBool::new(false);
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from) / usize::from(args.parallel);
     let work = || {
@@ -183,18 +198,18 @@ fn train(lowbit: &Lowbit, cells: &[Cell], args: &ReproduceArgs) -> anyhow::Resul
             if matches!(cell.state(), CellState::Complete) {
                 continue;
             }
-            if interrupted.load(Ordering::Relaxed) || out_of_time() {
+            if wish() > Wish::GoOn {
                 was_cut.store(true, Ordering::Relaxed);
                 return;
             }
             eprintln!("cell {}/{}  {}  ({})", index + 1, cells.len(), cell.name(), clock(started.elapsed()));
-            let stop = || interrupted.load(Ordering::Relaxed) || out_of_time();
-            match lowbit.train(cell, n_threads.max(1), stop) {
+            match lowbit.train(cell, n_threads.max(1), wish) {
                 Ok(CellState::Complete) => {}
                 Ok(_) => was_cut.store(true, Ordering::Relaxed),
                 Err(error) => {
-                    eprintln!("cell {} failed: {error:#}", cell.name());
-                    failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(cell.name());
+                    let failure = Failure { cell: cell.name(), reason: format!("{error:#}") };
+                    eprintln!("{failure}");
+                    failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(failure);
                 }
             }
         }
@@ -205,38 +220,91 @@ fn train(lowbit: &Lowbit, cells: &[Cell], args: &ReproduceArgs) -> anyhow::Resul
         }
     });
     let failed = failed.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-    Ok(match (was_cut.into_inner(), failed.is_empty()) {
-        (true, _) if interrupted.load(Ordering::Relaxed) => Outcome::Stopped("stopped"),
-        (true, _) => Outcome::Stopped("the budget is spent"),
-        (false, true) => Outcome::Done,
-        (false, false) => Outcome::Failed(failed),
-    })
+    let why = if signals.wish() > Wish::GoOn { "stopped" } else { "the budget is spent" };
+    Ok(Ending { failed, stopped: was_cut.into_inner().then_some(why) })
+}
+
+/// What a dry run shows.
+#[derive(Serialize)]
+struct Forecast<'a> {
+    title: &'a str,
+    device: &'a str,
+    recipes: Vec<RecipeForecast<'a>>,
+    /// All that is left, one after the other.
+    seconds_left: f64,
+}
+
+#[derive(Serialize)]
+struct RecipeForecast<'a> {
+    recipe: &'a str,
+    method: &'a str,
+    /// 32 in full precision.
+    weight_bits: u32,
+    /// 32 in full precision.
+    act_bits: u32,
+    seeds: usize,
+    /// Seeds that are not complete.
+    left: usize,
+    epochs: u64,
+    images_per_second: f64,
+    /// Of a training.
+    seconds: f64,
+    /// Of all that are left.
+    seconds_left: f64,
 }
 
 /// Times a few steps of every recipe and shows what all cells would take.
-fn dry_run(lowbit: &Lowbit, table: &Table, cells: &[Cell]) -> anyhow::Result<()> {
-    println!("{}: {} cells on {}", table.title, cells.len(), lowbit.device);
-    println!(
-        "{:<42} {:>5} {:>6} {:>8} {:>7} {:>7}",
-        "recipe", "seeds", "epochs", "images/s", "a cell", "all"
-    );
-    let mut total = Duration::ZERO;
-    for recipe in cells.chunk_by(|a, b| a.recipe == b.recipe) {
-        let estimate = lowbit.estimate(&recipe[0], &table.dataset)?;
-        let left = recipe.iter().filter(|cell| !matches!(cell.state(), CellState::Complete)).count();
-        let all = estimate.duration * left as u32;
-        total += all;
+fn dry_run(
+    lowbit: &Lowbit,
+    table: &Table,
+    cells: &[Cell],
+    inspected: &BTreeMap<String, Value>,
+    json: bool,
+    images: Images,
+) -> anyhow::Result<()> {
+    if !json {
+        println!("{}: {} cells on {}", table.title, cells.len(), lowbit.device);
         println!(
-            "{:<42} {:>5} {:>6} {:>8.0} {:>7} {:>7}",
-            recipe[0].recipe,
-            recipe.len(),
-            estimate.epochs,
-            estimate.images_per_second,
-            clock(estimate.duration),
-            clock(all),
+            "{:<42} {:>5} {:>6} {:>8} {:>7} {:>7}",
+            "recipe", "seeds", "epochs", "images/s", "a cell", "all"
         );
     }
-    println!("what is left: {} one after the other", clock(total));
+    let mut recipes = Vec::new();
+    for cells in cells.chunk_by(|a, b| a.recipe == b.recipe) {
+        let Cell { recipe, method, bits: [weight_bits, act_bits], .. } = &cells[0];
+        let estimate = lowbit.estimate(&cells[0], &inspected[recipe], images)?;
+        let left = cells.iter().filter(|cell| !matches!(cell.state(), CellState::Complete)).count();
+        let all = estimate.duration * left as u32;
+        if !json {
+            println!(
+                "{recipe:<42} {:>5} {:>6} {:>8.0} {:>7} {:>7}",
+                cells.len(),
+                estimate.epochs,
+                estimate.images_per_second,
+                clock(estimate.duration),
+                clock(all),
+            );
+        }
+        recipes.push(RecipeForecast {
+            recipe,
+            method,
+            weight_bits: *weight_bits,
+            act_bits: *act_bits,
+            seeds: cells.len(),
+            left,
+            epochs: estimate.epochs,
+            images_per_second: estimate.images_per_second,
+            seconds: estimate.duration.as_secs_f64(),
+            seconds_left: all.as_secs_f64(),
+        });
+    }
+    let seconds_left = recipes.iter().map(|recipe| recipe.seconds_left).sum();
+    if json {
+        let forecast = Forecast { title: &table.title, device: &lowbit.device, recipes, seconds_left };
+        println!("{}", serde_json::to_string(&forecast)?);
+    } else {
+        println!("what is left: {} one after the other", clock(Duration::from_secs_f64(seconds_left)));
+    }
     Ok(())
 }
 
@@ -247,5 +315,33 @@ fn clock(duration: Duration) -> String {
     match hours {
         0 => format!("{minutes}:{seconds:02}"),
         _ => format!("{hours}:{minutes:02}:{seconds:02}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_a_number_and_a_unit() {
+        let seconds = |text: &str| parse_duration(text).map(|duration| duration.as_secs_f64());
+        assert_eq!([seconds("45m"), seconds("1.5h"), seconds("3s")], [Ok(2700.0), Ok(5400.0), Ok(3.0)]);
+        for text in ["", "5", "m", "5µ", "-1s", "5 days", "µ"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_same_signal_twice_is_no_second_one() {
+        let signals = Signals::default();
+        assert_eq!(signals.wish(), Wish::GoOn);
+        signals.count();
+        signals.count();
+        assert_eq!(signals.wish(), Wish::Stop);
+        let earlier = Signals::default();
+        let first = Instant::now().checked_sub(SAME_SIGNAL).expect("the machine has run for a second");
+        earlier.first.set(first).unwrap();
+        earlier.count();
+        assert_eq!(earlier.wish(), Wish::Abort);
     }
 }

@@ -2,11 +2,22 @@
 
 use anyhow::anyhow;
 use plotters::coord::Shift;
+use plotters::element::DashedPathElement;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::report::Row;
+use super::report::{Row, precision};
 
-const SIZE: (u32, u32) = (960, 540);
+const WIDTH: u32 = 960;
+
+/// Of a row's line in the plot of accuracies.
+const LINE_HEIGHT: u32 = 24;
+
+/// Of a precision's panel of curves.
+const PANEL_HEIGHT: u32 = 400;
+
+/// Room for the names of the rows on the left of their accuracies, and on the right of the curves.
+const NAMES_WIDTH: u32 = 190;
 
 /// Colors that stay apart for color-blind readers (Okabe and Ito 2008), and black for full precision.
 const COLORS: [RGBColor; 8] = [
@@ -20,52 +31,58 @@ const COLORS: [RGBColor; 8] = [
     RGBColor(128, 128, 128),
 ];
 
-/// Accuracy of every row with its deviation, in percent.
+type Area<'a, 'b> = &'a DrawingArea<SVGBackend<'b>, Shift>;
+
+/// Accuracy of every row with its deviation, in percent: a line for each.
 pub fn accuracy(title: &str, rows: &[Row]) -> anyhow::Result<String> {
     let rows: Vec<(&Row, f64, f64)> = rows
         .iter()
         .filter_map(|row| Some((row, 100.0 * row.top1_mean?, 100.0 * row.top1_std.unwrap_or(0.0))))
         .collect();
-    draw(|area| {
+    let n = rows.len().max(1);
+    draw(LINE_HEIGHT * n as u32 + 110, |area| {
         let low = rows.iter().map(|(_, mean, std)| mean - std).fold(100.0, f64::min);
         let high = rows.iter().map(|(_, mean, std)| mean + std).fold(0.0, f64::max);
-        let margin = ((high - low) * 0.15).max(0.1);
-        let n = rows.len().max(1) as f64;
+        let margin = ((high - low) * 0.05).max(0.1);
+        let range = low.min(high) - margin..high.max(low) + margin;
         let mut chart = ChartBuilder::on(area)
             .caption(format!("{title}: test top-1 of the last epoch, %"), ("sans-serif", 20))
             .margin(12)
-            .x_label_area_size(0)
-            .y_label_area_size(56)
-            .build_cartesian_2d(0.0..n, (low - 4.0 * margin)..(high + margin))?;
-        chart.configure_mesh().disable_x_mesh().disable_x_axis().light_line_style(WHITE).draw()?;
+            .margin_right(72)
+            .x_label_area_size(36)
+            .y_label_area_size(NAMES_WIDTH)
+            // The first row is at the top.
+            .build_cartesian_2d(range, n as f64..0.0)?;
+        chart.configure_mesh().disable_y_mesh().disable_y_axis().light_line_style(WHITE).draw()?;
         for (i, (row, mean, std)) in rows.iter().enumerate() {
-            let (x, color) = (i as f64 + 0.5, COLORS[precision_index(&rows, row) % COLORS.len()]);
-            chart.draw_series([ErrorBar::new_vertical(
-                x,
+            let color = COLORS[precision_index(&rows, row) % COLORS.len()];
+            let y = i as f64 + 0.5;
+            chart.draw_series([ErrorBar::new_horizontal(
+                y,
                 mean - std,
                 *mean,
                 mean + std,
                 color.filled(),
                 10,
             )])?;
-            let bits = if row.weight_bits == 32 {
-                "fp32".into()
-            } else {
-                format!("W{}A{}", row.weight_bits, row.act_bits)
+            let (columns, _) = chart.plotting_area().get_pixel_range();
+            let (_, line) = chart.plotting_area().map_coordinate(&(*mean, y));
+            let text = |text: &str, x: i32, anchor: HPos| {
+                area.draw_text(text, &text_style(color, 14, anchor), (x, line)).map_err(failed)
             };
-            let method = if row.weight_bits == 32 { "" } else { row.method.as_str() };
-            let text = |text: String, y: f64| {
-                let style = ("sans-serif", 13).into_font().color(&color);
-                Text::new(text, (x - 0.4, y), style)
-            };
-            chart.draw_series([
-                text(method.into(), low - 1.4 * margin),
-                text(bits, low - 2.1 * margin),
-                text(format!("{mean:.2}"), low - 2.8 * margin),
-            ])?;
+            text(&name(row), columns.start - 10, HPos::Right)?;
+            text(&format!("{mean:.2}"), columns.end + 10, HPos::Left)?;
         }
         Ok(())
     })
+}
+
+/// As in "W2A2 ts-pq".
+fn name(row: &Row) -> String {
+    match (precision([row.weight_bits, row.act_bits]), row.method.as_str()) {
+        (bits, _) if row.weight_bits == 32 => bits,
+        (bits, method) => format!("{bits} {method}"),
+    }
 }
 
 /// Index of a row's precision among those of all.
@@ -78,82 +95,164 @@ fn precision_index(rows: &[(&Row, f64, f64)], row: &Row) -> usize {
 
 /// Mean test accuracy of every row over the epochs, in percent: one panel for each precision, full precision in each.
 pub fn curves(title: &str, rows: &[Row]) -> anyhow::Result<String> {
-    let mut precisions: Vec<(u32, u32)> = rows
+    let mut precisions: Vec<[u32; 2]> = rows
         .iter()
         .filter(|row| row.weight_bits != 32 && !row.curve.is_empty())
-        .map(|row| (row.weight_bits, row.act_bits))
+        .map(|row| [row.weight_bits, row.act_bits])
         .collect();
     precisions.dedup();
     if precisions.is_empty() {
-        precisions.push((32, 32));
+        precisions.push([32, 32]);
     }
-    draw(|area| {
-        let panels = area.split_evenly((1, precisions.len()));
-        for (panel, precision) in panels.iter().zip(&precisions) {
+    draw(PANEL_HEIGHT * precisions.len() as u32, |area| {
+        let panels = area.split_evenly((precisions.len(), 1));
+        for (panel, bits) in panels.iter().zip(&precisions) {
             let shown = |row: &&Row| {
-                let bits = (row.weight_bits, row.act_bits);
-                !row.curve.is_empty() && (bits == *precision || bits == (32, 32))
+                let of_row = [row.weight_bits, row.act_bits];
+                !row.curve.is_empty() && (of_row == *bits || of_row == [32, 32])
             };
             let rows: Vec<&Row> = rows.iter().filter(shown).collect();
-            panel_of_curves(panel, &format!("{title}, W{}A{}", precision.0, precision.1), &rows)?;
+            panel_of_curves(panel, &format!("{title}, {}", precision(*bits)), &rows)?;
         }
         Ok(())
     })
 }
 
-fn panel_of_curves(
-    area: &DrawingArea<SVGBackend<'_>, Shift>,
-    title: &str,
-    rows: &[&Row],
-) -> anyhow::Result<()> {
+fn panel_of_curves(area: Area<'_, '_>, title: &str, rows: &[&Row]) -> anyhow::Result<()> {
     let points = || rows.iter().flat_map(|row| &row.curve);
-    let epochs = points().map(|point| point.0).max().unwrap_or(1);
+    let epochs = points().map(|point| point.0).max().unwrap_or(1).max(2);
     let mut values: Vec<f64> = points().map(|point| 100.0 * point.1).collect();
     values.sort_by(f64::total_cmp);
-    // The first epochs are far below the rest, which is what is to be compared.
-    let low = values.get(values.len() / 5).copied().unwrap_or(0.0);
+    // The first epochs are far below the rest, which is what is to be compared; every curve's end is in the picture.
+    let ends = rows.iter().filter_map(|row| row.curve.last()).map(|point| 100.0 * point.1);
+    let low = ends.fold(values.get(values.len() / 5).copied().unwrap_or(0.0), f64::min);
     let high = values.last().copied().unwrap_or(100.0);
     let margin = ((high - low) * 0.05).max(0.1);
-    let mut chart = ChartBuilder::on(area)
+    let (left, names) = area.split_horizontally(WIDTH - NAMES_WIDTH);
+    let mut chart = ChartBuilder::on(&left)
         .caption(format!("{title}: test top-1, %"), ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(36)
         .y_label_area_size(56)
-        // The room on the right is for the names.
-        .build_cartesian_2d(1.0..1.0 + 1.4 * (epochs.max(2) - 1) as f64, (low - margin)..(high + margin))?;
-    let whole = |epoch: &f64| {
-        if *epoch > epochs as f64 || epoch.fract() != 0.0 { String::new() } else { epoch.to_string() }
-    };
+        .build_cartesian_2d(1.0..epochs as f64, (low - margin)..(high + margin))?;
+    let whole = |epoch: &f64| if epoch.fract() == 0.0 { epoch.to_string() } else { String::new() };
     chart.configure_mesh().x_desc("epoch").x_label_formatter(&whole).light_line_style(WHITE).draw()?;
     for (i, row) in rows.iter().enumerate() {
         let color = COLORS[i % COLORS.len()];
-        // A second round through the colors is drawn thinner.
-        let style = color.stroke_width(if i < COLORS.len() { 2 } else { 1 });
+        let style = color.stroke_width(2);
+        // A second round through the colors is dashed.
+        let (dash, gap) = if i < COLORS.len() { (1, 0) } else { (6, 4) };
         let line = row.curve.iter().map(|&(epoch, top1)| (epoch as f64, 100.0 * top1));
-        let line = line.skip_while(|&(_, top1)| top1 < low - margin);
-        chart
-            .draw_series(LineSeries::new(line, style))?
-            .label(row.method.clone())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+        let line: Vec<_> = line.skip_while(|&(_, top1)| top1 < low - margin).collect();
+        if let [point] = line[..] {
+            let dot = if gap == 0 { color.filled() } else { style };
+            chart.draw_series([Circle::new(point, 3, dot)])?;
+        } else if gap == 0 {
+            chart.draw_series(LineSeries::new(line, style))?;
+        } else {
+            chart.draw_series(DashedLineSeries::new(line, dash, gap, style))?;
+        }
+        let y = 56 + 22 * i as i32;
+        let sample: Vec<(i32, i32)> = vec![(8, y), (36, y)];
+        match gap {
+            0 => names.draw(&PathElement::new(sample, style))?,
+            _ => names.draw(&DashedPathElement::new(sample, dash, gap, style))?,
+        }
+        let name = if row.weight_bits == 32 { "fp32" } else { &row.method };
+        names.draw_text(name, &text_style(BLACK, 14, HPos::Left), (44, y))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
-        .background_style(WHITE.mix(0.9))
-        .border_style(WHITE)
-        .draw()?;
     Ok(())
 }
 
-fn draw(
-    paint: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> anyhow::Result<()>,
-) -> anyhow::Result<String> {
+fn text_style(color: RGBColor, size: u32, anchor: HPos) -> TextStyle<'static> {
+    ("sans-serif", size).into_font().color(&color).pos(Pos::new(anchor, VPos::Center))
+}
+
+fn failed(error: impl std::fmt::Display) -> anyhow::Error {
+    anyhow!("failed to draw: {error}")
+}
+
+fn draw(height: u32, paint: impl FnOnce(Area<'_, '_>) -> anyhow::Result<()>) -> anyhow::Result<String> {
     let mut svg = String::new();
     {
-        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        area.fill(&WHITE).map_err(|error| anyhow!("failed to draw: {error}"))?;
+        let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
+        area.fill(&WHITE).map_err(failed)?;
         paint(&area)?;
-        area.present().map_err(|error| anyhow!("failed to draw: {error}"))?;
+        area.present().map_err(failed)?;
     }
     Ok(svg)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of a table like cifar10's, with curves of `n_epochs`.
+    fn rows(n_epochs: u64) -> Vec<Row> {
+        let methods = ["direct", "ts", "pq", "ts-pq", "sp", "joint", "sp-joint", "ts-pq-joint", "modern"];
+        let low_bit = [4, 3, 2].into_iter().flat_map(|bits| methods.map(|method| (bits, method)));
+        let rows = std::iter::once((32, "full-precision")).chain(low_bit).enumerate();
+        rows.map(|(i, (bits, method))| {
+            let top1 = 0.93 - 0.2 / f64::from(bits) + 0.002 * (i % 9) as f64;
+            let at = |epoch: u64| (epoch, top1 * (1.0 - 0.5 / (epoch + 1 + i as u64 % 9) as f64));
+            Row {
+                method: method.into(),
+                weight_bits: bits,
+                act_bits: bits,
+                seeds: 3,
+                missing: 0,
+                top1_mean: Some(top1),
+                top1_std: Some(0.001 + 0.0005 * (i % 4) as f64),
+                epochs: Some(n_epochs),
+                seconds: Some(1.0),
+                curve: (1..=n_epochs).map(at).collect(),
+            }
+        })
+        .collect()
+    }
+
+    /// Places of the texts of a plot: x, y.
+    fn texts(svg: &str) -> Vec<(String, i64, i64)> {
+        let texts = svg.split("<text ").skip(1).map(|text| {
+            let attribute = |name: &str| {
+                let value = text.split(&format!("{name}=\"")).nth(1).and_then(|rest| rest.split('"').next());
+                value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{name} in {text}"))
+            };
+            let content = text.split('>').nth(1).and_then(|rest| rest.split('<').next()).unwrap_or_default();
+            (content.trim().to_string(), attribute("x"), attribute("y"))
+        });
+        texts.collect()
+    }
+
+    #[test]
+    fn names_of_a_large_table_do_not_overlap() {
+        let rows = rows(200);
+        let svg = accuracy("CIFAR-10", &rows).unwrap();
+        let texts = texts(&svg);
+        let mut lines = Vec::new();
+        for row in &rows {
+            let at: Vec<_> = texts.iter().filter(|(text, ..)| *text == name(row)).collect();
+            assert_eq!(at.len(), 1, "{}", name(row));
+            lines.push(at[0].2);
+        }
+        let apart = lines.windows(2).all(|pair| pair[1] - pair[0] >= 14);
+        assert!(apart, "lines at {lines:?}");
+    }
+
+    #[test]
+    fn a_panel_names_every_curve_once() {
+        let svg = curves("CIFAR-10", &rows(200)).unwrap();
+        let texts = texts(&svg);
+        let n = |wanted: &str| texts.iter().filter(|(text, ..)| text == wanted).count();
+        assert_eq!([n("fp32"), n("sp-joint"), n("modern")], [3, 3, 3]);
+    }
+
+    #[test]
+    fn a_curve_of_one_point_is_a_dot() {
+        let svg = curves("CIFAR-10", &rows(1)).unwrap();
+        assert_eq!(svg.matches("<circle").count(), 3 * 10);
+        for empty in [accuracy("CIFAR-10", &[]), curves("CIFAR-10", &[])] {
+            assert!(empty.unwrap().contains("CIFAR-10"));
+        }
+    }
 }

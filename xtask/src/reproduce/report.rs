@@ -1,13 +1,13 @@
 //! A table as JSON, Markdown and plots.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
 use serde::Serialize;
 
-use super::cell::{Cell, CellState};
+use super::cell::{Cell, CellState, Outcome};
 use super::plot;
 use super::table::{Published, Table};
 
@@ -18,6 +18,23 @@ pub struct Report {
     device: String,
     cells: Vec<Row>,
     published: Vec<Published>,
+    /// Cells that failed, or whose outcome cannot be read.
+    pub failed: Vec<Failure>,
+    /// Why not all cells had their turn, if so.
+    stopped: Option<&'static str>,
+}
+
+/// A cell that failed.
+#[derive(Debug, Serialize)]
+pub struct Failure {
+    pub cell: String,
+    pub reason: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cell {} failed: {}", self.cell, self.reason)
+    }
 }
 
 /// One method at one precision, over its seeds.
@@ -46,14 +63,38 @@ pub struct Row {
 }
 
 impl Report {
-    pub fn collect(table: &Table, device: &str, cells: &[Cell]) -> anyhow::Result<Self> {
-        let rows = cells.chunk_by(|a, b| a.recipe == b.recipe).map(Row::of).collect::<anyhow::Result<_>>()?;
-        Ok(Self {
+    /// `failed` and `stopped` are how the training of `cells` ended.
+    pub fn collect(
+        table: &Table,
+        device: &str,
+        cells: &[Cell],
+        mut failed: Vec<Failure>,
+        stopped: Option<&'static str>,
+    ) -> Self {
+        let mut rows = Vec::new();
+        for cells in cells.chunk_by(|a, b| a.recipe == b.recipe) {
+            let mut outcomes = Vec::new();
+            for cell in cells.iter().filter(|cell| matches!(cell.state(), CellState::Complete)) {
+                match cell.outcome() {
+                    Ok(outcome) => outcomes.push(outcome),
+                    Err(error) => {
+                        let remedy = format!("move {} away to train it again", cell.run.display());
+                        let failure = Failure { cell: cell.name(), reason: format!("{error:#}; {remedy}") };
+                        eprintln!("{failure}");
+                        failed.push(failure);
+                    }
+                }
+            }
+            rows.push(Row::new(&cells[0], cells.len(), &outcomes));
+        }
+        Self {
             title: table.title.clone(),
             device: device.into(),
             cells: rows,
             published: table.published.clone(),
-        })
+            failed,
+            stopped,
+        }
     }
 
     /// Writes `table.json`, `table.md`, `accuracy.svg` and `curves.svg`.
@@ -73,10 +114,7 @@ impl Report {
         text += "Test top-1 of the last epoch in %, mean +- sample standard deviation over the seeds.\n\n";
         text += "| method | bits | seeds | top-1 | against direct | epochs | seconds |\n|---|---|---|---|---|---|---|\n";
         for row in &self.cells {
-            let bits = match (row.weight_bits, row.act_bits) {
-                (32, 32) => "fp32".into(),
-                (weight, act) => format!("W{weight}A{act}"),
-            };
+            let bits = precision([row.weight_bits, row.act_bits]);
             let missing =
                 if row.missing > 0 { format!(" of {}", row.seeds + row.missing) } else { String::new() };
             let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.0}"));
@@ -94,9 +132,15 @@ impl Report {
         }
         if !self.published.is_empty() {
             text += "\nPublished, for comparison (not ours):\n\n| what | bits | top-1 | source |\n|---|---|---|---|\n";
-            for Published { what, bits: [weight, act], top1, source } in &self.published {
+            for Published { what, bits, top1, source } in &self.published {
                 // Writing to a text cannot fail.
-                let _ = writeln!(text, "| {what} | W{weight}A{act} | {top1} | {source} |");
+                let _ = writeln!(text, "| {what} | {} | {top1} | {source} |", precision(*bits));
+            }
+        }
+        if !self.failed.is_empty() {
+            text += "\nFailed:\n\n";
+            for Failure { cell, reason } in &self.failed {
+                let _ = writeln!(text, "- {cell}: {reason}");
             }
         }
         text
@@ -119,25 +163,23 @@ impl Report {
 }
 
 impl Row {
-    fn of(cells: &[Cell]) -> anyhow::Result<Self> {
-        let complete: Vec<&Cell> =
-            cells.iter().filter(|cell| matches!(cell.state(), CellState::Complete)).collect();
-        let results = complete.iter().map(|cell| cell.result()).collect::<anyhow::Result<Vec<_>>>()?;
-        let curves = complete.iter().map(|cell| cell.curve()).collect::<anyhow::Result<Vec<_>>>()?;
-        let top1: Vec<f64> = results.iter().map(|result| result.top1).collect();
-        let seconds: Vec<f64> = results.iter().map(|result| result.seconds).collect();
-        Ok(Self {
-            method: cells[0].method.clone(),
-            weight_bits: cells[0].bits[0],
-            act_bits: cells[0].bits[1],
-            seeds: complete.len(),
-            missing: cells.len() - complete.len(),
+    /// A row of cells like `cell`, of which `outcomes` are there.
+    fn new(cell: &Cell, n_cells: usize, outcomes: &[Outcome]) -> Self {
+        let curves: Vec<_> = outcomes.iter().map(|outcome| outcome.curve.clone()).collect();
+        let top1: Vec<f64> = outcomes.iter().map(|outcome| outcome.result.top1).collect();
+        let seconds: Vec<f64> = outcomes.iter().map(|outcome| outcome.result.seconds).collect();
+        Self {
+            method: cell.method.clone(),
+            weight_bits: cell.bits[0],
+            act_bits: cell.bits[1],
+            seeds: outcomes.len(),
+            missing: n_cells - outcomes.len(),
             top1_mean: mean(&top1),
             top1_std: deviation(&top1),
-            epochs: results.first().map(|result| result.epochs),
+            epochs: outcomes.first().map(|outcome| outcome.result.epochs),
             seconds: mean(&seconds),
             curve: mean_curve(&curves),
-        })
+        }
     }
 
     fn standard_error(&self) -> Option<f64> {
@@ -150,6 +192,14 @@ impl Row {
             (Some(mean), None) => format!("{:.2}", 100.0 * mean),
             (Some(mean), Some(std)) => format!("{:.2} +- {:.2}", 100.0 * mean, 100.0 * std),
         }
+    }
+}
+
+/// "W2A2", or "fp32" for full precision.
+pub fn precision(bits: [u32; 2]) -> String {
+    match bits {
+        [32, 32] => "fp32".into(),
+        [weight, act] => format!("W{weight}A{act}"),
     }
 }
 
@@ -218,11 +268,14 @@ mod tests {
             device: "flex".into(),
             cells: vec![row("direct", 0.90, Some(0.006)), row("sp", 0.91, Some(0.008))],
             published: Vec::new(),
+            failed: vec![Failure { cell: "ts, seed 1".into(), reason: "damaged".into() }],
+            stopped: None,
         };
         // Standard errors 0.003 and 0.004: together 0.005, half of the difference.
         assert_eq!(report.against_direct(&report.cells[1]), "+1.00 (+2.0 s.e.)");
         assert_eq!(report.against_direct(&report.cells[0]), "");
         let line = "| sp | W2A2 | 4 | 91.00 +- 0.80 | +1.00 (+2.0 s.e.) | 10 | 12 |";
         assert!(report.markdown().contains(line), "{}", report.markdown());
+        assert!(report.markdown().ends_with("\nFailed:\n\n- ts, seed 1: damaged\n"), "{}", report.markdown());
     }
 }
