@@ -8,6 +8,7 @@ use super::transpose::transpose8;
 /// Instructions that the processor has: a value is the proof, as only [`Baseline`] can be made without asking the processor.
 pub trait Instructions: Copy {
     /// Whether AVX is among them.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "others have none"))]
     const AVX: bool;
 }
 
