@@ -341,6 +341,32 @@ fn overrides_take_values_texts_and_tables() {
     assert!(unknown.contains("did you mean \"digits-preresnet8-w2a2\"?"), "{unknown}");
 }
 
+/// The ladder of the paper, in its own words.
+#[test]
+fn full_precision_has_three_spellings_and_16_bits_none() {
+    for text in ["32", "'none'", "'fp32'", "none"] {
+        let recipe = parse(&[&format!("quantization.act_bits={text}")]).unwrap();
+        assert_eq!(recipe.quantization.policy.base.act_bits, Precision::FullPrecision, "{text}");
+        assert!(recipe.to_toml().contains("act_bits = \"fp32\""), "{text}");
+    }
+    assert_eq!(names(&["strategy.progressive={ladder=[32, 8, 4, 2]}"]), ["w32a32", "w8a8", "w4a4", "w2a2"]);
+    assert_eq!(names(&["strategy.progressive={ladder=['none', 4]}"]), ["w32a32", "w4a4", "w2a2"]);
+    assert_eq!(
+        mistakes(&["strategy.progressive={ladder=[32, 16, 8, 4, 2]}", "quantization.first={weight_bits=16}"]),
+        [
+            "quantization.first.weight_bits: expected a bit width from 1 to 8, or \"fp32\", got 16; 16 bits train like \
+             full precision and are not offered: take \"fp32\"",
+            "strategy.progressive.ladder: expected a list of bit widths from 1 to 8, or \"fp32\", got [32, 16, 8, 4, 2]; 16 \
+             bits train like full precision and are not offered: leave them out",
+        ]
+    );
+    let repeated = mistakes(&["strategy.progressive={ladder=[32, 'fp32', 4]}"]);
+    assert_eq!(
+        repeated,
+        ["strategy.progressive.ladder: expected descending bit widths, got [fp32, fp32, 4]"]
+    );
+}
+
 /// Name and epochs of every phase of the minimal recipe with `overrides`.
 fn phases(overrides: &[&str]) -> Vec<(String, u64)> {
     let recipe = parse(overrides).unwrap_or_else(|error| panic!("{error}"));
