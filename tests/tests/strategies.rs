@@ -918,6 +918,19 @@ fn own_strategy_quantizes_from_the_output_to_the_input() {
     }
 }
 
+/// On a rung in full precision there are no stages.
+#[test]
+fn own_strategy_composes_with_a_ladder() {
+    assert_eq!(
+        own_strategy::BackToFront.select(&Moment { seed: 0, step: 0, phase_step: 0, phase_steps: 8 }, &[]),
+        Some(Vec::new())
+    );
+    let ladder = recipe(&["strategy.progressive={ladder=['fp32']}"]);
+    let run = Run::new("own-ladder", &ladder, vec![Box::new(own_strategy::BackToFront)]);
+    let phases: Vec<&str> = run.epochs.iter().map(|epoch| epoch.phase.as_str()).collect();
+    assert_eq!(phases, ["w32a32", "w2a2"]);
+}
+
 #[test]
 fn own_strategy_trains() {
     let run = Run::new("own", &recipe(&["train.epochs=3"]), vec![Box::new(own_strategy::BackToFront)]);
