@@ -107,10 +107,10 @@ pub struct PhaseRecipe {
 }
 
 impl PhaseRecipe {
+    /// Changes all settings but the epochs, to which those of `phase` are scaled already.
     fn apply(&self, phase: &mut Phase) {
-        let Self { epochs, learning_rate, weight_decay, schedule, warmup_epochs, .. } = self.clone();
+        let Self { learning_rate, weight_decay, schedule, warmup_epochs, .. } = self.clone();
         let train = &mut phase.train;
-        train.epochs = epochs.unwrap_or(train.epochs);
         train.learning_rate = learning_rate.unwrap_or(train.learning_rate);
         train.weight_decay = weight_decay.unwrap_or(train.weight_decay);
         train.schedule = schedule.unwrap_or_else(|| train.schedule.clone());
@@ -148,7 +148,7 @@ impl Recipe {
     ///
     /// The epochs of `[train]` are those of the whole training: the last phase, which has the precision asked for, gets
     /// half of them and the others share the rest (decision of this project: methods are compared at equal cost).
-    /// Milestones and warm-up shrink with the phase.
+    /// Milestones and warm-up shrink, or grow, with the epochs of the phase.
     pub fn phases(&self, strategies: &[Box<dyn Strategy>]) -> Vec<Phase> {
         let floor = self.quantization.target();
         let single = Phase {
@@ -161,8 +161,9 @@ impl Recipe {
         let mut phases = compose_phases(strategies, single);
         let epochs = divided_epochs(self.train.epochs, phases.len() as u64);
         for (phase, epochs) in phases.iter_mut().zip(epochs) {
-            shorten(&mut phase.train, epochs);
-            if let Some(change) = self.phases.get(&phase.name) {
+            let change = self.phases.get(&phase.name);
+            resize(&mut phase.train, change.and_then(|change| change.epochs).unwrap_or(epochs));
+            if let Some(change) = change {
                 change.apply(phase);
             }
         }
@@ -200,8 +201,8 @@ fn divided_epochs(epochs: u64, n_phases: u64) -> Vec<u64> {
     (0..n_early).map(share).chain([(epochs - early).max(1)]).collect()
 }
 
-/// Gives `train` fewer epochs; what it counts in epochs shrinks in proportion.
-fn shorten(train: &mut TrainRecipe, epochs: u64) {
+/// Gives `train` other epochs; what it counts in epochs changes in proportion.
+fn resize(train: &mut TrainRecipe, epochs: u64) {
     let scale = epochs as f64 / train.epochs as f64;
     train.epochs = epochs;
     train.warmup_epochs = (train.warmup_epochs * scale).min(epochs as f64);
@@ -480,7 +481,7 @@ pub(super) fn read_phases(section: Option<Section<'_>>, recipe: &mut Recipe) {
     for (name, table) in section.subsections() {
         match phases.iter().find(|phase| phase.name == name) {
             Some(phase) => {
-                changes.insert(name, read_phase(table, &phase.train));
+                changes.insert(name, read_phase(table, phase.train.clone()));
             }
             None => section.problem(&name, format!("no such phase; the phases are {}", names.join(", "))),
         }
@@ -489,9 +490,10 @@ pub(super) fn read_phases(section: Option<Section<'_>>, recipe: &mut Recipe) {
     section.finish();
 }
 
-fn read_phase(section: Section<'_>, train: &TrainRecipe) -> PhaseRecipe {
+fn read_phase(section: Section<'_>, mut train: TrainRecipe) -> PhaseRecipe {
     let epochs = section.optional_integer("epochs", 1..=100_000);
     let n_epochs = epochs.unwrap_or(train.epochs);
+    resize(&mut train, n_epochs);
     let schedule = section.optional_section("schedule").map(|schedule| read_schedule(Some(schedule)));
     let optimizer = [("fresh", OptimizerState::Fresh), ("kept", OptimizerState::Kept)];
     let quantizers = [("recalibrated", QuantizerState::Recalibrated), ("rescaled", QuantizerState::Rescaled)];

@@ -440,6 +440,30 @@ fn phases_take_settings_of_their_own_and_a_floor_that_patterns_respect() {
     assert_eq!([0, 3].map(|phase| bits(phase, "fc", Last)), [(32, 32), (32, 32)]);
 }
 
+/// What is counted in epochs goes by those of the phase, its share or its own.
+#[test]
+fn a_schedule_is_scaled_to_the_epochs_of_its_phase() {
+    let recipe = parse(&[
+        "train.epochs=200",
+        "train.warmup_epochs=10",
+        "train.schedule={kind='multi-step', milestones=[60, 120]}",
+        "strategy.progressive={ladder=['fp32', 4]}",
+        "phases={w32a32={epochs=200}, w4a4={epochs=3}, w2a2={epochs=400, warmup_epochs=1}}",
+    ])
+    .unwrap();
+    let phases = recipe.phases(&recipe.strategies());
+    let settings = phases.iter().map(|phase| {
+        let ScheduleRecipe::MultiStep { milestones, .. } = &phase.train.schedule else { unreachable!() };
+        (phase.train.epochs, milestones.clone(), phase.train.warmup_epochs)
+    });
+    let expected = [(200, vec![60, 120], 10.0), (3, vec![1, 2], 0.15), (400, vec![120, 240], 1.0)];
+    assert_eq!(settings.collect::<Vec<_>>(), expected);
+    assert_eq!(
+        mistakes(&["strategy.two_stage=true", "phases={w2a32={epochs=3, warmup_epochs=5}}"]),
+        ["phases.w2a32.warmup_epochs: 5 is more than all 3 epochs"]
+    );
+}
+
 #[test]
 fn strategies_that_make_no_sense_are_refused_with_the_reason() {
     let fp32 = ["quantization.weight_bits=fp32", "quantization.act_bits=fp32"];
