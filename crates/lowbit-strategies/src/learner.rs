@@ -248,14 +248,19 @@ impl Trainee {
         layers
     }
 
-    /// Sets which part of each layer that has a quantizer is quantized; without `selections`, all of it.
-    pub(crate) fn select(&mut self, selections: Option<Vec<Selection>>) {
+    /// Sets which part of each layer that has a quantizer is quantized; without `selections`, all of it. Returns the mean
+    /// over these layers of the share of each that is.
+    pub(crate) fn select(&mut self, selections: Option<Vec<Selection>>) -> f64 {
         let mut selections = selections.into_iter().flatten();
+        let mut shares = Vec::new();
         self.learner.network.for_each_layer(&mut |_, mut layer| {
             if layer.weight_quantizer().is_some() || layer.input_quantizer().is_some() {
-                layer.select(selections.next().unwrap_or_default());
+                let selection = selections.next().unwrap_or_default();
+                shares.push(selection.share(layer.weight_shape()[0]));
+                layer.select(selection);
             }
         });
+        shares.iter().sum::<f64>() / shares.len().max(1) as f64
     }
 
     /// What the network makes of a batch, `[batch, channels, height, width]`. A network that is not trained is asked as
@@ -436,6 +441,27 @@ mod tests {
     use burn::tensor::TensorData;
 
     use super::*;
+
+    fn trainees(overrides: &[&str]) -> (Recipe, Vec<Phase>, Vec<Trainee>) {
+        let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+        let recipe = Recipe::embedded("digits-preresnet8-w2a2", &overrides).unwrap();
+        let phases = recipe.phases(&recipe.strategies());
+        let new = |spec| Trainee::new(spec, &recipe, &phases[0], &Device::default().autodiff()).unwrap();
+        let trainees = network_specs(&recipe).into_iter().map(new).collect();
+        (recipe, phases, trainees)
+    }
+
+    /// With more groups than channels, some groups have none.
+    #[test]
+    fn the_share_that_is_quantized_is_of_channels() {
+        let (_, _, mut trainees) = trainees(&[]);
+        let n = trainees[0].quantized_layers(false).len();
+        // Of 32 groups, 16 channels have every second, 32 and 64 channels all.
+        let groups: Vec<bool> = (0..32).map(|group| group % 2 == 1).collect();
+        let share = trainees[0].select(Some(vec![Selection::ChannelGroups(groups); n]));
+        assert_eq!((n, share), (8, (2.0 * 0.0 + 6.0 * 0.5) / 8.0));
+        assert_eq!(trainees[0].select(None), 1.0);
+    }
 
     /// Running statistics of the first norm of a fresh network after a re-estimation over `batches`.
     fn estimate(batches: &[Tensor<4>]) -> [Vec<f32>; 2] {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use burn::tensor::{Device, Tensor, TensorData, Transaction};
 use lowbit_data::{Batch, Dataset, Loader, LoaderConfig, Locations, Normalization, Split};
 use lowbit_models::{Features, Network, Plan};
-use lowbit_quantizers::{QuantizedNetwork, Selection};
+use lowbit_quantizers::QuantizedNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Progress, sha256};
@@ -535,10 +535,11 @@ impl<'a> Trainer<'a> {
             let layers = trainee.quantized_layers(with_errors);
             let selections =
                 self.strategies.iter().rev().find_map(|strategy| strategy.select(&moment, &layers));
-            if student == 0 {
-                deployed_share = selections.as_deref().map(quantized_share);
+            let is_decided = selections.is_some();
+            let share = trainee.select(selections);
+            if student == 0 && is_decided {
+                deployed_share = Some(share);
             }
-            trainee.select(selections);
         }
         deployed_share
     }
@@ -810,18 +811,6 @@ impl<'a> Calibration<'a> {
             network.forward(images(&mut batch, self.device));
         }
     }
-}
-
-/// Mean over the layers of the share of each that is quantized.
-fn quantized_share(selections: &[Selection]) -> f64 {
-    let shares = selections.iter().map(|selection| match selection {
-        Selection::All => 1.0,
-        Selection::None => 0.0,
-        Selection::ChannelGroups(groups) => {
-            groups.iter().filter(|is_quantized| **is_quantized).count() as f64 / groups.len() as f64
-        }
-    });
-    shares.sum::<f64>() / selections.len().max(1) as f64
 }
 
 /// Scores of `network`, which is in validation mode, on all images of `loader`.
