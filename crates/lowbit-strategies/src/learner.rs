@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use lowbit_core::{BitWidth, Purpose, stream};
+use lowbit_core::{BitWidth, Precision, Purpose, stream};
 use lowbit_models::{Features, ModelConfig, Network, Plan};
 use lowbit_quantizers::{
     QuantConv2d, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork, QuantizerError, Selection,
@@ -101,17 +101,28 @@ pub(crate) struct Learner {
 }
 
 impl NetworkSpec {
-    /// The network at the precision of `phase`, with its initial weights.
-    fn build(&self, recipe: &Recipe, phase: &Phase, device: &Device) -> Result<(Learner, Plan), TrainError> {
-        let (input, n_classes) = (recipe.data.input_shape(), recipe.data.n_classes());
-        let policy = match self.role {
+    /// The precision of its layers in `phase`.
+    fn policy(&self, recipe: &Recipe, phase: &Phase) -> QuantizationPolicy {
+        match self.role {
             Role::Student(0) => self.quantization.policy_at(phase.floor),
             // Its target is not the one that the phase's floor was made for.
             Role::Student(_) => {
                 self.quantization.policy.with_floor(recipe.quantization.held_floor(phase.floor))
             }
             Role::Teacher => self.quantization.policy.clone(),
-        };
+        }
+    }
+
+    /// The precision of its activations in `phase`, where no key of `[quantization]` sets another.
+    fn act_bits(&self, recipe: &Recipe, phase: &Phase) -> Precision {
+        let policy = self.policy(recipe, phase);
+        policy.base.act_bits.max(policy.floor.act_bits)
+    }
+
+    /// The network at the precision of `phase`, with its initial weights.
+    fn build(&self, recipe: &Recipe, phase: &Phase, device: &Device) -> Result<(Learner, Plan), TrainError> {
+        let (input, n_classes) = (recipe.data.input_shape(), recipe.data.n_classes());
+        let policy = self.policy(recipe, phase);
         let model = self.model.init(input, n_classes, &policy, self.seed, device)?;
         let adapter = |(tap, channels): (usize, &Option<[usize; 2]>)| {
             channels.map(|channels| {
@@ -140,6 +151,8 @@ impl NetworkSpec {
 pub(crate) struct Trainee {
     pub(crate) spec: NetworkSpec,
     pub(crate) plan: Plan,
+    /// Precision of its activations.
+    act_bits: Precision,
     learner: Learner,
     /// Moving average of the network, without autodiff.
     average: Option<Network>,
@@ -157,7 +170,8 @@ impl Trainee {
         let (learner, plan) = spec.build(recipe, phase, device)?;
         let optimizer = Optimizer::new(&phase.train, &learner);
         let average = phase.train.ema_decay.map(|_| learner.network.valid());
-        Ok(Self { spec, plan, learner, average, optimizer })
+        let act_bits = spec.act_bits(recipe, phase);
+        Ok(Self { spec, plan, act_bits, learner, average, optimizer })
     }
 
     /// Loads the weights that the recipe lets the training begin with, if any, and calibrates all quantizers.
@@ -215,6 +229,7 @@ impl Trainee {
         };
         self.learner = learner;
         self.plan = plan;
+        self.act_bits = self.spec.act_bits(recipe, phase);
         self.restart_average();
         Ok(())
     }
@@ -289,13 +304,7 @@ impl Trainee {
                 None => tap.clone(),
             })
             .collect();
-        let hidden = |role| role == lowbit_quantizers::LayerRole::Hidden;
-        let act_bits = self.plan.layers.iter().find(|layer| hidden(layer.role)).map(|layer| layer.act_bits);
-        StudentOutput {
-            features,
-            adapted_taps,
-            act_bits: act_bits.unwrap_or(lowbit_core::Precision::FullPrecision),
-        }
+        StudentOutput { features, adapted_taps, act_bits: self.act_bits }
     }
 
     /// One update from the `loss` of a batch.
@@ -449,6 +458,33 @@ mod tests {
         let new = |spec| Trainee::new(spec, &recipe, &phases[0], &Device::default().autodiff()).unwrap();
         let trainees = network_specs(&recipe).into_iter().map(new).collect();
         (recipe, phases, trainees)
+    }
+
+    /// A hint goes by the bits of the recipe in the phase, not by those of some layer.
+    #[test]
+    fn the_bits_of_hints_are_those_of_the_base_in_the_phase() {
+        let (recipe, phases, mut trainees) = trainees(&[
+            "quantization.layers=[{pattern='stages.0.0.conv1', act_bits=8}]",
+            "strategy.two_stage=true",
+            "strategy.progressive={ladder=[4]}",
+            "strategy.joint={students=[{weight_bits=3, act_bits=3}]}",
+            "strategy.hint={weight=1.0}",
+        ]);
+        let names: Vec<&str> = phases.iter().map(|phase| phase.name.as_str()).collect();
+        assert_eq!(names, ["w4a32", "w4a4", "w2a32", "w2a2"]);
+        let device = Device::default().autodiff();
+        let mut seen = Vec::new();
+        for (i, phase) in phases.iter().enumerate() {
+            let bits = trainees[..2].iter_mut().map(|trainee| {
+                if i > 0 {
+                    trainee.enter(&recipe, phase, &device, |_| {}).unwrap();
+                }
+                let output = trainee.forward_student(Tensor::zeros([2, 1, 8, 8], &device));
+                output.act_bits.stored_bits()
+            });
+            seen.push(bits.collect::<Vec<_>>());
+        }
+        assert_eq!(seen, [[32, 32], [4, 4], [32, 32], [2, 3]]);
     }
 
     /// With more groups than channels, some groups have none.
