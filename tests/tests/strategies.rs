@@ -902,7 +902,7 @@ fn everything_is_quantized_at_evaluation() {
 #[test]
 fn own_strategy_quantizes_from_the_output_to_the_input() {
     let paths = ["stages.0.0.conv1", "stages.0.0.conv2", "stages.1.0.conv1", "stages.2.0.shortcut", "fc"];
-    let layers = paths.map(|path| QuantizedLayer { path: path.into(), error: 0.0 });
+    let layers = paths.map(|path| QuantizedLayer { path: path.into(), error: None });
     let quantized = |phase_step: u64| {
         let moment = Moment { seed: 0, step: 100 + phase_step, phase_step, phase_steps: 8 };
         let selections = own_strategy::BackToFront.select(&moment, &layers).expect("it decides");

@@ -250,14 +250,14 @@ impl Trainee {
                 if with_errors && let Some(error) = layer.weight_error() {
                     errors.push((layers.len(), error));
                 }
-                layers.push(QuantizedLayer { path: path.into(), error: 0.0 });
+                layers.push(QuantizedLayer { path: path.into(), error: None });
             }
         });
         if !errors.is_empty() {
             let (indices, errors): (Vec<usize>, Vec<Tensor<1>>) = errors.into_iter().unzip();
             let errors = Tensor::cat(errors, 0).into_data();
             for (index, error) in indices.into_iter().zip(errors.iter::<f32>()) {
-                layers[index].error = f64::from(error);
+                layers[index].error = Some(f64::from(error));
             }
         }
         layers
@@ -497,6 +497,16 @@ mod tests {
         let share = trainees[0].select(Some(vec![Selection::ChannelGroups(groups); n]));
         assert_eq!((n, share), (8, (2.0 * 0.0 + 6.0 * 0.5) / 8.0));
         assert_eq!(trainees[0].select(None), 1.0);
+    }
+
+    /// The error of weights in full precision is not 0, it is none.
+    #[test]
+    fn weights_in_full_precision_have_no_error() {
+        let (_, _, mut trainees) =
+            trainees(&["quantization.layers=[{pattern='stages.0.0.conv1', weight_bits='fp32'}]"]);
+        let layers = trainees[0].quantized_layers(true);
+        assert_eq!((layers[0].path.as_str(), layers[0].error), ("stages.0.0.conv1", None));
+        assert!(layers[1..].iter().all(|layer| layer.error.is_some_and(|error| error > 0.0)), "{layers:?}");
     }
 
     /// Running statistics of the first norm of a fresh network after a re-estimation over `batches`.
