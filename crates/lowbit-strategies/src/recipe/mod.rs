@@ -404,7 +404,7 @@ fn read_data(section: Section<'_>) -> DataRecipe {
     recipe
 }
 
-/// An architecture; what is absent is as in `like`, if there is one.
+/// An architecture; what is absent is as in `like`, if there is one and its layout has it.
 fn read_network(section: Section<'_>, like: Option<&ModelConfig>) -> ModelConfig {
     let families =
         [("preresnet", Family::PreResNet), ("resnet", Family::ResNet), ("vgg-small", Family::VggSmall)];
@@ -421,11 +421,14 @@ fn read_network(section: Section<'_>, like: Option<&ModelConfig>) -> ModelConfig
         section.problem("layout", "vgg-small has none: remove this key");
         layout = Layout::default();
     }
-    let alike = like.filter(|like| like.family == family && like.layout == layout);
-    let depth = section.optional_integer("depth", 1..=10_000).map(|depth| depth as usize);
-    let depth = depth.or(alike.and_then(|like| like.depth));
+    let residual = |family: Family| family != Family::VggSmall;
+    let like_residual = like.filter(|like| residual(family) && residual(like.family));
+    let like_depth = like_residual.and_then(|like| like.depth).filter(|depth| layout.has_depth(*depth));
+    let depth = section.optional_integer("depth", 1..=10_000).map(|depth| depth as usize).or(like_depth);
     let width = like.map_or(1.0, |like| like.width);
-    let stem_stride = alike.map_or(layout.default_stem_stride(), |like| like.stem_stride);
+    let stem_stride = like_residual
+        .filter(|like| like.layout == layout)
+        .map_or(layout.default_stem_stride(), |like| like.stem_stride);
     let model = ModelConfig {
         family,
         layout,

@@ -532,6 +532,25 @@ fn strategies_that_make_no_sense_are_refused_with_the_reason() {
 }
 
 #[test]
+fn a_teacher_has_of_the_student_what_its_layout_has() {
+    let teacher = |overrides: &[&str]| parse(overrides).unwrap().strategy.joint.unwrap().teacher.model;
+    let other_family = teacher(&["model.stem_stride=2", "strategy.joint={teacher={family='resnet'}}"]);
+    assert_eq!(other_family, ModelConfig { stem_stride: 2, ..ModelConfig::new(Family::ResNet, 8) });
+    // The hint's maps have the same size.
+    let hint = ["model.stem_stride=2", "strategy.hint={weight=1.0}"];
+    teacher(&[hint[0], hint[1], "strategy.joint={teacher={family='resnet', depth=14}}"]);
+    // Both layouts have a depth of 50, but each a stem of its own.
+    let other_layout = teacher(&["model.depth=50", "strategy.joint={teacher={layout='imagenet'}}"]);
+    assert_eq!(other_layout, ModelConfig::imagenet(Family::PreResNet, 50));
+    let vgg = teacher(&["model.stem_stride=2", "strategy.joint={teacher={family='vgg-small'}}"]);
+    assert_eq!((vgg.family, vgg.depth, vgg.stem_stride), (Family::VggSmall, None, 1));
+    assert_eq!(
+        mistakes(&["model={family='vgg-small'}", "strategy.joint={teacher={family='resnet'}}"]),
+        ["strategy.joint.teacher.depth: is missing; expected 6n+2: 8, 14, 20, 32, 44, 56 or 110"]
+    );
+}
+
+#[test]
 fn a_teacher_is_like_the_student_unless_it_is_said_otherwise() {
     let recipe = parse(&["model.width=0.5", "strategy.joint={teacher={depth=14}}"]).unwrap();
     let teacher = recipe.strategy.joint.unwrap().teacher.model;
