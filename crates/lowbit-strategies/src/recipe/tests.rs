@@ -550,6 +550,17 @@ fn a_teacher_has_of_the_student_what_its_layout_has() {
     );
 }
 
+/// Zhuang et al. 2021: the settings of joint distillation by the logits' distance.
+#[test]
+fn logits_mse_has_weights_of_its_own() {
+    let recipe = Recipe::embedded("cifar100-resnet20-w2a2-joint-mse", &[]).unwrap();
+    let losses = recipe.strategy.joint.unwrap().losses;
+    assert_eq!(losses.distance, crate::strategy::DistillLoss::LogitsMse);
+    assert_eq!((losses.student_label_weight, losses.teacher_label_weight), (0.3, 1.0));
+    let milestones = vec![60, 120];
+    assert_eq!(recipe.train.schedule, ScheduleRecipe::MultiStep { milestones, gamma: 0.1 });
+}
+
 #[test]
 fn a_teacher_is_like_the_student_unless_it_is_said_otherwise() {
     let recipe = parse(&["model.width=0.5", "strategy.joint={teacher={depth=14}}"]).unwrap();
