@@ -14,7 +14,7 @@ use lowbit_quantizers::{
 use crate::checkpoint::{CheckpointError, NetworkState, optimizer_bytes, optimizer_record};
 use crate::error::TrainError;
 use crate::optimizer::Optimizer;
-use crate::recipe::{QuantizationRecipe, Recipe};
+use crate::recipe::{QuantizationRecipe, Recipe, with_base_bits};
 use crate::run_dir::RunDir;
 use crate::state::{self, StateError};
 use crate::strategy::{
@@ -63,9 +63,8 @@ pub(crate) fn network_specs(recipe: &Recipe) -> Vec<NetworkSpec> {
     let mut specs = vec![spec(0, DEPLOYED.into(), Role::Student(0), recipe.quantization.clone())];
     let Some(joint) = &recipe.strategy.joint else { return specs };
     for (i, student) in (1..).zip(&joint.students) {
-        let mut quantization = recipe.quantization.clone();
-        quantization.policy.base.weight_bits = student.weight_bits;
-        quantization.policy.base.act_bits = student.act_bits;
+        let policy = with_base_bits(&recipe.quantization.policy, *student);
+        let quantization = QuantizationRecipe { policy };
         specs.push(spec(i, format!("{DEPLOYED}{}", i + 1), Role::Student(i), quantization));
     }
     if recipe.strategy.hint.is_some() {

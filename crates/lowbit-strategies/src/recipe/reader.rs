@@ -75,6 +75,12 @@ impl<'a> Section<'a> {
         self.problems.push(self.path.clone(), message);
     }
 
+    /// Whether a mistake in this table was reported.
+    pub(super) fn has_problems(&self) -> bool {
+        let inside = format!("{}.", self.path);
+        self.problems.0.borrow().iter().any(|problem| problem.key.starts_with(&inside))
+    }
+
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
     }

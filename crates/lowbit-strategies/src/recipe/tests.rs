@@ -471,7 +471,7 @@ fn strategies_that_make_no_sense_are_refused_with_the_reason() {
     assert_eq!(
         with("strategy.progressive={}"),
         [
-            "strategy.progressive: lowers bit widths step by step, but at W32A32 nothing is quantized: remove it, or lower the bits"
+            "strategy.progressive: lowers bit widths step by step, but nothing is quantized: remove it, or lower the bits"
         ]
     );
     assert_eq!(with("strategy.two_stage=true").len(), 1);
@@ -504,6 +504,27 @@ fn strategies_that_make_no_sense_are_refused_with_the_reason() {
             "strategy.stochastic_precision={probability={kind='stepped', values=[1.0, 0.5]}}",
             "strategy.stochastic_precision.probability.values: expected ascending numbers from 0 to 1, got [1.0, 0.5]",
         ),
+        (
+            "strategy.joint={students=[{weight_bits=4, act_bits=4}, {weight_bits='fp32', act_bits=32}]}",
+            "strategy.joint.students[1]: has nothing quantized: the full-precision network is the teacher",
+        ),
+        (
+            "strategy.joint={students=[{weight_bits=9, act_bits=32}]}",
+            "strategy.joint.students[0].weight_bits: expected a bit width from 1 to 8, or \"fp32\", got 9",
+        ),
+        (
+            "strategy.joint={student_label_weight=0.0, student_distill_weight=0.0}",
+            "strategy.joint: student_label_weight and student_distill_weight are both 0: the student would learn from \
+             neither the labels nor the teacher",
+        ),
+        (
+            "strategy.joint={mode='frozen', teacher_label_weight=0.5, teacher={init='runs/teacher'}}",
+            "strategy.joint.teacher_label_weight: has no effect on a frozen teacher: remove this key",
+        ),
+        (
+            "strategy.joint={mode='frozen', teacher={init='runs/teacher', learning_rate_scale=0.5}}",
+            "strategy.joint.teacher.learning_rate_scale: has no effect on a frozen teacher: remove this key",
+        ),
     ];
     for (change, message) in cases {
         assert_eq!(mistakes(&[change]), [message], "{change}");
@@ -523,12 +544,43 @@ fn strategies_that_make_no_sense_are_refused_with_the_reason() {
     assert_eq!(
         mistakes(&weights_only),
         [
-            "strategy.two_stage: quantizes the weights first and then the activations, but at W2A32 there are not both to quantize"
+            "strategy.two_stage: quantizes the weights first and then the activations, but there are not both to quantize: \
+             remove it, or lower the bits"
         ]
     );
     let hot = parse(&["strategy.joint={distance={kind='kl', temperature=4.0}}"]).unwrap();
     assert_eq!(hot.warnings().len(), 1);
     assert!(parse(&["strategy.joint={}"]).unwrap().warnings().is_empty());
+}
+
+/// What counts is what the layers get, by whatever key; phases are made from the bits of the base.
+#[test]
+fn strategies_look_at_all_layers() {
+    let fp32 = ["quantization.weight_bits=fp32", "quantization.act_bits=fp32"];
+    let some = "quantization.layers=[{pattern='stages.**', weight_bits=2, act_bits=2}]";
+    let stochastic = "strategy.stochastic_precision={selector='roulette'}";
+    for strategy in [stochastic, "strategy.joint={}"] {
+        parse(&[fp32[0], fp32[1], some, strategy]).unwrap_or_else(|error| panic!("{error}"));
+    }
+    let message = "goes by quantization.weight_bits and act_bits, and has nothing to do at W32A32: lower these, and give \
+                   \"fp32\" to the layers that stay in full precision";
+    for (key, strategy) in [
+        ("strategy.two_stage", "strategy.two_stage=true"),
+        ("strategy.progressive", "strategy.progressive={}"),
+    ] {
+        assert_eq!(mistakes(&[fp32[0], fp32[1], some, strategy]), [format!("{key}: {message}")]);
+    }
+    let none = "quantization.layers=[{pattern='**', weight_bits='fp32', act_bits='fp32'}]";
+    for strategy in [stochastic, "strategy.joint={}", "strategy.progressive={}", "strategy.two_stage=true"] {
+        let found = mistakes(&[none, strategy]);
+        assert!(
+            found[0].ends_with("quantize: remove it, or lower the bits")
+                || found[0].contains("nothing is quantized"),
+            "{found:?}"
+        );
+    }
+    let no_activations = "quantization.layers=[{pattern='**', act_bits=32}]";
+    assert_eq!(mistakes(&[no_activations, "strategy.two_stage=true"]).len(), 1);
 }
 
 #[test]
