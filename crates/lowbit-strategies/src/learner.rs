@@ -11,10 +11,10 @@ use lowbit_quantizers::{
     QuantConv2d, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork, QuantizerError, Selection,
 };
 
-use crate::checkpoint::{CheckpointError, NetworkState, optimizer_bytes, optimizer_record};
+use crate::checkpoint::{Checkpoint, CheckpointError, NetworkState, optimizer_bytes, optimizer_record};
 use crate::error::TrainError;
 use crate::optimizer::Optimizer;
-use crate::recipe::{QuantizationRecipe, Recipe, with_base_bits};
+use crate::recipe::{QuantizationRecipe, Quantized, Recipe, with_base_bits};
 use crate::run_dir::RunDir;
 use crate::state::{self, StateError};
 use crate::strategy::{
@@ -23,6 +23,9 @@ use crate::strategy::{
 
 /// Name of the network that a training is for.
 pub(crate) const DEPLOYED: &str = "student";
+
+/// Name of the full-precision network beside it.
+const TEACHER: &str = "teacher";
 
 /// Prefix of the adapters' tensors in a checkpoint.
 const ADAPTERS: &str = "adapters";
@@ -72,7 +75,7 @@ pub(crate) fn network_specs(recipe: &Recipe) -> Vec<NetworkSpec> {
         specs.iter_mut().for_each(|student| student.adapted_channels = adapted_channels.clone());
     }
     let full_precision = QuantizationRecipe { policy: QuantizationPolicy::full_precision() };
-    let teacher = spec(specs.len(), "teacher".into(), Role::Teacher, full_precision);
+    let teacher = spec(specs.len(), TEACHER.into(), Role::Teacher, full_precision);
     specs.push(NetworkSpec {
         model: joint.teacher.model.clone(),
         init: joint.teacher.init.clone(),
@@ -173,18 +176,28 @@ impl Trainee {
         Ok(Self { spec, plan, act_bits, learner, average, optimizer })
     }
 
-    /// Loads the weights that the recipe lets the training begin with, if any, and calibrates all quantizers.
-    pub(crate) fn begin(&mut self, calibrate: impl FnOnce(&Network)) -> Result<(), TrainError> {
-        if let Some(path) = &self.spec.init {
-            let tensors = initial_tensors(path)?;
+    /// Loads the weights that the recipe lets the training begin with, if any.
+    pub(crate) fn load_initial_weights(&mut self) -> Result<(), TrainError> {
+        let Some(path) = &self.spec.init else { return Ok(()) };
+        let load = || -> Result<Network, TrainError> {
+            let tensors = initial_tensors(path, self.spec.role)?;
             let other_model = |source| CheckpointError::OtherModel { path: path.clone(), source };
-            let network = state::load_weights(self.learner.network.clone(), tensors).map_err(other_model)?;
-            self.learner.network = network;
-            self.learner.network.for_each_layer(&mut |_, mut layer| layer.calibrate_weights());
-        }
+            Ok(state::load_weights(self.learner.network.clone(), tensors).map_err(other_model)?)
+        };
+        let key = match self.spec.role {
+            Role::Student(_) => "init",
+            Role::Teacher => "strategy.joint.teacher.init",
+        };
+        let network = load().map_err(|source| TrainError::Init { key, source: Box::new(source) })?;
+        self.learner.network = network;
+        self.learner.network.for_each_layer(&mut |_, mut layer| layer.calibrate_weights());
+        Ok(())
+    }
+
+    /// Calibrates the quantizers of the input and gets ready for the first step.
+    pub(crate) fn begin(&mut self, calibrate: impl FnOnce(&Network)) {
         self.learner.network.calibrate(|_| true, |network| calibrate(&detached(network)));
         self.restart_average();
-        Ok(())
     }
 
     /// Goes on to the precision and the settings of `phase`.
@@ -427,8 +440,9 @@ fn bit_widths(network: &mut Network) -> BTreeMap<String, BitWidths> {
     bits
 }
 
-/// The evaluated network of the run directory or checkpoint at `path`.
-fn initial_tensors(path: &Path) -> Result<state::NamedTensors, TrainError> {
+/// The evaluated network of the run directory or checkpoint at `path` that one of this `role` begins with: the deployed one;
+/// for a teacher, which is in full precision, the run's teacher if it has one.
+fn initial_tensors(path: &Path, role: Role) -> Result<state::NamedTensors, TrainError> {
     let is_checkpoint = path.join("manifest.json").is_file();
     let (run, checkpoint) = match is_checkpoint {
         true => {
@@ -437,11 +451,28 @@ fn initial_tensors(path: &Path) -> Result<state::NamedTensors, TrainError> {
         }
         false => (path, None),
     };
-    let run = RunDir::open(run).map_err(|source| TrainError::Init { source: Box::new(source) })?;
+    let run = RunDir::open(run)?;
     let checkpoints = run.checkpoints();
     let chosen = checkpoints.choose(checkpoint.as_deref())?;
     let name = chosen.ok_or_else(|| CheckpointError::None { path: path.into() })?;
-    Ok(deployed_tensors(checkpoints.load(&name)?.deployed))
+    let Checkpoint { progress, deployed, others, .. } = checkpoints.load(&name)?;
+    let teacher = others.into_iter().find(|state| role == Role::Teacher && state.name == TEACHER);
+    if role == Role::Teacher && teacher.is_none() {
+        expect_full_precision(&run, progress.phase)?;
+    }
+    Ok(deployed_tensors(teacher.unwrap_or(deployed)))
+}
+
+/// Refuses the deployed network of `run` if it is quantized in its phase `phase`: the weights below its quantizers are not
+/// what it computes with.
+fn expect_full_precision(run: &RunDir, phase: usize) -> Result<(), TrainError> {
+    let recipe = run.recipe()?;
+    let phases = recipe.phases(&recipe.strategies());
+    let floor = phases.get(phase).map_or(recipe.quantization.target(), |phase| phase.floor);
+    match Quantized::of(&recipe.quantization.policy_at(floor), &recipe.model) {
+        Quantized::NOTHING => Ok(()),
+        _ => Err(TrainError::QuantizedTeacher { path: run.path().into() }),
+    }
 }
 
 #[cfg(test)]

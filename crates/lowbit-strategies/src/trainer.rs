@@ -192,9 +192,17 @@ pub struct BestCheckpoint {
 pub fn train(recipe: &Recipe, out: &Path, session: Session<'_>) -> Result<Outcome, TrainError> {
     let data = Data::open(&recipe.data, recipe.seed, &session.locations)?;
     let absolute = |path: &PathBuf| std::path::absolute(path).context("find", path);
+    // A run is resumed from anywhere. A path that is no text stays as it is: the recipe could not hold it.
+    let mut recipe = recipe.clone();
+    for path in recipe.init_paths_mut() {
+        let found = absolute(path)?;
+        *path = if found.to_str().is_some() { found } else { path.clone() };
+    }
+    let recipe = &recipe;
     let data_dir = session.locations.data_dir.as_ref().map(absolute);
     let run_recipe = RunRecipe { recipe: recipe.clone(), sha256: sha256(recipe.to_toml().as_bytes()) };
-    let trainer = Trainer::new(run_recipe, data, session, 0)?;
+    let mut trainer = Trainer::new(run_recipe, data, session, 0)?;
+    trainer.load_initial_weights()?;
     let info = RunInfo {
         schema: 1,
         lowbit: env!("CARGO_PKG_VERSION").into(),
@@ -226,7 +234,10 @@ pub fn resume(path: &Path, checkpoint: Option<&str>, session: Session<'_>) -> Re
     let mut trainer = Trainer::new(recipe, data, session, phase)?;
     match (chosen, loaded) {
         (Some(name), Some(loaded)) => trainer.restore(&run, &name, loaded)?,
-        _ => run.truncate_metrics(0)?,
+        _ => {
+            run.truncate_metrics(0)?;
+            trainer.load_initial_weights()?;
+        }
     }
     trainer.run(run)
 }
@@ -451,7 +462,7 @@ impl<'a> Trainer<'a> {
         });
         self.clock.started = Instant::now();
         match self.progress.step {
-            0 => self.begin()?,
+            0 => self.begin(),
             _ => self.report_phase(),
         }
         while self.progress.step < self.steps() {
@@ -484,14 +495,18 @@ impl<'a> Trainer<'a> {
         self.finish(run)
     }
 
+    /// Loads the weights that the networks begin with.
+    fn load_initial_weights(&mut self) -> Result<(), TrainError> {
+        self.trainees.iter_mut().try_for_each(Trainee::load_initial_weights)
+    }
+
     /// Prepares all networks for their first step.
-    fn begin(&mut self) -> Result<(), TrainError> {
+    fn begin(&mut self) {
         let calibration = Calibration::of(&self.data, &self.device, &self.current().train, 0);
         for trainee in &mut self.trainees {
-            trainee.begin(|network| calibration.run(network))?;
+            trainee.begin(|network| calibration.run(network));
         }
         self.report_phase();
-        Ok(())
     }
 
     fn enter_next_phase(&mut self) -> Result<(), TrainError> {

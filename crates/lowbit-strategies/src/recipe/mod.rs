@@ -259,6 +259,12 @@ fn list(problems: &[Problem]) -> String {
 }
 
 impl Recipe {
+    /// Paths of the runs that networks begin with.
+    pub(crate) fn init_paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let teacher = self.strategy.joint.as_mut().and_then(|joint| joint.teacher.init.as_mut());
+        self.init.iter_mut().chain(teacher)
+    }
+
     /// The embedded recipe `name`, with `overrides` of the form `key=value`.
     ///
     /// # Errors
