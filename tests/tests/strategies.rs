@@ -30,8 +30,8 @@ use lowbit_strategies::strategy::{
     QuantizedLayer, Role, Selector, StochasticPrecision, Strategy, StudentOutput, Unit,
 };
 use lowbit_strategies::{
-    EpochMetrics, EpochTiming, Evaluation, Observer, Outcome, Session, StepReport, Subject, evaluate,
-    inspect, resume, train,
+    EpochMetrics, EpochTiming, Evaluation, Observer, Outcome, RunDir, Session, StepReport, Subject,
+    TrainError, evaluate, inspect, resume, train,
 };
 use lowbit_tests::golden::{
     ComposedCase, ComposedCases, DistillationCase, HintCase, HintCases, JointCase, JointSteps, JointWeights,
@@ -659,6 +659,119 @@ fn a_frozen_teacher_stays_as_it_is() {
     assert!(steps.iter().all(|step| roles(step) == [Role::Student(0)]), "{steps:?}");
 }
 
+fn train_error(name: &str, recipe: &Recipe) -> TrainError {
+    let stop = AtomicBool::new(false);
+    train(recipe, &run_dir(name), session(&stop, &mut (), Vec::new())).expect_err("it is refused")
+}
+
+/// The weights below the quantizers of a low-bit network are not the network that was trained.
+#[test]
+fn a_teacher_begins_with_a_full_precision_network_only() {
+    let low_bit = Run::new("low-bit", &recipe(&["train.epochs=1"]), Vec::new());
+    for (name, mode) in [("teacher-low-bit", "mutual"), ("teacher-low-bit-frozen", "frozen")] {
+        let joint =
+            format!("strategy.joint={{mode='{mode}', teacher={{init='{}'}}}}", low_bit.path.display());
+        let error = train_error(name, &recipe(&[&joint]));
+        assert!(
+            matches!(&error, TrainError::Init { key: "strategy.joint.teacher.init", source }
+                if matches!(&**source, TrainError::QuantizedTeacher { .. })),
+            "{error}"
+        );
+    }
+    // Layers of the ends count.
+    let ends = ["train.epochs=1", "quantization.last={method='minmax', weight_bits=8, act_bits=8}"];
+    let ends = Run::new("8-bit-end", &recipe_of("digits-preresnet8-fp32", &ends), Vec::new());
+    let joint = format!("strategy.joint={{teacher={{init='{}'}}}}", ends.path.display());
+    assert!(matches!(train_error("teacher-8-bit-end", &recipe(&[&joint])), TrainError::Init { .. }));
+    // In its first phase, a progressive training is in full precision.
+    let ladder = recipe(&["strategy.progressive={ladder=['fp32']}", "checkpoint.keep_last=9"]);
+    let ladder = Run::new("ladder", &ladder, Vec::new());
+    let checkpoint = ladder.path.join("checkpoints/step-00000004");
+    let joint = format!("strategy.joint={{teacher={{init='{}'}}}}", checkpoint.display());
+    Run::new("teacher-ladder", &recipe(&[&joint, "train.epochs=1"]), Vec::new());
+}
+
+/// Of a joint run, a teacher takes the teacher and a student the student.
+#[test]
+fn networks_begin_with_their_like_in_a_joint_run() {
+    let joint = Run::new("joint-source", &recipe(&[MUTUAL, "train.epochs=1"]), Vec::new());
+    let path = joint.path.display();
+    let overrides = [
+        format!("strategy.joint={{mode='frozen', teacher={{init='{path}'}}}}"),
+        format!("init='{path}'"),
+        STILL.into(),
+        "train.epochs=1".into(),
+    ];
+    let run = Run::new("joint-again", &recipe(&overrides.each_ref().map(String::as_str)), Vec::new());
+    assert_eq!(checkpoint(&run.path, 4, "teacher"), checkpoint(&joint.path, 4, "teacher"));
+    let (before, after) = (joint.model(), run.model());
+    let weights = before.keys().filter(|path| path.contains("conv") && path.ends_with("weight"));
+    weights.for_each(|path| assert_eq!(before[path], after[path], "{path}"));
+}
+
+/// Students of any bits begin with the weights of a run, and their quantizers with what fits these.
+#[test]
+fn students_begin_with_a_checkpoint_of_other_bits() {
+    let overrides = ["quantization.method=lsq", "train.epochs=1"];
+    let source = Run::new("source", &recipe_of("digits-preresnet8-w4a4", &overrides), Vec::new());
+    let weight_of = |tensors: &BTreeMap<String, Vec<u8>>, path: &str| -> Vec<f32> {
+        let chunks = tensors[path].as_chunks::<4>().0;
+        chunks.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    };
+    let from_run = format!("init='{}'", source.path.display());
+    let from_checkpoint = format!("init='{}'", source.path.join("checkpoints/step-00000004").display());
+    for (name, init) in [("from-run", from_run), ("from-checkpoint", from_checkpoint)] {
+        let students = "strategy.joint={students=[{weight_bits=3, act_bits=3}]}";
+        let run = Run::new(name, &recipe(&[overrides[0], overrides[1], STILL, students, &init]), Vec::new());
+        for (network, bits) in [("", 2), ("student2", 3)] {
+            let tensors = checkpoint(&run.path, 4, network);
+            for layer in LAYERS {
+                let path = format!("{layer}.weight");
+                let weight = weight_of(&tensors, &path);
+                assert_eq!(weight, weight_of(&source.model(), &path), "{name}, {network:?}: {path}");
+                let mean = weight.iter().map(|w| f64::from(w.abs())).sum::<f64>() / weight.len() as f64;
+                let step = weight_of(&tensors, &format!("{layer}.weight_quantizer.step_size"))[0];
+                check_ratio(layer, (2.0 * mean / q_max(bits)[0].sqrt()) as f32, step, 1.0, 1e-5);
+            }
+        }
+        // The teacher has a path of its own, and none here.
+        let of_teacher = weight_of(&checkpoint(&run.path, 4, "teacher"), "fc.weight");
+        assert_ne!(of_teacher, weight_of(&source.model(), "fc.weight"));
+    }
+}
+
+/// Nothing is left of a training whose weights cannot be had; what they come from is found again from anywhere.
+#[test]
+fn a_path_to_begin_with_is_checked_first_and_kept_absolute() {
+    let source =
+        Run::new("init-source", &recipe_of("digits-preresnet8-fp32", &["train.epochs=1"]), Vec::new());
+    let cwd = std::env::current_dir().expect("there is a current directory");
+    let up: PathBuf = cwd.components().skip(1).map(|_| "..").collect();
+    let relative = up.join(source.path.strip_prefix("/").expect("it is absolute"));
+    let frozen =
+        |init: &Path| format!("strategy.joint={{mode='frozen', teacher={{init='{}'}}}}", init.display());
+    let nope = Path::new("runs/nope");
+    let other = "model.width=2.0";
+    for (key, overrides) in [
+        ("init", vec!["init='runs/nope'".to_string()]),
+        ("strategy.joint.teacher.init", vec![frozen(nope)]),
+        ("init", vec![format!("init='{}'", relative.display()), other.into()]),
+        ("strategy.joint.teacher.init", vec![frozen(&relative), other.into()]),
+    ] {
+        let overrides: Vec<&str> = overrides.iter().map(String::as_str).collect();
+        let error = train_error("init-missing", &recipe(&overrides));
+        assert!(matches!(&error, TrainError::Init { key: got, .. } if *got == key), "{error}");
+        assert!(error.to_string().starts_with(&format!("{key}: ")), "{error}");
+        let left = Path::new(env!("CARGO_TARGET_TMPDIR")).join("strategies/init-missing");
+        assert!(!left.exists(), "a run directory was left behind after {error}");
+    }
+    let overrides = [format!("init='{}'", relative.display()), frozen(&relative), "train.epochs=1".into()];
+    let run = Run::new("init-relative", &recipe(&overrides.each_ref().map(String::as_str)), Vec::new());
+    let kept = RunDir::open(&run.path).and_then(|run| run.recipe()).expect("it has a recipe");
+    let teacher = kept.strategy.joint.and_then(|joint| joint.teacher.init);
+    assert_eq!([kept.init, teacher], [Some(cwd.join(&relative)), Some(cwd.join(&relative))]);
+}
+
 /// The adapters of taps that are used are trained; the others stay.
 #[test]
 fn hints_train_adapters_to_a_teacher_of_another_width() {
@@ -902,7 +1015,7 @@ fn everything_is_quantized_at_evaluation() {
 #[test]
 fn own_strategy_quantizes_from_the_output_to_the_input() {
     let paths = ["stages.0.0.conv1", "stages.0.0.conv2", "stages.1.0.conv1", "stages.2.0.shortcut", "fc"];
-    let layers = paths.map(|path| QuantizedLayer { path: path.into(), error: 0.0 });
+    let layers = paths.map(|path| QuantizedLayer { path: path.into(), error: None });
     let quantized = |phase_step: u64| {
         let moment = Moment { seed: 0, step: 100 + phase_step, phase_step, phase_steps: 8 };
         let selections = own_strategy::BackToFront.select(&moment, &layers).expect("it decides");
@@ -916,6 +1029,19 @@ fn own_strategy_quantizes_from_the_output_to_the_input() {
     ] {
         steps.into_iter().for_each(|step| assert_eq!(quantized(step), expected, "step {step}"));
     }
+}
+
+/// On a rung in full precision there are no stages.
+#[test]
+fn own_strategy_composes_with_a_ladder() {
+    assert_eq!(
+        own_strategy::BackToFront.select(&Moment { seed: 0, step: 0, phase_step: 0, phase_steps: 8 }, &[]),
+        Some(Vec::new())
+    );
+    let ladder = recipe(&["strategy.progressive={ladder=['fp32']}"]);
+    let run = Run::new("own-ladder", &ladder, vec![Box::new(own_strategy::BackToFront)]);
+    let phases: Vec<&str> = run.epochs.iter().map(|epoch| epoch.phase.as_str()).collect();
+    assert_eq!(phases, ["w32a32", "w2a2"]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// A precision is asked for in bits: 1 to 8 for a quantized tensor, or full precision (fp32, not quantized).
 ///
-/// In configuration files it is an integer from 1 to 8, or the string `"fp32"`.
+/// In configuration files it is an integer from 1 to 8, or the string `"fp32"`, for which 32 and `"none"` are read too.
 ///
 /// ```
 /// use lowbit_core::{BitWidth, Precision};
@@ -61,7 +61,7 @@ impl fmt::Display for Precision {
     }
 }
 
-/// The two spellings of a precision in a configuration file.
+/// A precision as it stands in a configuration file.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged, expecting = "expected a bit width from 1 to 8, or \"fp32\"")]
 enum PrecisionText {
@@ -74,10 +74,11 @@ impl TryFrom<PrecisionText> for Precision {
 
     fn try_from(text: PrecisionText) -> Result<Self, BitWidthError> {
         match text {
+            PrecisionText::Bits(32) => Ok(Precision::FullPrecision),
             PrecisionText::Bits(bits) => u32::try_from(bits)
                 .map_err(|_| BitWidthError { got: bits.to_string() })
                 .and_then(Precision::bits),
-            PrecisionText::Word(word) if word == "fp32" => Ok(Precision::FullPrecision),
+            PrecisionText::Word(word) if word == "fp32" || word == "none" => Ok(Precision::FullPrecision),
             PrecisionText::Word(word) => Err(BitWidthError { got: format!("{word:?}") }),
         }
     }
@@ -204,6 +205,19 @@ mod tests {
             }
         }
         assert_eq!(BitWidth::new(3).unwrap().signed_range(), CodeRange { q_min: -4, q_max: 3 });
+    }
+
+    #[test]
+    fn precisions_are_read_from_numbers_and_words() {
+        let read = |text: PrecisionText| Precision::try_from(text).map_err(|error| error.to_string());
+        let word = |word: &str| PrecisionText::Word(word.into());
+        for text in [PrecisionText::Bits(32), word("fp32"), word("none")] {
+            assert_eq!(read(text), Ok(Precision::FullPrecision));
+        }
+        assert_eq!(read(PrecisionText::Bits(8)), Ok(Precision::bits(8).unwrap()));
+        for text in [PrecisionText::Bits(16), PrecisionText::Bits(-1), word("32"), word("full")] {
+            assert!(read(text).is_err());
+        }
     }
 
     #[test]

@@ -291,6 +291,15 @@ impl ActivationQuantizer {
         }
     }
 
+    /// [`fake_quantize`](Self::fake_quantize) and [`unrounded`](Self::unrounded) of the same `x`, which a running range
+    /// takes in once.
+    pub(crate) fn fake_quantize_and_unrounded<const D: usize>(&self, x: Tensor<D>) -> [Tensor<D>; 2] {
+        match self {
+            Self::MinMax(quantizer) => quantizer.fake_quantize_and_unrounded(x),
+            _ => [self.fake_quantize(x.clone()), self.unrounded(x)],
+        }
+    }
+
     /// A ReLU and [`fake_quantize`](Self::fake_quantize) of values of shape `dims` in one operation; `None` if the
     /// quantizer has to see the ReLU's result.
     pub(crate) fn activation<const D: usize>(&self, dims: [usize; D]) -> Option<Activation> {

@@ -21,7 +21,8 @@ impl Strategy for BackToFront {
         stages.dedup();
         let n_stages = stages.len() as u64;
         let n_quantized = 1 + moment.phase_step * n_stages / moment.phase_steps;
-        let waiting = &stages[..(n_stages - n_quantized) as usize];
+        // A phase in full precision has no quantized layers, and so no stages.
+        let waiting = &stages[..n_stages.saturating_sub(n_quantized) as usize];
         let selection = |layer: &QuantizedLayer| match waiting.contains(&stage(&layer.path)) {
             true => Selection::None,
             false => Selection::All,

@@ -26,10 +26,18 @@ pub enum TrainError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// The weights to begin with cannot be read.
-    #[error("init: {source}")]
+    #[error("{key}: {source}")]
     Init {
+        /// Key of the recipe that asks for them.
+        key: &'static str,
         /// Why.
         source: Box<TrainError>,
+    },
+    /// A teacher is to begin with the weights of a quantized network.
+    #[error("the network of {} is quantized, and it has no teacher: a teacher begins with a run in full precision, or with the teacher of a run that has one", .path.display())]
+    QuantizedTeacher {
+        /// The run directory.
+        path: PathBuf,
     },
     /// The run directory exists.
     #[error("run directory {} exists and is never overwritten: continue it with `lowbit train --resume {}`, or choose another with --out", .path.display(), shell_quoted(.path))]

@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use lowbit_core::{BitWidth, Purpose, stream};
+use lowbit_core::{BitWidth, Precision, Purpose, stream};
 use lowbit_models::{Features, ModelConfig, Network, Plan};
 use lowbit_quantizers::{
     QuantConv2d, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork, QuantizerError, Selection,
 };
 
-use crate::checkpoint::{CheckpointError, NetworkState, optimizer_bytes, optimizer_record};
+use crate::checkpoint::{Checkpoint, CheckpointError, NetworkState, optimizer_bytes, optimizer_record};
 use crate::error::TrainError;
 use crate::optimizer::Optimizer;
-use crate::recipe::{QuantizationRecipe, Recipe};
+use crate::recipe::{QuantizationRecipe, Quantized, Recipe, with_base_bits};
 use crate::run_dir::RunDir;
 use crate::state::{self, StateError};
 use crate::strategy::{
@@ -23,6 +23,9 @@ use crate::strategy::{
 
 /// Name of the network that a training is for.
 pub(crate) const DEPLOYED: &str = "student";
+
+/// Name of the full-precision network beside it.
+const TEACHER: &str = "teacher";
 
 /// Prefix of the adapters' tensors in a checkpoint.
 const ADAPTERS: &str = "adapters";
@@ -63,9 +66,8 @@ pub(crate) fn network_specs(recipe: &Recipe) -> Vec<NetworkSpec> {
     let mut specs = vec![spec(0, DEPLOYED.into(), Role::Student(0), recipe.quantization.clone())];
     let Some(joint) = &recipe.strategy.joint else { return specs };
     for (i, student) in (1..).zip(&joint.students) {
-        let mut quantization = recipe.quantization.clone();
-        quantization.policy.base.weight_bits = student.weight_bits;
-        quantization.policy.base.act_bits = student.act_bits;
+        let policy = with_base_bits(&recipe.quantization.policy, *student);
+        let quantization = QuantizationRecipe { policy };
         specs.push(spec(i, format!("{DEPLOYED}{}", i + 1), Role::Student(i), quantization));
     }
     if recipe.strategy.hint.is_some() {
@@ -73,7 +75,7 @@ pub(crate) fn network_specs(recipe: &Recipe) -> Vec<NetworkSpec> {
         specs.iter_mut().for_each(|student| student.adapted_channels = adapted_channels.clone());
     }
     let full_precision = QuantizationRecipe { policy: QuantizationPolicy::full_precision() };
-    let teacher = spec(specs.len(), "teacher".into(), Role::Teacher, full_precision);
+    let teacher = spec(specs.len(), TEACHER.into(), Role::Teacher, full_precision);
     specs.push(NetworkSpec {
         model: joint.teacher.model.clone(),
         init: joint.teacher.init.clone(),
@@ -101,17 +103,28 @@ pub(crate) struct Learner {
 }
 
 impl NetworkSpec {
-    /// The network at the precision of `phase`, with its initial weights.
-    fn build(&self, recipe: &Recipe, phase: &Phase, device: &Device) -> Result<(Learner, Plan), TrainError> {
-        let (input, n_classes) = (recipe.data.input_shape(), recipe.data.n_classes());
-        let policy = match self.role {
+    /// The precision of its layers in `phase`.
+    fn policy(&self, recipe: &Recipe, phase: &Phase) -> QuantizationPolicy {
+        match self.role {
             Role::Student(0) => self.quantization.policy_at(phase.floor),
             // Its target is not the one that the phase's floor was made for.
             Role::Student(_) => {
                 self.quantization.policy.with_floor(recipe.quantization.held_floor(phase.floor))
             }
             Role::Teacher => self.quantization.policy.clone(),
-        };
+        }
+    }
+
+    /// The precision of its activations in `phase`, where no key of `[quantization]` sets another.
+    fn act_bits(&self, recipe: &Recipe, phase: &Phase) -> Precision {
+        let policy = self.policy(recipe, phase);
+        policy.base.act_bits.max(policy.floor.act_bits)
+    }
+
+    /// The network at the precision of `phase`, with its initial weights.
+    fn build(&self, recipe: &Recipe, phase: &Phase, device: &Device) -> Result<(Learner, Plan), TrainError> {
+        let (input, n_classes) = (recipe.data.input_shape(), recipe.data.n_classes());
+        let policy = self.policy(recipe, phase);
         let model = self.model.init(input, n_classes, &policy, self.seed, device)?;
         let adapter = |(tap, channels): (usize, &Option<[usize; 2]>)| {
             channels.map(|channels| {
@@ -140,6 +153,8 @@ impl NetworkSpec {
 pub(crate) struct Trainee {
     pub(crate) spec: NetworkSpec,
     pub(crate) plan: Plan,
+    /// Precision of its activations.
+    act_bits: Precision,
     learner: Learner,
     /// Moving average of the network, without autodiff.
     average: Option<Network>,
@@ -157,21 +172,32 @@ impl Trainee {
         let (learner, plan) = spec.build(recipe, phase, device)?;
         let optimizer = Optimizer::new(&phase.train, &learner);
         let average = phase.train.ema_decay.map(|_| learner.network.valid());
-        Ok(Self { spec, plan, learner, average, optimizer })
+        let act_bits = spec.act_bits(recipe, phase);
+        Ok(Self { spec, plan, act_bits, learner, average, optimizer })
     }
 
-    /// Loads the weights that the recipe lets the training begin with, if any, and calibrates all quantizers.
-    pub(crate) fn begin(&mut self, calibrate: impl FnOnce(&Network)) -> Result<(), TrainError> {
-        if let Some(path) = &self.spec.init {
-            let tensors = initial_tensors(path)?;
+    /// Loads the weights that the recipe lets the training begin with, if any.
+    pub(crate) fn load_initial_weights(&mut self) -> Result<(), TrainError> {
+        let Some(path) = &self.spec.init else { return Ok(()) };
+        let load = || -> Result<Network, TrainError> {
+            let tensors = initial_tensors(path, self.spec.role)?;
             let other_model = |source| CheckpointError::OtherModel { path: path.clone(), source };
-            let network = state::load_weights(self.learner.network.clone(), tensors).map_err(other_model)?;
-            self.learner.network = network;
-            self.learner.network.for_each_layer(&mut |_, mut layer| layer.calibrate_weights());
-        }
+            Ok(state::load_weights(self.learner.network.clone(), tensors).map_err(other_model)?)
+        };
+        let key = match self.spec.role {
+            Role::Student(_) => "init",
+            Role::Teacher => "strategy.joint.teacher.init",
+        };
+        let network = load().map_err(|source| TrainError::Init { key, source: Box::new(source) })?;
+        self.learner.network = network;
+        self.learner.network.for_each_layer(&mut |_, mut layer| layer.calibrate_weights());
+        Ok(())
+    }
+
+    /// Calibrates the quantizers of the input and gets ready for the first step.
+    pub(crate) fn begin(&mut self, calibrate: impl FnOnce(&Network)) {
         self.learner.network.calibrate(|_| true, |network| calibrate(&detached(network)));
         self.restart_average();
-        Ok(())
     }
 
     /// Goes on to the precision and the settings of `phase`.
@@ -215,6 +241,7 @@ impl Trainee {
         };
         self.learner = learner;
         self.plan = plan;
+        self.act_bits = self.spec.act_bits(recipe, phase);
         self.restart_average();
         Ok(())
     }
@@ -235,27 +262,32 @@ impl Trainee {
                 if with_errors && let Some(error) = layer.weight_error() {
                     errors.push((layers.len(), error));
                 }
-                layers.push(QuantizedLayer { path: path.into(), error: 0.0 });
+                layers.push(QuantizedLayer { path: path.into(), error: None });
             }
         });
         if !errors.is_empty() {
             let (indices, errors): (Vec<usize>, Vec<Tensor<1>>) = errors.into_iter().unzip();
             let errors = Tensor::cat(errors, 0).into_data();
             for (index, error) in indices.into_iter().zip(errors.iter::<f32>()) {
-                layers[index].error = f64::from(error);
+                layers[index].error = Some(f64::from(error));
             }
         }
         layers
     }
 
-    /// Sets which part of each layer that has a quantizer is quantized; without `selections`, all of it.
-    pub(crate) fn select(&mut self, selections: Option<Vec<Selection>>) {
+    /// Sets which part of each layer that has a quantizer is quantized; without `selections`, all of it. Returns the mean
+    /// over these layers of the share of each that is.
+    pub(crate) fn select(&mut self, selections: Option<Vec<Selection>>) -> f64 {
         let mut selections = selections.into_iter().flatten();
+        let mut shares = Vec::new();
         self.learner.network.for_each_layer(&mut |_, mut layer| {
             if layer.weight_quantizer().is_some() || layer.input_quantizer().is_some() {
-                layer.select(selections.next().unwrap_or_default());
+                let selection = selections.next().unwrap_or_default();
+                shares.push(selection.share(layer.weight_shape()[0]));
+                layer.select(selection);
             }
         });
+        shares.iter().sum::<f64>() / shares.len().max(1) as f64
     }
 
     /// What the network makes of a batch, `[batch, channels, height, width]`. A network that is not trained is asked as
@@ -284,13 +316,7 @@ impl Trainee {
                 None => tap.clone(),
             })
             .collect();
-        let hidden = |role| role == lowbit_quantizers::LayerRole::Hidden;
-        let act_bits = self.plan.layers.iter().find(|layer| hidden(layer.role)).map(|layer| layer.act_bits);
-        StudentOutput {
-            features,
-            adapted_taps,
-            act_bits: act_bits.unwrap_or(lowbit_core::Precision::FullPrecision),
-        }
+        StudentOutput { features, adapted_taps, act_bits: self.act_bits }
     }
 
     /// One update from the `loss` of a batch.
@@ -414,8 +440,9 @@ fn bit_widths(network: &mut Network) -> BTreeMap<String, BitWidths> {
     bits
 }
 
-/// The evaluated network of the run directory or checkpoint at `path`.
-fn initial_tensors(path: &Path) -> Result<state::NamedTensors, TrainError> {
+/// The evaluated network of the run directory or checkpoint at `path` that one of this `role` begins with: the deployed one;
+/// for a teacher, which is in full precision, the run's teacher if it has one.
+fn initial_tensors(path: &Path, role: Role) -> Result<state::NamedTensors, TrainError> {
     let is_checkpoint = path.join("manifest.json").is_file();
     let (run, checkpoint) = match is_checkpoint {
         true => {
@@ -424,11 +451,28 @@ fn initial_tensors(path: &Path) -> Result<state::NamedTensors, TrainError> {
         }
         false => (path, None),
     };
-    let run = RunDir::open(run).map_err(|source| TrainError::Init { source: Box::new(source) })?;
+    let run = RunDir::open(run)?;
     let checkpoints = run.checkpoints();
     let chosen = checkpoints.choose(checkpoint.as_deref())?;
     let name = chosen.ok_or_else(|| CheckpointError::None { path: path.into() })?;
-    Ok(deployed_tensors(checkpoints.load(&name)?.deployed))
+    let Checkpoint { progress, deployed, others, .. } = checkpoints.load(&name)?;
+    let teacher = others.into_iter().find(|state| role == Role::Teacher && state.name == TEACHER);
+    if role == Role::Teacher && teacher.is_none() {
+        expect_full_precision(&run, progress.phase)?;
+    }
+    Ok(deployed_tensors(teacher.unwrap_or(deployed)))
+}
+
+/// Refuses the deployed network of `run` if it is quantized in its phase `phase`: the weights below its quantizers are not
+/// what it computes with.
+fn expect_full_precision(run: &RunDir, phase: usize) -> Result<(), TrainError> {
+    let recipe = run.recipe()?;
+    let phases = recipe.phases(&recipe.strategies());
+    let floor = phases.get(phase).map_or(recipe.quantization.target(), |phase| phase.floor);
+    match Quantized::of(&recipe.quantization.policy_at(floor), &recipe.model) {
+        Quantized::NOTHING => Ok(()),
+        _ => Err(TrainError::QuantizedTeacher { path: run.path().into() }),
+    }
 }
 
 #[cfg(test)]
@@ -436,6 +480,64 @@ mod tests {
     use burn::tensor::TensorData;
 
     use super::*;
+
+    fn trainees(overrides: &[&str]) -> (Recipe, Vec<Phase>, Vec<Trainee>) {
+        let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+        let recipe = Recipe::embedded("digits-preresnet8-w2a2", &overrides).unwrap();
+        let phases = recipe.phases(&recipe.strategies());
+        let new = |spec| Trainee::new(spec, &recipe, &phases[0], &Device::default().autodiff()).unwrap();
+        let trainees = network_specs(&recipe).into_iter().map(new).collect();
+        (recipe, phases, trainees)
+    }
+
+    /// A hint goes by the bits of the recipe in the phase, not by those of some layer.
+    #[test]
+    fn the_bits_of_hints_are_those_of_the_base_in_the_phase() {
+        let (recipe, phases, mut trainees) = trainees(&[
+            "quantization.layers=[{pattern='stages.0.0.conv1', act_bits=8}]",
+            "strategy.two_stage=true",
+            "strategy.progressive={ladder=[4]}",
+            "strategy.joint={students=[{weight_bits=3, act_bits=3}]}",
+            "strategy.hint={weight=1.0}",
+        ]);
+        let names: Vec<&str> = phases.iter().map(|phase| phase.name.as_str()).collect();
+        assert_eq!(names, ["w4a32", "w4a4", "w2a32", "w2a2"]);
+        let device = Device::default().autodiff();
+        let mut seen = Vec::new();
+        for (i, phase) in phases.iter().enumerate() {
+            let bits = trainees[..2].iter_mut().map(|trainee| {
+                if i > 0 {
+                    trainee.enter(&recipe, phase, &device, |_| {}).unwrap();
+                }
+                let output = trainee.forward_student(Tensor::zeros([2, 1, 8, 8], &device));
+                output.act_bits.stored_bits()
+            });
+            seen.push(bits.collect::<Vec<_>>());
+        }
+        assert_eq!(seen, [[32, 32], [4, 4], [32, 32], [2, 3]]);
+    }
+
+    /// With more groups than channels, some groups have none.
+    #[test]
+    fn the_share_that_is_quantized_is_of_channels() {
+        let (_, _, mut trainees) = trainees(&[]);
+        let n = trainees[0].quantized_layers(false).len();
+        // Of 32 groups, 16 channels have every second, 32 and 64 channels all.
+        let groups: Vec<bool> = (0..32).map(|group| group % 2 == 1).collect();
+        let share = trainees[0].select(Some(vec![Selection::ChannelGroups(groups); n]));
+        assert_eq!((n, share), (8, (2.0 * 0.0 + 6.0 * 0.5) / 8.0));
+        assert_eq!(trainees[0].select(None), 1.0);
+    }
+
+    /// The error of weights in full precision is not 0, it is none.
+    #[test]
+    fn weights_in_full_precision_have_no_error() {
+        let (_, _, mut trainees) =
+            trainees(&["quantization.layers=[{pattern='stages.0.0.conv1', weight_bits='fp32'}]"]);
+        let layers = trainees[0].quantized_layers(true);
+        assert_eq!((layers[0].path.as_str(), layers[0].error), ("stages.0.0.conv1", None));
+        assert!(layers[1..].iter().all(|layer| layer.error.is_some_and(|error| error > 0.0)), "{layers:?}");
+    }
 
     /// Running statistics of the first norm of a fresh network after a re-estimation over `batches`.
     fn estimate(batches: &[Tensor<4>]) -> [Vec<f32>; 2] {

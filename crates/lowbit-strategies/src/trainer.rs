@@ -9,7 +9,7 @@ use std::time::Instant;
 use burn::tensor::{Device, Tensor, TensorData, Transaction};
 use lowbit_data::{Batch, Dataset, Loader, LoaderConfig, Locations, Normalization, Split};
 use lowbit_models::{Features, Network, Plan};
-use lowbit_quantizers::{QuantizedNetwork, Selection};
+use lowbit_quantizers::QuantizedNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Progress, sha256};
@@ -192,9 +192,17 @@ pub struct BestCheckpoint {
 pub fn train(recipe: &Recipe, out: &Path, session: Session<'_>) -> Result<Outcome, TrainError> {
     let data = Data::open(&recipe.data, recipe.seed, &session.locations)?;
     let absolute = |path: &PathBuf| std::path::absolute(path).context("find", path);
+    // A run is resumed from anywhere. A path that is no text stays as it is: the recipe could not hold it.
+    let mut recipe = recipe.clone();
+    for path in recipe.init_paths_mut() {
+        let found = absolute(path)?;
+        *path = if found.to_str().is_some() { found } else { path.clone() };
+    }
+    let recipe = &recipe;
     let data_dir = session.locations.data_dir.as_ref().map(absolute);
     let run_recipe = RunRecipe { recipe: recipe.clone(), sha256: sha256(recipe.to_toml().as_bytes()) };
-    let trainer = Trainer::new(run_recipe, data, session, 0)?;
+    let mut trainer = Trainer::new(run_recipe, data, session, 0)?;
+    trainer.load_initial_weights()?;
     let info = RunInfo {
         schema: 1,
         lowbit: env!("CARGO_PKG_VERSION").into(),
@@ -226,7 +234,10 @@ pub fn resume(path: &Path, checkpoint: Option<&str>, session: Session<'_>) -> Re
     let mut trainer = Trainer::new(recipe, data, session, phase)?;
     match (chosen, loaded) {
         (Some(name), Some(loaded)) => trainer.restore(&run, &name, loaded)?,
-        _ => run.truncate_metrics(0)?,
+        _ => {
+            run.truncate_metrics(0)?;
+            trainer.load_initial_weights()?;
+        }
     }
     trainer.run(run)
 }
@@ -451,7 +462,7 @@ impl<'a> Trainer<'a> {
         });
         self.clock.started = Instant::now();
         match self.progress.step {
-            0 => self.begin()?,
+            0 => self.begin(),
             _ => self.report_phase(),
         }
         while self.progress.step < self.steps() {
@@ -484,14 +495,18 @@ impl<'a> Trainer<'a> {
         self.finish(run)
     }
 
+    /// Loads the weights that the networks begin with.
+    fn load_initial_weights(&mut self) -> Result<(), TrainError> {
+        self.trainees.iter_mut().try_for_each(Trainee::load_initial_weights)
+    }
+
     /// Prepares all networks for their first step.
-    fn begin(&mut self) -> Result<(), TrainError> {
+    fn begin(&mut self) {
         let calibration = Calibration::of(&self.data, &self.device, &self.current().train, 0);
         for trainee in &mut self.trainees {
-            trainee.begin(|network| calibration.run(network))?;
+            trainee.begin(|network| calibration.run(network));
         }
         self.report_phase();
-        Ok(())
     }
 
     fn enter_next_phase(&mut self) -> Result<(), TrainError> {
@@ -535,10 +550,11 @@ impl<'a> Trainer<'a> {
             let layers = trainee.quantized_layers(with_errors);
             let selections =
                 self.strategies.iter().rev().find_map(|strategy| strategy.select(&moment, &layers));
-            if student == 0 {
-                deployed_share = selections.as_deref().map(quantized_share);
+            let is_decided = selections.is_some();
+            let share = trainee.select(selections);
+            if student == 0 && is_decided {
+                deployed_share = Some(share);
             }
-            trainee.select(selections);
         }
         deployed_share
     }
@@ -810,18 +826,6 @@ impl<'a> Calibration<'a> {
             network.forward(images(&mut batch, self.device));
         }
     }
-}
-
-/// Mean over the layers of the share of each that is quantized.
-fn quantized_share(selections: &[Selection]) -> f64 {
-    let shares = selections.iter().map(|selection| match selection {
-        Selection::All => 1.0,
-        Selection::None => 0.0,
-        Selection::ChannelGroups(groups) => {
-            groups.iter().filter(|is_quantized| **is_quantized).count() as f64 / groups.len() as f64
-        }
-    });
-    shares.sum::<f64>() / selections.len().max(1) as f64
 }
 
 /// Scores of `network`, which is in validation mode, on all images of `loader`.

@@ -71,8 +71,11 @@ pub fn of(error: &anyhow::Error) -> Code {
 
 fn of_train(error: &TrainError) -> Code {
     match error {
-        TrainError::Recipe(_) | TrainError::Model(_) | TrainError::UnknownNetwork { .. } => Code::Usage,
-        TrainError::Init { source } | TrainError::Unsaved { source, .. } => of_train(source),
+        TrainError::Recipe(_)
+        | TrainError::Model(_)
+        | TrainError::QuantizedTeacher { .. }
+        | TrainError::UnknownNetwork { .. } => Code::Usage,
+        TrainError::Init { source, .. } | TrainError::Unsaved { source, .. } => of_train(source),
         TrainError::Data(error) => of_data(error),
         TrainError::Checkpoint(_)
         | TrainError::RunExists { .. }

@@ -48,10 +48,28 @@ impl Selection {
             Self::None => quantizer.unrounded(input),
             Self::ChannelGroups(groups) => {
                 let mask = channel_mask(groups, input.dims(), 1, &input.device());
-                blend(quantizer.fake_quantize(input.clone()), quantizer.unrounded(input), mask)
+                let [rounded, exact] = quantizer.fake_quantize_and_unrounded(input);
+                blend(rounded, exact, mask)
             }
         }
     }
+
+    /// The share of `channels` channels that is quantized.
+    pub fn share(&self, channels: usize) -> f64 {
+        match self {
+            Self::All => 1.0,
+            Self::None => 0.0,
+            Self::ChannelGroups(groups) => {
+                let quantized = (0..channels).filter(|&channel| is_quantized(groups, channel, channels));
+                quantized.count() as f64 / channels as f64
+            }
+        }
+    }
+}
+
+/// Whether the group of channel `channel` of `channels` is set.
+fn is_quantized(groups: &[bool], channel: usize, channels: usize) -> bool {
+    groups[channel * groups.len() / channels]
 }
 
 /// `rounded` where the mask is 1, `exact` where it is 0.
@@ -70,7 +88,10 @@ fn channel_mask<const D: usize>(
     let channels = dims[channel_dim];
     let mut shape = [1; D];
     shape[channel_dim] = channels;
-    let values: Vec<f32> =
-        (0..channels).map(|channel| f32::from(u8::from(groups[channel * groups.len() / channels]))).collect();
+    let flag = |channel| f32::from(u8::from(is_quantized(groups, channel, channels)));
+    let values: Vec<f32> = (0..channels).map(flag).collect();
     Tensor::from_data(TensorData::new(values, shape), device)
 }
+
+#[cfg(test)]
+mod tests;

@@ -182,19 +182,37 @@ impl MinMaxActivations {
 
     /// `x` on the grid's real values, of `x`'s shape, with a straight-through gradient.
     pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let (min, max) = self.range(&x);
-        let (scale, zero_point) = self.grid_parameters(min, max);
-        let (scale, zero_point) = (per_channel::<D>(scale), per_channel::<D>(zero_point));
-        let code = (ste_round(x / scale.clone()) + zero_point.clone()).clamp(0.0, self.steps());
-        (code - zero_point) * scale
+        let grid = self.grid(&x);
+        self.on_grid(x, grid, ste_round)
     }
 
     /// [`fake_quantize`](Self::fake_quantize) without the rounding: `x` clipped to the range of the codes.
     pub fn unrounded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let (min, max) = self.range(&x);
+        let grid = self.grid(&x);
+        self.on_grid(x, grid, |v| v)
+    }
+
+    /// Both over the same range, which takes in the batch once.
+    pub(crate) fn fake_quantize_and_unrounded<const D: usize>(&self, x: Tensor<D>) -> [Tensor<D>; 2] {
+        let grid = self.grid(&x);
+        [self.on_grid(x.clone(), grid.clone(), ste_round), self.on_grid(x, grid, |v| v)]
+    }
+
+    /// Scale and zero point for this forward pass.
+    fn grid<const D: usize>(&self, x: &Tensor<D>) -> [Tensor<D>; 2] {
+        let (min, max) = self.range(x);
         let (scale, zero_point) = self.grid_parameters(min, max);
-        let (scale, zero_point) = (per_channel::<D>(scale), per_channel::<D>(zero_point));
-        ((x / scale.clone() + zero_point.clone()).clamp(0.0, self.steps()) - zero_point) * scale
+        [per_channel(scale), per_channel(zero_point)]
+    }
+
+    fn on_grid<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        [scale, zero_point]: [Tensor<D>; 2],
+        round: fn(Tensor<D>) -> Tensor<D>,
+    ) -> Tensor<D> {
+        let code = (round(x / scale.clone()) + zero_point.clone()).clamp(0.0, self.steps());
+        (code - zero_point) * scale
     }
 
     /// The grid's parameters.

@@ -76,7 +76,7 @@ pub const BASES: &[Part] = parts!("bases":
 
 /// Methods beside direct training.
 pub const METHODS: &[Part] =
-    parts!("methods": "joint", "modern", "pq", "sp", "sp-joint", "ts", "ts-pq", "ts-pq-joint");
+    parts!("methods": "joint", "joint-mse", "modern", "pq", "sp", "sp-joint", "ts", "ts-pq", "ts-pq-joint");
 
 /// Bit widths of weights and activations.
 pub const BIT_WIDTHS: [[u32; 2]; 4] = [[4, 4], [3, 3], [2, 2], [1, 2]];

@@ -27,6 +27,7 @@ pub use reader::Problem;
 pub(crate) use reader::did_you_mean;
 use reader::{NumberRange, Problems, Section};
 use strategy::RecipeSoFar;
+pub(crate) use strategy::with_base_bits;
 pub use strategy::{HintRecipe, JointRecipe, PhaseRecipe, StrategyRecipe, StudentRecipe, TeacherRecipe};
 
 /// Version of the recipe format.
@@ -258,6 +259,12 @@ fn list(problems: &[Problem]) -> String {
 }
 
 impl Recipe {
+    /// Paths of the runs that networks begin with.
+    pub(crate) fn init_paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let teacher = self.strategy.joint.as_mut().and_then(|joint| joint.teacher.init.as_mut());
+        self.init.iter_mut().chain(teacher)
+    }
+
     /// The embedded recipe `name`, with `overrides` of the form `key=value`.
     ///
     /// # Errors
@@ -340,8 +347,7 @@ fn read(table: Table, problems: &Problems) -> Recipe {
     let model = read_network(root.section("model"), None);
     let quantization = read_quantization(root.section("quantization"), &model);
     let train = read_train(root.section("train"));
-    let PrecisionFloor { weight_bits, act_bits } = quantization.target();
-    let so_far = RecipeSoFar { weight_bits, act_bits, model: &model, input: data.input_shape() };
+    let so_far = RecipeSoFar { policy: &quantization.policy, model: &model, input: data.input_shape() };
     let strategy = strategy::read_strategy(root.optional_section("strategy"), &so_far);
     check_students(&root, &strategy, &quantization, &model);
     let checkpoint = read_checkpoint(root.optional_section("checkpoint"));
@@ -404,7 +410,7 @@ fn read_data(section: Section<'_>) -> DataRecipe {
     recipe
 }
 
-/// An architecture; what is absent is as in `like`, if there is one.
+/// An architecture; what is absent is as in `like`, if there is one and its layout has it.
 fn read_network(section: Section<'_>, like: Option<&ModelConfig>) -> ModelConfig {
     let families =
         [("preresnet", Family::PreResNet), ("resnet", Family::ResNet), ("vgg-small", Family::VggSmall)];
@@ -421,11 +427,14 @@ fn read_network(section: Section<'_>, like: Option<&ModelConfig>) -> ModelConfig
         section.problem("layout", "vgg-small has none: remove this key");
         layout = Layout::default();
     }
-    let alike = like.filter(|like| like.family == family && like.layout == layout);
-    let depth = section.optional_integer("depth", 1..=10_000).map(|depth| depth as usize);
-    let depth = depth.or(alike.and_then(|like| like.depth));
+    let residual = |family: Family| family != Family::VggSmall;
+    let like_residual = like.filter(|like| residual(family) && residual(like.family));
+    let like_depth = like_residual.and_then(|like| like.depth).filter(|depth| layout.has_depth(*depth));
+    let depth = section.optional_integer("depth", 1..=10_000).map(|depth| depth as usize).or(like_depth);
     let width = like.map_or(1.0, |like| like.width);
-    let stem_stride = alike.map_or(layout.default_stem_stride(), |like| like.stem_stride);
+    let stem_stride = like_residual
+        .filter(|like| like.layout == layout)
+        .map_or(layout.default_stem_stride(), |like| like.stem_stride);
     let model = ModelConfig {
         family,
         layout,
@@ -509,18 +518,40 @@ fn read_override(section: Section<'_>, defaults: LayerOverride) -> LayerOverride
     change
 }
 
+/// The layers of `model`. Of a network that is not defined, roles are all that is known: those of another one.
+fn layers_or_roles(model: &ModelConfig) -> Vec<LayerRef> {
+    let other = || ModelConfig::new(Family::ResNet, 8).layers().expect("invariant: ResNet-8 is defined");
+    model.layers().unwrap_or_else(|_| other())
+}
+
+/// Which operands are quantized in any layer of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Quantized {
+    pub(crate) weights: bool,
+    pub(crate) activations: bool,
+}
+
+impl Quantized {
+    /// A network in full precision.
+    pub(crate) const NOTHING: Self = Self { weights: false, activations: false };
+
+    /// What `policy` quantizes of `model`.
+    pub(crate) fn of(policy: &QuantizationPolicy, model: &ModelConfig) -> Self {
+        let resolve = |layer: &LayerRef| policy.resolve(&layer.path, layer.role);
+        layers_or_roles(model).iter().map(resolve).fold(Self::NOTHING, |quantized, layer| Self {
+            weights: quantized.weights || layer.weight_bits != Precision::FullPrecision,
+            activations: quantized.activations || layer.act_bits != Precision::FullPrecision,
+        })
+    }
+}
+
 /// Checks what every layer of `model` gets, and that every pattern matches one; `keys` are those of the patterns.
 fn check_policy(section: &Section<'_>, policy: &QuantizationPolicy, keys: &[String], model: &ModelConfig) {
-    let known = model.layers();
-    // Of a network that is not defined, roles are all that is known.
-    let layers = match &known {
-        Ok(layers) => layers.clone(),
-        Err(_) => ModelConfig::new(Family::ResNet, 8).layers().expect("invariant: ResNet-8 is defined"),
-    };
+    let layers = layers_or_roles(model);
     for layer in &layers {
         check_layer(section, policy, keys, layer);
     }
-    if known.is_ok() {
+    if model.layers().is_ok() {
         let paths: Vec<String> = layers.into_iter().map(|layer| layer.path).collect();
         let mut list = format!("; the layers are {}", paths.join(", "));
         for ((pattern, _), key) in policy.patterns.iter().zip(keys) {
@@ -594,9 +625,7 @@ fn check_students(
 ) {
     let students = strategy.joint.iter().flat_map(|joint| &joint.students).enumerate();
     for (i, student) in students {
-        let mut policy = quantization.policy.clone();
-        policy.base.weight_bits = student.weight_bits;
-        policy.base.act_bits = student.act_bits;
+        let policy = with_base_bits(&quantization.policy, *student);
         for LayerRef { path, role } in model.layers().unwrap_or_default() {
             let is_known = quantization.policy.resolve(&path, role).check().is_err();
             if let (false, Err(error)) = (is_known, policy.resolve(&path, role).check()) {

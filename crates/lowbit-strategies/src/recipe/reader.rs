@@ -75,6 +75,12 @@ impl<'a> Section<'a> {
         self.problems.push(self.path.clone(), message);
     }
 
+    /// Whether a mistake in this table was reported.
+    pub(super) fn has_problems(&self) -> bool {
+        let inside = format!("{}.", self.path);
+        self.problems.0.borrow().iter().any(|problem| problem.key.starts_with(&inside))
+    }
+
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
     }
@@ -86,10 +92,21 @@ impl<'a> Section<'a> {
 
     /// The value of `key` as `read` makes it; reports `expected` if it can't.
     fn read<T>(&self, key: &str, expected: &str, read: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
+        self.read_explained(key, expected, read, |_| "")
+    }
+
+    /// The same, with what `explain` adds to the report of a value.
+    fn read_explained<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        read: impl FnOnce(&Value) -> Option<T>,
+        explain: fn(&Value) -> &'static str,
+    ) -> Option<T> {
         let value = self.value(key)?;
         let result = read(value);
         if result.is_none() {
-            self.problem(key, format!("expected {expected}, got {}", show(value)));
+            self.problem(key, format!("expected {expected}, got {}{}", show(value), explain(value)));
         }
         result
     }
@@ -147,8 +164,16 @@ impl<'a> Section<'a> {
     }
 
     pub(super) fn optional_precisions(&self, key: &str) -> Option<Vec<Precision>> {
-        self.read(key, "a list of bit widths from 1 to 8, or \"fp32\"", |value| {
+        let read = |value: &Value| {
             value.as_array()?.iter().map(|item| Precision::deserialize(item.clone()).ok()).collect()
+        };
+        self.read_explained(key, "a list of bit widths from 1 to 8, or \"fp32\"", read, |value| {
+            let has_16 = value.as_array().is_some_and(|items| items.iter().any(is_16));
+            if has_16 {
+                "; 16 bits train like full precision and are not offered: leave them out"
+            } else {
+                ""
+            }
         })
     }
 
@@ -169,8 +194,10 @@ impl<'a> Section<'a> {
     }
 
     pub(super) fn optional_precision(&self, key: &str) -> Option<Precision> {
-        self.read(key, "a bit width from 1 to 8, or \"fp32\"", |value| {
-            Precision::deserialize(value.clone()).ok()
+        let read = |value: &Value| Precision::deserialize(value.clone()).ok();
+        self.read_explained(key, "a bit width from 1 to 8, or \"fp32\"", read, |value| {
+            let hint = "; 16 bits train like full precision and are not offered: take \"fp32\"";
+            if is_16(value) { hint } else { "" }
         })
     }
 
@@ -321,6 +348,11 @@ impl fmt::Display for NumberRange {
             max => write!(f, " to {max}"),
         }
     }
+}
+
+/// Bits of a rung of the paper, at which rounding is below the noise of training; quantizers go up to 8.
+fn is_16(value: &Value) -> bool {
+    value.as_integer() == Some(16)
 }
 
 fn show(value: &Value) -> String {

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use lowbit_core::Precision;
 use lowbit_models::{InputShape, ModelConfig};
+use lowbit_quantizers::QuantizationPolicy;
 use serde::{Serialize, Serializer};
 
 use super::reader::{NumberRange, Section};
-use super::{Recipe, ScheduleRecipe, TrainRecipe, read_network, read_schedule};
+use super::{Quantized, Recipe, ScheduleRecipe, TrainRecipe, read_network, read_schedule};
 use crate::strategy::{
     DistillLoss, Hint, HintTarget, Joint, JointMode, OptimizerState, Phase, Probability, Progressive,
     QuantizerState, Selector, StochasticPrecision, Strategy, TwoStage, Unit, compose_phases, phase_name,
@@ -16,6 +17,9 @@ use crate::strategy::{
 
 /// Temperature from which distillation is known to hurt low-bit students.
 const HOT: f64 = 2.0;
+
+/// Weight of the labels in a teacher's loss unless it is said otherwise, Zhuang et al. 2021.
+const TEACHER_LABEL_WEIGHT: f64 = 1.0;
 
 /// `[strategy]`: the strategies of a training, in the order in which they are composed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -89,6 +93,14 @@ pub struct StudentRecipe {
     pub act_bits: Precision,
 }
 
+/// `policy` with the bits of a further student.
+pub(crate) fn with_base_bits(policy: &QuantizationPolicy, student: StudentRecipe) -> QuantizationPolicy {
+    let mut policy = policy.clone();
+    policy.base.weight_bits = student.weight_bits;
+    policy.base.act_bits = student.act_bits;
+    policy
+}
+
 /// `[phases.NAME]`: what a phase changes of `[train]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct PhaseRecipe {
@@ -107,10 +119,10 @@ pub struct PhaseRecipe {
 }
 
 impl PhaseRecipe {
+    /// Changes all settings but the epochs, to which those of `phase` are scaled already.
     fn apply(&self, phase: &mut Phase) {
-        let Self { epochs, learning_rate, weight_decay, schedule, warmup_epochs, .. } = self.clone();
+        let Self { learning_rate, weight_decay, schedule, warmup_epochs, .. } = self.clone();
         let train = &mut phase.train;
-        train.epochs = epochs.unwrap_or(train.epochs);
         train.learning_rate = learning_rate.unwrap_or(train.learning_rate);
         train.weight_decay = weight_decay.unwrap_or(train.weight_decay);
         train.schedule = schedule.unwrap_or_else(|| train.schedule.clone());
@@ -148,7 +160,7 @@ impl Recipe {
     ///
     /// The epochs of `[train]` are those of the whole training: the last phase, which has the precision asked for, gets
     /// half of them and the others share the rest (decision of this project: methods are compared at equal cost).
-    /// Milestones and warm-up shrink with the phase.
+    /// Milestones and warm-up shrink, or grow, with the epochs of the phase.
     pub fn phases(&self, strategies: &[Box<dyn Strategy>]) -> Vec<Phase> {
         let floor = self.quantization.target();
         let single = Phase {
@@ -161,8 +173,9 @@ impl Recipe {
         let mut phases = compose_phases(strategies, single);
         let epochs = divided_epochs(self.train.epochs, phases.len() as u64);
         for (phase, epochs) in phases.iter_mut().zip(epochs) {
-            shorten(&mut phase.train, epochs);
-            if let Some(change) = self.phases.get(&phase.name) {
+            let change = self.phases.get(&phase.name);
+            resize(&mut phase.train, change.and_then(|change| change.epochs).unwrap_or(epochs));
+            if let Some(change) = change {
                 change.apply(phase);
             }
         }
@@ -200,8 +213,8 @@ fn divided_epochs(epochs: u64, n_phases: u64) -> Vec<u64> {
     (0..n_early).map(share).chain([(epochs - early).max(1)]).collect()
 }
 
-/// Gives `train` fewer epochs; what it counts in epochs shrinks in proportion.
-fn shorten(train: &mut TrainRecipe, epochs: u64) {
+/// Gives `train` other epochs; what it counts in epochs changes in proportion.
+fn resize(train: &mut TrainRecipe, epochs: u64) {
     let scale = epochs as f64 / train.epochs as f64;
     train.epochs = epochs;
     train.warmup_epochs = (train.warmup_epochs * scale).min(epochs as f64);
@@ -224,14 +237,18 @@ pub(super) fn read_strategy(section: Option<Section<'_>>, recipe: &RecipeSoFar<'
         joint: section.optional_section("joint").map(|section| read_joint(section, recipe)),
         hint: section.optional_section("hint").map(|section| read_hint(section, recipe)),
     };
-    if strategy.two_stage && recipe.has_full_precision_operand() {
-        section.problem(
-            "two_stage",
-            format!(
-                "quantizes the weights first and then the activations, but at {} there are not both to quantize",
-                recipe.target_name()
-            ),
-        );
+    if strategy.two_stage {
+        let quantized = recipe.quantized();
+        let base = recipe.policy.base;
+        if !quantized.weights || !quantized.activations {
+            section.problem(
+                "two_stage",
+                "quantizes the weights first and then the activations, but there are not both to quantize: remove it, or \
+                 lower the bits",
+            );
+        } else if [base.weight_bits, base.act_bits].contains(&Precision::FullPrecision) {
+            section.problem("two_stage", recipe.goes_by_the_base());
+        }
     }
     check_hint(&section, &strategy, recipe);
     section.finish();
@@ -240,8 +257,7 @@ pub(super) fn read_strategy(section: Option<Section<'_>>, recipe: &RecipeSoFar<'
 
 /// The rest of a recipe, as far as strategies depend on it.
 pub(super) struct RecipeSoFar<'a> {
-    pub(super) weight_bits: Precision,
-    pub(super) act_bits: Precision,
+    pub(super) policy: &'a QuantizationPolicy,
     pub(super) model: &'a ModelConfig,
     pub(super) input: InputShape,
 }
@@ -249,36 +265,51 @@ pub(super) struct RecipeSoFar<'a> {
 impl RecipeSoFar<'_> {
     fn target_name(&self) -> String {
         let name = |precision: Precision| precision.stored_bits();
-        format!("W{}A{}", name(self.weight_bits), name(self.act_bits))
+        format!("W{}A{}", name(self.policy.base.weight_bits), name(self.policy.base.act_bits))
     }
 
-    fn has_full_precision_operand(&self) -> bool {
-        [self.weight_bits, self.act_bits].contains(&Precision::FullPrecision)
+    /// What is quantized in any layer, by whatever key.
+    fn quantized(&self) -> Quantized {
+        Quantized::of(self.policy, self.model)
     }
 
-    fn is_full_precision(&self) -> bool {
-        [self.weight_bits, self.act_bits] == [Precision::FullPrecision; 2]
+    /// Whether layers that no other key concerns are in full precision.
+    fn has_full_precision_base(&self) -> bool {
+        [self.policy.base.weight_bits, self.policy.base.act_bits] == [Precision::FullPrecision; 2]
     }
 
-    /// Reports a strategy that has nothing to quantize.
-    fn refuse_full_precision(&self, section: &Section<'_>, what: &str) {
-        if self.is_full_precision() {
-            section.problem_here(format!(
-                "{what}, but at W32A32 nothing is quantized: remove it, or lower the bits"
-            ));
+    /// What to say of a strategy that makes phases where the bits of the base do not give any.
+    fn goes_by_the_base(&self) -> String {
+        format!(
+            "goes by quantization.weight_bits and act_bits, and has nothing to do at {}: lower these, and give \"fp32\" to \
+             the layers that stay in full precision",
+            self.target_name()
+        )
+    }
+
+    /// Reports a strategy that has nothing to quantize. Returns whether it did.
+    fn refuse_full_precision(&self, section: &Section<'_>, what: &str) -> bool {
+        let refused = self.quantized() == Quantized::NOTHING;
+        if refused {
+            section.problem_here(format!("{what}, but nothing is quantized: remove it, or lower the bits"));
         }
+        refused
     }
 }
 
 fn read_progressive(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> Progressive {
     let ladder = section.optional_precisions("ladder").unwrap_or_else(Progressive::default_ladder);
-    recipe.refuse_full_precision(&section, "lowers bit widths step by step");
+    let refused = recipe.refuse_full_precision(&section, "lowers bit widths step by step");
+    if !refused && recipe.has_full_precision_base() {
+        section.problem_here(recipe.goes_by_the_base());
+    }
     let descends = ladder.windows(2).all(|pair| pair[0].stored_bits() > pair[1].stored_bits());
     if !descends {
         section.problem("ladder", format!("expected descending bit widths, got {}", names(&ladder)));
     }
-    let target = recipe.weight_bits.stored_bits().min(recipe.act_bits.stored_bits());
-    if ladder.first().is_none_or(|first| first.stored_bits() <= target) && !recipe.is_full_precision() {
+    let base = recipe.policy.base;
+    let target = base.weight_bits.stored_bits().min(base.act_bits.stored_bits());
+    if ladder.first().is_none_or(|first| first.stored_bits() <= target) && !recipe.has_full_precision_base() {
         section
             .problem("ladder", format!("has no rung above {}: got {}", recipe.target_name(), names(&ladder)));
     }
@@ -317,7 +348,7 @@ fn read_stochastic(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> Stochastic
         final_share: section.number("final_share", 0.2, &NumberRange::FRACTION),
         selector: section.optional_choice("selector", &selectors).unwrap_or(Selector::Bernoulli),
     };
-    if stochastic.selector == Selector::Roulette && recipe.weight_bits == Precision::FullPrecision {
+    if stochastic.selector == Selector::Roulette && !recipe.quantized().weights {
         section
             .problem("selector", "\"roulette\" weighs by the error of quantized weights, and there are none");
     }
@@ -373,7 +404,7 @@ fn read_joint(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> JointRecipe {
         distance: read_distance(section.optional_section("distance")),
         student_label_weight: weight("student_label_weight", 0.7),
         student_distill_weight: weight("student_distill_weight", 0.7),
-        teacher_label_weight: weight("teacher_label_weight", 1.0),
+        teacher_label_weight: weight("teacher_label_weight", TEACHER_LABEL_WEIGHT),
         teacher_distill_weight: weight(
             "teacher_distill_weight",
             if mode == JointMode::Mutual { 0.5 } else { 0.0 },
@@ -383,12 +414,25 @@ fn read_joint(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> JointRecipe {
     if mode != JointMode::Mutual && losses.teacher_distill_weight > 0.0 {
         section.problem("teacher_distill_weight", "has no effect unless mode = \"mutual\": remove this key");
     }
+    // A resolved recipe has the default written out.
+    if mode == JointMode::Frozen && losses.teacher_label_weight != TEACHER_LABEL_WEIGHT {
+        section.problem("teacher_label_weight", "has no effect on a frozen teacher: remove this key");
+    }
+    if losses.student_label_weight == 0.0 && losses.student_distill_weight == 0.0 {
+        section.problem_here(
+            "student_label_weight and student_distill_weight are both 0: the student would learn from neither the labels \
+             nor the teacher",
+        );
+    }
     let teacher = section.section("teacher");
     let init = teacher.optional_text("init").map(PathBuf::from);
     if mode == JointMode::Frozen && init.is_none() {
         teacher.problem("init", "is missing; a frozen teacher needs the run directory of a trained network");
     }
     let learning_rate_scale = teacher.number("learning_rate_scale", 1.0, &NumberRange::POSITIVE);
+    if mode == JointMode::Frozen && learning_rate_scale != 1.0 {
+        teacher.problem("learning_rate_scale", "has no effect on a frozen teacher: remove this key");
+    }
     let teacher =
         TeacherRecipe { model: read_network(teacher, Some(recipe.model)), learning_rate_scale, init };
     let students = section.sections("students").into_iter().map(|student| {
@@ -396,6 +440,10 @@ fn read_joint(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> JointRecipe {
             weight_bits: student.precision("weight_bits"),
             act_bits: student.precision("act_bits"),
         };
+        let policy = with_base_bits(recipe.policy, bits);
+        if !student.has_problems() && Quantized::of(&policy, recipe.model) == Quantized::NOTHING {
+            student.problem_here("has nothing quantized: the full-precision network is the teacher");
+        }
         student.finish();
         bits
     });
@@ -480,7 +528,7 @@ pub(super) fn read_phases(section: Option<Section<'_>>, recipe: &mut Recipe) {
     for (name, table) in section.subsections() {
         match phases.iter().find(|phase| phase.name == name) {
             Some(phase) => {
-                changes.insert(name, read_phase(table, &phase.train));
+                changes.insert(name, read_phase(table, phase.train.clone()));
             }
             None => section.problem(&name, format!("no such phase; the phases are {}", names.join(", "))),
         }
@@ -489,9 +537,10 @@ pub(super) fn read_phases(section: Option<Section<'_>>, recipe: &mut Recipe) {
     section.finish();
 }
 
-fn read_phase(section: Section<'_>, train: &TrainRecipe) -> PhaseRecipe {
+fn read_phase(section: Section<'_>, mut train: TrainRecipe) -> PhaseRecipe {
     let epochs = section.optional_integer("epochs", 1..=100_000);
     let n_epochs = epochs.unwrap_or(train.epochs);
+    resize(&mut train, n_epochs);
     let schedule = section.optional_section("schedule").map(|schedule| read_schedule(Some(schedule)));
     let optimizer = [("fresh", OptimizerState::Fresh), ("kept", OptimizerState::Kept)];
     let quantizers = [("recalibrated", QuantizerState::Recalibrated), ("rescaled", QuantizerState::Rescaled)];

@@ -341,6 +341,32 @@ fn overrides_take_values_texts_and_tables() {
     assert!(unknown.contains("did you mean \"digits-preresnet8-w2a2\"?"), "{unknown}");
 }
 
+/// The ladder of the paper, in its own words.
+#[test]
+fn full_precision_has_three_spellings_and_16_bits_none() {
+    for text in ["32", "'none'", "'fp32'", "none"] {
+        let recipe = parse(&[&format!("quantization.act_bits={text}")]).unwrap();
+        assert_eq!(recipe.quantization.policy.base.act_bits, Precision::FullPrecision, "{text}");
+        assert!(recipe.to_toml().contains("act_bits = \"fp32\""), "{text}");
+    }
+    assert_eq!(names(&["strategy.progressive={ladder=[32, 8, 4, 2]}"]), ["w32a32", "w8a8", "w4a4", "w2a2"]);
+    assert_eq!(names(&["strategy.progressive={ladder=['none', 4]}"]), ["w32a32", "w4a4", "w2a2"]);
+    assert_eq!(
+        mistakes(&["strategy.progressive={ladder=[32, 16, 8, 4, 2]}", "quantization.first={weight_bits=16}"]),
+        [
+            "quantization.first.weight_bits: expected a bit width from 1 to 8, or \"fp32\", got 16; 16 bits train like \
+             full precision and are not offered: take \"fp32\"",
+            "strategy.progressive.ladder: expected a list of bit widths from 1 to 8, or \"fp32\", got [32, 16, 8, 4, 2]; 16 \
+             bits train like full precision and are not offered: leave them out",
+        ]
+    );
+    let repeated = mistakes(&["strategy.progressive={ladder=[32, 'fp32', 4]}"]);
+    assert_eq!(
+        repeated,
+        ["strategy.progressive.ladder: expected descending bit widths, got [fp32, fp32, 4]"]
+    );
+}
+
 /// Name and epochs of every phase of the minimal recipe with `overrides`.
 fn phases(overrides: &[&str]) -> Vec<(String, u64)> {
     let recipe = parse(overrides).unwrap_or_else(|error| panic!("{error}"));
@@ -414,6 +440,30 @@ fn phases_take_settings_of_their_own_and_a_floor_that_patterns_respect() {
     assert_eq!([0, 3].map(|phase| bits(phase, "fc", Last)), [(32, 32), (32, 32)]);
 }
 
+/// What is counted in epochs goes by those of the phase, its share or its own.
+#[test]
+fn a_schedule_is_scaled_to_the_epochs_of_its_phase() {
+    let recipe = parse(&[
+        "train.epochs=200",
+        "train.warmup_epochs=10",
+        "train.schedule={kind='multi-step', milestones=[60, 120]}",
+        "strategy.progressive={ladder=['fp32', 4]}",
+        "phases={w32a32={epochs=200}, w4a4={epochs=3}, w2a2={epochs=400, warmup_epochs=1}}",
+    ])
+    .unwrap();
+    let phases = recipe.phases(&recipe.strategies());
+    let settings = phases.iter().map(|phase| {
+        let ScheduleRecipe::MultiStep { milestones, .. } = &phase.train.schedule else { unreachable!() };
+        (phase.train.epochs, milestones.clone(), phase.train.warmup_epochs)
+    });
+    let expected = [(200, vec![60, 120], 10.0), (3, vec![1, 2], 0.15), (400, vec![120, 240], 1.0)];
+    assert_eq!(settings.collect::<Vec<_>>(), expected);
+    assert_eq!(
+        mistakes(&["strategy.two_stage=true", "phases={w2a32={epochs=3, warmup_epochs=5}}"]),
+        ["phases.w2a32.warmup_epochs: 5 is more than all 3 epochs"]
+    );
+}
+
 #[test]
 fn strategies_that_make_no_sense_are_refused_with_the_reason() {
     let fp32 = ["quantization.weight_bits=fp32", "quantization.act_bits=fp32"];
@@ -421,7 +471,7 @@ fn strategies_that_make_no_sense_are_refused_with_the_reason() {
     assert_eq!(
         with("strategy.progressive={}"),
         [
-            "strategy.progressive: lowers bit widths step by step, but at W32A32 nothing is quantized: remove it, or lower the bits"
+            "strategy.progressive: lowers bit widths step by step, but nothing is quantized: remove it, or lower the bits"
         ]
     );
     assert_eq!(with("strategy.two_stage=true").len(), 1);
@@ -454,6 +504,27 @@ fn strategies_that_make_no_sense_are_refused_with_the_reason() {
             "strategy.stochastic_precision={probability={kind='stepped', values=[1.0, 0.5]}}",
             "strategy.stochastic_precision.probability.values: expected ascending numbers from 0 to 1, got [1.0, 0.5]",
         ),
+        (
+            "strategy.joint={students=[{weight_bits=4, act_bits=4}, {weight_bits='fp32', act_bits=32}]}",
+            "strategy.joint.students[1]: has nothing quantized: the full-precision network is the teacher",
+        ),
+        (
+            "strategy.joint={students=[{weight_bits=9, act_bits=32}]}",
+            "strategy.joint.students[0].weight_bits: expected a bit width from 1 to 8, or \"fp32\", got 9",
+        ),
+        (
+            "strategy.joint={student_label_weight=0.0, student_distill_weight=0.0}",
+            "strategy.joint: student_label_weight and student_distill_weight are both 0: the student would learn from \
+             neither the labels nor the teacher",
+        ),
+        (
+            "strategy.joint={mode='frozen', teacher_label_weight=0.5, teacher={init='runs/teacher'}}",
+            "strategy.joint.teacher_label_weight: has no effect on a frozen teacher: remove this key",
+        ),
+        (
+            "strategy.joint={mode='frozen', teacher={init='runs/teacher', learning_rate_scale=0.5}}",
+            "strategy.joint.teacher.learning_rate_scale: has no effect on a frozen teacher: remove this key",
+        ),
     ];
     for (change, message) in cases {
         assert_eq!(mistakes(&[change]), [message], "{change}");
@@ -473,12 +544,73 @@ fn strategies_that_make_no_sense_are_refused_with_the_reason() {
     assert_eq!(
         mistakes(&weights_only),
         [
-            "strategy.two_stage: quantizes the weights first and then the activations, but at W2A32 there are not both to quantize"
+            "strategy.two_stage: quantizes the weights first and then the activations, but there are not both to quantize: \
+             remove it, or lower the bits"
         ]
     );
     let hot = parse(&["strategy.joint={distance={kind='kl', temperature=4.0}}"]).unwrap();
     assert_eq!(hot.warnings().len(), 1);
     assert!(parse(&["strategy.joint={}"]).unwrap().warnings().is_empty());
+}
+
+/// What counts is what the layers get, by whatever key; phases are made from the bits of the base.
+#[test]
+fn strategies_look_at_all_layers() {
+    let fp32 = ["quantization.weight_bits=fp32", "quantization.act_bits=fp32"];
+    let some = "quantization.layers=[{pattern='stages.**', weight_bits=2, act_bits=2}]";
+    let stochastic = "strategy.stochastic_precision={selector='roulette'}";
+    for strategy in [stochastic, "strategy.joint={}"] {
+        parse(&[fp32[0], fp32[1], some, strategy]).unwrap_or_else(|error| panic!("{error}"));
+    }
+    let message = "goes by quantization.weight_bits and act_bits, and has nothing to do at W32A32: lower these, and give \
+                   \"fp32\" to the layers that stay in full precision";
+    for (key, strategy) in [
+        ("strategy.two_stage", "strategy.two_stage=true"),
+        ("strategy.progressive", "strategy.progressive={}"),
+    ] {
+        assert_eq!(mistakes(&[fp32[0], fp32[1], some, strategy]), [format!("{key}: {message}")]);
+    }
+    let none = "quantization.layers=[{pattern='**', weight_bits='fp32', act_bits='fp32'}]";
+    for strategy in [stochastic, "strategy.joint={}", "strategy.progressive={}", "strategy.two_stage=true"] {
+        let found = mistakes(&[none, strategy]);
+        assert!(
+            found[0].ends_with("quantize: remove it, or lower the bits")
+                || found[0].contains("nothing is quantized"),
+            "{found:?}"
+        );
+    }
+    let no_activations = "quantization.layers=[{pattern='**', act_bits=32}]";
+    assert_eq!(mistakes(&[no_activations, "strategy.two_stage=true"]).len(), 1);
+}
+
+#[test]
+fn a_teacher_has_of_the_student_what_its_layout_has() {
+    let teacher = |overrides: &[&str]| parse(overrides).unwrap().strategy.joint.unwrap().teacher.model;
+    let other_family = teacher(&["model.stem_stride=2", "strategy.joint={teacher={family='resnet'}}"]);
+    assert_eq!(other_family, ModelConfig { stem_stride: 2, ..ModelConfig::new(Family::ResNet, 8) });
+    // The hint's maps have the same size.
+    let hint = ["model.stem_stride=2", "strategy.hint={weight=1.0}"];
+    teacher(&[hint[0], hint[1], "strategy.joint={teacher={family='resnet', depth=14}}"]);
+    // Both layouts have a depth of 50, but each a stem of its own.
+    let other_layout = teacher(&["model.depth=50", "strategy.joint={teacher={layout='imagenet'}}"]);
+    assert_eq!(other_layout, ModelConfig::imagenet(Family::PreResNet, 50));
+    let vgg = teacher(&["model.stem_stride=2", "strategy.joint={teacher={family='vgg-small'}}"]);
+    assert_eq!((vgg.family, vgg.depth, vgg.stem_stride), (Family::VggSmall, None, 1));
+    assert_eq!(
+        mistakes(&["model={family='vgg-small'}", "strategy.joint={teacher={family='resnet'}}"]),
+        ["strategy.joint.teacher.depth: is missing; expected 6n+2: 8, 14, 20, 32, 44, 56 or 110"]
+    );
+}
+
+/// Zhuang et al. 2021: the settings of joint distillation by the logits' distance.
+#[test]
+fn logits_mse_has_weights_of_its_own() {
+    let recipe = Recipe::embedded("cifar100-resnet20-w2a2-joint-mse", &[]).unwrap();
+    let losses = recipe.strategy.joint.unwrap().losses;
+    assert_eq!(losses.distance, crate::strategy::DistillLoss::LogitsMse);
+    assert_eq!((losses.student_label_weight, losses.teacher_label_weight), (0.3, 1.0));
+    let milestones = vec![60, 120];
+    assert_eq!(recipe.train.schedule, ScheduleRecipe::MultiStep { milestones, gamma: 0.1 });
 }
 
 #[test]

@@ -71,9 +71,9 @@ pub struct Moment {
 pub struct QuantizedLayer {
     /// Path in the network.
     pub path: String,
-    /// Relative error of quantizing the weights, `sum|q - w| / sum|w|`; 0 unless a strategy
-    /// [needs it](Strategy::needs_errors).
-    pub error: f64,
+    /// Relative error of quantizing the weights, `sum|q - w| / sum|w|`; `None` where they are in full precision, and
+    /// unless a strategy [needs it](Strategy::needs_errors).
+    pub error: Option<f64>,
 }
 
 /// The part that a network plays in a training.

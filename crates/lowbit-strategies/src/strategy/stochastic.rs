@@ -90,7 +90,8 @@ pub enum Selector {
     /// Each by itself.
     Bernoulli,
     /// A fixed number, one after the other without return, with probabilities in proportion to the inverse of their
-    /// quantization error: roulette of Dong et al. 2017, section 3.2. The groups of a layer share its error.
+    /// quantization error: roulette of Dong et al. 2017, section 3.2. The groups of a layer share its error; a unit without
+    /// quantized weights has the mean of the others'.
     Roulette,
 }
 
@@ -120,11 +121,14 @@ impl Strategy for StochasticPrecision {
         let chosen: Vec<bool> = match self.selector {
             Selector::Bernoulli => units.iter().map(|_| rng.random::<f64>() < probability).collect(),
             Selector::Roulette => {
-                let errors = units.iter().map(|unit| {
-                    let errors = unit.layers.iter().map(|&layer| layers[layer].error);
-                    errors.sum::<f64>() / unit.layers.len() as f64
-                });
-                roulette(errors.collect(), probability, &mut rng)
+                let errors: Vec<Option<f64>> = units
+                    .iter()
+                    .map(|unit| mean(unit.layers.iter().filter_map(|&layer| layers[layer].error)))
+                    .collect();
+                // A unit that quantizes its input alone has no error: it is as likely as the others on average.
+                let usual = mean(errors.iter().copied().flatten()).unwrap_or(1.0);
+                let errors = errors.into_iter().map(|error| error.unwrap_or(usual)).collect();
+                roulette(errors, probability, &mut rng)
             }
         };
         let mut selections = vec![Selection::All; layers.len()];
@@ -180,6 +184,12 @@ fn block(path: &str) -> &str {
     end.map_or(path, |end| &path[..end])
 }
 
+/// Mean of `values`, if there are any.
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (sum, n) = values.fold((0.0, 0), |(sum, n), value| (sum + value, n + 1));
+    (n > 0).then(|| sum / f64::from(n))
+}
+
 /// Draws `round(share * n)` of the units without return.
 fn roulette(errors: Vec<f64>, share: f64, rng: &mut impl Rng) -> Vec<bool> {
     let n_chosen = (share * errors.len() as f64).round_ties_even() as usize;
@@ -207,7 +217,7 @@ mod tests {
     use super::*;
 
     fn layers(paths: &[&str]) -> Vec<QuantizedLayer> {
-        paths.iter().map(|path| QuantizedLayer { path: (*path).into(), error: 0.0 }).collect()
+        paths.iter().map(|path| QuantizedLayer { path: (*path).into(), error: None }).collect()
     }
 
     fn strategy(unit: Unit, probability: Probability, selector: Selector) -> StochasticPrecision {
@@ -325,11 +335,44 @@ mod tests {
         }
     }
 
+    /// A layer whose weights are in full precision is drawn as often as one of average error, not almost always.
+    #[test]
+    fn roulette_draws_layers_without_an_error_like_the_average() {
+        let mut layers = layers(&["a", "b", "c", "d"]);
+        for (layer, error) in layers.iter_mut().zip([Some(0.1), Some(0.1), None, Some(0.1)]) {
+            layer.error = error;
+        }
+        let strategy = strategy(Unit::Layer, Probability::Stepped { values: vec![0.5] }, Selector::Roulette);
+        let mut n_drawn = 0;
+        for seed in 0..2000 {
+            let selections = strategy.select(&Moment { seed, ..moment(0) }, &layers).unwrap();
+            n_drawn += u32::from(selections[2] == Selection::All);
+        }
+        assert!((f64::from(n_drawn) / 2000.0 - 0.5).abs() < 0.04, "{n_drawn} of 2000");
+        // Of a block, the layers with an error count.
+        let paths = ["stages.0.0.conv1", "stages.0.0.conv2", "stages.1.0.conv1", "stages.2.0.conv1"];
+        for (layer, path) in layers.iter_mut().zip(paths) {
+            layer.path = path.into();
+        }
+        for (layer, error) in layers.iter_mut().zip([Some(0.1), None, Some(0.1), Some(0.1)]) {
+            layer.error = error;
+        }
+        let strategy = StochasticPrecision {
+            unit: Unit::Block,
+            probability: Probability::Stepped { values: vec![1.0 / 3.0] },
+            ..strategy
+        };
+        let drawn =
+            |seed: u64| strategy.select(&Moment { seed, ..moment(0) }, &layers).unwrap()[0] == Selection::All;
+        let n_drawn = (0..2000).filter(|&seed| drawn(seed)).count();
+        assert!((n_drawn as f64 / 2000.0 - 1.0 / 3.0).abs() < 0.04, "{n_drawn} of 2000");
+    }
+
     #[test]
     fn roulette_prefers_small_errors_and_draws_a_fixed_number() {
         let mut layers = layers(&["a", "b", "c", "d"]);
         for (layer, error) in layers.iter_mut().zip([0.01, 0.1, 0.1, 1.0]) {
-            layer.error = error;
+            layer.error = Some(error);
         }
         let strategy = strategy(Unit::Layer, Probability::Stepped { values: vec![0.5] }, Selector::Roulette);
         let mut counts = [0; 4];
