@@ -700,6 +700,12 @@ fn cifar_files() {
     let sandbox = Sandbox::new();
     cifar100(&sandbox);
     let train = sandbox.path("data/cifar-100-binary/train.bin");
+    assert_eq!(
+        check("data-verify-unpacked", &sandbox, &["data", "verify", "cifar100", "--data-dir", "data"]).code,
+        Some(0)
+    );
+    let verified = sandbox.json(&["data", "verify", "cifar100", "--data-dir", "data"]);
+    assert_eq!((&verified["ok"], &verified["compared"]), (&true.into(), &false.into()));
     let args =
         tiny_with(&["--set", "data.dataset=cifar100", "--data-dir", "data", "--set", "data.train_limit=64"]);
     // Later overrides win, and these limits are low.
