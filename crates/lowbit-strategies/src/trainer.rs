@@ -12,7 +12,7 @@ use lowbit_models::{Features, Network, Plan};
 use lowbit_quantizers::{QuantizedNetwork, Selection};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Progress, sha256};
+use crate::checkpoint::{Checkpoint, CheckpointError, Progress, Scored, sha256};
 use crate::error::{Divergence, IoContext, TrainError};
 use crate::learner::{Trainee, network_specs};
 use crate::loss::{cross_entropy, target_probabilities};
@@ -60,6 +60,8 @@ pub trait Observer {
     fn epoch(&mut self, _metrics: &EpochMetrics, _timing: &EpochTiming) {}
     /// A checkpoint is complete.
     fn checkpoint(&mut self, _path: &Path) {}
+    /// Something is amiss that does not end the training.
+    fn warning(&mut self, _message: &str) {}
 }
 
 /// Does nothing.
@@ -757,26 +759,23 @@ impl<'a> Trainer<'a> {
     }
 
     fn finish(self, run: &RunDir) -> Result<Outcome, TrainError> {
+        let test = self.progress.test.expect("invariant: the last epoch is evaluated");
         if self.clock.n_images == 0
             && let Ok(result) = run.result()
         {
             // Resumed when nothing was left to do: the result stands, wherever the run has been moved.
             return Ok(Outcome::Complete(RunResult { run_dir: run.path().into(), ..result }));
         }
-        let checkpoints = run.checkpoints();
-        let test = self.progress.test.expect("invariant: the last epoch is evaluated");
-        let best = checkpoints.best(self.schedule.phases.len() - 1)?.map(|checkpoint| {
-            checkpoints.load(&checkpoint).map(|loaded| BestCheckpoint {
-                checkpoint,
-                top1: loaded.progress.test.map_or(0.0, |scores| scores.top1),
-            })
-        });
+        let (best, warnings) = run.checkpoints().best_intact(self.schedule.phases.len() - 1);
+        for warning in warnings {
+            self.session.observer.warning(&warning);
+        }
         let result = RunResult {
             recipe: self.recipe.name.clone(),
             top1: test.top1,
             top5: test.top5,
             loss: test.loss,
-            best: best.transpose()?,
+            best: best.map(|Scored { name, top1 }| BestCheckpoint { checkpoint: name, top1 }),
             epochs: self.schedule.epochs(),
             seconds: self.progress.seconds,
             images_per_second: self.clock.images_per_second(),

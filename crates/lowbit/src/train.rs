@@ -230,6 +230,10 @@ impl Observer for Follower<'_> {
     fn checkpoint(&mut self, path: &Path) {
         tracing::debug!(path = %path.display(), "checkpoint saved");
     }
+
+    fn warning(&mut self, message: &str) {
+        tracing::warn!("{message}");
+    }
 }
 
 /// The lowest precision in a network, as in "W2A2".

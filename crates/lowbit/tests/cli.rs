@@ -72,6 +72,23 @@ fn flip_bit(path: &Path) {
     file.write_all(&[byte[0] ^ 1]).unwrap();
 }
 
+/// Changes the score of a checkpoint, but not the checksum of where it stands.
+fn set_top1(sandbox: &Sandbox, checkpoint: &str, top1: f64) {
+    let manifest = sandbox.path(checkpoint).join("manifest.json");
+    let mut content: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    content["progress"]["test"]["top1"] = top1.into();
+    fs::write(&manifest, content.to_string()).unwrap();
+}
+
+/// Writes the checksums of a checkpoint anew; false if there is no program for it.
+fn sum_up(sandbox: &Sandbox, checkpoint: &str) -> bool {
+    let sums = Command::new("sh")
+        .args(["-c", "sha256sum manifest.json model.safetensors optimizer.burnpack > SHA256SUMS"])
+        .current_dir(sandbox.path(checkpoint))
+        .status();
+    sums.is_ok_and(|status| status.success())
+}
+
 fn cut_short(path: &Path) {
     let length = fs::metadata(path).unwrap().len();
     OpenOptions::new().write(true).open(path).unwrap().set_len(length / 2).unwrap();
@@ -241,6 +258,107 @@ fn damaged_checkpoints() {
     }
 }
 
+/// The name of the newest checkpoint is taken by something else.
+#[test]
+fn checkpoint_that_is_no_directory() {
+    let sandbox = sandbox_with_run();
+    for other in ["step-9", "step-+0000009", "step-000000009"] {
+        fs::write(sandbox.path("run/checkpoints").join(other), "").unwrap();
+    }
+    assert_eq!(
+        sandbox.json(&["eval", "run"])["checkpoint"],
+        "step-00000008",
+        "those are no names of checkpoints"
+    );
+    fs::write(sandbox.path("run/checkpoints/step-00000099"), "").unwrap();
+    for args in [&["eval", "run"][..], &["inspect", "run"], &["train", "-q", "--resume", "run"]] {
+        let outcome = sandbox.run(args);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(4), ""), "{args:?}");
+        let expected = "error: checkpoint run/checkpoints/step-00000099 is damaged: SHA256SUMS: not a directory; the \
+                        newest intact one is step-00000008: use it with --checkpoint step-00000008\n";
+        assert_eq!(outcome.stderr, expected, "{args:?}");
+    }
+    assert_eq!(sandbox.json(&["train", "--resume", "run", "--checkpoint", PREVIOUS])["status"], "complete");
+    assert!(sandbox.path("run/checkpoints/abandoned-step-00000099").is_file());
+}
+
+/// What is damaged is the list of files, not a file.
+#[test]
+fn damaged_checksums() {
+    let sandbox = Sandbox::new();
+    let args = ["--out", "run", "--set", "train.ema_decay=0.9", "--set", "strategy.joint={}"];
+    let args = [&tiny_with(&args)[..], &["--set", "train.epochs=2"]].concat();
+    assert_eq!(sandbox.run(&args).code, Some(0));
+    let sums = sandbox.path(NEWEST).join("SHA256SUMS");
+    let intact = fs::read_to_string(&sums).unwrap();
+    let without = |file: &str| {
+        let kept = intact.lines().filter(|line| !line.ends_with(&format!("  {file}")));
+        kept.map(|line| format!("{line}\n")).collect::<String>()
+    };
+    let cases = [
+        (
+            intact.replacen("  average.safetensors", "  averagd.safetensors", 1),
+            "SHA256SUMS names \"averagd.safetensors\", which is not there",
+        ),
+        (
+            intact.replace("  teacher.model.safetensors", "  teacher.modeh.safetensors"),
+            "SHA256SUMS names \"teacher.modeh.safetensors\", which is not there",
+        ),
+        (
+            intact.replacen("  average.safetensors", "  ../average.safetensors", 1),
+            "SHA256SUMS names \"../average.safetensors\", which is not there",
+        ),
+        (intact.replacen('\n', "\x0b", 1), "SHA256SUMS names"),
+        (intact.replacen("  ", "\"  ", 1), "line 1 of SHA256SUMS is no checksum of a file"),
+        (intact.replacen("  ", " ", 1), "line 1 of SHA256SUMS is no checksum of a file"),
+        (
+            intact.replacen("  average.safetensors", "  model.safetensors", 1),
+            "line 3 of SHA256SUMS is no checksum of a file",
+        ),
+        (without("average.safetensors"), "average.safetensors is not in SHA256SUMS"),
+        (without("teacher.model.safetensors"), "teacher.model.safetensors is not in SHA256SUMS"),
+        (String::new(), "is not in SHA256SUMS"),
+    ];
+    for (content, problem) in cases {
+        assert_ne!(content, intact, "{problem}");
+        fs::write(&sums, content).unwrap();
+        for args in [&["eval", "run"][..], &["train", "-q", "--resume", "run"]] {
+            let outcome = sandbox.run(args);
+            assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(4), ""), "{problem}: {args:?}");
+            assert!(outcome.stderr.contains(" is damaged: "), "{}", outcome.stderr);
+            assert!(outcome.stderr.contains(problem), "{problem}: {}", outcome.stderr);
+            assert!(outcome.stderr.contains(&format!("use it with --checkpoint {PREVIOUS}")), "{problem}");
+        }
+    }
+    fs::write(&sums, intact).unwrap();
+    fs::write(sandbox.path(NEWEST).join(".directory"), "of a file manager").unwrap();
+    assert_eq!(sandbox.json(&["eval", "run"])["matches"], true);
+}
+
+/// A run that is done but for its result gets one, whatever became of an earlier checkpoint.
+#[test]
+fn damaged_best_checkpoint() {
+    let sandbox = sandbox_with_run();
+    // Not believed: the checksum is not of this manifest.
+    set_top1(&sandbox, "run/checkpoints/step-00000004", 1.0);
+    assert_eq!(sandbox.json(&["inspect", "run"])["best"], "step-00000008");
+    if !sum_up(&sandbox, "run/checkpoints/step-00000004") {
+        return skip("no sha256sum here");
+    }
+    assert_eq!(sandbox.json(&["inspect", "run"])["best"], PREVIOUS);
+    flip_bit(&sandbox.path("run/checkpoints/step-00000004/model.safetensors"));
+    fs::remove_file(sandbox.path("run/result.json")).unwrap();
+    let outcome = sandbox.run(&["train", "--resume", "run", "--json"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let result: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!(result["best"]["checkpoint"], "step-00000008");
+    assert_eq!(result["best"]["top1"], result["top1"]);
+    let warning = "checkpoint run/checkpoints/step-00000004 is damaged: model.safetensors does not match its checksum in \
+                   SHA256SUMS; the best checkpoint is looked for among the others";
+    assert!(outcome.stderr.contains(warning), "{}", outcome.stderr);
+    assert!(sandbox.path("run/result.json").is_file());
+}
+
 #[test]
 fn no_intact_checkpoint() {
     let sandbox = sandbox_with_run();
@@ -293,6 +411,7 @@ fn checkpoint_without_or_with_moving_average() {
     let without: String =
         sums.lines().filter(|line| !line.contains("average")).map(|line| format!("{line}\n")).collect();
     fs::write(checkpoint.join("SHA256SUMS"), without).unwrap();
+    fs::remove_file(checkpoint.join("average.safetensors")).unwrap();
     let checkpoint = sandbox.path(NEWEST);
     let sums = fs::read_to_string(checkpoint.join("SHA256SUMS")).unwrap();
     let model = sums.lines().find(|line| line.ends_with("  model.safetensors")).unwrap();
@@ -914,15 +1033,8 @@ fn reader_that_leaves_early() {
 #[test]
 fn eval_tells_when_scores_differ() {
     let sandbox = sandbox_with_run();
-    let manifest = sandbox.path(NEWEST).join("manifest.json");
-    let mut content: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
-    content["progress"]["test"]["top1"] = 0.984375.into();
-    fs::write(&manifest, content.to_string()).unwrap();
-    let sums = Command::new("sh")
-        .args(["-c", "sha256sum manifest.json model.safetensors optimizer.burnpack > SHA256SUMS"])
-        .current_dir(sandbox.path(NEWEST))
-        .status();
-    if !sums.is_ok_and(|status| status.success()) {
+    set_top1(&sandbox, NEWEST, 0.984375);
+    if !sum_up(&sandbox, NEWEST) {
         return skip("no sha256sum here");
     }
     assert_eq!(check("eval-differs", &sandbox, &["eval", "run"]).code, Some(6));
