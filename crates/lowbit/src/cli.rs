@@ -1,9 +1,11 @@
 //! The command line.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Arg, ArgAction, Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use lowbit_data::{DatasetName, Locations};
 
@@ -283,7 +285,7 @@ pub struct SetArgs {
 pub struct DeviceArgs {
     /// Device: flex, ndarray, wgpu, or wgpu:N for the N-th GPU from 0 [default: that of the run, else the fastest that
     /// is compiled in]
-    #[arg(long, value_name = "DEVICE")]
+    #[arg(long, value_name = "DEVICE", value_parser = DeviceParser, hide_possible_values = true)]
     pub device: Option<DeviceName>,
 }
 
@@ -312,6 +314,27 @@ pub struct GlobalJsonArgs {
     /// Print the result as one line of JSON
     #[arg(long, global = true)]
     pub json: bool,
+}
+
+/// Reads the name of a device, and lets shells complete it, though there are more names.
+#[derive(Clone)]
+struct DeviceParser;
+
+impl TypedValueParser for DeviceParser {
+    type Value = DeviceName;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<DeviceName, clap::Error> {
+        DeviceName::from_str.parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(["flex", "ndarray", "wgpu"].into_iter().map(PossibleValue::new)))
+    }
 }
 
 /// Reads the name of a data set, and lets shells complete it.

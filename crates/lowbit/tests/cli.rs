@@ -1292,6 +1292,9 @@ fn completions() {
         assert!(outcome.stdout.contains("data-dir"), "{shell}");
     }
     let bash = sandbox.run(&["completions", "bash"]).stdout;
+    assert!(bash.contains("compgen -W \"flex ndarray wgpu\""), "{bash}");
+    assert!(sandbox.run(&["completions", "zsh"]).stdout.contains(":DEVICE:(flex ndarray wgpu)"));
+    assert!(sandbox.run(&["completions", "fish"]).stdout.contains("-l device"));
     fs::write(sandbox.path("lowbit.bash"), bash).unwrap();
     match works(&["bash", "-c", "true"]) {
         true => assert!(works(&["bash", "-n", sandbox.path("lowbit.bash").to_str().unwrap()])),
