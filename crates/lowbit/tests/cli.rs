@@ -995,6 +995,41 @@ fn threads_that_are_asked_for_are_recorded() {
     assert_eq!(sandbox.json(&["inspect", "run"])["info"]["n_threads"], 3);
 }
 
+/// The same bits whatever the number of threads, with tensors that are divided among them.
+#[test]
+fn threads_do_not_change_the_result() {
+    let sandbox = Sandbox::new();
+    let changes = [
+        "train.epochs=1",
+        "train.eval_every=1",
+        "data.batch_size=128",
+        "data.train_limit=384",
+        "data.test_limit=128",
+        "model.width=2",
+    ];
+    let changes: Vec<&str> = changes.iter().flat_map(|change| ["--set", change]).collect();
+    for (i, special) in [
+        &["--set", "quantization.method=dorefa"][..],
+        &["--set", "quantization.method=lsq", "--set", "quantization.weight_granularity=per-channel"],
+        &["--set", "quantization.method=pact", "--set", "train.optimizer={kind=\"adamw\"}"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let states = ["1", "3"].map(|n_threads| {
+            let out = format!("run-{i}-{n_threads}");
+            let args = [&["train", "-q", "--out", &out, "--device", "flex"], &changes[..], special].concat();
+            let mut command = sandbox.command(&args);
+            let outcome = Outcome::of(&command.env("RAYON_NUM_THREADS", n_threads).output().unwrap());
+            assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+            let metrics = fs::read_to_string(sandbox.path(&out).join("metrics.jsonl")).unwrap();
+            (sandbox.json(&["inspect", &out])["state_sha256"].clone(), metrics)
+        });
+        assert!(states[0].0.is_string());
+        assert_eq!(states[0], states[1], "{special:?}");
+    }
+}
+
 #[test]
 fn default_directories_are_numbered() {
     let sandbox = Sandbox::new();
@@ -1069,6 +1104,16 @@ fn diverged() {
     assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(5), ""));
     let log = fs::read_to_string(sandbox.path("run/log.txt")).unwrap();
     assert!(log.contains("ERROR run: loss is"), "{log}");
+    for method in ["dorefa", "lsq"] {
+        let out = format!("run-{method}");
+        let method = format!("quantization.method={method}");
+        let args =
+            ["digits-preresnet8-w2a2", "--out", &out, "--set", &method, "--set", "train.learning_rate=1e30"];
+        let args = [&["train", "-q"], &args[..], &["--set", "train.warmup_epochs=0"], &TINY].concat();
+        let outcome = sandbox.run(&args);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(5), ""), "{}", outcome.stderr);
+        assert!(outcome.stderr.starts_with("error: loss is "), "{}", outcome.stderr);
+    }
 }
 
 /// The only step of a training is too large: its loss is finite, and so are the weights, but not what comes of them.
