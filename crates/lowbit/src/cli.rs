@@ -293,7 +293,7 @@ pub struct DeviceArgs {
 pub struct DataDirArgs {
     /// Where data sets are looked for first: DIR/NAME, then DIR
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    data_dir: Option<PathBuf>,
+    pub data_dir: Option<PathBuf>,
 }
 
 impl DataDirArgs {

@@ -582,6 +582,26 @@ fn printed_commands_work() {
     assert_eq!(sandbox.run(&["eval", "my runs/one"]).code, Some(3));
     assert_eq!(sandbox.run(&["eval", "my runs/one", "--data-dir", "moved"]).code, Some(0));
     fs::rename(sandbox.path("moved"), sandbox.path("my data")).unwrap();
+    // What is not as the run knows it is in the command.
+    fs::rename(sandbox.path("my data"), sandbox.path("new data")).unwrap();
+    let newest = || sandbox.json(&["inspect", "my runs/one"])["checkpoint"]["name"].clone();
+    let before = newest();
+    let device = if cfg!(feature = "ndarray") { "ndarray" } else { "flex" };
+    let args = ["train", "--resume", "my runs/one", "--data-dir", "new data", "--device", device];
+    let child = sandbox.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    while newest() == before {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(works(&["kill", "-INT", &child.id().to_string()]));
+    let outcome = Outcome::of(&child.wait_with_output().unwrap());
+    let options = match device {
+        "flex" => "--data-dir 'new data'".to_string(),
+        other => format!("--device {other} --data-dir 'new data'"),
+    };
+    let expected = format!("saved; continue with: lowbit train --resume 'my runs/one' {options}\n");
+    assert_eq!(outcome.stdout, expected, "{}", outcome.stderr);
+    fs::rename(sandbox.path("new data"), sandbox.path("my data")).unwrap();
+
     let done = [&["train", "-q", "--out", "it's"], &data[..], &TINY].concat();
     let outcome = sandbox.run(&done);
     let printed = outcome.stdout.lines().filter_map(|line| line.find("lowbit ").map(|start| &line[start..]));
@@ -590,6 +610,12 @@ fn printed_commands_work() {
     for line in printed {
         assert_eq!(shell(line).code, Some(0), "{line}");
     }
+    fs::rename(sandbox.path("my data"), sandbox.path("new data")).unwrap();
+    let outcome = sandbox.run(&["train", "-q", "--resume", "it's", "--data-dir", "new data"]);
+    let printed =
+        outcome.stdout.lines().find_map(|line| line.find("lowbit eval").map(|start| &line[start..]));
+    assert_eq!(printed, Some(r"lowbit eval 'it'\''s' --data-dir 'new data'"));
+    assert_eq!(shell(printed.unwrap()).code, Some(0));
 }
 
 #[test]
