@@ -44,10 +44,12 @@ pub enum TrainError {
         path: PathBuf,
     },
     /// The directory is no run directory.
-    #[error("{} is not a run directory: it has no run.json, which `lowbit train --out` writes", .path.display())]
+    #[error("{} is not a run directory: {}", .path.display(), lacking(*.exists))]
     NotARun {
         /// The directory.
         path: PathBuf,
+        /// Whether there is anything of this name.
+        exists: bool,
     },
     /// The recipe of a run is not what was written.
     #[error("the recipe of a run is damaged: {source}")]
@@ -157,6 +159,13 @@ impl TrainError {
             }
             other => other,
         }
+    }
+}
+
+fn lacking(exists: bool) -> &'static str {
+    match exists {
+        true => "it has no run.json, which `lowbit train --out` writes",
+        false => "there is none of this name",
     }
 }
 

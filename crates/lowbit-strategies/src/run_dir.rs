@@ -124,7 +124,7 @@ impl RunDir {
             Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 Err(error).context("read", &info)
             }
-            _ => Err(TrainError::NotARun { path: path.into() }),
+            _ => Err(TrainError::NotARun { path: path.into(), exists: path.exists() }),
         }
     }
 

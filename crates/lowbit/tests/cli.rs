@@ -945,6 +945,17 @@ fn inspect_recipe() {
     let args = ["inspect", "digits-preresnet8-w2a2", "--set", "quantization.act_bits=4"];
     check("inspect-recipe", &sandbox, &args);
     assert_eq!(check("inspect-unknown", &sandbox, &["inspect", "nothing"]).code, Some(2));
+    let named = sandbox.run(&["inspect", "nothing", "--checkpoint", PREVIOUS]);
+    assert!(
+        named.stderr.starts_with("error: no run directory \"nothing\", and no recipe"),
+        "{}",
+        named.stderr
+    );
+    for args in [["eval", "nothing"].as_slice(), &["train", "--resume", "nothing"]] {
+        let outcome = sandbox.run(args);
+        assert_eq!(outcome.code, Some(4));
+        assert_eq!(outcome.stderr, "error: nothing is not a run directory: there is none of this name\n");
+    }
 }
 
 #[test]
