@@ -67,6 +67,22 @@ pub struct Progress {
     pub best_top1: Option<f64>,
     /// Seconds of training so far, evaluation included. Not part of the state.
     pub seconds: f64,
+    /// Seconds spent in steps so far, evaluation excluded. Not part of the state.
+    #[serde(default)]
+    pub step_seconds: f64,
+    /// Images of the steps in which those were spent.
+    #[serde(default)]
+    pub n_images: u64,
+}
+
+impl Progress {
+    /// Training images per second so far, evaluation excluded; 0 if an earlier lowbit did not count.
+    pub(crate) fn images_per_second(&self) -> f64 {
+        match self.n_images {
+            0 => 0.0,
+            n => n as f64 / self.step_seconds,
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]

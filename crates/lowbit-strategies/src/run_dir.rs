@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{Checkpoints, sha256, write_synced};
 use crate::error::{IoContext, TrainError};
 use crate::recipe::Recipe;
-use crate::trainer::RunResult;
+use crate::trainer::{EpochTiming, RunResult};
 
 const RECIPE: &str = "recipe.toml";
 const PLAN: &str = "plan.json";
@@ -180,6 +180,15 @@ impl RunDir {
         self.read_json(RESULT)
     }
 
+    /// Removes the outcome of a training that goes on from an earlier step.
+    pub(crate) fn remove_result(&self) -> Result<(), TrainError> {
+        let path = self.path.join(RESULT);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("remove", path),
+            _ => Ok(()),
+        }
+    }
+
     fn read_json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, TrainError> {
         let path = self.path.join(name);
         let text = fs::read_to_string(&path).context("read", &path)?;
@@ -239,6 +248,26 @@ impl RunDir {
             file.sync_all()
         };
         truncate().context("write", &path)
+    }
+
+    /// Drops the lines of `timing.jsonl` after the first `epochs` epochs: these are done again.
+    pub(crate) fn truncate_timing(&self, epochs: u64) -> Result<(), TrainError> {
+        let path = self.path.join(TIMING);
+        let text = match fs::read_to_string(&path) {
+            // What is not there is noticed when it is written.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            text => text.context("read", &path)?,
+        };
+        let is_kept = |line: &&str| {
+            // Not those after a line that was cut short either.
+            let timing = serde_json::from_str::<EpochTiming>(line);
+            line.ends_with('\n') && timing.is_ok_and(|timing| timing.epoch <= epochs)
+        };
+        let kept: String = text.split_inclusive('\n').take_while(is_kept).collect();
+        match kept.len() < text.len() {
+            true => self.write(TIMING, kept.as_bytes()),
+            false => Ok(()),
+        }
     }
 }
 

@@ -162,9 +162,9 @@ pub struct RunResult {
     pub epochs: u64,
     /// Seconds of training, evaluation included, over all processes that took part.
     pub seconds: f64,
-    /// Training images per second of the last process, evaluation excluded.
+    /// Training images per second over all processes that took part, evaluation excluded.
     pub images_per_second: f64,
-    /// Device.
+    /// Device of the evaluation after the last epoch.
     pub device: String,
     /// Seed.
     pub seed: u64,
@@ -228,7 +228,11 @@ pub fn resume(path: &Path, checkpoint: Option<&str>, session: Session<'_>) -> Re
     let mut trainer = Trainer::new(recipe, data, session, phase)?;
     match (chosen, loaded) {
         (Some(name), Some(loaded)) => trainer.restore(&run, &name, loaded)?,
-        _ => run.truncate_metrics(0)?,
+        _ => {
+            run.remove_result()?;
+            run.truncate_metrics(0)?;
+            run.truncate_timing(0)?;
+        }
     }
     trainer.run(run)
 }
@@ -429,8 +433,12 @@ impl<'a> Trainer<'a> {
         }
         // Checked before anything is changed; set aside before it is cut, so that a newer checkpoint never lacks lines.
         run.expect_metrics(progress.metrics_bytes)?;
+        if progress.step < self.steps() {
+            run.remove_result()?;
+        }
         run.checkpoints().abandon_after(progress.step)?;
         run.truncate_metrics(progress.metrics_bytes)?;
+        run.truncate_timing(progress.step / self.schedule.steps_per_epoch)?;
         self.clock = Clock::new(progress.step, progress.seconds);
         self.progress = progress;
         Ok(())
@@ -577,8 +585,11 @@ impl<'a> Trainer<'a> {
         }
         let loss = values[0].unwrap_or(f64::NAN);
         self.count(&batch.labels, &logits.iter::<f32>().collect::<Vec<_>>(), &values, quantized_share);
-        self.clock.step_seconds += started.elapsed().as_secs_f64();
+        let seconds = started.elapsed().as_secs_f64();
+        self.clock.step_seconds += seconds;
         self.clock.n_images += n_images;
+        self.progress.step_seconds += seconds;
+        self.progress.n_images += n_images;
         self.session.observer.step(&StepReport {
             epoch: step / steps_per_epoch + 1,
             epochs: self.schedule.epochs(),
@@ -762,6 +773,7 @@ impl<'a> Trainer<'a> {
         let test = self.progress.test.expect("invariant: the last epoch is evaluated");
         if self.clock.n_images == 0
             && let Ok(result) = run.result()
+            && (result.loss, result.top1) == (test.loss, test.top1)
         {
             // Resumed when nothing was left to do: the result stands, wherever the run has been moved.
             return Ok(Outcome::Complete(RunResult { run_dir: run.path().into(), ..result }));
@@ -778,8 +790,8 @@ impl<'a> Trainer<'a> {
             best: best.map(|Scored { name, top1 }| BestCheckpoint { checkpoint: name, top1 }),
             epochs: self.schedule.epochs(),
             seconds: self.progress.seconds,
-            images_per_second: self.clock.images_per_second(),
-            device: self.session.device_name.clone(),
+            images_per_second: self.progress.images_per_second(),
+            device: self.progress.test_device.unwrap_or(self.session.device_name),
             seed: self.recipe.seed,
             networks: self.progress.tests.clone(),
             reference: self.recipe.reference.clone(),

@@ -540,6 +540,74 @@ fn run_of_a_backend_that_is_not_compiled_in() {
     }
 }
 
+fn epochs_of(sandbox: &Sandbox, file: &str) -> Vec<u64> {
+    let lines = fs::read_to_string(sandbox.path(file)).unwrap();
+    let epoch = |line: &str| serde_json::from_str::<Value>(line).unwrap()["epoch"].as_u64().unwrap();
+    lines.lines().map(epoch).collect()
+}
+
+#[test]
+fn result_and_times_after_going_on() {
+    let sandbox = sandbox_with_run();
+    let read =
+        || -> Value { serde_json::from_slice(&fs::read(sandbox.path("run/result.json")).unwrap()).unwrap() };
+    let whole = read();
+    assert!(whole["images_per_second"].as_f64().unwrap() > 0.0);
+    // Killed between the last checkpoint and the result.
+    fs::remove_file(sandbox.path("run/result.json")).unwrap();
+    sandbox.json(&["train", "--resume", "run"]);
+    assert_eq!(read()["images_per_second"], whole["images_per_second"]);
+    assert_eq!(read(), whole);
+    // A result of something else is none.
+    let other =
+        fs::read_to_string(sandbox.path("run/result.json")).unwrap().replacen("\"loss\":", "\"loss\":1", 1);
+    fs::write(sandbox.path("run/result.json"), other).unwrap();
+    sandbox.json(&["train", "--resume", "run"]);
+    assert_eq!(read(), whole);
+
+    // An epoch again: its line in timing.jsonl takes the place of the first, also if that was cut short.
+    assert_eq!(epochs_of(&sandbox, "run/timing.jsonl"), [1, 2]);
+    let manifest = fs::read(sandbox.path("run/checkpoints").join(PREVIOUS).join("manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let before = manifest["progress"]["seconds"].as_f64().unwrap();
+    for cut in [false, true] {
+        if cut {
+            let file = OpenOptions::new().write(true).open(sandbox.path("run/timing.jsonl")).unwrap();
+            file.set_len(file.metadata().unwrap().len() - 9).unwrap();
+        }
+        let again = sandbox.json(&["train", "--resume", "run", "--checkpoint", PREVIOUS]);
+        assert_eq!(epochs_of(&sandbox, "run/timing.jsonl"), [1, 2]);
+        assert_eq!(epochs_of(&sandbox, "run/metrics.jsonl"), [1, 2]);
+        assert!(again["seconds"].as_f64().unwrap() > before, "{again}");
+        let newest = sandbox.json(&["inspect", "run"]);
+        assert_eq!(newest["checkpoint"]["progress"]["n_images"], 256);
+        assert_eq!(newest["checkpoint"]["progress"]["seconds"], again["seconds"]);
+    }
+    // All of it again.
+    fs::remove_dir_all(sandbox.path("run/checkpoints")).unwrap();
+    fs::create_dir(sandbox.path("run/checkpoints")).unwrap();
+    sandbox.json(&["train", "--resume", "run"]);
+    assert_eq!(epochs_of(&sandbox, "run/timing.jsonl"), [1, 2]);
+}
+
+/// A run that goes on is not complete, though it once was.
+#[test]
+fn result_of_a_run_that_goes_on() {
+    let sandbox = Sandbox::new();
+    let args = ["--out", "run", "--set", "checkpoint.keep_last=100"];
+    let args = [&tiny_with(&args)[..], &["--set", "train.epochs=30"]].concat();
+    assert_eq!(sandbox.run(&args).code, Some(0));
+    assert!(sandbox.path("run/result.json").exists());
+    let mut command = sandbox.command(&["train", "--resume", "run", "--checkpoint", PREVIOUS]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for(&sandbox.path("run/checkpoints/abandoned-step-00000008"));
+    wait_for(&sandbox.path("run/checkpoints/step-00000008"));
+    assert!(works(&["kill", "-INT", &child.id().to_string()]));
+    let outcome = Outcome::of(&child.wait_with_output().unwrap());
+    assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
+    assert!(!sandbox.path("run/result.json").exists());
+}
+
 #[test]
 fn moved_complete_run() {
     let sandbox = sandbox_with_run();
