@@ -314,9 +314,34 @@ fn lock(path: &Path) -> Result<File, TrainError> {
     let file_path = path.join(LOCK);
     let file = OpenOptions::new().write(true).create(true).truncate(false).open(&file_path);
     let file = file.context("write", &file_path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(TrainError::RunLocked { path: path.into() }),
-        Err(TryLockError::Error(source)) => Err(source).context("lock", file_path),
+    match is_free(file.try_lock()) {
+        Ok(true) => Ok(file),
+        Ok(false) => Err(TrainError::RunLocked { path: path.into() }),
+        Err(source) => Err(source).context("lock", file_path),
+    }
+}
+
+/// Whether nobody else holds the lock that was tried.
+fn is_free(tried: Result<(), TryLockError>) -> io::Result<bool> {
+    match tried {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        // A file system without locks: go on without.
+        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_system_without_locks_is_no_obstacle() {
+        let tried = |kind: io::ErrorKind| is_free(Err(TryLockError::Error(kind.into())));
+        assert!(tried(io::ErrorKind::Unsupported).unwrap());
+        assert!(tried(io::ErrorKind::PermissionDenied).is_err());
+        assert!(is_free(Ok(())).unwrap());
+        assert!(!is_free(Err(TryLockError::WouldBlock)).unwrap());
     }
 }
