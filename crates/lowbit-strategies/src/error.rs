@@ -51,6 +51,12 @@ pub enum TrainError {
         /// Whether there is anything of this name.
         exists: bool,
     },
+    /// A path that a run directory would have to hold cannot be written down.
+    #[error("path {} is not valid UTF-8, which a run directory needs: rename it, or choose another", .path.display())]
+    NotText {
+        /// The path.
+        path: PathBuf,
+    },
     /// The recipe of a run is not what was written.
     #[error("the recipe of a run is damaged: {source}")]
     DamagedRecipe {

@@ -118,6 +118,7 @@ impl RunDir {
     /// # Errors
     /// [`TrainError::NotARun`] if it is none.
     pub fn open(path: &Path) -> Result<Self, TrainError> {
+        expect_text(path)?;
         let info = path.join(RUN_INFO);
         match fs::metadata(&info) {
             Ok(metadata) if metadata.is_file() => Ok(Self { path: path.into(), _lock: None }),
@@ -300,6 +301,14 @@ fn expect_unused(path: &Path, before_lock: BeforeLock) -> Result<(), TrainError>
     match only_ours && (names.is_empty() || has_lock || before_lock == BeforeLock::No) {
         true => Ok(()),
         false => Err(TrainError::NotEmpty { path: path.into() }),
+    }
+}
+
+/// Refuses a path that no file of a run directory can hold.
+pub(crate) fn expect_text(path: &Path) -> Result<(), TrainError> {
+    match path.to_str() {
+        Some(_) => Ok(()),
+        None => Err(TrainError::NotText { path: path.into() }),
     }
 }
 

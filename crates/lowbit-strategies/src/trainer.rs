@@ -18,7 +18,7 @@ use crate::learner::{Trainee, network_specs};
 use crate::loss::{cross_entropy, target_probabilities};
 use crate::metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
 use crate::recipe::{DataRecipe, Recipe, TrainRecipe};
-use crate::run_dir::{RESULT, RunDir, RunInfo, RunRecipe};
+use crate::run_dir::{RESULT, RunDir, RunInfo, RunRecipe, expect_text};
 use crate::schedule::learning_rate;
 use crate::state;
 use crate::strategy::{Moment, Outputs, Phase, Role, Strategy, StudentOutput, compose_loss};
@@ -192,9 +192,11 @@ pub struct BestCheckpoint {
 /// # Errors
 /// [`TrainError`]; a run directory is left behind only if the training had begun.
 pub fn train(recipe: &Recipe, out: &Path, session: Session<'_>) -> Result<Outcome, TrainError> {
+    expect_text(out)?;
     let data = Data::open(&recipe.data, recipe.seed, &session.locations)?;
     let absolute = |path: &PathBuf| std::path::absolute(path).context("find", path);
-    let data_dir = session.locations.data_dir.as_ref().map(absolute);
+    let data_dir = session.locations.data_dir.as_ref().map(absolute).transpose()?;
+    data_dir.as_deref().map_or(Ok(()), expect_text)?;
     let run_recipe = RunRecipe { recipe: recipe.clone(), sha256: sha256(recipe.to_toml().as_bytes()) };
     let trainer = Trainer::new(run_recipe, data, session, 0)?;
     let info = RunInfo {
@@ -203,7 +205,7 @@ pub fn train(recipe: &Recipe, out: &Path, session: Session<'_>) -> Result<Outcom
         burn: BURN_VERSION.into(),
         device: trainer.session.device_name.clone(),
         n_threads: n_threads(),
-        data_dir: data_dir.transpose()?,
+        data_dir,
     };
     let run = RunDir::create(out, recipe, &plan(recipe, &trainer.session.device)?, &info)?;
     trainer.run(run)

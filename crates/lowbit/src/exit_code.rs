@@ -71,7 +71,10 @@ pub fn of(error: &anyhow::Error) -> Code {
 
 fn of_train(error: &TrainError) -> Code {
     match error {
-        TrainError::Recipe(_) | TrainError::Model(_) | TrainError::UnknownNetwork { .. } => Code::Usage,
+        TrainError::Recipe(_)
+        | TrainError::Model(_)
+        | TrainError::UnknownNetwork { .. }
+        | TrainError::NotText { .. } => Code::Usage,
         TrainError::Init { source } | TrainError::Unsaved { source, .. } => of_train(source),
         TrainError::Data(error) => of_data(error),
         TrainError::Checkpoint(_)

@@ -540,6 +540,28 @@ fn run_of_a_backend_that_is_not_compiled_in() {
     }
 }
 
+/// A path that no JSON can hold is refused before anything is trained.
+#[test]
+fn paths_that_are_no_text() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    let sandbox = sandbox_with_run();
+    let path = OsStr::from_bytes(b"r\xff");
+    let train = tiny_with(&[]);
+    let cases: [(&[&str], &str); 4] =
+        [(&train, "--out"), (&train, "--data-dir"), (&["train"], "--resume"), (&["eval"], "--")];
+    for (args, option) in cases {
+        if option == "--resume" {
+            fs::rename(sandbox.path("run"), sandbox.path(".").join(path)).unwrap();
+        }
+        let outcome = Outcome::of(&sandbox.command(args).arg(option).arg(path).output().unwrap());
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(2), ""), "{option}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains("r\u{fffd} is not valid UTF-8"), "{option}: {}", outcome.stderr);
+        assert!(!sandbox.path("runs").exists(), "{option}");
+    }
+}
+
 fn epochs_of(sandbox: &Sandbox, file: &str) -> Vec<u64> {
     let lines = fs::read_to_string(sandbox.path(file)).unwrap();
     let epoch = |line: &str| serde_json::from_str::<Value>(line).unwrap()["epoch"].as_u64().unwrap();
