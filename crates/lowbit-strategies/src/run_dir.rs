@@ -12,11 +12,12 @@
 //! lock            held while a process trains here
 //! ```
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use lowbit_data::Locations;
+use lowbit_data::{Dataset, Locations};
 use lowbit_models::Plan;
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +52,39 @@ pub struct RunInfo {
     /// Where data sets were looked for first, if that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_dir: Option<PathBuf>,
+    /// The images; absent if an earlier lowbit made the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<RunData>,
+}
+
+/// The images of a run, as far as the recipe takes them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunData {
+    /// Those that it is trained on.
+    pub train: ImageSet,
+    /// Those that it is tested on.
+    pub test: ImageSet,
+}
+
+/// By what a set of images is told from another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSet {
+    /// Images.
+    pub n_images: usize,
+    /// CRC-32 of labels and pixels, in hexadecimal.
+    pub crc32: String,
+}
+
+impl ImageSet {
+    pub(crate) fn of(dataset: &Dataset) -> Self {
+        Self { n_images: dataset.len(), crc32: format!("{:08x}", dataset.crc32()) }
+    }
+}
+
+impl fmt::Display for ImageSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} with crc32 {}", self.n_images, self.crc32)
+    }
 }
 
 impl RunInfo {

@@ -18,7 +18,7 @@ use crate::learner::{Trainee, network_specs};
 use crate::loss::{cross_entropy, target_probabilities};
 use crate::metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
 use crate::recipe::{DataRecipe, Recipe, TrainRecipe};
-use crate::run_dir::{RESULT, RunDir, RunInfo, RunRecipe, expect_text};
+use crate::run_dir::{ImageSet, RESULT, RunData, RunDir, RunInfo, RunRecipe, expect_text};
 use crate::schedule::learning_rate;
 use crate::state;
 use crate::strategy::{Moment, Outputs, Phase, Role, Strategy, StudentOutput, compose_loss};
@@ -206,6 +206,7 @@ pub fn train(recipe: &Recipe, out: &Path, session: Session<'_>) -> Result<Outcom
         device: trainer.session.device_name.clone(),
         n_threads: n_threads(),
         data_dir,
+        data: Some(trainer.data.info()),
     };
     let run = RunDir::create(out, recipe, &plan(recipe, &trainer.session.device)?, &info)?;
     trainer.run(run)
@@ -224,8 +225,12 @@ pub fn resume(path: &Path, checkpoint: Option<&str>, session: Session<'_>) -> Re
     if let (Some(name), Some(loaded)) = (&chosen, &loaded) {
         loaded.expect_recipe(&recipe.sha256, &run.checkpoints().path(name))?;
     }
-    let locations = run.info()?.locations(&session.locations);
+    let info = run.info()?;
+    let locations = info.locations(&session.locations);
     let data = Data::open(&recipe.recipe.data, recipe.recipe.seed, &locations)?;
+    if let Some(expected) = info.data {
+        data.expect(expected)?;
+    }
     let phase = loaded.as_ref().map_or(0, |loaded| loaded.progress.phase);
     let mut trainer = Trainer::new(recipe, data, session, phase)?;
     match (chosen, loaded) {
@@ -275,6 +280,20 @@ impl Data {
         };
         let train = Loader::new(Arc::new(train), config)?;
         Ok(Self { train, test: test_loader(recipe, locations)?, n_classes })
+    }
+
+    fn info(&self) -> RunData {
+        RunData { train: ImageSet::of(self.train.dataset()), test: ImageSet::of(self.test.dataset()) }
+    }
+
+    /// Refuses images that are not those of the run, with which it would end elsewhere.
+    fn expect(&self, run: RunData) -> Result<(), TrainError> {
+        let found = self.info();
+        let splits = [(Split::Train, run.train, found.train), (Split::Test, run.test, found.test)];
+        match splits.into_iter().find(|(_, expected, got)| expected != got) {
+            Some((split, expected, got)) => Err(TrainError::OtherData { split, expected, got }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -434,6 +453,7 @@ impl<'a> Trainer<'a> {
             trainee.restore(&self.schedule.phases[self.phase], state, &path)?;
         }
         // Checked before anything is changed; set aside before it is cut, so that a newer checkpoint never lacks lines.
+        self.expect_steps(&progress)?;
         run.expect_metrics(progress.metrics_bytes)?;
         if progress.step < self.steps() {
             run.remove_result()?;
@@ -444,6 +464,25 @@ impl<'a> Trainer<'a> {
         self.clock = Clock::new(progress.step, progress.seconds);
         self.progress = progress;
         Ok(())
+    }
+
+    /// Refuses the progress of a training whose epochs had another number of steps, as far as it shows. A run that knows
+    /// its images never gets here with others.
+    fn expect_steps(&self, progress: &Progress) -> Result<(), TrainError> {
+        let Progress { step, phase, train, test_step, .. } = *progress;
+        let Some(before) = step.checked_sub(1) else { return Ok(()) };
+        let Schedule { steps_per_epoch, .. } = self.schedule;
+        let is_in_phase = (self.schedule.start(phase)..self.schedule.start(phase + 1)).contains(&before);
+        let n_images = (before % steps_per_epoch + 1) * self.recipe.data.batch_size as u64;
+        let is_evaluated = step < self.steps() || test_step == Some(step);
+        match is_in_phase && train.n_images == n_images && is_evaluated {
+            true => Ok(()),
+            false => Err(TrainError::OtherSteps {
+                step,
+                n_images: self.data.train.dataset().len(),
+                steps_per_epoch,
+            }),
+        }
     }
 
     fn run(self, run: RunDir) -> Result<Outcome, TrainError> {

@@ -127,8 +127,9 @@ they equal what it reported, bit for bit; if they do not, the exit code is 6.
 
 With --json, stdout holds one JSON object: `top1` and `top5` (fractions),
 `loss`, `recipe`, `checkpoint`, `step`, `reported` (the scores of the run at
-this checkpoint, or null), `reported_on` (their device, or null), `matches` (or
-null), `device` and `run_dir`.";
+this checkpoint, or null), `reported_on` (their device, or null), `same_data`
+(whether the test images are those of the run, or null), `matches` (or null;
+null on other images), `device` and `run_dir`.";
 
 const INSPECT_NOTES: &str = "\
 With --json, stdout holds one JSON object with `recipe` and `plan`; for a run

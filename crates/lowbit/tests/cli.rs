@@ -708,6 +708,70 @@ fn printed_commands_work() {
     assert_eq!(shell(printed.unwrap()).code, Some(0));
 }
 
+/// A run goes on with its own images only; others can be scored.
+#[test]
+fn other_data() {
+    let sandbox = Sandbox::new();
+    let write = |directory: &str, change: &dyn Fn(&mut [IdxFile; 4])| {
+        let mut files = idx_files();
+        change(&mut files);
+        fs::create_dir(sandbox.path(directory)).unwrap();
+        for (file, content) in files {
+            fs::write(sandbox.path(directory).join(file), content).unwrap();
+        }
+    };
+    // The first `n` images of a pair of files.
+    let shorten = |files: &mut [IdxFile], n: usize| {
+        for (file, record, header) in [(0, 28 * 28, 16), (1, 1, 8)] {
+            files[file].1[4..8].copy_from_slice(&(n as u32).to_be_bytes());
+            files[file].1.truncate(header + n * record);
+        }
+    };
+    write("data", &|_| {});
+    write("fewer", &|files| shorten(&mut files[..2], 64));
+    write("changed", &|files| files[0].1[5000] ^= 1);
+    write("other-test", &|files| files[3].1[20] ^= 1);
+    let args = ["train", "-q", "--out", "run", "--data-dir", "data", "--set", "data.dataset=mnist"];
+    let args = [&args[..], &["--set", "data.batch_size=32", "--set", "train.epochs=2"]].concat();
+    assert_eq!(sandbox.run(&args).code, Some(0));
+    let files =
+        || ["result.json", "metrics.jsonl"].map(|file| fs::read(sandbox.path("run").join(file)).unwrap());
+    let before = files();
+    for (data_dir, args) in [
+        ("fewer", &["train", "--resume", "run"][..]),
+        ("changed", &["train", "--resume", "run", "--checkpoint", PREVIOUS]),
+        ("other-test", &["train", "--resume", "run"]),
+    ] {
+        let args = [args, &["--data-dir", data_dir]].concat();
+        let outcome = check(&format!("other-data-{data_dir}"), &sandbox, &args);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(3), ""), "{data_dir}");
+    }
+    assert_eq!(files(), before);
+    assert_eq!(sandbox.json(&["inspect", "run"])["checkpoints"].as_array().unwrap().len(), 2);
+
+    assert_eq!(sandbox.json(&["eval", "run", "--data-dir", "changed"])["same_data"], true);
+    assert_eq!(
+        check("eval-other-data", &sandbox, &["eval", "run", "--data-dir", "other-test"]).code,
+        Some(0)
+    );
+    let evaluation = sandbox.json(&["eval", "run", "--data-dir", "other-test"]);
+    assert_eq!((&evaluation["same_data"], &evaluation["matches"]), (&false.into(), &Value::Null));
+
+    // An earlier lowbit did not write down what the images were: what does not fit is noticed nevertheless.
+    let mut info: Value = serde_json::from_slice(&fs::read(sandbox.path("run/run.json")).unwrap()).unwrap();
+    info.as_object_mut().unwrap().remove("data");
+    fs::write(sandbox.path("run/run.json"), info.to_string()).unwrap();
+    let outcome = check("other-data-unknown", &sandbox, &["train", "--resume", "run", "--data-dir", "fewer"]);
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(3), ""));
+    assert_eq!(
+        sandbox.run(&["train", "--resume", "run", "--data-dir", "fewer", "--checkpoint", PREVIOUS]).code,
+        Some(3)
+    );
+    assert_eq!(files(), before);
+    assert_eq!(sandbox.json(&["train", "--resume", "run", "--checkpoint", PREVIOUS])["status"], "complete");
+    assert_eq!(sandbox.json(&["eval", "run"])["same_data"], Value::Null);
+}
+
 #[test]
 fn places_that_are_no_directory() {
     let sandbox = Sandbox::new();
