@@ -28,7 +28,7 @@ pub struct VerifyReport {
 
 impl VerifyReport {
     /// Whether every part can be read, has the published number of samples, and no checksum differs. Files without a
-    /// published checksum count as good.
+    /// published checksum count as good: [`VerifyReport::is_compared`] tells whether there are some.
     pub fn is_ok(&self) -> bool {
         let info = self.name.info();
         let file_ok =
@@ -38,6 +38,11 @@ impl VerifyReport {
             split.n_samples.as_ref().is_ok_and(|&n| n == expected)
         };
         self.files.iter().all(file_ok) && self.splits.iter().all(split_ok)
+    }
+
+    /// Whether every file could be compared with a checksum.
+    pub fn is_compared(&self) -> bool {
+        !self.files.iter().any(|file| matches!(file.status, FileStatus::NoChecksum))
     }
 }
 

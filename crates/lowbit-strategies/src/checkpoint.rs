@@ -67,6 +67,22 @@ pub struct Progress {
     pub best_top1: Option<f64>,
     /// Seconds of training so far, evaluation included. Not part of the state.
     pub seconds: f64,
+    /// Seconds spent in steps so far, evaluation excluded. Not part of the state.
+    #[serde(default)]
+    pub step_seconds: f64,
+    /// Images of the steps in which those were spent.
+    #[serde(default)]
+    pub n_images: u64,
+}
+
+impl Progress {
+    /// Training images per second so far, evaluation excluded; 0 if an earlier lowbit did not count.
+    pub(crate) fn images_per_second(&self) -> f64 {
+        match self.n_images {
+            0 => 0.0,
+            n => n as f64 / self.step_seconds,
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -197,6 +213,13 @@ fn offer(previous: &Option<String>) -> String {
     }
 }
 
+/// A checkpoint that was evaluated.
+pub(crate) struct Scored {
+    pub(crate) name: String,
+    /// Its accuracy on the test images.
+    pub(crate) top1: f64,
+}
+
 /// The `checkpoints` directory of a run.
 pub(crate) struct Checkpoints {
     run: PathBuf,
@@ -214,22 +237,22 @@ impl Checkpoints {
 
     /// Names of the complete checkpoints, oldest first.
     pub(crate) fn names(&self) -> Result<Vec<String>, CheckpointError> {
-        let mut names = self.entries()?;
+        let mut names = self.entries(&self.folder)?;
         names.retain(|name| step_of(name).is_some());
-        names.sort_unstable();
+        names.sort_unstable_by_key(|name| step_of(name));
         Ok(names)
     }
 
-    /// Names of all that is in the directory.
-    fn entries(&self) -> Result<Vec<String>, CheckpointError> {
-        let entries = match fs::read_dir(&self.folder) {
+    /// Names of all that is in the directory `folder`, if it is there.
+    fn entries(&self, folder: &Path) -> Result<Vec<String>, CheckpointError> {
+        let entries = match fs::read_dir(folder) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(source) => return Err(self.io("read", &self.folder, source)),
+            Err(source) => return Err(self.io("read", folder, source)),
         };
         let mut names = Vec::new();
         for entry in entries {
-            let entry = entry.map_err(|source| self.io("read", &self.folder, source))?;
+            let entry = entry.map_err(|source| self.io("read", folder, source))?;
             names.extend(entry.file_name().into_string().ok());
         }
         Ok(names)
@@ -253,7 +276,7 @@ impl Checkpoints {
 
     /// Writes a checkpoint and returns its path.
     pub(crate) fn save(&self, checkpoint: &Checkpoint) -> Result<PathBuf, CheckpointError> {
-        let name = format!("step-{:08}", checkpoint.progress.step);
+        let name = name_of(checkpoint.progress.step);
         let temporary = self.folder.join(format!(".{name}.tmp"));
         let path = self.path(&name);
         let result = self.write(&temporary, checkpoint).and_then(|()| {
@@ -314,36 +337,19 @@ impl Checkpoints {
 
     fn read(&self, name: &str) -> Result<Checkpoint, CheckpointError> {
         let folder = self.path(name);
-        let damaged =
-            |problem: String| CheckpointError::Damaged { path: folder.clone(), problem, previous: None };
-        let read_file = |file: &str| -> Result<Vec<u8>, CheckpointError> {
-            let path = folder.join(file);
-            fs::read(&path).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => damaged(format!("{file}: {}", explain(&error))),
-                _ => self.io("read", &path, error),
-            })
-        };
-        let sums = String::from_utf8(read_file(SUMS)?).map_err(|_| damaged(format!("{SUMS} is not text")))?;
-        let read = |file: &str| -> Result<Vec<u8>, CheckpointError> {
-            let bytes = read_file(file)?;
-            let line = format!("{}  {file}", sha256(&bytes));
-            match sums.lines().any(|known| known == line) {
-                true => Ok(bytes),
-                false => Err(damaged(format!("{file} does not match its checksum in {SUMS}"))),
-            }
-        };
-        let manifest =
-            Manifest::read(&read(MANIFEST)?).map_err(|problem| damaged(format!("{MANIFEST}: {problem}")))?;
+        let damaged = |problem: String| Self::damaged(&folder, problem);
+        let sums = self.sums(&folder)?;
+        let read = |file: &str| self.read_verified(&folder, file, &sums);
+        let manifest = self.manifest(&folder, &sums)?;
         let tensors = |file: &str| -> Result<NamedTensors, CheckpointError> {
             from_safetensors(&read(file)?).map_err(|error| damaged(format!("{file}: {error}")))
         };
-        let files: Vec<&str> = sums.lines().filter_map(|line| line.split("  ").nth(1)).collect();
         let network = |prefix: &str, name: &str| -> Result<NetworkState, CheckpointError> {
             let average = format!("{prefix}{AVERAGE}");
             Ok(NetworkState {
                 name: name.into(),
                 model: tensors(&format!("{prefix}{MODEL}"))?,
-                average: match files.contains(&average.as_str()) {
+                average: match sums.get(&average).is_some() {
                     true => Some(tensors(&average)?),
                     false => None,
                 },
@@ -351,7 +357,7 @@ impl Checkpoints {
             })
         };
         let other_suffix = format!(".{MODEL}");
-        let others = files.iter().filter_map(|file| file.strip_suffix(other_suffix.as_str()));
+        let others = sums.names().filter_map(|file| file.strip_suffix(other_suffix.as_str()));
         Ok(Checkpoint {
             recipe_sha256: manifest.recipe_sha256,
             progress: manifest.progress,
@@ -360,10 +366,57 @@ impl Checkpoints {
         })
     }
 
+    /// The checksums of the checkpoint in `folder`, by file: those of all its files but hidden ones, which are of
+    /// programs that look at directories.
+    fn sums(&self, folder: &Path) -> Result<Sums, CheckpointError> {
+        let damaged = |problem: String| Self::damaged(folder, problem);
+        let text = String::from_utf8(self.read_file(folder, SUMS)?);
+        let text = text.map_err(|_| damaged(format!("{SUMS} is not text")))?;
+        let sums = Sums::parse(&text).map_err(damaged)?;
+        let mut names = self.entries(folder)?;
+        names.retain(|name| name != SUMS && !name.starts_with('.'));
+        if let Some(name) = sums.names().find(|name| !names.iter().any(|known| known == name)) {
+            return Err(damaged(format!("{SUMS} names {name:?}, which is not there")));
+        }
+        match names.iter().find(|name| sums.get(name).is_none()) {
+            Some(name) => Err(damaged(format!("{name} is not in {SUMS}"))),
+            None => Ok(sums),
+        }
+    }
+
+    fn manifest(&self, folder: &Path, sums: &Sums) -> Result<Manifest, CheckpointError> {
+        Manifest::read(&self.read_verified(folder, MANIFEST, sums)?)
+            .map_err(|problem| Self::damaged(folder, format!("{MANIFEST}: {problem}")))
+    }
+
+    fn read_verified(&self, folder: &Path, file: &str, sums: &Sums) -> Result<Vec<u8>, CheckpointError> {
+        let bytes = self.read_file(folder, file)?;
+        match sums.get(file) == Some(sha256(&bytes).as_str()) {
+            true => Ok(bytes),
+            false => Err(Self::damaged(folder, format!("{file} does not match its checksum in {SUMS}"))),
+        }
+    }
+
+    fn read_file(&self, folder: &Path, file: &str) -> Result<Vec<u8>, CheckpointError> {
+        let path = folder.join(file);
+        fs::read(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => {
+                Self::damaged(folder, format!("{file}: {}", explain(&error)))
+            }
+            _ => self.io("read", &path, error),
+        })
+    }
+
+    fn damaged(folder: &Path, problem: String) -> CheckpointError {
+        CheckpointError::Damaged { path: folder.into(), problem, previous: None }
+    }
+
     /// Removes all but the newest `keep_last` checkpoints and the best one, which scored highest on the test images
     /// (the earliest of several).
     pub(crate) fn prune(&self, keep_last: usize, last_phase: usize) -> Result<(), CheckpointError> {
-        let names = self.names()?;
+        let mut names = self.names()?;
+        // What else has the name of one is not ours.
+        names.retain(|name| self.path(name).is_dir());
         let best = self.best(last_phase)?;
         let n_old = names.len().saturating_sub(keep_last);
         for name in names[..n_old].iter().filter(|name| Some(*name) != best.as_ref()) {
@@ -384,7 +437,7 @@ impl Checkpoints {
             let name = name.strip_suffix(".tmp").or(name.strip_suffix(".old"));
             name.is_some_and(|name| step_of(name).is_some())
         };
-        self.entries()?
+        self.entries(&self.folder)?
             .iter()
             .filter(|name| is_leftover(name))
             .try_for_each(|name| self.remove(&self.path(name)))
@@ -401,25 +454,52 @@ impl Checkpoints {
     /// Name of the checkpoint with the highest test accuracy, the earliest of several, among those of `last_phase`: only
     /// they have the precision asked for.
     pub(crate) fn best(&self, last_phase: usize) -> Result<Option<String>, CheckpointError> {
-        let mut best: Option<(f64, String)> = None;
+        let mut best: Option<Scored> = None;
         for name in self.names()? {
-            let path = self.path(&name).join(MANIFEST);
-            let manifest = match fs::read(&path) {
-                Ok(manifest) => manifest,
+            match self.score(&name, last_phase) {
+                Ok(Some(top1)) if best.as_ref().is_none_or(|best| top1 > best.top1) => {
+                    best = Some(Scored { name, top1 });
+                }
                 // One that is damaged is not the best; an error that concerns the disk is not to be passed over.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(source) => return Err(self.io("read", &path, source)),
-            };
-            let Ok(manifest) = Manifest::read(&manifest) else { continue };
-            let Progress { step, phase, test, test_step, .. } = manifest.progress;
-            let evaluated = test.filter(|_| test_step == Some(step) && phase == last_phase);
-            if let Some(test) = evaluated
-                && best.as_ref().is_none_or(|(top1, _)| test.top1 > *top1)
-            {
-                best = Some((test.top1, name));
+                Ok(_) | Err(CheckpointError::Damaged { .. }) => {}
+                Err(error) => return Err(error),
             }
         }
-        Ok(best.map(|(_, name)| name))
+        Ok(best.map(|best| best.name))
+    }
+
+    /// The best checkpoint of `last_phase` that can be read, and what is to be said of those that cannot.
+    pub(crate) fn best_intact(&self, last_phase: usize) -> (Option<Scored>, Vec<String>) {
+        let mut warnings = Vec::new();
+        let mut warn = |error: CheckpointError| {
+            let problem = match error {
+                CheckpointError::Damaged { path, problem, .. } => {
+                    format!("checkpoint {} is damaged: {problem}", path.display())
+                }
+                other => other.to_string(),
+            };
+            warnings.push(format!("{problem}; the best checkpoint is looked for among the others"));
+        };
+        let mut best: Option<Scored> = None;
+        for name in self.names().map_err(&mut warn).unwrap_or_default() {
+            let Some(top1) = self.score(&name, last_phase).map_err(&mut warn).unwrap_or_default() else {
+                continue;
+            };
+            if best.as_ref().is_none_or(|best| top1 > best.top1)
+                && self.read(&name).map_err(&mut warn).is_ok()
+            {
+                best = Some(Scored { name, top1 });
+            }
+        }
+        (best, warnings)
+    }
+
+    /// Accuracy on the test images of the checkpoint `name`, if it was evaluated and is of `last_phase`.
+    fn score(&self, name: &str, last_phase: usize) -> Result<Option<f64>, CheckpointError> {
+        let folder = self.path(name);
+        let manifest = self.manifest(&folder, &self.sums(&folder)?)?;
+        let Progress { step, phase, test, test_step, .. } = manifest.progress;
+        Ok(test.filter(|_| test_step == Some(step) && phase == last_phase).map(|test| test.top1))
     }
 
     /// Sets aside the checkpoints after `step`: the training goes on from an earlier one.
@@ -552,9 +632,43 @@ pub(crate) fn optimizer_record(bytes: &[u8], path: &Path) -> Result<OptimizerRec
     })
 }
 
+/// The name of the checkpoint after `step` steps.
+fn name_of(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
 /// The step in the name of a complete checkpoint.
 fn step_of(name: &str) -> Option<u64> {
-    name.strip_prefix("step-")?.parse().ok()
+    let step = name.strip_prefix("step-")?.parse().ok()?;
+    (name == name_of(step)).then_some(step)
+}
+
+/// Names of files and their checksums, in the order in which they were written.
+struct Sums(Vec<(String, String)>);
+
+impl Sums {
+    /// Reads the format of sha256sum.
+    fn parse(text: &str) -> Result<Self, String> {
+        let is_digit = |c: char| matches!(c, '0'..='9' | 'a'..='f');
+        let mut sums = Self(Vec::new());
+        for (i, line) in text.lines().enumerate() {
+            let entry = line.split_once("  ").filter(|(sum, name)| {
+                sum.len() == 64 && sum.chars().all(is_digit) && !name.is_empty() && sums.get(name).is_none()
+            });
+            let (sum, name) =
+                entry.ok_or_else(|| format!("line {} of {SUMS} is no checksum of a file", i + 1))?;
+            sums.0.push((name.into(), sum.into()));
+        }
+        Ok(sums)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+
+    fn get(&self, file: &str) -> Option<&str> {
+        self.0.iter().find(|(name, _)| name == file).map(|(_, sum)| sum.as_str())
+    }
 }
 
 fn to_safetensors(tensors: &NamedTensors) -> Vec<u8> {

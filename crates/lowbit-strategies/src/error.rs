@@ -4,11 +4,12 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use lowbit_data::DataError;
+use lowbit_data::{DataError, Split};
 use lowbit_models::ModelError;
 
 use crate::checkpoint::CheckpointError;
 use crate::recipe::RecipeError;
+use crate::run_dir::ImageSet;
 
 /// A training, evaluation or inspection that failed.
 #[derive(Debug, thiserror::Error)]
@@ -52,10 +53,44 @@ pub enum TrainError {
         path: PathBuf,
     },
     /// The directory is no run directory.
-    #[error("{} is not a run directory: it has no run.json, which `lowbit train --out` writes", .path.display())]
+    #[error("{} is not a run directory: {}", .path.display(), lacking(*.exists))]
     NotARun {
         /// The directory.
         path: PathBuf,
+        /// Whether there is anything of this name.
+        exists: bool,
+    },
+    /// A path that a run directory would have to hold cannot be written down.
+    #[error("path {} is not valid UTF-8, which a run directory needs: rename it, or choose another", .path.display())]
+    NotText {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The images are not those that the run was made with.
+    #[error(
+        "the {} images are not those of the run: it has {expected}, found are {got}; give the directory of its data with \
+         --data-dir, or train on these in a new run", split_name(*.split)
+    )]
+    OtherData {
+        /// Which images.
+        split: Split,
+        /// Those of the run.
+        expected: ImageSet,
+        /// Those found.
+        got: ImageSet,
+    },
+    /// The steps of a checkpoint are not those that the images give.
+    #[error(
+        "the training images are not those of the run: its checkpoint at step {step} does not fit {n_images} images, which \
+         are {steps_per_epoch} steps an epoch; give the directory of its data with --data-dir"
+    )]
+    OtherSteps {
+        /// Steps done at the checkpoint.
+        step: u64,
+        /// Training images.
+        n_images: usize,
+        /// Steps that they give in an epoch.
+        steps_per_epoch: u64,
     },
     /// The recipe of a run is not what was written.
     #[error("the recipe of a run is damaged: {source}")]
@@ -165,6 +200,20 @@ impl TrainError {
             }
             other => other,
         }
+    }
+}
+
+fn lacking(exists: bool) -> &'static str {
+    match exists {
+        true => "it has no run.json, which `lowbit train --out` writes",
+        false => "there is none of this name",
+    }
+}
+
+fn split_name(split: Split) -> &'static str {
+    match split {
+        Split::Train => "training",
+        Split::Test => "test",
     }
 }
 

@@ -12,7 +12,7 @@ use crate::error::TrainError;
 use crate::learner::{DEPLOYED, evaluated_tensors, network_specs};
 use crate::metrics::Scores;
 use crate::recipe::Recipe;
-use crate::run_dir::{RunDir, RunInfo, RunRecipe};
+use crate::run_dir::{ImageSet, RunDir, RunInfo, RunRecipe};
 use crate::state;
 use crate::strategy::Phase;
 use crate::trainer::{evaluate as evaluate_network, test_loader};
@@ -37,6 +37,8 @@ pub struct Evaluation {
     pub reported: Option<Scores>,
     /// Device on which it did.
     pub reported_on: Option<String>,
+    /// Whether the test images are those of the run, if it knows them.
+    pub same_data: Option<bool>,
 }
 
 /// What of a run is evaluated.
@@ -64,7 +66,9 @@ pub fn evaluate(
     let loaded = run.checkpoints().load(&name)?;
     let path = run.checkpoints().path(&name);
     loaded.expect_recipe(&sha256, &path)?;
-    let loader = test_loader(&recipe.data, &run.info()?.locations(locations))?;
+    let info = run.info()?;
+    let loader = test_loader(&recipe.data, &info.locations(locations))?;
+    let same_data = info.data.map(|data| data.test == ImageSet::of(loader.dataset()));
     let specs = network_specs(&recipe);
     let wanted = subject.network.unwrap_or(DEPLOYED);
     let no_network = || TrainError::UnknownNetwork {
@@ -90,6 +94,7 @@ pub fn evaluate(
         scores: evaluate_network(&network, &loader, device),
         reported_on: test_device.filter(|_| reported.is_some() && test_step == Some(step)),
         reported: reported.filter(|_| test_step == Some(step)),
+        same_data,
         recipe: recipe.name,
         network: wanted.into(),
         phase: phase.name.clone(),

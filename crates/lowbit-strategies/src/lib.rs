@@ -34,7 +34,7 @@ pub use error::{Divergence, TrainError, shell_quoted};
 pub use inspect::{CheckpointInspection, Evaluation, Inspection, Subject, evaluate, inspect};
 pub use metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
 pub use recipe::{Recipe, RecipeError};
-pub use run_dir::{RunDir, RunInfo};
+pub use run_dir::{ImageSet, RunData, RunDir, RunInfo};
 pub use schedule::learning_rate;
 pub use state::StateError;
 pub use trainer::{

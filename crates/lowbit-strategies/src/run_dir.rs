@@ -12,18 +12,19 @@
 //! lock            held while a process trains here
 //! ```
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use lowbit_data::Locations;
+use lowbit_data::{Dataset, Locations};
 use lowbit_models::Plan;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoints, sha256, write_synced};
 use crate::error::{IoContext, TrainError};
 use crate::recipe::Recipe;
-use crate::trainer::RunResult;
+use crate::trainer::{EpochTiming, RunResult};
 
 const RECIPE: &str = "recipe.toml";
 const PLAN: &str = "plan.json";
@@ -51,6 +52,39 @@ pub struct RunInfo {
     /// Where data sets were looked for first, if that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_dir: Option<PathBuf>,
+    /// The images; absent if an earlier lowbit made the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<RunData>,
+}
+
+/// The images of a run, as far as the recipe takes them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunData {
+    /// Those that it is trained on.
+    pub train: ImageSet,
+    /// Those that it is tested on.
+    pub test: ImageSet,
+}
+
+/// By what a set of images is told from another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSet {
+    /// Images.
+    pub n_images: usize,
+    /// CRC-32 of labels and pixels, in hexadecimal.
+    pub crc32: String,
+}
+
+impl ImageSet {
+    pub(crate) fn of(dataset: &Dataset) -> Self {
+        Self { n_images: dataset.len(), crc32: format!("{:08x}", dataset.crc32()) }
+    }
+}
+
+impl fmt::Display for ImageSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} with crc32 {}", self.n_images, self.crc32)
+    }
 }
 
 impl RunInfo {
@@ -118,13 +152,14 @@ impl RunDir {
     /// # Errors
     /// [`TrainError::NotARun`] if it is none.
     pub fn open(path: &Path) -> Result<Self, TrainError> {
+        expect_text(path)?;
         let info = path.join(RUN_INFO);
         match fs::metadata(&info) {
             Ok(metadata) if metadata.is_file() => Ok(Self { path: path.into(), _lock: None }),
             Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 Err(error).context("read", &info)
             }
-            _ => Err(TrainError::NotARun { path: path.into() }),
+            _ => Err(TrainError::NotARun { path: path.into(), exists: path.exists() }),
         }
     }
 
@@ -178,6 +213,15 @@ impl RunDir {
     /// [`TrainError`] if it cannot be read.
     pub fn result(&self) -> Result<RunResult, TrainError> {
         self.read_json(RESULT)
+    }
+
+    /// Removes the outcome of a training that goes on from an earlier step.
+    pub(crate) fn remove_result(&self) -> Result<(), TrainError> {
+        let path = self.path.join(RESULT);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("remove", path),
+            _ => Ok(()),
+        }
     }
 
     fn read_json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, TrainError> {
@@ -240,6 +284,26 @@ impl RunDir {
         };
         truncate().context("write", &path)
     }
+
+    /// Drops the lines of `timing.jsonl` after the first `epochs` epochs: these are done again.
+    pub(crate) fn truncate_timing(&self, epochs: u64) -> Result<(), TrainError> {
+        let path = self.path.join(TIMING);
+        let text = match fs::read_to_string(&path) {
+            // What is not there is noticed when it is written.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            text => text.context("read", &path)?,
+        };
+        let is_kept = |line: &&str| {
+            // Not those after a line that was cut short either.
+            let timing = serde_json::from_str::<EpochTiming>(line);
+            line.ends_with('\n') && timing.is_ok_and(|timing| timing.epoch <= epochs)
+        };
+        let kept: String = text.split_inclusive('\n').take_while(is_kept).collect();
+        match kept.len() < text.len() {
+            true => self.write(TIMING, kept.as_bytes()),
+            false => Ok(()),
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -274,6 +338,14 @@ fn expect_unused(path: &Path, before_lock: BeforeLock) -> Result<(), TrainError>
     }
 }
 
+/// Refuses a path that no file of a run directory can hold.
+pub(crate) fn expect_text(path: &Path) -> Result<(), TrainError> {
+    match path.to_str() {
+        Some(_) => Ok(()),
+        None => Err(TrainError::NotText { path: path.into() }),
+    }
+}
+
 /// Names of what is in a directory.
 fn names(path: &Path) -> Result<Vec<String>, TrainError> {
     let entries = fs::read_dir(path).context("open directory", path)?;
@@ -285,9 +357,34 @@ fn lock(path: &Path) -> Result<File, TrainError> {
     let file_path = path.join(LOCK);
     let file = OpenOptions::new().write(true).create(true).truncate(false).open(&file_path);
     let file = file.context("write", &file_path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(TrainError::RunLocked { path: path.into() }),
-        Err(TryLockError::Error(source)) => Err(source).context("lock", file_path),
+    match is_free(file.try_lock()) {
+        Ok(true) => Ok(file),
+        Ok(false) => Err(TrainError::RunLocked { path: path.into() }),
+        Err(source) => Err(source).context("lock", file_path),
+    }
+}
+
+/// Whether nobody else holds the lock that was tried.
+fn is_free(tried: Result<(), TryLockError>) -> io::Result<bool> {
+    match tried {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        // A file system without locks: go on without.
+        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_system_without_locks_is_no_obstacle() {
+        let tried = |kind: io::ErrorKind| is_free(Err(TryLockError::Error(kind.into())));
+        assert!(tried(io::ErrorKind::Unsupported).unwrap());
+        assert!(tried(io::ErrorKind::PermissionDenied).is_err());
+        assert!(is_free(Ok(())).unwrap());
+        assert!(!is_free(Err(TryLockError::WouldBlock)).unwrap());
     }
 }

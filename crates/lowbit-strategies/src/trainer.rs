@@ -12,13 +12,13 @@ use lowbit_models::{Features, Network, Plan};
 use lowbit_quantizers::QuantizedNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Progress, sha256};
+use crate::checkpoint::{Checkpoint, CheckpointError, Progress, Scored, sha256};
 use crate::error::{Divergence, IoContext, TrainError};
 use crate::learner::{Trainee, network_specs};
 use crate::loss::{cross_entropy, target_probabilities};
 use crate::metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
 use crate::recipe::{DataRecipe, Recipe, TrainRecipe};
-use crate::run_dir::{RESULT, RunDir, RunInfo, RunRecipe};
+use crate::run_dir::{ImageSet, RESULT, RunData, RunDir, RunInfo, RunRecipe, expect_text};
 use crate::schedule::learning_rate;
 use crate::state;
 use crate::strategy::{Moment, Outputs, Phase, Role, Strategy, StudentOutput, compose_loss};
@@ -60,6 +60,8 @@ pub trait Observer {
     fn epoch(&mut self, _metrics: &EpochMetrics, _timing: &EpochTiming) {}
     /// A checkpoint is complete.
     fn checkpoint(&mut self, _path: &Path) {}
+    /// Something is amiss that does not end the training.
+    fn warning(&mut self, _message: &str) {}
 }
 
 /// Does nothing.
@@ -160,9 +162,9 @@ pub struct RunResult {
     pub epochs: u64,
     /// Seconds of training, evaluation included, over all processes that took part.
     pub seconds: f64,
-    /// Training images per second of the last process, evaluation excluded.
+    /// Training images per second over all processes that took part, evaluation excluded.
     pub images_per_second: f64,
-    /// Device.
+    /// Device of the evaluation after the last epoch.
     pub device: String,
     /// Seed.
     pub seed: u64,
@@ -190,6 +192,7 @@ pub struct BestCheckpoint {
 /// # Errors
 /// [`TrainError`]; a run directory is left behind only if the training had begun.
 pub fn train(recipe: &Recipe, out: &Path, session: Session<'_>) -> Result<Outcome, TrainError> {
+    expect_text(out)?;
     let data = Data::open(&recipe.data, recipe.seed, &session.locations)?;
     let absolute = |path: &PathBuf| std::path::absolute(path).context("find", path);
     // A run is resumed from anywhere. A path that is no text stays as it is: the recipe could not hold it.
@@ -199,7 +202,8 @@ pub fn train(recipe: &Recipe, out: &Path, session: Session<'_>) -> Result<Outcom
         *path = if found.to_str().is_some() { found } else { path.clone() };
     }
     let recipe = &recipe;
-    let data_dir = session.locations.data_dir.as_ref().map(absolute);
+    let data_dir = session.locations.data_dir.as_ref().map(absolute).transpose()?;
+    data_dir.as_deref().map_or(Ok(()), expect_text)?;
     let run_recipe = RunRecipe { recipe: recipe.clone(), sha256: sha256(recipe.to_toml().as_bytes()) };
     let mut trainer = Trainer::new(run_recipe, data, session, 0)?;
     trainer.load_initial_weights()?;
@@ -209,7 +213,8 @@ pub fn train(recipe: &Recipe, out: &Path, session: Session<'_>) -> Result<Outcom
         burn: BURN_VERSION.into(),
         device: trainer.session.device_name.clone(),
         n_threads: n_threads(),
-        data_dir: data_dir.transpose()?,
+        data_dir,
+        data: Some(trainer.data.info()),
     };
     let run = RunDir::create(out, recipe, &plan(recipe, &trainer.session.device)?, &info)?;
     trainer.run(run)
@@ -228,15 +233,21 @@ pub fn resume(path: &Path, checkpoint: Option<&str>, session: Session<'_>) -> Re
     if let (Some(name), Some(loaded)) = (&chosen, &loaded) {
         loaded.expect_recipe(&recipe.sha256, &run.checkpoints().path(name))?;
     }
-    let locations = run.info()?.locations(&session.locations);
+    let info = run.info()?;
+    let locations = info.locations(&session.locations);
     let data = Data::open(&recipe.recipe.data, recipe.recipe.seed, &locations)?;
+    if let Some(expected) = info.data {
+        data.expect(expected)?;
+    }
     let phase = loaded.as_ref().map_or(0, |loaded| loaded.progress.phase);
     let mut trainer = Trainer::new(recipe, data, session, phase)?;
     match (chosen, loaded) {
         (Some(name), Some(loaded)) => trainer.restore(&run, &name, loaded)?,
         _ => {
-            run.truncate_metrics(0)?;
             trainer.load_initial_weights()?;
+            run.remove_result()?;
+            run.truncate_metrics(0)?;
+            run.truncate_timing(0)?;
         }
     }
     trainer.run(run)
@@ -278,6 +289,20 @@ impl Data {
         };
         let train = Loader::new(Arc::new(train), config)?;
         Ok(Self { train, test: test_loader(recipe, locations)?, n_classes })
+    }
+
+    fn info(&self) -> RunData {
+        RunData { train: ImageSet::of(self.train.dataset()), test: ImageSet::of(self.test.dataset()) }
+    }
+
+    /// Refuses images that are not those of the run, with which it would end elsewhere.
+    fn expect(&self, run: RunData) -> Result<(), TrainError> {
+        let found = self.info();
+        let splits = [(Split::Train, run.train, found.train), (Split::Test, run.test, found.test)];
+        match splits.into_iter().find(|(_, expected, got)| expected != got) {
+            Some((split, expected, got)) => Err(TrainError::OtherData { split, expected, got }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -437,12 +462,36 @@ impl<'a> Trainer<'a> {
             trainee.restore(&self.schedule.phases[self.phase], state, &path)?;
         }
         // Checked before anything is changed; set aside before it is cut, so that a newer checkpoint never lacks lines.
+        self.expect_steps(&progress)?;
         run.expect_metrics(progress.metrics_bytes)?;
+        if progress.step < self.steps() {
+            run.remove_result()?;
+        }
         run.checkpoints().abandon_after(progress.step)?;
         run.truncate_metrics(progress.metrics_bytes)?;
+        run.truncate_timing(progress.step / self.schedule.steps_per_epoch)?;
         self.clock = Clock::new(progress.step, progress.seconds);
         self.progress = progress;
         Ok(())
+    }
+
+    /// Refuses the progress of a training whose epochs had another number of steps, as far as it shows. A run that knows
+    /// its images never gets here with others.
+    fn expect_steps(&self, progress: &Progress) -> Result<(), TrainError> {
+        let Progress { step, phase, train, test_step, .. } = *progress;
+        let Some(before) = step.checked_sub(1) else { return Ok(()) };
+        let Schedule { steps_per_epoch, .. } = self.schedule;
+        let is_in_phase = (self.schedule.start(phase)..self.schedule.start(phase + 1)).contains(&before);
+        let n_images = (before % steps_per_epoch + 1) * self.recipe.data.batch_size as u64;
+        let is_evaluated = step < self.steps() || test_step == Some(step);
+        match is_in_phase && train.n_images == n_images && is_evaluated {
+            true => Ok(()),
+            false => Err(TrainError::OtherSteps {
+                step,
+                n_images: self.data.train.dataset().len(),
+                steps_per_epoch,
+            }),
+        }
     }
 
     fn run(self, run: RunDir) -> Result<Outcome, TrainError> {
@@ -591,8 +640,11 @@ impl<'a> Trainer<'a> {
         }
         let loss = values[0].unwrap_or(f64::NAN);
         self.count(&batch.labels, &logits.iter::<f32>().collect::<Vec<_>>(), &values, quantized_share);
-        self.clock.step_seconds += started.elapsed().as_secs_f64();
+        let seconds = started.elapsed().as_secs_f64();
+        self.clock.step_seconds += seconds;
         self.clock.n_images += n_images;
+        self.progress.step_seconds += seconds;
+        self.progress.n_images += n_images;
         self.session.observer.step(&StepReport {
             epoch: step / steps_per_epoch + 1,
             epochs: self.schedule.epochs(),
@@ -773,30 +825,28 @@ impl<'a> Trainer<'a> {
     }
 
     fn finish(self, run: &RunDir) -> Result<Outcome, TrainError> {
+        let test = self.progress.test.expect("invariant: the last epoch is evaluated");
         if self.clock.n_images == 0
             && let Ok(result) = run.result()
+            && (result.loss, result.top1) == (test.loss, test.top1)
         {
             // Resumed when nothing was left to do: the result stands, wherever the run has been moved.
             return Ok(Outcome::Complete(RunResult { run_dir: run.path().into(), ..result }));
         }
-        let checkpoints = run.checkpoints();
-        let test = self.progress.test.expect("invariant: the last epoch is evaluated");
-        let best = checkpoints.best(self.schedule.phases.len() - 1)?.map(|checkpoint| {
-            checkpoints.load(&checkpoint).map(|loaded| BestCheckpoint {
-                checkpoint,
-                top1: loaded.progress.test.map_or(0.0, |scores| scores.top1),
-            })
-        });
+        let (best, warnings) = run.checkpoints().best_intact(self.schedule.phases.len() - 1);
+        for warning in warnings {
+            self.session.observer.warning(&warning);
+        }
         let result = RunResult {
             recipe: self.recipe.name.clone(),
             top1: test.top1,
             top5: test.top5,
             loss: test.loss,
-            best: best.transpose()?,
+            best: best.map(|Scored { name, top1 }| BestCheckpoint { checkpoint: name, top1 }),
             epochs: self.schedule.epochs(),
             seconds: self.progress.seconds,
-            images_per_second: self.clock.images_per_second(),
-            device: self.session.device_name.clone(),
+            images_per_second: self.progress.images_per_second(),
+            device: self.progress.test_device.unwrap_or(self.session.device_name),
             seed: self.recipe.seed,
             networks: self.progress.tests.clone(),
             reference: self.recipe.reference.clone(),

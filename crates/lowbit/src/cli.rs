@@ -1,9 +1,11 @@
 //! The command line.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Arg, ArgAction, Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use lowbit_data::{DatasetName, Locations};
 
@@ -125,8 +127,9 @@ they equal what it reported, bit for bit; if they do not, the exit code is 6.
 
 With --json, stdout holds one JSON object: `top1` and `top5` (fractions),
 `loss`, `recipe`, `checkpoint`, `step`, `reported` (the scores of the run at
-this checkpoint, or null), `reported_on` (their device, or null), `matches` (or
-null), `device` and `run_dir`.";
+this checkpoint, or null), `reported_on` (their device, or null), `same_data`
+(whether the test images are those of the run, or null), `matches` (or null;
+null on other images), `device` and `run_dir`.";
 
 const INSPECT_NOTES: &str = "\
 With --json, stdout holds one JSON object with `recipe` and `plan`; for a run
@@ -283,7 +286,7 @@ pub struct SetArgs {
 pub struct DeviceArgs {
     /// Device: flex, ndarray, wgpu, or wgpu:N for the N-th GPU from 0 [default: that of the run, else the fastest that
     /// is compiled in]
-    #[arg(long, value_name = "DEVICE")]
+    #[arg(long, value_name = "DEVICE", value_parser = DeviceParser, hide_possible_values = true)]
     pub device: Option<DeviceName>,
 }
 
@@ -291,7 +294,7 @@ pub struct DeviceArgs {
 pub struct DataDirArgs {
     /// Where data sets are looked for first: DIR/NAME, then DIR
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    data_dir: Option<PathBuf>,
+    pub data_dir: Option<PathBuf>,
 }
 
 impl DataDirArgs {
@@ -312,6 +315,27 @@ pub struct GlobalJsonArgs {
     /// Print the result as one line of JSON
     #[arg(long, global = true)]
     pub json: bool,
+}
+
+/// Reads the name of a device, and lets shells complete it, though there are more names.
+#[derive(Clone)]
+struct DeviceParser;
+
+impl TypedValueParser for DeviceParser {
+    type Value = DeviceName;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<DeviceName, clap::Error> {
+        DeviceName::from_str.parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(["flex", "ndarray", "wgpu"].into_iter().map(PossibleValue::new)))
+    }
 }
 
 /// Reads the name of a data set, and lets shells complete it.

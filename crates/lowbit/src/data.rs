@@ -123,6 +123,8 @@ fn fetch_files(
 struct Verified {
     name: DatasetName,
     ok: bool,
+    /// Whether every file was compared with a checksum.
+    compared: bool,
     files: Vec<VerifiedFile>,
     splits: Vec<VerifiedSplit>,
 }
@@ -143,11 +145,12 @@ struct VerifiedSplit {
 
 fn verify_files(name: DatasetName, locations: &Locations, json: bool) -> anyhow::Result<Code> {
     let report = verify(name, locations);
-    let ok = report.is_ok();
+    let (ok, compared) = (report.is_ok(), report.is_compared());
     let VerifyReport { files, splits, .. } = report;
     let verified = Verified {
         name,
         ok,
+        compared,
         files: files.into_iter().map(verified_file).collect(),
         splits: splits.into_iter().map(verified_split).collect(),
     };
@@ -180,7 +183,7 @@ fn verified_split(SplitReport { split, n_samples }: SplitReport) -> VerifiedSpli
     VerifiedSplit { split: split.to_string(), n_samples, error }
 }
 
-fn describe(Verified { name, ok, files, splits }: &Verified) -> Result<String, std::fmt::Error> {
+fn describe(Verified { name, ok, compared, files, splits }: &Verified) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
     for VerifiedFile { path, status, detail } in files {
         writeln!(text, "{status:<10} {}", path.display())?;
@@ -194,6 +197,14 @@ fn describe(Verified { name, ok, files, splits }: &Verified) -> Result<String, s
             (None, error) => writeln!(text, "{split:<10} {}", error.as_deref().unwrap_or_default())?,
         }
     }
-    write!(text, "\n{name} is {}", if *ok { "complete and intact" } else { "NOT as published" })?;
+    let verdict = match (ok, compared) {
+        (true, true) => "complete and intact",
+        (true, false) => {
+            "readable and of the right size, but not compared with a checksum: there are none of unpacked files, only of \
+             the archive"
+        }
+        (false, _) => "NOT as published",
+    };
+    write!(text, "\n{name} is {verdict}")?;
     Ok(text)
 }

@@ -31,7 +31,11 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Code> {
     let subject = Subject { checkpoint: args.checkpoint.as_deref(), network: args.network.as_deref() };
     let evaluation = lowbit_strategies::evaluate(&args.run, subject, &device, &args.data_dir.locations())?;
     let report = Report {
-        matches: evaluation.reported.map(|reported| reported == evaluation.scores),
+        // Scores on other images are not to be compared.
+        matches: match evaluation.same_data {
+            Some(false) => None,
+            _ => evaluation.reported.map(|reported| reported == evaluation.scores),
+        },
         evaluation: &evaluation,
         device: name.to_string(),
         run_dir: &args.run,
@@ -55,8 +59,10 @@ impl Report<'_> {
 }
 
 fn describe(report: &Report<'_>) -> String {
-    let Evaluation { checkpoint, network, phase, scores, reported, reported_on, .. } = report.evaluation;
+    let Evaluation { checkpoint, network, phase, scores, reported, reported_on, same_data, .. } =
+        report.evaluation;
     let verdict = match reported {
+        _ if *same_data == Some(false) => "these are not the test images that the run was tested on".into(),
         None => "the run did not evaluate at this step".into(),
         Some(reported) if reported == scores => "exactly what the run reported".into(),
         Some(reported) if report.is_on_same_device() => {

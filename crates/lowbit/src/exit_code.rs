@@ -14,7 +14,7 @@ Exit codes:
   0    success
   1    any other failure, such as an output that cannot be written
   2    command line, device or recipe is not valid
-  3    data missing, damaged or not to be fetched
+  3    data missing, damaged, not to be fetched, or other than that of the run
   4    run directory or checkpoint missing, damaged, in use or not writable
   5    the training diverged: its loss is not a finite number
   6    verification failed: a score or checksum differs from the one on record
@@ -74,9 +74,11 @@ fn of_train(error: &TrainError) -> Code {
         TrainError::Recipe(_)
         | TrainError::Model(_)
         | TrainError::QuantizedTeacher { .. }
-        | TrainError::UnknownNetwork { .. } => Code::Usage,
+        | TrainError::UnknownNetwork { .. }
+        | TrainError::NotText { .. } => Code::Usage,
         TrainError::Init { source, .. } | TrainError::Unsaved { source, .. } => of_train(source),
         TrainError::Data(error) => of_data(error),
+        TrainError::OtherData { .. } | TrainError::OtherSteps { .. } => Code::Data,
         TrainError::Checkpoint(_)
         | TrainError::RunExists { .. }
         | TrainError::NotEmpty { .. }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use lowbit_models::{Layout, Plan};
 use lowbit_strategies::strategy::Phase;
-use lowbit_strategies::{Inspection, Recipe};
+use lowbit_strategies::{Inspection, Recipe, RecipeError};
 use serde::Serialize;
 
 use crate::cli::InspectArgs;
@@ -85,10 +85,17 @@ fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt
 }
 
 fn inspect_recipe(args: &InspectArgs) -> anyhow::Result<()> {
+    let recipe = recipes::load(&args.target, &args.set.set).map_err(|error| {
+        match error.downcast_ref::<RecipeError>() {
+            Some(RecipeError::Unknown { name }) => {
+                UsageError(format!("no run directory {name:?}, and {error}")).into()
+            }
+            _ => error,
+        }
+    })?;
     if args.checkpoint.is_some() {
         return Err(UsageError("--checkpoint names one of a run, but this is a recipe".into()).into());
     }
-    let recipe = recipes::load(&args.target, &args.set.set)?;
     let device = DeviceName::fastest()?.open()?;
     let plan = lowbit_strategies::plan(&recipe, &device)?;
     let phases = recipe.phases(&recipe.strategies());

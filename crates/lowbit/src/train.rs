@@ -54,12 +54,19 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         Start::Resume(run) => lowbit_strategies::resume(run, args.checkpoint.as_deref(), session),
     };
     drop(follower);
+    // A run knows the place of its data, unless another was given to go on with.
+    let data_dir = match (&start, &args.data_dir.data_dir) {
+        (Start::Resume(run), Some(given)) if !is_data_dir_of(run, given) => {
+            format!(" --data-dir {}", shell_quoted(given))
+        }
+        _ => String::new(),
+    };
     match result? {
         Outcome::Complete(result) => {
             tracing::info!(target: SHOWN, top1 = result.top1, top5 = result.top5, loss = result.loss, "complete");
             match args.json.json {
                 true => output::print_json(&Status { status: "complete", outcome: &result })?,
-                false => output::print(&describe(&result))?,
+                false => output::print(&describe(&result, &data_dir))?,
             }
             Ok(Code::Success)
         }
@@ -69,8 +76,12 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
             match args.json.json {
                 true => output::print_json(&Status { status: "interrupted", outcome: interrupted })?,
                 false => output::print(&format!(
-                    "saved; continue with: lowbit train --resume {}",
-                    shell_quoted(&run_dir)
+                    "saved; continue with: lowbit train --resume {}{}{data_dir}",
+                    shell_quoted(&run_dir),
+                    match &start {
+                        Start::Resume(run) if !is_device_of(run, name) => format!(" --device {name}"),
+                        _ => String::new(),
+                    },
                 ))?,
             }
             Ok(Code::Interrupted)
@@ -82,6 +93,17 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
 enum Start<'a> {
     New { recipe: Box<Recipe>, out: PathBuf },
     Resume(&'a Path),
+}
+
+/// Whether the run in `run` looks for its data in `data_dir` first.
+fn is_data_dir_of(run: &Path, data_dir: &Path) -> bool {
+    let known = RunDir::open(run).and_then(|run| run.info()).ok().and_then(|info| info.data_dir);
+    std::path::absolute(data_dir).ok() == known
+}
+
+/// Whether the run in `run` goes on on the device `name` by itself.
+fn is_device_of(run: &Path, name: DeviceName) -> bool {
+    RunDir::open(run).and_then(|run| run.info()).is_ok_and(|info| info.device == name.to_string())
 }
 
 #[derive(Serialize)]
@@ -230,6 +252,10 @@ impl Observer for Follower<'_> {
     fn checkpoint(&mut self, path: &Path) {
         tracing::debug!(path = %path.display(), "checkpoint saved");
     }
+
+    fn warning(&mut self, message: &str) {
+        tracing::warn!("{message}");
+    }
 }
 
 /// The lowest precision in a network, as in "W2A2".
@@ -277,7 +303,8 @@ fn short(loss: f64) -> String {
     }
 }
 
-fn describe(result: &RunResult) -> String {
+/// A result in lines; `options` are those that a command on the run's data needs.
+fn describe(result: &RunResult, options: &str) -> String {
     let RunResult { top1, top5, loss, epochs, seconds, images_per_second, run_dir, .. } = result;
     let reference = result.reference.as_ref().map(|text| format!("reference   {text}\n"));
     let (run, quoted) = (run_dir.display(), shell_quoted(run_dir));
@@ -292,7 +319,7 @@ fn describe(result: &RunResult) -> String {
         .collect();
     format!(
         "last epoch  top-1 {}  top-5 {}  loss {loss:.4}\n{}{networks}{}time        {}, {}, {images_per_second:.0} \
-        images/s\nrun         {run}\n\nscore a checkpoint again:  lowbit eval {quoted}\nsee what it holds:         \
+        images/s\nrun         {run}\n\nscore a checkpoint again:  lowbit eval {quoted}{options}\nsee what it holds:         \
         lowbit inspect {quoted}",
         percent_exact(*top1),
         percent_exact(*top5),

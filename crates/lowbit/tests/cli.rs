@@ -72,6 +72,23 @@ fn flip_bit(path: &Path) {
     file.write_all(&[byte[0] ^ 1]).unwrap();
 }
 
+/// Changes the score of a checkpoint, but not the checksum of where it stands.
+fn set_top1(sandbox: &Sandbox, checkpoint: &str, top1: f64) {
+    let manifest = sandbox.path(checkpoint).join("manifest.json");
+    let mut content: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    content["progress"]["test"]["top1"] = top1.into();
+    fs::write(&manifest, content.to_string()).unwrap();
+}
+
+/// Writes the checksums of a checkpoint anew; false if there is no program for it.
+fn sum_up(sandbox: &Sandbox, checkpoint: &str) -> bool {
+    let sums = Command::new("sh")
+        .args(["-c", "sha256sum manifest.json model.safetensors optimizer.burnpack > SHA256SUMS"])
+        .current_dir(sandbox.path(checkpoint))
+        .status();
+    sums.is_ok_and(|status| status.success())
+}
+
 fn cut_short(path: &Path) {
     let length = fs::metadata(path).unwrap().len();
     OpenOptions::new().write(true).open(path).unwrap().set_len(length / 2).unwrap();
@@ -241,6 +258,107 @@ fn damaged_checkpoints() {
     }
 }
 
+/// The name of the newest checkpoint is taken by something else.
+#[test]
+fn checkpoint_that_is_no_directory() {
+    let sandbox = sandbox_with_run();
+    for other in ["step-9", "step-+0000009", "step-000000009"] {
+        fs::write(sandbox.path("run/checkpoints").join(other), "").unwrap();
+    }
+    assert_eq!(
+        sandbox.json(&["eval", "run"])["checkpoint"],
+        "step-00000008",
+        "those are no names of checkpoints"
+    );
+    fs::write(sandbox.path("run/checkpoints/step-00000099"), "").unwrap();
+    for args in [&["eval", "run"][..], &["inspect", "run"], &["train", "-q", "--resume", "run"]] {
+        let outcome = sandbox.run(args);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(4), ""), "{args:?}");
+        let expected = "error: checkpoint run/checkpoints/step-00000099 is damaged: SHA256SUMS: not a directory; the \
+                        newest intact one is step-00000008: use it with --checkpoint step-00000008\n";
+        assert_eq!(outcome.stderr, expected, "{args:?}");
+    }
+    assert_eq!(sandbox.json(&["train", "--resume", "run", "--checkpoint", PREVIOUS])["status"], "complete");
+    assert!(sandbox.path("run/checkpoints/abandoned-step-00000099").is_file());
+}
+
+/// What is damaged is the list of files, not a file.
+#[test]
+fn damaged_checksums() {
+    let sandbox = Sandbox::new();
+    let args = ["--out", "run", "--set", "train.ema_decay=0.9", "--set", "strategy.joint={}"];
+    let args = [&tiny_with(&args)[..], &["--set", "train.epochs=2"]].concat();
+    assert_eq!(sandbox.run(&args).code, Some(0));
+    let sums = sandbox.path(NEWEST).join("SHA256SUMS");
+    let intact = fs::read_to_string(&sums).unwrap();
+    let without = |file: &str| {
+        let kept = intact.lines().filter(|line| !line.ends_with(&format!("  {file}")));
+        kept.map(|line| format!("{line}\n")).collect::<String>()
+    };
+    let cases = [
+        (
+            intact.replacen("  average.safetensors", "  averagd.safetensors", 1),
+            "SHA256SUMS names \"averagd.safetensors\", which is not there",
+        ),
+        (
+            intact.replace("  teacher.model.safetensors", "  teacher.modeh.safetensors"),
+            "SHA256SUMS names \"teacher.modeh.safetensors\", which is not there",
+        ),
+        (
+            intact.replacen("  average.safetensors", "  ../average.safetensors", 1),
+            "SHA256SUMS names \"../average.safetensors\", which is not there",
+        ),
+        (intact.replacen('\n', "\x0b", 1), "SHA256SUMS names"),
+        (intact.replacen("  ", "\"  ", 1), "line 1 of SHA256SUMS is no checksum of a file"),
+        (intact.replacen("  ", " ", 1), "line 1 of SHA256SUMS is no checksum of a file"),
+        (
+            intact.replacen("  average.safetensors", "  model.safetensors", 1),
+            "line 3 of SHA256SUMS is no checksum of a file",
+        ),
+        (without("average.safetensors"), "average.safetensors is not in SHA256SUMS"),
+        (without("teacher.model.safetensors"), "teacher.model.safetensors is not in SHA256SUMS"),
+        (String::new(), "is not in SHA256SUMS"),
+    ];
+    for (content, problem) in cases {
+        assert_ne!(content, intact, "{problem}");
+        fs::write(&sums, content).unwrap();
+        for args in [&["eval", "run"][..], &["train", "-q", "--resume", "run"]] {
+            let outcome = sandbox.run(args);
+            assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(4), ""), "{problem}: {args:?}");
+            assert!(outcome.stderr.contains(" is damaged: "), "{}", outcome.stderr);
+            assert!(outcome.stderr.contains(problem), "{problem}: {}", outcome.stderr);
+            assert!(outcome.stderr.contains(&format!("use it with --checkpoint {PREVIOUS}")), "{problem}");
+        }
+    }
+    fs::write(&sums, intact).unwrap();
+    fs::write(sandbox.path(NEWEST).join(".directory"), "of a file manager").unwrap();
+    assert_eq!(sandbox.json(&["eval", "run"])["matches"], true);
+}
+
+/// A run that is done but for its result gets one, whatever became of an earlier checkpoint.
+#[test]
+fn damaged_best_checkpoint() {
+    let sandbox = sandbox_with_run();
+    // Not believed: the checksum is not of this manifest.
+    set_top1(&sandbox, "run/checkpoints/step-00000004", 1.0);
+    assert_eq!(sandbox.json(&["inspect", "run"])["best"], "step-00000008");
+    if !sum_up(&sandbox, "run/checkpoints/step-00000004") {
+        return skip("no sha256sum here");
+    }
+    assert_eq!(sandbox.json(&["inspect", "run"])["best"], PREVIOUS);
+    flip_bit(&sandbox.path("run/checkpoints/step-00000004/model.safetensors"));
+    fs::remove_file(sandbox.path("run/result.json")).unwrap();
+    let outcome = sandbox.run(&["train", "--resume", "run", "--json"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let result: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!(result["best"]["checkpoint"], "step-00000008");
+    assert_eq!(result["best"]["top1"], result["top1"]);
+    let warning = "checkpoint run/checkpoints/step-00000004 is damaged: model.safetensors does not match its checksum in \
+                   SHA256SUMS; the best checkpoint is looked for among the others";
+    assert!(outcome.stderr.contains(warning), "{}", outcome.stderr);
+    assert!(sandbox.path("run/result.json").is_file());
+}
+
 #[test]
 fn no_intact_checkpoint() {
     let sandbox = sandbox_with_run();
@@ -293,6 +411,7 @@ fn checkpoint_without_or_with_moving_average() {
     let without: String =
         sums.lines().filter(|line| !line.contains("average")).map(|line| format!("{line}\n")).collect();
     fs::write(checkpoint.join("SHA256SUMS"), without).unwrap();
+    fs::remove_file(checkpoint.join("average.safetensors")).unwrap();
     let checkpoint = sandbox.path(NEWEST);
     let sums = fs::read_to_string(checkpoint.join("SHA256SUMS")).unwrap();
     let model = sums.lines().find(|line| line.ends_with("  model.safetensors")).unwrap();
@@ -421,6 +540,96 @@ fn run_of_a_backend_that_is_not_compiled_in() {
     }
 }
 
+/// A path that no JSON can hold is refused before anything is trained.
+#[test]
+fn paths_that_are_no_text() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    let sandbox = sandbox_with_run();
+    let path = OsStr::from_bytes(b"r\xff");
+    let train = tiny_with(&[]);
+    let cases: [(&[&str], &str); 4] =
+        [(&train, "--out"), (&train, "--data-dir"), (&["train"], "--resume"), (&["eval"], "--")];
+    for (args, option) in cases {
+        if option == "--resume" {
+            fs::rename(sandbox.path("run"), sandbox.path(".").join(path)).unwrap();
+        }
+        let outcome = Outcome::of(&sandbox.command(args).arg(option).arg(path).output().unwrap());
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(2), ""), "{option}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains("r\u{fffd} is not valid UTF-8"), "{option}: {}", outcome.stderr);
+        assert!(!sandbox.path("runs").exists(), "{option}");
+    }
+}
+
+fn epochs_of(sandbox: &Sandbox, file: &str) -> Vec<u64> {
+    let lines = fs::read_to_string(sandbox.path(file)).unwrap();
+    let epoch = |line: &str| serde_json::from_str::<Value>(line).unwrap()["epoch"].as_u64().unwrap();
+    lines.lines().map(epoch).collect()
+}
+
+#[test]
+fn result_and_times_after_going_on() {
+    let sandbox = sandbox_with_run();
+    let read =
+        || -> Value { serde_json::from_slice(&fs::read(sandbox.path("run/result.json")).unwrap()).unwrap() };
+    let whole = read();
+    assert!(whole["images_per_second"].as_f64().unwrap() > 0.0);
+    // Killed between the last checkpoint and the result.
+    fs::remove_file(sandbox.path("run/result.json")).unwrap();
+    sandbox.json(&["train", "--resume", "run"]);
+    assert_eq!(read()["images_per_second"], whole["images_per_second"]);
+    assert_eq!(read(), whole);
+    // A result of something else is none.
+    let other =
+        fs::read_to_string(sandbox.path("run/result.json")).unwrap().replacen("\"loss\":", "\"loss\":1", 1);
+    fs::write(sandbox.path("run/result.json"), other).unwrap();
+    sandbox.json(&["train", "--resume", "run"]);
+    assert_eq!(read(), whole);
+
+    // An epoch again: its line in timing.jsonl takes the place of the first, also if that was cut short.
+    assert_eq!(epochs_of(&sandbox, "run/timing.jsonl"), [1, 2]);
+    let manifest = fs::read(sandbox.path("run/checkpoints").join(PREVIOUS).join("manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let before = manifest["progress"]["seconds"].as_f64().unwrap();
+    for cut in [false, true] {
+        if cut {
+            let file = OpenOptions::new().write(true).open(sandbox.path("run/timing.jsonl")).unwrap();
+            file.set_len(file.metadata().unwrap().len() - 9).unwrap();
+        }
+        let again = sandbox.json(&["train", "--resume", "run", "--checkpoint", PREVIOUS]);
+        assert_eq!(epochs_of(&sandbox, "run/timing.jsonl"), [1, 2]);
+        assert_eq!(epochs_of(&sandbox, "run/metrics.jsonl"), [1, 2]);
+        assert!(again["seconds"].as_f64().unwrap() > before, "{again}");
+        let newest = sandbox.json(&["inspect", "run"]);
+        assert_eq!(newest["checkpoint"]["progress"]["n_images"], 256);
+        assert_eq!(newest["checkpoint"]["progress"]["seconds"], again["seconds"]);
+    }
+    // All of it again.
+    fs::remove_dir_all(sandbox.path("run/checkpoints")).unwrap();
+    fs::create_dir(sandbox.path("run/checkpoints")).unwrap();
+    sandbox.json(&["train", "--resume", "run"]);
+    assert_eq!(epochs_of(&sandbox, "run/timing.jsonl"), [1, 2]);
+}
+
+/// A run that goes on is not complete, though it once was.
+#[test]
+fn result_of_a_run_that_goes_on() {
+    let sandbox = Sandbox::new();
+    let args = ["--out", "run", "--set", "checkpoint.keep_last=100"];
+    let args = [&tiny_with(&args)[..], &["--set", "train.epochs=30"]].concat();
+    assert_eq!(sandbox.run(&args).code, Some(0));
+    assert!(sandbox.path("run/result.json").exists());
+    let mut command = sandbox.command(&["train", "--resume", "run", "--checkpoint", PREVIOUS]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for(&sandbox.path("run/checkpoints/abandoned-step-00000008"));
+    wait_for(&sandbox.path("run/checkpoints/step-00000008"));
+    assert!(works(&["kill", "-INT", &child.id().to_string()]));
+    let outcome = Outcome::of(&child.wait_with_output().unwrap());
+    assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
+    assert!(!sandbox.path("run/result.json").exists());
+}
+
 #[test]
 fn moved_complete_run() {
     let sandbox = sandbox_with_run();
@@ -463,6 +672,26 @@ fn printed_commands_work() {
     assert_eq!(sandbox.run(&["eval", "my runs/one"]).code, Some(3));
     assert_eq!(sandbox.run(&["eval", "my runs/one", "--data-dir", "moved"]).code, Some(0));
     fs::rename(sandbox.path("moved"), sandbox.path("my data")).unwrap();
+    // What is not as the run knows it is in the command.
+    fs::rename(sandbox.path("my data"), sandbox.path("new data")).unwrap();
+    let newest = || sandbox.json(&["inspect", "my runs/one"])["checkpoint"]["name"].clone();
+    let before = newest();
+    let device = if cfg!(feature = "ndarray") { "ndarray" } else { "flex" };
+    let args = ["train", "--resume", "my runs/one", "--data-dir", "new data", "--device", device];
+    let child = sandbox.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    while newest() == before {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(works(&["kill", "-INT", &child.id().to_string()]));
+    let outcome = Outcome::of(&child.wait_with_output().unwrap());
+    let options = match device {
+        "flex" => "--data-dir 'new data'".to_string(),
+        other => format!("--device {other} --data-dir 'new data'"),
+    };
+    let expected = format!("saved; continue with: lowbit train --resume 'my runs/one' {options}\n");
+    assert_eq!(outcome.stdout, expected, "{}", outcome.stderr);
+    fs::rename(sandbox.path("new data"), sandbox.path("my data")).unwrap();
+
     let done = [&["train", "-q", "--out", "it's"], &data[..], &TINY].concat();
     let outcome = sandbox.run(&done);
     let printed = outcome.stdout.lines().filter_map(|line| line.find("lowbit ").map(|start| &line[start..]));
@@ -471,6 +700,76 @@ fn printed_commands_work() {
     for line in printed {
         assert_eq!(shell(line).code, Some(0), "{line}");
     }
+    fs::rename(sandbox.path("my data"), sandbox.path("new data")).unwrap();
+    let outcome = sandbox.run(&["train", "-q", "--resume", "it's", "--data-dir", "new data"]);
+    let printed =
+        outcome.stdout.lines().find_map(|line| line.find("lowbit eval").map(|start| &line[start..]));
+    assert_eq!(printed, Some(r"lowbit eval 'it'\''s' --data-dir 'new data'"));
+    assert_eq!(shell(printed.unwrap()).code, Some(0));
+}
+
+/// A run goes on with its own images only; others can be scored.
+#[test]
+fn other_data() {
+    let sandbox = Sandbox::new();
+    let write = |directory: &str, change: &dyn Fn(&mut [IdxFile; 4])| {
+        let mut files = idx_files();
+        change(&mut files);
+        fs::create_dir(sandbox.path(directory)).unwrap();
+        for (file, content) in files {
+            fs::write(sandbox.path(directory).join(file), content).unwrap();
+        }
+    };
+    // The first `n` images of a pair of files.
+    let shorten = |files: &mut [IdxFile], n: usize| {
+        for (file, record, header) in [(0, 28 * 28, 16), (1, 1, 8)] {
+            files[file].1[4..8].copy_from_slice(&(n as u32).to_be_bytes());
+            files[file].1.truncate(header + n * record);
+        }
+    };
+    write("data", &|_| {});
+    write("fewer", &|files| shorten(&mut files[..2], 64));
+    write("changed", &|files| files[0].1[5000] ^= 1);
+    write("other-test", &|files| files[3].1[20] ^= 1);
+    let args = ["train", "-q", "--out", "run", "--data-dir", "data", "--set", "data.dataset=mnist"];
+    let args = [&args[..], &["--set", "data.batch_size=32", "--set", "train.epochs=2"]].concat();
+    assert_eq!(sandbox.run(&args).code, Some(0));
+    let files =
+        || ["result.json", "metrics.jsonl"].map(|file| fs::read(sandbox.path("run").join(file)).unwrap());
+    let before = files();
+    for (data_dir, args) in [
+        ("fewer", &["train", "--resume", "run"][..]),
+        ("changed", &["train", "--resume", "run", "--checkpoint", PREVIOUS]),
+        ("other-test", &["train", "--resume", "run"]),
+    ] {
+        let args = [args, &["--data-dir", data_dir]].concat();
+        let outcome = check(&format!("other-data-{data_dir}"), &sandbox, &args);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(3), ""), "{data_dir}");
+    }
+    assert_eq!(files(), before);
+    assert_eq!(sandbox.json(&["inspect", "run"])["checkpoints"].as_array().unwrap().len(), 2);
+
+    assert_eq!(sandbox.json(&["eval", "run", "--data-dir", "changed"])["same_data"], true);
+    assert_eq!(
+        check("eval-other-data", &sandbox, &["eval", "run", "--data-dir", "other-test"]).code,
+        Some(0)
+    );
+    let evaluation = sandbox.json(&["eval", "run", "--data-dir", "other-test"]);
+    assert_eq!((&evaluation["same_data"], &evaluation["matches"]), (&false.into(), &Value::Null));
+
+    // An earlier lowbit did not write down what the images were: what does not fit is noticed nevertheless.
+    let mut info: Value = serde_json::from_slice(&fs::read(sandbox.path("run/run.json")).unwrap()).unwrap();
+    info.as_object_mut().unwrap().remove("data");
+    fs::write(sandbox.path("run/run.json"), info.to_string()).unwrap();
+    let outcome = check("other-data-unknown", &sandbox, &["train", "--resume", "run", "--data-dir", "fewer"]);
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(3), ""));
+    assert_eq!(
+        sandbox.run(&["train", "--resume", "run", "--data-dir", "fewer", "--checkpoint", PREVIOUS]).code,
+        Some(3)
+    );
+    assert_eq!(files(), before);
+    assert_eq!(sandbox.json(&["train", "--resume", "run", "--checkpoint", PREVIOUS])["status"], "complete");
+    assert_eq!(sandbox.json(&["eval", "run"])["same_data"], Value::Null);
 }
 
 #[test]
@@ -700,6 +999,12 @@ fn cifar_files() {
     let sandbox = Sandbox::new();
     cifar100(&sandbox);
     let train = sandbox.path("data/cifar-100-binary/train.bin");
+    assert_eq!(
+        check("data-verify-unpacked", &sandbox, &["data", "verify", "cifar100", "--data-dir", "data"]).code,
+        Some(0)
+    );
+    let verified = sandbox.json(&["data", "verify", "cifar100", "--data-dir", "data"]);
+    assert_eq!((&verified["ok"], &verified["compared"]), (&true.into(), &false.into()));
     let args =
         tiny_with(&["--set", "data.dataset=cifar100", "--data-dir", "data", "--set", "data.train_limit=64"]);
     // Later overrides win, and these limits are low.
@@ -794,6 +1099,17 @@ fn inspect_recipe() {
     let args = ["inspect", "digits-preresnet8-w2a2", "--set", "quantization.act_bits=4"];
     check("inspect-recipe", &sandbox, &args);
     assert_eq!(check("inspect-unknown", &sandbox, &["inspect", "nothing"]).code, Some(2));
+    let named = sandbox.run(&["inspect", "nothing", "--checkpoint", PREVIOUS]);
+    assert!(
+        named.stderr.starts_with("error: no run directory \"nothing\", and no recipe"),
+        "{}",
+        named.stderr
+    );
+    for args in [["eval", "nothing"].as_slice(), &["train", "--resume", "nothing"]] {
+        let outcome = sandbox.run(args);
+        assert_eq!(outcome.code, Some(4));
+        assert_eq!(outcome.stderr, "error: nothing is not a run directory: there is none of this name\n");
+    }
 }
 
 #[test]
@@ -870,6 +1186,41 @@ fn threads_that_are_asked_for_are_recorded() {
     assert_eq!(sandbox.json(&["inspect", "run"])["info"]["n_threads"], 3);
 }
 
+/// The same bits whatever the number of threads, with tensors that are divided among them.
+#[test]
+fn threads_do_not_change_the_result() {
+    let sandbox = Sandbox::new();
+    let changes = [
+        "train.epochs=1",
+        "train.eval_every=1",
+        "data.batch_size=128",
+        "data.train_limit=384",
+        "data.test_limit=128",
+        "model.width=2",
+    ];
+    let changes: Vec<&str> = changes.iter().flat_map(|change| ["--set", change]).collect();
+    for (i, special) in [
+        &["--set", "quantization.method=dorefa"][..],
+        &["--set", "quantization.method=lsq", "--set", "quantization.weight_granularity=per-channel"],
+        &["--set", "quantization.method=pact", "--set", "train.optimizer={kind=\"adamw\"}"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let states = ["1", "3"].map(|n_threads| {
+            let out = format!("run-{i}-{n_threads}");
+            let args = [&["train", "-q", "--out", &out, "--device", "flex"], &changes[..], special].concat();
+            let mut command = sandbox.command(&args);
+            let outcome = Outcome::of(&command.env("RAYON_NUM_THREADS", n_threads).output().unwrap());
+            assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+            let metrics = fs::read_to_string(sandbox.path(&out).join("metrics.jsonl")).unwrap();
+            (sandbox.json(&["inspect", &out])["state_sha256"].clone(), metrics)
+        });
+        assert!(states[0].0.is_string());
+        assert_eq!(states[0], states[1], "{special:?}");
+    }
+}
+
 #[test]
 fn default_directories_are_numbered() {
     let sandbox = Sandbox::new();
@@ -908,15 +1259,8 @@ fn reader_that_leaves_early() {
 #[test]
 fn eval_tells_when_scores_differ() {
     let sandbox = sandbox_with_run();
-    let manifest = sandbox.path(NEWEST).join("manifest.json");
-    let mut content: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
-    content["progress"]["test"]["top1"] = 0.984375.into();
-    fs::write(&manifest, content.to_string()).unwrap();
-    let sums = Command::new("sh")
-        .args(["-c", "sha256sum manifest.json model.safetensors optimizer.burnpack > SHA256SUMS"])
-        .current_dir(sandbox.path(NEWEST))
-        .status();
-    if !sums.is_ok_and(|status| status.success()) {
+    set_top1(&sandbox, NEWEST, 0.984375);
+    if !sum_up(&sandbox, NEWEST) {
         return skip("no sha256sum here");
     }
     assert_eq!(check("eval-differs", &sandbox, &["eval", "run"]).code, Some(6));
@@ -951,6 +1295,16 @@ fn diverged() {
     assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(5), ""));
     let log = fs::read_to_string(sandbox.path("run/log.txt")).unwrap();
     assert!(log.contains("ERROR run: loss is"), "{log}");
+    for method in ["dorefa", "lsq"] {
+        let out = format!("run-{method}");
+        let method = format!("quantization.method={method}");
+        let args =
+            ["digits-preresnet8-w2a2", "--out", &out, "--set", &method, "--set", "train.learning_rate=1e30"];
+        let args = [&["train", "-q"], &args[..], &["--set", "train.warmup_epochs=0"], &TINY].concat();
+        let outcome = sandbox.run(&args);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(5), ""), "{}", outcome.stderr);
+        assert!(outcome.stderr.starts_with("error: loss is "), "{}", outcome.stderr);
+    }
 }
 
 /// The only step of a training is too large: its loss is finite, and so are the weights, but not what comes of them.
@@ -1174,6 +1528,9 @@ fn completions() {
         assert!(outcome.stdout.contains("data-dir"), "{shell}");
     }
     let bash = sandbox.run(&["completions", "bash"]).stdout;
+    assert!(bash.contains("compgen -W \"flex ndarray wgpu\""), "{bash}");
+    assert!(sandbox.run(&["completions", "zsh"]).stdout.contains(":DEVICE:(flex ndarray wgpu)"));
+    assert!(sandbox.run(&["completions", "fish"]).stdout.contains("-l device"));
     fs::write(sandbox.path("lowbit.bash"), bash).unwrap();
     match works(&["bash", "-c", "true"]) {
         true => assert!(works(&["bash", "-n", sandbox.path("lowbit.bash").to_str().unwrap()])),

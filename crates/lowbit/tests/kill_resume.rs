@@ -59,6 +59,31 @@ const ONE_STAGE: &[&str] = &[
     "strategy.joint={}",
 ];
 
+/// Two moments of each parameter, of learned clip values too, which have a group of their own.
+const ADAM: &[&str] = &[
+    "train.epochs=3",
+    "data.batch_size=32",
+    "data.train_limit=128",
+    "data.test_limit=64",
+    "checkpoint.every_steps=3",
+    "quantization.method=pact",
+    "train.optimizer={kind=\"adam\"}",
+    "train.quantizers={learning_rate_scale=0.5, weight_decay=0.001}",
+];
+
+const ADAMW: &[&str] = &[
+    "train.epochs=3",
+    "data.batch_size=32",
+    "data.train_limit=128",
+    "data.test_limit=64",
+    "checkpoint.every_steps=3",
+    "quantization.method=pact",
+    "train.optimizer={kind=\"adamw\"}",
+    "train.weight_decay=0.01",
+    "strategy.two_stage=true",
+    "phases={w2a32={optimizer_state=\"kept\"}}",
+];
+
 /// The splitmix64 generator.
 struct Random(u64);
 
@@ -104,6 +129,16 @@ fn two_stage_progressive_and_joint() {
 #[test]
 fn stochastic_precision_and_joint() {
     check(ONE_STAGE, 20, false);
+}
+
+#[test]
+fn adam_and_clip_values() {
+    check(ADAM, 6, false);
+}
+
+#[test]
+fn adamw_in_two_stages() {
+    check(ADAMW, 6, false);
 }
 
 /// Kills trainings of `recipe` at random moments until there were `n_kills`, and one of them fell into the writing of a

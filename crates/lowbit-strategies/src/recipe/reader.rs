@@ -23,17 +23,59 @@ impl fmt::Display for Problem {
     }
 }
 
-/// All mistakes found so far.
+/// All mistakes found so far, and the paths of all keys that were looked for.
 #[derive(Default)]
-pub(super) struct Problems(RefCell<Vec<Problem>>);
+pub(super) struct Problems {
+    found: RefCell<Vec<Problem>>,
+    known: RefCell<Vec<String>>,
+    /// Keys that nobody looked for: where in `found`, and the names of those beside them. What they are most like is
+    /// known at the end.
+    unknown: RefCell<Vec<(usize, Vec<String>)>>,
+}
 
 impl Problems {
     pub(super) fn push(&self, key: impl Into<String>, message: impl Into<String>) {
-        self.0.borrow_mut().push(Problem { key: key.into(), message: message.into() });
+        self.found.borrow_mut().push(Problem { key: key.into(), message: message.into() });
+    }
+
+    fn push_unknown(&self, key: String, value: &Value, beside: Vec<String>) {
+        self.unknown.borrow_mut().push((self.found.borrow().len(), beside));
+        self.push(key, format!("unknown key, set to {}", show(value)));
     }
 
     pub(super) fn into_vec(self) -> Vec<Problem> {
-        self.0.into_inner()
+        let (mut found, known) = (self.found.into_inner(), self.known.into_inner());
+        for (i, beside) in self.unknown.into_inner() {
+            let Problem { key, message } = &mut found[i];
+            *message += &hint(key, &beside, &known);
+        }
+        found
+    }
+}
+
+/// What may have been meant by the unknown `key`: the same name in another table, one like it `beside` it, or one like it
+/// in another table. Names of tables apart, `known` has the paths of all keys.
+fn hint(key: &str, beside: &[String], known: &[String]) -> String {
+    let name_of = |path: &str| path.rsplit('.').next().unwrap_or(path).to_string();
+    let name = name_of(key);
+    let elsewhere = |wanted: &str| {
+        // The outermost, of which others are exceptions.
+        let paths = known.iter().filter(|path| name_of(path) == wanted && !path.contains('['));
+        paths.min_by_key(|path| path.matches('.').count())
+    };
+    if let Some(path) = elsewhere(&name) {
+        return format!("; did you mean {path:?}?");
+    }
+    let beside: Vec<&str> = beside.iter().map(String::as_str).collect();
+    let near = did_you_mean(&name, &beside);
+    if !near.is_empty() {
+        return near;
+    }
+    let names: Vec<String> = known.iter().map(|path| name_of(path)).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    match nearest(&name, &names).and_then(elsewhere) {
+        Some(path) => format!("; did you mean {path:?}?"),
+        None => format!("; the keys here are {}", beside.join(", ")),
     }
 }
 
@@ -64,7 +106,7 @@ impl<'a> Section<'a> {
     /// The same unless it is known already.
     pub(super) fn problem_once(&self, key: &str, message: String) {
         let problem = Problem { key: self.key_path(key), message };
-        let mut problems = self.problems.0.borrow_mut();
+        let mut problems = self.problems.found.borrow_mut();
         if !problems.contains(&problem) {
             problems.push(problem);
         }
@@ -87,6 +129,7 @@ impl<'a> Section<'a> {
 
     fn value(&self, key: &str) -> Option<&Value> {
         self.known.borrow_mut().push(key.into());
+        self.problems.known.borrow_mut().push(self.key_path(key));
         self.table.get(key)
     }
 
@@ -291,14 +334,8 @@ impl<'a> Section<'a> {
     /// Reports every key that was never read.
     pub(super) fn finish(self) {
         let known = self.known.borrow();
-        let names: Vec<&str> = known.iter().map(String::as_str).collect();
-        for key in self.table.keys().filter(|key| !known.contains(key)) {
-            let hint = did_you_mean(key, &names);
-            let hint = match hint.is_empty() {
-                true => format!("; the keys here are {}", names.join(", ")),
-                false => hint,
-            };
-            self.problem(key, format!("unknown key{hint}"));
+        for (key, value) in self.table.iter().filter(|(key, _)| !known.contains(key)) {
+            self.problems.push_unknown(self.key_path(key), value, known.clone());
         }
     }
 }

@@ -95,10 +95,34 @@ fn every_mistake_is_reported_with_key_value_and_what_is_allowed() {
             "quantization.weight_bits: expected a bit width from 1 to 8, or \"fp32\", got 9",
             "quantization.act_bits: expected a bit width from 1 to 8, or \"fp32\", got \"full\"",
             "train.epochs: expected an integer from 1 to 100000, got 0",
-            "train.learning_rat: unknown key; did you mean \"learning_rate\"?",
-            "colour: unknown key; the keys here are schema, name, seed, reference, init, data, model, quantization, train, strategy, checkpoint, phases",
+            "train.learning_rat: unknown key, set to 0.1; did you mean \"learning_rate\"?",
+            "colour: unknown key, set to 1; the keys here are schema, name, seed, reference, init, data, model, quantization, train, strategy, checkpoint, phases",
         ]
     );
+}
+
+#[test]
+fn keys_of_other_tables_are_found() {
+    let cases = [
+        (
+            "learning_rate=0.1",
+            "learning_rate: unknown key, set to 0.1; did you mean \"train.learning_rate\"?",
+        ),
+        ("epochs=3", "epochs: unknown key, set to 3; did you mean \"train.epochs\"?"),
+        ("train.batch_size=8", "train.batch_size: unknown key, set to 8; did you mean \"data.batch_size\"?"),
+        (
+            "model.act_bits=4",
+            "model.act_bits: unknown key, set to 4; did you mean \"quantization.act_bits\"?",
+        ),
+        (
+            "learning_rte='x'",
+            "learning_rte: unknown key, set to \"x\"; did you mean \"train.learning_rate\"?",
+        ),
+        ("modl={}", "modl: unknown key, set to a table; did you mean \"model\"?"),
+    ];
+    for (change, expected) in cases {
+        assert_eq!(mistakes(&["quantization.last={act_bits=8}", change]), [expected]);
+    }
 }
 
 #[test]
