@@ -120,7 +120,7 @@ impl<'a> Section<'a> {
     /// Whether a mistake in this table was reported.
     pub(super) fn has_problems(&self) -> bool {
         let inside = format!("{}.", self.path);
-        self.problems.0.borrow().iter().any(|problem| problem.key.starts_with(&inside))
+        self.problems.found.borrow().iter().any(|problem| problem.key.starts_with(&inside))
     }
 
     pub(super) fn has(&self, key: &str) -> bool {
