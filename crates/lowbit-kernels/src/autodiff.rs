@@ -130,7 +130,7 @@ fn conv2d<B: KernelBackend + KeepCodes, C: CheckpointStrategy>(
 ) -> FloatTensor<Autodiff<B, C>> {
     match Conv2d.prepare::<C>([input.node(), weight.node()]).compute_bound().stateful() {
         OpsKind::Tracked(mut prepared) => {
-            let kept = match keep(&input.primitive(), &weight.primitive()) {
+            let kept = match keep(input.primitive(), weight.primitive()) {
                 Some(codes) => KeptInput::Codes(codes),
                 None => KeptInput::Node(prepared.checkpoint(&input), options.clone()),
             };

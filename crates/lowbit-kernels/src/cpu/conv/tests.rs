@@ -85,7 +85,8 @@ fn check(s: &ConvShape, seed: &mut u64) {
     if s.groups == 1 {
         // Of packed codes, it is the same to the last bit.
         let largest = [1, 3, 15, 255][(s.batch + s.taps()) % 4];
-        let codes: Vec<f32> = input.iter().map(|x| (x.abs() * largest as f32).round() * 0.25).collect();
+        let codes: Vec<f32> =
+            input.iter().map(|x| (x.abs() * largest as f32).round_ties_even() * 0.25).collect();
         let packed = PackedImages::pack(&codes, s.in_image(), 0.25, largest).expect("these are codes");
         let mut of_codes = vec![f32::NAN; weight.len()];
         weight_gradient(s, &codes, &g, &mut dw);

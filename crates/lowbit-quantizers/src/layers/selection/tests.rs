@@ -214,7 +214,7 @@ const WEIGHT_CASES: [WeightCase; 4] = [
         unrounded: [0.2, -0.5, 0.3, -0.1, 0.2, -0.5, 0.3, -0.1],
         gradient: [1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0],
         // 1 for each of 0.9 and 0.8, which are above the range; in each rounded half 1/3 - 1/3 + 1/3; over sqrt(8 * 1).
-        parameter_gradients: Some([8.0 / 3.0 / 2.828_427_1, 2.0 / 2.828_427_1, 7.0 / 3.0 / 2.828_427_1]),
+        parameter_gradients: Some([8.0 / 3.0 / 2.828_427, 2.0 / 2.828_427, 7.0 / 3.0 / 2.828_427]),
     },
     WeightCase {
         name: "min-max, 2 bits",
