@@ -167,13 +167,6 @@ fn clip(x: f32, min: f32, max: f32) -> f32 {
     if x > max { max } else { x }
 }
 
-/// The low byte of an integer from -128 to 255: its code in 8 bits, signed or not. Nothing is undefined for others.
-#[inline(always)]
-pub fn low_byte(code: f32) -> u8 {
-    // 1.5 * 2^23: integers of this size have their lowest bits at the end of the significand.
-    (code + 12_582_912.0).to_bits() as u8
-}
-
 /// Any of the activations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {

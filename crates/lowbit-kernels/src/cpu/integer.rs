@@ -9,9 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
-use super::activation::low_byte;
+use super::codes::{integer, low_byte, low_half};
 use super::conv::{ConvShape, tables};
-use super::packed::OFF_GRID;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512Vnni};
 use super::simd::{BLOCK, Baseline, Instructions, multiversion, store_transposed};
@@ -464,10 +463,7 @@ multiversion! {
     fn round_to_codes(weight: &[f32], inverse: f32, largest: f32, codes: &mut [u8]) -> bool {
         let mut fit = 1;
         for (&weight, code) in weight.iter().zip(codes) {
-            let value = weight * inverse;
-            let nearest = value.round_ties_even();
-            fit &= u32::from((nearest.abs() <= largest) & ((value - nearest).abs() < OFF_GRID));
-            *code = low_byte(value);
+            *code = low_byte(integer(weight * inverse, -largest, largest, &mut fit));
         }
         fit == 1
     }
@@ -483,11 +479,14 @@ struct Scaling {
 impl Scaling {
     /// The code of `x`; `fit` turns to 0 if it is beyond the bounds or no integer.
     #[inline(always)]
-    fn byte(self, x: f32, fit: &mut u32) -> u32 {
-        let code = x * self.inverse;
-        let nearest = code.round_ties_even();
-        *fit &= u32::from((nearest >= 0.0) & (nearest <= self.largest) & ((code - nearest).abs() < OFF_GRID));
-        u32::from(low_byte(code))
+    fn code(self, x: f32, fit: &mut u32) -> f32 {
+        integer(x * self.inverse, 0.0, self.largest, fit)
+    }
+
+    /// Two codes, the second in the upper byte.
+    #[inline(always)]
+    fn pair(self, lower: f32, upper: f32, fit: &mut u32) -> u32 {
+        u32::from(low_half(self.code(lower, fit) + 256.0 * self.code(upper, fit)))
     }
 }
 
@@ -504,10 +503,7 @@ multiversion! {
                 let row = y * width..(y + 1) * width;
                 let (ab, cd) = (a[row.clone()].iter().zip(&b[row.clone()]), c[row.clone()].iter().zip(&d[row]));
                 for (word, ((&a, &b), (&c, &d))) in out.iter_mut().zip(ab.zip(cd)) {
-                    *word = scaling.byte(a, &mut fit)
-                        | scaling.byte(b, &mut fit) << 8
-                        | scaling.byte(c, &mut fit) << 16
-                        | scaling.byte(d, &mut fit) << 24;
+                    *word = scaling.pair(a, b, &mut fit) | scaling.pair(c, d, &mut fit) << 16;
                 }
             }
             return fit == 1;
@@ -515,7 +511,7 @@ multiversion! {
         for (c, channel) in channels.chunks_exact(plane).enumerate() {
             for (row, out) in channel.chunks_exact(width).zip(out.chunks_mut(stride)) {
                 for (word, &x) in out.iter_mut().zip(row) {
-                    *word |= scaling.byte(x, &mut fit) << (8 * c);
+                    *word |= u32::from(low_byte(scaling.code(x, &mut fit))) << (8 * c);
                 }
             }
         }

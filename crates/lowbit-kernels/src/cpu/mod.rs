@@ -1,6 +1,7 @@
 //! Kernels over slices in host memory, parallel over the batch. Results do not depend on the number of threads.
 
 pub mod activation;
+mod codes;
 pub mod conv;
 pub mod fake_quantize;
 pub mod integer;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
-use super::activation::low_byte;
+use super::codes::{integer, low_byte};
 use super::simd::multiversion;
 use super::task_items;
 
@@ -21,8 +21,8 @@ pub struct PackedImages {
     scale: f32,
 }
 
-/// How far from an integer a value divided by its scale may be. A fake quantizer's roundings are below 1e-4 at 8 bits.
-pub(super) const OFF_GRID: f32 = 1e-2;
+/// Bytes that are made together: their sums stay in the nearest cache.
+const TOGETHER: usize = 1024;
 
 impl PackedImages {
     /// Packs the codes `value / scale` of images of `image_len` values. `None` if one is no integer from 0 to `largest`, apart
@@ -43,10 +43,16 @@ impl PackedImages {
         let fit = AtomicBool::new(true);
         let images = bytes.par_chunks_mut(image_bytes).zip(values.par_chunks(image_len));
         images.with_min_len(task_items(image_len)).for_each(|(bytes, image)| {
-            for (i, values) in image.chunks(image_bytes).enumerate() {
-                if !join(values, 1.0 / scale, f32::from(largest), 8 / per_byte * i, bytes) {
-                    fit.store(false, Ordering::Relaxed);
+            for (part, bytes) in bytes.chunks_mut(TOGETHER).enumerate() {
+                let mut sums = [0.0; TOGETHER];
+                for (i, values) in image.chunks(image_bytes).enumerate() {
+                    let values = &values[(part * TOGETHER).min(values.len())..];
+                    let place = (1 << (8 / per_byte * i)) as f32;
+                    if !add_codes(values, 1.0 / scale, f32::from(largest), place, &mut sums[..bytes.len()]) {
+                        fit.store(false, Ordering::Relaxed);
+                    }
                 }
+                to_bytes(&sums, bytes);
             }
         });
         fit.into_inner().then_some(Self { bytes, image_len, per_byte, scale })
@@ -84,16 +90,23 @@ impl PackedImages {
 }
 
 multiversion! {
-    /// Adds the codes of `values` to the bytes, `shift` bits from their lowest. Returns whether all are codes up to `largest`.
-    fn join(values: &[f32], inverse: f32, largest: f32, shift: usize, bytes: &mut [u8]) -> bool {
+    /// Adds the codes of `values`, as many as there are sums, times their place in a byte. Returns whether all are codes up to
+    /// `largest`.
+    fn add_codes(values: &[f32], inverse: f32, largest: f32, place: f32, sums: &mut [f32]) -> bool {
         let mut fit = 1;
-        for (byte, value) in bytes.iter_mut().zip(values) {
-            let code = value * inverse;
-            let nearest = code.round_ties_even();
-            fit &= u32::from((nearest >= 0.0) & (nearest <= largest) & ((code - nearest).abs() < OFF_GRID));
-            *byte |= low_byte(code) << shift;
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum += integer(value * inverse, 0.0, largest, &mut fit) * place;
         }
         fit == 1
+    }
+}
+
+multiversion! {
+    /// The bytes of integers from 0 to 255.
+    fn to_bytes(integers: &[f32], bytes: &mut [u8]) {
+        for (byte, &integer) in bytes.iter_mut().zip(integers) {
+            *byte = low_byte(integer);
+        }
     }
 }
 
