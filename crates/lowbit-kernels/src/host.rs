@@ -374,17 +374,15 @@ macro_rules! host_backend {
                 options: ConvOptions<2>,
             ) -> FloatTensor<Self> {
                 match conv_shape(&input, &weight, &options) {
-                    Some(shape) if shape.groups == 1 && IntegerConv::pays(codes.bounds) => {
-                        timed(Kind::ConvCodes, || {
-                            conv2d_codes::<Self>(
-                                input,
-                                weight,
-                                [input_parameter, weight_parameter],
-                                codes,
-                                &shape,
-                            )
-                        })
-                    }
+                    Some(shape) if IntegerConv::pays(&shape, codes.bounds) => timed(Kind::ConvCodes, || {
+                        conv2d_codes::<Self>(
+                            input,
+                            weight,
+                            [input_parameter, weight_parameter],
+                            codes,
+                            &shape,
+                        )
+                    }),
                     _ => Self::lowbit_conv2d(input, weight, options),
                 }
             }

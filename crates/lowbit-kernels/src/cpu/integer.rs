@@ -328,9 +328,14 @@ fn run(tiles: Tiles, operands: Operands<'_>, store: &mut Store<'_>) {
 }
 
 impl IntegerConv {
-    /// Whether this is faster than the convolution in single precision, on this processor.
-    pub fn pays(bounds: CodeBounds) -> bool {
-        bounds.weight <= i8::MAX as u8 && !matches!(Tiles::best(bounds), Tiles::Plain)
+    /// Whether this is faster than the convolution in single precision, on this processor. It is not where most of the input,
+    /// all of which becomes codes, is not read.
+    pub fn pays(shape: &ConvShape, bounds: CodeBounds) -> bool {
+        let skips = shape.taps() == 1 && shape.stride.iter().any(|&stride| stride > 1);
+        !skips
+            && shape.groups == 1
+            && bounds.weight <= i8::MAX as u8
+            && !matches!(Tiles::best(bounds), Tiles::Plain)
     }
 
     /// Packs the weights, of the shape of [`ConvShape`]'s weight, as codes: `weight / scale`, integers but for roundings, with one scale for
