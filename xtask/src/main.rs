@@ -2,6 +2,7 @@
 //! trains the tables of the documentation.
 
 mod bench;
+mod kernels;
 mod parity;
 mod reproduce;
 mod workspace;
@@ -28,6 +29,8 @@ enum Task {
     },
     /// Compare wgpu with the CPU backends, case by case, and train on it; fails where there is no GPU or software driver
     Parity(parity::ParityArgs),
+    /// Test the CPU kernels alone: for another processor, or with a sanitizer
+    Kernels(kernels::KernelsArgs),
     /// Train all cells of a table, methods x bit widths x seeds, and report it
     Reproduce(reproduce::ReproduceArgs),
     /// Time training beside other implementations
@@ -50,6 +53,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Ci { no_test } => ci(no_test),
         Task::Parity(args) => parity::run(&args),
+        Task::Kernels(args) => kernels::run(&args),
         Task::Reproduce(args) => reproduce::run(&args),
         Task::Bench(Bench::Step(args)) => bench::step(&args),
         Task::Bench(Bench::Backends(args)) => bench::backends::run(&args),
