@@ -469,16 +469,19 @@ fn parameters_for_several_slices_are_an_error() {
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     let _switch = Switch::lock();
+    const METHODS: [Method; 3] = [Method::Lsq, Method::DoReFa, Method::Pact];
     let low = Precision::bits(2).expect("2 is a width");
     let input = InputShape { channels: 3, height: 32, width: 32 };
-    let n = 24;
+    let n = 16;
     let images = normal(n * 3072, 0.0, 1.0, &mut rng(1));
     let labels: Vec<i64> = (0..n as i64).map(|i| i % 10).collect();
     // More values than burn sums up on one thread.
     let many = normal(5 << 20, 0.5, 1.0, &mut rng(2));
     for backend in cpu_backends() {
         let device = backend.device.clone().autodiff();
-        for method in [Method::DoReFa, Method::Pact, Method::Lsq, Method::MinMax] {
+        // ndarray has the same kernels.
+        let methods = if backend.name == "flex" { &METHODS[..] } else { &METHODS[..1] };
+        for &method in methods {
             let run = || {
                 let policy = QuantizationPolicy::new(LayerQuantization::new(method, low, low));
                 let config = ModelConfig::new(Family::PreResNet, 8);
