@@ -4,7 +4,6 @@
 //! A gradient that is not the derivative of the value is that of a term which adds an exact zero: `x - x`, one of the two
 //! detached.
 
-use burn::tensor::activation::relu;
 use burn::tensor::{Bool, Tensor};
 
 use crate::{Activation, Grid, MaxGradient};
@@ -20,13 +19,7 @@ pub(crate) fn normalize(
     let channels = input.dims()[1];
     let wide = |tensor: Tensor<1>| tensor.reshape([1, channels, 1, 1]);
     let factor = gamma / (variance + epsilon).sqrt();
-    let output = (input - wide(mean)) * wide(factor) + wide(beta);
-    match activation {
-        Activation::Identity => output,
-        Activation::Relu => relu(output),
-        Activation::Unit { n } => fake_quantize_unit(output, n),
-        Activation::Learned { parameter, grid } => fake_quantize_learned(output, parameter, grid),
-    }
+    activation.apply((input - wide(mean)) * wide(factor) + wide(beta))
 }
 
 /// Mean and biased variance of every channel, `[channels]` each.

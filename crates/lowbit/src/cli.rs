@@ -334,7 +334,7 @@ impl TypedValueParser for DeviceParser {
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(["flex", "ndarray", "wgpu"].into_iter().map(PossibleValue::new)))
+        Some(Box::new(DeviceName::names().map(PossibleValue::new)))
     }
 }
 

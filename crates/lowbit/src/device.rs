@@ -50,6 +50,11 @@ impl DeviceName {
         Ok(Self { backend: backend.ok_or(DeviceError::NoBackend)?, index: None })
     }
 
+    /// The names without a number.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        BACKENDS.into_iter().map(Backend::name)
+    }
+
     /// The device that an earlier run was on.
     pub fn of_run(device: &str) -> Result<Self, DeviceError> {
         match device.parse::<Self>() {
