@@ -1,22 +1,81 @@
-//! Loops for groups of very few channels, as in depthwise convolution: rows times single weights.
-
-use std::ops::Range;
+//! Loops for groups of very few channels, as in depthwise convolution.
+//!
+//! A padded image is read as one long row, whose windows are sums of products of single weights with pieces of it. What lies
+//! between the windows, at the ends of rows and where the stride is above 1, is computed too and left out.
 
 use rayon::prelude::*;
 
+use super::forward::{padded_input, window_steps};
 use super::shape::ConvShape;
-use super::source::{Source, with_scratch};
+use super::source::{Source, grow, table_index, with_scratch};
 use crate::cpu::simd::multiversion;
+use crate::cpu::task_items;
+
+/// Sums that are taken together, in registers.
+const SUMS: usize = 64;
+
+/// Writes `L` sums at a time as long as there are so many; returns how many.
+#[inline(always)]
+fn correlate_by<const L: usize>(image: &[f32], steps: &[u32], weights: &[f32], out: &mut [f32]) -> usize {
+    let (blocks, _) = out.as_chunks_mut::<L>();
+    let n = blocks.len() * L;
+    for (i, out) in blocks.iter_mut().enumerate() {
+        let mut sums = [0.0; L];
+        for (&step, &weight) in steps.iter().zip(weights) {
+            let window: &[f32; L] =
+                image[i * L + step as usize..].first_chunk().expect("a window is in the image");
+            for v in 0..L {
+                sums[v] += window[v] * weight;
+            }
+        }
+        *out = sums;
+    }
+    n
+}
 
 multiversion! {
-    /// `out[i] += input[i * in_step] * weight`, `i` counted in steps of `out_step`.
-    fn add_row(out: &mut [f32], out_step: usize, input: &[f32], in_step: usize, weight: f32) {
-        if out_step == 1 && in_step == 1 {
-            out.iter_mut().zip(input).for_each(|(out, x)| *out += x * weight);
-            return;
+    /// `out[i] = sum over k of image[i + steps[k]] * weights[k]`, in the order of `k`.
+    fn correlate(image: &[f32], steps: &[u32], weights: &[f32], out: &mut [f32]) {
+        let mut first = correlate_by::<SUMS>(image, steps, weights, out);
+        first += correlate_by::<8>(&image[first..], steps, weights, &mut out[first..]);
+        correlate_by::<1>(&image[first..], steps, weights, &mut out[first..]);
+    }
+}
+
+/// Windows of a padded image whose rows have `row_len` values.
+struct Windows {
+    row_len: usize,
+    /// How many rows and columns of them.
+    size: [usize; 2],
+    stride: [usize; 2],
+}
+
+impl Windows {
+    /// The [`correlate`]d windows, row after row; `image` begins at the first of them.
+    fn correlate(
+        &self,
+        image: &[f32],
+        steps: &[u32],
+        weights: &[f32],
+        buffer: &mut Vec<f32>,
+        out: &mut [f32],
+    ) {
+        let [[height, width], [stride_y, stride_x]] = [self.size, self.stride];
+        let row = (width - 1) * stride_x + 1;
+        // Rows that follow each other are one, with what is between them.
+        let together = if stride_y == 1 { height } else { 1 };
+        let len = (together - 1) * self.row_len + row;
+        grow(buffer, len);
+        for (i, out) in out.chunks_mut(together * width).enumerate() {
+            let sums = &mut buffer[..len];
+            correlate(&image[i * stride_y * self.row_len..], steps, weights, sums);
+            for (sums, out) in sums.chunks(self.row_len).zip(out.chunks_exact_mut(width)) {
+                match stride_x {
+                    1 => out.copy_from_slice(&sums[..width]),
+                    _ => out.iter_mut().zip(sums.iter().step_by(stride_x)).for_each(|(out, sum)| *out = *sum),
+                }
+            }
         }
-        let out = out.iter_mut().step_by(out_step);
-        out.zip(input.iter().step_by(in_step)).for_each(|(out, x)| *out += x * weight);
     }
 }
 
@@ -46,68 +105,98 @@ multiversion! {
     }
 }
 
-/// Outputs along axis `i` whose window has its position `k` inside the input.
-fn outputs(shape: &ConvShape, i: usize, k: usize) -> Range<usize> {
-    let (stride, padding) = (shape.stride[i], shape.padding[i]);
-    let first = padding.saturating_sub(k).div_ceil(stride);
-    let end = (shape.size[i] + padding).saturating_sub(k).div_ceil(stride).min(shape.out_size()[i]);
-    first..end.max(first)
-}
-
-/// Calls `row(output offset, input offset, length)` for all rows that meet at position `[i, j]` of the kernel.
-fn rows(shape: &ConvShape, [i, j]: [usize; 2], mut row: impl FnMut(usize, usize, usize)) {
-    let (xs, out_width) = (outputs(shape, 1, j), shape.out_size()[1]);
-    if xs.is_empty() {
-        return;
-    }
-    for y in outputs(shape, 0, i) {
-        let in_y = y * shape.stride[0] + i - shape.padding[0];
-        let in_x = xs.start * shape.stride[1] + j - shape.padding[1];
-        row(y * out_width + xs.start, in_y * shape.size[1] + in_x, xs.len());
-    }
-}
-
-fn taps(shape: &ConvShape) -> impl Iterator<Item = (usize, [usize; 2])> {
+fn taps_of(shape: &ConvShape) -> impl Iterator<Item = (usize, [usize; 2])> {
     let width = shape.kernel[1];
     (0..shape.taps()).map(move |tap| (tap, [tap / width, tap % width]))
 }
 
 /// See [`super::forward()`].
 pub fn forward(shape: &ConvShape, input: &[f32], weight: &[f32], out: &mut [f32]) {
-    let (in_plane, stride) = (shape.in_plane(), shape.stride[1]);
-    out.par_chunks_mut(shape.out_plane()).enumerate().for_each(|(part, out)| {
-        let (image, o) = (part / shape.out_channels, part % shape.out_channels);
-        let group = o / shape.group_out();
-        out.fill(0.0);
-        for c in 0..shape.group_in() {
-            let channel = image * shape.in_channels + group * shape.group_in() + c;
-            let input = &input[channel * in_plane..][..in_plane];
-            let weight = &weight[(o * shape.group_in() + c) * shape.taps()..];
-            for (tap, position) in taps(shape) {
-                rows(shape, position, |to, from, len| {
-                    add_row(&mut out[to..to + len], 1, &input[from..], stride, weight[tap]);
-                });
+    let (source, stride) = padded_input(shape);
+    let steps = window_steps(shape, &source);
+    let windows = Windows { row_len: source.row_len(), size: shape.out_size(), stride };
+    let (in_len, out_len) = (shape.group_in() * shape.in_plane(), shape.group_out() * shape.out_plane());
+    let groups = out.par_chunks_mut(out_len).enumerate();
+    groups.with_min_len(task_items(out_len * steps.len())).for_each(|(part, out)| {
+        let weight = &weight[part % shape.groups * shape.group_weight()..];
+        with_scratch(|[padded, sums, _]| {
+            let image = source.load(&input[part * in_len..], 1, padded);
+            for (out, weight) in out.chunks_exact_mut(shape.out_plane()).zip(weight.chunks_exact(steps.len()))
+            {
+                windows.correlate(image, &steps, weight, sums, out);
             }
-        }
+        });
     });
+}
+
+/// Along one axis, how the gradient of the input is a convolution of the gradient of the output: spread over the places that
+/// the windows begin at, by the stride, behind zeros, and convolved by the kernel turned round.
+struct Spread {
+    stride: usize,
+    /// Zeros before the first value.
+    before: usize,
+    /// Values of the output that any input meets, from the first on.
+    n: usize,
+    /// Length with zeros.
+    len: usize,
+}
+
+impl Spread {
+    fn new(shape: &ConvShape, i: usize) -> Self {
+        let (stride, before) = (shape.stride[i], shape.kernel[i] - 1);
+        let len = shape.padding[i] + shape.size[i] + before;
+        // Windows that begin behind the input meet none of it.
+        let n = shape.out_size()[i].min((shape.padding[i] + shape.size[i]).div_ceil(stride));
+        Self { stride, before, n, len }
+    }
 }
 
 /// See [`super::input_gradient()`].
 pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32], gradient: &mut [f32]) {
-    let (out_plane, stride) = (shape.out_plane(), shape.stride[1]);
-    gradient.par_chunks_mut(shape.in_plane()).enumerate().for_each(|(part, gradient)| {
-        let (image, channel) = (part / shape.in_channels, part % shape.in_channels);
-        let (group, c) = (channel / shape.group_in(), channel % shape.group_in());
-        gradient.fill(0.0);
-        for o in group * shape.group_out()..(group + 1) * shape.group_out() {
-            let out_gradient = &out_gradient[(image * shape.out_channels + o) * out_plane..][..out_plane];
-            let weight = &weight[(o * shape.group_in() + c) * shape.taps()..];
-            for (tap, position) in taps(shape) {
-                rows(shape, position, |from, to, len| {
-                    add_row(&mut gradient[to..], stride, &out_gradient[from..from + len], 1, weight[tap]);
-                });
+    let axes = [0, 1].map(|i| Spread::new(shape, i));
+    let [rows, columns] = &axes;
+    let (out_plane, taps, [_, out_width]) = (shape.out_plane(), shape.taps(), shape.out_size());
+    let plane = rows.len * columns.len;
+    let steps: Vec<u32> = (0..shape.group_out())
+        .flat_map(|o| taps_of(shape).map(move |(_, [i, j])| table_index(o * plane + i * columns.len + j)))
+        .collect();
+    // For each channel of the input, the weights of the group in the order of the steps.
+    let turned: Vec<f32> = weight
+        .chunks_exact(shape.group_weight())
+        .flat_map(|group| {
+            (0..shape.group_in()).flat_map(move |c| {
+                let kernels = group.chunks_exact(taps).skip(c).step_by(shape.group_in());
+                kernels.flat_map(|kernel| kernel.iter().rev().copied())
+            })
+        })
+        .collect();
+    let windows = Windows { row_len: columns.len, size: shape.size, stride: [1, 1] };
+    let first = shape.padding[0] * columns.len + shape.padding[1];
+    let (in_len, out_len) = (shape.group_in() * shape.in_plane(), shape.group_out() * out_plane);
+    let groups = gradient.par_chunks_mut(in_len).enumerate();
+    groups.with_min_len(task_items(in_len * steps.len())).for_each(|(part, gradient)| {
+        let weights = turned[part % shape.groups * shape.group_weight()..].chunks_exact(steps.len());
+        with_scratch(|[spread, sums, _]| {
+            grow(spread, shape.group_out() * plane);
+            let spread = &mut spread[..shape.group_out() * plane];
+            let planes = out_gradient[part * out_len..].chunks_exact(out_plane);
+            for (spread, out_gradient) in spread.chunks_exact_mut(plane).zip(planes) {
+                spread.fill(0.0);
+                let places = spread.chunks_exact_mut(columns.len).skip(rows.before).step_by(rows.stride);
+                for (place, g) in places.zip(out_gradient.chunks_exact(out_width)).take(rows.n) {
+                    let place = &mut place[columns.before..];
+                    match columns.stride {
+                        1 => place[..columns.n].copy_from_slice(&g[..columns.n]),
+                        stride => {
+                            place.iter_mut().step_by(stride).zip(&g[..columns.n]).for_each(|(p, g)| *p = *g)
+                        }
+                    }
+                }
             }
-        }
+            for (gradient, weights) in gradient.chunks_exact_mut(shape.in_plane()).zip(weights) {
+                windows.correlate(&spread[first..], &steps, weights, sums, gradient);
+            }
+        });
     });
 }
 
@@ -135,7 +224,7 @@ pub fn weight_gradient(shape: &ConvShape, input: &[f32], out_gradient: &[f32], g
                 for (g, spread) in g.chunks_exact(out_width).zip(spread.chunks_mut(row)) {
                     spread.iter_mut().step_by(shape.stride[1]).zip(g).for_each(|(place, g)| *place = *g);
                 }
-                for (tap, [i, j]) in taps(shape) {
+                for (tap, [i, j]) in taps_of(shape) {
                     sums[tap] += dot(spread, &input[source.index(0, 0, i, j) as usize..]);
                 }
             }
