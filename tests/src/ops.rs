@@ -11,7 +11,7 @@ use burn::tensor::{Device, Tensor};
 use lowbit_kernels::cpu::limits;
 use lowbit_kernels::{
     Activation, ActivationKind, CodeBounds, Grid, KernelBackend, MaxGradient, Scale, batch_norm, conv2d,
-    conv2d_codes, dorefa_weights, fake_quantize_learned, fake_quantize_unit,
+    conv2d_codes, dorefa_weights, fake_quantize_affine, fake_quantize_learned, fake_quantize_unit,
 };
 use serde::{Deserialize, Serialize};
 
@@ -39,10 +39,14 @@ pub enum Op {
     LsqActivations,
     /// Activations on the grid of PACT.
     PactActivations,
+    /// Activations on the affine grid of min-max, at 8 bits, whose range is known.
+    MinmaxActivations,
     /// Weights on the grid of DoReFa.
     DorefaWeights,
     /// Weights on the grids of LSQ, one for each output channel.
     LsqWeights,
+    /// Weights of 1 bit by DoReFa, whose scale is known.
+    BinaryWeights,
     /// What the processor can compute: multiplications and additions without memory. Its shape is their number.
     MultiplyAdd,
     /// What the memory can do. Its shape is the number of values.
@@ -137,10 +141,11 @@ const OTHERS: [Convolution; 3] =
 const NORMS: [Op; 4] = [Op::BatchNorm, Op::BatchNormRelu, Op::BatchNormDorefa, Op::BatchNormLsq];
 const NORM_SHAPES: [[usize; 4]; 3] = [[128, 16, 32, 32], [128, 64, 8, 8], [16, 64, 112, 112]];
 
-const ACTIVATIONS: [Op; 3] = [Op::DorefaActivations, Op::LsqActivations, Op::PactActivations];
+const ACTIVATIONS: [Op; 4] =
+    [Op::DorefaActivations, Op::LsqActivations, Op::PactActivations, Op::MinmaxActivations];
 const ACTIVATION_SHAPES: [[usize; 4]; 2] = [[128, 16, 32, 32], [16, 64, 56, 56]];
 
-const WEIGHTS: [Op; 2] = [Op::DorefaWeights, Op::LsqWeights];
+const WEIGHTS: [Op; 3] = [Op::DorefaWeights, Op::LsqWeights, Op::BinaryWeights];
 const WEIGHT_SHAPES: [[usize; 4]; 2] = [[64, 64, 3, 3], [512, 512, 3, 3]];
 
 /// What the machine can do at most: a copy the size of an operand, and one far larger than a cache.
@@ -156,6 +161,9 @@ const WEIGHT_GRID: Grid = Grid::Step { q_min: -2.0, q_max: 1.0 };
 const STEP_SIZE: f32 = 0.3;
 const WEIGHT_STEP_SIZE: f32 = 0.5;
 const CLIP_VALUE: f32 = 0.8;
+
+/// Scale, zero point and steps of the affine grid, which spans -0.9 to 0.9.
+const AFFINE: [f32; 3] = [1.8 / 255.0, 128.0, 255.0];
 
 const EPSILON: f32 = 1e-5;
 
@@ -215,8 +223,10 @@ impl Op {
             Self::DorefaActivations => "dorefa activations",
             Self::LsqActivations => "lsq activations",
             Self::PactActivations => "pact activations",
+            Self::MinmaxActivations => "minmax activations",
             Self::DorefaWeights => "dorefa weights",
             Self::LsqWeights => "lsq weights",
+            Self::BinaryWeights => "binary weights",
             Self::MultiplyAdd => "multiply-add in registers",
             Self::Copy => "copy",
         }
@@ -415,6 +425,25 @@ impl Case {
             (Op::LsqActivations, _) => learned(&[STEP_SIZE], ACTIVATION_GRID),
             (Op::LsqWeights, _) => learned(&vec![WEIGHT_STEP_SIZE; self.shape[0]], WEIGHT_GRID),
             (Op::PactActivations, _) => learned(&[CLIP_VALUE], Grid::Clip { n: STEPS }),
+            (Op::BinaryWeights, _) => learned(&[WEIGHT_STEP_SIZE], Grid::Sign { is_bounded: false }),
+            (Op::MinmaxActivations, pass) => {
+                let [scale, zero_point] = [0, 1].map(|i| tensor(&AFFINE[i..=i], [1], device));
+                let n = AFFINE[2];
+                match pass {
+                    Pass::Forward => Box::new(move || {
+                        black_box(fake_quantize_affine(x.clone(), scale.clone(), zero_point.clone(), n));
+                    }),
+                    _ => Box::new(move || {
+                        black_box(Dispatch::lowbit_fake_quantize_affine_gradient(
+                            primitive(&x),
+                            primitive(&scale),
+                            primitive(&zero_point),
+                            primitive(&gradient),
+                            n,
+                        ));
+                    }),
+                }
+            }
             (Op::DorefaActivations, Pass::Forward) => Box::new(move || {
                 black_box(fake_quantize_unit(x.clone(), STEPS));
             }),

@@ -12,7 +12,8 @@ use lowbit_core::Precision;
 use lowbit_data::{DatasetName, LabelKind, Locations, Split, open};
 use lowbit_kernels::{
     Activation, CodeBounds, Grid, Implementation, MaxGradient, Scale, batch_norm, conv2d, conv2d_codes,
-    dorefa_weights, fake_quantize_learned, fake_quantize_unit, fill_outputs_with_nan, use_implementation,
+    dorefa_weights, fake_quantize_affine, fake_quantize_learned, fake_quantize_unit, fill_outputs_with_nan,
+    use_implementation, value_range,
 };
 use lowbit_models::{Family, InputShape, ModelConfig};
 use lowbit_quantizers::{
@@ -124,7 +125,7 @@ struct Conv {
     groups: usize,
 }
 
-const CONVS: [Conv; 10] = [
+const CONVS: [Conv; 12] = [
     Conv { input: [2, 3, 8, 8], weight: [16, 3, 3, 3], stride: 1, padding: 1, groups: 1 },
     Conv { input: [3, 16, 9, 7], weight: [20, 16, 3, 3], stride: 2, padding: 1, groups: 1 },
     Conv { input: [2, 5, 11, 11], weight: [7, 5, 5, 5], stride: 1, padding: 2, groups: 1 },
@@ -132,6 +133,8 @@ const CONVS: [Conv; 10] = [
     Conv { input: [1, 3, 30, 30], weight: [8, 3, 7, 7], stride: 2, padding: 3, groups: 1 },
     Conv { input: [1, 3, 40, 40], weight: [6, 3, 11, 11], stride: 4, padding: 2, groups: 1 },
     Conv { input: [2, 6, 8, 8], weight: [6, 1, 3, 3], stride: 1, padding: 1, groups: 6 },
+    Conv { input: [2, 6, 9, 7], weight: [6, 1, 3, 3], stride: 2, padding: 1, groups: 6 },
+    Conv { input: [2, 6, 7, 7], weight: [12, 2, 5, 5], stride: 1, padding: 2, groups: 3 },
     Conv { input: [2, 8, 8, 8], weight: [16, 4, 3, 3], stride: 1, padding: 1, groups: 2 },
     Conv { input: [1, 1, 1, 1], weight: [1, 1, 1, 1], stride: 1, padding: 0, groups: 1 },
     Conv { input: [1, 2, 1, 1], weight: [3, 2, 3, 3], stride: 1, padding: 1, groups: 1 },
@@ -198,6 +201,7 @@ fn normalizations_agree_with_every_activation() {
         Some(Grid::Step { q_min: 0.0, q_max: 3.0 }),
         Some(Grid::Step { q_min: 0.0, q_max: 15.0 }),
         Some(Grid::Clip { n: 3.0 }),
+        Some(Grid::Sign { is_bounded: true }),
     ];
     for shape in [[4, 3, 5, 5], [2, 17, 1, 3], [8, 1, 4, 4], [1, 2, 2, 1]] {
         let channels = [shape[1]];
@@ -241,9 +245,25 @@ fn fake_quantizers_agree() {
             }
         }
         let per_row: [(&[usize], f32, f32); 2] = [(&shape, 0.0, 1.0), (&shape[..1], 0.4, 0.05)];
-        for grid in [Grid::Step { q_min: -2.0, q_max: 1.0 }, Grid::Clip { n: 3.0 }] {
+        for grid in [
+            Grid::Step { q_min: -2.0, q_max: 1.0 },
+            Grid::Clip { n: 3.0 },
+            Grid::Sign { is_bounded: true },
+            Grid::Sign { is_bounded: false },
+        ] {
             check(&format!("{grid:?} {shape:?}"), &per_row, |x| {
                 fake_quantize_learned(x[0].clone().reshape(shape), x[1].clone(), grid)
+            });
+        }
+        // Without gradient, which is that of the sum with the input.
+        check(&format!("range {shape:?}"), &[(&shape, 0.4, 1.0)], |x| {
+            value_range(x[0].clone()) + x[0].clone().sum()
+        });
+        for (scale, zero_point, n) in [(0.1, 7.0, 15.0), (0.5, 0.0, 3.0), (1.3, 1.0, 1.0)] {
+            check(&format!("affine {shape:?} {scale} {zero_point} {n}"), &[(&shape, 0.4, 1.0)], |x| {
+                let device = x[0].device();
+                let [scale, zero_point] = [scale, zero_point].map(|value| Tensor::full([1], value, &device));
+                fake_quantize_affine(x[0].clone().reshape(shape), scale, zero_point, n)
             });
         }
     }
@@ -365,7 +385,13 @@ fn nan_stays_nan() {
         let good = x.ones_like();
         is_nan("codes of the weights", conv2d_codes(good, bad_w.clone(), scales(), bounds, options()));
         is_nan("convolution", conv2d(x.clone(), w, options()));
-        is_nan("weights", dorefa_weights(bad_w, 3.0, MaxGradient::Detached));
+        is_nan("weights", dorefa_weights(bad_w.clone(), 3.0, MaxGradient::Detached));
+        let one = || tensor::<1>(&[1.0], [1], &backend.device);
+        for is_bounded in [true, false] {
+            is_nan("signs", fake_quantize_learned(bad_w.clone(), one(), Grid::Sign { is_bounded }));
+        }
+        assert!(values(value_range(x.clone())).iter().all(|bound| bound.is_nan()), "range");
+        is_nan("affine grid", fake_quantize_affine(x.clone(), one(), one(), 3.0));
         let affine = [tensor(&[1.0; 4], [4], &backend.device), tensor(&[0.0; 4], [4], &backend.device)];
         is_nan("normalization", batch_norm(x, affine, 1e-5, Activation::Unit { n: 3.0 }).output);
     }

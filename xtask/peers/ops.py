@@ -17,6 +17,7 @@ from networks import Round
 # As in tests/src/ops.rs.
 STEPS = 3
 STEP_SIZE, WEIGHT_STEP_SIZE, CLIP_VALUE = 0.3, 0.5, 0.8
+SCALE, ZERO_POINT, LEVELS = 1.8 / 255, 128, 255
 EPSILON = 1e-5
 
 
@@ -58,6 +59,26 @@ def lsq_weights(w, step_size):
     return lsq(w, step_size, -2, 1)
 
 
+def minmax_activations(x):
+    return ((Round.apply(x / SCALE) + ZERO_POINT).clamp(0, LEVELS) - ZERO_POINT) * SCALE
+
+
+class Sign(torch.autograd.Function):
+    """Zhou et al. 2016, Eq. 7: -1 or 1, 1 at zero; the gradient passes."""
+
+    @staticmethod
+    def forward(ctx, w):
+        return torch.where(w < 0, -1.0, 1.0)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def binary_weights(w):
+    return Sign.apply(w) * WEIGHT_STEP_SIZE
+
+
 def batch_norm(activation):
     def forward(x, gamma, beta, *parameters):
         return activation(F.batch_norm(x, None, None, gamma, beta, True, eps=EPSILON), *parameters)
@@ -70,7 +91,9 @@ ELEMENTWISE = {
     "dorefa_activations": (dorefa_activations, lambda shape: []),
     "lsq_activations": (lsq_activations, lambda shape: [torch.tensor([STEP_SIZE])]),
     "pact_activations": (Pact.apply, lambda shape: [torch.tensor([CLIP_VALUE])]),
+    "minmax_activations": (minmax_activations, lambda shape: []),
     "dorefa_weights": (dorefa_weights, lambda shape: []),
+    "binary_weights": (binary_weights, lambda shape: []),
     "lsq_weights": (lsq_weights, lambda shape: [torch.full((shape[0], 1, 1, 1), WEIGHT_STEP_SIZE)]),
 }
 NORMS = {

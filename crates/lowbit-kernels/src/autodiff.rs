@@ -118,6 +118,36 @@ impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Auto
             }
         }
     }
+
+    fn lowbit_value_range(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        <Self as AutodiffBackend>::from_inner(B::lowbit_value_range(x.into_primitive()))
+    }
+
+    fn lowbit_fake_quantize_affine(
+        x: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        zero_point: FloatTensor<Self>,
+        n: f32,
+    ) -> FloatTensor<Self> {
+        affine::<B, C>(x, [scale, zero_point].map(|tensor| tensor.into_primitive()), n)
+    }
+}
+
+/// A node of min-max activations; see [`KernelBackend::lowbit_fake_quantize_affine`].
+fn affine<B: KernelBackend, C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<B, C>>,
+    grid: [FloatTensor<B>; 2],
+    n: f32,
+) -> FloatTensor<Autodiff<B, C>> {
+    let [scale, zero_point] = grid.clone();
+    let forward = |x| B::lowbit_fake_quantize_affine(x, scale, zero_point, n);
+    match Affine.prepare::<C>([x.node()]).compute_bound().stateful() {
+        OpsKind::Tracked(mut prepared) => {
+            let state = (prepared.checkpoint(&x), grid, n);
+            prepared.finish(state, forward(x.into_primitive()))
+        }
+        OpsKind::UnTracked(prepared) => prepared.finish(forward(x.into_primitive())),
+    }
 }
 
 /// A node of a convolution whose forward pass is `forward`. What `keep` yields is kept instead of the input.
@@ -269,6 +299,24 @@ impl<B: KernelBackend> Backward<B, 2> for Learned {
             if let Some(node) = node {
                 gradients.register::<B>(node.id, gradient);
             }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Affine;
+
+impl<B: KernelBackend> Backward<B, 1> for Affine {
+    type State = (NodeId, [FloatTensor<B>; 2], f32);
+
+    fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let [node] = ops.parents;
+        let gradient = gradients.consume::<B>(&ops.node);
+        let (x, [scale, zero_point], n) = ops.state;
+        let x: FloatTensor<B> = checkpointer.retrieve_node_output(x);
+        if let Some(node) = node {
+            let gradient = B::lowbit_fake_quantize_affine_gradient(x, scale, zero_point, gradient, n);
+            gradients.register::<B>(node.id, gradient);
         }
     }
 }

@@ -226,4 +226,30 @@ pub trait KernelBackend: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         reference::fake_quantize_gradients::<Self>(x, parameter, gradient, grid)
     }
+
+    /// Smallest and largest of the values and 0, `[2]`, without gradient.
+    fn lowbit_value_range(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::value_range::<Self>(x)
+    }
+
+    /// `(clip(round(x / scale) + zero_point, 0, n) - zero_point) scale`.
+    fn lowbit_fake_quantize_affine(
+        x: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        zero_point: FloatTensor<Self>,
+        n: f32,
+    ) -> FloatTensor<Self> {
+        reference::fake_quantize_affine::<Self>(x, scale, zero_point, n)
+    }
+
+    /// The gradient where the code was not clipped, else 0.
+    fn lowbit_fake_quantize_affine_gradient(
+        x: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        zero_point: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        n: f32,
+    ) -> FloatTensor<Self> {
+        reference::fake_quantize_affine_gradient::<Self>(x, scale, zero_point, gradient, n)
+    }
 }

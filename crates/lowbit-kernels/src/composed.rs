@@ -78,9 +78,36 @@ pub(crate) fn fake_quantize_learned<const D: usize>(
             let value = clipped.clone() + (rounded - clipped);
             (value, outside, x_value.zeros_like().mask_fill(above, 1.0))
         }
+        Grid::Sign { is_bounded } => {
+            let sign = x_value.ones_like().mask_fill(x_value.clone().lower_scalar(0.0), -1.0);
+            let v = match is_bounded {
+                true => x_value.clone() / p.clone(),
+                false => x_value.zeros_like(),
+            };
+            let outside = v.clone().abs().greater_scalar(1.0);
+            let slope = sign.clone() - v.mask_fill(outside.clone(), 0.0);
+            ((sign * p).mask_where(x_value.clone().is_nan(), x_value), outside, slope)
+        }
     };
     let by_parameter = (parameter.clone() - parameter.detach()) * slope;
     value + zero_with_gradient(x, outside) + by_parameter
+}
+
+pub(crate) fn value_range<const D: usize>(x: Tensor<D>) -> Tensor<1> {
+    Tensor::cat(vec![x.clone().min().clamp_max(0.0), x.max().clamp_min(0.0)], 0)
+}
+
+pub(crate) fn fake_quantize_affine<const D: usize>(
+    x: Tensor<D>,
+    scale: Tensor<1>,
+    zero_point: Tensor<1>,
+    n: f32,
+) -> Tensor<D> {
+    let [scale, zero_point] = [scale, zero_point].map(|parameter| parameter.detach().reshape([1; D]));
+    let free = (x.clone().detach() / scale.clone()).round() + zero_point.clone();
+    let code = free.clone().clamp(0.0, n);
+    let outside = free.not_equal(code.clone());
+    (code - zero_point) * scale + zero_with_gradient(x, outside)
 }
 
 /// Zeros with the gradient of `x`, but for the values that lie outside.

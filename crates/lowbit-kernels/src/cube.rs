@@ -153,6 +153,92 @@ fn clip_value_gradients<F: Float, N: Size>(
     parts.write(ABSOLUTE_POS, select_many(x.greater_equal(&bound), gradient, zero));
 }
 
+#[cube(launch, address_type = "dynamic")]
+fn sign<F: Float, N: Size>(
+    x: LinearView<'_, Vector<F, N>>,
+    parameters: LinearView<'_, F>,
+    mut y: LinearViewMut<'_, Vector<F, N>>,
+    row: usize,
+    #[define(F)] _dtype: ElemType,
+) {
+    if !y.is_in_bounds(ABSOLUTE_POS) {
+        terminate!();
+    }
+    let scale = Vector::new(parameters.read(ABSOLUTE_POS / row));
+    let x = x.read(ABSOLUTE_POS);
+    let zero = Vector::new(F::new(0.0));
+    let value = select_many(x.less_than(&zero), zero - scale, scale);
+    // NaN, which does not equal itself, stays.
+    y.write(ABSOLUTE_POS, select_many(x.equal(&x), value, x));
+}
+
+/// As [`step_gradients`].
+#[cube(launch, address_type = "dynamic")]
+fn sign_gradients<F: Float, N: Size>(
+    x: LinearView<'_, Vector<F, N>>,
+    parameters: LinearView<'_, F>,
+    gradient: LinearView<'_, Vector<F, N>>,
+    mut dx: LinearViewMut<'_, Vector<F, N>>,
+    mut parts: LinearViewMut<'_, Vector<F, N>>,
+    row: usize,
+    #[comptime] is_bounded: bool,
+    #[define(F)] _dtype: ElemType,
+) {
+    if !dx.is_in_bounds(ABSOLUTE_POS) {
+        terminate!();
+    }
+    let (x, gradient) = (x.read(ABSOLUTE_POS), gradient.read(ABSOLUTE_POS));
+    let (zero, one) = (Vector::new(F::new(0.0)), Vector::new(F::new(1.0)));
+    let sign = select_many(x.less_than(&zero), zero - one, one);
+    if comptime!(is_bounded) {
+        let v = x / Vector::new(parameters.read(ABSOLUTE_POS / row));
+        let passes = is_within(v, zero - one, one);
+        dx.write(ABSOLUTE_POS, select_many(passes, gradient, zero));
+        parts.write(ABSOLUTE_POS, gradient * (sign - select_many(passes, v, zero)));
+    } else {
+        dx.write(ABSOLUTE_POS, gradient);
+        parts.write(ABSOLUTE_POS, gradient * sign);
+    }
+}
+
+#[cube(launch, address_type = "dynamic")]
+fn affine<F: Float, N: Size>(
+    x: LinearView<'_, Vector<F, N>>,
+    scale: LinearView<'_, F>,
+    zero_point: LinearView<'_, F>,
+    mut y: LinearViewMut<'_, Vector<F, N>>,
+    n: InputScalar,
+    #[define(F)] _dtype: ElemType,
+) {
+    if !y.is_in_bounds(ABSOLUTE_POS) {
+        terminate!();
+    }
+    let (scale, zero_point) = (Vector::new(scale.read(0)), Vector::new(zero_point.read(0)));
+    let code = Vector::round(x.read(ABSOLUTE_POS) / scale) + zero_point;
+    let clipped = clip(code, Vector::new(F::new(0.0)), Vector::new(n.get::<F>()));
+    y.write(ABSOLUTE_POS, (clipped - zero_point) * scale);
+}
+
+#[cube(launch, address_type = "dynamic")]
+fn affine_gradient<F: Float, N: Size>(
+    x: LinearView<'_, Vector<F, N>>,
+    scale: LinearView<'_, F>,
+    zero_point: LinearView<'_, F>,
+    gradient: LinearView<'_, Vector<F, N>>,
+    mut dx: LinearViewMut<'_, Vector<F, N>>,
+    n: InputScalar,
+    #[define(F)] _dtype: ElemType,
+) {
+    if !dx.is_in_bounds(ABSOLUTE_POS) {
+        terminate!();
+    }
+    let (scale, zero_point) = (Vector::new(scale.read(0)), Vector::new(zero_point.read(0)));
+    let code = Vector::round(x.read(ABSOLUTE_POS) / scale) + zero_point;
+    let zero = Vector::new(F::new(0.0));
+    let passes = is_within(code, zero, Vector::new(n.get::<F>()));
+    dx.write(ABSOLUTE_POS, select_many(passes, gradient.read(ABSOLUTE_POS), zero));
+}
+
 /// How a kernel is launched on a contiguous tensor whose rows of equal length have a parameter each.
 struct Launch {
     count: CubeCount,
@@ -252,6 +338,7 @@ impl KernelBackend for CubeBackend {
         let bounds = match grid {
             Grid::Step { q_min, q_max } => [scalar(q_min), scalar(q_max)],
             Grid::Clip { n } => [scalar(n), scalar(n)],
+            Grid::Sign { .. } => [scalar(0.0), scalar(0.0)],
         };
         let Launch { count, dim, address, vector, row, dtype } = launch;
         let client = x.client.clone();
@@ -268,6 +355,9 @@ impl KernelBackend for CubeBackend {
                 clip_value::launch(
                     &client, count, dim, address, vector, x, parameter, output, row, high, dtype,
                 );
+            }
+            Grid::Sign { .. } => {
+                sign::launch(&client, count, dim, address, vector, x, parameter, output, row, dtype);
             }
         }
         y
@@ -289,6 +379,7 @@ impl KernelBackend for CubeBackend {
             let bounds = match grid {
                 Grid::Step { q_min, q_max } => [scalar(q_min), scalar(q_max)],
                 Grid::Clip { n } => [scalar(n), scalar(n)],
+                Grid::Sign { .. } => [scalar(0.0), scalar(0.0)],
             };
             let Launch { count, dim, address, vector, row, dtype } = launch;
             let client = x.client.clone();
@@ -303,9 +394,55 @@ impl KernelBackend for CubeBackend {
                 Grid::Clip { .. } => clip_value_gradients::launch(
                     &client, count, dim, address, vector, x, parameter, gradient, dx, parts, row, dtype,
                 ),
+                Grid::Sign { is_bounded } => sign_gradients::launch(
+                    &client, count, dim, address, vector, x, parameter, gradient, dx, parts, row, is_bounded,
+                    dtype,
+                ),
             }
         }
         let rows = Self::float_reshape(parts, [n_parameters, n / n_parameters].into());
         (dx, Self::float_reshape(Self::float_sum_dim(rows, 1), [n_parameters].into()))
+    }
+
+    fn lowbit_fake_quantize_affine(
+        x: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        zero_point: FloatTensor<Self>,
+        n: f32,
+    ) -> FloatTensor<Self> {
+        let [x, scale, zero_point] = [x, scale, zero_point].map(into_contiguous);
+        let y = empty_like(&x);
+        if x.shape().num_elements() > 0 {
+            let launch = Launch::new(&x, 1);
+            let n = launch.scalar(n);
+            let Launch { count, dim, address, vector, dtype, .. } = launch;
+            let (client, output) = (x.client.clone(), y.clone().into_linear_view());
+            let [x, scale, zero_point] = [x, scale, zero_point].map(CubeTensor::into_linear_view);
+            affine::launch(&client, count, dim, address, vector, x, scale, zero_point, output, n, dtype);
+        }
+        y
+    }
+
+    fn lowbit_fake_quantize_affine_gradient(
+        x: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        zero_point: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        n: f32,
+    ) -> FloatTensor<Self> {
+        let [x, scale, zero_point, gradient] = [x, scale, zero_point, gradient].map(into_contiguous);
+        let dx = empty_like(&x);
+        if x.shape().num_elements() > 0 {
+            let launch = Launch::new(&x, 1);
+            let n = launch.scalar(n);
+            let Launch { count, dim, address, vector, dtype, .. } = launch;
+            let (client, output) = (x.client.clone(), dx.clone().into_linear_view());
+            let [x, scale, zero_point, gradient] =
+                [x, scale, zero_point, gradient].map(CubeTensor::into_linear_view);
+            affine_gradient::launch(
+                &client, count, dim, address, vector, x, scale, zero_point, gradient, output, n, dtype,
+            );
+        }
+        dx
     }
 }

@@ -7,7 +7,7 @@ use burn::tensor::{DType, TensorData};
 
 use crate::backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend, ScaleKind};
 use crate::choice::{is_nan_filled, is_reference};
-use crate::cpu::activation::{Activation, ClipGrid, StepGrid, UnitGrid};
+use crate::cpu::activation::{Activation, AffineGrid, ClipGrid, SignGrid, StepGrid, UnitGrid};
 use crate::cpu::conv::{self, ConvShape};
 use crate::cpu::fake_quantize::{self, Grid};
 use crate::cpu::integer::IntegerConv;
@@ -190,6 +190,9 @@ fn activation(kind: ActivationKind, parameter: &[f32]) -> Activation {
             Activation::Step(StepGrid { step_size: learned(), q_min, q_max })
         }
         ActivationKind::Learned(Grid::Clip { n }) => Activation::Clip(ClipGrid { clip_value: learned(), n }),
+        ActivationKind::Learned(Grid::Sign { is_bounded }) => {
+            Activation::Sign(SignGrid { scale: learned(), is_bounded })
+        }
     }
 }
 
@@ -319,6 +322,30 @@ fn fake_quantize_learned_gradients<B: Host>(
     });
     let n_parameters = [sums.len()];
     (B::tensor(result, dims.as_slice()), B::tensor(sums, &n_parameters))
+}
+
+fn affine_grid<B: Host>(scale: FloatTensor<B>, zero_point: FloatTensor<B>, n: f32) -> AffineGrid {
+    let [scale, zero_point] = [scale, zero_point].map(|tensor| B::slice(&B::contiguous(tensor))[0]);
+    AffineGrid { scale, zero_point, n }
+}
+
+fn fake_quantize_affine<B: Host>(x: FloatTensor<B>, grid: AffineGrid) -> FloatTensor<B> {
+    let dims = x.shape();
+    let y = filled(dims.num_elements(), |y| fake_quantize::affine(B::slice(&B::contiguous(x)), grid, y));
+    B::tensor(y, dims.as_slice())
+}
+
+fn fake_quantize_affine_gradient<B: Host>(
+    x: FloatTensor<B>,
+    grid: AffineGrid,
+    gradient: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let dims = x.shape();
+    let (x, gradient) = (B::contiguous(x), B::contiguous(gradient));
+    let result = filled(dims.num_elements(), |result| {
+        fake_quantize::affine_gradient(B::slice(&x), grid, B::slice(&gradient), result);
+    });
+    B::tensor(result, dims.as_slice())
 }
 
 /// The extension on a host backend. What the kernels do not do, the backend does itself.
@@ -528,6 +555,44 @@ macro_rules! host_backend {
                 timed(Kind::Activations, || {
                     fake_quantize_learned_gradients::<Self>(x, parameter, gradient, grid)
                 })
+            }
+
+            fn lowbit_value_range(x: FloatTensor<Self>) -> FloatTensor<Self> {
+                if !is_served(&x) {
+                    return reference::value_range::<Self>(x);
+                }
+                timed(Kind::Activations, || {
+                    Self::tensor(fake_quantize::range(Self::slice(&Self::contiguous(x))).into(), &[2])
+                })
+            }
+
+            fn lowbit_fake_quantize_affine(
+                x: FloatTensor<Self>,
+                scale: FloatTensor<Self>,
+                zero_point: FloatTensor<Self>,
+                n: f32,
+            ) -> FloatTensor<Self> {
+                if !is_served(&x) {
+                    return reference::fake_quantize_affine::<Self>(x, scale, zero_point, n);
+                }
+                let grid = affine_grid::<Self>(scale, zero_point, n);
+                timed(Kind::Activations, || fake_quantize_affine::<Self>(x, grid))
+            }
+
+            fn lowbit_fake_quantize_affine_gradient(
+                x: FloatTensor<Self>,
+                scale: FloatTensor<Self>,
+                zero_point: FloatTensor<Self>,
+                gradient: FloatTensor<Self>,
+                n: f32,
+            ) -> FloatTensor<Self> {
+                if !is_served(&x) {
+                    return reference::fake_quantize_affine_gradient::<Self>(
+                        x, scale, zero_point, gradient, n,
+                    );
+                }
+                let grid = affine_grid::<Self>(scale, zero_point, n);
+                timed(Kind::Activations, || fake_quantize_affine_gradient::<Self>(x, grid, gradient))
             }
         }
     };

@@ -269,3 +269,33 @@ pub fn fake_quantize_learned<const D: usize>(x: Tensor<D>, parameter: Tensor<1>,
     }
     Tensor::from_dispatch(Dispatch::lowbit_fake_quantize(x.into_dispatch(), parameter.into_dispatch(), grid))
 }
+
+/// Smallest and largest of the values and 0, `[2]`, without gradient.
+pub fn value_range<const D: usize>(x: Tensor<D>) -> Tensor<1> {
+    let x = x.detach();
+    if is_composed(&x) {
+        return composed::value_range(x);
+    }
+    Tensor::from_dispatch(Dispatch::lowbit_value_range(x.into_dispatch()))
+}
+
+/// Fake quantization to an affine grid of `n` steps, whose scale and zero point, `[1]`, are constants of the backward pass.
+///
+/// # Equation
+/// `(c - z) s` with `c = clip(round(x / s) + z, 0, n)`, ties to even. The gradient passes where `c` was not clipped.
+///
+/// # Panics
+/// If there is another number of scales or zero points than one.
+pub fn fake_quantize_affine<const D: usize>(
+    x: Tensor<D>,
+    scale: Tensor<1>,
+    zero_point: Tensor<1>,
+    n: f32,
+) -> Tensor<D> {
+    assert_eq!([scale.dims(), zero_point.dims()], [[1], [1]], "one scale and one zero point");
+    if is_composed(&x) {
+        return composed::fake_quantize_affine(x, scale, zero_point, n);
+    }
+    let [scale, zero_point] = [scale, zero_point].map(|parameter| parameter.detach().into_dispatch());
+    Tensor::from_dispatch(Dispatch::lowbit_fake_quantize_affine(x.into_dispatch(), scale, zero_point, n))
+}

@@ -184,6 +184,11 @@ pub(crate) fn fake_quantize<B: KernelBackend>(
             let value = B::float_mul(rounded, parameter);
             B::float_add(clipped.clone(), B::float_sub(value, clipped))
         }
+        Grid::Sign { .. } => {
+            let bool_dtype = get_or_init_device_settings::<B>(&x.device()).bool_dtype;
+            let is_nan = B::float_is_nan(x.clone(), bool_dtype);
+            B::float_mask_where(B::float_mul(sign::<B>(x.clone()), parameter), is_nan, x)
+        }
     }
 }
 
@@ -207,10 +212,21 @@ pub(crate) fn fake_quantize_gradients<B: KernelBackend>(
             let settings = get_or_init_device_settings::<B>(&x.device());
             let shape = x.shape();
             let above = B::float_greater_equal(x.clone(), B::float_expand(wide, shape), settings.bool_dtype);
-            let zeros = B::float_mul_scalar(x.clone(), 0.0.into());
+            let zeros = B::float_zeros(x.shape(), &x.device(), x.dtype().into());
             let below = B::float_lower_elem(x, 0.0.into(), settings.bool_dtype);
             let slope = B::float_mask_fill(zeros, above.clone(), 1.0.into());
             (B::bool_or(above, below), slope)
+        }
+        Grid::Sign { is_bounded: false } => {
+            let sign = sign::<B>(x);
+            (differs::<B>(sign.clone(), sign.clone()), sign)
+        }
+        Grid::Sign { is_bounded: true } => {
+            let v = B::float_div(x.clone(), wide);
+            let clipped = B::float_clamp(v.clone(), (-1.0).into(), 1.0.into());
+            let outside = differs::<B>(v.clone(), clipped);
+            let inner = B::float_mask_fill(v, outside.clone(), 0.0.into());
+            (outside, B::float_sub(sign::<B>(x), inner))
         }
     };
     let products = B::float_mul(gradient.clone(), slope);
@@ -218,6 +234,45 @@ pub(crate) fn fake_quantize_gradients<B: KernelBackend>(
     let rows = B::float_reshape(products, [n_parameters, n].into());
     let parameter_gradient = B::float_reshape(B::float_sum_dim(rows, 1), [n_parameters].into());
     (B::float_mask_fill(gradient, outside, 0.0.into()), parameter_gradient)
+}
+
+pub(crate) fn value_range<B: KernelBackend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let min = B::float_clamp_max(B::float_min(x.clone()), 0.0.into());
+    let max = B::float_clamp_min(B::float_max(x), 0.0.into());
+    B::float_cat([min, max].map(|bound| B::float_reshape(bound, [1].into())).into(), 0)
+}
+
+pub(crate) fn fake_quantize_affine<B: KernelBackend>(
+    x: FloatTensor<B>,
+    scale: FloatTensor<B>,
+    zero_point: FloatTensor<B>,
+    n: f32,
+) -> FloatTensor<B> {
+    let [scale, zero_point] = [scale, zero_point].map(|p| along_first_axis::<B>(p, x.shape().num_dims()));
+    let free = B::float_add(B::float_round(B::float_div(x, scale.clone())), zero_point.clone());
+    let code = B::float_clamp(free, 0.0.into(), n.into());
+    B::float_mul(B::float_sub(code, zero_point), scale)
+}
+
+pub(crate) fn fake_quantize_affine_gradient<B: KernelBackend>(
+    x: FloatTensor<B>,
+    scale: FloatTensor<B>,
+    zero_point: FloatTensor<B>,
+    gradient: FloatTensor<B>,
+    n: f32,
+) -> FloatTensor<B> {
+    let [scale, zero_point] = [scale, zero_point].map(|p| along_first_axis::<B>(p, x.shape().num_dims()));
+    let free = B::float_add(B::float_round(B::float_div(x, scale)), zero_point);
+    let code = B::float_clamp(free.clone(), 0.0.into(), n.into());
+    B::float_mask_fill(gradient, differs::<B>(free, code), 0.0.into())
+}
+
+/// -1 or 1; 1 at zero.
+fn sign<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let bool_dtype = get_or_init_device_settings::<B>(&x.device()).bool_dtype;
+    let is_negative = B::float_lower_elem(x.clone(), 0.0.into(), bool_dtype);
+    let ones = B::float_ones(x.shape(), &x.device(), x.dtype().into());
+    B::float_mask_fill(ones, is_negative, (-1.0).into())
 }
 
 /// `[channels]` to `[1, channels, 1, 1]`.

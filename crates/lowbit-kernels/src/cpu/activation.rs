@@ -54,6 +54,26 @@ pub struct ClipGrid {
     pub n: f32,
 }
 
+/// `sign(x) s` with `sign(0) = 1`: weights of one bit. See [`Grid::Sign`](super::fake_quantize::Grid::Sign).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SignGrid {
+    /// The scale; at zero all results are.
+    pub scale: f32,
+    /// Whether the gradient passes only where `|x / s| <= 1`.
+    pub is_bounded: bool,
+}
+
+/// `(clip(round(x / s) + z, 0, n) - z) s`: min-max activations. The gradient passes where the code was not clipped.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AffineGrid {
+    /// The scale, positive.
+    pub scale: f32,
+    /// The code of zero, an integer.
+    pub zero_point: f32,
+    /// Steps of the grid, `2^bits - 1`.
+    pub n: f32,
+}
+
 impl Pointwise for Identity {
     #[inline(always)]
     fn value(self, x: f32) -> f32 {
@@ -160,6 +180,54 @@ impl Pointwise for ClipGrid {
     }
 }
 
+impl SignGrid {
+    #[inline(always)]
+    fn is_inside(self, x: f32) -> bool {
+        (x / self.scale).abs() <= 1.0
+    }
+}
+
+impl Pointwise for SignGrid {
+    #[inline(always)]
+    fn value(self, x: f32) -> f32 {
+        let value = if x < 0.0 { -self.scale } else { self.scale };
+        if x.is_nan() { x } else { value }
+    }
+    #[inline(always)]
+    fn passes(self, x: f32) -> bool {
+        !self.is_bounded | self.is_inside(x)
+    }
+    #[inline(always)]
+    fn slope(self, x: f32) -> f32 {
+        let sign = if x < 0.0 { -1.0 } else { 1.0 };
+        sign - if self.is_bounded & self.is_inside(x) { x / self.scale } else { 0.0 }
+    }
+}
+
+impl AffineGrid {
+    /// The code before it is clipped.
+    #[inline(always)]
+    fn free_code(self, x: f32) -> f32 {
+        (x / self.scale).round_ties_even() + self.zero_point
+    }
+}
+
+impl Pointwise for AffineGrid {
+    #[inline(always)]
+    fn value(self, x: f32) -> f32 {
+        (clip(self.free_code(x), 0.0, self.n) - self.zero_point) * self.scale
+    }
+    #[inline(always)]
+    fn passes(self, x: f32) -> bool {
+        let code = self.free_code(x);
+        (code >= 0.0) & (code <= self.n)
+    }
+    #[inline(always)]
+    fn slope(self, _: f32) -> f32 {
+        0.0
+    }
+}
+
 /// `x.clamp(min, max)` without its check of the bounds, which would stand in the way of vector instructions.
 #[inline(always)]
 fn clip(x: f32, min: f32, max: f32) -> f32 {
@@ -180,6 +248,8 @@ pub enum Activation {
     Step(StepGrid),
     /// See [`ClipGrid`].
     Clip(ClipGrid),
+    /// See [`SignGrid`].
+    Sign(SignGrid),
 }
 
 /// Evaluates an expression with a variable of the activation's own type.
@@ -197,6 +267,7 @@ macro_rules! with_activation {
             $crate::cpu::activation::Activation::Unit($name) => $body,
             $crate::cpu::activation::Activation::Step($name) => $body,
             $crate::cpu::activation::Activation::Clip($name) => $body,
+            $crate::cpu::activation::Activation::Sign($name) => $body,
         }
     };
 }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::activation::{ClipGrid, Pointwise, StepGrid, UnitGrid};
+use super::activation::{AffineGrid, ClipGrid, Pointwise, SignGrid, StepGrid, UnitGrid};
 use super::simd::multiversion;
 use super::task_items;
 
@@ -23,6 +23,11 @@ pub enum Grid {
     Clip {
         /// Steps of the grid.
         n: f32,
+    },
+    /// `sign(x) s` with a scale `s` and `sign(0) = 1`, weights of one bit: [`SignGrid`].
+    Sign {
+        /// Whether the gradient passes only where `|x / s| <= 1` (LSQ), or everywhere (DoReFa, Zhou16 Eq. 7).
+        is_bounded: bool,
     },
 }
 
@@ -86,6 +91,51 @@ pub fn unit_gradient(x: &[f32], g: &[f32], dx: &mut [f32]) {
     gradient(x, UnitGrid { n: 1.0 }, g, dx);
 }
 
+multiversion! {
+    /// Smallest and largest of the values and 0; `NaN` if there is one.
+    fn range_chunk(x: &[f32]) -> [f32; 2] {
+        let (mut min, mut max, mut is_nan) = ([0.0f32; LANES], [0.0f32; LANES], [false; LANES]);
+        let mut at = |i: usize, x: f32| {
+            min[i] = if x < min[i] { x } else { min[i] };
+            max[i] = if x > max[i] { x } else { max[i] };
+            is_nan[i] |= x.is_nan();
+        };
+        let (blocks, rest) = x.as_chunks::<LANES>();
+        for block in blocks {
+            for i in 0..LANES {
+                at(i, block[i]);
+            }
+        }
+        rest.iter().for_each(|&x| at(0, x));
+        match is_nan.contains(&true) {
+            true => [f32::NAN; 2],
+            false => [min.into_iter().fold(0.0, f32::min), max.into_iter().fold(0.0, f32::max)],
+        }
+    }
+}
+
+/// Smallest and largest of the values and 0: the range of min-max activations. `NaN` if there is one among them.
+pub fn range(x: &[f32]) -> [f32; 2] {
+    let chunks = x.par_chunks(CHUNK).with_min_len(task_items(CHUNK)).map(range_chunk);
+    chunks.reduce(
+        || [0.0; 2],
+        |a, b| match a[0].is_nan() || b[0].is_nan() {
+            true => [f32::NAN; 2],
+            false => [a[0].min(b[0]), a[1].max(b[1])],
+        },
+    )
+}
+
+/// `y = (clip(round(x / s) + z, 0, n) - z) s`, min-max activations.
+pub fn affine(x: &[f32], grid: AffineGrid, y: &mut [f32]) {
+    forward(x, grid, y);
+}
+
+/// `dx = g` where the code was not clipped, else 0.
+pub fn affine_gradient(x: &[f32], grid: AffineGrid, g: &[f32], dx: &mut [f32]) {
+    gradient(x, grid, g, dx);
+}
+
 impl Grid {
     fn step(q_min: f32, q_max: f32, step_size: f32) -> StepGrid {
         assert!(q_min <= q_max, "bounds of the codes");
@@ -113,6 +163,7 @@ pub fn learned(x: &[f32], parameters: &[f32], grid: Grid, y: &mut [f32]) {
     rows.with_min_len(task_items(row)).for_each(|((y, x), &parameter)| match grid {
         Grid::Step { q_min, q_max } => forward(x, Grid::step(q_min, q_max, parameter), y),
         Grid::Clip { n } => forward(x, ClipGrid { clip_value: parameter, n }, y),
+        Grid::Sign { is_bounded } => forward(x, SignGrid { scale: parameter, is_bounded }, y),
     });
 }
 
@@ -120,7 +171,8 @@ pub fn learned(x: &[f32], parameters: &[f32], grid: Grid, y: &mut [f32]) {
 ///
 /// With `v = x / s`: `dx = g` where `q_min <= v <= q_max`, else 0; `ds = sum g (round(v) - v)` inside and `sum g q` with
 /// the bound `q` outside (Esser20, Eq. 3). For a clip value: `dx = g` where `0 <= x < a`; `da = sum g` where `x >= a`
-/// (Choi18, Eq. 3).
+/// (Choi18, Eq. 3). For a sign that is bounded, `ds = sum g (sign(x) - v)` where `|v| <= 1` and `sum g sign(x)` elsewhere, as for
+/// the other steps; for one that is not, `dx = g` and `ds = sum g sign(x)`.
 ///
 /// # Panics
 /// If the lengths do not fit each other.
@@ -135,6 +187,7 @@ pub fn learned_gradient(x: &[f32], parameters: &[f32], grid: Grid, g: &[f32], dx
         .map(|((dx, (x, g)), &parameter)| match grid {
             Grid::Step { q_min, q_max } => gradient(x, Grid::step(q_min, q_max, parameter), g, dx),
             Grid::Clip { n } => gradient(x, ClipGrid { clip_value: parameter, n }, g, dx),
+            Grid::Sign { is_bounded } => gradient(x, SignGrid { scale: parameter, is_bounded }, g, dx),
         })
         .collect()
 }
@@ -222,6 +275,80 @@ mod tests {
             let above: f64 = x.iter().zip(&g).filter(|(x, _)| **x >= a).map(|(_, g)| f64::from(*g)).sum();
             assert!((f64::from(da[0]) - above).abs() <= 1e-2 * above.abs().max(1.0));
         }
+    }
+
+    #[test]
+    fn sign_grid_is_the_formula() {
+        for (s, is_bounded) in [(0.1, true), (0.1, false), (3.0, true), (0.37, false)] {
+            let x = values(s);
+            let mut y = vec![f32::NAN; x.len()];
+            let grid = Grid::Sign { is_bounded };
+            learned(&x, &[s], grid, &mut y);
+            let sign = |x: f32| if x < 0.0 { -1.0 } else { 1.0 };
+            assert_same_bits(&y, x.iter().map(|&x| sign(x) * s));
+            let g: Vec<f32> = x.iter().rev().map(|x| (x / s).clamp(-2.0, 2.0)).collect();
+            let mut dx = vec![f32::NAN; x.len()];
+            let ds = learned_gradient(&x, &[s], grid, &g, &mut dx);
+            let inside = |x: f32| x / s >= -1.0 && x / s <= 1.0;
+            let passes = |x: f32| !is_bounded || inside(x);
+            assert_same_bits(&dx, x.iter().zip(&g).map(|(x, g)| if passes(*x) { *g } else { 0.0 }));
+            let slope = |x: f32| sign(x) - if is_bounded && inside(x) { x / s } else { 0.0 };
+            let products: Vec<f64> =
+                x.iter().zip(&g).map(|(&x, &g)| f64::from(slope(x)) * f64::from(g)).collect();
+            let size: f64 = products.iter().map(|product| product.abs()).sum();
+            let sum: f64 = products.iter().sum();
+            assert!((f64::from(ds[0]) - sum).abs() <= 1e-5 * size, "{} {sum}", ds[0]);
+        }
+        let (mut y, mut dx) = ([f32::NAN; 3], [f32::NAN; 3]);
+        let unbounded = Grid::Sign { is_bounded: false };
+        learned(&[0.0, -0.0, f32::NAN], &[0.0], unbounded, &mut y);
+        learned_gradient(&[0.0, -0.0, 0.0], &[0.0], unbounded, &[1.0, 2.0, 3.0], &mut dx);
+        assert!(y[0] == 0.0 && y[1] == 0.0 && y[2].is_nan(), "{y:?}");
+        assert_eq!(dx, [1.0, 2.0, 3.0], "the gradient of weights that are all zero");
+    }
+
+    #[test]
+    fn affine_grid_is_the_formula() {
+        for (scale, zero_point, n) in
+            [(0.1, 0.0, 3.0), (0.37, 1.0, 1.0), (3e-3, 128.0, 255.0), (1.0, 15.0, 15.0)]
+        {
+            let grid = AffineGrid { scale, zero_point, n };
+            let x = values(scale);
+            let mut y = vec![f32::NAN; x.len()];
+            affine(&x, grid, &mut y);
+            let free = |x: f32| (x / scale).round_ties_even() + zero_point;
+            assert_same_bits(&y, x.iter().map(|&x| (free(x).clamp(0.0, n) - zero_point) * scale));
+            let g: Vec<f32> = x.iter().rev().map(|x| x.clamp(-2.0, 2.0)).collect();
+            let mut dx = vec![f32::NAN; x.len()];
+            affine_gradient(&x, grid, &g, &mut dx);
+            let expected =
+                x.iter().zip(&g).map(|(&x, &g)| if (0.0..=n).contains(&free(x)) { g } else { 0.0 });
+            assert_same_bits(&dx, expected);
+        }
+    }
+
+    #[test]
+    fn range_is_that_of_all_values_and_zero() {
+        for n in [0, 1, 15, 16, 17, CHUNK, 5 * CHUNK + 3] {
+            for place in [0, n / 2, n.saturating_sub(1)] {
+                let mut x = vec![0.25; n];
+                if n > 0 {
+                    x[place] = -3.0;
+                    x[n - 1 - place] = 7.0;
+                }
+                let expected = [0.0f32, 1.0].map(|i| {
+                    let values = x.iter().copied().chain([0.0]);
+                    if i == 0.0 { values.reduce(f32::min) } else { values.reduce(f32::max) }.expect("a zero")
+                });
+                assert_eq!(range(&x), expected, "{n} values, the smallest at {place}");
+                if n > 0 {
+                    x[place] = f32::NAN;
+                    assert!(range(&x).iter().all(|bound| bound.is_nan()));
+                }
+            }
+        }
+        assert_eq!(range(&[2.0, 3.0]), [0.0, 3.0]);
+        assert_eq!(range(&[-2.0, -3.0]), [-3.0, 0.0]);
     }
 
     #[test]

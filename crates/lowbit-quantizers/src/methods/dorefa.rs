@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 use lowbit_core::{BitWidth, CodeRange, Granularity};
 pub use lowbit_kernels::MaxGradient;
-use lowbit_kernels::{Activation, Scale, dorefa_weights, fake_quantize_unit};
+use lowbit_kernels::{Activation, Grid, Scale, dorefa_weights, fake_quantize_learned, fake_quantize_unit};
 
 use crate::qparams::{QParams, reduce};
 use crate::ste::sign;
@@ -61,8 +61,8 @@ impl DoReFaWeights {
     /// The weights on the grid's real values, of `w`'s shape, with a straight-through gradient.
     pub fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
         if self.bits.get() == 1 {
-            let mean = mean_magnitude(w.clone().detach()).reshape([1; D]);
-            return binary_with_identity_gradient(w, mean);
+            let mean = mean_magnitude(w.clone().detach());
+            return fake_quantize_learned(w, mean, Grid::Sign { is_bounded: false });
         }
         dorefa_weights(w, steps(self.bits), self.max_gradient)
     }
@@ -109,14 +109,6 @@ impl DoReFaWeights {
 
 fn mean_magnitude<const D: usize>(w: Tensor<D>) -> Tensor<1> {
     reduce(w.abs(), Granularity::PerTensor, |rows| rows.mean_dim(1))
-}
-
-/// `sign(w) * mean` in the forward pass, the identity in the backward pass.
-fn binary_with_identity_gradient<const D: usize>(w: Tensor<D>, mean: Tensor<D>) -> Tensor<D> {
-    let value = (sign(w.clone()) * mean).detach();
-    // Not straight_through: |w| and the mean are not within a factor of two, so w + (y - w) would round. Adding the
-    // exact zero w - w keeps every bit of the value.
-    value + (w.clone() - w.detach())
 }
 
 /// DoReFa activations, Zhou16 Eq. 11 with the clip to [0, 1]. Codes are unsigned, `0..=2^bits - 1`.

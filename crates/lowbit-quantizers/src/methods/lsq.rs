@@ -7,7 +7,7 @@ use lowbit_kernels::{Activation, Grid, Scale, fake_quantize_learned};
 
 use crate::calibration::Calibration;
 use crate::qparams::{QParams, per_channel, reduce};
-use crate::ste::{positive_parameter, sign, ste_sign};
+use crate::ste::{positive_parameter, sign};
 
 /// The step size never falls below this: the smallest weights that training produces are orders of magnitude larger.
 const MIN_STEP_SIZE: f32 = 1e-7;
@@ -79,16 +79,12 @@ impl LsqWeights {
 
     /// The weights on the grid's real values, of `w`'s shape, with the gradients of Esser20.
     pub fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
-        match self.bits.get() {
-            1 => {
-                let step = self.step(&w);
-                ste_sign(clip(w / step.clone(), weight_range(self.bits))) * step
-            }
-            _ => {
-                let steps = self.steps(&w);
-                fake_quantize_learned(w, steps, grid(weight_range(self.bits)))
-            }
-        }
+        let steps = self.steps(&w);
+        let grid = match self.bits.get() {
+            1 => Grid::Sign { is_bounded: true },
+            _ => grid(weight_range(self.bits)),
+        };
+        fake_quantize_learned(w, steps, grid)
     }
 
     /// [`fake_quantize`](Self::fake_quantize) without the rounding: the weights clipped to the range of the codes.

@@ -4,11 +4,10 @@
 use burn::module::{Flag, Module, Param, RunningState};
 use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::{BitWidth, CodeRange, Granularity};
-use lowbit_kernels::{Grid, fake_quantize_learned};
+use lowbit_kernels::{Grid, fake_quantize_affine, fake_quantize_learned, value_range};
 
 use crate::calibration::Calibration;
 use crate::qparams::{QParams, per_channel, reduce};
-use crate::ste::ste_round;
 
 /// Share of the newest batch in the running range, as in batch normalization.
 const MOMENTUM: f64 = 0.1;
@@ -183,36 +182,35 @@ impl MinMaxActivations {
     /// `x` on the grid's real values, of `x`'s shape, with a straight-through gradient.
     pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let grid = self.grid(&x);
-        self.on_grid(x, grid, ste_round)
+        self.rounded(x, grid)
     }
 
     /// [`fake_quantize`](Self::fake_quantize) without the rounding: `x` clipped to the range of the codes.
     pub fn unrounded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let grid = self.grid(&x);
-        self.on_grid(x, grid, |v| v)
+        self.clipped(x, grid)
     }
 
     /// Both over the same range, which takes in the batch once.
     pub(crate) fn fake_quantize_and_unrounded<const D: usize>(&self, x: Tensor<D>) -> [Tensor<D>; 2] {
         let grid = self.grid(&x);
-        [self.on_grid(x.clone(), grid.clone(), ste_round), self.on_grid(x, grid, |v| v)]
+        [self.rounded(x.clone(), grid.clone()), self.clipped(x, grid)]
     }
 
     /// Scale and zero point for this forward pass.
-    fn grid<const D: usize>(&self, x: &Tensor<D>) -> [Tensor<D>; 2] {
+    fn grid<const D: usize>(&self, x: &Tensor<D>) -> [Tensor<1>; 2] {
         let (min, max) = self.range(x);
         let (scale, zero_point) = self.grid_parameters(min, max);
-        [per_channel(scale), per_channel(zero_point)]
+        [scale, zero_point]
     }
 
-    fn on_grid<const D: usize>(
-        &self,
-        x: Tensor<D>,
-        [scale, zero_point]: [Tensor<D>; 2],
-        round: fn(Tensor<D>) -> Tensor<D>,
-    ) -> Tensor<D> {
-        let code = (round(x / scale.clone()) + zero_point.clone()).clamp(0.0, self.steps());
-        (code - zero_point) * scale
+    fn rounded<const D: usize>(&self, x: Tensor<D>, [scale, zero_point]: [Tensor<1>; 2]) -> Tensor<D> {
+        fake_quantize_affine(x, scale, zero_point, self.steps())
+    }
+
+    fn clipped<const D: usize>(&self, x: Tensor<D>, grid: [Tensor<1>; 2]) -> Tensor<D> {
+        let [scale, zero_point] = grid.map(per_channel::<D>);
+        ((x / scale.clone() + zero_point.clone()).clamp(0.0, self.steps()) - zero_point) * scale
     }
 
     /// The grid's parameters.
@@ -232,6 +230,6 @@ fn usable(scale: Tensor<1>) -> Tensor<1> {
 
 /// Smallest and largest value of a batch, extended to contain zero; without gradient.
 fn batch_range<const D: usize>(x: &Tensor<D>) -> (Tensor<1>, Tensor<1>) {
-    let x = x.clone().detach();
-    (x.clone().min().clamp_max(0.0), x.max().clamp_min(0.0))
+    let range = value_range(x.clone());
+    (range.clone().narrow(0, 0, 1), range.narrow(0, 1, 1))
 }

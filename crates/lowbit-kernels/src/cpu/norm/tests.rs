@@ -1,6 +1,6 @@
 //! Forward and gradients against the definition in double precision.
 
-use super::super::activation::{ClipGrid, StepGrid, UnitGrid};
+use super::super::activation::{ClipGrid, SignGrid, StepGrid, UnitGrid};
 use super::*;
 
 fn random(seed: u64, n: usize) -> Vec<f32> {
@@ -31,6 +31,11 @@ fn activated(activation: Activation, z: f32) -> (f32, bool, f32) {
             let clipped = z.max(0.0).min(clip_value);
             let value = (clipped / clip_value * n).round_ties_even() / n * clip_value;
             (value, z >= 0.0 && z < clip_value, f32::from(z >= clip_value))
+        }
+        Activation::Sign(SignGrid { scale, is_bounded }) => {
+            let (sign, v) = (if z < 0.0 { -1.0 } else { 1.0 }, z / scale);
+            let inside = v.abs() <= 1.0;
+            (sign * scale, inside || !is_bounded, sign - if inside && is_bounded { v } else { 0.0 })
         }
     }
 }
@@ -108,6 +113,7 @@ fn equals_the_definition() {
         Activation::Unit(UnitGrid { n: 3.0 }),
         Activation::Step(StepGrid { step_size: 0.31, q_min: 0.0, q_max: 3.0 }),
         Activation::Clip(ClipGrid { clip_value: 0.7, n: 15.0 }),
+        Activation::Sign(SignGrid { scale: 0.4, is_bounded: true }),
     ];
     let shapes =
         [[1, 1, 2], [2, 3, 1], [3, 2, 17], [2, 5, 49], [4, 1, 64], [1, 2, 100], [3, 2, 3000], [130, 2, 49]];
