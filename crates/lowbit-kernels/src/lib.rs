@@ -270,6 +270,19 @@ pub fn fake_quantize_learned<const D: usize>(x: Tensor<D>, parameter: Tensor<1>,
     Tensor::from_dispatch(Dispatch::lowbit_fake_quantize(x.into_dispatch(), parameter.into_dispatch(), grid))
 }
 
+/// `x / s`, without gradient: the floats nearest to the exact quotients, which a GPU's own division does not promise to be.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn quotient<const D: usize>(x: Tensor<D>, s: Tensor<D>) -> Tensor<D> {
+    assert_eq!(x.dims(), s.dims(), "operands of a quotient");
+    let (x, s) = (x.detach(), s.detach());
+    if is_composed(&x) {
+        return x / s;
+    }
+    Tensor::from_dispatch(Dispatch::lowbit_quotient(x.into_dispatch(), s.into_dispatch()))
+}
+
 /// Smallest and largest of the values and 0, `[2]`, without gradient.
 pub fn value_range<const D: usize>(x: Tensor<D>) -> Tensor<1> {
     let x = x.detach();

@@ -130,26 +130,44 @@ pub(crate) fn dorefa_gradient<B: KernelBackend>(
     gradient: FloatTensor<B>,
     max_gradient: MaxGradient,
 ) -> FloatTensor<B> {
+    let double_max = double_max::<B>(squashed.clone());
+    let wide = B::float_reshape(double_max.clone(), vec![1; squashed.shape().num_dims()].into());
+    let inner = B::float_div(B::float_mul_scalar(gradient.clone(), 2.0.into()), wide);
+    let result = B::float_mul(inner, slope_of_tanh::<B>(squashed.clone()));
+    match max_gradient {
+        MaxGradient::Detached => result,
+        MaxGradient::Differentiated => add_gradient_of_max::<B>(result, squashed, double_max, gradient),
+    }
+}
+
+/// Adds to the gradient of the weights, at the first of the largest, what comes through the maximum that divides all.
+pub(crate) fn add_gradient_of_max<B: KernelBackend>(
+    result: FloatTensor<B>,
+    squashed: FloatTensor<B>,
+    double_max: FloatTensor<B>,
+    gradient: FloatTensor<B>,
+) -> FloatTensor<B> {
     let shape = squashed.shape();
     let flat = |tensor: FloatTensor<B>| {
         let n = tensor.shape().num_elements();
         B::float_reshape(tensor, [n].into())
     };
-    let (squashed, gradient) = (flat(squashed), flat(gradient));
-    let slope = B::float_recip(double_max::<B>(squashed.clone()));
-    let mut inner = B::float_mul_scalar(B::float_mul(gradient.clone(), slope.clone()), 2.0.into());
-    if max_gradient == MaxGradient::Differentiated {
-        let int_dtype = get_or_init_device_settings::<B>(&squashed.device()).int_dtype;
-        let place = B::float_argmax(B::float_abs(squashed.clone()), 0, int_dtype);
-        let sign = B::float_sign(B::float_gather(0, squashed.clone(), place.clone()));
-        let sum = flat(B::float_sum(B::float_mul(gradient, squashed.clone())));
-        let square = B::float_mul_scalar(B::float_mul(slope.clone(), slope), (-4.0).into());
-        let through = B::float_mul(B::float_mul(sign, sum), square);
-        inner = B::float_scatter(0, inner, place, through, IndexingUpdateOp::Add);
-    }
+    let [result, squashed, gradient] = [result, squashed, gradient].map(flat);
+    let int_dtype = get_or_init_device_settings::<B>(&squashed.device()).int_dtype;
+    let place = B::float_argmax(B::float_abs(squashed.clone()), 0, int_dtype);
+    let largest = B::float_gather(0, squashed.clone(), place.clone());
+    let sum = flat(B::float_sum(B::float_mul(gradient, squashed)));
+    let square = B::float_mul(double_max.clone(), double_max);
+    let through = B::float_div(B::float_mul_scalar(sum, (-4.0).into()), square);
+    let through = B::float_mul(through, B::float_sign(largest.clone()));
+    let through = B::float_mul(through, slope_of_tanh::<B>(largest));
+    B::float_reshape(B::float_scatter(0, result, place, through, IndexingUpdateOp::Add), shape)
+}
+
+/// `1 - t^2`, the derivative of `t = tanh(w)`.
+fn slope_of_tanh<B: Backend>(squashed: FloatTensor<B>) -> FloatTensor<B> {
     let square = B::float_mul(squashed.clone(), squashed);
-    let derivative = B::float_add_scalar(B::float_neg(square), 1.0.into());
-    B::float_reshape(B::float_mul(inner, derivative), shape)
+    B::float_add_scalar(B::float_neg(square), 1.0.into())
 }
 
 pub(crate) fn fake_quantize_unit<B: KernelBackend>(x: FloatTensor<B>, n: f32) -> FloatTensor<B> {
@@ -306,7 +324,7 @@ fn normalized<B: Backend>(
 }
 
 /// `2 max|t|`, `[1]`; 1 if all are zero, which puts every code in the middle of the grid.
-fn double_max<B: Backend>(squashed: FloatTensor<B>) -> FloatTensor<B> {
+pub(crate) fn double_max<B: Backend>(squashed: FloatTensor<B>) -> FloatTensor<B> {
     let max = B::float_reshape(B::float_max(B::float_abs(squashed)), [1].into());
     let bool_dtype = get_or_init_device_settings::<B>(&max.device()).bool_dtype;
     let all_zero = B::float_equal_elem(max.clone(), 0.0.into(), bool_dtype);

@@ -26,6 +26,12 @@ impl QParams {
     }
 }
 
+/// The integers that fake-quantized values are multiples of, of their shape: what was rounded once is not rounded to another
+/// code, however a device divides.
+pub(crate) fn codes_of<const D: usize>(values: Tensor<D>, scale: Tensor<1>) -> Tensor<D, Int> {
+    (values / per_channel(scale)).round().int()
+}
+
 /// Reshapes `[n]` to `[n, 1, ..., 1]`, so that it broadcasts along the first axis; `n` is 1 per tensor.
 pub(crate) fn per_channel<const D: usize>(parameter: Tensor<1>) -> Tensor<D> {
     let mut shape = [1; D];

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use lowbit_models::Plan;
 use lowbit_strategies::recipe::DEFAULT;
@@ -128,16 +129,25 @@ fn free_run_dir(name: &str) -> PathBuf {
     candidates.find(|path| !path.exists()).expect("invariant: there are more numbers than directories")
 }
 
-/// A flag that the first Ctrl-C or termination signal sets. The second ends the process.
+/// A signal that comes so soon after the first is the same wish: `timeout` and terminals signal a process and its group.
+const SAME_WISH: Duration = Duration::from_millis(500);
+
+/// A flag that the first Ctrl-C or termination signal sets. A later one ends the process.
 fn stop_on_signals(screen: &Screen) -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let (flag, screen) = (stop.clone(), screen.clone());
-    ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::Relaxed) {
+    let mut asked: Option<Instant> = None;
+    ctrlc::set_handler(move || match asked {
+        None => {
+            asked = Some(Instant::now());
+            flag.store(true, Ordering::Relaxed);
+            screen.show("stopping after this step (press Ctrl-C again to abort)");
+        }
+        Some(first) if first.elapsed() < SAME_WISH => {}
+        Some(_) => {
             let _ = writeln!(io::stderr(), "aborted");
             process::exit(Code::Interrupted.into());
         }
-        screen.show("stopping after this step (press Ctrl-C again to abort)");
     })?;
     Ok(stop)
 }

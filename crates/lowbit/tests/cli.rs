@@ -1512,7 +1512,9 @@ fn interrupted_says_how_to_go_on() {
     let mut command = sandbox.command(&args);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for(&sandbox.path("run/checkpoints/step-00000004"));
-    assert!(works(&["kill", "-TERM", &child.id().to_string()]));
+    // As `timeout` does, which signals the process and then its group.
+    let id = child.id().to_string();
+    assert!(works(&["sh", "-c", &format!("kill -TERM {id}; kill -TERM {id} 2>&-; true")]));
     let outcome = Outcome::of(&child.wait_with_output().unwrap());
     assert_eq!(outcome.code, Some(130));
     assert_eq!(outcome.stdout, "saved; continue with: lowbit train --resume run\n");

@@ -6,8 +6,8 @@ use lowbit_core::{BitWidth, CodeRange, Granularity};
 use lowbit_kernels::{Activation, Grid, Scale, fake_quantize_learned};
 
 use crate::calibration::Calibration;
-use crate::qparams::{QParams, per_channel, reduce};
-use crate::ste::{positive_parameter, sign};
+use crate::qparams::{QParams, codes_of, per_channel, reduce};
+use crate::ste::positive_parameter;
 
 /// The step size never falls below this: the smallest weights that training produces are orders of magnitude larger.
 const MIN_STEP_SIZE: f32 = 1e-7;
@@ -70,16 +70,17 @@ impl LsqWeights {
 
     /// Codes in the signed range, of `w`'s shape.
     pub fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
-        let step = self.step(&w);
-        match self.bits.get() {
-            1 => sign(w).int(),
-            _ => clip(w / step, weight_range(self.bits)).round().int(),
-        }
+        let steps = self.steps(&w);
+        codes_of(self.on_grid(w, steps.clone()), steps)
     }
 
     /// The weights on the grid's real values, of `w`'s shape, with the gradients of Esser20.
     pub fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
         let steps = self.steps(&w);
+        self.on_grid(w, steps)
+    }
+
+    fn on_grid<const D: usize>(&self, w: Tensor<D>, steps: Tensor<1>) -> Tensor<D> {
         let grid = match self.bits.get() {
             1 => Grid::Sign { is_bounded: true },
             _ => grid(weight_range(self.bits)),
@@ -163,13 +164,17 @@ impl LsqActivations {
 
     /// Codes in `0..=2^bits - 1`, of `x`'s shape.
     pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
-        let step = self.step(&x);
-        clip(x / step, self.bits.unsigned_range()).round().int()
+        let step = self.current_step(&x);
+        codes_of(self.on_grid(x, step.clone()), step)
     }
 
     /// `x` on the grid's real values, of `x`'s shape, with the gradients of Esser20.
     pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let step = self.current_step(&x);
+        self.on_grid(x, step)
+    }
+
+    fn on_grid<const D: usize>(&self, x: Tensor<D>, step: Tensor<1>) -> Tensor<D> {
         fake_quantize_learned(x, step, grid(self.bits.unsigned_range()))
     }
 

@@ -4,10 +4,10 @@
 use burn::module::{Flag, Module, Param, RunningState};
 use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::{BitWidth, CodeRange, Granularity};
-use lowbit_kernels::{Grid, fake_quantize_affine, fake_quantize_learned, value_range};
+use lowbit_kernels::{Grid, fake_quantize_affine, fake_quantize_learned, quotient, value_range};
 
 use crate::calibration::Calibration;
-use crate::qparams::{QParams, per_channel, reduce};
+use crate::qparams::{QParams, codes_of, per_channel, reduce};
 
 /// Share of the newest batch in the running range, as in batch normalization.
 const MOMENTUM: f64 = 0.1;
@@ -55,18 +55,22 @@ impl MinMaxWeights {
 
     fn scale<const D: usize>(&self, w: Tensor<D>) -> Tensor<1> {
         let max = reduce(w.detach().abs(), self.granularity, |rows| rows.max_dim(1));
-        usable(max / self.range().q_max as f32)
+        usable(quotient(max.clone(), max.full_like(self.range().q_max as f32)))
     }
 
     /// Codes in the narrow signed range, of `w`'s shape.
     pub fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
-        let scale = per_channel(self.scale(w.clone()));
-        (w / scale).round().int()
+        let scale = self.scale(w.clone());
+        codes_of(self.on_grid(w, scale.clone()), scale)
     }
 
     /// The weights on the grid's real values, of `w`'s shape, with a straight-through gradient.
     pub fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
         let scale = self.scale(w.clone());
+        self.on_grid(w, scale)
+    }
+
+    fn on_grid<const D: usize>(&self, w: Tensor<D>, scale: Tensor<1>) -> Tensor<D> {
         // The largest weight may be a rounding beyond its code: no bound of the grid is to stop its gradient.
         let beyond = self.range().q_max as f32 + 0.25;
         fake_quantize_learned(w, scale, Grid::Step { q_min: -beyond, q_max: beyond })
@@ -166,17 +170,17 @@ impl MinMaxActivations {
 
     fn grid_parameters(&self, min: Tensor<1>, max: Tensor<1>) -> (Tensor<1>, Tensor<1>) {
         let n = self.steps();
-        let scale = usable((max - min.clone()) / n);
-        let zero_point = (min.neg() / scale.clone()).round().clamp(0.0, n);
+        let range = max - min.clone();
+        let scale = usable(quotient(range.clone(), range.full_like(n)));
+        let zero_point = quotient(min.neg(), scale.clone()).round().clamp(0.0, n);
         (scale, zero_point)
     }
 
     /// Codes in `0..=2^bits - 1`, of `x`'s shape.
     pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
-        let (min, max) = self.range(&x);
-        let (scale, zero_point) = self.grid_parameters(min, max);
-        let code = (x / per_channel(scale)).round() + per_channel(zero_point);
-        code.clamp(0.0, self.steps()).int()
+        let grid = self.grid(&x);
+        let [scale, zero_point] = grid.clone();
+        codes_of(self.rounded(x, grid), scale) + per_channel(zero_point).int()
     }
 
     /// `x` on the grid's real values, of `x`'s shape, with a straight-through gradient.

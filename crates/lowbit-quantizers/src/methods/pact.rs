@@ -5,7 +5,7 @@ use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::BitWidth;
 use lowbit_kernels::{Activation, Grid, Scale, fake_quantize_learned};
 
-use crate::qparams::{QParams, per_channel};
+use crate::qparams::{QParams, codes_of, per_channel};
 use crate::ste::positive_parameter;
 
 /// Initial clip value; within the range the paper finds insensitive (Choi18, section 3: 8 to 20 are equal).
@@ -57,14 +57,10 @@ impl PactActivations {
         x.clamp_min(0.0).mask_where(above, clip.expand(shape))
     }
 
-    fn rounded<const D: usize>(&self, clipped: Tensor<D>, clip: Tensor<D>) -> Tensor<D> {
-        (clipped / clip * self.steps()).round()
-    }
-
     /// Codes in `0..=2^bits - 1`, of `x`'s shape.
     pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
-        let clip = per_channel::<D>(self.clip());
-        self.rounded(self.clipped(x, clip.clone()), clip).int()
+        let clip = self.clip();
+        codes_of(fake_quantize_learned(x, clip.clone(), self.grid()) * self.steps(), clip)
     }
 
     /// `x` on the grid's real values, of `x`'s shape, with the gradients of Choi18 Eq. 3.
