@@ -331,9 +331,12 @@ fn loss_curves_of_200_steps_agree() {
         assert!(start <= 1e-5, "{method} {bits}: the first steps differ by {start:e}");
         assert!((end / expected - 1.0).abs() <= 0.3, "{method} {bits}: ends at {end}, not {expected}");
         if bits == Precision::FullPrecision {
-            let nudged = losses(method, bits, &device, 200, 1.0 + f32::EPSILON);
+            // When they part is chance: of several, the first.
+            let nudged = [-2.0, -1.0, 1.0, 2.0]
+                .map(|ulp| losses(method, bits, &device, 200, 1.0 + ulp * f32::EPSILON));
             for n_steps in [5, 10, 20, 50, 100, 200] {
-                let (got, natural) = (gap(&reference, n_steps), gap(&nudged, n_steps));
+                let natural = nudged.iter().map(|nudged| gap(nudged, n_steps)).fold(0.0, f64::max);
+                let got = gap(&reference, n_steps);
                 println!("{n_steps} steps: gap {got:e}, of an ulp {natural:e}");
                 assert!(
                     got <= 1e-5 + 10.0 * natural,

@@ -8,7 +8,6 @@
 mod weight_gradient;
 
 use burn::backend::TensorMetadata;
-use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::DType;
 use burn::tensor::ops::ConvOptions;
@@ -34,35 +33,67 @@ fn clip<F: Float, N: Size>(x: Vector<F, N>, low: Vector<F, N>, high: Vector<F, N
     select_many(x.greater_than(&high), high, x)
 }
 
-/// Whether the device rounds a product and a sum in one: then the product of a number of 24 bits with itself leaves over what
-/// its rounding has cut off. The number is made of `x`, as a compiler would compute with a constant in another way.
+/// The significand of a normal number as an integer of 24 bits.
 #[cube]
-fn fuses<N: Size>(x: Vector<f32, N>) -> Vector<bool, N> {
-    let significand = Vector::<u32, N>::reinterpret(x) & Vector::new(0x007f_ffff);
-    let odd = Vector::<f32, N>::reinterpret(significand | Vector::new(0x3f80_0001));
-    let zero = Vector::new(0.0f32);
-    fma(odd, odd, zero - odd * odd).not_equal(&zero)
+fn significand<N: Size>(bits: Vector<u32, N>) -> Vector<u32, N> {
+    (bits & Vector::new(0x007f_ffff)) | Vector::new(0x0080_0000)
 }
 
-/// The float nearest to `x / s`. A device's own quotient may be 2.5 ulp off, as Vulkan and WebGPU allow: it is corrected by
-/// what it leaves over, which a device that [`fuses`] has exactly; others are software, whose division is exact. (Of the
-/// quotients halfway between two floats but for a millionth of an ulp, it may be the other.) Quotients beyond all codes are
-/// left as they are, infinite ones among them, and those of 16 bits.
+/// The exponent of a number as it is stored: 0 of zero and subnormal numbers, 255 of infinity and `NaN`.
+#[cube]
+fn exponent<N: Size>(bits: Vector<u32, N>) -> Vector<u32, N> {
+    (bits >> Vector::new(23)) & Vector::new(0xff)
+}
+
+/// 1 where `a > b`, else 0.
+#[cube]
+fn is_above<N: Size>(a: Vector<u32, N>, b: Vector<u32, N>) -> Vector<u32, N> {
+    select_many(a.greater_than(&b), Vector::new(1u32), Vector::new(0u32))
+}
+
+/// The bits of the float nearest to `x / s` from those of one, `q`, that is a few ulp off: it is moved by as many ulp as the
+/// remainder says, to the next power of two at most. All in integers, as compilers rearrange floats.
+#[cube]
+fn nearer<N: Size>(x: Vector<u32, N>, q: Vector<u32, N>, s: Vector<u32, N>) -> Vector<u32, N> {
+    let (x_exponent, q_exponent, s_exponent) = (exponent(x), exponent(q), exponent(s));
+    // In units of the last places of the quotient and of `s`, modulo 2^32, the remainder is `x 2^shift - q s`; it is less than
+    // 4 units of `s`, which are added so that it is positive.
+    let unit = significand(s);
+    let shift = x_exponent + Vector::new(150) - q_exponent - s_exponent;
+    let x_aligned = significand(x) << (shift & Vector::new(31));
+    let remainder = x_aligned - significand(q) * unit + unit * Vector::new(4);
+    let twice = remainder * Vector::new(2);
+    let up = is_above(twice, unit * Vector::new(9))
+        + is_above(twice, unit * Vector::new(11))
+        + is_above(twice, unit * Vector::new(13));
+    // Below a power of two, floats are half as far apart.
+    let none = Vector::new(0u32);
+    let is_power = (q & Vector::new(0x007f_ffff)).equal(&none);
+    let down_by_one = select_many(
+        is_power,
+        is_above(unit * Vector::new(15), twice * Vector::new(2)),
+        is_above(unit * Vector::new(7), twice),
+    );
+    let down = down_by_one + is_above(unit * Vector::new(5), twice) + is_above(unit * Vector::new(3), twice);
+    let is_normal = x_exponent
+        .greater_than(&none)
+        .vec_and(q_exponent.greater_than(&none))
+        .vec_and(s_exponent.greater_than(&none))
+        .vec_and(q_exponent.less_than(&Vector::new(255)));
+    let is_near = shift.less_than(&Vector::new(32)).vec_and(remainder.less_equal(&(unit * Vector::new(8))));
+    select_many(is_normal.vec_and(is_near), q + up - down, q)
+}
+
+/// The float nearest to `x / s`, where a device's own quotient may be 2.5 ulp off, as Vulkan and WebGPU allow. Quotients of or
+/// by what is zero, subnormal, infinite or `NaN` are left as they are, and those of 16 bits.
 #[cube]
 fn quotient<F: Float, N: Size>(x: Vector<F, N>, s: Vector<F, N>) -> Vector<F, N> {
     let near = x / s;
     let size = F::size_bits().comptime();
     if comptime!(size == 32) {
-        let (x, q, s) = (
-            Vector::<f32, N>::reinterpret(x),
-            Vector::<f32, N>::reinterpret(near),
-            Vector::<f32, N>::reinterpret(s),
-        );
-        let zero = Vector::new(0.0f32);
-        let corrected = q + fma(zero - q, s, x) / s;
-        let bound = Vector::new(65536.0f32);
-        let is_corrected = fuses(s).vec_and(is_within(q, zero - bound, bound));
-        Vector::<F, N>::reinterpret(select_many(is_corrected, corrected, q))
+        let (x, s) = (Vector::<u32, N>::reinterpret(x), Vector::<u32, N>::reinterpret(s));
+        let q = Vector::<u32, N>::reinterpret(near);
+        Vector::<F, N>::reinterpret(nearer(x, nearer(x, q, s), s))
     } else {
         near
     }
@@ -552,8 +583,7 @@ impl KernelBackend for CubeBackend {
                 ),
             }
         }
-        let rows = Self::float_reshape(parts, [n_parameters, n / n_parameters].into());
-        (dx, Self::float_reshape(Self::float_sum_dim(rows, 1), [n_parameters].into()))
+        (dx, reference::sum_of_each::<Self>(parts, n_parameters))
     }
 
     fn lowbit_fake_quantize_affine(

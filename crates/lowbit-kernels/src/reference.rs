@@ -1,7 +1,7 @@
 //! The operations of an extended backend made of burn's own: what the kernels have to compute, and what runs where there is
 //! none.
 
-use burn::backend::tensor::{BoolTensor, FloatTensor};
+use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, get_or_init_device_settings};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{IndexingUpdateOp, Slice};
@@ -40,11 +40,11 @@ pub(crate) fn batch_statistics<B: KernelBackend>(input: FloatTensor<B>) -> Float
     let [batch, channels, height, width] = input.shape().dims();
     let n = batch * height * width;
     let rows = B::float_reshape(B::float_swap_dims(input, 0, 1), [channels, n].into());
-    let mean = B::float_mean_dim(rows.clone(), 1);
-    let distance = B::float_sub(rows, mean.clone());
-    let variance = B::float_mean_dim(B::float_mul(distance.clone(), distance), 1);
-    let flat = |tensor| B::float_reshape(tensor, [channels].into());
-    B::float_cat(vec![flat(mean), flat(variance)], 0)
+    let mean_of = |rows| B::float_div_scalar(reduce_rows::<B>(rows, B::float_sum_dim), (n as f32).into());
+    let mean = mean_of(rows.clone());
+    let distance = B::float_sub(rows, B::float_reshape(mean.clone(), [channels, 1].into()));
+    let variance = mean_of(B::float_mul(distance.clone(), distance));
+    B::float_cat(vec![mean, variance], 0)
 }
 
 pub(crate) fn batch_norm<B: KernelBackend>(
@@ -98,7 +98,7 @@ pub(crate) fn batch_norm_gradients<B: KernelBackend>(
     let sum = |tensor: FloatTensor<B>| {
         let rows =
             B::float_reshape(B::float_swap_dims(tensor, 0, 1), [channels, batch * height * width].into());
-        B::float_reshape(B::float_sum_dim(rows, 1), [channels].into())
+        reduce_rows::<B>(rows, B::float_sum_dim)
     };
     let beta_gradient = sum(gradient.clone());
     let gamma_gradient = sum(B::float_mul(gradient.clone(), normal.clone()));
@@ -153,10 +153,9 @@ pub(crate) fn add_gradient_of_max<B: KernelBackend>(
         B::float_reshape(tensor, [n].into())
     };
     let [result, squashed, gradient] = [result, squashed, gradient].map(flat);
-    let int_dtype = get_or_init_device_settings::<B>(&squashed.device()).int_dtype;
-    let place = B::float_argmax(B::float_abs(squashed.clone()), 0, int_dtype);
+    let place = place_of_max::<B>(B::float_abs(squashed.clone()));
     let largest = B::float_gather(0, squashed.clone(), place.clone());
-    let sum = flat(B::float_sum(B::float_mul(gradient, squashed)));
+    let sum = sum_of_all::<B>(B::float_mul(gradient, squashed));
     let square = B::float_mul(double_max.clone(), double_max);
     let through = B::float_div(B::float_mul_scalar(sum, (-4.0).into()), square);
     let through = B::float_mul(through, B::float_sign(largest.clone()));
@@ -247,17 +246,16 @@ pub(crate) fn fake_quantize_gradients<B: KernelBackend>(
             (outside, B::float_sub(sign::<B>(x), inner))
         }
     };
-    let products = B::float_mul(gradient.clone(), slope);
-    let n = products.shape().num_elements() / n_parameters;
-    let rows = B::float_reshape(products, [n_parameters, n].into());
-    let parameter_gradient = B::float_reshape(B::float_sum_dim(rows, 1), [n_parameters].into());
+    let parameter_gradient = sum_of_each::<B>(B::float_mul(gradient.clone(), slope), n_parameters);
     (B::float_mask_fill(gradient, outside, 0.0.into()), parameter_gradient)
 }
 
 pub(crate) fn value_range<B: KernelBackend>(x: FloatTensor<B>) -> FloatTensor<B> {
-    let min = B::float_clamp_max(B::float_min(x.clone()), 0.0.into());
-    let max = B::float_clamp_min(B::float_max(x), 0.0.into());
-    B::float_cat([min, max].map(|bound| B::float_reshape(bound, [1].into())).into(), 0)
+    let n = x.shape().num_elements();
+    let row = B::float_reshape(x, [1, n].into());
+    let min = B::float_clamp_max(reduce_rows::<B>(row.clone(), B::float_min_dim), 0.0.into());
+    let max = B::float_clamp_min(reduce_rows::<B>(row, B::float_max_dim), 0.0.into());
+    B::float_cat(vec![min, max], 0)
 }
 
 pub(crate) fn fake_quantize_affine<B: KernelBackend>(
@@ -293,6 +291,58 @@ fn sign<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     B::float_mask_fill(ones, is_negative, (-1.0).into())
 }
 
+/// Values that are reduced one after the other, at most. A GPU has a thread for each result: rows that are longer are reduced in
+/// parts, so that there are more.
+const PART: usize = 256;
+
+/// Number of equal parts of a row of `n` values; 1 if it is short or divides badly.
+fn parts(n: usize) -> usize {
+    let parts = (n.div_ceil(PART)..=n / 16).find(|parts| n.is_multiple_of(*parts));
+    if n <= 4 * PART { 1 } else { parts.unwrap_or(1) }
+}
+
+/// Reduces rows `[rows, n]` to `[rows]`, by a reduction along an axis.
+fn reduce_rows<B: Backend>(
+    rows: FloatTensor<B>,
+    reduce: fn(FloatTensor<B>, usize) -> FloatTensor<B>,
+) -> FloatTensor<B> {
+    let [n_rows, n] = rows.shape().dims();
+    match parts(n) {
+        1 => B::float_reshape(reduce(rows, 1), [n_rows].into()),
+        parts => {
+            let reduced = reduce(B::float_reshape(rows, [n_rows * parts, n / parts].into()), 1);
+            reduce_rows::<B>(B::float_reshape(reduced, [n_rows, parts].into()), reduce)
+        }
+    }
+}
+
+/// Sums of the first `1 / n`-th of the values, of the second, and so on, `[n]`.
+pub(crate) fn sum_of_each<B: Backend>(x: FloatTensor<B>, n: usize) -> FloatTensor<B> {
+    let row = x.shape().num_elements() / n;
+    reduce_rows::<B>(B::float_reshape(x, [n, row].into()), B::float_sum_dim)
+}
+
+/// `[1]`.
+fn sum_of_all<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    sum_of_each::<B>(x, 1)
+}
+
+/// The first place of the largest of the values `[n]`, `[1]`.
+fn place_of_max<B: Backend>(x: FloatTensor<B>) -> IntTensor<B> {
+    let int_dtype = get_or_init_device_settings::<B>(&x.device()).int_dtype;
+    let n = x.shape().num_elements();
+    let parts = parts(n);
+    if parts == 1 {
+        return B::float_argmax(x, 0, int_dtype);
+    }
+    let rows = B::float_reshape(x, [parts, n / parts].into());
+    let largest = B::float_reshape(B::float_max_dim(rows.clone(), 1), [parts].into());
+    let row = place_of_max::<B>(largest);
+    let values = B::float_reshape(B::float_select(rows, 0, row.clone()), [n / parts].into());
+    let within = B::float_argmax(values, 0, int_dtype);
+    B::int_add(B::int_mul_scalar(row, ((n / parts) as i64).into()), within)
+}
+
 /// `[channels]` to `[1, channels, 1, 1]`.
 fn by_channel<B: Backend>(tensor: FloatTensor<B>) -> FloatTensor<B> {
     let channels = tensor.shape().num_elements();
@@ -325,7 +375,9 @@ fn normalized<B: Backend>(
 
 /// `2 max|t|`, `[1]`; 1 if all are zero, which puts every code in the middle of the grid.
 pub(crate) fn double_max<B: Backend>(squashed: FloatTensor<B>) -> FloatTensor<B> {
-    let max = B::float_reshape(B::float_max(B::float_abs(squashed)), [1].into());
+    let n = squashed.shape().num_elements();
+    let row = B::float_reshape(B::float_abs(squashed), [1, n].into());
+    let max = reduce_rows::<B>(row, B::float_max_dim);
     let bool_dtype = get_or_init_device_settings::<B>(&max.device()).bool_dtype;
     let all_zero = B::float_equal_elem(max.clone(), 0.0.into(), bool_dtype);
     B::float_mask_fill(B::float_mul_scalar(max, 2.0.into()), all_zero, 1.0.into())

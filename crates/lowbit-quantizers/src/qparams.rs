@@ -39,6 +39,22 @@ pub(crate) fn per_channel<const D: usize>(parameter: Tensor<1>) -> Tensor<D> {
     parameter.reshape(shape)
 }
 
+/// Values that are reduced one after the other, at most: a GPU has a thread for each result, so that longer rows are reduced in
+/// equal parts first. A mean of such means is the mean.
+const PART: usize = 256;
+
+fn reduce_rows(rows: Tensor<2>, reduce: &impl Fn(Tensor<2>) -> Tensor<2>) -> Tensor<1> {
+    let [n_rows, n] = rows.dims();
+    let parts = (n.div_ceil(PART)..=n / 16).find(|parts| n.is_multiple_of(*parts));
+    match parts {
+        Some(parts) if n > 4 * PART => {
+            let reduced = reduce(rows.reshape([n_rows * parts, n / parts]));
+            reduce_rows(reduced.reshape([n_rows, parts]), reduce)
+        }
+        _ => reduce(rows).reshape([n_rows]),
+    }
+}
+
 /// Reduces to one value per slice along the first axis, shape `[n]`, with `reduce` over the other axes; or, for
 /// `per_tensor`, to one value, shape `[1]`. Sums along an axis are taken in a fixed order; burn's sums of a whole tensor depend
 /// on the threads when it is large.
@@ -52,5 +68,5 @@ pub(crate) fn reduce<const D: usize>(
         lowbit_core::Granularity::PerChannel => x.dims()[0],
     };
     let elements = x.dims().iter().product::<usize>() / n;
-    reduce(x.reshape([n, elements])).reshape([n])
+    reduce_rows(x.reshape([n, elements]), &reduce)
 }

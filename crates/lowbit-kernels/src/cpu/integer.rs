@@ -247,7 +247,8 @@ unsafe fn tiles_avx2(proof: Avx2, operands: Operands<'_>, store: &mut Store<'_>)
 #[target_feature(enable = "avx512f,avx512vnni,avx2,fma")]
 unsafe fn tiles_avx512_vnni(proof: Avx512Vnni, operands: Operands<'_>, store: &mut Store<'_>) {
     use std::arch::x86_64::*;
-    const TILE: usize = 12;
+    // As many as have their windows in registers too.
+    const TILE: usize = 8;
     for first in (0..operands.starts.len()).step_by(TILE) {
         let windows = operands.windows::<TILE>(first);
         let mut sums = [_mm512_setzero_si512(); TILE];

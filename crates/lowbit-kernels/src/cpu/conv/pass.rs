@@ -12,7 +12,7 @@ use crate::cpu::task_items;
 const PIXELS: usize = 264;
 
 /// A multiple of the pixels of a tile on any processor.
-const TILE: usize = 12;
+const TILE: usize = 24;
 
 /// Rows of a panel that are used together: half of a nearest cache of 32 KiB.
 const PANEL_ROWS: usize = 320;
