@@ -102,9 +102,7 @@ multiversion! {
         };
         let (blocks, rest) = x.as_chunks::<LANES>();
         for block in blocks {
-            for i in 0..LANES {
-                at(i, block[i]);
-            }
+            block.iter().enumerate().for_each(|(i, &x)| at(i, x));
         }
         rest.iter().for_each(|&x| at(0, x));
         match is_nan.contains(&true) {
