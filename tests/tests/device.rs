@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
 use lowbit_data::Locations;
+use lowbit_kernels::conv2d;
 use lowbit_strategies::strategy::{Outputs, Role, Strategy};
 use lowbit_strategies::{Observer, Outcome, Recipe, Session, StepReport, train};
-use lowbit_tests::Backend;
+use lowbit_tests::{Backend, Tolerance, assert_close, normal, rng, tensor, values};
 
 /// Counts what wgpu logs.
 struct Counter {
@@ -260,4 +262,28 @@ fn a_leak_is_seen() {
     let Some((backend, _turn)) = gpu() else { return };
     let [in_use, ..] = growth(&memory(&backend.device, 5, vec![Box::new(Leak::default())]));
     assert!(in_use > IN_FLIGHT, "a leak of 40 tensors is not seen");
+}
+
+/// Batches so large that the weights' gradient is taken in shares of several images, the last of which has fewer, or in passes.
+#[test]
+fn weight_gradients_of_large_batches_are_those_of_the_cpu() {
+    // Half a million products are added up.
+    const SUMS: Tolerance = Tolerance { relative: 1e-4, absolute: 1e-5 };
+    let (Some((gpu, _turn)), Ok(cpu)) = (gpu(), Backend::find("flex")) else { return };
+    for ([batch, channels, side], out_channels) in [([457, 64, 4], 64), ([458, 16, 32], 4)] {
+        let input = [batch, channels, side, side];
+        let output = [batch, out_channels, side, side];
+        let weight = [out_channels, channels, 3, 3];
+        let [x, w, g] = [(input, 1), (weight, 2), (output, 3)]
+            .map(|(shape, seed)| normal(shape.iter().product(), 0.0, 1.0, &mut rng(seed)));
+        let [got, expected] = [&gpu, &cpu].map(|backend| {
+            let device = backend.device.clone().autodiff();
+            let w = tensor::<4>(&w, weight, &device).require_grad();
+            let options = ConvOptions::new([1; 2], [1; 2], [1; 2], 1);
+            let y = conv2d(tensor(&x, input, &device), w.clone(), options);
+            let gradients = (y * tensor(&g, output, &device)).sum().backward();
+            values(w.grad(&gradients).expect("the weights have a gradient"))
+        });
+        assert_close(&format!("weights' gradient, {batch} images"), &got, &expected, SUMS);
+    }
 }

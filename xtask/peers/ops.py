@@ -64,11 +64,11 @@ def minmax_activations(x):
 
 
 class Sign(torch.autograd.Function):
-    """Zhou et al. 2016, Eq. 7: -1 or 1, 1 at zero; the gradient passes."""
+    """Zhou et al. 2016, Eq. 7: minus or plus the scale, plus at zero; the gradient passes unchanged."""
 
     @staticmethod
     def forward(ctx, w):
-        return torch.where(w < 0, -1.0, 1.0)
+        return torch.where(w < 0, -WEIGHT_STEP_SIZE, WEIGHT_STEP_SIZE)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -76,7 +76,7 @@ class Sign(torch.autograd.Function):
 
 
 def binary_weights(w):
-    return Sign.apply(w) * WEIGHT_STEP_SIZE
+    return Sign.apply(w)
 
 
 def batch_norm(activation):

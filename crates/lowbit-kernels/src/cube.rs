@@ -1,9 +1,10 @@
 //! Operations on GPUs, through CubeCL: fake quantization, one kernel forward and one backward, and the gradient of a
 //! convolution's weights.
 //!
-//! The formulas are those of [`crate::cpu::activation`], operation by operation, and codes are those of the CPU: a quotient
-//! that is rounded is the float nearest to the exact one, which Vulkan and WebGPU do not promise. Values may be an ulp off where a driver contracts a product and a
-//! difference. The sum of a parameter's gradient is burn's.
+//! The formulas are those of [`crate::cpu::activation`], operation by operation, and codes are those of the CPU: a quotient that
+//! is rounded is the float nearest to the exact one, which Vulkan and WebGPU do not promise. (A GPU may take subnormal numbers for
+//! zero, and its tanh may differ in the last digit.) Values may be an ulp off where a driver contracts a product and a difference.
+//! The sum of a parameter's gradient is burn's.
 
 mod weight_gradient;
 
@@ -52,12 +53,13 @@ fn is_above<N: Size>(a: Vector<u32, N>, b: Vector<u32, N>) -> Vector<u32, N> {
 }
 
 /// The bits of the float nearest to `x / s` from those of one, `q`, that is a few ulp off: it is moved by as many ulp as the
-/// remainder says, to the next power of two at most. All in integers, as compilers rearrange floats.
+/// remainder says, beyond a power of two by too few or too many: a second time puts that right. All in integers, as compilers
+/// rearrange floats.
 #[cube]
 fn nearer<N: Size>(x: Vector<u32, N>, q: Vector<u32, N>, s: Vector<u32, N>) -> Vector<u32, N> {
     let (x_exponent, q_exponent, s_exponent) = (exponent(x), exponent(q), exponent(s));
-    // In units of the last places of the quotient and of `s`, modulo 2^32, the remainder is `x 2^shift - q s`; it is less than
-    // 4 units of `s`, which are added so that it is positive.
+    // In units of the last places of the quotient and of `s`, modulo 2^32, the remainder is `x 2^shift - q s`. It lies between
+    // -4 and 6 times `s`: beyond a power of two an ulp counts twice. Four are added so that it is positive.
     let unit = significand(s);
     let shift = x_exponent + Vector::new(150) - q_exponent - s_exponent;
     let x_aligned = significand(x) << (shift & Vector::new(31));
@@ -65,7 +67,9 @@ fn nearer<N: Size>(x: Vector<u32, N>, q: Vector<u32, N>, s: Vector<u32, N>) -> V
     let twice = remainder * Vector::new(2);
     let up = is_above(twice, unit * Vector::new(9))
         + is_above(twice, unit * Vector::new(11))
-        + is_above(twice, unit * Vector::new(13));
+        + is_above(twice, unit * Vector::new(13))
+        + is_above(twice, unit * Vector::new(15))
+        + is_above(twice, unit * Vector::new(17));
     // Below a power of two, floats are half as far apart.
     let none = Vector::new(0u32);
     let is_power = (q & Vector::new(0x007f_ffff)).equal(&none);
@@ -80,7 +84,7 @@ fn nearer<N: Size>(x: Vector<u32, N>, q: Vector<u32, N>, s: Vector<u32, N>) -> V
         .vec_and(q_exponent.greater_than(&none))
         .vec_and(s_exponent.greater_than(&none))
         .vec_and(q_exponent.less_than(&Vector::new(255)));
-    let is_near = shift.less_than(&Vector::new(32)).vec_and(remainder.less_equal(&(unit * Vector::new(8))));
+    let is_near = shift.less_than(&Vector::new(32)).vec_and(remainder.less_equal(&(unit * Vector::new(10))));
     select_many(is_normal.vec_and(is_near), q + up - down, q)
 }
 

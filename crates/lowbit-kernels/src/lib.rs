@@ -270,7 +270,8 @@ pub fn fake_quantize_learned<const D: usize>(x: Tensor<D>, parameter: Tensor<1>,
     Tensor::from_dispatch(Dispatch::lowbit_fake_quantize(x.into_dispatch(), parameter.into_dispatch(), grid))
 }
 
-/// `x / s`, without gradient: the floats nearest to the exact quotients, which a GPU's own division does not promise to be.
+/// `x / s` for any shape, without gradient: the floats nearest to the exact quotients, which a GPU's own division does not promise
+/// to be. (On a GPU of subnormal numbers, of floats of 16 bits, and on backends without kernels, it is the device's own.)
 ///
 /// # Panics
 /// If the shapes differ.

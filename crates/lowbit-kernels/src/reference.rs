@@ -40,7 +40,8 @@ pub(crate) fn batch_statistics<B: KernelBackend>(input: FloatTensor<B>) -> Float
     let [batch, channels, height, width] = input.shape().dims();
     let n = batch * height * width;
     let rows = B::float_reshape(B::float_swap_dims(input, 0, 1), [channels, n].into());
-    let mean_of = |rows| B::float_div_scalar(reduce_rows::<B>(rows, B::float_sum_dim), (n as f32).into());
+    // The mean of means of equal parts.
+    let mean_of = |rows| reduce_rows::<B>(rows, B::float_mean_dim);
     let mean = mean_of(rows.clone());
     let distance = B::float_sub(rows, B::float_reshape(mean.clone(), [channels, 1].into()));
     let variance = mean_of(B::float_mul(distance.clone(), distance));
@@ -291,14 +292,18 @@ fn sign<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     B::float_mask_fill(ones, is_negative, (-1.0).into())
 }
 
-/// Values that are reduced one after the other, at most. A GPU has a thread for each result: rows that are longer are reduced in
-/// parts, so that there are more.
+/// A GPU has a thread for each result of a reduction: rows that are longer than [`LONG`] are reduced in equal parts of at most
+/// [`PART`] values, so that there are more. (Rows of a length without divisor that leaves parts of [`SHORT`] stay whole.)
+const LONG: usize = 1024;
 const PART: usize = 256;
+const SHORT: usize = 16;
 
-/// Number of equal parts of a row of `n` values; 1 if it is short or divides badly.
+/// Number of equal parts of a row of `n` values.
 fn parts(n: usize) -> usize {
-    let parts = (n.div_ceil(PART)..=n / 16).find(|parts| n.is_multiple_of(*parts));
-    if n <= 4 * PART { 1 } else { parts.unwrap_or(1) }
+    match n {
+        0..=LONG => 1,
+        _ => (n.div_ceil(PART)..=n / SHORT).find(|parts| n.is_multiple_of(*parts)).unwrap_or(1),
+    }
 }
 
 /// Reduces rows `[rows, n]` to `[rows]`, by a reduction along an axis.

@@ -27,10 +27,10 @@ mod calibration;
 mod error;
 mod layers;
 pub mod methods;
+mod parameter;
 mod policy;
 mod qparams;
 mod quantizer;
-mod ste;
 
 pub use calibration::Calibration;
 pub use error::QuantizerError;
@@ -40,4 +40,3 @@ pub use layers::{
 pub use policy::{LayerOverride, LayerRole, PrecisionFloor, QuantizationPolicy, pattern_matches};
 pub use qparams::QParams;
 pub use quantizer::{ActivationQuantizer, LayerQuantization, Method, Operand, WeightQuantizer};
-pub use ste::{sign, ste_round, ste_sign};

@@ -39,15 +39,17 @@ pub(crate) fn per_channel<const D: usize>(parameter: Tensor<1>) -> Tensor<D> {
     parameter.reshape(shape)
 }
 
-/// Values that are reduced one after the other, at most: a GPU has a thread for each result, so that longer rows are reduced in
-/// equal parts first. A mean of such means is the mean.
+/// A GPU has a thread for each result: rows that are longer than [`LONG`] are reduced in equal parts of at most [`PART`] values
+/// first, if such parts have at least [`SHORT`]. A mean of their means is the mean.
+const LONG: usize = 1024;
 const PART: usize = 256;
+const SHORT: usize = 16;
 
 fn reduce_rows(rows: Tensor<2>, reduce: &impl Fn(Tensor<2>) -> Tensor<2>) -> Tensor<1> {
     let [n_rows, n] = rows.dims();
-    let parts = (n.div_ceil(PART)..=n / 16).find(|parts| n.is_multiple_of(*parts));
+    let parts = (n.div_ceil(PART)..=n / SHORT).find(|parts| n.is_multiple_of(*parts));
     match parts {
-        Some(parts) if n > 4 * PART => {
+        Some(parts) if n > LONG => {
             let reduced = reduce(rows.reshape([n_rows * parts, n / parts]));
             reduce_rows(reduced.reshape([n_rows, parts]), reduce)
         }

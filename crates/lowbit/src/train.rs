@@ -129,7 +129,7 @@ fn free_run_dir(name: &str) -> PathBuf {
     candidates.find(|path| !path.exists()).expect("invariant: there are more numbers than directories")
 }
 
-/// A signal that comes so soon after the first is the same wish: `timeout` and terminals signal a process and its group.
+/// A signal that comes so soon after the first is the same wish: `timeout` signals a process and then its group.
 const SAME_WISH: Duration = Duration::from_millis(500);
 
 /// A flag that the first Ctrl-C or termination signal sets. A later one ends the process.

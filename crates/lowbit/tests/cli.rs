@@ -1521,6 +1521,25 @@ fn interrupted_says_how_to_go_on() {
     assert!(outcome.stderr.contains("\nstopping after this step (press Ctrl-C again to abort)\n"));
 }
 
+/// A second wish to stop does not wait for the step.
+#[test]
+fn aborted_by_a_later_signal() {
+    let sandbox = Sandbox::new();
+    // Steps of seconds.
+    let slow = ["--set", "model.width=16", "--set", "data.batch_size=512"];
+    let args = [&["train", "digits-preresnet8-fp32", "--out", "run"], &slow[..]].concat();
+    let child = sandbox.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for(&sandbox.path("run/run.json"));
+    std::thread::sleep(Duration::from_millis(300));
+    let signal = || assert!(works(&["kill", "-INT", &child.id().to_string()]));
+    signal();
+    std::thread::sleep(Duration::from_millis(800));
+    signal();
+    let outcome = Outcome::of(&child.wait_with_output().unwrap());
+    assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
+    assert!(outcome.stderr.ends_with("aborted\n"), "{}", outcome.stderr);
+}
+
 #[test]
 fn completions() {
     let sandbox = Sandbox::new();

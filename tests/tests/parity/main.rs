@@ -35,10 +35,6 @@ trait Case: fmt::Debug + Sized {
         Vec::new()
     }
 
-    /// Whether it holds only where a quotient is the float nearest to the exact one.
-    fn needs_exact_division(&self) -> bool {
-        false
-    }
 }
 
 /// Cases that a backend does not run: the backend, how the case is written begins, and why.
@@ -56,16 +52,11 @@ fn check<C: Case>(name: &str, group: &str, cases: &[C]) {
         Err(skip) => return eprintln!("parity: {name} skipped: {skip}"),
     };
     let reference = backends().swap_remove(0);
-    let divides_exactly = divides_exactly(&backend.device);
     let (started, mut n_cases, mut largest, mut failures) = (Instant::now(), 0, 0.0f64, Vec::new());
     let mut n_redrawn = 0;
     for case in cases {
         let what = format!("{case:?}");
-        let reason = match case.needs_exact_division() && !divides_exactly {
-            true => Some("its division is not exact"),
-            false => skip_reason(name, &what),
-        };
-        if let Some(reason) = reason {
+        if let Some(reason) = skip_reason(name, &what) {
             eprintln!("parity: {name} skips {what}: {reason}");
             continue;
         }
@@ -113,14 +104,29 @@ fn difference<C: Case>(case: &C, backend: &Backend, reference: &Backend) -> Resu
     first.or_else(|difference| of_neighbors().ok_or(difference))
 }
 
-/// Whether the quotients of many pairs of floats are those of the host: a device's own may be off by 2.5 ulp, and the kernels
-/// correct them.
-fn divides_exactly(device: &Device) -> bool {
+/// Quotients are those of the host, which are the floats nearest to the exact ones, beside powers of two, too: a device's own may be
+/// off by 2.5 ulp, and codes depend on them.
+fn check_quotients(name: &str) {
     const N: usize = 1 << 14;
-    let [x, y] = [(0.0, 11), (3.0, 12)].map(|(mean, seed)| normal(N, mean, 1.0, &mut rng(seed)));
-    let on_device = |values: &[f32]| -> Tensor<1> { tensor(values, [N], device) };
+    let backend = match Backend::find(name) {
+        Ok(backend) => backend,
+        Err(skip) => return eprintln!("parity: {name} skipped: {skip}"),
+    };
+    let [mut x, y] = [(0.0, 11), (3.0, 12)].map(|(mean, seed)| normal(N, mean, 1.0, &mut rng(seed)));
+    for (i, (x, y)) in x.iter_mut().zip(&y).enumerate().filter(|(i, _)| i.is_multiple_of(2)) {
+        // Halves of integers and powers of two times the divisor, and the floats on both sides.
+        let factor = if i.is_multiple_of(4) { (i % 600) as f32 * 0.5 } else { 2.0f32.powi(i as i32 % 17 - 8) };
+        let product = y * factor;
+        *x = [product, product.next_up(), product.next_down()][i / 4 % 3];
+        if x.is_subnormal() {
+            *x = 0.0;
+        }
+    }
+    let on_device = |values: &[f32]| -> Tensor<1> { tensor(values, [N], &backend.device) };
     let quotients = values(quotient(on_device(&x), on_device(&y)));
-    quotients.iter().zip(x.iter().zip(&y)).all(|(quotient, (x, y))| *quotient == x / y)
+    for (quotient, (x, y)) in quotients.iter().zip(x.iter().zip(&y)) {
+        assert_eq!(*quotient, x / y, "{x} / {y} on {name}");
+    }
 }
 
 /// The runners of a backend.
@@ -128,6 +134,11 @@ macro_rules! runners {
     ($backend:ident) => {
         mod $backend {
             const NAME: &str = stringify!($backend);
+
+            #[test]
+            fn quotients() {
+                crate::check_quotients(NAME);
+            }
 
             #[test]
             fn quantizers() {

@@ -161,9 +161,4 @@ impl Case for QuantizerCase {
             None => outcome,
         }
     }
-
-    /// Next to a tie, a quotient that is an ulp off is another code.
-    fn needs_exact_division(&self) -> bool {
-        self.input == Input::Edges
-    }
 }

@@ -239,7 +239,7 @@ unsafe fn tiles_avx2(proof: Avx2, operands: Operands<'_>, store: &mut Store<'_>)
     }
 }
 
-/// A row is one register; there are enough pixels for two instructions to begin in each cycle.
+/// A row is one register.
 ///
 /// # Safety
 /// No start plus a step is beyond the words.

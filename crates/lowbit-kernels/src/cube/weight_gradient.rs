@@ -19,7 +19,7 @@ use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
 
 use super::elem_type;
 
-/// Values of the columns that exist at a time, and of the products, at most (64 and 16 million): memory is bounded for any batch.
+/// Values of the columns that exist at a time (or those of an image, if it has more), and of the products.
 const COLUMNS: usize = 1 << 26;
 const PRODUCTS: usize = 1 << 24;
 
@@ -63,12 +63,6 @@ fn windows<F: Float>(
     columns.write(ABSOLUTE_POS, value);
 }
 
-/// The smallest number of images that divides the batch and leaves few enough products.
-fn images_of_a_share(batch: usize, n_weights: usize) -> usize {
-    let most_shares = (PRODUCTS / n_weights).max(1);
-    (1..=batch).find(|share| batch.is_multiple_of(*share) && batch / share <= most_shares).unwrap_or(batch)
-}
-
 /// The gradient of the weights of a convolution without groups and dilation.
 pub(super) fn weight_gradient(
     input: FloatTensor<CubeBackend>,
@@ -80,17 +74,16 @@ pub(super) fn weight_gradient(
     let [out_channels, _, kernel_height, kernel_width] = weight.shape().dims();
     let [_, _, out_height, out_width] = gradient.shape().dims();
     let (pixels, rows) = (out_height * out_width, channels * kernel_height * kernel_width);
-    let share = images_of_a_share(batch, out_channels * rows);
+    // Images of a share: as few as leave few enough products.
+    let most = (COLUMNS / (rows * pixels)).max(1);
+    let share = (batch * out_channels * rows).div_ceil(PRODUCTS).min(most).min(batch);
     let input = into_contiguous(input);
-    // To `[shares, out channels, images of a share x pixels]`.
-    let shares = [batch / share, share, out_channels, pixels];
-    let gradient = CubeBackend::float_swap_dims(CubeBackend::float_reshape(gradient, shares.into()), 1, 2);
-    let shares = [batch / share, out_channels, share * pixels];
-    let gradient = CubeBackend::float_reshape(gradient, shares.into());
-    let together = (COLUMNS / (rows * share * pixels)).clamp(1, batch / share);
-    let mut sum: Option<CubeTensor> = None;
-    for first in (0..batch / share).step_by(together) {
-        let n = together.min(batch / share - first);
+    let gradient = into_contiguous(gradient);
+    let (mut sum, mut first): (Option<CubeTensor>, _) = (None, 0);
+    while first < batch {
+        // The last share may have fewer.
+        let share = share.min(batch - first);
+        let n = ((batch - first) / share).min((COLUMNS / (rows * share * pixels)).max(1));
         let columns = empty_device_contiguous_dtype(
             input.client.clone(),
             input.device.clone(),
@@ -106,7 +99,7 @@ pub(super) fn weight_gradient(
             columns.required_address_type().max(input.required_address_type()),
             input.clone().into_linear_view(),
             columns.clone().into_linear_view(),
-            first * share,
+            first,
             share,
             channels,
             height,
@@ -121,13 +114,19 @@ pub(super) fn weight_gradient(
             options.padding[1].0,
             elem_type(input.dtype),
         );
-        let gradient = CubeBackend::float_slice(gradient.clone(), &[(first..first + n).into()]);
-        let products = CubeBackend::float_matmul(gradient, CubeBackend::float_swap_dims(columns, 1, 2));
+        // To `[shares, out channels, images of a share x pixels]`.
+        let images = first..first + n * share;
+        let part = CubeBackend::float_slice(gradient.clone(), &[images.into()]);
+        let part = CubeBackend::float_reshape(part, [n, share, out_channels, pixels].into());
+        let part = CubeBackend::float_swap_dims(part, 1, 2);
+        let part = CubeBackend::float_reshape(part, [n, out_channels, share * pixels].into());
+        let products = CubeBackend::float_matmul(part, CubeBackend::float_swap_dims(columns, 1, 2));
         let part = CubeBackend::float_sum_dim(products, 0);
         sum = Some(match sum {
             None => part,
             Some(sum) => CubeBackend::float_add(sum, part),
         });
+        first += n * share;
     }
     let sum = sum.expect("invariant: there is an image");
     CubeBackend::float_reshape(sum, weight.shape())

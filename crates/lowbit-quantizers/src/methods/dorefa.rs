@@ -10,7 +10,6 @@ pub use lowbit_kernels::MaxGradient;
 use lowbit_kernels::{Activation, Grid, Scale, dorefa_weights, fake_quantize_learned, fake_quantize_unit};
 
 use crate::qparams::{QParams, reduce};
-use crate::ste::sign;
 
 /// DoReFa weights, Zhou16 Eq. 9 (2 to 8 bits) and Eq. 7 (1 bit). Codes are unsigned, `0..=2^bits - 1`.
 ///
@@ -49,7 +48,7 @@ impl DoReFaWeights {
     /// Codes in `0..=2^bits - 1`, of `w`'s shape.
     pub fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
         match self.bits.get() {
-            1 => sign(w).clamp_min(0.0).int(),
+            1 => w.greater_equal_scalar(0.0).int(),
             _ => {
                 // From what the forward pass uses: another tanh might round to another code.
                 let n = steps(self.bits);

@@ -6,8 +6,8 @@ use lowbit_core::{BitWidth, CodeRange, Granularity};
 use lowbit_kernels::{Activation, Grid, Scale, fake_quantize_learned};
 
 use crate::calibration::Calibration;
+use crate::parameter::positive_parameter;
 use crate::qparams::{QParams, codes_of, per_channel, reduce};
-use crate::ste::positive_parameter;
 
 /// The step size never falls below this: the smallest weights that training produces are orders of magnitude larger.
 const MIN_STEP_SIZE: f32 = 1e-7;

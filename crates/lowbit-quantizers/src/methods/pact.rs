@@ -5,8 +5,8 @@ use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::BitWidth;
 use lowbit_kernels::{Activation, Grid, Scale, fake_quantize_learned};
 
+use crate::parameter::positive_parameter;
 use crate::qparams::{QParams, codes_of, per_channel};
-use crate::ste::positive_parameter;
 
 /// Initial clip value; within the range the paper finds insensitive (Choi18, section 3: 8 to 20 are equal).
 const INITIAL_CLIP_VALUE: f32 = 8.0;
