@@ -267,10 +267,10 @@ fn a_leak_is_seen() {
 /// Batches so large that the weights' gradient is taken in shares of several images, the last of which has fewer, or in passes.
 #[test]
 fn weight_gradients_of_large_batches_are_those_of_the_cpu() {
-    // Half a million products are added up.
+    // A hundred thousand products are added up.
     const SUMS: Tolerance = Tolerance { relative: 1e-4, absolute: 1e-5 };
     let (Some((gpu, _turn)), Ok(cpu)) = (gpu(), Backend::find("flex")) else { return };
-    for ([batch, channels, side], out_channels) in [([457, 64, 4], 64), ([458, 16, 32], 4)] {
+    for ([batch, channels, side], out_channels) in [([457, 64, 4], 64), ([115, 16, 32], 4)] {
         let input = [batch, channels, side, side];
         let output = [batch, out_channels, side, side];
         let weight = [out_channels, channels, 3, 3];

@@ -19,8 +19,9 @@ use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
 
 use super::elem_type;
 
-/// Values of the columns that exist at a time (or those of an image, if it has more), and of the products.
-const COLUMNS: usize = 1 << 26;
+/// Values of the columns that exist at a time (or those of an image, if it has more), and of the products: 64 MiB each, half of
+/// what WebGPU promises for a buffer.
+const COLUMNS: usize = 1 << 24;
 const PRODUCTS: usize = 1 << 24;
 
 /// Writes the windows of images to columns `[shares, channels x kernel, images of a share x pixels]`, with zeros where a
