@@ -34,7 +34,6 @@ trait Case: fmt::Debug + Sized {
     fn other_draws(&self) -> Vec<Self> {
         Vec::new()
     }
-
 }
 
 /// Cases that a backend does not run: the backend, how the case is written begins, and why.
@@ -115,7 +114,8 @@ fn check_quotients(name: &str) {
     let [mut x, y] = [(0.0, 11), (3.0, 12)].map(|(mean, seed)| normal(N, mean, 1.0, &mut rng(seed)));
     for (i, (x, y)) in x.iter_mut().zip(&y).enumerate().filter(|(i, _)| i.is_multiple_of(2)) {
         // Halves of integers and powers of two times the divisor, and the floats on both sides.
-        let factor = if i.is_multiple_of(4) { (i % 600) as f32 * 0.5 } else { 2.0f32.powi(i as i32 % 17 - 8) };
+        let factor =
+            if i.is_multiple_of(4) { (i % 600) as f32 * 0.5 } else { 2.0f32.powi(i as i32 % 17 - 8) };
         let product = y * factor;
         *x = [product, product.next_up(), product.next_down()][i / 4 % 3];
         if x.is_subnormal() {
