@@ -17,6 +17,7 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, cubecl};
 use cubecl::calculate_cube_count_elemwise;
+use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
@@ -25,6 +26,7 @@ use self::weight_gradient::weight_gradient;
 use crate::backend::{KeepCodes, KernelBackend};
 use crate::cpu::fake_quantize::Grid;
 use crate::cpu::weights::MaxGradient;
+use crate::reduce::sum_of_each;
 use crate::reference;
 
 /// `clip(x, low, high)`; `NaN` stays.
@@ -364,6 +366,7 @@ fn quotients<F: Float, N: Size>(
 
 /// How a kernel is launched on a contiguous tensor whose rows of equal length have a parameter each.
 struct Launch {
+    client: Client,
     count: CubeCount,
     dim: CubeDim,
     address: AddressType,
@@ -387,6 +390,7 @@ impl Launch {
         let dim = CubeDim::new(client, n / vector);
         Self {
             count: calculate_cube_count_elemwise(client, n / vector, dim),
+            client: client.clone(),
             dim,
             address: x.required_address_type(),
             vector,
@@ -394,10 +398,33 @@ impl Launch {
             dtype: elem_type(x.dtype),
         }
     }
+}
 
-    fn scalar(&self, value: f32) -> InputScalar {
-        InputScalar::new(value, self.dtype)
-    }
+/// Launches a kernel on contiguous tensors, the first of which, unless it is empty, says how: `launch!(kernel[inputs and outputs],
+/// other arguments)`; with `per_row(n_parameters)` before the other arguments the kernel takes the vectors in a row first.
+macro_rules! launch {
+    ($kernel:ident[$first:ident $(, $tensor:ident)*], per_row($n_parameters:expr) $(, $argument:expr)*) => {
+        if $first.shape().num_elements() > 0 {
+            let Launch { client, count, dim, address, vector, row, dtype } = Launch::new(&$first, $n_parameters);
+            $kernel::launch(
+                &client, count, dim, address, vector, $first.clone().into_linear_view(),
+                $($tensor.clone().into_linear_view(),)* row, $($argument,)* dtype,
+            );
+        }
+    };
+    ($kernel:ident[$first:ident $(, $tensor:ident)*] $(, $argument:expr)*) => {
+        if $first.shape().num_elements() > 0 {
+            let Launch { client, count, dim, address, vector, dtype, .. } = Launch::new(&$first, 1);
+            $kernel::launch(
+                &client, count, dim, address, vector, $first.clone().into_linear_view(),
+                $($tensor.clone().into_linear_view(),)* $($argument,)* dtype,
+            );
+        }
+    };
+}
+
+fn scalar(value: f32, like: &CubeTensor) -> InputScalar {
+    InputScalar::new(value, elem_type(like.dtype))
 }
 
 fn elem_type(dtype: DType) -> ElemType {
@@ -431,29 +458,20 @@ impl KernelBackend for CubeBackend {
     }
 
     fn lowbit_quotient(x: FloatTensor<Self>, s: FloatTensor<Self>) -> FloatTensor<Self> {
-        let (x, s) = (into_contiguous(x), into_contiguous(s));
+        let [x, s] = [x, s].map(into_contiguous);
         let y = empty_like(&x);
-        if x.shape().num_elements() > 0 {
-            let Launch { count, dim, address, vector, dtype, .. } = Launch::new(&x, 1);
-            let (client, output) = (x.client.clone(), y.clone().into_linear_view());
-            let (x, s) = (x.into_linear_view(), s.into_linear_view());
-            quotients::launch(&client, count, dim, address, vector, x, s, output, dtype);
-        }
+        launch!(quotients[x, s, y]);
         y
     }
 
     fn lowbit_dorefa_grid(squashed: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
-        let squashed = into_contiguous(squashed);
-        let y = empty_like(&squashed);
-        if squashed.shape().num_elements() > 0 {
-            let double_max = into_contiguous(reference::double_max::<Self>(squashed.clone()));
-            let launch = Launch::new(&squashed, 1);
-            let n = launch.scalar(n);
-            let Launch { count, dim, address, vector, dtype, .. } = launch;
-            let (client, output) = (squashed.client.clone(), y.clone().into_linear_view());
-            let [squashed, double_max] = [squashed, double_max].map(CubeTensor::into_linear_view);
-            dorefa_grid::launch(&client, count, dim, address, vector, squashed, double_max, output, n, dtype);
+        if squashed.shape().num_elements() == 0 {
+            return squashed;
         }
+        let squashed = into_contiguous(squashed);
+        let double_max = reference::double_max::<Self>(squashed.clone());
+        let y = empty_like(&squashed);
+        launch!(dorefa_grid[squashed, double_max, y], scalar(n, &squashed));
         y
     }
 
@@ -462,17 +480,13 @@ impl KernelBackend for CubeBackend {
         gradient: FloatTensor<Self>,
         max_gradient: MaxGradient,
     ) -> FloatTensor<Self> {
-        let (squashed, gradient) = (into_contiguous(squashed), into_contiguous(gradient));
-        let dx = empty_like(&squashed);
         if squashed.shape().num_elements() == 0 {
-            return dx;
+            return gradient;
         }
-        let double_max = into_contiguous(reference::double_max::<Self>(squashed.clone()));
-        let Launch { count, dim, address, vector, dtype, .. } = Launch::new(&squashed, 1);
-        let client = squashed.client.clone();
-        let [t, max, g] = [&squashed, &double_max, &gradient].map(|input| input.clone().into_linear_view());
-        let output = dx.clone().into_linear_view();
-        dorefa_gradient::launch(&client, count, dim, address, vector, t, max, g, output, dtype);
+        let [squashed, gradient] = [squashed, gradient].map(into_contiguous);
+        let double_max = reference::double_max::<Self>(squashed.clone());
+        let dx = empty_like(&squashed);
+        launch!(dorefa_gradient[squashed, double_max, gradient, dx]);
         match max_gradient {
             MaxGradient::Detached => dx,
             MaxGradient::Differentiated => {
@@ -484,13 +498,7 @@ impl KernelBackend for CubeBackend {
     fn lowbit_fake_quantize_unit(x: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
         let x = into_contiguous(x);
         let y = empty_like(&x);
-        if x.shape().num_elements() > 0 {
-            let launch = Launch::new(&x, 1);
-            let n = launch.scalar(n);
-            let Launch { count, dim, address, vector, dtype, .. } = launch;
-            let (client, output) = (x.client.clone(), y.clone().into_linear_view());
-            unit::launch(&client, count, dim, address, vector, x.into_linear_view(), output, n, dtype);
-        }
+        launch!(unit[x, y], scalar(n, &x));
         y
     }
 
@@ -498,15 +506,9 @@ impl KernelBackend for CubeBackend {
         x: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let (x, gradient) = (into_contiguous(x), into_contiguous(gradient));
+        let [x, gradient] = [x, gradient].map(into_contiguous);
         let dx = empty_like(&x);
-        if x.shape().num_elements() > 0 {
-            let Launch { count, dim, address, vector, dtype, .. } = Launch::new(&x, 1);
-            let client = x.client.clone();
-            let (x, gradient) = (x.into_linear_view(), gradient.into_linear_view());
-            let output = dx.clone().into_linear_view();
-            unit_gradient::launch(&client, count, dim, address, vector, x, gradient, output, dtype);
-        }
+        launch!(unit_gradient[x, gradient, dx]);
         dx
     }
 
@@ -515,37 +517,16 @@ impl KernelBackend for CubeBackend {
         parameter: FloatTensor<Self>,
         grid: Grid,
     ) -> FloatTensor<Self> {
-        let (x, parameter) = (into_contiguous(x), into_contiguous(parameter));
+        let [x, parameter] = [x, parameter].map(into_contiguous);
+        let n_parameters = parameter.shape().num_elements();
         let y = empty_like(&x);
-        if x.shape().num_elements() == 0 {
-            return y;
-        }
-        let launch = Launch::new(&x, parameter.shape().num_elements());
-        let scalar = |value| launch.scalar(value);
-        let bounds = match grid {
-            Grid::Step { q_min, q_max } => [scalar(q_min), scalar(q_max)],
-            Grid::Clip { n } => [scalar(n), scalar(n)],
-            Grid::Sign { .. } => [scalar(0.0), scalar(0.0)],
-        };
-        let Launch { count, dim, address, vector, row, dtype } = launch;
-        let client = x.client.clone();
-        let (x, parameter) = (x.into_linear_view(), parameter.into_linear_view());
-        let output = y.clone().into_linear_view();
-        let [low, high] = bounds;
         match grid {
-            Grid::Step { .. } => {
-                step::launch(
-                    &client, count, dim, address, vector, x, parameter, output, row, low, high, dtype,
-                );
+            Grid::Step { q_min, q_max } => {
+                let [q_min, q_max] = [q_min, q_max].map(|bound| scalar(bound, &x));
+                launch!(step[x, parameter, y], per_row(n_parameters), q_min, q_max);
             }
-            Grid::Clip { .. } => {
-                clip_value::launch(
-                    &client, count, dim, address, vector, x, parameter, output, row, high, dtype,
-                );
-            }
-            Grid::Sign { .. } => {
-                sign::launch(&client, count, dim, address, vector, x, parameter, output, row, dtype);
-            }
+            Grid::Clip { n } => launch!(clip_value[x, parameter, y], per_row(n_parameters), scalar(n, &x)),
+            Grid::Sign { .. } => launch!(sign[x, parameter, y], per_row(n_parameters)),
         }
         y
     }
@@ -558,36 +539,20 @@ impl KernelBackend for CubeBackend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let [x, parameter, gradient] = [x, parameter, gradient].map(into_contiguous);
         let n_parameters = parameter.shape().num_elements();
-        let n = x.shape().num_elements();
         let (dx, parts) = (empty_like(&x), empty_like(&x));
-        if n > 0 {
-            let launch = Launch::new(&x, n_parameters);
-            let scalar = |value| launch.scalar(value);
-            let bounds = match grid {
-                Grid::Step { q_min, q_max } => [scalar(q_min), scalar(q_max)],
-                Grid::Clip { n } => [scalar(n), scalar(n)],
-                Grid::Sign { .. } => [scalar(0.0), scalar(0.0)],
-            };
-            let Launch { count, dim, address, vector, row, dtype } = launch;
-            let client = x.client.clone();
-            let [x, parameter, gradient] = [x, parameter, gradient].map(CubeTensor::into_linear_view);
-            let [dx, parts] = [&dx, &parts].map(|output| output.clone().into_linear_view());
-            let [low, high] = bounds;
-            match grid {
-                Grid::Step { .. } => step_gradients::launch(
-                    &client, count, dim, address, vector, x, parameter, gradient, dx, parts, row, low, high,
-                    dtype,
-                ),
-                Grid::Clip { .. } => clip_value_gradients::launch(
-                    &client, count, dim, address, vector, x, parameter, gradient, dx, parts, row, dtype,
-                ),
-                Grid::Sign { is_bounded } => sign_gradients::launch(
-                    &client, count, dim, address, vector, x, parameter, gradient, dx, parts, row, is_bounded,
-                    dtype,
-                ),
+        match grid {
+            Grid::Step { q_min, q_max } => {
+                let [q_min, q_max] = [q_min, q_max].map(|bound| scalar(bound, &x));
+                launch!(step_gradients[x, parameter, gradient, dx, parts], per_row(n_parameters), q_min, q_max);
+            }
+            Grid::Clip { .. } => {
+                launch!(clip_value_gradients[x, parameter, gradient, dx, parts], per_row(n_parameters));
+            }
+            Grid::Sign { is_bounded } => {
+                launch!(sign_gradients[x, parameter, gradient, dx, parts], per_row(n_parameters), is_bounded);
             }
         }
-        (dx, reference::sum_of_each::<Self>(parts, n_parameters))
+        (dx, sum_of_each::<Self>(parts, n_parameters))
     }
 
     fn lowbit_fake_quantize_affine(
@@ -598,14 +563,7 @@ impl KernelBackend for CubeBackend {
     ) -> FloatTensor<Self> {
         let [x, scale, zero_point] = [x, scale, zero_point].map(into_contiguous);
         let y = empty_like(&x);
-        if x.shape().num_elements() > 0 {
-            let launch = Launch::new(&x, 1);
-            let n = launch.scalar(n);
-            let Launch { count, dim, address, vector, dtype, .. } = launch;
-            let (client, output) = (x.client.clone(), y.clone().into_linear_view());
-            let [x, scale, zero_point] = [x, scale, zero_point].map(CubeTensor::into_linear_view);
-            affine::launch(&client, count, dim, address, vector, x, scale, zero_point, output, n, dtype);
-        }
+        launch!(affine[x, scale, zero_point, y], scalar(n, &x));
         y
     }
 
@@ -618,17 +576,7 @@ impl KernelBackend for CubeBackend {
     ) -> FloatTensor<Self> {
         let [x, scale, zero_point, gradient] = [x, scale, zero_point, gradient].map(into_contiguous);
         let dx = empty_like(&x);
-        if x.shape().num_elements() > 0 {
-            let launch = Launch::new(&x, 1);
-            let n = launch.scalar(n);
-            let Launch { count, dim, address, vector, dtype, .. } = launch;
-            let (client, output) = (x.client.clone(), dx.clone().into_linear_view());
-            let [x, scale, zero_point, gradient] =
-                [x, scale, zero_point, gradient].map(CubeTensor::into_linear_view);
-            affine_gradient::launch(
-                &client, count, dim, address, vector, x, scale, zero_point, gradient, output, n, dtype,
-            );
-        }
+        launch!(affine_gradient[x, scale, zero_point, gradient, dx], scalar(n, &x));
         dx
     }
 }

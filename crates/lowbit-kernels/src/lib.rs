@@ -30,6 +30,7 @@ pub mod cpu;
 mod cube;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod host;
+mod reduce;
 mod reference;
 mod times;
 
@@ -45,6 +46,7 @@ pub use choice::{Implementation, fill_outputs_with_nan, use_implementation};
 pub use cpu::fake_quantize::Grid;
 pub use cpu::integer::CodeBounds;
 pub use cpu::weights::MaxGradient;
+pub use reduce::reduce_in_parts;
 pub use times::take_times;
 
 /// Convolution without bias; as `burn::tensor::module::conv2d`.

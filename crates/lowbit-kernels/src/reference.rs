@@ -1,7 +1,7 @@
 //! The operations of an extended backend made of burn's own: what the kernels have to compute, and what runs where there is
 //! none.
 
-use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
+use burn::backend::tensor::{BoolTensor, FloatTensor};
 use burn::backend::{Backend, TensorMetadata, get_or_init_device_settings};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{IndexingUpdateOp, Slice};
@@ -9,6 +9,7 @@ use burn::tensor::{IndexingUpdateOp, Slice};
 use crate::backend::{ActivationKind, KernelBackend};
 use crate::cpu::fake_quantize::Grid;
 use crate::cpu::weights::MaxGradient;
+use crate::reduce::{place_of_max, reduce_rows, sum_of_each};
 
 pub(crate) fn conv2d<B: KernelBackend>(
     input: FloatTensor<B>,
@@ -156,7 +157,7 @@ pub(crate) fn add_gradient_of_max<B: KernelBackend>(
     let [result, squashed, gradient] = [result, squashed, gradient].map(flat);
     let place = place_of_max::<B>(B::float_abs(squashed.clone()));
     let largest = B::float_gather(0, squashed.clone(), place.clone());
-    let sum = sum_of_all::<B>(B::float_mul(gradient, squashed));
+    let sum = sum_of_each::<B>(B::float_mul(gradient, squashed), 1);
     let square = B::float_mul(double_max.clone(), double_max);
     let through = B::float_div(B::float_mul_scalar(sum, (-4.0).into()), square);
     let through = B::float_mul(through, B::float_sign(largest.clone()));
@@ -290,62 +291,6 @@ fn sign<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let is_negative = B::float_lower_elem(x.clone(), 0.0.into(), bool_dtype);
     let ones = B::float_ones(x.shape(), &x.device(), x.dtype().into());
     B::float_mask_fill(ones, is_negative, (-1.0).into())
-}
-
-/// A GPU has a thread for each result of a reduction: rows that are longer than [`LONG`] are reduced in equal parts of at most
-/// [`PART`] values, so that there are more. (Rows of a length without divisor that leaves parts of [`SHORT`] stay whole.)
-const LONG: usize = 1024;
-const PART: usize = 256;
-const SHORT: usize = 16;
-
-/// Number of equal parts of a row of `n` values.
-fn parts(n: usize) -> usize {
-    match n {
-        0..=LONG => 1,
-        _ => (n.div_ceil(PART)..=n / SHORT).find(|parts| n.is_multiple_of(*parts)).unwrap_or(1),
-    }
-}
-
-/// Reduces rows `[rows, n]` to `[rows]`, by a reduction along an axis.
-fn reduce_rows<B: Backend>(
-    rows: FloatTensor<B>,
-    reduce: fn(FloatTensor<B>, usize) -> FloatTensor<B>,
-) -> FloatTensor<B> {
-    let [n_rows, n] = rows.shape().dims();
-    match parts(n) {
-        1 => B::float_reshape(reduce(rows, 1), [n_rows].into()),
-        parts => {
-            let reduced = reduce(B::float_reshape(rows, [n_rows * parts, n / parts].into()), 1);
-            reduce_rows::<B>(B::float_reshape(reduced, [n_rows, parts].into()), reduce)
-        }
-    }
-}
-
-/// Sums of the first `1 / n`-th of the values, of the second, and so on, `[n]`.
-pub(crate) fn sum_of_each<B: Backend>(x: FloatTensor<B>, n: usize) -> FloatTensor<B> {
-    let row = x.shape().num_elements() / n;
-    reduce_rows::<B>(B::float_reshape(x, [n, row].into()), B::float_sum_dim)
-}
-
-/// `[1]`.
-fn sum_of_all<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
-    sum_of_each::<B>(x, 1)
-}
-
-/// The first place of the largest of the values `[n]`, `[1]`.
-fn place_of_max<B: Backend>(x: FloatTensor<B>) -> IntTensor<B> {
-    let int_dtype = get_or_init_device_settings::<B>(&x.device()).int_dtype;
-    let n = x.shape().num_elements();
-    let parts = parts(n);
-    if parts == 1 {
-        return B::float_argmax(x, 0, int_dtype);
-    }
-    let rows = B::float_reshape(x, [parts, n / parts].into());
-    let largest = B::float_reshape(B::float_max_dim(rows.clone(), 1), [parts].into());
-    let row = place_of_max::<B>(largest);
-    let values = B::float_reshape(B::float_select(rows, 0, row.clone()), [n / parts].into());
-    let within = B::float_argmax(values, 0, int_dtype);
-    B::int_add(B::int_mul_scalar(row, ((n / parts) as i64).into()), within)
 }
 
 /// `[channels]` to `[1, channels, 1, 1]`.

@@ -2,6 +2,7 @@
 
 use burn::tensor::{Int, Tensor};
 use lowbit_core::CodeRange;
+use lowbit_kernels::reduce_in_parts;
 
 /// The parameters of an integer grid: `value = scale * (code - zero_point)`.
 #[derive(Clone, Debug)]
@@ -39,24 +40,6 @@ pub(crate) fn per_channel<const D: usize>(parameter: Tensor<1>) -> Tensor<D> {
     parameter.reshape(shape)
 }
 
-/// A GPU has a thread for each result: rows that are longer than [`LONG`] are reduced in equal parts of at most [`PART`] values
-/// first, if such parts have at least [`SHORT`]. A mean of their means is the mean.
-const LONG: usize = 1024;
-const PART: usize = 256;
-const SHORT: usize = 16;
-
-fn reduce_rows(rows: Tensor<2>, reduce: &impl Fn(Tensor<2>) -> Tensor<2>) -> Tensor<1> {
-    let [n_rows, n] = rows.dims();
-    let parts = (n.div_ceil(PART)..=n / SHORT).find(|parts| n.is_multiple_of(*parts));
-    match parts {
-        Some(parts) if n > LONG => {
-            let reduced = reduce(rows.reshape([n_rows * parts, n / parts]));
-            reduce_rows(reduced.reshape([n_rows, parts]), reduce)
-        }
-        _ => reduce(rows).reshape([n_rows]),
-    }
-}
-
 /// Reduces to one value per slice along the first axis, shape `[n]`, with `reduce` over the other axes; or, for
 /// `per_tensor`, to one value, shape `[1]`. Sums along an axis are taken in a fixed order; burn's sums of a whole tensor depend
 /// on the threads when it is large.
@@ -70,5 +53,5 @@ pub(crate) fn reduce<const D: usize>(
         lowbit_core::Granularity::PerChannel => x.dims()[0],
     };
     let elements = x.dims().iter().product::<usize>() / n;
-    reduce_rows(x.reshape([n, elements]), &reduce)
+    reduce_in_parts(x.reshape([n, elements]), &reduce)
 }

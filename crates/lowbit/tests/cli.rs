@@ -1525,14 +1525,15 @@ fn interrupted_says_how_to_go_on() {
 #[test]
 fn aborted_by_a_later_signal() {
     let sandbox = Sandbox::new();
-    // Steps of seconds.
+    // Steps of seconds: the second signal comes while the first waits for one.
     let slow = ["--set", "model.width=16", "--set", "data.batch_size=512"];
     let args = [&["train", "digits-preresnet8-fp32", "--out", "run"], &slow[..]].concat();
     let child = sandbox.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // The program listens before it makes the directory, and stops after its first step at the earliest.
     wait_for(&sandbox.path("run/run.json"));
-    std::thread::sleep(Duration::from_millis(300));
     let signal = || assert!(works(&["kill", "-INT", &child.id().to_string()]));
     signal();
+    // Within half a second it would be the same wish.
     std::thread::sleep(Duration::from_millis(800));
     signal();
     let outcome = Outcome::of(&child.wait_with_output().unwrap());

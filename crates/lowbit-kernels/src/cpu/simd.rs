@@ -312,7 +312,8 @@ mod tests {
         }
     }
 
-    /// The tiles of this processor and of others, in whatever instructions there are: the same sums in the same order. Values are small integers, so that a fused multiplication does not round differently.
+    /// The tiles of this processor and of others, in whatever instructions there are: the same sums in the same order. Values
+    /// are small integers, so that a fused multiplication does not round differently.
     #[test]
     fn tiles_of_all_sizes_are_the_same() {
         let image: Vec<f32> = (0..100).map(|i| (i * 37 % 11) as f32 - 5.0).collect();

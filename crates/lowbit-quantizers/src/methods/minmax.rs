@@ -168,12 +168,13 @@ impl MinMaxActivations {
         }
     }
 
-    fn grid_parameters(&self, min: Tensor<1>, max: Tensor<1>) -> (Tensor<1>, Tensor<1>) {
+    /// Scale and zero point.
+    fn grid_parameters(&self, (min, max): (Tensor<1>, Tensor<1>)) -> [Tensor<1>; 2] {
         let n = self.steps();
         let range = max - min.clone();
         let scale = usable(quotient(range.clone(), range.full_like(n)));
         let zero_point = quotient(min.neg(), scale.clone()).round().clamp(0.0, n);
-        (scale, zero_point)
+        [scale, zero_point]
     }
 
     /// Codes in `0..=2^bits - 1`, of `x`'s shape.
@@ -203,9 +204,7 @@ impl MinMaxActivations {
 
     /// Scale and zero point for this forward pass.
     fn grid<const D: usize>(&self, x: &Tensor<D>) -> [Tensor<1>; 2] {
-        let (min, max) = self.range(x);
-        let (scale, zero_point) = self.grid_parameters(min, max);
-        [scale, zero_point]
+        self.grid_parameters(self.range(x))
     }
 
     fn rounded<const D: usize>(&self, x: Tensor<D>, [scale, zero_point]: [Tensor<1>; 2]) -> Tensor<D> {
@@ -219,8 +218,8 @@ impl MinMaxActivations {
 
     /// The grid's parameters.
     pub fn qparams(&self) -> QParams {
-        let (scale, zero_point) =
-            self.grid_parameters(self.running_min.value_sync(), self.running_max.value_sync());
+        let range = (self.running_min.value_sync(), self.running_max.value_sync());
+        let [scale, zero_point] = self.grid_parameters(range);
         QParams { scale, zero_point, range: self.bits.unsigned_range() }
     }
 }
