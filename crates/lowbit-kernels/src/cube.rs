@@ -115,13 +115,13 @@ fn is_within<F: Float, N: Size>(x: Vector<F, N>, low: Vector<F, N>, high: Vector
 fn unit<F: Float, N: Size>(
     x: LinearView<'_, Vector<F, N>>,
     mut y: LinearViewMut<'_, Vector<F, N>>,
-    n: InputScalar,
+    n_steps: InputScalar,
     #[define(F)] _dtype: ElemType,
 ) {
     if !y.is_in_bounds(ABSOLUTE_POS) {
         terminate!();
     }
-    let n = Vector::new(n.get::<F>());
+    let n = Vector::new(n_steps.get::<F>());
     let (zero, one) = (Vector::new(F::new(0.0)), Vector::new(F::new(1.0)));
     let clipped = clip(x.read(ABSOLUTE_POS), zero, one);
     y.write(ABSOLUTE_POS, Vector::round(clipped * n) / n);
@@ -194,14 +194,14 @@ fn clip_value<F: Float, N: Size>(
     parameters: LinearView<'_, F>,
     mut y: LinearViewMut<'_, Vector<F, N>>,
     row: usize,
-    n: InputScalar,
+    n_steps: InputScalar,
     #[define(F)] _dtype: ElemType,
 ) {
     if !y.is_in_bounds(ABSOLUTE_POS) {
         terminate!();
     }
     let bound = Vector::new(parameters.read(ABSOLUTE_POS / row));
-    let n = Vector::new(n.get::<F>());
+    let n = Vector::new(n_steps.get::<F>());
     let clipped = clip(x.read(ABSOLUTE_POS), Vector::new(F::new(0.0)), bound);
     let value = Vector::round(quotient(clipped, bound) * n) / n * bound;
     y.write(ABSOLUTE_POS, clipped + (value - clipped));
@@ -283,7 +283,7 @@ fn affine<F: Float, N: Size>(
     scale: LinearView<'_, F>,
     zero_point: LinearView<'_, F>,
     mut y: LinearViewMut<'_, Vector<F, N>>,
-    n: InputScalar,
+    n_steps: InputScalar,
     #[define(F)] _dtype: ElemType,
 ) {
     if !y.is_in_bounds(ABSOLUTE_POS) {
@@ -291,7 +291,7 @@ fn affine<F: Float, N: Size>(
     }
     let (scale, zero_point) = (Vector::new(scale.read(0)), Vector::new(zero_point.read(0)));
     let code = Vector::round(quotient(x.read(ABSOLUTE_POS), scale)) + zero_point;
-    let clipped = clip(code, Vector::new(F::new(0.0)), Vector::new(n.get::<F>()));
+    let clipped = clip(code, Vector::new(F::new(0.0)), Vector::new(n_steps.get::<F>()));
     y.write(ABSOLUTE_POS, (clipped - zero_point) * scale);
 }
 
@@ -302,7 +302,7 @@ fn affine_gradient<F: Float, N: Size>(
     zero_point: LinearView<'_, F>,
     gradient: LinearView<'_, Vector<F, N>>,
     mut dx: LinearViewMut<'_, Vector<F, N>>,
-    n: InputScalar,
+    n_steps: InputScalar,
     #[define(F)] _dtype: ElemType,
 ) {
     if !dx.is_in_bounds(ABSOLUTE_POS) {
@@ -311,7 +311,7 @@ fn affine_gradient<F: Float, N: Size>(
     let (scale, zero_point) = (Vector::new(scale.read(0)), Vector::new(zero_point.read(0)));
     let code = Vector::round(quotient(x.read(ABSOLUTE_POS), scale)) + zero_point;
     let zero = Vector::new(F::new(0.0));
-    let passes = is_within(code, zero, Vector::new(n.get::<F>()));
+    let passes = is_within(code, zero, Vector::new(n_steps.get::<F>()));
     dx.write(ABSOLUTE_POS, select_many(passes, gradient.read(ABSOLUTE_POS), zero));
 }
 
@@ -321,13 +321,13 @@ fn dorefa_grid<F: Float, N: Size>(
     squashed: LinearView<'_, Vector<F, N>>,
     double_max: LinearView<'_, F>,
     mut y: LinearViewMut<'_, Vector<F, N>>,
-    n: InputScalar,
+    n_steps: InputScalar,
     #[define(F)] _dtype: ElemType,
 ) {
     if !y.is_in_bounds(ABSOLUTE_POS) {
         terminate!();
     }
-    let (double_max, n) = (Vector::new(double_max.read(0)), Vector::new(n.get::<F>()));
+    let (double_max, n) = (Vector::new(double_max.read(0)), Vector::new(n_steps.get::<F>()));
     let z = quotient(squashed.read(ABSOLUTE_POS), double_max) + Vector::new(F::new(0.5));
     let code = Vector::round(z * n);
     y.write(ABSOLUTE_POS, (code * Vector::new(F::new(2.0)) - n) / n);
