@@ -14,11 +14,12 @@ use common::{LOWBIT, Outcome, Sandbox, TINY, copy_dir};
 use serde_json::Value;
 
 /// What differs from run to run, from machine to machine, or with any change of the arithmetic.
-const FILTERS: [(&str, &str); 7] = [
+const FILTERS: [(&str, &str); 8] = [
     (r"time        \d+:\d\d, (\d+ epochs?), \d+ images/s", "time        [TIME], $1, [SPEED] images/s"),
     (r"  \d+:\d\d\n", "  [TIME]\n"),
     (r"sha256 [0-9a-f]{64}", "sha256 [SHA256]"),
     (r"burn \d+\.\d+\.\d+", "burn [VERSION]"),
+    (r"lowbit \d+\.\d+\.\d+( \([^)]*\))?", "lowbit [VERSION]"),
     (r"(top-?[15]) +\d+(\.\d+)?%", "$1 [PERCENT]"),
     (r"loss \d+\.\d+", "loss [LOSS]"),
     (
