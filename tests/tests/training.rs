@@ -12,8 +12,10 @@ use burn::module::{Module, Param, RunningState};
 use burn::nn::BatchNormConfig;
 use burn::tensor::{Device, Tensor};
 use lowbit_core::{Granularity, Precision};
-use lowbit_models::{Family, InputShape, ModelConfig};
-use lowbit_quantizers::{ActivationQuantizer, LayerQuantization, LayerRole, Method, QuantizationPolicy};
+use lowbit_models::{Family, InputShape, Layout, ModelConfig};
+use lowbit_quantizers::{
+    ActivationQuantizer, LayerQuantization, LayerRole, Method, QuantizationPolicy, QuantizedNetwork,
+};
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};
 use lowbit_strategies::recipe::{OptimizerRecipe, Recipe, TrainRecipe};
 use lowbit_tests::golden::{
@@ -313,21 +315,52 @@ fn calibration_over_two_batches() {
     }
 }
 
-/// What is known of the layers of a network before it is built is what it is built of.
+/// What is known of a network before it is built is what it is built of.
 #[test]
-fn layers_are_those_of_the_plan() {
-    let residual = [Family::ResNet, Family::PreResNet]
-        .into_iter()
-        .flat_map(|family| [8, 14, 20].map(|depth| ModelConfig::new(family, depth)));
-    let strided = ModelConfig { stem_stride: 2, ..ModelConfig::new(Family::PreResNet, 8) };
-    let narrow = ModelConfig::new(Family::ResNet, 8).with_width(0.01);
-    let basic = ModelConfig::imagenet(Family::PreResNet, 34).with_width(0.1);
-    let bottleneck = ModelConfig::imagenet(Family::ResNet, 50).with_width(0.1);
-    let vgg_small = ModelConfig::vgg_small().with_width(0.1);
-    for config in residual.chain([strided, narrow, basic, bottleneck, vgg_small]) {
-        let plan = init(&config, 10, &QuantizationPolicy::full_precision()).plan;
-        let built: Vec<_> = plan.layers.into_iter().map(|layer| (layer.path, layer.role)).collect();
-        let known = config.layers().expect("the network is defined").into_iter();
-        assert_eq!(known.map(|layer| (layer.path, layer.role)).collect::<Vec<_>>(), built, "{config:?}");
+fn plans_are_those_of_the_built_networks() {
+    let depths = [(Layout::Cifar, vec![8, 14, 20, 32, 44, 56, 110]), (Layout::ImageNet, vec![18, 34, 50])];
+    let mut configs = Vec::new();
+    for family in [Family::ResNet, Family::PreResNet] {
+        for (layout, depths) in &depths {
+            let of_depth = |depth: &usize| match layout {
+                Layout::Cifar => ModelConfig::new(family, *depth),
+                Layout::ImageNet => ModelConfig::imagenet(family, *depth),
+            };
+            configs.extend(depths.iter().map(of_depth).map(|config| config.with_width(0.05)));
+        }
+        configs.push(ModelConfig { stem_stride: 2, ..ModelConfig::new(family, 8) });
     }
+    configs.push(ModelConfig::new(Family::ResNet, 8).with_width(0.01));
+    configs.push(ModelConfig::vgg_small().with_width(0.1));
+    let input = InputShape { channels: 3, height: 11, width: 9 };
+    let policy = QuantizationPolicy::full_precision();
+    for config in configs {
+        let model = config.init(input, 10, &policy, 0, &default_device()).expect("the network is defined");
+        let mut network = model.network;
+        let plan = config.plan(input, 10, &policy).expect("the network is defined");
+        let mut built = Vec::new();
+        network.for_each_layer(&mut |path, layer| built.push((path.to_string(), layer.weight_shape())));
+        let planned: Vec<_> =
+            plan.layers.iter().map(|layer| (layer.path.clone(), layer.shape.clone())).collect();
+        assert_eq!(planned, built, "{config:?}");
+        // The module counts the running statistics too, as many as the parameters of BatchNorm.
+        let n_parameters = plan.n_parameters() + plan.n_norm_parameters;
+        assert_eq!(n_parameters, network.num_params(), "{config:?}");
+        let mut n_norm_parameters = 0;
+        network.for_each_norm(&mut |norm| n_norm_parameters += norm.gamma.val().dims()[0] * 2);
+        assert_eq!(plan.n_norm_parameters, n_norm_parameters, "{config:?}");
+        let layers = config.layers().expect("the network is defined").into_iter();
+        let planned: Vec<_> = plan.layers.into_iter().map(|layer| (layer.path, layer.role)).collect();
+        assert_eq!(layers.map(|layer| (layer.path, layer.role)).collect::<Vec<_>>(), planned, "{config:?}");
+    }
+}
+
+/// A network of 39 billion parameters has a plan in no time and no memory to speak of.
+#[test]
+fn a_plan_takes_no_network() {
+    let config = ModelConfig::vgg_small().with_width(64.0);
+    let input = InputShape { channels: 3, height: 224, width: 224 };
+    let plan =
+        config.plan(input, 1000, &QuantizationPolicy::full_precision()).expect("the network is defined");
+    assert!(plan.n_parameters() > 30_000_000_000, "{}", plan.n_parameters());
 }

@@ -8,15 +8,13 @@ use lowbit_quantizers::{
 };
 use rand::Rng;
 
-use crate::{ModelError, Plan};
+use crate::ModelError;
 
-/// Builds layers in forward order; the order decides which initial weights a layer draws. Keeps the plan of what it
-/// has built.
+/// Builds layers in forward order; the order decides which initial weights a layer draws.
 pub(crate) struct Builder<'a, R> {
     policy: &'a QuantizationPolicy,
     device: &'a Device,
     rng: R,
-    plan: Plan,
 }
 
 /// A builder whose weights are a function of `seed` alone: they do not depend on the policy, so that networks of
@@ -26,26 +24,20 @@ pub(crate) fn builder<'a>(
     device: &'a Device,
     seed: u64,
 ) -> Builder<'a, impl Rng> {
-    Builder { policy, device, rng: stream(seed, Purpose::InitialWeights, 0, 0), plan: Plan::default() }
+    Builder { policy, device, rng: stream(seed, Purpose::InitialWeights, 0, 0) }
 }
 
 impl<R: Rng> Builder<'_, R> {
-    /// A convolution of an input of `size` (height and width).
     pub(crate) fn conv(
         &mut self,
         path: &str,
         role: LayerRole,
         config: QuantConv2dConfig,
-        size: [usize; 2],
     ) -> Result<QuantConv2d, ModelError> {
-        let quantization = self.policy.resolve(path, role);
-        let conv = config
-            .with_quantization(quantization)
+        config
+            .with_quantization(self.policy.resolve(path, role))
             .init(self.device, &mut self.rng)
-            .map_err(|source| ModelError::Quantizer { layer: path.into(), source })?;
-        let n_positions = size.map(|side| side.div_ceil(config.stride)).iter().product();
-        self.plan.push_layer(path, role, &conv.weight.val().dims(), 0, n_positions, quantization);
-        Ok(conv)
+            .map_err(|source| ModelError::Quantizer { layer: path.into(), source })
     }
 
     pub(crate) fn linear(
@@ -54,29 +46,14 @@ impl<R: Rng> Builder<'_, R> {
         in_features: usize,
         out_features: usize,
     ) -> Result<QuantLinear, ModelError> {
-        let quantization = self.policy.resolve(path, LayerRole::Last);
-        let linear = QuantLinearConfig::new(in_features, out_features)
-            .with_quantization(quantization)
+        QuantLinearConfig::new(in_features, out_features)
+            .with_quantization(self.policy.resolve(path, LayerRole::Last))
             .init(self.device, &mut self.rng)
-            .map_err(|source| ModelError::Quantizer { layer: path.into(), source })?;
-        self.plan.push_layer(
-            path,
-            LayerRole::Last,
-            &[out_features, in_features],
-            out_features,
-            1,
-            quantization,
-        );
-        Ok(linear)
+            .map_err(|source| ModelError::Quantizer { layer: path.into(), source })
     }
 
-    pub(crate) fn norm(&mut self, channels: usize) -> BatchNorm {
-        self.plan.n_norm_parameters += 2 * channels;
+    pub(crate) fn norm(&self, channels: usize) -> BatchNorm {
         BatchNormConfig::new(channels).init(self.device)
-    }
-
-    pub(crate) fn finish(self) -> Plan {
-        self.plan
     }
 }
 

@@ -16,7 +16,7 @@ use rand::Rng;
 use crate::builder::{Builder, builder, global_average_pool};
 use crate::layout::{BlockSpec, ResidualLayout};
 use crate::norm::{norm_relu_conv, norm_relu_convs, norm_then};
-use crate::{Family, Features, InputShape, Layout, ModelError, Plan};
+use crate::{Family, Features, InputShape, Layout, ModelError};
 
 /// The network: 7x7 stem, 3x3 max pool of stride 2, four stages of [`ImageNetBlock`]s, average pool, classifier. ResNet
 /// has BatchNorm and ReLU after the stem, PreResNet before the average pool.
@@ -61,11 +61,11 @@ impl ImageNetResNet {
         policy: &QuantizationPolicy,
         seed: u64,
         device: &Device,
-    ) -> Result<(Self, Plan), ModelError> {
+    ) -> Result<Self, ModelError> {
         let mut build = builder(policy, device, seed);
         let is_pre_activation = layout.family == Family::PreResNet;
         let stem = layout.stem(input.channels);
-        let conv1 = build.conv("conv1", LayerRole::First, stem, [input.height, input.width])?;
+        let conv1 = build.conv("conv1", LayerRole::First, stem)?;
         let bn1 = (!is_pre_activation).then(|| build.norm(layout.stem_channels));
         let stages = layout
             .stages(input, |path, spec| ImageNetBlock::new(&mut build, path, spec, is_pre_activation))?;
@@ -73,7 +73,7 @@ impl ImageNetResNet {
             stages.try_into().expect("invariant: the layout has four stages");
         let norm = is_pre_activation.then(|| build.norm(layout.final_channels()));
         let fc = build.linear("fc", layout.final_channels(), n_classes)?;
-        Ok((Self { conv1, bn1, layer1, layer2, layer3, layer4, norm, fc }, build.finish()))
+        Ok(Self { conv1, bn1, layer1, layer2, layer3, layer4, norm, fc })
     }
 
     fn stages(&self) -> [&Vec<ImageNetBlock>; 4] {
@@ -123,15 +123,15 @@ impl ImageNetBlock {
         is_pre_activation: bool,
     ) -> Result<Self, ModelError> {
         let mut units = Vec::new();
-        for (i, (config, size)) in spec.convs().into_iter().enumerate() {
-            let conv = build.conv(&format!("{path}.conv{}", i + 1), LayerRole::Hidden, config, size)?;
+        for (i, (config, _)) in spec.convs().into_iter().enumerate() {
+            let conv = build.conv(&format!("{path}.conv{}", i + 1), LayerRole::Hidden, config)?;
             let channels = if is_pre_activation { config.in_channels } else { config.out_channels };
             units.push((conv, build.norm(channels)));
         }
         let downsample = match spec.shortcut() {
             Some(config) => {
                 let path = format!("{path}.downsample.0");
-                let conv = build.conv(&path, LayerRole::Shortcut, config, spec.size)?;
+                let conv = build.conv(&path, LayerRole::Shortcut, config)?;
                 Some((conv, (!is_pre_activation).then(|| build.norm(spec.out_channels))))
             }
             None => None,

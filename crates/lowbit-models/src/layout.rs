@@ -6,7 +6,8 @@ use lowbit_quantizers::{LayerRole, QuantConv2dConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::builder::scaled;
-use crate::{Family, InputShape, LayerRef, ModelConfig, ModelError};
+use crate::plan::NetworkShapes;
+use crate::{Family, InputShape, ModelConfig, ModelError};
 
 /// How a residual network is arranged. Every layout takes images of any size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -197,22 +198,36 @@ impl ResidualLayout {
         QuantConv2dConfig::new([in_channels, self.stem_channels], kernel_size).with_stride(self.stem_stride)
     }
 
-    /// The layers of a network of this layout.
-    pub(crate) fn layers(&self) -> Vec<LayerRef> {
+    /// What a network of this layout is made of. In a pre-activation network a BatchNorm precedes each convolution and
+    /// the pool, in the other one it follows each convolution, that of a shortcut too.
+    pub(crate) fn shapes(&self, input: InputShape, n_classes: usize) -> NetworkShapes {
+        let mut shapes = NetworkShapes::default();
+        let is_pre_activation = self.family == Family::PreResNet;
+        let stem = self.stem(input.channels);
+        shapes.push_conv(self.layout.stem_name(), LayerRole::First, stem, [input.height, input.width]);
+        if !is_pre_activation {
+            shapes.push_norm(self.stem_channels);
+        }
         let block = |path: &str, spec: BlockSpec| {
-            let convs = (1..=spec.convs().len())
-                .map(|number| LayerRef::new(format!("{path}.conv{number}"), LayerRole::Hidden));
-            let shortcut =
-                LayerRef::new(format!("{path}.{}", self.layout.shortcut_name()), LayerRole::Shortcut);
-            Ok(convs.chain((!spec.keeps_shape()).then_some(shortcut)).collect::<Vec<_>>())
+            for (i, (config, size)) in spec.convs().into_iter().enumerate() {
+                shapes.push_conv(format!("{path}.conv{}", i + 1), LayerRole::Hidden, config, size);
+                shapes.push_norm(if is_pre_activation { config.in_channels } else { config.out_channels });
+            }
+            if let Some(config) = spec.shortcut() {
+                let path = format!("{path}.{}", self.layout.shortcut_name());
+                shapes.push_conv(path, LayerRole::Shortcut, config, spec.size);
+                if !is_pre_activation {
+                    shapes.push_norm(config.out_channels);
+                }
+            }
+            Ok(())
         };
-        // Which layers there are does not depend on the size of the images.
-        let input = InputShape { channels: 1, height: 1, width: 1 };
-        let stages = self.stages(input, block).expect("invariant: making a list does not fail");
-        let blocks = stages.into_iter().flatten().flatten();
-        let stem = LayerRef::new(self.layout.stem_name(), LayerRole::First);
-        let fc = LayerRef::new("fc", LayerRole::Last);
-        std::iter::once(stem).chain(blocks).chain([fc]).collect()
+        self.stages(input, block).expect("invariant: making a list does not fail");
+        if is_pre_activation {
+            shapes.push_norm(self.final_channels());
+        }
+        shapes.push_linear("fc", self.final_channels(), n_classes);
+        shapes
     }
 
     /// Shapes of the stages' outputs.

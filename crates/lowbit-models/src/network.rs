@@ -9,6 +9,7 @@ use lowbit_quantizers::{LayerMut, LayerRole, QuantizationPolicy, QuantizedNetwor
 use serde::{Deserialize, Serialize};
 
 use crate::layout::ResidualLayout;
+use crate::plan::NetworkShapes;
 use crate::{ImageNetResNet, Layout, Plan, PreResNet, ResNet, VggSmall};
 
 /// A family of networks.
@@ -110,9 +111,56 @@ impl ModelConfig {
     /// # Errors
     /// [`ModelError`] if the architecture is not defined.
     pub fn layers(&self) -> Result<Vec<LayerRef>, ModelError> {
+        // Which layers there are depends neither on the size of the images nor on the classes.
+        let shapes = self.shapes(InputShape { channels: 1, height: 1, width: 1 }, 1)?;
+        Ok(shapes.layers.into_iter().map(|layer| LayerRef { path: layer.path, role: layer.role }).collect())
+    }
+
+    fn shapes(&self, input: InputShape, n_classes: usize) -> Result<NetworkShapes, ModelError> {
         match self.family {
-            Family::VggSmall => Ok(VggSmall::layers()),
-            _ => Ok(ResidualLayout::new(self)?.layers()),
+            Family::VggSmall => Ok(VggSmall::shapes(self.width, input, n_classes)),
+            _ => Ok(ResidualLayout::new(self)?.shapes(input, n_classes)),
+        }
+    }
+
+    /// The precision of every layer of the network, which takes neither a device nor memory for its weights.
+    ///
+    /// # Errors
+    /// [`ModelError`] if the architecture is not defined, a layer cannot be quantized as asked, or a pattern of the
+    /// policy matches no layer.
+    pub fn plan(
+        &self,
+        input: InputShape,
+        n_classes: usize,
+        policy: &QuantizationPolicy,
+    ) -> Result<Plan, ModelError> {
+        self.check(input)?;
+        let plan = Plan::new(self.shapes(input, n_classes)?, policy)?;
+        let layers: Vec<String> = plan.layers.iter().map(|layer| layer.path.clone()).collect();
+        match policy.unmatched_patterns(&layers).first() {
+            Some(pattern) => Err(ModelError::UnmatchedPattern { pattern: (*pattern).into(), layers }),
+            None => Ok(plan),
+        }
+    }
+
+    /// Refuses an architecture that is not defined.
+    fn check(&self, input: InputShape) -> Result<(), ModelError> {
+        let Self { family, layout, depth, width, stem_stride } = *self;
+        if !(width.is_finite() && width > 0.0 && width <= 64.0) {
+            return Err(ModelError::Width { got: width });
+        }
+        if !(1..=2).contains(&stem_stride) || (family == Family::VggSmall && stem_stride != 1) {
+            return Err(ModelError::StemStride { got: stem_stride });
+        }
+        if family != Family::VggSmall {
+            return Ok(());
+        }
+        let InputShape { height, width, .. } = input;
+        match depth {
+            Some(got) => Err(ModelError::FixedDepth { got }),
+            None if layout != Layout::default() => Err(ModelError::FixedLayout { got: layout }),
+            None if height < 8 || width < 8 => Err(ModelError::InputTooSmall { height, width }),
+            None => Ok(()),
         }
     }
 
@@ -129,46 +177,25 @@ impl ModelConfig {
         seed: u64,
         device: &Device,
     ) -> Result<Model, ModelError> {
-        let width = self.width;
-        if !(width.is_finite() && width > 0.0 && width <= 64.0) {
-            return Err(ModelError::Width { got: width });
-        }
-        if !(1..=2).contains(&self.stem_stride) || (self.family == Family::VggSmall && self.stem_stride != 1)
-        {
-            return Err(ModelError::StemStride { got: self.stem_stride });
-        }
-        let (network, plan) = match (self.family, self.layout) {
-            (Family::VggSmall, layout) => {
-                if let Some(got) = self.depth {
-                    return Err(ModelError::FixedDepth { got });
-                }
-                if layout != Layout::default() {
-                    return Err(ModelError::FixedLayout { got: layout });
-                }
-                VggSmall::new(width, input, n_classes, policy, seed, device)
-                    .map(|(network, plan)| (Network::VggSmall(network), plan))?
+        let plan = self.plan(input, n_classes, policy)?;
+        let network = match (self.family, self.layout) {
+            (Family::VggSmall, _) => {
+                Network::VggSmall(VggSmall::new(self.width, input, n_classes, policy, seed, device)?)
             }
             (Family::ResNet | Family::PreResNet, Layout::ImageNet) => {
                 let layout = ResidualLayout::new(self)?;
-                ImageNetResNet::new(layout, input, n_classes, policy, seed, device)
-                    .map(|(network, plan)| (Network::ImageNet(network), plan))?
+                Network::ImageNet(ImageNetResNet::new(layout, input, n_classes, policy, seed, device)?)
             }
             (Family::ResNet, Layout::Cifar) => {
                 let layout = ResidualLayout::new(self)?;
-                ResNet::new(layout, input, n_classes, policy, seed, device)
-                    .map(|(network, plan)| (Network::ResNet(network), plan))?
+                Network::ResNet(ResNet::new(layout, input, n_classes, policy, seed, device)?)
             }
             (Family::PreResNet, Layout::Cifar) => {
                 let layout = ResidualLayout::new(self)?;
-                PreResNet::new(layout, input, n_classes, policy, seed, device)
-                    .map(|(network, plan)| (Network::PreResNet(network), plan))?
+                Network::PreResNet(PreResNet::new(layout, input, n_classes, policy, seed, device)?)
             }
         };
-        let layers: Vec<String> = plan.layers.iter().map(|layer| layer.path.clone()).collect();
-        match policy.unmatched_patterns(&layers).first() {
-            Some(pattern) => Err(ModelError::UnmatchedPattern { pattern: (*pattern).into(), layers }),
-            None => Ok(Model { network, plan }),
-        }
+        Ok(Model { network, plan })
     }
 }
 
@@ -179,12 +206,6 @@ pub struct LayerRef {
     pub path: String,
     /// The part it plays.
     pub role: LayerRole,
-}
-
-impl LayerRef {
-    pub(crate) fn new(path: impl Into<String>, role: LayerRole) -> Self {
-        Self { path: path.into(), role }
-    }
 }
 
 /// A network as it was built, with the plan of its layers.

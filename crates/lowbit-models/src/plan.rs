@@ -3,8 +3,10 @@
 use std::fmt;
 
 use lowbit_core::{Granularity, Precision};
-use lowbit_quantizers::{LayerQuantization, LayerRole, Method};
+use lowbit_quantizers::{LayerQuantization, LayerRole, Method, QuantConv2dConfig, QuantizationPolicy};
 use serde::{Deserialize, Serialize};
+
+use crate::ModelError;
 
 /// The layers of a network in forward order.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -43,39 +45,71 @@ pub struct LayerPlan {
     pub packed_bytes: u64,
 }
 
-impl Plan {
-    pub(crate) fn push_layer(
+/// One layer, whatever its precision.
+pub(crate) struct LayerShape {
+    pub(crate) path: String,
+    pub(crate) role: LayerRole,
+    shape: Vec<usize>,
+    n_biases: usize,
+    /// Places of the output image that the weights are applied at.
+    n_positions: usize,
+}
+
+/// What a network is made of, in forward order.
+#[derive(Default)]
+pub(crate) struct NetworkShapes {
+    pub(crate) layers: Vec<LayerShape>,
+    n_norm_parameters: usize,
+}
+
+impl NetworkShapes {
+    /// A convolution of an input of `size` (height and width).
+    pub(crate) fn push_conv(
         &mut self,
-        path: &str,
+        path: impl Into<String>,
         role: LayerRole,
-        shape: &[usize],
-        n_biases: usize,
-        n_positions: usize,
-        quantization: LayerQuantization,
+        config: QuantConv2dConfig,
+        size: [usize; 2],
     ) {
-        let LayerQuantization { method, weight_bits, act_bits, weight_granularity } = quantization;
-        let n_weights: usize = shape.iter().product();
-        let macs = (n_weights * n_positions) as u64;
-        let n_scales = match (weight_bits, weight_granularity) {
-            (Precision::FullPrecision, _) => 0,
-            (_, Granularity::PerTensor) => 1,
-            (_, Granularity::PerChannel) => shape[0],
-        };
-        let weight_bytes = (n_weights as u64 * u64::from(weight_bits.stored_bits())).div_ceil(8);
-        let quantized = weight_bits != Precision::FullPrecision || act_bits != Precision::FullPrecision;
-        self.layers.push(LayerPlan {
+        let QuantConv2dConfig { in_channels, out_channels, kernel_size, stride, groups, .. } = config;
+        self.layers.push(LayerShape {
             path: path.into(),
             role,
-            shape: shape.to_vec(),
-            n_parameters: n_weights + n_biases,
-            weight_bits,
-            act_bits,
-            method: quantized.then_some(method),
-            weight_granularity,
-            macs,
-            bit_operations: macs * u64::from(weight_bits.stored_bits()) * u64::from(act_bits.stored_bits()),
-            packed_bytes: weight_bytes + 4 * (n_scales + n_biases) as u64,
+            shape: vec![out_channels, in_channels / groups, kernel_size, kernel_size],
+            n_biases: 0,
+            n_positions: size.map(|side| side.div_ceil(stride)).iter().product(),
         });
+    }
+
+    /// The classifier.
+    pub(crate) fn push_linear(&mut self, path: &str, in_features: usize, out_features: usize) {
+        self.layers.push(LayerShape {
+            path: path.into(),
+            role: LayerRole::Last,
+            shape: vec![out_features, in_features],
+            n_biases: out_features,
+            n_positions: 1,
+        });
+    }
+
+    /// A BatchNorm.
+    pub(crate) fn push_norm(&mut self, channels: usize) {
+        self.n_norm_parameters += 2 * channels;
+    }
+}
+
+impl Plan {
+    /// The plan of layers of these `shapes`, quantized as `policy` says.
+    pub(crate) fn new(shapes: NetworkShapes, policy: &QuantizationPolicy) -> Result<Self, ModelError> {
+        let layer = |shape: LayerShape| {
+            let quantization = policy.resolve(&shape.path, shape.role);
+            match quantization.check() {
+                Ok(()) => Ok(LayerPlan::new(shape, quantization)),
+                Err(source) => Err(ModelError::Quantizer { layer: shape.path, source }),
+            }
+        };
+        let layers = shapes.layers.into_iter().map(layer).collect::<Result<_, _>>()?;
+        Ok(Self { layers, n_norm_parameters: shapes.n_norm_parameters })
     }
 
     /// All parameters, those of BatchNorm included.
@@ -96,6 +130,35 @@ impl Plan {
     /// Bit operations for one image.
     pub fn bit_operations(&self) -> u64 {
         self.layers.iter().map(|layer| layer.bit_operations).sum()
+    }
+}
+
+impl LayerPlan {
+    fn new(layer: LayerShape, quantization: LayerQuantization) -> Self {
+        let LayerShape { path, role, shape, n_biases, n_positions } = layer;
+        let LayerQuantization { method, weight_bits, act_bits, weight_granularity } = quantization;
+        let n_weights: usize = shape.iter().product();
+        let macs = n_weights as u64 * n_positions as u64;
+        let n_scales = match (weight_bits, weight_granularity) {
+            (Precision::FullPrecision, _) => 0,
+            (_, Granularity::PerTensor) => 1,
+            (_, Granularity::PerChannel) => shape[0],
+        };
+        let weight_bytes = (n_weights as u64 * u64::from(weight_bits.stored_bits())).div_ceil(8);
+        let quantized = weight_bits != Precision::FullPrecision || act_bits != Precision::FullPrecision;
+        Self {
+            path,
+            role,
+            shape,
+            n_parameters: n_weights + n_biases,
+            weight_bits,
+            act_bits,
+            method: quantized.then_some(method),
+            weight_granularity,
+            macs,
+            bit_operations: macs * u64::from(weight_bits.stored_bits()) * u64::from(act_bits.stored_bits()),
+            packed_bytes: weight_bytes + 4 * (n_scales + n_biases) as u64,
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use rand::Rng;
 use crate::builder::{Builder, builder, global_average_pool};
 use crate::layout::{BlockSpec, ResidualLayout};
 use crate::norm::{norm_relu_conv, norm_relu_convs, norm_then};
-use crate::{Features, InputShape, ModelError, Plan};
+use crate::{Features, InputShape, ModelError};
 
 /// The network: 3x3 stem, three stages of [`PreActivationBlock`]s, BatchNorm, ReLU, average pool, classifier.
 #[derive(Module, Debug)]
@@ -41,16 +41,16 @@ impl PreResNet {
         policy: &QuantizationPolicy,
         seed: u64,
         device: &Device,
-    ) -> Result<(Self, Plan), ModelError> {
+    ) -> Result<Self, ModelError> {
         let mut build = builder(policy, device, seed);
         let stem = layout.stem(input.channels);
         let network = Self {
-            stem: build.conv("stem", LayerRole::First, stem, [input.height, input.width])?,
+            stem: build.conv("stem", LayerRole::First, stem)?,
             stages: layout.stages(input, |path, spec| PreActivationBlock::new(&mut build, path, spec))?,
             norm: build.norm(layout.final_channels()),
             fc: build.linear("fc", layout.final_channels(), n_classes)?,
         };
-        Ok((network, build.finish()))
+        Ok(network)
     }
 
     /// Logits and the output of every stage.
@@ -77,20 +77,18 @@ impl PreResNet {
 
 impl PreActivationBlock {
     fn new<R: Rng>(build: &mut Builder<'_, R>, path: &str, spec: BlockSpec) -> Result<Self, ModelError> {
-        let BlockSpec { in_channels, out_channels, stride, size, .. } = spec;
+        let BlockSpec { in_channels, out_channels, stride, .. } = spec;
         let conv1 = QuantConv2dConfig::new([in_channels, out_channels], 3).with_stride(stride);
         let conv2 = QuantConv2dConfig::new([out_channels, out_channels], 3);
         let shortcut = QuantConv2dConfig::new([in_channels, out_channels], 1).with_stride(stride);
         Ok(Self {
             norm1: build.norm(in_channels),
-            conv1: build.conv(&format!("{path}.conv1"), LayerRole::Hidden, conv1, size)?,
+            conv1: build.conv(&format!("{path}.conv1"), LayerRole::Hidden, conv1)?,
             norm2: build.norm(out_channels),
-            conv2: build.conv(&format!("{path}.conv2"), LayerRole::Hidden, conv2, spec.out_size())?,
+            conv2: build.conv(&format!("{path}.conv2"), LayerRole::Hidden, conv2)?,
             shortcut: match spec.keeps_shape() {
                 true => None,
-                false => {
-                    Some(build.conv(&format!("{path}.shortcut"), LayerRole::Shortcut, shortcut, size)?)
-                }
+                false => Some(build.conv(&format!("{path}.shortcut"), LayerRole::Shortcut, shortcut)?),
             },
         })
     }

@@ -13,7 +13,7 @@ use rand::Rng;
 use crate::builder::{Builder, builder, global_average_pool};
 use crate::layout::{BlockSpec, ResidualLayout};
 use crate::norm::{norm_relu_conv, norm_then};
-use crate::{Features, InputShape, ModelError, Plan};
+use crate::{Features, InputShape, ModelError};
 
 /// The network: 3x3 stem with BatchNorm and ReLU, three stages of [`BasicBlock`]s, average pool, classifier.
 ///
@@ -46,16 +46,16 @@ impl ResNet {
         policy: &QuantizationPolicy,
         seed: u64,
         device: &Device,
-    ) -> Result<(Self, Plan), ModelError> {
+    ) -> Result<Self, ModelError> {
         let mut build = builder(policy, device, seed);
         let stem = layout.stem(input.channels);
         let network = Self {
-            stem: build.conv("stem", LayerRole::First, stem, [input.height, input.width])?,
+            stem: build.conv("stem", LayerRole::First, stem)?,
             norm: build.norm(layout.stem_channels),
             stages: layout.stages(input, |path, spec| BasicBlock::new(&mut build, path, spec))?,
             fc: build.linear("fc", layout.final_channels(), n_classes)?,
         };
-        Ok((network, build.finish()))
+        Ok(network)
     }
 
     /// Logits and the output of every stage.
@@ -82,20 +82,18 @@ impl ResNet {
 
 impl BasicBlock {
     fn new<R: Rng>(build: &mut Builder<'_, R>, path: &str, spec: BlockSpec) -> Result<Self, ModelError> {
-        let BlockSpec { in_channels, out_channels, stride, size, .. } = spec;
+        let BlockSpec { in_channels, out_channels, stride, .. } = spec;
         let conv1 = QuantConv2dConfig::new([in_channels, out_channels], 3).with_stride(stride);
         let conv2 = QuantConv2dConfig::new([out_channels, out_channels], 3);
         let shortcut = QuantConv2dConfig::new([in_channels, out_channels], 1).with_stride(stride);
         Ok(Self {
-            conv1: build.conv(&format!("{path}.conv1"), LayerRole::Hidden, conv1, size)?,
+            conv1: build.conv(&format!("{path}.conv1"), LayerRole::Hidden, conv1)?,
             norm1: build.norm(out_channels),
-            conv2: build.conv(&format!("{path}.conv2"), LayerRole::Hidden, conv2, spec.out_size())?,
+            conv2: build.conv(&format!("{path}.conv2"), LayerRole::Hidden, conv2)?,
             norm2: build.norm(out_channels),
             shortcut: match spec.keeps_shape() {
                 true => None,
-                false => {
-                    Some(build.conv(&format!("{path}.shortcut"), LayerRole::Shortcut, shortcut, size)?)
-                }
+                false => Some(build.conv(&format!("{path}.shortcut"), LayerRole::Shortcut, shortcut)?),
             },
             shortcut_norm: (!spec.keeps_shape()).then(|| build.norm(out_channels)),
         })

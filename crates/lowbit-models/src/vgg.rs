@@ -13,7 +13,8 @@ use lowbit_quantizers::{
 
 use crate::builder::{builder, scaled};
 use crate::norm::norm_then;
-use crate::{Features, InputShape, LayerRef, ModelError, Plan};
+use crate::plan::NetworkShapes;
+use crate::{Features, InputShape, ModelError};
 
 /// Channels of the three stages at width 1.
 const STAGE_CHANNELS: [usize; 3] = [128, 256, 512];
@@ -27,6 +28,16 @@ pub struct VggSmall {
     fc: QuantLinear,
 }
 
+/// Channels of the convolutions.
+fn conv_channels(width: f64) -> impl Iterator<Item = usize> {
+    STAGE_CHANNELS.into_iter().flat_map(move |channels| [scaled(channels, width); 2])
+}
+
+/// Features that the classifier sees: each stage halves the image.
+fn n_features(width: f64, input: InputShape) -> usize {
+    scaled(STAGE_CHANNELS[2], width) * (input.height / 8) * (input.width / 8)
+}
+
 impl VggSmall {
     pub(crate) fn new(
         width: f64,
@@ -35,30 +46,34 @@ impl VggSmall {
         policy: &QuantizationPolicy,
         seed: u64,
         device: &Device,
-    ) -> Result<(Self, Plan), ModelError> {
-        if input.height < 8 || input.width < 8 {
-            return Err(ModelError::InputTooSmall { height: input.height, width: input.width });
-        }
+    ) -> Result<Self, ModelError> {
         let mut build = builder(policy, device, seed);
         let mut in_channels = input.channels;
         let (mut convs, mut norms) = (Vec::new(), Vec::new());
-        let size = |i: usize| [input.height, input.width].map(|side| side >> (i / 2));
-        for out_channels in STAGE_CHANNELS.into_iter().flat_map(|channels| [scaled(channels, width); 2]) {
+        for out_channels in conv_channels(width) {
             let role = if convs.is_empty() { LayerRole::First } else { LayerRole::Hidden };
             let config = QuantConv2dConfig::new([in_channels, out_channels], 3);
-            convs.push(build.conv(&format!("convs.{}", convs.len()), role, config, size(convs.len()))?);
+            convs.push(build.conv(&format!("convs.{}", convs.len()), role, config)?);
             norms.push(build.norm(out_channels));
             in_channels = out_channels;
         }
-        let features = in_channels * (input.height / 8) * (input.width / 8);
-        let network = Self { convs, norms, fc: build.linear("fc", features, n_classes)? };
-        Ok((network, build.finish()))
+        Ok(Self { convs, norms, fc: build.linear("fc", n_features(width, input), n_classes)? })
     }
 
-    pub(crate) fn layers() -> Vec<LayerRef> {
-        let role = |i: usize| if i == 0 { LayerRole::First } else { LayerRole::Hidden };
-        let convs = (0..2 * STAGE_CHANNELS.len()).map(|i| LayerRef::new(format!("convs.{i}"), role(i)));
-        convs.chain([LayerRef::new("fc", LayerRole::Last)]).collect()
+    /// What a network is made of.
+    pub(crate) fn shapes(width: f64, input: InputShape, n_classes: usize) -> NetworkShapes {
+        let mut shapes = NetworkShapes::default();
+        let mut in_channels = input.channels;
+        for (i, out_channels) in conv_channels(width).enumerate() {
+            let role = if i == 0 { LayerRole::First } else { LayerRole::Hidden };
+            let config = QuantConv2dConfig::new([in_channels, out_channels], 3);
+            let size = [input.height, input.width].map(|side| side >> (i / 2));
+            shapes.push_conv(format!("convs.{i}"), role, config, size);
+            shapes.push_norm(out_channels);
+            in_channels = out_channels;
+        }
+        shapes.push_linear("fc", n_features(width, input), n_classes);
+        shapes
     }
 
     pub(crate) fn tap_shapes(width: f64, input: InputShape) -> Vec<[usize; 3]> {

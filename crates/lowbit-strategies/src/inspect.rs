@@ -80,7 +80,7 @@ pub fn evaluate(
     let phases = recipe.phases(&recipe.strategies());
     let no_phase = || TrainError::NoPhase { phase: phase + 1, n_phases: phases.len() };
     let phase = phases.get(phase).ok_or_else(no_phase)?;
-    let (network, _) = spec.network(&recipe, phase, device)?;
+    let network = spec.network(&recipe, phase, device)?;
     let mut states = std::iter::once(loaded.deployed).chain(loaded.others);
     let state = states.find(|state| state.name == wanted);
     let state =

@@ -144,8 +144,14 @@ impl NetworkSpec {
         recipe: &Recipe,
         phase: &Phase,
         device: &Device,
-    ) -> Result<(Network, Plan), TrainError> {
-        self.build(recipe, phase, device).map(|(learner, plan)| (learner.network, plan))
+    ) -> Result<Network, TrainError> {
+        self.build(recipe, phase, device).map(|(learner, _)| learner.network)
+    }
+
+    /// The precision of every layer in `phase`.
+    pub(crate) fn plan(&self, recipe: &Recipe, phase: &Phase) -> Result<Plan, TrainError> {
+        let (input, n_classes) = (recipe.data.input_shape(), recipe.data.n_classes());
+        Ok(self.model.plan(input, n_classes, &self.policy(recipe, phase))?)
     }
 }
 

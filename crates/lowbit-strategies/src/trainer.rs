@@ -216,7 +216,7 @@ pub fn train(recipe: &Recipe, out: &Path, session: Session<'_>) -> Result<Outcom
         data_dir,
         data: Some(trainer.data.info()),
     };
-    let run = RunDir::create(out, recipe, &plan(recipe, &trainer.session.device)?, &info)?;
+    let run = RunDir::create(out, recipe, &plan(recipe)?, &info)?;
     trainer.run(run)
 }
 
@@ -261,14 +261,14 @@ fn n_threads() -> usize {
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
-/// The precision of every layer of a recipe's network, without training it.
+/// The precision of every layer of a recipe's network, without building it.
 ///
 /// # Errors
-/// [`TrainError`] if the network cannot be built.
-pub fn plan(recipe: &Recipe, device: &Device) -> Result<Plan, TrainError> {
+/// [`TrainError`] if the network is not defined.
+pub fn plan(recipe: &Recipe) -> Result<Plan, TrainError> {
     let phases = recipe.phases(&recipe.strategies());
     let last = phases.last().expect("invariant: a training has a phase");
-    network_specs(recipe)[0].network(recipe, last, device).map(|(_, plan)| plan)
+    network_specs(recipe)[0].plan(recipe, last)
 }
 
 /// The training and test images of a recipe.
@@ -500,7 +500,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn run_in(mut self, run: &RunDir) -> Result<Outcome, TrainError> {
-        let plan = plan(&self.recipe, &self.session.device)?;
+        let plan = plan(&self.recipe)?;
         self.session.observer.started(&StartReport {
             run: run.path(),
             recipe: &self.recipe,

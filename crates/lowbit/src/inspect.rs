@@ -9,7 +9,6 @@ use lowbit_strategies::{Inspection, Recipe, RecipeError};
 use serde::Serialize;
 
 use crate::cli::InspectArgs;
-use crate::device::DeviceName;
 use crate::exit_code::{Code, UsageError};
 use crate::output::{self, percent_exact};
 use crate::recipes;
@@ -96,8 +95,7 @@ fn inspect_recipe(args: &InspectArgs) -> anyhow::Result<()> {
     if args.checkpoint.is_some() {
         return Err(UsageError("--checkpoint names one of a run, but this is a recipe".into()).into());
     }
-    let device = DeviceName::fastest()?.open()?;
-    let plan = lowbit_strategies::plan(&recipe, &device)?;
+    let plan = lowbit_strategies::plan(&recipe)?;
     let phases = recipe.phases(&recipe.strategies());
     if args.json.json {
         return output::print_json(&RecipeReport { recipe, plan, phases });
