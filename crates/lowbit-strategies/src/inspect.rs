@@ -16,6 +16,7 @@ use crate::run_dir::{ImageSet, RunDir, RunInfo, RunRecipe};
 use crate::state;
 use crate::strategy::Phase;
 use crate::trainer::{evaluate as evaluate_network, test_loader};
+use crate::warning::Warning;
 
 /// What the evaluation of a checkpoint yields.
 #[derive(Clone, Debug, Serialize)]
@@ -118,6 +119,8 @@ pub struct Inspection {
     pub checkpoints: Vec<String>,
     /// Name of the checkpoint with the highest test accuracy.
     pub best: Option<String>,
+    /// What was wrong without ending the training.
+    pub warnings: Vec<Warning>,
     /// The newest checkpoint, or the one that was named.
     pub checkpoint: Option<CheckpointInspection>,
 }
@@ -157,6 +160,7 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
         checkpoints: checkpoints.names()?,
         best: checkpoints.best(phases.len() - 1)?,
         phases,
+        warnings: run.warnings()?,
         checkpoint: inspection,
     })
 }

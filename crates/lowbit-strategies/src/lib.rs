@@ -28,6 +28,7 @@ mod schedule;
 mod state;
 pub mod strategy;
 mod trainer;
+mod warning;
 
 pub use checkpoint::{CheckpointError, Progress};
 pub use error::{Divergence, TrainError, shell_quoted};
@@ -41,3 +42,4 @@ pub use trainer::{
     BestCheckpoint, EpochTiming, Observer, Outcome, PhaseReport, RunResult, Session, StartReport, StepReport,
     plan, resume, train,
 };
+pub use warning::{Warning, WarningKind};

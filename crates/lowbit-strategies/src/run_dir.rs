@@ -6,6 +6,7 @@
 //! run.json        versions, device, threads; written last, so that its presence marks a run directory
 //! metrics.jsonl   one line an epoch
 //! timing.jsonl    one line an epoch: seconds and images per second, which differ from machine to machine
+//! warnings.jsonl  one line a warning; absent if there was none
 //! checkpoints/    see the checkpoint module
 //! log.txt         what was logged
 //! result.json     the outcome, once the training is complete
@@ -25,6 +26,7 @@ use crate::checkpoint::{Checkpoints, sha256, write_synced};
 use crate::error::{IoContext, TrainError};
 use crate::recipe::Recipe;
 use crate::trainer::{EpochTiming, RunResult};
+use crate::warning::{self, WARNINGS, Warning};
 
 const RECIPE: &str = "recipe.toml";
 const PLAN: &str = "plan.json";
@@ -229,6 +231,15 @@ impl RunDir {
         let text = fs::read_to_string(&path).context("read", &path)?;
         serde_json::from_str(&text)
             .map_err(|error| TrainError::DamagedFile { path, message: error.to_string() })
+    }
+
+    /// What was wrong without ending the training.
+    ///
+    /// # Errors
+    /// [`TrainError`] if it cannot be read.
+    pub fn warnings(&self) -> Result<Vec<Warning>, TrainError> {
+        let path = self.path.join(WARNINGS);
+        warning::read(&path).context("read", path)
     }
 
     pub(crate) fn checkpoints(&self) -> Checkpoints {

@@ -22,6 +22,7 @@ use crate::run_dir::{ImageSet, RESULT, RunData, RunDir, RunInfo, RunRecipe, expe
 use crate::schedule::learning_rate;
 use crate::state;
 use crate::strategy::{Moment, Outputs, Phase, Role, Strategy, StudentOutput, compose_loss};
+use crate::warning::{Warning, WarningKind, Warnings};
 
 /// Images per evaluation batch. Fixed, so that every evaluation of a checkpoint adds in the same order.
 const EVAL_BATCH_SIZE: usize = 256;
@@ -60,7 +61,7 @@ pub trait Observer {
     fn epoch(&mut self, _metrics: &EpochMetrics, _timing: &EpochTiming) {}
     /// A checkpoint is complete.
     fn checkpoint(&mut self, _path: &Path) {}
-    /// Something is amiss that does not end the training.
+    /// Something is wrong that does not end the training. Each message comes once in a process; the run records it once.
     fn warning(&mut self, _message: &str) {}
 }
 
@@ -174,6 +175,9 @@ pub struct RunResult {
     /// What the recipe compares it with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
+    /// Messages of all warnings of the run.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// The run directory.
     pub run_dir: PathBuf,
 }
@@ -350,6 +354,7 @@ struct Trainer<'a> {
     progress: Progress,
     /// Whether the evaluation after the last step is the best so far.
     is_new_best: bool,
+    warnings: Warnings,
     clock: Clock,
 }
 
@@ -437,6 +442,7 @@ impl<'a> Trainer<'a> {
             trainees,
             progress: Progress::default(),
             is_new_best: false,
+            warnings: Warnings::default(),
             clock: Clock::new(0, 0.0),
         })
     }
@@ -509,6 +515,10 @@ impl<'a> Trainer<'a> {
             n_train: self.data.train.dataset().len(),
             n_test: self.data.test.dataset().len(),
         });
+        self.warnings.attach(run.path(), self.session.observer);
+        for message in self.recipe.warnings() {
+            self.warn(WarningKind::Recipe, message);
+        }
         self.clock.started = Instant::now();
         match self.progress.step {
             0 => self.begin(),
@@ -542,6 +552,13 @@ impl<'a> Trainer<'a> {
             }
         }
         self.finish(run)
+    }
+
+    /// Shows something wrong that does not end the training, and records it in the run. A message counts once: it must not
+    /// hold what differs from step to step. Before the run begins, it waits.
+    fn warn(&mut self, kind: WarningKind, message: impl Into<String>) {
+        let warning = Warning { step: self.progress.step, kind, message: message.into() };
+        self.warnings.add(warning, self.session.observer);
     }
 
     /// Loads the weights that the networks begin with.
@@ -824,7 +841,7 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    fn finish(self, run: &RunDir) -> Result<Outcome, TrainError> {
+    fn finish(mut self, run: &RunDir) -> Result<Outcome, TrainError> {
         let test = self.progress.test.expect("invariant: the last epoch is evaluated");
         if self.clock.n_images == 0
             && let Ok(result) = run.result()
@@ -835,7 +852,7 @@ impl<'a> Trainer<'a> {
         }
         let (best, warnings) = run.checkpoints().best_intact(self.schedule.phases.len() - 1);
         for warning in warnings {
-            self.session.observer.warning(&warning);
+            self.warn(WarningKind::Storage, warning);
         }
         let result = RunResult {
             recipe: self.recipe.name.clone(),
@@ -850,6 +867,7 @@ impl<'a> Trainer<'a> {
             seed: self.recipe.seed,
             networks: self.progress.tests.clone(),
             reference: self.recipe.reference.clone(),
+            warnings: self.warnings.messages(),
             run_dir: run.path().into(),
         };
         run.write(RESULT, to_json(&result).as_bytes())?;

@@ -52,7 +52,7 @@ fn inspect_run(path: &Path, args: &InspectArgs) -> anyhow::Result<()> {
 }
 
 fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt::Error> {
-    let Inspection { recipe, info, plan, phases, checkpoints, best, checkpoint } = inspection;
+    let Inspection { recipe, info, plan, phases, checkpoints, best, warnings, checkpoint } = inspection;
     let mut text = format!("{plan}\n\n");
     writeln!(text, "run         {}", path.display())?;
     writeln!(text, "recipe      {}", describe_recipe(recipe))?;
@@ -64,6 +64,10 @@ fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt
         writeln!(text, "{key:<11} {}", describe_phase(phase))?;
     }
     writeln!(text, "made by     lowbit {}, burn {}, device {}", info.lowbit, info.burn, info.device)?;
+    for (i, warning) in warnings.iter().enumerate() {
+        let key = if i == 0 { "warnings" } else { "" };
+        writeln!(text, "{key:<11} {} (step {})", warning.message, warning.step)?;
+    }
     let is_best = |name: &String| if Some(name) == best.as_ref() { " (best)" } else { "" };
     let names: Vec<String> = checkpoints.iter().map(|name| format!("{name}{}", is_best(name))).collect();
     for (i, name) in names.iter().enumerate() {

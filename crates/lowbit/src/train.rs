@@ -205,9 +205,6 @@ impl Observer for Follower<'_> {
             self.show(&format!("resumed at step {step}"));
         }
         self.show("");
-        for warning in recipe.warnings() {
-            tracing::warn!("{warning}");
-        }
         self.progress = Some(self.screen.progress("{wide_msg}"));
     }
 

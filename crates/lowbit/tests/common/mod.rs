@@ -1,5 +1,7 @@
 //! Running the binary in a directory of its own.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
