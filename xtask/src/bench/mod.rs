@@ -37,6 +37,10 @@ pub struct StepArgs {
     #[arg(long, value_enum)]
     peer: Option<Peer>,
 
+    /// Where the peer runs [default: on the GPU if only wgpu is timed, else on the processor]
+    #[arg(long, value_enum, requires = "peer")]
+    peer_device: Option<PeerDevice>,
+
     /// Python that has the peer [default: a virtual environment in target/peers, made if it is missing]
     #[arg(long, value_name = "PROGRAM")]
     python: Option<String>,
@@ -97,6 +101,28 @@ enum Peer {
     Torch,
 }
 
+/// Where another implementation runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum PeerDevice {
+    Cpu,
+    Cuda,
+}
+
+impl PeerDevice {
+    /// That of `asked_for`, or the one that `devices` of ours compare with.
+    fn choose(asked_for: Option<Self>, devices: &[String]) -> Self {
+        let is_gpu = !devices.is_empty() && devices.iter().all(|device| device == "wgpu");
+        asked_for.unwrap_or(if is_gpu { Self::Cuda } else { Self::Cpu })
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
 /// What a contestant reached.
 #[derive(Debug, Serialize)]
 struct Entry {
@@ -146,9 +172,10 @@ pub fn step(args: &StepArgs) -> anyhow::Result<()> {
             Some(python) => python.clone(),
             None => virtual_environment()?,
         };
+        let device = PeerDevice::choose(args.peer_device, &args.device).name();
         for bits in &args.bits {
             let mut command = Command::new(&python);
-            command.arg(peer_script("step.py")).args([args.network.name(), bits, &threads.to_string()]);
+            command.arg(peer_script("step.py")).args([args.network.name(), bits, &threads.to_string(), device]);
             contestants.push(Contestant::start("torch".into(), bits, command)?);
         }
     }
@@ -398,6 +425,17 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
         Contestant::start("ours".into(), "w2a2", command).unwrap()
+    }
+
+    #[test]
+    fn the_peer_runs_where_ours_do() {
+        let choose = |asked_for, devices: &[&str]| {
+            PeerDevice::choose(asked_for, &devices.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(choose(None, &["wgpu"]), PeerDevice::Cuda);
+        assert_eq!(choose(None, &["flex"]), PeerDevice::Cpu);
+        assert_eq!(choose(None, &["flex", "wgpu"]), PeerDevice::Cpu);
+        assert_eq!(choose(Some(PeerDevice::Cpu), &["wgpu"]), PeerDevice::Cpu);
     }
 
     #[test]
