@@ -8,6 +8,9 @@ use burn::tensor::Tensor;
 ///
 /// While it is recording, a quantizer works with the range of what it has recorded so far, so that the layers after
 /// it see quantized inputs. A quantizer that is not recording never changes its learned parameters by itself.
+///
+/// Clones of a quantizer share their calibration, so that data may pass through a copy of the network: one that is without
+/// gradients, say. Two clones cannot be calibrated apart at the same time.
 #[derive(Clone, Debug, Default)]
 pub struct Calibration(Arc<Mutex<State>>);
 
@@ -47,35 +50,47 @@ impl Calibration {
         self.state().is_some()
     }
 
-    /// Adds the mean of one batch; returns the mean over the batches so far.
-    pub(crate) fn record_mean(&self, batch_mean: Tensor<1>) -> Tensor<1> {
+    /// Adds the mean of one batch, if it is recording.
+    pub(crate) fn record_mean(&self, batch_mean: Tensor<1>) {
         let mut state = self.state();
-        let Some(recorded) = &mut *state else { return batch_mean };
-        let mean = match recorded.mean.take() {
+        let Some(recorded) = &mut *state else { return };
+        recorded.mean = Some(match recorded.mean.take() {
             None => RunningMean { sum: batch_mean, batches: 1 },
             Some(old) => RunningMean { sum: old.sum + batch_mean, batches: old.batches + 1 },
-        };
-        recorded.mean.insert(mean).value()
+        });
     }
 
-    /// Widens the range by that of one batch; returns the range so far.
-    pub(crate) fn record_range(&self, min: Tensor<1>, max: Tensor<1>) -> (Tensor<1>, Tensor<1>) {
+    /// The mean over the batches so far, if any is recorded.
+    pub(crate) fn mean(&self) -> Option<Tensor<1>> {
+        self.state().as_ref()?.mean.as_ref().map(RunningMean::value)
+    }
+
+    /// Widens the range by that of one batch, if it is recording.
+    pub(crate) fn record_range(&self, min: Tensor<1>, max: Tensor<1>) {
         let mut state = self.state();
-        let Some(recorded) = &mut *state else { return (min, max) };
-        let wider = match recorded.range.take() {
+        let Some(recorded) = &mut *state else { return };
+        recorded.range = Some(match recorded.range.take() {
             None => (min, max),
             Some((old_min, old_max)) => (old_min.min_pair(min), old_max.max_pair(max)),
-        };
-        recorded.range.insert(wider).clone()
+        });
+    }
+
+    /// The range over the batches so far, if any is recorded.
+    pub(crate) fn range(&self) -> Option<(Tensor<1>, Tensor<1>)> {
+        self.state().as_ref()?.range.clone()
     }
 
     /// Stops recording; the mean over all batches, if any was recorded.
     pub(crate) fn finish_mean(&self) -> Option<Tensor<1>> {
-        self.state().take()?.mean.map(|mean| mean.value())
+        let mean = self.mean();
+        *self.state() = None;
+        mean
     }
 
     /// Stops recording; the range over all batches, if any was recorded.
     pub(crate) fn finish_range(&self) -> Option<(Tensor<1>, Tensor<1>)> {
-        self.state().take()?.range
+        let range = self.range();
+        *self.state() = None;
+        range
     }
 }

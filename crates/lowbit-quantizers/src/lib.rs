@@ -3,7 +3,7 @@
 //!
 //! Each method of the literature is one file of [`methods`], to be read beside its paper. A quantizer answers three
 //! questions: `codes` (the integers of a tensor), `fake_quantize` (their real values, with the method's gradient) and
-//! `qparams` (the grid). The codes are the source of truth: `fake_quantize` is the real value of `codes`, bit for bit.
+//! `qparams` (the grid). There is one rounding: `codes` reads the integers from the values that `fake_quantize` has rounded.
 //!
 //! This crate knows no network, no data and no training schedule.
 //!

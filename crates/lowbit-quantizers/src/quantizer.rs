@@ -197,10 +197,19 @@ impl WeightQuantizer {
         }
     }
 
-    /// The learned parameter to watch over a training: the step size.
+    /// The learned parameter to watch over a training, the step size: its values in force, at least the floor.
     pub fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
         match self {
-            Self::Lsq(quantizer) => Some(("weight_step_size", quantizer.step_size.val())),
+            Self::Lsq(quantizer) => Some(("weight_step_size", quantizer.step_in_force())),
+            Self::DoReFa(_) | Self::MinMax(_) => None,
+        }
+    }
+
+    /// How many values of the learned parameter are held at their floor, `[1]`; `None` without a learned parameter. A layer with
+    /// such a value has collapsed: all its weights have the codes of the clip edges.
+    pub fn n_at_floor(&self) -> Option<Tensor<1, Int>> {
+        match self {
+            Self::Lsq(quantizer) => Some(quantizer.n_at_floor()),
             Self::DoReFa(_) | Self::MinMax(_) => None,
         }
     }
@@ -291,12 +300,16 @@ impl ActivationQuantizer {
         }
     }
 
-    /// [`fake_quantize`](Self::fake_quantize) and [`unrounded`](Self::unrounded) of the same `x`, which a running range
-    /// takes in once.
-    pub(crate) fn fake_quantize_and_unrounded<const D: usize>(&self, x: Tensor<D>) -> [Tensor<D>; 2] {
+    /// Takes in a batch that is about to be quantized: a calibration records it, and in training (on a device with autodiff, unless
+    /// the module is frozen) a running range moves towards it. Layers call this in their forward pass; who uses a quantizer
+    /// without a layer calls it once a step. No other method changes the quantizer: `codes`, `fake_quantize`, `unrounded` and
+    /// `qparams` all answer for the same grid until the next call.
+    pub fn observe<const D: usize>(&self, x: &Tensor<D>) {
         match self {
-            Self::MinMax(quantizer) => quantizer.fake_quantize_and_unrounded(x),
-            _ => [self.fake_quantize(x.clone()), self.unrounded(x)],
+            Self::DoReFa(_) => {}
+            Self::Pact(quantizer) => quantizer.observe(x),
+            Self::Lsq(quantizer) => quantizer.observe(x),
+            Self::MinMax(quantizer) => quantizer.observe(x),
         }
     }
 
@@ -305,7 +318,7 @@ impl ActivationQuantizer {
     pub(crate) fn activation<const D: usize>(&self, dims: [usize; D]) -> Option<Activation> {
         match self {
             Self::DoReFa(quantizer) => Some(quantizer.activation()),
-            Self::Pact(quantizer) => Some(quantizer.activation()),
+            Self::Pact(quantizer) => quantizer.activation(),
             Self::Lsq(quantizer) => quantizer.activation(dims),
             Self::MinMax(_) => None,
         }
@@ -316,7 +329,7 @@ impl ActivationQuantizer {
     pub(crate) fn scale(&self) -> Option<(Scale, u8)> {
         match self {
             Self::DoReFa(quantizer) => Some(quantizer.scale()),
-            Self::Pact(quantizer) => Some(quantizer.scale()),
+            Self::Pact(quantizer) => quantizer.scale(),
             Self::Lsq(quantizer) => quantizer.scale(),
             Self::MinMax(_) => None,
         }
@@ -341,32 +354,46 @@ impl ActivationQuantizer {
         }
     }
 
-    /// Begins a calibration: until [`finish_calibration`](Self::finish_calibration), forward passes record the range
-    /// of what they quantize.
+    /// Begins a calibration: until [`finish_calibration`](Self::finish_calibration), [`observe`](Self::observe) records the range of
+    /// what it is given, as the forward passes of layers do.
     pub fn start_calibration(&mut self) {
         match self {
+            Self::Pact(quantizer) => quantizer.calibration.start(),
             Self::Lsq(quantizer) => quantizer.calibration.start(),
             Self::MinMax(quantizer) => quantizer.calibration.start(),
-            Self::DoReFa(_) | Self::Pact(_) => {}
+            Self::DoReFa(_) => {}
         }
     }
 
     /// Ends a calibration and sets the parameters from what was recorded; without a forward pass since its start,
-    /// they stay as they are.
+    /// they stay as they are. PACT's clip value and LSQ's step size are set from the mean of the batches, a min-max range to the
+    /// smallest and largest value.
     pub fn finish_calibration(&mut self) {
         match self {
+            Self::Pact(quantizer) => quantizer.finish_calibration(),
             Self::Lsq(quantizer) => quantizer.finish_calibration(),
             Self::MinMax(quantizer) => quantizer.finish_calibration(),
-            Self::DoReFa(_) | Self::Pact(_) => {}
+            Self::DoReFa(_) => {}
         }
     }
 
-    /// The learned or running parameter to watch over a training: step size, clip value or running maximum.
+    /// How many values of the learned parameter are held at their floor, `[1]`; `None` without a learned parameter. A layer with
+    /// such a value has collapsed: next to nothing of its input passes.
+    pub fn n_at_floor(&self) -> Option<Tensor<1, Int>> {
+        match self {
+            Self::Pact(quantizer) => Some(quantizer.n_at_floor()),
+            Self::Lsq(quantizer) => Some(quantizer.n_at_floor()),
+            Self::DoReFa(_) | Self::MinMax(_) => None,
+        }
+    }
+
+    /// The learned or running parameter to watch over a training: step size, clip value or running maximum. Its value in force,
+    /// at least the floor.
     pub fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
         match self {
             Self::DoReFa(_) => None,
-            Self::Pact(quantizer) => Some(("clip_value", quantizer.clip_value.val())),
-            Self::Lsq(quantizer) => Some(("act_step_size", quantizer.step_size.val())),
+            Self::Pact(quantizer) => Some(("clip_value", quantizer.clip().detach())),
+            Self::Lsq(quantizer) => Some(("act_step_size", quantizer.step_in_force())),
             Self::MinMax(quantizer) => Some(("running_max", quantizer.running_max.value_sync())),
         }
     }

@@ -428,9 +428,16 @@ pub(crate) fn evaluated_tensors(
 }
 
 /// A copy of `network` whose forward pass trains nothing: BatchNorm works as in training, but the copy shares no
-/// running statistics with the original and records no gradients.
+/// running statistics with the original and records no gradients. Its quantizers are frozen, so that running ranges stay as
+/// they are: statistics that are estimated belong to the grids that are deployed.
 fn detached(network: &Network) -> Network {
-    network.valid().train().no_grad()
+    let mut copy = network.valid().train().no_grad();
+    copy.for_each_layer(&mut |_, mut layer| {
+        if let Some(quantizer) = layer.input_quantizer() {
+            *quantizer = quantizer.clone().freeze();
+        }
+    });
+    copy
 }
 
 type BitWidths = (Option<BitWidth>, Option<BitWidth>);

@@ -43,13 +43,13 @@ impl Selection {
         input: Tensor<D>,
     ) -> Tensor<D> {
         let Some(quantizer) = quantizer else { return input };
+        quantizer.observe(&input);
         match self {
             Self::All => quantizer.fake_quantize(input),
             Self::None => quantizer.unrounded(input),
             Self::ChannelGroups(groups) => {
                 let mask = channel_mask(groups, input.dims(), 1, &input.device());
-                let [rounded, exact] = quantizer.fake_quantize_and_unrounded(input);
-                blend(rounded, exact, mask)
+                blend(quantizer.fake_quantize(input.clone()), quantizer.unrounded(input), mask)
             }
         }
     }

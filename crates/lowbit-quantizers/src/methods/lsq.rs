@@ -6,7 +6,7 @@ use lowbit_core::{BitWidth, CodeRange, Granularity};
 use lowbit_kernels::{Activation, Grid, Scale, fake_quantize_learned};
 
 use crate::calibration::Calibration;
-use crate::parameter::positive_parameter;
+use crate::parameter::{n_at_floor, positive_parameter, replace};
 use crate::qparams::{QParams, codes_of, per_channel, reduce};
 
 /// The step size never falls below this: the smallest weights that training produces are orders of magnitude larger.
@@ -100,15 +100,25 @@ impl LsqWeights {
         self.step_size = self.step_size.clone().map(|old| replace(old.clone(), old.detach() * factor));
     }
 
+    /// The step sizes in force, without gradient.
+    pub(crate) fn step_in_force(&self) -> Tensor<1> {
+        self.step_size.val().detach().clamp_min(MIN_STEP_SIZE)
+    }
+
+    /// How many step sizes are held at their floor, `[1]`.
+    pub(crate) fn n_at_floor(&self) -> Tensor<1, Int> {
+        n_at_floor(self.step_size.val(), MIN_STEP_SIZE)
+    }
+
     /// What the quantized weights are multiples of, and the largest magnitude of a multiple.
     pub(crate) fn scale(&self) -> (Scale, u8) {
-        let parameter = self.step_size.val().detach().clamp_min(MIN_STEP_SIZE);
+        let parameter = self.step_in_force();
         (Scale::Learned { parameter, parts: 1.0 }, weight_range(self.bits).q_min.unsigned_abs() as u8)
     }
 
     /// The grid's parameters.
     pub fn qparams(&self) -> QParams {
-        let scale = self.step_size.val().detach().clamp_min(MIN_STEP_SIZE);
+        let scale = self.step_in_force();
         QParams { zero_point: scale.zeros_like(), scale, range: weight_range(self.bits) }
     }
 }
@@ -139,15 +149,21 @@ impl LsqActivations {
         self.bits
     }
 
-    /// The step size as the forward pass uses it, `[1]`.
+    /// The step size that quantizes `x`, `[1]`: during a calibration, that of what is recorded so far.
     fn current_step<const D: usize>(&self, x: &Tensor<D>) -> Tensor<1> {
         let range = self.bits.unsigned_range();
-        if self.calibration.is_recording() {
-            let mean_abs = reduce(x.clone().detach().abs(), Granularity::PerTensor, |rows| rows.mean_dim(1));
-            return step_from_mean(self.calibration.record_mean(mean_abs), range);
+        match self.calibration.mean() {
+            Some(mean_abs) => step_from_mean(mean_abs, range),
+            None => learned_step(self.step_size.val(), range, x.dims()[1..].iter().product()),
         }
-        let per_sample = x.shape().num_elements() / x.dims()[0];
-        learned_step(self.step_size.val(), range, per_sample)
+    }
+
+    /// Takes in a batch, in a calibration.
+    pub(crate) fn observe<const D: usize>(&self, x: &Tensor<D>) {
+        if self.calibration.is_recording() && x.shape().num_elements() > 0 {
+            let x = x.clone().detach().abs();
+            self.calibration.record_mean(reduce(x, Granularity::PerTensor, |rows| rows.mean_dim(1)));
+        }
     }
 
     fn step<const D: usize>(&self, x: &Tensor<D>) -> Tensor<D> {
@@ -199,16 +215,29 @@ impl LsqActivations {
         })
     }
 
+    /// The step size in force, `[1]`, without gradient.
+    pub(crate) fn step_in_force(&self) -> Tensor<1> {
+        match self.calibration.mean() {
+            Some(mean_abs) => step_from_mean(mean_abs, self.bits.unsigned_range()),
+            None => self.step_size.val().detach().clamp_min(MIN_STEP_SIZE),
+        }
+    }
+
+    /// How many step sizes are held at their floor, `[1]`.
+    pub(crate) fn n_at_floor(&self) -> Tensor<1, Int> {
+        n_at_floor(self.step_size.val(), MIN_STEP_SIZE)
+    }
+
     /// What the quantized values are multiples of, and the largest multiple; `None` during calibration.
     pub(crate) fn scale(&self) -> Option<(Scale, u8)> {
-        let parameter = self.step_size.val().detach().clamp_min(MIN_STEP_SIZE);
+        let parameter = self.step_in_force();
         let largest = self.bits.unsigned_range().q_max as u8;
         (!self.calibration.is_recording()).then_some((Scale::Learned { parameter, parts: 1.0 }, largest))
     }
 
     /// The grid's parameters.
     pub fn qparams(&self) -> QParams {
-        let scale = self.step_size.val().detach().clamp_min(MIN_STEP_SIZE);
+        let scale = self.step_in_force();
         QParams { zero_point: scale.zeros_like(), scale, range: self.bits.unsigned_range() }
     }
 }
@@ -243,9 +272,4 @@ fn initial_step_size<const D: usize>(w: Tensor<D>, granularity: Granularity, ran
 fn step_from_mean(mean_abs: Tensor<1>, range: CodeRange) -> Tensor<1> {
     let all_zero = mean_abs.clone().equal_scalar(0.0);
     (mean_abs * (2.0 / f64::from(range.q_max).sqrt())).mask_fill(all_zero, 1.0)
-}
-
-/// `new` in the place of `old`: on its device, with its gradient requirement.
-pub(crate) fn replace(old: Tensor<1>, new: Tensor<1>) -> Tensor<1> {
-    Tensor::from_data(new.into_data(), &old.device()).set_require_grad(old.is_require_grad())
 }

@@ -98,8 +98,9 @@ impl MinMaxWeights {
 /// y = (c - zero_point) scale
 /// ```
 /// Round, then clamp: the gradient passes where the code was not clamped. The range is a constant of the backward
-/// pass; in training it follows the batches with momentum 0.1, as batch normalization's statistics do, until the module
-/// is frozen.
+/// pass. It follows the batches that [`ActivationQuantizer::observe`](crate::ActivationQuantizer::observe) is given, as those of a
+/// quantized layer's forward pass, in training, with momentum 0.1 as batch normalization's statistics do, until the module is
+/// frozen. Nothing else moves it.
 #[derive(Module, Debug)]
 pub struct MinMaxActivations {
     /// Running minimum, shape `[1]`, at most 0.
@@ -140,23 +141,27 @@ impl MinMaxActivations {
         (self.bits.levels() - 1) as f32
     }
 
-    /// The range for this forward pass: the recorded one during calibration, else the running one, which in training
-    /// first takes in the batch.
-    fn range<const D: usize>(&self, x: &Tensor<D>) -> (Tensor<1>, Tensor<1>) {
-        if self.calibration.is_recording() {
-            let (min, max) = batch_range(x);
-            return self.calibration.record_range(min, max);
+    /// The range in force: during a calibration, what is recorded so far.
+    fn range(&self) -> (Tensor<1>, Tensor<1>) {
+        let running = || (self.running_min.value_sync(), self.running_max.value_sync());
+        self.calibration.range().unwrap_or_else(running)
+    }
+
+    /// Takes in a batch: in a calibration, or else in training, where the range follows the batches.
+    pub(crate) fn observe<const D: usize>(&self, x: &Tensor<D>) {
+        let is_recording = self.calibration.is_recording();
+        let follows = x.device().is_autodiff() && self.training.is_enabled();
+        if !(is_recording || follows) || x.shape().num_elements() == 0 {
+            return;
         }
-        let (min, max) = (self.running_min.value_sync(), self.running_max.value_sync());
-        if !(x.device().is_autodiff() && self.training.is_enabled()) {
-            return (min, max);
+        let range = value_range(x.clone());
+        let [batch_min, batch_max] = [0, 1].map(|i| range.clone().narrow(0, i, 1));
+        if is_recording {
+            return self.calibration.record_range(batch_min, batch_max);
         }
-        let (batch_min, batch_max) = batch_range(x);
-        let min = min * (1.0 - MOMENTUM) + batch_min * MOMENTUM;
-        let max = max * (1.0 - MOMENTUM) + batch_max * MOMENTUM;
-        self.running_min.update(min.clone());
-        self.running_max.update(max.clone());
-        (min, max)
+        let (min, max) = self.range();
+        self.running_min.update(min * (1.0 - MOMENTUM) + batch_min * MOMENTUM);
+        self.running_max.update(max * (1.0 - MOMENTUM) + batch_max * MOMENTUM);
     }
 
     /// Ends a calibration: the range becomes the smallest and largest value that was recorded.
@@ -168,9 +173,9 @@ impl MinMaxActivations {
         }
     }
 
-    /// Scale and zero point.
-    fn grid_parameters(&self, (min, max): (Tensor<1>, Tensor<1>)) -> [Tensor<1>; 2] {
-        let n = self.steps();
+    /// Scale and zero point of the range in force.
+    fn grid(&self) -> [Tensor<1>; 2] {
+        let ((min, max), n) = (self.range(), self.steps());
         let range = max - min.clone();
         let scale = usable(quotient(range.clone(), range.full_like(n)));
         let zero_point = quotient(min.neg(), scale.clone()).round().clamp(0.0, n);
@@ -179,47 +184,29 @@ impl MinMaxActivations {
 
     /// Codes in `0..=2^bits - 1`, of `x`'s shape.
     pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
-        let grid = self.grid(&x);
+        let grid = self.grid();
         let [scale, zero_point] = grid.clone();
         codes_of(self.rounded(x, grid), scale) + per_channel(zero_point).int()
     }
 
     /// `x` on the grid's real values, of `x`'s shape, with a straight-through gradient.
     pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let grid = self.grid(&x);
-        self.rounded(x, grid)
+        self.rounded(x, self.grid())
     }
 
     /// [`fake_quantize`](Self::fake_quantize) without the rounding: `x` clipped to the range of the codes.
     pub fn unrounded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let grid = self.grid(&x);
-        self.clipped(x, grid)
-    }
-
-    /// Both over the same range, which takes in the batch once.
-    pub(crate) fn fake_quantize_and_unrounded<const D: usize>(&self, x: Tensor<D>) -> [Tensor<D>; 2] {
-        let grid = self.grid(&x);
-        [self.rounded(x.clone(), grid.clone()), self.clipped(x, grid)]
-    }
-
-    /// Scale and zero point for this forward pass.
-    fn grid<const D: usize>(&self, x: &Tensor<D>) -> [Tensor<1>; 2] {
-        self.grid_parameters(self.range(x))
+        let [scale, zero_point] = self.grid().map(per_channel::<D>);
+        ((x / scale.clone() + zero_point.clone()).clamp(0.0, self.steps()) - zero_point) * scale
     }
 
     fn rounded<const D: usize>(&self, x: Tensor<D>, [scale, zero_point]: [Tensor<1>; 2]) -> Tensor<D> {
         fake_quantize_affine(x, scale, zero_point, self.steps())
     }
 
-    fn clipped<const D: usize>(&self, x: Tensor<D>, grid: [Tensor<1>; 2]) -> Tensor<D> {
-        let [scale, zero_point] = grid.map(per_channel::<D>);
-        ((x / scale.clone() + zero_point.clone()).clamp(0.0, self.steps()) - zero_point) * scale
-    }
-
     /// The grid's parameters.
     pub fn qparams(&self) -> QParams {
-        let range = (self.running_min.value_sync(), self.running_max.value_sync());
-        let [scale, zero_point] = self.grid_parameters(range);
+        let [scale, zero_point] = self.grid();
         QParams { scale, zero_point, range: self.bits.unsigned_range() }
     }
 }
@@ -229,10 +216,4 @@ impl MinMaxActivations {
 fn usable(scale: Tensor<1>) -> Tensor<1> {
     let vanishing = scale.clone().lower_scalar(f32::MIN_POSITIVE);
     scale.mask_fill(vanishing, 1.0)
-}
-
-/// Smallest and largest value of a batch, extended to contain zero; without gradient.
-fn batch_range<const D: usize>(x: &Tensor<D>) -> (Tensor<1>, Tensor<1>) {
-    let range = value_range(x.clone());
-    (range.clone().narrow(0, 0, 1), range.narrow(0, 1, 1))
 }

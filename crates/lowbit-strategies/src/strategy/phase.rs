@@ -38,8 +38,7 @@ pub enum OptimizerState {
 #[serde(rename_all = "kebab-case")]
 pub enum QuantizerState {
     /// Sets them anew, from the weights and from calibration batches: the best range of a coarse grid is narrower than
-    /// that of a fine one. PACT's clip value, which nothing calibrates, stays; after a phase without quantized
-    /// activations it starts anew.
+    /// that of a fine one.
     #[default]
     Recalibrated,
     /// Rescales step sizes by the ratio of the largest codes, so that the range stays.
