@@ -114,6 +114,7 @@ fn run(
     let session = Session {
         device: device.clone(),
         device_name: "wgpu".into(),
+        origin: lowbit_strategies::Origin::here(),
         locations: Locations::default_with(None),
         stop: &AtomicBool::new(false),
         observer,

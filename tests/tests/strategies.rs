@@ -447,6 +447,7 @@ fn session<'a>(
     Session {
         device: default_device(),
         device_name: "default".into(),
+        origin: lowbit_strategies::Origin::here(),
         locations: Locations::default_with(None),
         stop,
         observer,

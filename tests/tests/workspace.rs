@@ -287,9 +287,9 @@ fn the_recorded_version_of_burn_is_the_pinned_one() {
     let root = packages["lowbit-tests"].dir().parent().expect("the package lies in the workspace");
     let manifest = read(&root.join("Cargo.toml"));
     let pin = manifest.lines().find(|line| line.starts_with("burn = ")).expect("burn is pinned");
-    let trainer = read(&packages["lowbit-strategies"].dir().join("src/trainer.rs"));
+    let origin = read(&packages["lowbit-strategies"].dir().join("src/origin.rs"));
     let version =
-        trainer.split("const BURN_VERSION: &str = \"").nth(1).and_then(|rest| rest.split('"').next());
+        origin.split("const BURN_VERSION: &str = \"").nth(1).and_then(|rest| rest.split('"').next());
     let version = version.expect("the version is a constant");
     assert!(pin.contains(&format!("version = \"={version}\"")), "{pin}, but runs record {version}");
 }

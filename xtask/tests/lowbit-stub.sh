@@ -5,9 +5,11 @@ arguments=" $* "
 has() { case "$arguments" in *"$1"*) true ;; *) false ;; esac }
 fail() { echo "error: $2" >&2; exit "$1"; }
 
+origin='{"lowbit":"0.1.0","revision":"'${STUB_REVISION:-aaa}'","features":["flex"],"burn":"0.22.1","host":"h","n_threads":2,'
+origin=$origin'"instruction_sets":["'${STUB_INSTRUCTIONS:-avx2}'"]}'
 case "$1" in
 --version)
-    echo "lowbit ${STUB_VERSION:-0.0.0}"
+    echo "$origin"
     ;;
 data)
     n=1438 ok=true error=null
@@ -39,7 +41,7 @@ train)
     # As lowbit: the first signal lets it save, the second ends it.
     n_signals=0
     trap 'n_signals=$((n_signals + 1))' INT TERM
-    mkdir -p "$run" && echo '{}' >"$run/run.json"
+    mkdir -p "$run" && echo '{"origin":'"$origin"'}' >"$run/run.json"
     if [ -n "$STUB_SLOW" ] && has "$STUB_SLOW"; then
         while [ $n_signals = 0 ]; do sleep 0.02; done
         i=0
@@ -51,7 +53,7 @@ train)
         exit 130
     fi
     printf '%s\n' '{"epoch":1,"test":{"top1":0.5}}' '{"epoch":2,"test":{"top1":0.9}}' >"$run/metrics.jsonl"
-    echo '{"top1":0.9,"epochs":16,"seconds":2.0}' >"$run/result.json"
+    echo '{"top1":0.9,"epochs":16,"seconds":2.0,"same_origin":true,"origin":'"$origin"'}' >"$run/result.json"
     echo '{"status":"complete","top1":0.9,"images_per_second":1000.0}'
     ;;
 esac

@@ -125,7 +125,8 @@ fn keys(value: &Value) -> Vec<&str> {
 fn a_table_is_trained_once_and_reported() {
     let sandbox = Sandbox::new("whole");
     let report = sandbox.run(&["--json", "--parallel", "2"]).json();
-    assert_eq!(keys(&report), ["title", "device", "cells", "published", "failed", "stopped"]);
+    let of_report = ["title", "device", "lowbit", "machines", "cells", "published", "failed", "stopped"];
+    assert_eq!(keys(&report), of_report);
     assert_eq!((&report["failed"], &report["stopped"]), (&Value::Array(Vec::new()), &Value::Null));
     let rows = report["cells"].as_array().unwrap();
     let of_row = [
@@ -321,8 +322,10 @@ fn cells_of_another_plan_are_not_mixed() {
     };
     sandbox.tell(&[("STUB_EPOCHS", "20")]);
     refused(&sandbox, "recipes.digits-preresnet8-fp32.train.epochs was 16 and is now 20");
-    sandbox.tell(&[("STUB_VERSION", "0.1.0")]);
-    refused(&sandbox, "lowbit was \"lowbit 0.0.0\" and is now \"lowbit 0.1.0\"");
+    sandbox.tell(&[("STUB_REVISION", "bbb-dirty")]);
+    refused(&sandbox, "lowbit.revision was \"aaa\" and is now \"bbb-dirty\"");
+    sandbox.tell(&[("STUB_INSTRUCTIONS", "avx512f")]);
+    refused(&sandbox, "lowbit.instruction_sets was [\"avx2\"] and is now [\"avx512f\"]");
     sandbox.tell(&[]);
     let done = sandbox.run(&["--device", "ndarray"]);
     assert!(done.error().contains("device was \"flex\" and is now \"ndarray\""), "{}", done.stderr);
@@ -330,6 +333,77 @@ fn cells_of_another_plan_are_not_mixed() {
     fs::write(sandbox.path.join("out/plan.json"), r#"{"table":"digits","device":"flex","set":[]}"#).unwrap();
     assert!(sandbox.run(&[]).error().starts_with("out holds cells with another plan: "));
     assert_eq!(sandbox.n_begun(), 10);
+}
+
+/// A cell that was moved here, or went on elsewhere, knows who made it.
+#[test]
+fn cells_of_another_build_are_not_mixed() {
+    let sandbox = Sandbox::new("origins");
+    assert_eq!(sandbox.run(&[]).code, Some(0));
+    let path = sandbox.cell("w2a2").join("result.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let refused = |text: String, by: &str| {
+        fs::write(&path, text).unwrap();
+        for args in [&[][..], &["--dry-run"]] {
+            let done = sandbox.run(args);
+            let error = done.error();
+            assert!(error.starts_with("cell digits-preresnet8-w2a2, seed 0 was made by "), "{error}");
+            assert!(
+                error.contains(by) && error.contains("choose another --out, or move out/cells/"),
+                "{error}"
+            );
+        }
+    };
+    refused(text.replace("\"aaa\"", "\"bbb\""), "(revision bbb; flex; ");
+    refused(
+        text.replace("\"avx2\"", "\"avx512f\""),
+        "instructions avx512f, this is lowbit 0.1.0 (revision aaa; ",
+    );
+    refused(
+        text.replace("\"same_origin\":true", "\"same_origin\":false"),
+        "several builds, devices or kinds of processors",
+    );
+    fs::write(&path, &text).unwrap();
+    let begun = sandbox.cell("w2a2-sp").join("run.json");
+    fs::remove_file(sandbox.cell("w2a2-sp").join("result.json")).unwrap();
+    fs::write(&begun, "{\"lowbit\":\"0.0.0\"}").unwrap();
+    let done = sandbox.run(&[]);
+    assert!(
+        done.error().starts_with("cell digits-preresnet8-w2a2-sp, seed 0 was made by "),
+        "{}",
+        done.error()
+    );
+    assert!(sandbox.calls("train --resume").is_empty(), "nothing is trained");
+}
+
+#[test]
+fn a_table_says_who_made_it() {
+    let sandbox = Sandbox::new("made-by");
+    let report = sandbox.run(&["--json"]).json();
+    assert_eq!(report["lowbit"]["revision"], "aaa");
+    let text = fs::read_to_string(sandbox.path.join("out/table.md")).unwrap();
+    let line = "Made by lowbit 0.1.0 (revision aaa; flex; unknown; rustc unknown; burn 0.22.1), instructions avx2, on h (";
+    assert!(text.contains(line), "{text}");
+}
+
+#[test]
+fn a_dry_run_without_data_shows_what_it_would_train() {
+    let mut sandbox = Sandbox::new("dry-without-data");
+    sandbox.tell(&[("STUB_DATA", "missing")]);
+    let done = sandbox.run(&["--dry-run"]);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert!(done.stdout.contains("\ndigits-preresnet8-w2a2-sp "), "{}", done.stdout);
+    assert!(
+        done.stdout
+            .ends_with("not timed, as its data is missing: failed to find digits: put it into data/digits\n")
+    );
+    let forecast = sandbox.run(&["--dry-run", "--json"]).json();
+    assert_eq!(forecast["missing"], "failed to find digits: put it into data/digits");
+    assert_eq!(
+        (&forecast["recipes"][0]["epochs"], &forecast["recipes"][0]["seconds"]),
+        (&16.into(), &Value::Null)
+    );
+    assert!(sandbox.calls("train digits").is_empty());
 }
 
 #[test]

@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let session = Session {
         device: Device::default(),
         device_name: "default".into(),
+        origin: lowbit_strategies::Origin::here(),
         locations: Locations::default_with(None),
         stop: &stop,
         observer: &mut Print,

@@ -28,6 +28,7 @@ use sha2::{Digest, Sha256};
 use crate::error::explain;
 use crate::learner::DEPLOYED;
 use crate::metrics::{Scores, Tally};
+use crate::origin::Origin;
 use crate::state::{NamedTensors, StateError};
 
 const SCHEMA: u32 = 2;
@@ -63,6 +64,9 @@ pub struct Progress {
     pub test_step: Option<u64>,
     /// Device on which it was evaluated. Not part of the state.
     pub test_device: Option<String>,
+    /// The program and the machine that evaluated it. Not part of the state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_origin: Option<Origin>,
     /// Highest `top1` of the last phase's evaluations so far.
     pub best_top1: Option<f64>,
     /// Seconds of training so far, evaluation included. Not part of the state.

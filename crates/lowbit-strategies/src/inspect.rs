@@ -11,6 +11,7 @@ use crate::checkpoint::{CheckpointError, Progress};
 use crate::error::TrainError;
 use crate::learner::{DEPLOYED, evaluated_tensors, network_specs};
 use crate::metrics::Scores;
+use crate::origin::{Origin, RunProcess};
 use crate::recipe::Recipe;
 use crate::run_dir::{ImageSet, RunDir, RunInfo, RunRecipe};
 use crate::state;
@@ -38,6 +39,10 @@ pub struct Evaluation {
     pub reported: Option<Scores>,
     /// Device on which it did.
     pub reported_on: Option<String>,
+    /// The program and the machine that did; absent if it was an earlier lowbit.
+    pub reported_by: Option<Origin>,
+    /// The test images.
+    pub data: ImageSet,
     /// Whether the test images are those of the run, if it knows them.
     pub same_data: Option<bool>,
 }
@@ -69,7 +74,8 @@ pub fn evaluate(
     loaded.expect_recipe(&sha256, &path)?;
     let info = run.info()?;
     let loader = test_loader(&recipe.data, &info.locations(locations))?;
-    let same_data = info.data.map(|data| data.test == ImageSet::of(loader.dataset()));
+    let data = ImageSet::of(loader.dataset());
+    let same_data = info.data.map(|run| run.test == data);
     let specs = network_specs(&recipe);
     let wanted = subject.network.unwrap_or(DEPLOYED);
     let no_network = || TrainError::UnknownNetwork {
@@ -77,7 +83,7 @@ pub fn evaluate(
         known: specs.iter().map(|spec| spec.name.clone()).collect(),
     };
     let spec = specs.iter().find(|spec| spec.name == wanted).ok_or_else(no_network)?;
-    let Progress { step, phase, test, mut tests, test_step, test_device, .. } = loaded.progress;
+    let Progress { step, phase, test, mut tests, test_step, test_device, test_origin, .. } = loaded.progress;
     let phases = recipe.phases(&recipe.strategies());
     let no_phase = || TrainError::NoPhase { phase: phase + 1, n_phases: phases.len() };
     let phase = phases.get(phase).ok_or_else(no_phase)?;
@@ -91,10 +97,13 @@ pub fn evaluate(
         .and_then(|tensors| state::load(network, tensors))
         .map_err(other_model)?;
     let reported = if wanted == DEPLOYED { test } else { tests.remove(wanted) };
+    let reported = reported.filter(|_| test_step == Some(step));
     Ok(Evaluation {
         scores: evaluate_network(&network, &loader, device),
-        reported_on: test_device.filter(|_| reported.is_some() && test_step == Some(step)),
-        reported: reported.filter(|_| test_step == Some(step)),
+        reported_on: test_device.filter(|_| reported.is_some()),
+        reported_by: test_origin.filter(|_| reported.is_some()),
+        reported,
+        data,
         same_data,
         recipe: recipe.name,
         network: wanted.into(),
@@ -111,6 +120,8 @@ pub struct Inspection {
     pub recipe: Recipe,
     /// Where and by what it was made.
     pub info: RunInfo,
+    /// The processes that trained in it, oldest first.
+    pub processes: Vec<RunProcess>,
     /// The precision of every layer at the end of the training.
     pub plan: Plan,
     /// The phases of the training.
@@ -156,6 +167,7 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
     Ok(Inspection {
         recipe,
         info: run.info()?,
+        processes: run.processes()?,
         plan: run.plan()?,
         checkpoints: checkpoints.names()?,
         best: checkpoints.best(phases.len() - 1)?,

@@ -3,7 +3,8 @@
 //! ```text
 //! recipe.toml     the resolved recipe
 //! plan.json       the precision of every layer
-//! run.json        versions, device, threads; written last, so that its presence marks a run directory
+//! run.json        who made it, device, data; written last, so that its presence marks a run directory
+//! processes.jsonl one line for each process that trained here: who, from which step; only ever appended to
 //! metrics.jsonl   one line an epoch
 //! timing.jsonl    one line an epoch: seconds and images per second, which differ from machine to machine
 //! warnings.jsonl  one line a warning; absent if there was none
@@ -15,7 +16,7 @@
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use lowbit_data::{Dataset, Locations};
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoints, sha256, write_synced};
 use crate::error::{IoContext, TrainError};
+use crate::origin::{Origin, RunProcess, utc_now};
 use crate::recipe::Recipe;
 use crate::trainer::{EpochTiming, RunResult};
 use crate::warning::{self, WARNINGS, Warning};
@@ -37,26 +39,47 @@ const LOCK: &str = "lock";
 /// The outcome of a complete training.
 pub(crate) const RESULT: &str = "result.json";
 const RUN_INFO: &str = "run.json";
+const PROCESSES: &str = "processes.jsonl";
+
+/// Version of the format of `run.json`.
+const SCHEMA: u32 = 2;
 
 /// Where and by what a run was made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunInfo {
     /// Version of the run directory's format.
     pub schema: u32,
-    /// Version of lowbit.
-    pub lowbit: String,
-    /// Version of burn.
-    pub burn: String,
+    /// The program and the machine that made it.
+    pub origin: Origin,
+    /// When it was made, in UTC; absent if an earlier lowbit made the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<String>,
     /// The device as it was asked for, as in "flex".
     pub device: String,
-    /// Threads of the CPU backends.
-    pub n_threads: usize,
     /// Where data sets were looked for first, if that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_dir: Option<PathBuf>,
     /// The images; absent if an earlier lowbit made the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<RunData>,
+}
+
+/// What earlier versions wrote: less of who made it.
+#[derive(Deserialize)]
+struct RunInfo1 {
+    lowbit: String,
+    burn: String,
+    device: String,
+    n_threads: usize,
+    data_dir: Option<PathBuf>,
+    data: Option<RunData>,
+}
+
+impl From<RunInfo1> for RunInfo {
+    fn from(RunInfo1 { lowbit, burn, device, n_threads, data_dir, data }: RunInfo1) -> Self {
+        let origin = Origin { lowbit, burn, n_threads, ..Origin::default() };
+        Self { schema: 1, origin, started: None, device, data_dir, data }
+    }
 }
 
 /// The images of a run, as far as the recipe takes them.
@@ -90,6 +113,11 @@ impl fmt::Display for ImageSet {
 }
 
 impl RunInfo {
+    /// What is known of a run that is about to begin.
+    pub(crate) fn new(origin: Origin, device: String, data_dir: Option<PathBuf>, data: RunData) -> Self {
+        Self { schema: SCHEMA, origin, started: Some(utc_now()), device, data_dir, data: Some(data) }
+    }
+
     /// `locations`, and after the directory given there that of the run.
     pub(crate) fn locations(&self, locations: &Locations) -> Locations {
         Locations { run_data_dir: self.data_dir.clone(), ..locations.clone() }
@@ -206,7 +234,49 @@ impl RunDir {
     /// # Errors
     /// [`TrainError`] if it cannot be read.
     pub fn info(&self) -> Result<RunInfo, TrainError> {
-        self.read_json(RUN_INFO)
+        #[derive(Deserialize)]
+        struct Version {
+            schema: u32,
+        }
+        match self.read_json::<Version>(RUN_INFO)?.schema {
+            1 => self.read_json::<RunInfo1>(RUN_INFO).map(RunInfo::from),
+            SCHEMA => self.read_json(RUN_INFO),
+            other => Err(TrainError::DamagedFile {
+                path: self.path.join(RUN_INFO),
+                message: format!("it has schema {other}, this lowbit reads 1 to {SCHEMA}"),
+            }),
+        }
+    }
+
+    /// The processes that trained here, oldest first. Lines that say nothing are left out: a process was killed while it
+    /// wrote one, or an earlier lowbit kept no such file.
+    ///
+    /// # Errors
+    /// [`TrainError`] if the file is there and cannot be read.
+    pub fn processes(&self) -> Result<Vec<RunProcess>, TrainError> {
+        let path = self.path.join(PROCESSES);
+        let bytes = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            bytes => bytes.context("read", &path)?,
+        };
+        Ok(bytes.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
+    }
+
+    /// Appends a line to `processes.jsonl`.
+    pub(crate) fn append_process(&self, process: &RunProcess) -> Result<(), TrainError> {
+        let path = self.path.join(PROCESSES);
+        let line = serde_json::to_string(process).expect("invariant: a process is plain data");
+        let append = || {
+            // Runs of an earlier lowbit have none.
+            let mut file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
+            let mut earlier = Vec::new();
+            file.read_to_end(&mut earlier)?;
+            // A line that was cut short stays, for itself.
+            let line_break = if matches!(earlier.last(), None | Some(b'\n')) { "" } else { "\n" };
+            file.write_all(format!("{line_break}{line}\n").as_bytes())?;
+            file.sync_all()
+        };
+        append().context("write", &path)
     }
 
     /// The outcome, if the training is complete.

@@ -17,6 +17,7 @@ use crate::error::{Divergence, IoContext, TrainError};
 use crate::learner::{Trainee, network_specs};
 use crate::loss::{cross_entropy, target_probabilities};
 use crate::metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
+use crate::origin::{Origin, RunProcess, utc_now};
 use crate::recipe::{DataRecipe, Recipe, TrainRecipe};
 use crate::run_dir::{ImageSet, RESULT, RunData, RunDir, RunInfo, RunRecipe, expect_text};
 use crate::schedule::learning_rate;
@@ -27,9 +28,6 @@ use crate::warning::{Warning, WarningKind, Warnings};
 /// Images per evaluation batch. Fixed, so that every evaluation of a checkpoint adds in the same order.
 const EVAL_BATCH_SIZE: usize = 256;
 
-/// The burn that this is built with, which burn itself does not tell; a test compares it with the pin.
-const BURN_VERSION: &str = "0.22.1";
-
 /// Threads that decode and augment images beside the training.
 const LOADER_THREADS: usize = 1;
 
@@ -39,6 +37,8 @@ pub struct Session<'a> {
     pub device: Device,
     /// How the device was asked for, as in "flex" or "wgpu:0".
     pub device_name: String,
+    /// The program and the machine, for the record: [`Origin::here`], and what only the program knows.
+    pub origin: Origin,
     /// Where data sets are looked for.
     pub locations: Locations,
     /// Set to end the training after the current step, with a checkpoint.
@@ -178,6 +178,18 @@ pub struct RunResult {
     /// Messages of all warnings of the run.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// When the run was made, in UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<String>,
+    /// The images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<RunData>,
+    /// The program and the machine that did the last step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Whether all processes that took part were of one build, on one kind of processor and on one device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub same_origin: Option<bool>,
     /// The run directory.
     pub run_dir: PathBuf,
 }
@@ -211,15 +223,8 @@ pub fn train(recipe: &Recipe, out: &Path, session: Session<'_>) -> Result<Outcom
     let run_recipe = RunRecipe { recipe: recipe.clone(), sha256: sha256(recipe.to_toml().as_bytes()) };
     let mut trainer = Trainer::new(run_recipe, data, session, 0)?;
     trainer.load_initial_weights()?;
-    let info = RunInfo {
-        schema: 1,
-        lowbit: env!("CARGO_PKG_VERSION").into(),
-        burn: BURN_VERSION.into(),
-        device: trainer.session.device_name.clone(),
-        n_threads: n_threads(),
-        data_dir,
-        data: Some(trainer.data.info()),
-    };
+    let Session { origin, device_name, .. } = &trainer.session;
+    let info = RunInfo::new(origin.clone(), device_name.clone(), data_dir, trainer.data.info());
     let run = RunDir::create(out, recipe, &plan(recipe)?, &info)?;
     trainer.run(run)
 }
@@ -255,14 +260,6 @@ pub fn resume(path: &Path, checkpoint: Option<&str>, session: Session<'_>) -> Re
         }
     }
     trainer.run(run)
-}
-
-/// Threads of the CPU backends, which rayon runs.
-fn n_threads() -> usize {
-    let asked_for = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok());
-    asked_for
-        .filter(|&n| n > 0)
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// The precision of every layer of a recipe's network, without building it.
@@ -519,6 +516,7 @@ impl<'a> Trainer<'a> {
         for message in self.recipe.warnings() {
             self.warn(WarningKind::Recipe, message);
         }
+        self.record_process(run)?;
         self.clock.started = Instant::now();
         match self.progress.step {
             0 => self.begin(),
@@ -559,6 +557,28 @@ impl<'a> Trainer<'a> {
     fn warn(&mut self, kind: WarningKind, message: impl Into<String>) {
         let warning = Warning { step: self.progress.step, kind, message: message.into() };
         self.warnings.add(warning, self.session.observer);
+    }
+
+    /// Writes down who trains from here on. That another build or kind of processor goes on is said: its bits may differ.
+    fn record_process(&mut self, run: &RunDir) -> Result<(), TrainError> {
+        let step = self.progress.step;
+        if step == self.steps() {
+            return Ok(());
+        }
+        let Session { origin, device_name, .. } = &self.session;
+        let (origin, device) = (origin.clone(), device_name.clone());
+        let before = match run.processes()?.pop() {
+            Some(last) => last.origin,
+            None => run.info()?.origin,
+        };
+        if let Some(difference) = origin.difference(&before) {
+            let message = format!(
+                "this run goes on with other arithmetic, so that its bits may differ from those of an uninterrupted one: \
+                 {difference}"
+            );
+            self.warn(WarningKind::Provenance, message);
+        }
+        run.append_process(&RunProcess { started: utc_now(), step, device, origin })
     }
 
     /// Loads the weights that the networks begin with.
@@ -804,6 +824,7 @@ impl<'a> Trainer<'a> {
         }
         self.progress.test_step = Some(self.progress.step);
         self.progress.test_device = Some(self.session.device_name.clone());
+        self.progress.test_origin = Some(self.session.origin.clone());
         Ok(())
     }
 
@@ -854,6 +875,11 @@ impl<'a> Trainer<'a> {
         for warning in warnings {
             self.warn(WarningKind::Storage, warning);
         }
+        let Session { origin, device_name, .. } = self.session;
+        let is_alike = |process: &RunProcess| {
+            process.device == device_name && origin.difference(&process.origin).is_none()
+        };
+        let same_origin = run.processes()?.iter().all(is_alike);
         let result = RunResult {
             recipe: self.recipe.name.clone(),
             top1: test.top1,
@@ -863,11 +889,15 @@ impl<'a> Trainer<'a> {
             epochs: self.schedule.epochs(),
             seconds: self.progress.seconds,
             images_per_second: self.progress.images_per_second(),
-            device: self.progress.test_device.unwrap_or(self.session.device_name),
+            device: self.progress.test_device.unwrap_or(device_name),
             seed: self.recipe.seed,
             networks: self.progress.tests.clone(),
             reference: self.recipe.reference.clone(),
             warnings: self.warnings.messages(),
+            started: run.info()?.started,
+            data: Some(self.data.info()),
+            origin: Some(origin),
+            same_origin: Some(same_origin),
             run_dir: run.path().into(),
         };
         run.write(RESULT, to_json(&result).as_bytes())?;

@@ -18,8 +18,8 @@ use crate::exit_code;
 #[derive(Parser)]
 #[command(
     version,
+    disable_version_flag = true,
     max_term_width = 80,
-    propagate_version = true,
     after_help = concat_examples(&[
         ("lowbit train", "train the default recipe, in under a minute"),
         ("lowbit eval runs/digits-preresnet8-w2a2", "score its newest checkpoint again"),
@@ -37,6 +37,10 @@ pub struct Cli {
     /// Show errors only, and the result
     #[arg(short, long, global = true, display_order = 100)]
     quiet: bool,
+
+    /// Print the version; with --verbose or --json after it, also what it was built from and what it runs on
+    #[arg(short = 'V', long, action = ArgAction::Version, global = true, display_order = 101)]
+    version: Option<bool>,
 }
 
 /// How much is shown on stderr.
@@ -116,25 +120,31 @@ saves a checkpoint; a second Ctrl-C aborts at once.
 
 With --json, stdout holds one JSON object. A complete training has `status`
 \"complete\", `top1` and `top5` (fractions), `loss`, `best`, `epochs`, `seconds`,
-`images_per_second`, `recipe`, `device`, `seed`, `run_dir` and, if the recipe
-has one, `reference`; a training that was stopped has `status` \"interrupted\",
-`run_dir`, `step` and `steps`.";
+`images_per_second`, `recipe`, `device`, `seed`, `started`, `data`, `origin`
+(program and machine), `same_origin` (whether all its processes had the same),
+`run_dir` and, if the recipe has one, `reference`; a training that was stopped
+has `status` \"interrupted\", `run_dir`, `step` and `steps`.";
 
 const EVAL_NOTES: &str = "\
 The scores are those of the network that the run evaluates: the moving average
-of the weights, if the recipe has one. On the device on which the run evaluated
-they equal what it reported, bit for bit; if they do not, the exit code is 6.
+of the weights, if the recipe has one. With the build, on the kind of processor
+(its instruction sets) and on the device that the run evaluated with, they equal
+what it reported, bit for bit; if they do not, the exit code is 6. Elsewhere
+they may differ, which is said.
 
 With --json, stdout holds one JSON object: `top1` and `top5` (fractions),
 `loss`, `recipe`, `checkpoint`, `step`, `reported` (the scores of the run at
-this checkpoint, or null), `reported_on` (their device, or null), `same_data`
-(whether the test images are those of the run, or null), `matches` (or null;
-null on other images), `device` and `run_dir`.";
+this checkpoint, or null), `reported_on` and `reported_by` (their device, and
+their program and machine, or null), `same_data` (whether the test images are
+those of the run, or null), `matches` (or null; null on other images),
+`may_differ` (why scores that differ are no mistake, or null), `data` (the test
+images), `origin` (this program and machine), `started`, `device`, `run_dir`.";
 
 const INSPECT_NOTES: &str = "\
 With --json, stdout holds one JSON object with `recipe` and `plan`; for a run
 also `state_sha256` (a digest over all parameters, quantizer, optimizer and
-BatchNorm state), `info`, `checkpoints`, `best`, `checkpoint` and `run_dir`.";
+BatchNorm state), `info`, `processes`, `checkpoints`, `best`, `checkpoint` and
+`run_dir`.";
 
 const DATA_NOTES: &str = "\
 Data sets are looked for in DIR/NAME and DIR of --data-dir, then in

@@ -55,6 +55,16 @@ impl DeviceName {
         BACKENDS.into_iter().map(Backend::name)
     }
 
+    /// The backends that are compiled in.
+    pub fn compiled_in() -> impl Iterator<Item = &'static str> {
+        BACKENDS.into_iter().filter(|backend| backend.is_compiled_in()).map(Backend::name)
+    }
+
+    /// Whether equal instruction sets of the processor give equal bits, as on the CPU, or the machine has to be the same.
+    pub fn is_cpu(self) -> bool {
+        self.backend != Backend::Wgpu
+    }
+
     /// The device that an earlier run was on.
     pub fn of_run(device: &str) -> Result<Self, DeviceError> {
         match device.parse::<Self>() {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lowbit_strategies::{Evaluation, RunDir, Scores, Subject};
+use lowbit_strategies::{Evaluation, Origin, RunDir, Scores, Subject, utc_now};
 use serde::Serialize;
 
 use crate::cli::EvalArgs;
@@ -16,8 +16,13 @@ struct Report<'a> {
     evaluation: &'a Evaluation,
     /// Whether the scores are those that the run reported, if it did.
     matches: Option<bool>,
+    /// Why scores that differ may differ: another device, build or kind of processor than the run's. `None` if they may
+    /// not.
+    may_differ: Option<String>,
     device: String,
     run_dir: &'a Path,
+    started: String,
+    origin: Origin,
 }
 
 pub fn run(args: &EvalArgs) -> anyhow::Result<Code> {
@@ -26,6 +31,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Code> {
         Some(name) => name,
         None => DeviceName::of_run(&run_device).or_else(|_| DeviceName::fastest())?,
     };
+    let (origin, started) = (crate::origin::here(), utc_now());
     let device = name.open()?;
     tracing::debug!(device = %name, run = %args.run.display(), "evaluating");
     let subject = Subject { checkpoint: args.checkpoint.as_deref(), network: args.network.as_deref() };
@@ -36,26 +42,39 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Code> {
             Some(false) => None,
             _ => evaluation.reported.map(|reported| reported == evaluation.scores),
         },
+        may_differ: may_differ(&evaluation, name, &origin),
         evaluation: &evaluation,
         device: name.to_string(),
         run_dir: &args.run,
+        started,
+        origin,
     };
     match args.json.json {
         true => output::print_json(&report)?,
         false => output::print(&describe(&report))?,
     }
-    // Other devices add in another order, which is no mistake.
-    match report.matches {
-        Some(false) if report.is_on_same_device() => Ok(Code::Verification),
+    match (report.matches, &report.may_differ) {
+        (Some(false), None) => Ok(Code::Verification),
         _ => Ok(Code::Success),
     }
 }
 
-impl Report<'_> {
-    /// Whether the run evaluated on the device that this evaluation is on.
-    fn is_on_same_device(&self) -> bool {
-        self.evaluation.reported_on.as_ref() == Some(&self.device)
+/// Why scores on the device `name` may be others than those of the run, although nothing is wrong: other devices, builds and
+/// processors add in another order. `None` if they must be equal.
+fn may_differ(evaluation: &Evaluation, name: DeviceName, here: &Origin) -> Option<String> {
+    let then = evaluation.reported_on.as_deref()?;
+    if then != name.to_string() {
+        return Some(format!("other device: {then} then, {name} now"));
     }
+    let Some(by) = &evaluation.reported_by else {
+        return Some("the run does not say which build and processor it was evaluated by".into());
+    };
+    let other_gpu = || {
+        let (then, now) =
+            (by.host.as_deref().unwrap_or("unknown"), here.host.as_deref().unwrap_or("unknown"));
+        (!name.is_cpu() && then != now).then(|| format!("other machine: {then} then, {now} now"))
+    };
+    here.difference(by).or_else(other_gpu)
 }
 
 fn describe(report: &Report<'_>) -> String {
@@ -65,12 +84,16 @@ fn describe(report: &Report<'_>) -> String {
         _ if *same_data == Some(false) => "these are not the test images that the run was tested on".into(),
         None => "the run did not evaluate at this step".into(),
         Some(reported) if reported == scores => "exactly what the run reported".into(),
-        Some(reported) if report.is_on_same_device() => {
-            format!("DIFFERS from what the run reported on this device: {}", show(reported))
-        }
-        Some(reported) => {
-            format!("the run reported on {}: {}", reported_on.as_deref().unwrap_or("?"), show(reported))
-        }
+        Some(reported) => match &report.may_differ {
+            None => format!(
+                "DIFFERS from what the run reported with this build, on this kind of processor and this device: {}",
+                show(reported)
+            ),
+            Some(why) => {
+                let on = reported_on.as_deref().unwrap_or("?");
+                format!("the run reported on {on}: {}\nit differs, as it may ({why})", show(reported))
+            }
+        },
     };
     format!(
         "{}\n{verdict}\n\ncheckpoint  {checkpoint} of {}\nnetwork     {network}, phase {phase}\ndevice      {}",

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use lowbit_models::{Layout, Plan};
 use lowbit_strategies::strategy::Phase;
-use lowbit_strategies::{Inspection, Recipe, RecipeError};
+use lowbit_strategies::{Inspection, Origin, Recipe, RecipeError, RunProcess};
 use serde::Serialize;
 
 use crate::cli::InspectArgs;
 use crate::exit_code::{Code, UsageError};
-use crate::output::{self, percent_exact};
+use crate::output::{self, counted, percent_exact};
 use crate::recipes;
 
 #[derive(Serialize)]
@@ -52,7 +52,8 @@ fn inspect_run(path: &Path, args: &InspectArgs) -> anyhow::Result<()> {
 }
 
 fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt::Error> {
-    let Inspection { recipe, info, plan, phases, checkpoints, best, warnings, checkpoint } = inspection;
+    let Inspection { recipe, info, processes, plan, phases, checkpoints, best, warnings, checkpoint } =
+        inspection;
     let mut text = format!("{plan}\n\n");
     writeln!(text, "run         {}", path.display())?;
     writeln!(text, "recipe      {}", describe_recipe(recipe))?;
@@ -63,7 +64,19 @@ fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt
         let key = if i == 0 { "phases" } else { "" };
         writeln!(text, "{key:<11} {}", describe_phase(phase))?;
     }
-    writeln!(text, "made by     lowbit {}, burn {}, device {}", info.lowbit, info.burn, info.device)?;
+    writeln!(text, "made by     {}, burn {}, device {}", info.origin.build(), info.origin.burn, info.device)?;
+    writeln!(text, "{:<11} {}", "", describe_machine(&info.origin, info.started.as_deref()))?;
+    let mut before = (&info.origin, info.device.as_str());
+    for process in processes {
+        // Only what is not as before.
+        let difference = process.origin.difference(before.0);
+        if difference.is_some() || process.device != before.1 {
+            let RunProcess { step, device, origin, started } = process;
+            writeln!(text, "from step {step:<2} {}, device {device}", origin.build())?;
+            writeln!(text, "{:<11} {}", "", describe_machine(origin, Some(started)))?;
+        }
+        before = (&process.origin, process.device.as_str());
+    }
     for (i, warning) in warnings.iter().enumerate() {
         let key = if i == 0 { "warnings" } else { "" };
         writeln!(text, "{key:<11} {} (step {})", warning.message, warning.step)?;
@@ -85,6 +98,15 @@ fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt
     }
     writeln!(text, "state       sha256 {}", checkpoint.state_sha256)?;
     Ok(text)
+}
+
+/// The machine of a run in a line.
+fn describe_machine(origin: &Origin, started: Option<&str>) -> String {
+    let host = origin.host.as_deref().unwrap_or("unknown host");
+    let processor = origin.processor.as_deref().unwrap_or("unknown processor");
+    let n_threads = counted(origin.n_threads as u64, "thread");
+    let started = started.map(|started| format!(", {started}")).unwrap_or_default();
+    format!("on {host}, {processor}, {n_threads}{started}")
 }
 
 fn inspect_recipe(args: &InspectArgs) -> anyhow::Result<()> {

@@ -10,6 +10,7 @@ mod eval;
 mod exit_code;
 mod inspect;
 mod logging;
+mod origin;
 mod output;
 mod progress;
 mod recipes;
@@ -18,6 +19,7 @@ mod train;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use lowbit_kernels::allocator::{Allocator, keep_memory};
 use lowbit_kernels::cpu::on_compute_thread;
@@ -31,8 +33,47 @@ static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
     keep_memory();
-    let cli = Cli::parse();
-    on_compute_thread(|| run(&cli))
+    match Cli::try_parse() {
+        Ok(cli) => on_compute_thread(|| run(&cli)),
+        Err(error) => not_a_command(&error).into(),
+    }
+}
+
+/// Prints what is asked for instead of a command, help or version, or what is wrong with the command line.
+fn not_a_command(error: &clap::Error) -> Code {
+    let printed = match error.kind() {
+        ErrorKind::DisplayVersion => output::print(&version()),
+        _ => output::written(error.print().and_then(|()| io::stdout().flush())),
+    };
+    match printed {
+        _ if error.use_stderr() => Code::Usage,
+        Ok(()) => Code::Success,
+        Err(error) => report(&error),
+    }
+}
+
+/// The version, as far as the rest of the command line asks for it.
+fn version() -> String {
+    let origin = origin::here();
+    let arguments: Vec<String> =
+        std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let is_verbose = |argument: &String| {
+        argument == "--verbose"
+            || argument.starts_with('-') && !argument.starts_with("--") && argument.contains('v')
+    };
+    if arguments.iter().any(|argument| argument == "--json") {
+        return serde_json::to_string(&origin).expect("invariant: what made a program is plain data");
+    }
+    if arguments.iter().any(is_verbose) { origin.to_string() } else { origin.build() }
+}
+
+/// Says why a command failed.
+fn report(error: &anyhow::Error) -> Code {
+    let message = exit_code::message(error);
+    tracing::error!(target: logging::SHOWN, "{message}");
+    // Nobody is left to tell if stderr is closed.
+    let _ = writeln!(io::stderr(), "error: {message}");
+    exit_code::of(error)
 }
 
 fn run(cli: &Cli) -> ExitCode {
@@ -47,14 +88,7 @@ fn run(cli: &Cli) -> ExitCode {
         Command::Data(args) => data::run(args, &screen),
         Command::Completions(args) => completions(args),
     };
-    let code = result.unwrap_or_else(|error| {
-        let message = exit_code::message(&error);
-        tracing::error!(target: logging::SHOWN, "{message}");
-        // Nobody is left to tell if stderr is closed.
-        let _ = writeln!(io::stderr(), "error: {message}");
-        exit_code::of(&error)
-    });
-    code.into()
+    result.unwrap_or_else(|error| report(&error)).into()
 }
 
 fn completions(args: &CompletionsArgs) -> anyhow::Result<Code> {

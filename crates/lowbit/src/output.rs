@@ -7,7 +7,12 @@ use serde::Serialize;
 /// Prints `text` and a line break. A reader that has left, such as `head`, has what it wanted.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    match writeln!(stdout, "{}", text.trim_end()).and_then(|()| stdout.flush()) {
+    written(writeln!(stdout, "{}", text.trim_end()).and_then(|()| stdout.flush()))
+}
+
+/// How a result was written to stdout. A reader that has left is no failure.
+pub fn written(result: io::Result<()>) -> anyhow::Result<()> {
+    match result {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(anyhow::Error::from(error).context("failed to write the result"))
         }
@@ -42,6 +47,11 @@ pub fn clock(seconds: f64) -> String {
         0 => format!("{minutes}:{seconds:02}"),
         _ => format!("{hours}:{minutes:02}:{seconds:02}"),
     }
+}
+
+/// A number of things.
+pub fn counted(n: u64, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::device::DeviceName;
 use crate::exit_code::Code;
 use crate::inspect::{describe_phase, describe_recipe, describe_strategies};
 use crate::logging::{LogFile, SHOWN};
-use crate::output::{self, clock, percent, percent_exact};
+use crate::output::{self, clock, counted, percent, percent_exact};
 use crate::progress::{Progress, Screen};
 use crate::recipes;
 
@@ -45,6 +45,7 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
     let session = Session {
         device,
         device_name: name.to_string(),
+        origin: crate::origin::here(),
         locations: args.data_dir.locations(),
         stop: &stop,
         observer: &mut follower,
@@ -178,7 +179,7 @@ impl Observer for Follower<'_> {
         let (epochs, batch) = (self.epochs, recipe.data.batch_size);
         tracing::info!(
             target: SHOWN,
-            version = env!("CARGO_PKG_VERSION"),
+            version = crate::origin::here().build(),
             recipe = recipe.name,
             seed = recipe.seed,
             dataset = %recipe.data.dataset,
@@ -335,10 +336,6 @@ fn describe(result: &RunResult, options: &str) -> String {
         clock(*seconds),
         counted(*epochs, "epoch"),
     )
-}
-
-fn counted(n: u64, noun: &str) -> String {
-    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

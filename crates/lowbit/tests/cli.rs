@@ -14,11 +14,12 @@ use common::{LOWBIT, Outcome, Sandbox, TINY, copy_dir};
 use serde_json::Value;
 
 /// What differs from run to run, from machine to machine, or with any change of the arithmetic.
-const FILTERS: [(&str, &str); 8] = [
+const FILTERS: [(&str, &str); 9] = [
     (r"time        \d+:\d\d, (\d+ epochs?), \d+ images/s", "time        [TIME], $1, [SPEED] images/s"),
     (r"  \d+:\d\d\n", "  [TIME]\n"),
     (r"sha256 [0-9a-f]{64}", "sha256 [SHA256]"),
     (r"burn \d+\.\d+\.\d+", "burn [VERSION]"),
+    (r"on .*, \d+ threads?, \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "on [MACHINE], [STARTED]"),
     (r"lowbit \d+\.\d+\.\d+( \([^)]*\))?", "lowbit [VERSION]"),
     (r"(top-?[15]) +\d+(\.\d+)?%", "$1 [PERCENT]"),
     (r"loss \d+\.\d+", "loss [LOSS]"),
@@ -1184,7 +1185,7 @@ fn threads_that_are_asked_for_are_recorded() {
     let sandbox = Sandbox::new();
     let mut command = sandbox.command(&tiny_with(&["--out", "run"]));
     assert!(command.env("RAYON_NUM_THREADS", "3").status().unwrap().success());
-    assert_eq!(sandbox.json(&["inspect", "run"])["info"]["n_threads"], 3);
+    assert_eq!(sandbox.json(&["inspect", "run"])["info"]["origin"]["n_threads"], 3);
 }
 
 /// The same bits whatever the number of threads, with tensors that are divided among them.

@@ -109,6 +109,7 @@ fn session<'a>(backend: &Backend, follow: &'a mut Follow<'_>, stop: &'a AtomicBo
     Session {
         device: backend.device.clone(),
         device_name: backend.name.into(),
+        origin: lowbit_strategies::Origin::here(),
         locations: Locations::default_with(None),
         stop,
         observer: follow,

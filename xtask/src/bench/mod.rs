@@ -175,7 +175,12 @@ pub fn step(args: &StepArgs) -> anyhow::Result<()> {
         let device = PeerDevice::choose(args.peer_device, &args.device).name();
         for bits in &args.bits {
             let mut command = Command::new(&python);
-            command.arg(peer_script("step.py")).args([args.network.name(), bits, &threads.to_string(), device]);
+            command.arg(peer_script("step.py")).args([
+                args.network.name(),
+                bits,
+                &threads.to_string(),
+                device,
+            ]);
             contestants.push(Contestant::start("torch".into(), bits, command)?);
         }
     }

@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::origin::{Identity, Origin};
 use crate::workspace;
 
 /// Exit code of a training that was asked to stop and has saved.
@@ -47,6 +48,9 @@ pub struct CellResult {
     pub top1: f64,
     pub epochs: u64,
     pub seconds: f64,
+    /// Who did the last step.
+    #[serde(default)]
+    pub origin: Origin,
 }
 
 impl Cell {
@@ -68,6 +72,41 @@ impl Cell {
         let text = fs::read_to_string(&path).with_context(|| format!("failed to read {}", path.display()))?;
         let result = serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
         Ok(Outcome { result, curve: self.curve()? })
+    }
+
+    /// Fails if the cell was begun or completed by another build or on another kind of processor than `here`: with such
+    /// a cell, a table would mix two kinds.
+    pub fn expect_made_by(&self, here: &Identity) -> anyhow::Result<()> {
+        #[derive(Deserialize)]
+        struct Made {
+            #[serde(default)]
+            origin: Origin,
+            same_origin: Option<bool>,
+        }
+        for file in ["run.json", "result.json"] {
+            let text = match fs::read_to_string(self.run.join(file)) {
+                Ok(text) => text,
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => {
+                    return Err(error)
+                        .with_context(|| format!("failed to read {file} of cell {}", self.name()));
+                }
+            };
+            // What is damaged is reported as such when it is read for the table.
+            let Ok(Made { origin, same_origin }) = serde_json::from_str(&text) else { continue };
+            let by = match same_origin {
+                Some(false) => "several builds, devices or kinds of processors".into(),
+                _ if origin.identity == *here => continue,
+                _ => origin.identity.to_string(),
+            };
+            bail!(
+                "cell {} was made by {by}, this is {here}: one table does not mix them; choose another --out, or move {} away to \
+                 train it again",
+                self.name(),
+                self.run.display()
+            );
+        }
+        Ok(())
     }
 
     fn add_settings(&self, command: &mut Command) {
@@ -158,13 +197,15 @@ impl Lowbit {
         }
     }
 
-    /// Name and version of the program.
-    pub fn version(&self) -> anyhow::Result<String> {
-        let output = self.output(self.command(&["--version"]))?;
+    /// The build, and the machine.
+    pub fn origin(&self) -> anyhow::Result<Origin> {
+        let output = self.output(self.command(&["--version", "--json"]))?;
         if !output.status.success() {
             bail!("{} --version: {}", self.program.display(), message(&output));
         }
-        Ok(String::from_utf8_lossy(&output.stdout).trim().into())
+        let what =
+            || format!("{} --version --json says something else than who it is", self.program.display());
+        serde_json::from_slice(&output.stdout).with_context(what)
     }
 
     /// Numbers of images of a data set; an error that says what to do if it is not there.
@@ -323,15 +364,14 @@ impl Workload {
         let limited = |n: u64, limit: &Value| limit.as_u64().map_or(n, |limit| limit.min(n));
         let n_train = limited(images.train, &data["train_limit"]);
         let n_test = limited(images.test, &data["test_limit"]);
-        let (mut epochs, mut n_forward) = (0, 0);
-        for phase in inspected["phases"].as_array().context("a recipe has phases")? {
+        let mut n_forward = 0;
+        for phase in phases(inspected)? {
             let number = |key: &str| phase["train"][key].as_u64();
-            let phase_epochs = number("epochs").context("a phase has epochs")?;
-            let n_evaluations = phase_epochs.div_ceil(number("eval_every").unwrap_or(1).max(1));
+            let n_evaluations = phase_epochs(phase)?.div_ceil(number("eval_every").unwrap_or(1).max(1));
             let n_reestimation = number("norm_reestimation_batches").unwrap_or(0) * batch_size;
-            epochs += phase_epochs;
             n_forward += n_evaluations * (n_test + n_reestimation.min(n_train));
         }
+        let epochs = epochs(inspected)?;
         Ok(Self { batch_size, n_train, n_test, epochs, n_forward })
     }
 
@@ -339,6 +379,19 @@ impl Workload {
     fn images(&self) -> f64 {
         (self.epochs * self.n_train) as f64 + self.n_forward as f64 / 3.0
     }
+}
+
+/// Epochs of all phases of a recipe.
+pub fn epochs(inspected: &Value) -> anyhow::Result<u64> {
+    phases(inspected)?.iter().map(phase_epochs).sum()
+}
+
+fn phases(inspected: &Value) -> anyhow::Result<&Vec<Value>> {
+    inspected["phases"].as_array().context("a recipe has phases")
+}
+
+fn phase_epochs(phase: &Value) -> anyhow::Result<u64> {
+    phase["train"]["epochs"].as_u64().context("a phase has epochs")
 }
 
 /// Settings that make a few steps of every phase of a training.

@@ -4,6 +4,7 @@
 //! was, cell by cell and inside a cell.
 
 mod cell;
+mod origin;
 mod plan;
 mod plot;
 mod report;
@@ -21,7 +22,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::workspace;
-use cell::{Cell, CellState, Images, Lowbit, Wish};
+use cell::{Cell, CellState, Estimate, Images, Lowbit, Wish};
 use plan::Plan;
 use report::{Failure, Report};
 use table::Table;
@@ -102,16 +103,25 @@ pub fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
     let lowbit = Lowbit { program, device: args.device.clone(), data_dir: args.data_dir.clone() };
     let cells = table.cells(args.seeds.unwrap_or(table.seeds), &args.set, &out);
     // Whatever would let all cells fail is found before the first.
-    let images = lowbit.images(&table.dataset)?;
+    let images = lowbit.images(&table.dataset);
     let inspected = inspect(&lowbit, &cells)?;
     lowbit.check_device(&out)?;
-    let plan = Plan::new(lowbit.version()?, &args.table, &args.device, images, &inspected).checked(&out)?;
+    if args.dry_run
+        && let Err(missing) = &images
+    {
+        return dry_run_without_data(&lowbit, &table, &cells, &inspected, args.json, missing);
+    }
+    let images = images?;
+    let origin = lowbit.origin()?;
+    let identity = origin.identity.clone();
+    let plan = Plan::new(identity.clone(), &args.table, &args.device, images, &inspected).checked(&out)?;
+    cells.iter().try_for_each(|cell| cell.expect_made_by(&identity))?;
     if args.dry_run {
         return dry_run(&lowbit, &table, &cells, &inspected, args.json, images);
     }
     plan.write(&out)?;
     let Ending { failed, stopped } = train(&lowbit, &cells, args)?;
-    let report = Report::collect(&table, &args.device, &cells, failed, stopped);
+    let report = Report::collect(&table, &args.device, &identity, &cells, failed, stopped);
     report.write(&out)?;
     eprintln!("\n{}", report.markdown());
     eprintln!("report  {}", out.join("table.md").display());
@@ -230,8 +240,11 @@ struct Forecast<'a> {
     title: &'a str,
     device: &'a str,
     recipes: Vec<RecipeForecast<'a>>,
-    /// All that is left, one after the other.
-    seconds_left: f64,
+    /// All that is left, one after the other; absent if its data is missing.
+    seconds_left: Option<f64>,
+    /// What is missing to train it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    missing: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -246,11 +259,80 @@ struct RecipeForecast<'a> {
     /// Seeds that are not complete.
     left: usize,
     epochs: u64,
-    images_per_second: f64,
+    /// Absent where the data is missing, and so are the times.
+    images_per_second: Option<f64>,
     /// Of a training.
-    seconds: f64,
+    seconds: Option<f64>,
     /// Of all that are left.
-    seconds_left: f64,
+    seconds_left: Option<f64>,
+}
+
+impl<'a> RecipeForecast<'a> {
+    /// What is known of the cells of a recipe without data.
+    fn new(cells: &'a [Cell], epochs: u64) -> Self {
+        let Cell { recipe, method, bits: [weight_bits, act_bits], .. } = &cells[0];
+        Self {
+            recipe,
+            method,
+            weight_bits: *weight_bits,
+            act_bits: *act_bits,
+            seeds: cells.len(),
+            left: cells.iter().filter(|cell| !matches!(cell.state(), CellState::Complete)).count(),
+            epochs,
+            images_per_second: None,
+            seconds: None,
+            seconds_left: None,
+        }
+    }
+
+    fn line(&self) -> String {
+        let time = |seconds: Option<f64>| {
+            seconds.map_or("-".into(), |seconds| clock(Duration::from_secs_f64(seconds)))
+        };
+        let rate = self.images_per_second.map_or("-".into(), |rate| format!("{rate:.0}"));
+        format!(
+            "{:<42} {:>5} {:>6} {rate:>8} {:>7} {:>7}",
+            self.recipe,
+            self.seeds,
+            self.epochs,
+            time(self.seconds),
+            time(self.seconds_left),
+        )
+    }
+}
+
+/// Shows what would be trained where the data is missing, so that nothing can be timed.
+fn dry_run_without_data(
+    lowbit: &Lowbit,
+    table: &Table,
+    cells: &[Cell],
+    inspected: &BTreeMap<String, Value>,
+    json: bool,
+    missing: &anyhow::Error,
+) -> anyhow::Result<()> {
+    let recipes: Vec<RecipeForecast> = cells
+        .chunk_by(|a, b| a.recipe == b.recipe)
+        .map(|cells| Ok(RecipeForecast::new(cells, cell::epochs(&inspected[&cells[0].recipe])?)))
+        .collect::<anyhow::Result<_>>()?;
+    if json {
+        let missing = Some(format!("{missing:#}"));
+        let forecast =
+            Forecast { title: &table.title, device: &lowbit.device, recipes, seconds_left: None, missing };
+        println!("{}", serde_json::to_string(&forecast)?);
+    } else {
+        heading(lowbit, table, cells);
+        recipes.iter().for_each(|recipe| println!("{}", recipe.line()));
+        println!("not timed, as its data is missing: {missing:#}");
+    }
+    Ok(())
+}
+
+fn heading(lowbit: &Lowbit, table: &Table, cells: &[Cell]) {
+    println!("{}: {} cells on {}", table.title, cells.len(), lowbit.device);
+    println!(
+        "{:<42} {:>5} {:>6} {:>8} {:>7} {:>7}",
+        "recipe", "seeds", "epochs", "images/s", "a cell", "all"
+    );
 }
 
 /// Times a few steps of every recipe and shows what all cells would take.
@@ -263,44 +345,29 @@ fn dry_run(
     images: Images,
 ) -> anyhow::Result<()> {
     if !json {
-        println!("{}: {} cells on {}", table.title, cells.len(), lowbit.device);
-        println!(
-            "{:<42} {:>5} {:>6} {:>8} {:>7} {:>7}",
-            "recipe", "seeds", "epochs", "images/s", "a cell", "all"
-        );
+        heading(lowbit, table, cells);
     }
     let mut recipes = Vec::new();
     for cells in cells.chunk_by(|a, b| a.recipe == b.recipe) {
-        let Cell { recipe, method, bits: [weight_bits, act_bits], .. } = &cells[0];
-        let estimate = lowbit.estimate(&cells[0], &inspected[recipe], images)?;
-        let left = cells.iter().filter(|cell| !matches!(cell.state(), CellState::Complete)).count();
-        let all = estimate.duration * left as u32;
+        let Estimate { epochs, images_per_second, duration } =
+            lowbit.estimate(&cells[0], &inspected[&cells[0].recipe], images)?;
+        let forecast = RecipeForecast::new(cells, epochs);
+        let all = duration * forecast.left as u32;
+        let forecast = RecipeForecast {
+            images_per_second: Some(images_per_second),
+            seconds: Some(duration.as_secs_f64()),
+            seconds_left: Some(all.as_secs_f64()),
+            ..forecast
+        };
         if !json {
-            println!(
-                "{recipe:<42} {:>5} {:>6} {:>8.0} {:>7} {:>7}",
-                cells.len(),
-                estimate.epochs,
-                estimate.images_per_second,
-                clock(estimate.duration),
-                clock(all),
-            );
+            println!("{}", forecast.line());
         }
-        recipes.push(RecipeForecast {
-            recipe,
-            method,
-            weight_bits: *weight_bits,
-            act_bits: *act_bits,
-            seeds: cells.len(),
-            left,
-            epochs: estimate.epochs,
-            images_per_second: estimate.images_per_second,
-            seconds: estimate.duration.as_secs_f64(),
-            seconds_left: all.as_secs_f64(),
-        });
+        recipes.push(forecast);
     }
-    let seconds_left = recipes.iter().map(|recipe| recipe.seconds_left).sum();
+    let seconds_left = recipes.iter().filter_map(|recipe| recipe.seconds_left).sum();
     if json {
-        let forecast = Forecast { title: &table.title, device: &lowbit.device, recipes, seconds_left };
+        let (title, device) = (&table.title, &lowbit.device);
+        let forecast = Forecast { title, device, recipes, seconds_left: Some(seconds_left), missing: None };
         println!("{}", serde_json::to_string(&forecast)?);
     } else {
         println!("what is left: {} one after the other", clock(Duration::from_secs_f64(seconds_left)));

@@ -9,18 +9,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::cell::Images;
+use super::origin::Identity;
 
 const FILE: &str = "plan.json";
 
 /// Version of the file's format.
-const SCHEMA: u64 = 2;
+const SCHEMA: u64 = 3;
 
 /// What decides the outcome of all cells; stored beside them, so that no report mixes two kinds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     pub schema: u64,
-    /// Name and version of the program.
-    pub lowbit: String,
+    /// The build, and the instruction sets that it finds here.
+    pub lowbit: Identity,
     pub table: String,
     pub device: String,
     pub images: Images,
@@ -31,7 +32,7 @@ pub struct Plan {
 impl Plan {
     /// `inspected` is what `lowbit inspect` says of each recipe.
     pub fn new(
-        lowbit: String,
+        lowbit: Identity,
         table: &str,
         device: &str,
         images: Images,

@@ -1,5 +1,6 @@
 //! A table as JSON, Markdown and plots.
 
+use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 use std::fs;
 use std::path::Path;
@@ -8,6 +9,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::cell::{Cell, CellState, Outcome};
+use super::origin::Identity;
 use super::plot;
 use super::table::{Published, Table};
 
@@ -16,6 +18,10 @@ use super::table::{Published, Table};
 pub struct Report {
     title: String,
     device: String,
+    /// The build of all cells, and the instruction sets of their processors.
+    lowbit: Identity,
+    /// The machines that trained them.
+    machines: Vec<String>,
     cells: Vec<Row>,
     published: Vec<Published>,
     /// Cells that failed, or whose outcome cannot be read.
@@ -67,16 +73,20 @@ impl Report {
     pub fn collect(
         table: &Table,
         device: &str,
+        lowbit: &Identity,
         cells: &[Cell],
         mut failed: Vec<Failure>,
         stopped: Option<&'static str>,
     ) -> Self {
-        let mut rows = Vec::new();
+        let (mut rows, mut machines) = (Vec::new(), BTreeSet::new());
         for cells in cells.chunk_by(|a, b| a.recipe == b.recipe) {
             let mut outcomes = Vec::new();
             for cell in cells.iter().filter(|cell| matches!(cell.state(), CellState::Complete)) {
                 match cell.outcome() {
-                    Ok(outcome) => outcomes.push(outcome),
+                    Ok(outcome) => {
+                        machines.insert(outcome.result.origin.machine());
+                        outcomes.push(outcome);
+                    }
                     Err(error) => {
                         let remedy = format!("move {} away to train it again", cell.run.display());
                         let failure = Failure { cell: cell.name(), reason: format!("{error:#}; {remedy}") };
@@ -90,6 +100,8 @@ impl Report {
         Self {
             title: table.title.clone(),
             device: device.into(),
+            lowbit: lowbit.clone(),
+            machines: machines.into_iter().collect(),
             cells: rows,
             published: table.published.clone(),
             failed,
@@ -130,10 +142,11 @@ impl Report {
             text += &line;
             text.push('\n');
         }
+        // Writing to a text cannot fail.
+        let _ = writeln!(text, "\nMade by {}, on {}.", self.lowbit, self.machines.join("; "));
         if !self.published.is_empty() {
             text += "\nPublished, for comparison (not ours):\n\n| what | bits | top-1 | source |\n|---|---|---|---|\n";
             for Published { what, bits, top1, source } in &self.published {
-                // Writing to a text cannot fail.
                 let _ = writeln!(text, "| {what} | {} | {top1} | {source} |", precision(*bits));
             }
         }
@@ -266,6 +279,8 @@ mod tests {
         let report = Report {
             title: "t".into(),
             device: "flex".into(),
+            lowbit: Identity { lowbit: "0.1.0".into(), ..Identity::default() },
+            machines: vec!["host (processor, linux)".into()],
             cells: vec![row("direct", 0.90, Some(0.006)), row("sp", 0.91, Some(0.008))],
             published: Vec::new(),
             failed: vec![Failure { cell: "ts, seed 1".into(), reason: "damaged".into() }],
@@ -276,6 +291,8 @@ mod tests {
         assert_eq!(report.against_direct(&report.cells[0]), "");
         let line = "| sp | W2A2 | 4 | 91.00 +- 0.80 | +1.00 (+2.0 s.e.) | 10 | 12 |";
         assert!(report.markdown().contains(line), "{}", report.markdown());
+        let made_by = "\nMade by lowbit 0.1.0 (revision unknown; ; unknown; rustc unknown; burn ), instructions , on host (";
+        assert!(report.markdown().contains(made_by), "{}", report.markdown());
         assert!(report.markdown().ends_with("\nFailed:\n\n- ts, seed 1: damaged\n"), "{}", report.markdown());
     }
 }

@@ -12,6 +12,8 @@ mod simd;
 mod transpose;
 pub mod weights;
 
+pub use simd::instruction_sets;
+
 /// Values that a task passes over, at least: fewer take less time than waking a thread for them.
 const TASK_LEN: usize = 1 << 15;
 

@@ -60,6 +60,24 @@ instructions! {
     Avx512Vnni: "avx512vnni", "avx512f", "avx2", "fma"
 }
 
+/// Instruction sets that this processor has, of those by which code is chosen when it runs: by these kernels, by burn's
+/// backends and by the system's mathematical functions. Processors with the same ones compute the same bits.
+pub fn instruction_sets() -> Vec<&'static str> {
+    macro_rules! detected {
+        ($detected:ident: $($feature:tt)+) => {
+            [$(($feature, std::arch::$detected!($feature))),+]
+        };
+    }
+    #[cfg(target_arch = "x86_64")]
+    let known = detected!(is_x86_feature_detected: "sse4.1" "sse4.2" "avx" "avx2" "fma" "f16c" "avx512f" "avx512bw"
+        "avx512cd" "avx512dq" "avx512vl" "avx512vnni" "avx512bf16" "avx512fp16" "avxvnni");
+    #[cfg(target_arch = "aarch64")]
+    let known = detected!(is_aarch64_feature_detected: "neon" "fp16" "dotprod" "i8mm" "bf16" "sve" "sve2");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let known: [(&str, bool); 0] = [];
+    known.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| name).collect()
+}
+
 /// Defines a function that is compiled for each instruction set. It may have one type parameter.
 macro_rules! multiversion {
     ($(#[$attribute:meta])* $vis:vis fn $name:ident $(<$generic:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?)
@@ -288,6 +306,16 @@ pub fn store_transposed<const P: usize, const L: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn instruction_sets_are_those_that_kernels_find() {
+        let names = instruction_sets();
+        let has = |wanted: &[&str]| wanted.iter().all(|name| names.contains(name));
+        assert_eq!(Avx2::detect().is_some(), has(&["avx2", "fma"]));
+        assert_eq!(Avx512::detect().is_some(), has(&["avx512f", "avx2", "fma"]));
+        assert_eq!(Avx512Vnni::detect().is_some(), has(&["avx512vnni", "avx512f", "avx2", "fma"]));
+    }
 
     /// Collects transposed results, as a store does.
     struct Collect {

@@ -1,0 +1,62 @@
+//! Who made a cell.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The program that trained a cell and the machine that it ran on, as `lowbit --version --json` and a run say it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Origin {
+    #[serde(flatten)]
+    pub identity: Identity,
+    pub host: Option<String>,
+    pub system: Option<String>,
+    pub processor: Option<String>,
+    pub n_threads: Option<u64>,
+}
+
+/// What of it decides the bits of a result: cells with different ones are not mixed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Identity {
+    pub lowbit: String,
+    pub revision: Option<String>,
+    pub features: Vec<String>,
+    pub profile: Option<String>,
+    pub target: Option<String>,
+    pub rustc: Option<String>,
+    pub burn: String,
+    pub instruction_sets: Vec<String>,
+}
+
+/// "lowbit 0.1.0 (1a2b3c4d5e6f; flex, ndarray; release; rustc 1.95.0; burn 0.22.1), instructions avx2 fma"
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { lowbit, revision, features, profile, rustc, burn, instruction_sets, target: _ } = self;
+        let or_unknown = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".into());
+        write!(
+            f,
+            "lowbit {lowbit} (revision {}; {}; {}; rustc {}; burn {burn}), instructions {}",
+            or_unknown(revision),
+            features.join(", "),
+            or_unknown(profile),
+            or_unknown(rustc),
+            instruction_sets.join(" "),
+        )
+    }
+}
+
+/// The machine in a few words.
+impl Origin {
+    pub fn machine(&self) -> String {
+        let or_unknown = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".into());
+        let n_threads = self.n_threads.map(|n| format!(", {n} threads")).unwrap_or_default();
+        format!(
+            "{} ({}, {}{n_threads})",
+            or_unknown(&self.host),
+            or_unknown(&self.processor),
+            or_unknown(&self.system)
+        )
+    }
+}
