@@ -17,9 +17,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use burn::optim::{ModuleOptimizer, OptimizerRecord};
-use burn::tensor::{Bytes, DType, TensorData};
-use burn_pack::Reader;
+use burn::tensor::TensorData;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
@@ -28,6 +26,7 @@ use sha2::{Digest, Sha256};
 use crate::error::explain;
 use crate::learner::DEPLOYED;
 use crate::metrics::{Scores, Tally};
+use crate::optimizer_file::OptimizerFile;
 use crate::origin::Origin;
 use crate::state::{NamedTensors, StateError};
 
@@ -35,7 +34,7 @@ const SCHEMA: u32 = 2;
 const MANIFEST: &str = "manifest.json";
 const MODEL: &str = "model.safetensors";
 const AVERAGE: &str = "average.safetensors";
-const OPTIMIZER: &str = "optimizer.burnpack";
+pub(crate) const OPTIMIZER: &str = "optimizer.burnpack";
 const SUMS: &str = "SHA256SUMS";
 
 /// Where a training stands. With the recipe it decides every later step.
@@ -170,6 +169,16 @@ pub enum CheckpointError {
         path: PathBuf,
         /// The difference.
         source: StateError,
+    },
+    /// The state of an optimizer is not one that the optimizer of its network can have.
+    #[error("checkpoint {}: {file} is not of this network and recipe: {problem}", .path.display())]
+    OtherOptimizer {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The file of the optimizer's state.
+        file: String,
+        /// The difference.
+        problem: String,
     },
     /// The checkpoint was made by another recipe.
     #[error(
@@ -568,12 +577,13 @@ impl NetworkState {
                 digest.update(data.as_bytes());
             }
         }
-        for (name, scalar) in optimizer_reader(&self.optimizer)?.scalars() {
+        let optimizer = OptimizerFile::parse(&self.optimizer)?;
+        for (name, scalar) in optimizer.scalars() {
             digest.update(format!("{prefix}optimizer.{name} {scalar:?}\n"));
         }
-        for OptimizerTensor { name, shape, bytes, .. } in optimizer_tensors(&self.optimizer)? {
-            digest.update(format!("{prefix}optimizer.{name} {shape}\n"));
-            digest.update(&*bytes);
+        for (name, tensor) in optimizer.tensors() {
+            digest.update(format!("{prefix}optimizer.{name} {:?}\n", tensor.shape()));
+            digest.update(tensor.bytes());
         }
         Ok(())
     }
@@ -588,52 +598,10 @@ impl NetworkState {
                 }
             }
         }
-        let tensors = optimizer_tensors(&self.optimizer).expect("invariant: it was serialized a moment ago");
-        let value = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        let is_finite = |tensor: &OptimizerTensor| {
-            tensor.dtype != DType::F32 || tensor.bytes.chunks_exact(4).map(value).all(f32::is_finite)
-        };
-        tensors.iter().find(|tensor| !is_finite(tensor)).map(|tensor| format!("optimizer.{}", tensor.name))
+        let optimizer =
+            OptimizerFile::parse(&self.optimizer).expect("invariant: it was serialized a moment ago");
+        optimizer.first_non_finite().map(|name| format!("optimizer.{name}"))
     }
-}
-
-/// A tensor of an optimizer's state.
-struct OptimizerTensor {
-    name: String,
-    dtype: DType,
-    shape: String,
-    bytes: Bytes,
-}
-
-fn optimizer_reader(bytes: &[u8]) -> Result<Reader, String> {
-    Reader::from_bytes(Bytes::from_bytes_vec(bytes.to_vec())).map_err(|error| error.to_string())
-}
-
-/// The tensors of an optimizer's state by name.
-fn optimizer_tensors(bytes: &[u8]) -> Result<Vec<OptimizerTensor>, String> {
-    let mut tensors = Vec::new();
-    for tensor in optimizer_reader(bytes)?.into_tensors().map_err(|error| error.to_string())? {
-        let (name, dtype, shape, _, bytes) = tensor.into_parts().map_err(|error| error.to_string())?;
-        tensors.push(OptimizerTensor { name, dtype, shape: format!("{shape:?}"), bytes });
-    }
-    tensors.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(tensors)
-}
-
-/// The serialized state of an optimizer.
-pub(crate) fn optimizer_bytes(optimizer: &ModuleOptimizer) -> Vec<u8> {
-    optimizer.into_bytes().expect("invariant: an optimizer state serializes to memory").to_vec()
-}
-
-/// The optimizer state in `bytes`, which were verified.
-pub(crate) fn optimizer_record(bytes: &[u8], path: &Path) -> Result<OptimizerRecord, CheckpointError> {
-    OptimizerRecord::from_bytes(Bytes::from_bytes_vec(bytes.to_vec())).map_err(|error| {
-        CheckpointError::Damaged {
-            path: path.into(),
-            problem: format!("{OPTIMIZER}: {error}"),
-            previous: None,
-        }
-    })
 }
 
 /// The name of the checkpoint after `step` steps.

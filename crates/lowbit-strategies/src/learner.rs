@@ -11,9 +11,10 @@ use lowbit_quantizers::{
     QuantConv2d, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork, QuantizerError, Selection,
 };
 
-use crate::checkpoint::{Checkpoint, CheckpointError, NetworkState, optimizer_bytes, optimizer_record};
+use crate::checkpoint::{Checkpoint, CheckpointError, NetworkState, OPTIMIZER, Progress};
 use crate::error::TrainError;
 use crate::optimizer::Optimizer;
+use crate::optimizer_file::{MayLack, OptimizerFile, optimizer_bytes};
 use crate::recipe::{QuantizationRecipe, Quantized, Recipe, with_base_bits};
 use crate::run_dir::RunDir;
 use crate::state::{self, StateError};
@@ -103,6 +104,14 @@ pub(crate) struct Learner {
 }
 
 impl NetworkSpec {
+    /// Name of the file with its optimizer's state in a checkpoint.
+    fn optimizer_file(&self) -> String {
+        match self.role {
+            Role::Student(0) => OPTIMIZER.into(),
+            _ => format!("{}.{OPTIMIZER}", self.name),
+        }
+    }
+
     /// The precision of its layers in `phase`.
     fn policy(&self, recipe: &Recipe, phase: &Phase) -> QuantizationPolicy {
         match self.role {
@@ -243,7 +252,12 @@ impl Trainee {
         let optimizer = Optimizer::new(&phase.train, &learner);
         self.optimizer = match phase.optimizer_state {
             OptimizerState::Fresh => optimizer,
-            OptimizerState::Kept => optimizer.with_record(self.optimizer.inner().to_record()),
+            OptimizerState::Kept => {
+                // Quantizers may be gone, or come with a scale per channel: their state goes with them.
+                let kept = OptimizerFile::of(self.optimizer.inner());
+                let kept = kept.retain_like(&OptimizerFile::of(&optimizer.after_a_step(&learner)));
+                optimizer.with_record(kept.into_record())
+            }
         };
         self.learner = learner;
         self.plan = plan;
@@ -382,10 +396,11 @@ impl Trainee {
         }
     }
 
-    /// Takes over the state of the checkpoint at `path`.
+    /// Takes over the state of the checkpoint at `path`, made at `progress`.
     pub(crate) fn restore(
         &mut self,
         phase: &Phase,
+        progress: &Progress,
         saved: NetworkState,
         path: &Path,
     ) -> Result<(), TrainError> {
@@ -402,8 +417,24 @@ impl Trainee {
             (Some(_), None) => return Err(other_model(StateError::NoAverage).into()),
             (None, Some(_)) => return Err(other_model(StateError::ExtraAverage).into()),
         };
-        let record = optimizer_record(&optimizer, path)?;
-        self.optimizer = Optimizer::new(&phase.train, &self.learner).with_record(record);
+        let fresh = Optimizer::new(&phase.train, &self.learner);
+        let has_stepped = progress.step > 0 && self.spec.is_trained;
+        let expected = match has_stepped {
+            true => OptimizerFile::of(&fresh.after_a_step(&self.learner)),
+            false => OptimizerFile::of(fresh.inner()),
+        };
+        let may_lack = match progress.quantized_sum {
+            Some(_) => MayLack::QuantizersToo,
+            None => MayLack::Adapters,
+        };
+        let state = OptimizerFile::parse(&optimizer)
+            .and_then(|state| state.expect_like(&expected, progress.step, may_lack).map(|()| state));
+        let state = state.map_err(|problem| CheckpointError::OtherOptimizer {
+            path: path.into(),
+            file: self.spec.optimizer_file(),
+            problem,
+        })?;
+        self.optimizer = fresh.with_record(state.into_record());
         Ok(())
     }
 }

@@ -22,6 +22,7 @@ mod learner;
 pub mod loss;
 mod metrics;
 mod optimizer;
+mod optimizer_file;
 mod origin;
 pub mod recipe;
 mod run_dir;

@@ -39,6 +39,24 @@ impl Optimizer {
         &self.inner
     }
 
+    /// The same optimizer after a step of `module` whose gradients are zeros: which entries its state has.
+    pub(crate) fn after_a_step<M: Module>(&self, module: &M) -> ModuleOptimizer {
+        struct Zeros(GradientsParams);
+        impl ModuleVisitor for Zeros {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                let value = param.val();
+                if value.is_require_grad() {
+                    self.0.register(param.id, value.inner().zeros_like());
+                }
+            }
+        }
+        let mut zeros = Zeros(GradientsParams::new());
+        module.visit(&mut zeros);
+        let mut optimizer = self.inner.clone();
+        optimizer.step(0.0, module.clone(), zeros.0);
+        optimizer
+    }
+
     /// The same optimizer in the state of a record.
     pub(crate) fn with_record(self, record: burn::optim::OptimizerRecord) -> Self {
         Self { inner: self.inner.load_record(record), ..self }

@@ -462,7 +462,7 @@ impl<'a> Trainer<'a> {
             let state = states.next().filter(|state| state.name == name);
             let state =
                 state.ok_or_else(|| CheckpointError::NoNetwork { path: path.clone(), network: name })?;
-            trainee.restore(&self.schedule.phases[self.phase], state, &path)?;
+            trainee.restore(&self.schedule.phases[self.phase], &progress, state, &path)?;
         }
         // Checked before anything is changed; set aside before it is cut, so that a newer checkpoint never lacks lines.
         self.expect_steps(&progress)?;
