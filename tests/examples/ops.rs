@@ -47,7 +47,7 @@ struct Prepared {
 
 fn main() {
     keep_memory();
-    on_compute_thread(serve);
+    on_compute_thread(serve).expect("the threads start");
 }
 
 fn serve() {

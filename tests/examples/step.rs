@@ -85,7 +85,7 @@ fn device(name: &str) -> Device {
 
 fn main() {
     keep_memory();
-    on_compute_thread(run);
+    on_compute_thread(run).expect("the threads start");
 }
 
 fn run() {

@@ -49,7 +49,7 @@ impl<T> Shared<T> {
 }
 
 impl<T: Send + 'static> Prefetch<T> {
-    /// Starts `n_threads` threads; with 0 the values are made when they are taken.
+    /// Starts `n_threads` threads, or as many as the system lets start; with 0 the values are made when they are taken.
     pub(crate) fn new(
         steps: std::ops::Range<u64>,
         n_threads: usize,
@@ -73,9 +73,10 @@ impl<T: Send + 'static> Prefetch<T> {
         let n_values = usize::try_from(steps.end.saturating_sub(steps.start)).unwrap_or(usize::MAX);
         let spawn = |_| {
             let (shared, make) = (Arc::clone(&shared), Arc::clone(&make));
-            thread::spawn(move || work(&shared, &*make))
+            // A limit of processes costs time, but no value.
+            thread::Builder::new().name("lowbit-data".into()).spawn(move || work(&shared, &*make)).ok()
         };
-        let threads = (0..n_threads.min(n_values)).map(spawn).collect();
+        let threads = (0..n_threads.min(n_values)).map_while(spawn).collect();
         Prefetch { shared, threads, make }
     }
 

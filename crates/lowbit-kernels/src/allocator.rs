@@ -12,7 +12,57 @@
 //! lowbit_kernels::allocator::keep_memory();
 //! ```
 
-pub use mimalloc::MiMalloc as Allocator;
+use std::alloc::{GlobalAlloc, Layout};
+use std::io::Write;
+
+use mimalloc::MiMalloc;
+
+/// The allocator. Where there is no more memory it says so in a line and ends the process with code 1, as what trains can do
+/// nothing without: the standard library would abort, with a trace that names none of it.
+pub struct Allocator;
+
+// SAFETY: all memory is that of `MiMalloc`, to which every call is passed on as it is; a null pointer is never returned.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps the rules of this very function.
+        there(unsafe { MiMalloc.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as above.
+        there(unsafe { MiMalloc.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: as above; `memory` came from `MiMalloc`.
+        there(unsafe { MiMalloc.realloc(memory, layout, new_size) }, new_size)
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as above; `memory` came from `MiMalloc`.
+        unsafe { MiMalloc.dealloc(memory, layout) }
+    }
+}
+
+/// Memory that is there.
+#[inline]
+fn there(memory: *mut u8, size: usize) -> *mut u8 {
+    if memory.is_null() {
+        out_of_memory(size);
+    }
+    memory
+}
+
+#[cold]
+fn out_of_memory(size: usize) -> ! {
+    // Formatted without memory, into a stream without a buffer. Nobody is left to tell if stderr is closed.
+    let _ = writeln!(
+        std::io::stderr(),
+        "error: out of memory: {size} bytes more are not to be had; use a smaller data.batch_size or model, or raise the \
+         limit (ulimit -v)"
+    );
+    std::process::exit(1)
+}
 
 /// `mi_option_purge_delay` of mimalloc's C interface, which its Rust one does not name.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;

@@ -177,6 +177,17 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
     })
 }
 
+/// Name of the checkpoint with the highest test accuracy among those of the last phase that are kept, in the run in `path`.
+///
+/// # Errors
+/// [`TrainError`] if the run cannot be read.
+pub fn best_checkpoint(path: &Path) -> Result<Option<String>, TrainError> {
+    let run = RunDir::open(path)?;
+    let recipe = run.recipe()?;
+    let n_phases = recipe.phases(&recipe.strategies()).len();
+    Ok(run.checkpoints().best(n_phases - 1)?)
+}
+
 fn newest(run: &RunDir, checkpoint: Option<&str>) -> Result<String, TrainError> {
     let chosen = run.checkpoints().choose(checkpoint)?;
     Ok(chosen.ok_or_else(|| CheckpointError::None { path: run.path().into() })?)

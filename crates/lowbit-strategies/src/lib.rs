@@ -34,7 +34,9 @@ mod warning;
 
 pub use checkpoint::{CheckpointError, Progress};
 pub use error::{Divergence, TrainError, shell_quoted};
-pub use inspect::{CheckpointInspection, Evaluation, Inspection, Subject, evaluate, inspect};
+pub use inspect::{
+    CheckpointInspection, Evaluation, Inspection, Subject, best_checkpoint, evaluate, inspect,
+};
 pub use metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
 pub use origin::{Origin, RunProcess, utc_now};
 pub use recipe::{Recipe, RecipeError};

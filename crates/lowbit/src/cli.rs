@@ -4,13 +4,14 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Arg, ArgAction, Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use lowbit_data::{DatasetName, Locations};
 
 use crate::device::DeviceName;
 use crate::exit_code;
+use crate::hints::expect_no_tilde;
 
 /// Train convolutional networks with weights and activations of 1 to 8 bits.
 ///
@@ -161,7 +162,7 @@ pub struct TrainArgs {
     pub recipe: Option<String>,
 
     /// New run directory [default: runs/NAME of the recipe, or runs/NAME-2, ...]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
     pub out: Option<PathBuf>,
 
     #[command(flatten)]
@@ -169,11 +170,12 @@ pub struct TrainArgs {
 
     /// Go on with the run in DIR, from its newest checkpoint
     #[arg(
-        long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with_all = ["recipe", "out", "set"]
+        long, value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path(),
+        conflicts_with_all = ["recipe", "out", "set"]
     )]
     pub resume: Option<PathBuf>,
 
-    /// Resume from this checkpoint; later ones are set aside
+    /// Resume from this checkpoint, or from the `best`; later ones are set aside
     #[arg(long, value_name = "NAME", requires = "resume")]
     pub checkpoint: Option<String>,
 
@@ -190,10 +192,10 @@ pub struct TrainArgs {
 #[derive(Args)]
 pub struct EvalArgs {
     /// Run directory
-    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
     pub run: PathBuf,
 
-    /// Checkpoint [default: the newest]
+    /// Checkpoint, or `best` for that of the highest test accuracy [default: the newest]
     #[arg(long, value_name = "NAME")]
     pub checkpoint: Option<String>,
 
@@ -217,7 +219,7 @@ pub struct InspectArgs {
     #[arg(value_name = "DIR | RECIPE | FILE.toml", value_hint = ValueHint::AnyPath)]
     pub target: String,
 
-    /// Checkpoint of the run [default: the newest]
+    /// Checkpoint of the run, or `best` [default: the newest]
     #[arg(long, value_name = "NAME", conflicts_with = "set")]
     pub checkpoint: Option<String>,
 
@@ -254,7 +256,7 @@ pub struct DataArgs {
     pub command: DataCommand,
 
     /// Where data sets are looked for first, and fetched to
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, global = true)]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path(), global = true)]
     pub data_dir: Option<PathBuf>,
 
     #[command(flatten)]
@@ -303,7 +305,7 @@ pub struct DeviceArgs {
 #[derive(Args)]
 pub struct DataDirArgs {
     /// Where data sets are looked for first: DIR/NAME, then DIR
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
     pub data_dir: Option<PathBuf>,
 }
 
@@ -346,6 +348,11 @@ impl TypedValueParser for DeviceParser {
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
         Some(Box::new(DeviceName::names().map(PossibleValue::new)))
     }
+}
+
+/// Reads a path; one that begins with `~` is refused, of which a directory would be made.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| expect_no_tilde(&path).map(|()| path))
 }
 
 /// Reads the name of a data set, and lets shells complete it.

@@ -156,8 +156,13 @@ impl fmt::Display for DeviceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unknown { got } => {
-                let names = BACKENDS.map(Backend::name).join(", ");
-                write!(f, "no device is called {got:?}; there are {names} and wgpu:N with N from 0")
+                let meant = meant_by(got).map(|text| format!(": {text}")).unwrap_or_default();
+                let mut backends = Vec::new();
+                for backend in BACKENDS {
+                    let note = if backend.is_compiled_in() { "" } else { " (not compiled in)" };
+                    backends.push(format!("{}{note}", backend.name()));
+                }
+                write!(f, "no device is called {got:?}{meant}; there are {}, and wgpu:N with N from 0", backends.join(", "))
             }
             Self::NoBackend => f.write_str("no backend is compiled in: build with --features flex"),
             Self::NotCompiledIn { backend } => {
@@ -183,6 +188,25 @@ impl fmt::Display for DeviceError {
 
 impl std::error::Error for DeviceError {}
 
+/// What is meant by names that other programs have for devices.
+fn meant_by(name: &str) -> Option<&'static str> {
+    let (kind, index) = match name.split_once(':') {
+        Some((kind, index)) => (kind, Some(index)),
+        None => (name, None),
+    };
+    match kind.to_lowercase().as_str() {
+        "cpu" | "host" | "native" | "x86" => Some("the CPU is `flex`"),
+        "flex" | "ndarray" if index.is_some() => Some("the CPU has no number"),
+        "wgpu" => Some("a GPU is `wgpu`, or by its number from 0 as in `wgpu:1`"),
+        "gpu" | "cuda" | "nvidia" | "rocm" | "hip" | "amd" | "mps" | "metal" | "vulkan" | "dx12"
+        | "webgpu" | "xpu" | "opencl" => {
+            Some("a GPU of any maker is `wgpu`, or by its number from 0 as in `wgpu:1`")
+        }
+        name if BACKENDS.iter().any(|backend| backend.name() == name) => Some("names are in small letters"),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,6 +215,12 @@ mod tests {
     fn names_read_back() {
         for text in BACKENDS.map(Backend::name).into_iter().chain(["wgpu:0", "wgpu:12"]) {
             assert_eq!(text.parse::<DeviceName>().map(|name| name.to_string()), Ok(text.to_string()));
+        }
+        for (text, meant) in
+            [("cpu", "`flex`"), ("CUDA:0", "`wgpu`"), ("gpu", "`wgpu:1`"), ("flex:0", "no number")]
+        {
+            let error = text.parse::<DeviceName>().unwrap_err().to_string();
+            assert!(error.contains(meant), "{error}");
         }
         for text in ["", "Flex", "tpu", "flex:0", "wgpu:", "wgpu:-1", "wgpu:x", ":0"] {
             assert_eq!(text.parse::<DeviceName>(), Err(DeviceError::Unknown { got: text.into() }));

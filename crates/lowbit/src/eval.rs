@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::cli::EvalArgs;
 use crate::device::DeviceName;
 use crate::exit_code::Code;
+use crate::inspect::checkpoint_named;
 use crate::output::{self, percent_exact};
 
 #[derive(Serialize)]
@@ -34,7 +35,8 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Code> {
     let (origin, started) = (crate::origin::here(), utc_now());
     let device = name.open()?;
     tracing::debug!(device = %name, run = %args.run.display(), "evaluating");
-    let subject = Subject { checkpoint: args.checkpoint.as_deref(), network: args.network.as_deref() };
+    let checkpoint = args.checkpoint.as_deref().map(|name| checkpoint_named(&args.run, name)).transpose()?;
+    let subject = Subject { checkpoint: checkpoint.as_deref(), network: args.network.as_deref() };
     let evaluation = lowbit_strategies::evaluate(&args.run, subject, &device, &args.data_dir.locations())?;
     let report = Report {
         // Scores on other images are not to be compared.

@@ -13,6 +13,9 @@ use crate::exit_code::{Code, UsageError};
 use crate::output::{self, counted, percent_exact};
 use crate::recipes;
 
+/// Stands for the checkpoint with the highest test accuracy.
+const BEST: &str = "best";
+
 #[derive(Serialize)]
 struct RunReport<'a> {
     run_dir: &'a Path,
@@ -43,7 +46,8 @@ fn inspect_run(path: &Path, args: &InspectArgs) -> anyhow::Result<()> {
     if !args.set.set.is_empty() {
         return Err(UsageError("--set changes a recipe; a run is what it is".into()).into());
     }
-    let inspection = lowbit_strategies::inspect(path, args.checkpoint.as_deref())?;
+    let checkpoint = args.checkpoint.as_deref().map(|name| checkpoint_named(path, name)).transpose()?;
+    let inspection = lowbit_strategies::inspect(path, checkpoint.as_deref())?;
     if args.json.json {
         let state_sha256 = inspection.checkpoint.as_ref().map(|checkpoint| checkpoint.state_sha256.as_str());
         return output::print_json(&RunReport { run_dir: path, state_sha256, inspection: &inspection });
@@ -134,6 +138,21 @@ fn inspect_recipe(args: &InspectArgs) -> anyhow::Result<()> {
         writeln!(text, "{}  {}", if i == 0 { "phases" } else { "      " }, describe_phase(phase))?;
     }
     output::print(&text)
+}
+
+/// The name of the checkpoint that `name` stands for in the run in `path`: its own, or `best`.
+pub fn checkpoint_named(path: &Path, name: &str) -> anyhow::Result<String> {
+    if name != BEST {
+        return Ok(name.into());
+    }
+    let best = lowbit_strategies::best_checkpoint(path)?;
+    Ok(best.ok_or_else(|| {
+        let text = format!(
+            "{} has no best checkpoint: none that is kept was evaluated in its last phase",
+            path.display()
+        );
+        UsageError(text)
+    })?)
 }
 
 /// A phase in a line.

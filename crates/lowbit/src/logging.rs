@@ -67,7 +67,7 @@ pub fn start(verbosity: Verbosity, screen: &Screen) -> LogFile {
         |level: Level| Targets::new().with_default(level.min(Level::WARN)).with_target("lowbit", level);
     let to_screen = fmt::layer()
         .without_time()
-        .with_ansi(screen.is_live())
+        .with_ansi(screen.has_colors())
         .with_writer(screen.clone())
         .with_filter(ours(on_screen).with_target(SHOWN, tracing::level_filters::LevelFilter::OFF));
     let to_file = fmt::layer()

@@ -8,10 +8,12 @@ mod data;
 mod device;
 mod eval;
 mod exit_code;
+mod hints;
 mod inspect;
 mod logging;
 mod origin;
 mod output;
+mod panic;
 mod progress;
 mod recipes;
 mod train;
@@ -33,14 +35,25 @@ static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
     keep_memory();
-    match Cli::try_parse() {
-        Ok(cli) => on_compute_thread(|| run(&cli)),
-        Err(error) => not_a_command(&error).into(),
-    }
+    panic::report_in_a_line();
+    let code = panic::caught(|| match Cli::try_parse() {
+        Ok(cli) => on_compute_thread(|| run(&cli)).unwrap_or_else(|error| report(&no_threads(error))),
+        Err(error) => not_a_command(error),
+    });
+    code.unwrap_or(Code::Other).into()
+}
+
+/// The error that no thread can be started.
+fn no_threads(error: io::Error) -> anyhow::Error {
+    let advice = "failed to start the threads that compute; ask for fewer with RAYON_NUM_THREADS=1, or raise the limit of \
+                  processes (ulimit -u)";
+    anyhow::Error::from(error).context(advice)
 }
 
 /// Prints what is asked for instead of a command, help or version, or what is wrong with the command line.
-fn not_a_command(error: &clap::Error) -> Code {
+fn not_a_command(mut error: clap::Error) -> Code {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    hints::add_to(&mut error, &arguments);
     let printed = match error.kind() {
         ErrorKind::DisplayVersion => output::print(&version()),
         _ => output::written(error.print().and_then(|()| io::stdout().flush())),
@@ -76,7 +89,7 @@ fn report(error: &anyhow::Error) -> Code {
     exit_code::of(error)
 }
 
-fn run(cli: &Cli) -> ExitCode {
+fn run(cli: &Cli) -> Code {
     let verbosity = cli.verbosity();
     let screen = Screen::new(verbosity == Verbosity::Quiet);
     let log = logging::start(verbosity, &screen);
@@ -84,11 +97,11 @@ fn run(cli: &Cli) -> ExitCode {
         Command::Train(args) => train::run(args, &screen, &log),
         Command::Eval(args) => eval::run(args),
         Command::Inspect(args) => inspect::run(args),
-        Command::Recipes(args) => recipes::run(args),
+        Command::Recipes(args) => recipes::run(args, &screen),
         Command::Data(args) => data::run(args, &screen),
         Command::Completions(args) => completions(args),
     };
-    result.unwrap_or_else(|error| report(&error)).into()
+    result.unwrap_or_else(|error| report(&error))
 }
 
 fn completions(args: &CompletionsArgs) -> anyhow::Result<Code> {

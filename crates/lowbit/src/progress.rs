@@ -39,9 +39,20 @@ impl Screen {
         Self { mode, bars: MultiProgress::new() }
     }
 
-    /// Whether it is a terminal that shows colors and lines that change.
-    pub fn is_live(&self) -> bool {
+    /// Whether it is a terminal that shows lines that change.
+    fn is_live(&self) -> bool {
         self.mode == Mode::Live
+    }
+
+    /// Whether only errors and results are asked for.
+    pub fn is_quiet(&self) -> bool {
+        self.mode == Mode::Quiet
+    }
+
+    /// Whether colors are shown: on a terminal, unless NO_COLOR (<https://no-color.org>) or CLICOLOR=0 forbid them.
+    pub fn has_colors(&self) -> bool {
+        let is_set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        self.is_live() && is_set("NO_COLOR").is_none() && is_set("CLICOLOR").is_none_or(|value| value != "0")
     }
 
     /// Shows lines that stay, above what changes.
@@ -105,6 +116,13 @@ impl Progress {
             Some(bar) => bar.set_message(text()),
             None if self.last_shown.elapsed() >= PLAIN_INTERVAL => self.show(&text()),
             None => {}
+        }
+    }
+
+    /// Shows nothing that changes until the next update: what was shown is over.
+    pub fn clear(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.set_message("");
         }
     }
 

@@ -4,16 +4,18 @@ use std::fs;
 use std::path::{Path, is_separator};
 
 use lowbit_strategies::recipe::{BASES, BIT_WIDTHS, DEFAULT, EmbeddedRecipe, METHODS, embedded};
-use lowbit_strategies::{Recipe, RecipeError};
+use lowbit_strategies::{Recipe, RecipeError, shell_quoted};
 use serde::Serialize;
 
 use crate::cli::{RecipesArgs, RecipesCommand};
 use crate::exit_code::{Code, UsageError};
+use crate::hints::expect_no_tilde;
 use crate::output;
+use crate::progress::Screen;
 
-pub fn run(args: &RecipesArgs) -> anyhow::Result<Code> {
+pub fn run(args: &RecipesArgs, screen: &Screen) -> anyhow::Result<Code> {
     match &args.command {
-        None | Some(RecipesCommand::List) => list(args.json.json)?,
+        None | Some(RecipesCommand::List) => list(args.json.json, screen.is_quiet())?,
         Some(RecipesCommand::Show { name }) => show(name, args.json.json)?,
     }
     Ok(Code::Success)
@@ -21,13 +23,24 @@ pub fn run(args: &RecipesArgs) -> anyhow::Result<Code> {
 
 /// The recipe named `name` on the command line, a name or a path, with `--set` overrides.
 pub fn load(name: &str, overrides: &[String]) -> anyhow::Result<Recipe> {
-    if !is_path(name) {
-        return Ok(Recipe::embedded(name, overrides)?);
+    let recipe = match is_path(name) {
+        true => read(name, overrides)?,
+        false => Recipe::embedded(name, overrides)?,
+    };
+    let teacher = recipe.strategy.joint.as_ref().and_then(|joint| joint.teacher.init.as_ref());
+    for (key, path) in [("init", recipe.init.as_ref()), ("strategy.joint.teacher.init", teacher)] {
+        path.map_or(Ok(()), |path| expect_no_tilde(path))
+            .map_err(|why| UsageError(format!("{key}: {why}")))?;
     }
-    let text = fs::read_to_string(name).map_err(|error| {
-        UsageError(format!("failed to read recipe {}: {error}", Path::new(name).display()))
+    Ok(recipe)
+}
+
+fn read(path: &str, overrides: &[String]) -> anyhow::Result<Recipe> {
+    expect_no_tilde(Path::new(path)).map_err(UsageError)?;
+    let text = fs::read_to_string(path).map_err(|error| {
+        UsageError(format!("failed to read recipe {}: {error}", Path::new(path).display()))
     })?;
-    Ok(Recipe::parse(&text, name, overrides)?)
+    Ok(Recipe::parse(&text, path, overrides)?)
 }
 
 /// Whether `name` is a path rather than the name of an embedded recipe.
@@ -42,7 +55,7 @@ struct Entry {
     default: bool,
 }
 
-fn list(json: bool) -> anyhow::Result<()> {
+fn list(json: bool, is_quiet: bool) -> anyhow::Result<()> {
     if json {
         let entry = |recipe: &'static EmbeddedRecipe| Entry {
             name: &recipe.name,
@@ -51,7 +64,8 @@ fn list(json: bool) -> anyhow::Result<()> {
         };
         return output::print_json(&embedded().iter().map(entry).collect::<Vec<_>>());
     }
-    output::print(&overview())
+    let next = "\none of them: lowbit recipes show NAME      all names: lowbit recipes --json";
+    output::print(&(overview() + if is_quiet { "" } else { next }))
 }
 
 /// What names are made of: there are too many to list.
@@ -66,10 +80,17 @@ fn overview() -> String {
     for method in METHODS {
         text += &format!("  {:<26}{}\n", method.name, method.summary());
     }
-    text + "\none of them: lowbit recipes show NAME      all names: lowbit recipes --json"
+    text
 }
 
 fn show(name: &str, json: bool) -> anyhow::Result<()> {
+    if is_path(name) {
+        let text = "`lowbit recipes show` takes the name of a recipe that comes with lowbit; what is in a file of your own, and \
+                    what it leaves to defaults, shows";
+        return Err(
+            UsageError(format!("{text} `lowbit inspect {} --json`", shell_quoted(Path::new(name)))).into()
+        );
+    }
     let known = embedded().iter().find(|recipe| recipe.name == name);
     let recipe = known.ok_or_else(|| RecipeError::Unknown { name: name.into() })?;
     match json {

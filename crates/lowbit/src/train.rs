@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::cli::TrainArgs;
 use crate::device::DeviceName;
 use crate::exit_code::Code;
-use crate::inspect::{describe_phase, describe_recipe, describe_strategies};
+use crate::inspect::{checkpoint_named, describe_phase, describe_recipe, describe_strategies};
 use crate::logging::{LogFile, SHOWN};
 use crate::output::{self, clock, counted, percent, percent_exact};
 use crate::progress::{Progress, Screen};
@@ -39,6 +39,10 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         // Elsewhere it would end in other bits, which is to be asked for.
         (None, Start::Resume(run)) => DeviceName::of_run(&RunDir::open(run)?.info()?.device)?,
     };
+    let checkpoint = match (&start, args.checkpoint.as_deref()) {
+        (Start::Resume(run), Some(name)) => Some(checkpoint_named(run, name)?),
+        _ => None,
+    };
     let device = name.open()?;
     let stop = stop_on_signals(screen)?;
     let mut follower = Follower { device: name.to_string(), screen, log, epochs: 0, progress: None };
@@ -53,7 +57,7 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
     };
     let result = match &start {
         Start::New { recipe, out } => lowbit_strategies::train(recipe, out, session),
-        Start::Resume(run) => lowbit_strategies::resume(run, args.checkpoint.as_deref(), session),
+        Start::Resume(run) => lowbit_strategies::resume(run, checkpoint.as_deref(), session),
     };
     drop(follower);
     // A run knows the place of its data, unless another was given to go on with.
@@ -68,7 +72,7 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
             tracing::info!(target: SHOWN, top1 = result.top1, top5 = result.top5, loss = result.loss, "complete");
             match args.json.json {
                 true => output::print_json(&Status { status: "complete", outcome: &result })?,
-                false => output::print(&describe(&result, &data_dir))?,
+                false => output::print(&describe(&result, &data_dir, screen.is_quiet()))?,
             }
             Ok(Code::Success)
         }
@@ -255,6 +259,10 @@ impl Observer for Follower<'_> {
         );
         let line = epoch_line(metrics, self.epochs, timing);
         self.show(&line);
+        // The epoch's figures are not to stand under what comes next.
+        if let Some(progress) = &mut self.progress {
+            progress.clear();
+        }
     }
 
     fn checkpoint(&mut self, path: &Path) {
@@ -275,12 +283,14 @@ fn precision(plan: &Plan) -> String {
 
 /// The line that changes while an epoch runs.
 fn step_line(report: &StepReport) -> String {
+    // Of the epoch: those of the whole run say little.
+    let epoch_steps = report.steps / report.epochs.max(1);
     format!(
         "epoch {}/{}  {}/{}  loss {}  top1 {}  {:.0} img/s  ETA {}",
         report.epoch,
         report.epochs,
-        report.step,
-        report.steps,
+        report.step - (report.epoch - 1) * epoch_steps,
+        epoch_steps,
         short(report.train.loss),
         percent(report.train.top1),
         report.images_per_second,
@@ -311,8 +321,8 @@ fn short(loss: f64) -> String {
     }
 }
 
-/// A result in lines; `options` are those that a command on the run's data needs.
-fn describe(result: &RunResult, options: &str) -> String {
+/// A result in lines, with what to do next unless it `is_quiet`; `options` are those that a command on the run's data needs.
+fn describe(result: &RunResult, options: &str, is_quiet: bool) -> String {
     let RunResult { top1, top5, loss, epochs, seconds, images_per_second, run_dir, .. } = result;
     let reference = result.reference.as_ref().map(|text| format!("reference   {text}\n"));
     let (run, quoted) = (run_dir.display(), shell_quoted(run_dir));
@@ -325,10 +335,13 @@ fn describe(result: &RunResult, options: &str) -> String {
         .iter()
         .map(|(name, scores)| format!("{name:<11} top-1 {}\n", percent_exact(scores.top1)))
         .collect();
+    let next = format!(
+        "\n\nscore a checkpoint again:  lowbit eval {quoted}{options}\nsee what it holds:         lowbit inspect {quoted}"
+    );
+    let next = if is_quiet { "" } else { next.as_str() };
     format!(
         "last epoch  top-1 {}  top-5 {}  loss {loss:.4}\n{}{networks}{}time        {}, {}, {images_per_second:.0} \
-        images/s\nrun         {run}\n\nscore a checkpoint again:  lowbit eval {quoted}{options}\nsee what it holds:         \
-        lowbit inspect {quoted}",
+        images/s\nrun         {run}{next}",
         percent_exact(*top1),
         percent_exact(*top5),
         best.unwrap_or_default(),
@@ -358,9 +371,11 @@ mod tests {
         };
         assert_eq!(
             step_line(&report),
-            "epoch 200/200  78000/78000  loss 1e30  top1 99.9%  12346 img/s  ETA 10:00:00"
+            "epoch 200/200  390/390  loss 1e30  top1 99.9%  12346 img/s  ETA 10:00:00"
         );
         assert!(step_line(&report).len() <= 80);
+        let first = StepReport { epoch: 2, step: 391, ..report };
+        assert!(step_line(&first).starts_with("epoch 2/200  1/390  "), "{}", step_line(&first));
         let metrics = EpochMetrics {
             epoch: 200,
             step: 78_000,

@@ -694,7 +694,7 @@ fn printed_commands_work() {
     assert_eq!(outcome.stdout, expected, "{}", outcome.stderr);
     fs::rename(sandbox.path("new data"), sandbox.path("my data")).unwrap();
 
-    let done = [&["train", "-q", "--out", "it's"], &data[..], &TINY].concat();
+    let done = [&["train", "--out", "it's"], &data[..], &TINY].concat();
     let outcome = sandbox.run(&done);
     let printed = outcome.stdout.lines().filter_map(|line| line.find("lowbit ").map(|start| &line[start..]));
     let printed: Vec<&str> = printed.collect();
@@ -703,7 +703,7 @@ fn printed_commands_work() {
         assert_eq!(shell(line).code, Some(0), "{line}");
     }
     fs::rename(sandbox.path("my data"), sandbox.path("new data")).unwrap();
-    let outcome = sandbox.run(&["train", "-q", "--resume", "it's", "--data-dir", "new data"]);
+    let outcome = sandbox.run(&["train", "--resume", "it's", "--data-dir", "new data"]);
     let printed =
         outcome.stdout.lines().find_map(|line| line.find("lowbit eval").map(|start| &line[start..]));
     assert_eq!(printed, Some(r"lowbit eval 'it'\''s' --data-dir 'new data'"));

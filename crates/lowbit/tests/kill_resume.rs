@@ -1,6 +1,5 @@
 //! A training that is killed at any moment, again and again, ends exactly as one that was left alone.
 
-#[expect(dead_code, reason = "shared with other tests")]
 mod common;
 
 use std::fs;

@@ -12,6 +12,9 @@ mod simd;
 mod transpose;
 pub mod weights;
 
+use std::error::Error;
+use std::io;
+
 pub use simd::instruction_sets;
 
 /// Values that a task passes over, at least: fewer take less time than waking a thread for them.
@@ -31,10 +34,15 @@ const STACK_SIZE: usize = 8 << 20;
 /// For a program's main thread, once: `work` must not wait for another thread that computes, which waits for this one if
 /// there are no more.
 ///
-/// # Panics
-/// If the threads cannot be started.
-pub fn on_compute_thread<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    // If the program has set up the threads itself, these are used; if there are none, `scope` panics.
-    let _ = rayon::ThreadPoolBuilder::new().stack_size(STACK_SIZE).build_global();
-    rayon::scope(|_| work())
+/// # Errors
+/// If the threads cannot be started, as where a limit of processes is reached.
+pub fn on_compute_thread<R: Send>(work: impl FnOnce() -> R + Send) -> io::Result<R> {
+    let started = rayon::ThreadPoolBuilder::new().stack_size(STACK_SIZE).build_global();
+    // If the program has set up the threads itself, these are used.
+    if let Err(error) = started
+        && let Some(reason) = error.source()
+    {
+        return Err(io::Error::other(reason.to_string()));
+    }
+    Ok(rayon::scope(|_| work()))
 }

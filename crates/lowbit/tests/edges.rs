@@ -1,0 +1,345 @@
+//! What lies around the program: outputs that cannot be written, limits of the process, terminals, and what newcomers type.
+//!
+//! Whatever it is, there is one line that says what to do and an exit code of the table, never a panic.
+
+#![cfg(unix)]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output, Stdio};
+
+use common::{LOWBIT, Outcome, Sandbox, TINY};
+
+/// The exit codes of `lowbit --help`.
+const LISTED: [i32; 8] = [0, 1, 2, 3, 4, 5, 6, 130];
+
+/// A tiny training, as a text for a shell.
+fn tiny() -> String {
+    format!("train -q {}", TINY.join(" "))
+}
+
+/// Runs `script` in a shell of its own; in it, `$L` is the program.
+fn shell(sandbox: &Sandbox, script: &str) -> Output {
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).current_dir(sandbox.path("."));
+    command.env("L", LOWBIT).env("HOME", sandbox.path("home")).env_remove("RUST_BACKTRACE");
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+/// Asserts that a program has ended as it says it does, with at most a line on stderr.
+fn expect_orderly(what: &str, outcome: &Outcome) {
+    let Outcome { code, stderr, .. } = outcome;
+    assert!(code.is_some_and(|code| LISTED.contains(&code)), "{what}: {code:?}: {stderr}");
+    let is_bad = ["panicked", "backtrace", "bug"].iter().any(|word| stderr.contains(word));
+    assert!(!is_bad && stderr.lines().count() <= 1, "{what}: {stderr}");
+    assert_eq!(*code != Some(0), stderr.starts_with("error: "), "{what}: {stderr}");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_a_failure() {
+    let sandbox = Sandbox::new();
+    let commands = [
+        "--help",
+        "-h",
+        "help train",
+        "train --help",
+        "data fetch --help",
+        "--version",
+        "--version --verbose",
+        "--version --json",
+        "completions bash",
+        "recipes",
+        "recipes --json",
+        "recipes show digits-preresnet8-w2a2",
+        "inspect digits-preresnet8-w2a2",
+        "data list",
+        &tiny(),
+        "eval runs/digits-preresnet8-w2a2",
+        "inspect runs/digits-preresnet8-w2a2 --json",
+    ];
+    for command in commands {
+        let outcome = Outcome::of(&shell(&sandbox, &format!("$L {command} >/dev/full")));
+        expect_orderly(command, &outcome);
+        assert_eq!(outcome.code, Some(1), "{command}");
+        assert!(outcome.stderr.contains("failed to write the result: "), "{command}: {}", outcome.stderr);
+    }
+}
+
+#[test]
+fn streams_that_are_closed() {
+    let sandbox = Sandbox::new();
+    for command in ["--help", "--version", "recipes", "completions zsh", "no-such-command", &tiny()] {
+        let code = Outcome::of(&shell(&sandbox, &format!("$L {command}"))).code;
+        for closed in [">&-", "2>&-", "<&-", ">&- 2>&- <&-", "2>/dev/full"] {
+            let outcome = Outcome::of(&shell(&sandbox, &format!("$L {command} {closed}")));
+            assert_eq!(outcome.code, code, "{command} {closed}: {}", outcome.stderr);
+        }
+        // A reader that leaves has what it wanted.
+        let outcome = Outcome::of(&shell(
+            &sandbox,
+            &format!("{{ $L {command}; echo code $? >&2; }} 2>err | head -c 1; cat err"),
+        ));
+        let expected = format!("code {}\n", code.unwrap());
+        assert!(outcome.stdout.ends_with(&expected), "{command}: {}", outcome.stdout);
+        assert!(!outcome.stdout.contains("panicked"), "{command}: {}", outcome.stdout);
+    }
+}
+
+#[test]
+fn few_file_descriptors() {
+    let sandbox = Sandbox::new();
+    let mut codes = Vec::new();
+    // With fewer, its libraries cannot be loaded.
+    for n in 4..=16 {
+        let outcome = Outcome::of(&shell(&sandbox, &format!("ulimit -n {n}; exec $L {} --out n{n}", tiny())));
+        expect_orderly(&format!("ulimit -n {n}"), &outcome);
+        codes.push(outcome.code);
+    }
+    assert_eq!(codes.last(), Some(&Some(0)), "{codes:?}");
+    assert!(codes.contains(&Some(4)), "{codes:?}");
+}
+
+#[test]
+fn small_stacks() {
+    let sandbox = Sandbox::new();
+    for kib in [64, 128, 256] {
+        for command in ["--help".to_string(), format!("{} --out run-{kib}", tiny())] {
+            let outcome = Outcome::of(&shell(&sandbox, &format!("ulimit -s {kib}; exec $L {command}")));
+            assert_eq!(outcome.code, Some(0), "ulimit -s {kib}, {command}: {}", outcome.stderr);
+        }
+    }
+}
+
+/// Little memory: it trains, or says that there is too little.
+#[test]
+fn little_memory() {
+    let sandbox = Sandbox::new();
+    for mib in (100..=200).step_by(20) {
+        let kib = mib * 1024;
+        let outcome =
+            Outcome::of(&shell(&sandbox, &format!("ulimit -v {kib}; exec $L {} --out v{kib}", tiny())));
+        expect_orderly(&format!("ulimit -v {kib}"), &outcome);
+    }
+}
+
+/// A memory limit that nothing fits in is told in one line, wherever it is reached.
+#[test]
+fn more_memory_than_there_is() {
+    let sandbox = Sandbox::new();
+    let large = "--set model.width=64 --set data.train_limit=1024 --set data.batch_size=1024";
+    let outcome = Outcome::of(&shell(&sandbox, &format!("ulimit -v 400000; exec $L {} {large}", tiny())));
+    expect_orderly("large batches", &outcome);
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("out of memory: "), "{}", outcome.stderr);
+}
+
+/// A process of a user who may have so many; root may always have more.
+fn with_processes(sandbox: &Sandbox, n: u32, command: &str) -> Option<Outcome> {
+    let is_root = shell(sandbox, "id -u").stdout == b"0\n";
+    // The option is -u in bash, -p in dash.
+    let script = format!("ulimit -u {n} 2>/dev/null || ulimit -p {n}; exec $L {command}");
+    if !is_root {
+        return Some(Outcome::of(&shell(sandbox, &script)));
+    }
+    fs::set_permissions(sandbox.path("."), fs::Permissions::from_mode(0o777)).unwrap();
+    // A user of its own, of whom no other process counts.
+    let user = 60_000 + std::process::id() % 5000;
+    let setpriv = format!("setpriv --reuid={user} --regid={user} --clear-groups --");
+    let works = shell(sandbox, &format!("{setpriv} $L --version"));
+    works.status.success().then(|| Outcome::of(&shell(sandbox, &format!("exec {setpriv} sh -c '{script}'"))))
+}
+
+#[test]
+fn threads_that_cannot_be_started() {
+    let sandbox = Sandbox::new();
+    let mut codes = Vec::new();
+    for n in 1..=8 {
+        let Some(outcome) = with_processes(&sandbox, n, &format!("{} --out u{n}", tiny())) else {
+            let may_skip = std::env::var_os("LOWBIT_NO_SKIP").is_none_or(|value| value != "1");
+            assert!(may_skip, "running as root, and setpriv cannot run the binary as another user");
+            return println!("skipped: running as root, and setpriv cannot run the binary as another user");
+        };
+        expect_orderly(&format!("ulimit -u {n}"), &outcome);
+        if n == 1 {
+            assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+            assert!(outcome.stderr.contains("RAYON_NUM_THREADS"), "{}", outcome.stderr);
+        }
+        codes.push(outcome.code);
+    }
+    assert_eq!(codes.last(), Some(&Some(0)), "{codes:?}");
+}
+
+#[test]
+fn more_threads_than_can_be_started() {
+    let sandbox = Sandbox::new();
+    // Each has a stack, for which there is no room.
+    let script = "ulimit -v 2000000; RAYON_NUM_THREADS=4000 exec $L recipes";
+    let outcome = Outcome::of(&shell(&sandbox, script));
+    expect_orderly("4000 threads", &outcome);
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("RAYON_NUM_THREADS"), "{}", outcome.stderr);
+}
+
+#[test]
+fn without_home() {
+    let sandbox = Sandbox::new();
+    let script = format!("unset HOME XDG_DATA_HOME; $L {} && $L data list && $L eval runs/*", tiny());
+    let outcome = Outcome::of(&shell(&sandbox, &script));
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+}
+
+#[test]
+fn directory_that_is_a_fifo() {
+    let sandbox = Sandbox::new();
+    assert!(shell(&sandbox, "mkfifo fifo").status.success());
+    for command in [&format!("{} --out fifo", tiny()), "eval fifo", "inspect ./fifo", "train --resume fifo"] {
+        let outcome = Outcome::of(&shell(&sandbox, &format!("exec timeout 20 $L {command}")));
+        expect_orderly(command, &outcome);
+        assert_eq!(outcome.code, Some(4), "{command}: {}", outcome.stderr);
+    }
+    // What comes out at the other end is what would be in a file.
+    let outcome =
+        Outcome::of(&shell(&sandbox, "cat fifo & $L recipes show digits-preresnet8-w2a2 >fifo; wait"));
+    assert!(outcome.stdout.contains("[quantization]"), "{}", outcome.stdout);
+}
+
+/// What a command shows on a terminal, if there is the program that makes one.
+fn on_terminal(sandbox: &Sandbox, variables: &str, command: &str) -> Option<String> {
+    let script = format!("{variables} TERM=xterm script -qec \"$L {command}\" /dev/null");
+    let output = shell(sandbox, &script);
+    match output.status.success() {
+        true => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => None,
+    }
+}
+
+/// Whether there is an escape sequence that sets a color or a style: ESC [ numbers m.
+fn has_colors(text: &str) -> bool {
+    text.split("\u{1b}[").skip(1).any(|rest| {
+        let end = rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
+        end.starts_with('m')
+    })
+}
+
+#[test]
+fn no_color_means_none() {
+    let sandbox = Sandbox::new();
+    // It warns of the temperature.
+    let hot = "strategy.joint={distance={kind='kl', temperature=4}}";
+    let train = format!("{} --set \\\"{hot}\\\"", tiny().replace(" -q", ""));
+    let Some(shown) = on_terminal(&sandbox, "", "help train") else {
+        let may_skip = std::env::var_os("LOWBIT_NO_SKIP").is_none_or(|value| value != "1");
+        assert!(may_skip, "there is no program `script` to make a terminal");
+        return println!("skipped: there is no program `script` to make a terminal");
+    };
+    assert!(has_colors(&shown), "without the variable there are colors: {shown:?}");
+    let shown = on_terminal(&sandbox, "", &train).unwrap();
+    assert!(shown.contains("WARN") && has_colors(&shown), "without the variable there are colors: {shown:?}");
+    for variables in ["NO_COLOR=1", "CLICOLOR=0", "NO_COLOR=1 CLICOLOR=1"] {
+        for command in [train.as_str(), "help train", "--help"] {
+            let shown = on_terminal(&sandbox, variables, command).unwrap();
+            assert!(!has_colors(&shown), "{variables} {command}: {shown:?}");
+        }
+    }
+}
+
+#[test]
+fn tilde_after_an_equals_sign() {
+    let sandbox = Sandbox::new();
+    let commands = [
+        "train --out=~/x",
+        "train --out='~'",
+        "train --data-dir=~/x",
+        "train --resume=~/x",
+        "train --set init=~/x",
+        "train digits-preresnet8-w2a2-joint --set strategy.joint.teacher.init=~/x",
+        "train '~/x.toml'",
+        "eval '~/x'",
+        "data list --data-dir=~/x",
+    ];
+    for command in commands {
+        let outcome = Outcome::of(&shell(&sandbox, &format!("$L {command}")));
+        assert_eq!(outcome.code, Some(2), "{command}: {}", outcome.stderr);
+        let says_how = outcome.stderr.contains("$HOME") && outcome.stderr.contains("./~");
+        assert!(says_how, "{command}: {}", outcome.stderr);
+    }
+    assert!(!sandbox.path("~").exists() && !sandbox.path("runs").exists());
+    // What is meant can be said.
+    let outcome = Outcome::of(&shell(&sandbox, &format!("$L {} --out=./~/x", tiny())));
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+}
+
+#[test]
+fn options_of_other_programs() {
+    let sandbox = Sandbox::new();
+    let cases: [(&[&str], &str); 9] = [
+        (&["train", "--epochs", "3"], "--set train.epochs=3"),
+        (&["train", "--lr=0.05"], "--set train.learning_rate=0.05"),
+        (&["train", "--batch-size", "16"], "--set data.batch_size=16"),
+        (&["train", "--seed", "7"], "--set seed=7"),
+        (&["train", "--bits", "4"], "--set quantization.weight_bits=4"),
+        (&["inspect", "digits-preresnet8-w2a2", "--act-bits", "4"], "--set quantization.act_bits=4"),
+        (&["train", "--output-dir", "x"], "--out DIR"),
+        (&["resume", "x"], "lowbit train --resume DIR"),
+        (&["evaluate", "x"], "lowbit eval DIR"),
+    ];
+    for (args, expected) in cases {
+        let outcome = sandbox.run(args);
+        assert_eq!(outcome.code, Some(2), "{args:?}");
+        assert!(outcome.stderr.contains(expected), "{args:?}: {}", outcome.stderr);
+        let is_bad_tip = outcome.stderr.contains("use '-- ") || outcome.stderr.contains("a similar");
+        assert!(!is_bad_tip, "{args:?}: {}", outcome.stderr);
+    }
+}
+
+#[test]
+fn names_of_devices_elsewhere() {
+    let sandbox = Sandbox::new();
+    for (name, meant) in
+        [("cpu", "the CPU is `flex`"), ("cuda", "`wgpu`"), ("gpu", "`wgpu`"), ("cuda:0", "`wgpu:1`")]
+    {
+        let outcome = sandbox.run(&["train", "--device", name]);
+        assert_eq!(outcome.code, Some(2));
+        assert!(outcome.stderr.contains(meant), "{name}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains("there are flex"), "{name}: {}", outcome.stderr);
+    }
+}
+
+#[test]
+fn best_is_a_checkpoint() {
+    let sandbox = Sandbox::new();
+    let train = [&["train", "-q", "--out", "run"][..], &TINY, &["--set", "train.epochs=2"]].concat();
+    assert_eq!(sandbox.run(&train).code, Some(0));
+    let best = sandbox.json(&["inspect", "run"])["best"].clone();
+    assert!(best.is_string());
+    assert_eq!(sandbox.json(&["eval", "run", "--checkpoint", "best"])["checkpoint"], best);
+    assert_eq!(sandbox.json(&["inspect", "run", "--checkpoint", "best"])["checkpoint"]["name"], best);
+    let outcome = sandbox.run(&["train", "-q", "--resume", "run", "--checkpoint", "best"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let outcome = sandbox.run(&["eval", "no-run", "--checkpoint", "best"]);
+    assert_eq!(outcome.code, Some(4), "{}", outcome.stderr);
+}
+
+#[test]
+fn quiet_gives_no_hints() {
+    let sandbox = Sandbox::new();
+    let quiet = [&["train", "-q", "--out", "a"][..], &TINY].concat();
+    let outcome = sandbox.run(&quiet);
+    assert!(!outcome.stdout.contains("lowbit"), "{}", outcome.stdout);
+    assert_eq!(outcome.stderr, "");
+    let outcome = sandbox.run(&[&["train", "--out", "b"][..], &TINY].concat());
+    assert!(outcome.stdout.contains("lowbit eval b"), "{}", outcome.stdout);
+    assert!(sandbox.run(&["recipes"]).stdout.contains("lowbit recipes show"));
+    assert!(!sandbox.run(&["recipes", "-q"]).stdout.contains("lowbit recipes show"));
+}
+
+#[test]
+fn recipes_show_takes_no_file() {
+    let sandbox = Sandbox::new();
+    fs::write(sandbox.path("mine.toml"), "").unwrap();
+    let outcome = sandbox.run(&["recipes", "show", "./mine.toml"]);
+    assert_eq!(outcome.code, Some(2));
+    assert!(outcome.stderr.contains("`lowbit inspect ./mine.toml --json`"), "{}", outcome.stderr);
+}
