@@ -35,7 +35,7 @@ pub struct Cli {
     #[arg(short, long, action = ArgAction::Count, global = true, conflicts_with = "quiet", display_order = 100)]
     verbose: u8,
 
-    /// Show errors only, and the result
+    /// Show warnings and errors only, and the result
     #[arg(short, long, global = true, display_order = 100)]
     quiet: bool,
 

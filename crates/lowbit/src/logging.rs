@@ -58,7 +58,8 @@ impl<'a> MakeWriter<'a> for LogFile {
 pub fn start(verbosity: Verbosity, screen: &Screen) -> LogFile {
     let file = LogFile::default();
     let (on_screen, in_file) = match verbosity {
-        Verbosity::Quiet => (Level::ERROR, Level::INFO),
+        // What makes a result mean less is not to be missed.
+        Verbosity::Quiet => (Level::WARN, Level::INFO),
         Verbosity::Normal => (Level::WARN, Level::INFO),
         Verbosity::Debug => (Level::DEBUG, Level::DEBUG),
         Verbosity::Trace => (Level::TRACE, Level::TRACE),
