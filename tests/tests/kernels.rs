@@ -305,8 +305,9 @@ fn losses(method: Method, bits: Precision, device: &Device, n_steps: usize, fact
 /// The training digits, normalized, and their labels.
 fn digits_batches() -> (Vec<f32>, Vec<i64>) {
     let locations = Locations::default_with(None);
-    let data =
-        open(DatasetName::Digits, Split::Train, LabelKind::Fine, &locations).expect("they are built in");
+    let data = open(DatasetName::Digits, Split::Train, LabelKind::Fine, &locations)
+        .expect("they are built in")
+        .dataset;
     let images = data.images.iter().map(|&pixel| (f32::from(pixel) / 16.0 - 0.3058) / 0.3764).collect();
     (images, data.labels.iter().map(|&label| i64::from(label)).collect())
 }

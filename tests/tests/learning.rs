@@ -17,8 +17,9 @@ const LEARNING_RATE: f64 = 0.05;
 /// Images and target probabilities of the first digits.
 fn batch(device: &Device) -> (Tensor<4>, Tensor<2>) {
     let name = DatasetName::Digits;
-    let digits =
-        open(name, Split::Train, LabelKind::Fine, &Locations::default_with(None)).expect("it is built in");
+    let digits = open(name, Split::Train, LabelKind::Fine, &Locations::default_with(None))
+        .expect("it is built in")
+        .dataset;
     let digits = digits.head(N_IMAGES).expect("there are that many");
     let normalization = Normalization::of(name);
     let pixel = |&pixel: &u8| {

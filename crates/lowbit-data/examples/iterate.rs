@@ -29,7 +29,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let name: DatasetName = arguments.next().as_deref().unwrap_or("digits").parse()?;
     let locations = Locations::default_with(arguments.next().map(PathBuf::from));
 
-    let train = open(name, Split::Train, LabelKind::Fine, &locations)?;
+    let train = open(name, Split::Train, LabelKind::Fine, &locations)?.dataset;
     println!("{name}: {} training images of shape {:?}", train.len(), train.shape);
 
     let config = LoaderConfig {

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cifar::Layout;
+use crate::error::ChecksumKind;
 use crate::{DataError, ImageShape};
 
 /// The name of a data set, spelled in kebab case in configuration files and on the command line.
@@ -148,11 +150,35 @@ pub struct RemoteFile {
     pub base_url: &'static str,
     /// Its length in bytes.
     pub size: u64,
-    /// Its published MD5 in hexadecimal.
-    pub md5: &'static str,
-    /// SHA-256 of the content after decompression, in hexadecimal. Known for IDX files, which are found in raw form
-    /// and compressed by different programs.
-    pub content_sha256: Option<&'static str>,
+    /// What `sha256` is of: the content for IDX files, which are found in raw form and compressed by different programs.
+    pub checksum: ChecksumKind,
+    /// SHA-256 in hexadecimal.
+    pub sha256: &'static str,
+}
+
+/// SHA-256 of what one part of a data set is read from, as published: the content of its IDX files, images first, or of
+/// the `.bin` files of CIFAR, in order. Empty for data sets that are built in.
+pub(crate) fn published_contents(name: DatasetName, split: Split) -> Vec<&'static str> {
+    match Layout::of(name) {
+        Some(layout) => layout.files(split).iter().map(|member| member.sha256).collect(),
+        None => files_of(name, split).iter().map(|file| file.sha256).collect(),
+    }
+}
+
+/// The published files that one part is read from; an archive has both parts.
+pub(crate) fn files_of(name: DatasetName, split: Split) -> &'static [RemoteFile] {
+    let files = name.info().files;
+    match (Layout::of(name), split) {
+        (Some(_), _) => files,
+        (None, Split::Train) => &files[..files.len() / 2],
+        (None, Split::Test) => &files[files.len() / 2..],
+    }
+}
+
+/// The published part that a content of this SHA-256 belongs to.
+pub(crate) fn identify(sha256: &str) -> Option<(DatasetName, Split)> {
+    let parts = DatasetName::ALL.iter().flat_map(|&name| Split::ALL.iter().map(move |&split| (name, split)));
+    parts.into_iter().find(|&(name, split)| published_contents(name, split).contains(&sha256))
 }
 
 const DIGITS: DatasetInfo = DatasetInfo {
@@ -168,8 +194,8 @@ const DIGITS: DatasetInfo = DatasetInfo {
 
 const MNIST_URL: &str = "https://ossci-datasets.s3.amazonaws.com/mnist";
 
-/// MD5 and address as in torchvision's `MNIST.resources`; the content's SHA-256 is that of the uncompressed files as
-/// widely listed, not computed by us.
+/// Address and size as in torchvision's `MNIST.resources`; the SHA-256 of the uncompressed files as widely listed, not
+/// computed by us.
 const MNIST: DatasetInfo = DatasetInfo {
     name: DatasetName::Mnist,
     title: "MNIST, handwritten digits, 28x28 gray",
@@ -183,38 +209,38 @@ const MNIST: DatasetInfo = DatasetInfo {
             file_name: "train-images-idx3-ubyte.gz",
             base_url: MNIST_URL,
             size: 9_912_422,
-            md5: "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-            content_sha256: Some("ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
+            checksum: ChecksumKind::ContentSha256,
+            sha256: "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
         },
         RemoteFile {
             file_name: "train-labels-idx1-ubyte.gz",
             base_url: MNIST_URL,
             size: 28_881,
-            md5: "d53e105ee54ea40749a09fcbcd1e9432",
-            content_sha256: Some("65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+            checksum: ChecksumKind::ContentSha256,
+            sha256: "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
         },
         RemoteFile {
             file_name: "t10k-images-idx3-ubyte.gz",
             base_url: MNIST_URL,
             size: 1_648_877,
-            md5: "9fb629c4189551a2d022fa330f9573f3",
-            content_sha256: Some("0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
+            checksum: ChecksumKind::ContentSha256,
+            sha256: "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
         },
         RemoteFile {
             file_name: "t10k-labels-idx1-ubyte.gz",
             base_url: MNIST_URL,
             size: 4_542,
-            md5: "ec29112dd5afa0611ce80d1b7f02629c",
-            content_sha256: Some("ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+            checksum: ChecksumKind::ContentSha256,
+            sha256: "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
         },
     ],
 };
 
 const FASHION_MNIST_URL: &str = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com";
 
-/// MD5 as in the authors' README. Debian's package compresses the same content again, so its files have other MD5
-/// sums; the content's SHA-256 was computed from the package `dataset-fashion-mnist` 0.0~git20200523.55506a9-1,
-/// whose content has the MD5 sums published for the uncompressed files.
+/// Address and size as in the authors' README. The SHA-256 was computed from Debian's package `dataset-fashion-mnist`
+/// 0.0~git20200523.55506a9-1, which compresses the same content again: it has the MD5 sums published for the
+/// uncompressed files.
 const FASHION_MNIST: DatasetInfo = DatasetInfo {
     name: DatasetName::FashionMnist,
     title: "Fashion-MNIST, clothing, 28x28 gray",
@@ -228,36 +254,37 @@ const FASHION_MNIST: DatasetInfo = DatasetInfo {
             file_name: "train-images-idx3-ubyte.gz",
             base_url: FASHION_MNIST_URL,
             size: 26_421_880,
-            md5: "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            content_sha256: Some("c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
+            checksum: ChecksumKind::ContentSha256,
+            sha256: "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
         },
         RemoteFile {
             file_name: "train-labels-idx1-ubyte.gz",
             base_url: FASHION_MNIST_URL,
             size: 29_515,
-            md5: "25c81989df183df01b3e8a0aad5dffbe",
-            content_sha256: Some("bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
+            checksum: ChecksumKind::ContentSha256,
+            sha256: "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
         },
         RemoteFile {
             file_name: "t10k-images-idx3-ubyte.gz",
             base_url: FASHION_MNIST_URL,
             size: 4_422_102,
-            md5: "bef4ecab320f06d8554ea6380940ec79",
-            content_sha256: Some("5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
+            checksum: ChecksumKind::ContentSha256,
+            sha256: "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
         },
         RemoteFile {
             file_name: "t10k-labels-idx1-ubyte.gz",
             base_url: FASHION_MNIST_URL,
             size: 5_148,
-            md5: "bb300cfdad3c16e7a12a480ee83cd310",
-            content_sha256: Some("0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
+            checksum: ChecksumKind::ContentSha256,
+            sha256: "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         },
     ],
 };
 
 const CIFAR_URL: &str = "https://www.cs.toronto.edu/~kriz";
 
-/// MD5 as on <https://www.cs.toronto.edu/~kriz/cifar.html>.
+/// Size and address as on <https://www.cs.toronto.edu/~kriz/cifar.html>; SHA-256 as in TensorFlow Datasets
+/// (`url_checksums`) and torchvision-ruby.
 const CIFAR10: DatasetInfo = DatasetInfo {
     name: DatasetName::Cifar10,
     title: "CIFAR-10, photographs, 32x32 color",
@@ -270,12 +297,13 @@ const CIFAR10: DatasetInfo = DatasetInfo {
         file_name: "cifar-10-binary.tar.gz",
         base_url: CIFAR_URL,
         size: 170_052_171,
-        md5: "c32a1d4ab5d03f1284b67883e8d87530",
-        content_sha256: None,
+        checksum: ChecksumKind::FileSha256,
+        sha256: "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     }],
 };
 
-/// MD5 as on <https://www.cs.toronto.edu/~kriz/cifar.html>.
+/// Size and address as on <https://www.cs.toronto.edu/~kriz/cifar.html>; SHA-256 as in TensorFlow Datasets
+/// (`url_checksums`) and torchvision-ruby.
 const CIFAR100: DatasetInfo = DatasetInfo {
     name: DatasetName::Cifar100,
     title: "CIFAR-100, photographs, 32x32 color",
@@ -288,8 +316,8 @@ const CIFAR100: DatasetInfo = DatasetInfo {
         file_name: "cifar-100-binary.tar.gz",
         base_url: CIFAR_URL,
         size: 168_513_733,
-        md5: "03b5dce01913d631647c71ecec9e9cb8",
-        content_sha256: None,
+        checksum: ChecksumKind::FileSha256,
+        sha256: "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
     }],
 };
 
@@ -313,12 +341,17 @@ mod tests {
 
     #[test]
     fn checksums_are_well_formed() {
-        let is_hex =
-            |text: &str, len| text.len() == len && text.bytes().all(|b| b"0123456789abcdef".contains(&b));
+        let is_hex = |text: &str| text.len() == 64 && text.bytes().all(|b| b"0123456789abcdef".contains(&b));
         for file in DatasetName::ALL.iter().flat_map(|name| name.info().files) {
-            assert!(is_hex(file.md5, 32), "{file:?}");
-            assert!(file.content_sha256.is_none_or(|sum| is_hex(sum, 64)), "{file:?}");
             assert!(!file.base_url.ends_with('/'), "{file:?}");
+        }
+        let parts =
+            DatasetName::ALL.iter().flat_map(|&name| Split::ALL.iter().map(move |&split| (name, split)));
+        for (name, split) in parts {
+            for sum in published_contents(name, split) {
+                assert!(is_hex(sum), "{sum}");
+                assert_eq!(identify(sum), Some((name, split)), "no sum is there twice");
+            }
         }
     }
 }

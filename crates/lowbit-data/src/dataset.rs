@@ -1,7 +1,10 @@
 //! A data set in memory, and how its pixels become numbers.
 
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
 
+use crate::catalog::{identify, published_contents};
 use crate::{DataError, DatasetName, LabelKind, Locations, Split, cifar, digits, idx, locate};
 
 /// The shape of one image.
@@ -112,7 +115,7 @@ impl Dataset {
     /// use lowbit_data::{DatasetName, LabelKind, Locations, Split, open};
     ///
     /// let digits = open(DatasetName::Digits, Split::Train, LabelKind::Fine, &Locations::default_with(None))?;
-    /// assert_eq!(digits.head(100)?.len(), 100);
+    /// assert_eq!(digits.dataset.head(100)?.len(), 100);
     /// # Ok::<(), lowbit_data::DataError>(())
     /// ```
     pub fn head(mut self, n_samples: usize) -> Result<Self, DataError> {
@@ -131,29 +134,88 @@ impl Dataset {
     }
 }
 
+/// One part of a data set as it was read, before it is known where it comes from.
+pub(crate) struct Parts {
+    pub dataset: Dataset,
+    /// The files it was read from, each with the SHA-256 of its content where it may be a published one.
+    pub contents: Vec<(PathBuf, Option<String>)>,
+}
+
+/// One part of a data set, and where it comes from.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// The images.
+    pub dataset: Dataset,
+    /// Which data set.
+    pub name: DatasetName,
+    /// Which part.
+    pub split: Split,
+    /// The directory or archive it was read from; `None` if it is built in.
+    pub place: Option<PathBuf>,
+    /// The part of the data set that the files are, as published; `None` for any other files.
+    pub published: Option<Split>,
+    /// Number of images in the files.
+    pub n_in_files: usize,
+    /// CRC-32 of labels and pixels in the files, as by [`Dataset::crc32`].
+    pub crc32_of_files: u32,
+}
+
+impl Opened {
+    /// The first `n_samples` images alone.
+    ///
+    /// # Errors
+    /// [`DataError::TooFewSamples`] if there are not that many.
+    pub fn head(self, n_samples: usize) -> Result<Self, DataError> {
+        Ok(Self { dataset: self.dataset.head(n_samples)?, ..self })
+    }
+}
+
 /// Reads one part of a data set into memory.
 ///
 /// [`DatasetName::Digits`] is built in and needs no file. The other data sets are looked for in `locations`, in their
 /// order. A CIFAR file must hold exactly the published number of records; IDX files declare their own number, so that
-/// a shortened copy of MNIST can be read: [`verify`](crate::verify()) tells whether the files are the published ones.
+/// data of one's own can be read under the name of MNIST: [`warnings`](crate::warnings()) then says so.
 ///
 /// # Errors
-/// Any [`DataError`] of locating and reading: [`DataError::NotFound`] lists the places searched.
+/// Any [`DataError`] of locating and reading: [`DataError::NotFound`] lists the places searched,
+/// [`DataError::OtherDataset`] tells that the files are those of another data set.
 pub fn open(
     name: DatasetName,
     split: Split,
     labels: LabelKind,
     locations: &Locations,
-) -> Result<Dataset, DataError> {
+) -> Result<Opened, DataError> {
     if labels == LabelKind::Coarse && name != DatasetName::Cifar100 {
         return Err(DataError::NoCoarseLabels { name });
     }
-    match locate::find(name, split, locations)? {
-        locate::Found::BuiltIn => Ok(digits::read(split)),
-        locate::Found::Idx { images, labels } => idx::read(name, &images, &labels),
-        locate::Found::CifarFiles(files) => cifar::read_files(name, split, labels, &files),
-        locate::Found::CifarArchive(archive) => cifar::read_archive(name, split, labels, &archive),
+    let found = locate::find(name, split, locations)?;
+    let place = found.place().map(Path::to_owned);
+    let (Parts { dataset, .. }, published) = match found {
+        locate::Found::BuiltIn => (Parts { dataset: digits::read(split), contents: Vec::new() }, Some(split)),
+        locate::Found::Idx { images, labels } => identified(name, idx::read(name, split, images, labels)?)?,
+        locate::Found::CifarFiles(files) => {
+            identified(name, cifar::read_files(name, split, labels, &files)?)?
+        }
+        locate::Found::CifarArchive(archive) => {
+            identified(name, cifar::read_archive(name, split, labels, &archive)?)?
+        }
+    };
+    let (n_in_files, crc32_of_files) = (dataset.len(), dataset.crc32());
+    Ok(Opened { dataset, name, split, place, published, n_in_files, crc32_of_files })
+}
+
+/// Tells which part of the published data set was read. The files of another one are refused.
+fn identified(name: DatasetName, parts: Parts) -> Result<(Parts, Option<Split>), DataError> {
+    let sums: Vec<Option<&str>> = parts.contents.iter().map(|(_, sum)| sum.as_deref()).collect();
+    for ((path, _), sum) in parts.contents.iter().zip(&sums) {
+        if let Some((found, split)) = sum.and_then(identify).filter(|&(found, _)| found != name) {
+            return Err(DataError::OtherDataset { path: path.clone(), name, found, split });
+        }
     }
+    let is_part =
+        |split: &Split| published_contents(name, *split).into_iter().map(Some).eq(sums.iter().copied());
+    let published = Split::ALL.iter().copied().find(is_part);
+    Ok((parts, published))
 }
 
 /// Mean and standard deviation per channel that map pixels to network inputs:
@@ -303,7 +365,7 @@ mod tests {
         let head = tiny().head(1).unwrap();
         assert_eq!((head.images.as_slice(), head.labels.as_slice()), (&[0, 10, 5, 5][..], &[1][..]));
         let message = tiny().head(3).unwrap_err().to_string();
-        assert_eq!(message, "take the first 3 samples of tiny: it has 2");
+        assert_eq!(message, "take the first 3 images of tiny: there are 2; ask for fewer, or for all");
     }
 
     #[test]

@@ -4,7 +4,10 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{DatasetName, Split};
+use crate::{DatasetName, FileKind, Split};
+
+/// Advice for a file that may have been fetched, or made by the user.
+const FETCH_OR_MAKE: &str = "fetch or make the file once more";
 
 /// Why a data set could not be located, read, fetched or served.
 ///
@@ -41,14 +44,15 @@ pub enum DataError {
 
     /// No location holds the files of a data set.
     #[error(
-        "find {name} ({split}): no {} in {}; put {} into {}, or run `lowbit data fetch {name}`{}",
-        Listed(wanted), Listed(&displayed(searched)), Listed(wanted), put_into.display(), debian_hint(*name)
+        "find {name}{}: no {} in {}; put {} into {}, or run `lowbit data fetch {name}`{}",
+        split.map_or(String::new(), |split| format!(" ({split})")), Listed(wanted), Listed(&displayed(searched)),
+        if wanted.len() == 1 { "it" } else { "them" }, put_into.display(), debian_hint(*name)
     )]
     NotFound {
         /// The data set.
         name: DatasetName,
-        /// The part asked for.
-        split: Split,
+        /// The part asked for, if the parts have files of their own and one was asked for.
+        split: Option<Split>,
         /// The directories searched, in order.
         searched: Vec<PathBuf>,
         /// The files looked for.
@@ -91,26 +95,100 @@ pub enum DataError {
         source: io::Error,
     },
 
-    /// A file ends too early.
-    #[error("read {}: cut short, expected {expected} bytes of content, got {got}; remove the file and fetch it again",
-        .path.display())]
+    /// Not a regular file: a directory, FIFO or device.
+    #[error("read {}: it is {kind}, not a regular file; put a file in its place, or give another directory", .path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
+
+    /// A file that is something else than its name says.
+    #[error("read {}: it {} {kind}, not {expected}{}", .path.display(), if *.within_gzip { "holds, compressed with gzip,"
+        } else { "is" }, remedy_of(*.kind))]
+    WrongKind {
+        /// The file.
+        path: PathBuf,
+        /// What its name says.
+        expected: &'static str,
+        /// What it looks like.
+        kind: FileKind,
+        /// Whether that is the kind of its decompressed content.
+        within_gzip: bool,
+    },
+
+    /// A file ends within its header.
+    #[error("read {}: it ends after {got} of the {expected} bytes of its header; {FETCH_OR_MAKE}", .path.display())]
     Truncated {
         /// The file.
         path: PathBuf,
-        /// Bytes of content expected, after decompression.
+        /// Bytes of the header.
         expected: u64,
-        /// Bytes of content found, after decompression.
+        /// Bytes found, after decompression.
         got: u64,
     },
 
-    /// A file goes on after its content.
-    #[error("read {}: expected {expected} bytes of content, got more; this is another or a damaged file, fetch it again",
-        .path.display())]
-    TrailingBytes {
+    /// An IDX file whose header has another number than its data.
+    #[error("read {}: its header says {said} {what}, but it holds {held}; {}", .path.display(), if *.is_cut {
+        "it is cut short, remove it and fetch it again" } else { "correct the header or the data" })]
+    CountInHeader {
         /// The file.
         path: PathBuf,
-        /// Bytes of content expected, after decompression.
-        expected: u64,
+        /// `"images"` or `"labels"`.
+        what: &'static str,
+        /// The number in the header.
+        said: u64,
+        /// What follows the header.
+        held: Held,
+        /// Whether the header is that of a published file, of which some is missing.
+        is_cut: bool,
+    },
+
+    /// An IDX file whose header promises more than is read.
+    #[error("read {}: its header says {said} {what}, more than the {limit} that are read of a file; correct the header, or \
+        take fewer", .path.display())]
+    TooMany {
+        /// The file.
+        path: PathBuf,
+        /// `"images"` or `"labels"`.
+        what: &'static str,
+        /// The number in the header.
+        said: u64,
+        /// The largest number.
+        limit: usize,
+    },
+
+    /// A file of CIFAR of another length than the published one.
+    #[error("read {}: expected {n_images} images of {record_len} bytes, {} bytes in all, got {}{got}; files of {name} \
+        have the published length", .path.display(), n_images * record_len, if *.at_least { "at least " } else { "" })]
+    WrongLength {
+        /// The file, or the archive with the name of its member.
+        path: PathBuf,
+        /// The data set.
+        name: DatasetName,
+        /// Images expected.
+        n_images: usize,
+        /// Bytes of an image and its labels.
+        record_len: usize,
+        /// Bytes found, after decompression.
+        got: u64,
+        /// Whether there may be more.
+        at_least: bool,
+    },
+
+    /// The published files of another data set.
+    #[error("read {}: this is the published file of {found} ({split}), not of {name}; take data.dataset=\"{found}\", or give \
+        the directory of {name} with --data-dir", .path.display())]
+    OtherDataset {
+        /// The file.
+        path: PathBuf,
+        /// The data set asked for.
+        name: DatasetName,
+        /// The data set that it is of.
+        found: DatasetName,
+        /// The part that it is of.
+        split: Split,
     },
 
     /// A file that does not start as an IDX file of the expected kind.
@@ -126,11 +204,13 @@ pub enum DataError {
     },
 
     /// An IDX file of images of another size.
-    #[error("read {}: expected images of {}x{} pixels, got {}x{}; this is another data set",
-        .path.display(), .expected[0], .expected[1], .got[0], .got[1])]
+    #[error("read {}: expected images of {}x{} pixels, got {}x{}; {name} is read in its \
+        own size only", .path.display(), .expected[0], .expected[1], .got[0], .got[1])]
     WrongImageSize {
         /// The file.
         path: PathBuf,
+        /// The data set.
+        name: DatasetName,
         /// Height and width expected.
         expected: [u32; 2],
         /// Height and width found.
@@ -166,7 +246,7 @@ pub enum DataError {
     },
 
     /// Compressed data that cannot be decompressed.
-    #[error("decompress {}: the gzip data is cut short or damaged; remove the file and fetch it again", .path.display())]
+    #[error("decompress {}: the gzip data is cut short or damaged; {FETCH_OR_MAKE}", .path.display())]
     CorruptGzip {
         /// The file.
         path: PathBuf,
@@ -174,9 +254,18 @@ pub enum DataError {
         source: io::Error,
     },
 
+    /// An archive that is damaged, or unlike the published one.
+    #[error("read {}: the tar archive is cut short or damaged: {reason}; {FETCH_OR_MAKE}", .path.display())]
+    CorruptTar {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+
     /// An archive without a file that belongs into it.
-    #[error("read {}: the archive has no {member}; expected the binary version of {name}, fetch it again",
-        .path.display())]
+    #[error("read {}: the archive has no {member}{}; expected the binary version of {name}", .path.display(),
+        names_found(found))]
     MissingMember {
         /// The archive.
         path: PathBuf,
@@ -184,6 +273,8 @@ pub enum DataError {
         name: DatasetName,
         /// The missing file.
         member: String,
+        /// The first few names in it.
+        found: Vec<String>,
     },
 
     /// A file whose checksum is not that of the published file.
@@ -203,8 +294,8 @@ pub enum DataError {
 
     /// A download that failed.
     #[error(
-        "download {url} ({failure}); run the command again to resume, or put {} by hand into {}{}",
-        Listed(files), dir.display(), debian_hint(*name)
+        "download {url} ({failure}); run the command again{}, or put {} by hand into {}{}",
+        resuming(*kept), Listed(files), dir.display(), debian_hint(*name)
     )]
     Fetch {
         /// The data set.
@@ -213,6 +304,8 @@ pub enum DataError {
         url: String,
         /// What happened.
         failure: FetchFailure,
+        /// Bytes that are kept of this file, from which the next try goes on.
+        kept: u64,
         /// The files that are still missing.
         files: Vec<String>,
         /// The directory they belong into.
@@ -255,7 +348,7 @@ pub enum DataError {
     },
 
     /// More samples were asked for than there are.
-    #[error("take the first {asked} samples of {name}: it has {available}")]
+    #[error("take the first {asked} images of {name}: there are {available}; ask for fewer, or for all")]
     TooFewSamples {
         /// The data set.
         name: String,
@@ -331,11 +424,34 @@ impl fmt::Display for Action {
     }
 }
 
+/// What an IDX file holds behind its header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Whole images or labels.
+    pub n: u64,
+    /// Bytes behind the last whole one.
+    pub rest: u64,
+    /// Whether there may be more: it was not counted further.
+    pub at_least: bool,
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Held { n, rest, at_least } = self;
+        write!(f, "{}{n}", if *at_least { "at least " } else { "" })?;
+        match rest {
+            0 => Ok(()),
+            1 => write!(f, " and a byte more"),
+            rest => write!(f, " and {rest} bytes more"),
+        }
+    }
+}
+
 /// The checksums in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChecksumKind {
-    /// MD5 of the file as published. It guards against damage, not against an attacker.
-    Md5,
+    /// SHA-256 of the file as published.
+    FileSha256,
     /// SHA-256 of the content after decompression.
     ContentSha256,
 }
@@ -343,7 +459,7 @@ pub enum ChecksumKind {
 impl fmt::Display for ChecksumKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            ChecksumKind::Md5 => "md5",
+            ChecksumKind::FileSha256 => "sha256",
             ChecksumKind::ContentSha256 => "sha256 of the content",
         })
     }
@@ -366,6 +482,31 @@ pub enum FetchFailure {
         expected: u64,
         /// Bytes received.
         got: u64,
+    },
+    /// The server sends something else under the name of the file.
+    #[error("the server answered with {0}, not with the file")]
+    NotTheFile(FileKind),
+    /// The server announces another length than the published file has.
+    #[error("the server announces {got} bytes, the file has {expected}")]
+    WrongLength {
+        /// Length of the file.
+        expected: u64,
+        /// Length announced.
+        got: u64,
+    },
+    /// The server sends more than the file has.
+    #[error("the server still sends after {limit} bytes, the file has {expected}")]
+    TooLong {
+        /// Length of the file.
+        expected: u64,
+        /// Where it was stopped.
+        limit: u64,
+    },
+    /// The file begins otherwise than what is at hand of it.
+    #[error("what the server sends does not go on from the partial download: they differ at byte {at}")]
+    OtherFile {
+        /// First byte that differs.
+        at: u64,
     },
 }
 
@@ -396,10 +537,37 @@ fn displayed(paths: &[PathBuf]) -> Vec<std::path::Display<'_>> {
     paths.iter().map(|path| path.display()).collect()
 }
 
+fn remedy_of(kind: FileKind) -> &'static str {
+    match kind {
+        FileKind::WebPage | FileKind::Message => {
+            "; remove it and fetch the file again, a server answered with it"
+        }
+        FileKind::LfsPointer => "; `git lfs pull` gets the file",
+        FileKind::Zip | FileKind::Bzip2 | FileKind::Xz | FileKind::Zstd => "; unpack it first",
+        FileKind::Gzip => "; it is compressed twice, decompress it once",
+        _ => "; put the file that the name says in its place",
+    }
+}
+
+/// The names are shown as they can be: an archive may hold any byte.
+fn names_found(found: &[String]) -> String {
+    match found {
+        [] => String::new(),
+        found => format!(", but {}", Listed(found)),
+    }
+}
+
 fn debian_hint(name: DatasetName) -> &'static str {
     match name {
         DatasetName::FashionMnist => ", or on Debian and Ubuntu `apt-get install dataset-fashion-mnist`",
         _ => "",
+    }
+}
+
+fn resuming(kept: u64) -> String {
+    match kept {
+        0 => String::new(),
+        kept => format!(" to resume after the {kept} bytes that are kept"),
     }
 }
 

@@ -1,17 +1,22 @@
 //! Downloading the published files.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ureq::http::{HeaderMap, StatusCode};
 use ureq::{Agent, Body};
 
-use crate::error::{Action, FetchFailure};
-use crate::locate::is_file;
+use crate::error::{Action, ChecksumKind, FetchFailure};
+use crate::file_kind::{FileKind, START_LEN};
+use crate::locate::expect_file;
+use crate::read::{expect_regular, without_waiting};
 use crate::verify::{FileStatus, check_file};
 use crate::{DataError, DatasetName, RemoteFile};
+
+/// How long a server may stay silent.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What to download and where to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,8 +55,10 @@ pub struct Progress<'a> {
 /// Downloads the files of a data set and checks them; returns their paths.
 ///
 /// A file that is already there and good is not downloaded. A file is written under the name `<file>.part`, which is
-/// kept when the connection ends, so that the next call resumes it. A complete download with another checksum than
-/// the published one is removed, so that the next call starts afresh. For built-in data sets nothing happens.
+/// kept when the connection ends, so that the next call resumes it. It is also kept if the server answers with something
+/// else, such as a web page, and no more is ever received than the file may have. A complete download with another
+/// checksum than the published one is removed, so that the next call starts afresh. For built-in data sets nothing
+/// happens.
 ///
 /// Proxies are taken from the usual environment variables (`HTTPS_PROXY` and so on), except for addresses on this
 /// machine.
@@ -63,12 +70,13 @@ pub fn fetch(
     request: &FetchRequest,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Vec<PathBuf>, DataError> {
-    fetch_files(request, request.name.info().files, progress)
+    fetch_files(request, request.name.info().files, PATIENCE, progress)
 }
 
 fn fetch_files(
     request: &FetchRequest,
     files: &[RemoteFile],
+    patience: Duration,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Vec<PathBuf>, DataError> {
     if files.is_empty() {
@@ -82,13 +90,14 @@ fn fetch_files(
             progress(Progress { file_name: file.file_name, file_idx, n_files: files.len(), received, total });
         };
         let base_url = request.base_url.as_deref().unwrap_or(file.base_url).trim_end_matches('/');
-        let download = Download { file, url: format!("{base_url}/{}", file.file_name), dir: &dir };
+        let download = Download { file, url: format!("{base_url}/{}", file.file_name), dir: &dir, patience };
         let path = download.run(&mut received).map_err(|error| match error {
             DownloadError::Data(error) => error,
             DownloadError::Failure(failure) => DataError::Fetch {
                 name: request.name,
                 url: download.url.clone(),
                 failure,
+                kept: download.kept(),
                 files: files[file_idx..].iter().map(|file| file.file_name.into()).collect(),
                 dir: dir.clone(),
             },
@@ -103,6 +112,7 @@ struct Download<'a> {
     file: &'a RemoteFile,
     url: String,
     dir: &'a Path,
+    patience: Duration,
 }
 
 enum DownloadError {
@@ -125,84 +135,141 @@ impl From<FetchFailure> for DownloadError {
 impl Download<'_> {
     fn run(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<PathBuf, DownloadError> {
         let path = self.dir.join(self.file.file_name);
-        if is_file(&path)? {
+        if expect_file(&path)? {
             self.check(&path, Existing::Keep)?;
             progress(self.file.size, self.file.size);
             return Ok(path);
         }
-        let part = self.dir.join(format!("{}.part", self.file.file_name));
+        let part = self.part();
         let mut out = open_part(&part)?;
-        let io_error = |action| {
-            move |e| DownloadError::Data(DataError::io(&self.dir.join(self.file.file_name), action, e))
-        };
+        let io_error = |action| move |e| DownloadError::Data(DataError::io(&self.part(), action, e));
         let at_hand = out.seek(SeekFrom::End(0)).map_err(io_error(Action::Write))?;
         // A download that was interrupted between its last byte and the rename is complete already.
-        if at_hand != self.file.size {
-            self.download(&mut out, &part, at_hand, progress)?;
+        if at_hand != self.file.size
+            && let Err(error) = self.download(&mut out, at_hand, progress)
+        {
+            // Nothing empty is left behind. That it cannot be removed is no worse than why the download failed.
+            if self.kept() == 0 {
+                let _ = fs::remove_file(&part);
+            }
+            return Err(error);
         }
-        out.sync_all().map_err(io_error(Action::Write))?;
+        match out.sync_all() {
+            // Some file systems have no such thing.
+            Err(e) if !matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+                return Err(io_error(Action::Write)(e));
+            }
+            _ => {}
+        }
         self.check(&part, Existing::Remove)?;
         fs::rename(&part, &path).map_err(io_error(Action::Rename))?;
         Ok(path)
     }
 
-    /// Completes the partial file, of which `at_hand` bytes are there.
+    /// Where the file is written until it is complete.
+    fn part(&self) -> PathBuf {
+        self.dir.join(format!("{}.part", self.file.file_name))
+    }
+
+    /// Bytes of it that there are.
+    fn kept(&self) -> u64 {
+        fs::metadata(self.part()).map_or(0, |metadata| metadata.len())
+    }
+
+    /// The most bytes that are received. What is judged by its content may be compressed less well, or not at all.
+    fn limit(&self) -> u64 {
+        match self.file.checksum {
+            ChecksumKind::FileSha256 => self.file.size,
+            ChecksumKind::ContentSha256 => self.file.size.saturating_mul(8),
+        }
+    }
+
+    /// Completes the partial file, of which `at_hand` bytes are there. It keeps these unless the server is seen to send
+    /// the same file from its start.
     fn download(
         &self,
         out: &mut File,
-        part: &Path,
         at_hand: u64,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<(), DownloadError> {
         let mut response = self.request(at_hand)?;
-        // The partial file is longer than the file of the server, or the server objects to the range: start over.
-        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE && at_hand > 0 {
+        let is_resumed = |response: &ureq::http::Response<Body>| {
+            response.status() == StatusCode::PARTIAL_CONTENT
+                && range_start(response.headers()) == Some(at_hand)
+        };
+        // The partial file is longer than the file of the server, the server objects to the range, or it sends another
+        // part than asked for: start over.
+        let refused = [StatusCode::RANGE_NOT_SATISFIABLE, StatusCode::PARTIAL_CONTENT];
+        if at_hand > 0 && refused.contains(&response.status()) && !is_resumed(&response) {
             response = self.request(0)?;
         }
-        let resumed = response.status() == StatusCode::PARTIAL_CONTENT
-            && range_start(response.headers()) == Some(at_hand);
-        let mut received = match response.status() {
-            StatusCode::PARTIAL_CONTENT if resumed => at_hand,
-            // The server sends another part than asked for.
-            StatusCode::PARTIAL_CONTENT => {
-                response = self.request(0)?;
-                0
-            }
-            _ => 0,
-        };
-        if !resumed && response.status() != StatusCode::OK {
+        let is_resumed = is_resumed(&response);
+        if !is_resumed && response.status() != StatusCode::OK {
             return Err(FetchFailure::Status(response.status().as_u16()).into());
         }
-        let write_error = |e| DownloadError::Data(DataError::io(part, Action::Write, e));
-        out.set_len(received).map_err(write_error)?;
-        out.seek(SeekFrom::Start(received)).map_err(write_error)?;
+        if is_web_page(response.headers()) {
+            return Err(FetchFailure::NotTheFile(FileKind::WebPage).into());
+        }
 
+        let begin = if is_resumed { at_hand } else { 0 };
         let body = response.into_body();
-        let total = body.content_length().map_or(self.file.size, |length| received + length);
+        let announced = body.content_length().map(|length| begin.saturating_add(length));
         let mut body = body.into_reader();
         let mut buffer = vec![0; 1 << 16];
-        progress(received, total);
-        loop {
-            let n_read = match body.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(n_read) => n_read,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => break,
-                Err(e) => return Err(FetchFailure::Connection(e.into()).into()),
-            };
-            out.write_all(&buffer[..n_read]).map_err(write_error)?;
-            received += n_read as u64;
-            progress(received, total);
+        let mut n_read = read_body(&mut body, &mut buffer[..START_LEN])?;
+        if !is_resumed {
+            self.expect_start(&buffer[..n_read])?;
         }
-        if received < total {
-            return Err(FetchFailure::CutShort { expected: total, got: received }.into());
+        if let Some(got) = announced.filter(|&got| got != self.file.size && !self.may_have_length(got)) {
+            return Err(FetchFailure::WrongLength { expected: self.file.size, got }.into());
         }
-        Ok(())
+        let mut transfer = Transfer {
+            path: self.part(),
+            out,
+            received: begin,
+            kept: at_hand,
+            is_announced: announced == Some(self.file.size),
+        };
+        let total = announced.unwrap_or(self.file.size);
+        progress(begin, total);
+        while n_read > 0 {
+            if transfer.received + n_read as u64 > self.limit() {
+                transfer.keep()?;
+                return Err(FetchFailure::TooLong { expected: self.file.size, limit: self.limit() }.into());
+            }
+            transfer.receive(&buffer[..n_read])?;
+            progress(transfer.received, total);
+            n_read = read_body(&mut body, &mut buffer)?;
+        }
+        if transfer.received < total {
+            return Err(FetchFailure::CutShort { expected: total, got: transfer.received }.into());
+        }
+        // The partial file may have been longer.
+        transfer.kept = transfer.received;
+        transfer.keep()
+    }
+
+    /// Whether a server may have the file in another length: compressed in another way, or not at all.
+    fn may_have_length(&self, length: u64) -> bool {
+        self.file.checksum == ChecksumKind::ContentSha256 && length <= self.limit()
+    }
+
+    /// Refuses what does not begin as the file.
+    fn expect_start(&self, start: &[u8]) -> Result<(), FetchFailure> {
+        let kind = FileKind::of(start);
+        let is_right = match kind {
+            FileKind::Gzip => true,
+            FileKind::Idx => self.file.checksum == ChecksumKind::ContentSha256,
+            FileKind::Unknown => !self.file.file_name.ends_with(".gz"),
+            _ => false,
+        };
+        if is_right { Ok(()) } else { Err(FetchFailure::NotTheFile(kind)) }
     }
 
     fn request(&self, at_hand: u64) -> Result<ureq::http::Response<Body>, FetchFailure> {
         // Compression by the server would make byte ranges and checksums those of another file.
-        let mut request = agent(&self.url).get(&self.url).header("Accept-Encoding", "identity");
+        let mut request =
+            agent(&self.url, self.patience).get(&self.url).header("Accept-Encoding", "identity");
         if at_hand > 0 {
             request = request.header("Range", format!("bytes={at_hand}-"));
         }
@@ -210,13 +277,86 @@ impl Download<'_> {
     }
 
     fn check(&self, path: &Path, existing: Existing) -> Result<(), DataError> {
-        let FileStatus::Differs { kind, expected, got } = check_file(path, self.file)? else { return Ok(()) };
         let removed = existing == Existing::Remove;
-        if removed {
-            fs::remove_file(path).map_err(|e| DataError::io(path, Action::Remove, e))?;
+        let remove = || match removed {
+            true => fs::remove_file(path).map_err(|e| DataError::io(path, Action::Remove, e)),
+            false => Ok(()),
+        };
+        match check_file(path, self.file) {
+            Ok(FileStatus::Differs { kind, expected, got }) => {
+                remove()?;
+                Err(DataError::ChecksumMismatch { path: path.to_owned(), kind, expected, got, removed })
+            }
+            Ok(_) => Ok(()),
+            Err(damaged @ DataError::CorruptGzip { .. }) => {
+                remove()?;
+                Err(damaged)
+            }
+            Err(error) => Err(error),
         }
-        Err(DataError::ChecksumMismatch { path: path.to_owned(), kind, expected, got, removed })
     }
+}
+
+/// A body on its way into the partial file.
+struct Transfer<'a> {
+    path: PathBuf,
+    out: &'a mut File,
+    /// Bytes of the file received, with those that were at hand.
+    received: u64,
+    /// Bytes of the partial file that are of an earlier answer.
+    kept: u64,
+    /// Whether the server announced the length of the published file.
+    is_announced: bool,
+}
+
+impl Transfer<'_> {
+    /// Takes the next bytes. Those that are at hand already are compared; with others, the partial file is begun anew if
+    /// the length says that the server has the published file, and left alone if not.
+    fn receive(&mut self, bytes: &[u8]) -> Result<(), DownloadError> {
+        let write_error = |e| DownloadError::Data(DataError::io(&self.path, Action::Write, e));
+        let n_known = self.kept.saturating_sub(self.received).min(bytes.len() as u64) as usize;
+        let (known, new) = bytes.split_at(n_known);
+        self.out.seek(SeekFrom::Start(self.received)).map_err(write_error)?;
+        let mut at_hand = vec![0; n_known];
+        self.out.read_exact(&mut at_hand).map_err(write_error)?;
+        if let Some(idx) = known.iter().zip(&at_hand).position(|(a, b)| a != b) {
+            let at = self.received + idx as u64;
+            if !self.is_announced {
+                return Err(FetchFailure::OtherFile { at }.into());
+            }
+            self.out.set_len(at).and_then(|()| self.out.seek(SeekFrom::Start(at))).map_err(write_error)?;
+            self.out.write_all(&bytes[idx..]).map_err(write_error)?;
+            self.kept = 0;
+        } else {
+            self.out.write_all(new).map_err(write_error)?;
+        }
+        self.received += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Cuts the partial file to what is kept.
+    fn keep(&self) -> Result<(), DownloadError> {
+        self.out
+            .set_len(self.kept)
+            .map_err(|e| DownloadError::Data(DataError::io(&self.path, Action::Write, e)))
+    }
+}
+
+/// Reads until the buffer is full or the body ends; a connection that ends is the end of the body.
+fn read_body(body: &mut impl Read, buffer: &mut [u8]) -> Result<usize, FetchFailure> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match body.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => break,
+            // What came before is kept: the next call meets the error again.
+            Err(_) if filled > 0 => break,
+            Err(e) => return Err(FetchFailure::Connection(e.into())),
+        }
+    }
+    Ok(filled)
 }
 
 /// What happens to a file with another checksum than the published one.
@@ -231,24 +371,25 @@ enum Existing {
 /// Opens the partial file for this process alone; the lock ends with the process.
 fn open_part(part: &Path) -> Result<File, DataError> {
     let create_error = |e| DataError::io(part, Action::Create, e);
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(part);
+    let mut options = OpenOptions::new();
+    let file = without_waiting(options.read(true).write(true).create(true).truncate(false)).open(part);
     let file = file.map_err(create_error)?;
+    expect_regular(&file, part)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(DataError::FetchInProgress { path: part.to_owned() }),
         // A file system without locks: go on without.
-        Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => Ok(file),
-        Err(TryLockError::Error(e)) => Err(create_error(e)),
+        Err(TryLockError::Error(_)) => Ok(file),
     }
 }
 
-fn agent(url: &str) -> Agent {
+fn agent(url: &str, patience: Duration) -> Agent {
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .timeout_resolve(Some(Duration::from_secs(30)))
         .timeout_connect(Some(Duration::from_secs(30)))
-        .timeout_recv_response(Some(Duration::from_secs(60)))
-        .timeout_per_read(Some(Duration::from_secs(60)))
+        .timeout_recv_response(Some(patience))
+        .timeout_per_read(Some(patience))
         .user_agent(concat!("lowbit/", env!("CARGO_PKG_VERSION")));
     let local = ["http://127.0.0.1", "http://localhost", "http://[::1]"];
     let config = if local.iter().any(|host| url.starts_with(host)) { config.proxy(None) } else { config };
@@ -261,6 +402,12 @@ fn range_start(headers: &HeaderMap) -> Option<u64> {
     value.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
 }
 
+/// Whether a server says that it sends a web page.
+fn is_web_page(headers: &HeaderMap) -> bool {
+    let content_type = headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    content_type.trim_start().to_ascii_lowercase().starts_with("text/html")
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader};
@@ -268,7 +415,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
     use std::thread;
 
-    use md5::{Digest, Md5};
+    use sha2::{Digest, Sha256};
 
     use super::*;
 
@@ -287,6 +434,20 @@ mod tests {
         CutAt(usize),
         /// The file does not exist.
         NotFound,
+        /// A web page with status 200, called one or not.
+        WebPage { is_called: bool },
+        /// Ranges are served, and the answer never ends.
+        Endless,
+        /// Every answer is the whole file, and goes on with other bytes.
+        EndlessFromStart,
+        /// A whole file of another length.
+        OtherLength,
+        /// A whole file of the same length, or of one that is not announced, with other bytes.
+        OtherBytes { is_announced: bool },
+        /// An address that sends back to itself.
+        Loop,
+        /// No answer.
+        Silent,
     }
 
     /// A server of one content under any name; it remembers the ranges asked for.
@@ -327,27 +488,45 @@ mod tests {
             }
         }
         seen.lock().unwrap().push(range);
+        let page = b"<!DOCTYPE html><html>Please log in</html>";
+        let other: Vec<u8> = content.iter().map(|byte| byte ^ 1).collect();
+        let longer = [content, content].concat();
         let (status, extra, body) = match (manner, range) {
+            // Until the client gives up.
+            (Manner::Silent, _) => return drop((&connection).read(&mut [0])),
             (Manner::NotFound, _) => ("404 Not Found", String::new(), &b"no such file"[..]),
+            (Manner::WebPage { is_called: true }, _) => {
+                ("200 OK", "Content-Type: text/html\r\n".into(), &page[..])
+            }
+            (Manner::WebPage { is_called: false }, _) => ("200 OK", String::new(), &page[..]),
+            (Manner::OtherLength, _) => ("200 OK", String::new(), longer.as_slice()),
+            (Manner::OtherBytes { .. }, _) => ("200 OK", String::new(), other.as_slice()),
+            (Manner::Loop, _) => ("302 Found", "Location: /data/a.gz\r\n".into(), &b""[..]),
             (Manner::RefuseRanges, Some(_)) => ("416 Range Not Satisfiable", String::new(), &b""[..]),
             (Manner::WrongRanges, Some(_)) => {
                 ("206 Partial Content", content_range(0, content.len()), content)
             }
-            (Manner::Ranges | Manner::CutAt(_), Some(from)) => {
+            (Manner::Ranges | Manner::CutAt(_) | Manner::Endless, Some(from)) => {
                 ("206 Partial Content", content_range(from, content.len()), &content[from..])
             }
             _ => ("200 OK", String::new(), content),
         };
-        let header = format!(
-            "HTTP/1.1 {status}\r\nContent-Length: {}\r\n{extra}Connection: close\r\n\r\n",
-            body.len()
-        );
+        let is_endless = matches!(manner, Manner::Endless | Manner::EndlessFromStart);
+        let length = match is_endless || manner == (Manner::OtherBytes { is_announced: false }) {
+            true => String::new(),
+            false => format!("Content-Length: {}\r\n", body.len()),
+        };
+        let header = format!("HTTP/1.1 {status}\r\n{length}{extra}Connection: close\r\n\r\n");
         let body = match manner {
             Manner::CutAt(len) => &body[..len],
             _ => body,
         };
         // The client may have gone after the header of an answer it does not want.
-        let _ = (&connection).write_all(header.as_bytes()).and_then(|()| (&connection).write_all(body));
+        let mut sent =
+            (&connection).write_all(header.as_bytes()).and_then(|()| (&connection).write_all(body));
+        while is_endless && sent.is_ok() {
+            sent = (&connection).write_all(&[7; 1 << 12]);
+        }
     }
 
     fn content_range(from: usize, len: usize) -> String {
@@ -355,18 +534,19 @@ mod tests {
     }
 
     fn content() -> Vec<u8> {
-        (0..300_000u32).map(|idx| (idx * 31 % 253) as u8).collect()
+        let rest = (0..299_998u32).map(|idx| (idx * 31 % 253) as u8);
+        [0x1f, 0x8b].into_iter().chain(rest).collect()
     }
 
     /// A catalog entry for the content.
     fn remote(file_name: &'static str, content: &[u8]) -> RemoteFile {
-        let md5 = format!("{:x}", Md5::digest(content));
+        let sha256 = format!("{:x}", Sha256::digest(content));
         RemoteFile {
             file_name,
             base_url: "http://127.0.0.1:9",
             size: content.len() as u64,
-            md5: md5.leak(),
-            content_sha256: None,
+            checksum: ChecksumKind::FileSha256,
+            sha256: sha256.leak(),
         }
     }
 
@@ -383,7 +563,7 @@ mod tests {
             let server = Server::new(content(), manner);
             let mut request = FetchRequest::new(DatasetName::Cifar10, home.path());
             request.base_url = Some(server.base_url.clone());
-            Case { home, server, request, files: vec![remote("a.bin", &content())] }
+            Case { home, server, request, files: vec![remote("a.gz", &content())] }
         }
 
         fn path(&self, file: &str) -> PathBuf {
@@ -396,7 +576,7 @@ mod tests {
         }
 
         fn run(&self) -> Result<Vec<PathBuf>, DataError> {
-            fetch_files(&self.request, &self.files, &mut |_| {})
+            fetch_files(&self.request, &self.files, PATIENCE, &mut |_| {})
         }
 
         fn message(&self) -> String {
@@ -408,20 +588,20 @@ mod tests {
         }
 
         fn assert_complete(&self) {
-            assert_eq!(fs::read(self.path("a.bin")).unwrap(), content());
-            assert!(!self.path("a.bin.part").exists());
+            assert_eq!(fs::read(self.path("a.gz")).unwrap(), content());
+            assert!(!self.path("a.gz.part").exists());
         }
     }
 
     #[test]
     fn whole_download() {
         let mut case = Case::new(Manner::Ranges);
-        case.files.push(remote("b.bin", &content()));
+        case.files.push(remote("b.gz", &content()));
         let mut seen = Vec::new();
-        let paths = fetch_files(&case.request, &case.files, &mut |progress| {
+        let paths = fetch_files(&case.request, &case.files, PATIENCE, &mut |progress| {
             seen.push((progress.file_idx, progress.received, progress.total));
         });
-        assert_eq!(paths.unwrap(), [case.path("a.bin"), case.path("b.bin")]);
+        assert_eq!(paths.unwrap(), [case.path("a.gz"), case.path("b.gz")]);
         case.assert_complete();
         assert_eq!(case.server.ranges(), [None, None]);
         assert_eq!((seen[0], *seen.last().unwrap()), ((0, 0, 300_000), (1, 300_000, 300_000)));
@@ -441,7 +621,7 @@ mod tests {
             (Manner::WrongRanges, vec![Some(1000), None]),
         ] {
             let case = Case::new(manner);
-            case.write("a.bin.part", &content()[..1000]);
+            case.write("a.gz.part", &content()[..1000]);
             case.run().unwrap();
             case.assert_complete();
             assert_eq!(case.server.ranges(), ranges, "{manner:?}");
@@ -451,7 +631,7 @@ mod tests {
     #[test]
     fn a_complete_partial_file_needs_no_server() {
         let case = Case::new(Manner::NotFound);
-        case.write("a.bin.part", &content());
+        case.write("a.gz.part", &content());
         case.run().unwrap();
         case.assert_complete();
     }
@@ -462,10 +642,10 @@ mod tests {
         let message = case.message();
         assert_eq!(
             message,
-            "download SERVER/a.bin (the connection ended after 100000 of 300000 bytes); run the command again to resume, \
-             or put a.bin by hand into HOME/cifar10"
+            "download SERVER/a.gz (the connection ended after 100000 of 300000 bytes); run the command again to resume \
+             after the 100000 bytes that are kept, or put a.gz by hand into HOME/cifar10"
         );
-        assert_eq!(fs::read(case.path("a.bin.part")).unwrap(), content()[..100_000]);
+        assert_eq!(fs::read(case.path("a.gz.part")).unwrap(), content()[..100_000]);
         case.run().unwrap_err();
         case.run().unwrap();
         case.assert_complete();
@@ -477,18 +657,18 @@ mod tests {
         let case = Case::new(Manner::Ranges);
         let mut damaged = content()[..1000].to_vec();
         damaged[0] ^= 1;
-        case.write("a.bin.part", &damaged);
+        case.write("a.gz.part", &damaged);
         let message = case.message();
-        let expected = case.files[0].md5;
+        let expected = case.files[0].sha256;
         assert!(
-            message.starts_with(&format!("check HOME/cifar10/a.bin.part: expected md5 {expected}, got ")),
+            message.starts_with(&format!("check HOME/cifar10/a.gz.part: expected sha256 {expected}, got ")),
             "{message}"
         );
         assert!(
             message.ends_with("the download has been removed, run the command again to start afresh"),
             "{message}"
         );
-        assert!(!case.path("a.bin.part").exists());
+        assert!(!case.path("a.gz.part").exists());
         case.run().unwrap();
         case.assert_complete();
         assert_eq!(case.server.ranges(), [Some(1000), None]);
@@ -497,11 +677,11 @@ mod tests {
     #[test]
     fn a_file_at_hand_is_never_touched() {
         let case = Case::new(Manner::Ranges);
-        case.write("a.bin", b"of the user");
+        case.write("a.gz", b"of the user");
         let message = case.message();
-        assert!(message.starts_with("check HOME/cifar10/a.bin: expected md5"), "{message}");
+        assert!(message.starts_with("check HOME/cifar10/a.gz: expected sha256"), "{message}");
         assert!(message.ends_with("; remove the file and fetch it again"), "{message}");
-        assert_eq!(fs::read(case.path("a.bin")).unwrap(), b"of the user");
+        assert_eq!(fs::read(case.path("a.gz")).unwrap(), b"of the user");
     }
 
     #[test]
@@ -509,9 +689,10 @@ mod tests {
         let case = Case::new(Manner::NotFound);
         assert_eq!(
             case.message(),
-            "download SERVER/a.bin (the server answered with status 404); run the command again to resume, or put a.bin \
-             by hand into HOME/cifar10"
+            "download SERVER/a.gz (the server answered with status 404); run the command again, or put a.gz by \
+             hand into HOME/cifar10"
         );
+        assert_eq!(fs::read_dir(case.path("")).unwrap().count(), 0, "nothing empty is left");
     }
 
     #[test]
@@ -527,7 +708,7 @@ mod tests {
             "{message}"
         );
         let remedy = format!(
-            "; run the command again to resume, or put train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, \
+            "; run the command again, or put train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, \
              t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz by hand into {}, or on Debian and Ubuntu `apt-get \
              install dataset-fashion-mnist`",
             home.path().join("fashion-mnist").display()
@@ -536,14 +717,126 @@ mod tests {
         assert!(!message.contains('\n'), "{message}");
     }
 
+    /// What another answer than the file does not touch: the partial file of before.
+    #[test]
+    fn a_partial_file_is_kept_from_other_answers() {
+        let start = content()[..1000].to_vec();
+        for (manner, reason) in [
+            (Manner::WebPage { is_called: true }, "the server answered with a web page, not with the file"),
+            (Manner::WebPage { is_called: false }, "the server answered with a web page, not with the file"),
+            (Manner::NotFound, "the server answered with status 404"),
+            (Manner::Endless, "the server still sends after 300000 bytes, the file has 300000"),
+            (Manner::EndlessFromStart, "the server still sends after 300000 bytes, the file has 300000"),
+            (Manner::OtherLength, "the server announces 600000 bytes, the file has 300000"),
+            (
+                Manner::OtherBytes { is_announced: false },
+                "the server answered with data of an unknown kind, not with the file",
+            ),
+        ] {
+            let case = Case::new(manner);
+            case.write("a.gz.part", &start);
+            assert_eq!(
+                case.message(),
+                format!(
+                    "download SERVER/a.gz ({reason}); run the command again to resume after the 1000 bytes that are kept, \
+                     or put a.gz by hand into HOME/cifar10"
+                ),
+                "{manner:?}"
+            );
+            assert_eq!(fs::read(case.path("a.gz.part")).unwrap(), start, "{manner:?}");
+            // With nothing at hand, nothing is left behind.
+            fs::remove_file(case.path("a.gz.part")).unwrap();
+            let message = case.message();
+            assert!(
+                message.contains("; run the command again, or put a.gz by hand"),
+                "{manner:?}: {message}"
+            );
+            assert_eq!(fs::read_dir(case.path("")).unwrap().count(), 0, "{manner:?}");
+        }
+    }
+
+    /// A server that knows no ranges sends what is at hand again; it is compared.
+    #[test]
+    fn another_file_does_not_replace_a_partial_one() {
+        let mut start = content()[..1000].to_vec();
+        start[700] ^= 1;
+        let case = Case::new(Manner::EndlessFromStart);
+        case.write("a.gz.part", &start);
+        let message = case.message();
+        assert!(
+            message.contains(
+                "does not go on from the partial download: they differ at byte 700); run the command"
+            ),
+            "{message}"
+        );
+        assert_eq!(fs::read(case.path("a.gz.part")).unwrap(), start);
+        // What announces the length of the published file is taken for it.
+        let case = Case::new(Manner::NoRanges);
+        case.write("a.gz.part", &start);
+        case.run().unwrap();
+        case.assert_complete();
+        // A partial file that is too long is cut.
+        let case = Case::new(Manner::RefuseRanges);
+        case.write("a.gz.part", &[content(), vec![1; 5000]].concat());
+        case.run().unwrap();
+        case.assert_complete();
+    }
+
+    #[test]
+    fn a_server_without_an_answer_is_given_up() {
+        let case = Case::new(Manner::Loop);
+        let message = case.message();
+        assert!(message.contains("redirect"), "{message}");
+        let case = Case::new(Manner::Silent);
+        let patience = Duration::from_millis(200);
+        let error = fetch_files(&case.request, &case.files, patience, &mut |_| {}).unwrap_err();
+        assert!(
+            matches!(error, DataError::Fetch { failure: FetchFailure::Connection(_), kept: 0, .. }),
+            "{error}"
+        );
+        assert!(error.to_string().contains("timeout"), "{error}");
+    }
+
+    /// A file whose content is known may be stored in another way on another server.
+    #[test]
+    fn content_may_be_compressed_otherwise() {
+        let idx = [&[0, 0, 8, 1, 0, 0, 0x13, 0x88][..], &[3; 5000]].concat();
+        let mut case = Case::new(Manner::NoRanges);
+        case.server = Server::new(idx.clone(), Manner::NoRanges);
+        case.request.base_url = Some(case.server.base_url.clone());
+        case.files =
+            vec![RemoteFile { checksum: ChecksumKind::ContentSha256, size: 1000, ..remote("a.gz", &idx) }];
+        case.run().unwrap();
+        assert_eq!(fs::read(case.path("a.gz")).unwrap(), idx);
+        fs::remove_file(case.path("a.gz")).unwrap();
+        case.files[0].size = 600;
+        assert!(
+            case.message().contains("(the server announces 5008 bytes, the file has 600)"),
+            "{}",
+            case.message()
+        );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_regular_files_are_written() {
+        for name in ["a.gz", "a.gz.part"] {
+            let case = Case::new(Manner::Ranges);
+            fs::create_dir_all(case.path("")).unwrap();
+            assert!(std::process::Command::new("mkfifo").arg(case.path(name)).status().unwrap().success());
+            let message = case.message();
+            assert!(message.contains(&format!("{name}: it is a FIFO, not a regular file")), "{message}");
+        }
+    }
+
     #[test]
     fn two_downloads_of_one_file_do_not_mix() {
         let case = Case::new(Manner::Ranges);
-        case.write("a.bin.part", b"");
-        let other = open_part(&case.path("a.bin.part")).unwrap();
+        case.write("a.gz.part", b"");
+        let other = open_part(&case.path("a.gz.part")).unwrap();
         assert_eq!(
             case.message(),
-            "download to HOME/cifar10/a.bin.part: another process is writing this file; wait for it or end it"
+            "download to HOME/cifar10/a.gz.part: another process is writing this file; wait for it or end it"
         );
         drop(other);
         case.run().unwrap();

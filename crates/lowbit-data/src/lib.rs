@@ -13,7 +13,7 @@
 //! use lowbit_data::{DatasetName, LabelKind, Loader, LoaderConfig, Locations, Normalization, Split, open};
 //!
 //! let name = DatasetName::Digits;
-//! let dataset = open(name, Split::Train, LabelKind::Fine, &Locations::default_with(None))?;
+//! let dataset = open(name, Split::Train, LabelKind::Fine, &Locations::default_with(None))?.dataset;
 //! let config = LoaderConfig::training(32, 7, Normalization::of(name));
 //! let loader = Loader::new(Arc::new(dataset), config)?;
 //!
@@ -33,18 +33,23 @@ mod dataset;
 mod digits;
 mod error;
 mod fetch;
+mod file_kind;
 mod idx;
 mod loader;
 mod locate;
 mod prefetch;
 mod read;
 mod verify;
+mod warning;
 
 pub use augment::{Augmentation, AugmentationDraw};
 pub use catalog::{DatasetInfo, DatasetName, LabelKind, RemoteFile, Split};
-pub use dataset::{Dataset, ImageShape, Normalization, open};
-pub use error::{Action, ChecksumKind, DataError, FetchFailure};
+pub use dataset::{Dataset, ImageShape, Normalization, Opened, open};
+pub use error::{Action, ChecksumKind, DataError, FetchFailure, Held};
 pub use fetch::{FetchRequest, Progress, fetch};
+pub use file_kind::FileKind;
+pub use idx::MAX_IMAGES;
 pub use loader::{Batch, EpochIter, Loader, LoaderConfig};
 pub use locate::{Locations, place_of};
 pub use verify::{FileReport, FileStatus, SplitReport, VerifyReport, verify};
+pub use warning::{DataWarning, warnings};

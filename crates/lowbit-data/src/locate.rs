@@ -5,8 +5,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::cifar::Layout;
+use crate::cifar::{Layout, Member};
 use crate::error::Action;
+use crate::read::{DIRECTORY, not_regular};
 use crate::{DataError, DatasetName, Split};
 
 /// Where Debian and Ubuntu packages such as `dataset-fashion-mnist` put data sets.
@@ -76,31 +77,59 @@ pub(crate) enum Found {
     CifarArchive(PathBuf),
 }
 
+impl Found {
+    /// The directory or archive.
+    pub(crate) fn place(&self) -> Option<&Path> {
+        match self {
+            Found::BuiltIn => None,
+            Found::Idx { images, .. } => images.parent(),
+            Found::CifarFiles(files) => files.first().and_then(|file| file.parent()),
+            Found::CifarArchive(archive) => Some(archive),
+        }
+    }
+}
+
 /// Looks for one part of a data set. The first place that has any of its files counts.
 pub(crate) fn find(name: DatasetName, split: Split, locations: &Locations) -> Result<Found, DataError> {
     if name == DatasetName::Digits {
         return Ok(Found::BuiltIn);
     }
-    if let Some(path) = &locations.data_dir
-        && !exists(path)?
-    {
-        return Err(DataError::DataDirMissing { path: path.clone() });
-    }
-    let searched = locations.directories(name);
-    for place in &searched {
-        if let Some(found) = find_in(name, split, place)? {
+    check_data_dir(locations)?;
+    for place in locations.directories(name) {
+        if let Some(found) = find_in(name, split, &place)? {
             return Ok(found);
         }
     }
+    Err(not_found(name, Some(split), locations))
+}
+
+/// The error for a data set, or one part of it, of which there is no file.
+pub(crate) fn not_found(name: DatasetName, split: Option<Split>, locations: &Locations) -> DataError {
     let put_into = match (&locations.data_dir, &locations.data_home) {
         (Some(dir), _) | (None, Some(dir)) => dir.join(name.as_str()),
         (None, None) => locations.system.join(name.as_str()),
     };
-    let wanted = match Layout::of(name) {
-        Some(layout) => vec![layout.archive.into()],
-        None => idx_stems(split).map(|(stem, kind)| format!("{stem}-{kind}-ubyte.gz")).into(),
+    let wanted: Vec<String> = match (Layout::of(name), split) {
+        (Some(layout), _) => vec![layout.archive.into()],
+        (None, split) => {
+            let splits = split.map_or(Split::ALL.to_vec(), |split| vec![split]);
+            let stems = splits.into_iter().flat_map(idx_stems);
+            stems.map(|(stem, kind)| format!("{stem}-{kind}-ubyte.gz")).collect()
+        }
     };
-    Err(DataError::NotFound { name, split, searched, wanted, put_into })
+    // An archive holds both parts.
+    let split = split.filter(|_| Layout::of(name).is_none());
+    DataError::NotFound { name, split, searched: locations.directories(name), wanted, put_into }
+}
+
+/// Refuses a directory given by the user that is not there, or is neither a directory nor a file.
+pub(crate) fn check_data_dir(locations: &Locations) -> Result<(), DataError> {
+    let Some(path) = &locations.data_dir else { return Ok(()) };
+    match look(path)? {
+        Look::Nothing => Err(DataError::DataDirMissing { path: path.clone() }),
+        Look::Other(kind) if kind != DIRECTORY => Err(DataError::NotAFile { path: path.clone(), kind }),
+        _ => Ok(()),
+    }
 }
 
 /// Looks for one part of a data set in one place.
@@ -149,7 +178,9 @@ fn idx_file(dir: &Path, (stem, kind): (&str, &str)) -> Result<Option<PathBuf>, D
 
 /// The files of one part in a directory that may lack some of them: the path of each, or its name if it is missing.
 pub(crate) fn present(name: DatasetName, split: Split, dir: &Path) -> Vec<Result<PathBuf, String>> {
-    let cifar_file = |file: &&str| Some(dir.join(file)).filter(|path| path.is_file()).ok_or((*file).into());
+    let cifar_file = |file: &Member| {
+        Some(dir.join(file.name)).filter(|path| path.is_file()).ok_or_else(|| file.name.to_owned())
+    };
     match Layout::of(name) {
         Some(layout) => layout.files(split).iter().map(cifar_file).collect(),
         None => idx_stems(split)
@@ -183,7 +214,7 @@ fn find_cifar(
     split: Split,
     place: &Path,
 ) -> Result<Option<Found>, DataError> {
-    if is_file(place)? {
+    if matches!(look(place)?, Look::File) {
         // Under the name of the other archive it is the other one; under any name of its own it may be either.
         let is_other = DatasetName::ALL.iter().filter_map(|&other| Layout::of(other)).any(|other| {
             other.archive != layout.archive && place.file_name() == Some(other.archive.as_ref())
@@ -192,12 +223,12 @@ fn find_cifar(
     }
     let wanted = layout.files(split);
     for dir in [place.to_owned(), place.join(layout.folder)] {
-        let files: Vec<PathBuf> = wanted.iter().map(|file| dir.join(file)).collect();
-        let present = files.iter().map(|file| is_file(file)).collect::<Result<Vec<bool>, _>>()?;
+        let files: Vec<PathBuf> = wanted.iter().map(|file| dir.join(file.name)).collect();
+        let present = files.iter().map(|file| expect_file(file)).collect::<Result<Vec<bool>, _>>()?;
         match present.iter().position(|present| !present) {
             None => return Ok(Some(Found::CifarFiles(files))),
             Some(missing) if present.contains(&true) => {
-                return Err(DataError::MissingFile { name, dir, expected: wanted[missing].into() });
+                return Err(DataError::MissingFile { name, dir, expected: wanted[missing].name.into() });
             }
             Some(_) => {}
         }
@@ -205,26 +236,41 @@ fn find_cifar(
     Ok(first_file([place.join(layout.archive)])?.map(Found::CifarArchive))
 }
 
+/// The first candidate that is a file. If there is none, but something else has the name of one, it is an error: a
+/// directory may have it beside the file, as some programs that unpack make one.
 fn first_file(candidates: impl IntoIterator<Item = PathBuf>) -> Result<Option<PathBuf>, DataError> {
+    let mut other = None;
     for path in candidates {
-        if is_file(&path)? {
-            return Ok(Some(path));
+        match look(&path)? {
+            Look::File => return Ok(Some(path)),
+            Look::Other(kind) => other = other.or(Some(DataError::NotAFile { path, kind })),
+            Look::Nothing => {}
         }
     }
-    Ok(None)
+    other.map_or(Ok(None), Err)
 }
 
-fn exists(path: &Path) -> Result<bool, DataError> {
-    path.try_exists().map_err(|e| DataError::io(path, Action::Read, e))
+/// What is at a path. Unlike [`Path::is_file`], tells "not there" from "not allowed to look".
+enum Look {
+    File,
+    Nothing,
+    /// A directory, FIFO or device.
+    Other(&'static str),
 }
 
-/// Unlike [`Path::is_file`], tells "not there" from "not allowed to look".
-pub(crate) fn is_file(path: &Path) -> Result<bool, DataError> {
+fn look(path: &Path) -> Result<Look, DataError> {
     match fs::metadata(path) {
-        Ok(metadata) => Ok(metadata.is_file()),
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+        Ok(metadata) => Ok(not_regular(&metadata).map_or(Look::File, Look::Other)),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(Look::Nothing)
+        }
         Err(e) => Err(DataError::io(path, Action::Read, e)),
     }
+}
+
+/// Whether there is a file; anything else of its name is an error.
+pub(crate) fn expect_file(path: &Path) -> Result<bool, DataError> {
+    Ok(first_file([path.to_owned()])?.is_some())
 }
 
 #[cfg(test)]

@@ -1,19 +1,23 @@
 //! Comparing the files at hand with the published ones.
 
-use std::fmt;
-use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use md5::Md5;
-use sha2::digest::Output;
 use sha2::{Digest, Sha256};
 
+use crate::catalog::{files_of, published_contents};
 use crate::cifar::Layout;
 use crate::error::{Action, ChecksumKind};
 use crate::locate::{self, Found};
-use crate::read::{Content, open_content};
-use crate::{DataError, DatasetName, LabelKind, Locations, RemoteFile, Split, digits, open};
+use crate::read::{Content, open_regular};
+use crate::{
+    DataError, DataWarning, DatasetName, LabelKind, Locations, Opened, RemoteFile, Split, digits, open,
+    warnings,
+};
+
+/// The most content of a file that is looked at: no published file has as much, and a small one may decompress to any
+/// length.
+const MAX_CONTENT: u64 = 1 << 30;
 
 /// What [`verify`] found.
 #[derive(Debug)]
@@ -24,25 +28,15 @@ pub struct VerifyReport {
     pub files: Vec<FileReport>,
     /// For each part, the number of samples read from it or why it could not be read.
     pub splits: Vec<SplitReport>,
+    /// What is doubtful about the images, if both parts could be read.
+    pub warnings: Vec<DataWarning>,
 }
 
 impl VerifyReport {
-    /// Whether every part can be read, has the published number of samples, and no checksum differs. Files without a
-    /// published checksum count as good: [`VerifyReport::is_compared`] tells whether there are some.
+    /// Whether every part can be read, and every file is the published one.
     pub fn is_ok(&self) -> bool {
-        let info = self.name.info();
-        let file_ok =
-            |file: &FileReport| matches!(file.status, FileStatus::Ok { .. } | FileStatus::NoChecksum);
-        let split_ok = |split: &SplitReport| {
-            let expected = if split.split == Split::Train { info.n_train } else { info.n_test };
-            split.n_samples.as_ref().is_ok_and(|&n| n == expected)
-        };
-        self.files.iter().all(file_ok) && self.splits.iter().all(split_ok)
-    }
-
-    /// Whether every file could be compared with a checksum.
-    pub fn is_compared(&self) -> bool {
-        !self.files.iter().any(|file| matches!(file.status, FileStatus::NoChecksum))
+        self.files.iter().all(|file| matches!(file.status, FileStatus::Ok { .. }))
+            && self.splits.iter().all(|split| split.n_samples.is_ok())
     }
 }
 
@@ -64,8 +58,6 @@ pub enum FileStatus {
         /// The checksum that agrees.
         kind: ChecksumKind,
     },
-    /// No checksum of this file is published; whether it can be read is told by the parts.
-    NoChecksum,
     /// Not the published file.
     Differs {
         /// The checksum's kind.
@@ -92,53 +84,80 @@ pub struct SplitReport {
 
 /// Checks the files that [`open`] would read, and reads them.
 ///
-/// Findings about the files, also that they are missing, are in the report: this function does not fail.
-///
 /// ```
 /// use lowbit_data::{DatasetName, Locations, verify};
 ///
-/// assert!(verify(DatasetName::Digits, &Locations::default_with(None)).is_ok());
+/// assert!(verify(DatasetName::Digits, &Locations::default_with(None))?.is_ok());
+/// # Ok::<(), lowbit_data::DataError>(())
 /// ```
-pub fn verify(name: DatasetName, locations: &Locations) -> VerifyReport {
+///
+/// # Errors
+/// [`DataError::NotFound`] if no location has any file of the data set, or the error of a given directory that is not
+/// there. Findings about files that are there are in the report.
+pub fn verify(name: DatasetName, locations: &Locations) -> Result<VerifyReport, DataError> {
+    locate::check_data_dir(locations)?;
+    let found = Split::ALL.iter().map(|&split| locate::find(name, split, locations)).collect::<Vec<_>>();
+    if found.iter().all(|found| matches!(found, Err(DataError::NotFound { .. }))) {
+        return Err(locate::not_found(name, None, locations));
+    }
+    let opened: Vec<Result<Opened, DataError>> =
+        Split::ALL.iter().map(|&split| open(name, split, LabelKind::Fine, locations)).collect();
     let mut files: Vec<FileReport> = Vec::new();
-    let mut splits = Vec::new();
-    for &split in Split::ALL {
-        let reports = match locate::find(name, split, locations) {
-            Ok(found) => report(name, split, found),
+    for ((&split, found), opened) in Split::ALL.iter().zip(found).zip(&opened) {
+        let reports = match found {
+            Ok(found) => report(name, split, found, opened),
             Err(DataError::MissingFile { dir, .. }) => partial(name, split, &dir),
-            Err(_) => missing(name, split),
+            Err(DataError::NotFound { .. }) => missing(name, split),
+            // Said of the part.
+            Err(_) => Vec::new(),
         };
         for file in reports {
             if !files.iter().any(|known| known.path == file.path) {
                 files.push(file);
             }
         }
-        let n_samples = open(name, split, LabelKind::Fine, locations).map(|dataset| dataset.len());
-        splits.push(SplitReport { split, n_samples });
     }
-    VerifyReport { name, files, splits }
+    let warnings = match opened.as_slice() {
+        [Ok(train), Ok(test)] => warnings(Some(train), test),
+        _ => Vec::new(),
+    };
+    let n_samples = opened.into_iter().map(|opened| opened.map(|opened| opened.n_in_files));
+    let splits = Split::ALL.iter().zip(n_samples).map(|(&split, n_samples)| SplitReport { split, n_samples });
+    Ok(VerifyReport { name, files, splits: splits.collect(), warnings })
 }
 
-fn report(name: DatasetName, split: Split, found: Found) -> Vec<FileReport> {
+fn report(
+    name: DatasetName,
+    split: Split,
+    found: Found,
+    opened: &Result<Opened, DataError>,
+) -> Vec<FileReport> {
     match found {
         Found::BuiltIn => {
             let got = format!("{:x}", Sha256::digest(digits::BYTES));
-            let kind = ChecksumKind::ContentSha256;
-            let status = if got == digits::SHA256 {
-                FileStatus::Ok { kind }
-            } else {
-                FileStatus::Differs { kind, expected: digits::SHA256.into(), got }
-            };
+            let status = compared(ChecksumKind::ContentSha256, digits::SHA256, got);
             vec![FileReport { path: "(built in)".into(), status }]
         }
         Found::CifarFiles(paths) => {
-            let unchecked = |path| FileReport { path, status: FileStatus::NoChecksum };
-            paths.into_iter().map(unchecked).collect()
+            let layout = Layout::of(name).expect("invariant: CIFAR files were located for a CIFAR data set");
+            let sums = layout.files(split).iter().map(|member| member.sha256);
+            paths.into_iter().zip(sums).map(|(path, sum)| checked_content(path, sum)).collect()
         }
-        Found::CifarArchive(path) => vec![checked(path, &name.info().files[0])],
+        Found::CifarArchive(path) => {
+            let file = &name.info().files[0];
+            // An archive that was made anew has another checksum, but may hold the same.
+            let is_published = opened.as_ref().is_ok_and(|opened| opened.published == Some(split));
+            let status = match check_file(&path, file) {
+                Ok(FileStatus::Differs { .. }) if is_published => {
+                    FileStatus::Ok { kind: ChecksumKind::ContentSha256 }
+                }
+                status => status.unwrap_or_else(FileStatus::Unreadable),
+            };
+            vec![FileReport { path, status }]
+        }
         Found::Idx { images, labels } => {
-            let published = files_of(name, split);
-            [images, labels].into_iter().zip(published).map(|(path, file)| checked(path, file)).collect()
+            let sums = files_of(name, split).iter().map(|file| file.sha256);
+            [images, labels].into_iter().zip(sums).map(|(path, sum)| checked_content(path, sum)).collect()
         }
     }
 }
@@ -150,67 +169,45 @@ fn missing(name: DatasetName, split: Split) -> Vec<FileReport> {
 
 /// A directory that lacks some of the files of a part.
 fn partial(name: DatasetName, split: Split, dir: &Path) -> Vec<FileReport> {
-    let present = locate::present(name, split, dir).into_iter().enumerate();
-    let report = |(idx, file): (usize, Result<PathBuf, String>)| match (file, Layout::of(name)) {
-        (Err(missing), _) => FileReport { path: missing.into(), status: FileStatus::Missing },
-        (Ok(path), Some(_)) => FileReport { path, status: FileStatus::NoChecksum },
-        (Ok(path), None) => checked(path, &files_of(name, split)[idx]),
+    let present = locate::present(name, split, dir).into_iter().zip(published_contents(name, split));
+    let report = |(file, sum): (Result<PathBuf, String>, &str)| match file {
+        Err(missing) => FileReport { path: missing.into(), status: FileStatus::Missing },
+        Ok(path) => checked_content(path, sum),
     };
     present.map(report).collect()
 }
 
-/// The published files that one part is read from; an archive has both parts.
-fn files_of(name: DatasetName, split: Split) -> &'static [RemoteFile] {
-    let files = name.info().files;
-    match (Layout::of(name), split) {
-        (Some(_), _) => files,
-        (None, Split::Train) => &files[..files.len() / 2],
-        (None, Split::Test) => &files[files.len() / 2..],
+fn checked_content(path: PathBuf, sha256: &str) -> FileReport {
+    let status = content_sha256(&path).map(|got| compared(ChecksumKind::ContentSha256, sha256, got));
+    FileReport { status: status.unwrap_or_else(FileStatus::Unreadable), path }
+}
+
+fn compared(kind: ChecksumKind, expected: &str, got: String) -> FileStatus {
+    match got == expected {
+        true => FileStatus::Ok { kind },
+        false => FileStatus::Differs { kind, expected: expected.into(), got },
     }
 }
 
-fn checked(path: PathBuf, file: &RemoteFile) -> FileReport {
-    let status = check_file(&path, file).unwrap_or_else(FileStatus::Unreadable);
-    FileReport { path, status }
-}
-
-/// Compares a file with the published one: by its MD5 and, if that differs, by the SHA-256 of its content, since the
-/// same content may be stored raw or compressed by another program.
+/// Compares a file with the published one. The same content of an IDX file may be stored raw or compressed by another
+/// program.
 pub(crate) fn check_file(path: &Path, file: &RemoteFile) -> Result<FileStatus, DataError> {
-    let io_error = |e| DataError::io(path, Action::Read, e);
-    let md5 = digest::<Md5>(&mut File::open(path).map_err(io_error)?).map_err(io_error)?;
-    if md5 == file.md5 {
-        return Ok(FileStatus::Ok { kind: ChecksumKind::Md5 });
-    }
-    let differs = FileStatus::Differs { kind: ChecksumKind::Md5, expected: file.md5.into(), got: md5 };
-    let Some(expected) = file.content_sha256 else { return Ok(differs) };
-    let mut content = open_content(path)?;
-    match digest::<Sha256>(&mut content) {
-        Ok(got) if got == expected => Ok(FileStatus::Ok { kind: ChecksumKind::ContentSha256 }),
-        Ok(got) if matches!(content, Content::Raw(_)) => {
-            Ok(FileStatus::Differs { kind: ChecksumKind::ContentSha256, expected: expected.into(), got })
+    let got = match file.checksum {
+        ChecksumKind::ContentSha256 => content_sha256(path)?,
+        ChecksumKind::FileSha256 => {
+            sha256(&mut open_regular(path)?).map_err(|e| DataError::io(path, Action::Read, e))?
         }
-        Ok(_) => Ok(differs),
-        // Not decompressible: not the published file either.
-        Err(e) => match content.error(path, e) {
-            DataError::CorruptGzip { .. } => Ok(differs),
-            other => Err(other),
-        },
-    }
+    };
+    Ok(compared(file.checksum, file.sha256, got))
 }
 
-fn digest<D: Digest>(reader: &mut impl Read) -> std::io::Result<String>
-where
-    Output<D>: fmt::LowerHex,
-{
-    let mut digest = D::new();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match reader.read(&mut buffer) {
-            Ok(0) => return Ok(format!("{:x}", digest.finalize())),
-            Ok(n) => digest.update(&buffer[..n]),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
+fn content_sha256(path: &Path) -> Result<String, DataError> {
+    let (mut content, _) = Content::open(path)?;
+    sha256(&mut (&mut content).take(MAX_CONTENT)).map_err(|e| content.error(path, e))
+}
+
+fn sha256(reader: &mut impl Read) -> io::Result<String> {
+    let mut digest = Sha256::new();
+    io::copy(reader, &mut digest)?;
+    Ok(format!("{:x}", digest.finalize()))
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use lowbit_data::Locations;
+use lowbit_data::{Locations, Split};
 use lowbit_models::Plan;
 use serde::Serialize;
 
@@ -16,7 +16,7 @@ use crate::recipe::Recipe;
 use crate::run_dir::{ImageSet, RunDir, RunInfo, RunRecipe};
 use crate::state;
 use crate::strategy::Phase;
-use crate::trainer::{evaluate as evaluate_network, test_loader};
+use crate::trainer::{evaluate as evaluate_network, open_split, test_loader};
 use crate::warning::Warning;
 
 /// What the evaluation of a checkpoint yields.
@@ -45,6 +45,8 @@ pub struct Evaluation {
     pub data: ImageSet,
     /// Whether the test images are those of the run, if it knows them.
     pub same_data: Option<bool>,
+    /// What is doubtful about the test images, if they are others than those of the run.
+    pub warnings: Vec<String>,
 }
 
 /// What of a run is evaluated.
@@ -73,7 +75,9 @@ pub fn evaluate(
     let path = run.checkpoints().path(&name);
     loaded.expect_recipe(&sha256, &path)?;
     let info = run.info()?;
-    let loader = test_loader(&recipe.data, &info.locations(locations))?;
+    let test = open_split(&recipe.data, Split::Test, recipe.data.test_limit, &info.locations(locations))?;
+    let data_warnings = lowbit_data::warnings(None, &test);
+    let loader = test_loader(&recipe.data, test)?;
     let data = ImageSet::of(loader.dataset());
     let same_data = info.data.map(|run| run.test == data);
     let specs = network_specs(&recipe);
@@ -104,6 +108,11 @@ pub fn evaluate(
         reported_by: test_origin.filter(|_| reported.is_some()),
         reported,
         data,
+        // The run has those of its own images on record.
+        warnings: match same_data {
+            Some(true) => Vec::new(),
+            _ => data_warnings.iter().map(ToString::to_string).collect(),
+        },
         same_data,
         recipe: recipe.name,
         network: wanted.into(),

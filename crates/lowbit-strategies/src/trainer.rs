@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor, TensorData, Transaction};
-use lowbit_data::{Batch, Dataset, Loader, LoaderConfig, Locations, Normalization, Split};
+use lowbit_data::{Batch, DataWarning, Loader, LoaderConfig, Locations, Normalization, Opened, Split};
 use lowbit_models::{Features, Network, Plan};
 use lowbit_quantizers::QuantizedNetwork;
 use serde::{Deserialize, Serialize};
@@ -277,19 +277,22 @@ struct Data {
     train: Loader,
     test: Loader,
     n_classes: usize,
+    warnings: Vec<DataWarning>,
 }
 
 impl Data {
     fn open(recipe: &DataRecipe, seed: u64, locations: &Locations) -> Result<Self, TrainError> {
         let train = open_split(recipe, Split::Train, recipe.train_limit, locations)?;
-        let n_classes = train.n_classes;
+        let test = open_split(recipe, Split::Test, recipe.test_limit, locations)?;
+        let n_classes = train.dataset.n_classes;
+        let warnings = lowbit_data::warnings(Some(&train), &test);
         let config = LoaderConfig {
             augmentation: recipe.augment,
             n_threads: LOADER_THREADS,
             ..LoaderConfig::training(recipe.batch_size, seed, Normalization::of(recipe.dataset))
         };
-        let train = Loader::new(Arc::new(train), config)?;
-        Ok(Self { train, test: test_loader(recipe, locations)?, n_classes })
+        let train = Loader::new(Arc::new(train.dataset), config)?;
+        Ok(Self { train, test: test_loader(recipe, test)?, n_classes, warnings })
     }
 
     fn info(&self) -> RunData {
@@ -307,27 +310,26 @@ impl Data {
     }
 }
 
-fn open_split(
+pub(crate) fn open_split(
     recipe: &DataRecipe,
     split: Split,
     limit: Option<usize>,
     locations: &Locations,
-) -> Result<Dataset, TrainError> {
-    let dataset = lowbit_data::open(recipe.dataset, split, recipe.labels, locations)?;
+) -> Result<Opened, TrainError> {
+    let opened = lowbit_data::open(recipe.dataset, split, recipe.labels, locations)?;
     Ok(match limit {
-        Some(limit) => dataset.head(limit)?,
-        None => dataset,
+        Some(limit) => opened.head(limit)?,
+        None => opened,
     })
 }
 
 /// The test images of a recipe, in order.
-pub(crate) fn test_loader(recipe: &DataRecipe, locations: &Locations) -> Result<Loader, TrainError> {
-    let test = open_split(recipe, Split::Test, recipe.test_limit, locations)?;
+pub(crate) fn test_loader(recipe: &DataRecipe, test: Opened) -> Result<Loader, TrainError> {
     let config = LoaderConfig {
         n_threads: LOADER_THREADS,
         ..LoaderConfig::evaluation(EVAL_BATCH_SIZE, Normalization::of(recipe.dataset))
     };
-    Ok(Loader::new(Arc::new(test), config)?)
+    Ok(Loader::new(Arc::new(test.dataset), config)?)
 }
 
 /// Images of a batch on `device`, `[batch, channels, height, width]`.
@@ -515,6 +517,9 @@ impl<'a> Trainer<'a> {
         self.warnings.attach(run.path(), self.session.observer);
         for message in self.recipe.warnings() {
             self.warn(WarningKind::Recipe, message);
+        }
+        for warning in std::mem::take(&mut self.data.warnings) {
+            self.warn(WarningKind::Data, warning.to_string());
         }
         self.record_process(run)?;
         self.clock.started = Instant::now();

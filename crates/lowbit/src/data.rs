@@ -123,10 +123,9 @@ fn fetch_files(
 struct Verified {
     name: DatasetName,
     ok: bool,
-    /// Whether every file was compared with a checksum.
-    compared: bool,
     files: Vec<VerifiedFile>,
     splits: Vec<VerifiedSplit>,
+    warnings: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -144,15 +143,15 @@ struct VerifiedSplit {
 }
 
 fn verify_files(name: DatasetName, locations: &Locations, json: bool) -> anyhow::Result<Code> {
-    let report = verify(name, locations);
-    let (ok, compared) = (report.is_ok(), report.is_compared());
-    let VerifyReport { files, splits, .. } = report;
+    let report = verify(name, locations)?;
+    let ok = report.is_ok();
+    let VerifyReport { files, splits, warnings, .. } = report;
     let verified = Verified {
         name,
         ok,
-        compared,
         files: files.into_iter().map(verified_file).collect(),
         splits: splits.into_iter().map(verified_split).collect(),
+        warnings: warnings.iter().map(ToString::to_string).collect(),
     };
     match json {
         true => output::print_json(&verified)?,
@@ -164,7 +163,6 @@ fn verify_files(name: DatasetName, locations: &Locations, json: bool) -> anyhow:
 fn verified_file(FileReport { path, status }: FileReport) -> VerifiedFile {
     let (status, detail) = match status {
         FileStatus::Ok { kind } => ("ok", Some(format!("{kind} agrees"))),
-        FileStatus::NoChecksum => ("unchecked", Some("no checksum of this file is published".into())),
         FileStatus::Differs { kind, expected, got } => {
             ("differs", Some(format!("{kind}: expected {expected}, got {got}")))
         }
@@ -183,28 +181,32 @@ fn verified_split(SplitReport { split, n_samples }: SplitReport) -> VerifiedSpli
     VerifiedSplit { split: split.to_string(), n_samples, error }
 }
 
-fn describe(Verified { name, ok, compared, files, splits }: &Verified) -> Result<String, std::fmt::Error> {
+fn describe(Verified { name, ok, files, splits, warnings }: &Verified) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
+    let mut said = Vec::new();
     for VerifiedFile { path, status, detail } in files {
         writeln!(text, "{status:<10} {}", path.display())?;
         if let Some(detail) = detail {
             writeln!(text, "{:<10} {detail}", "")?;
+            said.push(detail);
         }
     }
     for VerifiedSplit { split, n_samples, error } in splits {
         match (n_samples, error) {
             (Some(n), _) => writeln!(text, "{split:<10} {n} images")?,
-            (None, error) => writeln!(text, "{split:<10} {}", error.as_deref().unwrap_or_default())?,
+            // Said above: of the file, or of the other part, which is in the same archive.
+            (None, Some(error)) if said.contains(&error) => writeln!(text, "{split:<10} cannot be read")?,
+            (None, Some(error)) => {
+                writeln!(text, "{split:<10} {error}")?;
+                said.push(error);
+            }
+            (None, None) => {}
         }
     }
-    let verdict = match (ok, compared) {
-        (true, true) => "complete and intact",
-        (true, false) => {
-            "readable and of the right size, but not compared with a checksum: there are none of unpacked files, only of \
-             the archive"
-        }
-        (false, _) => "NOT as published",
-    };
+    for warning in warnings {
+        writeln!(text, "{:<10} {warning}", "warning")?;
+    }
+    let verdict = if *ok { "complete and intact" } else { "NOT as published" };
     write!(text, "\n{name} is {verdict}")?;
     Ok(text)
 }

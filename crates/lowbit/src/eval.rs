@@ -38,6 +38,9 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Code> {
     let checkpoint = args.checkpoint.as_deref().map(|name| checkpoint_named(&args.run, name)).transpose()?;
     let subject = Subject { checkpoint: checkpoint.as_deref(), network: args.network.as_deref() };
     let evaluation = lowbit_strategies::evaluate(&args.run, subject, &device, &args.data_dir.locations())?;
+    for warning in &evaluation.warnings {
+        tracing::warn!("{warning}");
+    }
     let report = Report {
         // Scores on other images are not to be compared.
         matches: match evaluation.same_data {

@@ -94,11 +94,9 @@ fn of_train(error: &TrainError) -> Code {
 
 fn of_data(error: &DataError) -> Code {
     match error {
-        DataError::UnknownName { .. }
-        | DataError::NoCoarseLabels { .. }
-        | DataError::ZeroBatchSize
-        | DataError::BatchTooLarge { .. }
-        | DataError::TooFewSamples { .. } => Code::Usage,
+        DataError::UnknownName { .. } | DataError::NoCoarseLabels { .. } | DataError::ZeroBatchSize => {
+            Code::Usage
+        }
         _ => Code::Data,
     }
 }

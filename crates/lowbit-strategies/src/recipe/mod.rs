@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use globset::Glob;
 use lowbit_core::{Granularity, Precision};
-use lowbit_data::{Augmentation, DatasetName, LabelKind};
+use lowbit_data::{Augmentation, DatasetName, LabelKind, MAX_IMAGES};
 use lowbit_models::{Family, InputShape, LayerRef, Layout, ModelConfig};
 use lowbit_quantizers::{
     LayerOverride, LayerQuantization, LayerRole, Method, PrecisionFloor, QuantizationPolicy, QuantizerError,
@@ -387,19 +387,18 @@ fn read_data(section: Section<'_>) -> DataRecipe {
         augment.finish();
         Augmentation { pad, flip }
     });
+    // What is built in is known; of files, they themselves decide, and may be data of the user's own.
+    let info = dataset.info();
+    let limit = |n: usize| 1..=if info.files.is_empty() { n } else { MAX_IMAGES } as u64;
     let recipe = DataRecipe {
         dataset,
         labels: labels.unwrap_or(LabelKind::Fine),
         batch_size: section.integer("batch_size", 128, 1..=65_536) as usize,
-        train_limit: section
-            .optional_integer("train_limit", 1..=dataset.info().n_train as u64)
-            .map(|n| n as usize),
-        test_limit: section
-            .optional_integer("test_limit", 1..=dataset.info().n_test as u64)
-            .map(|n| n as usize),
+        train_limit: section.optional_integer("train_limit", limit(info.n_train)).map(|n| n as usize),
+        test_limit: section.optional_integer("test_limit", limit(info.n_test)).map(|n| n as usize),
         augment,
     };
-    let n_train = recipe.train_limit.unwrap_or(dataset.info().n_train);
+    let n_train = recipe.train_limit.unwrap_or(info.n_train);
     if recipe.batch_size > n_train {
         section.problem(
             "batch_size",

@@ -49,8 +49,13 @@ impl Sandbox {
 
     /// Runs what must succeed, and returns the JSON on its stdout.
     pub fn json(&self, args: &[&str]) -> serde_json::Value {
+        self.json_of(args, 0)
+    }
+
+    /// Runs what must end with `code`, and returns the JSON on its stdout.
+    pub fn json_of(&self, args: &[&str], code: i32) -> serde_json::Value {
         let outcome = self.run(&[args, &["--json"]].concat());
-        assert_eq!(outcome.code, Some(0), "{args:?}: {}", outcome.stderr);
+        assert_eq!(outcome.code, Some(code), "{args:?}: {}", outcome.stderr);
         serde_json::from_str(&outcome.stdout).unwrap()
     }
 

@@ -1,0 +1,305 @@
+//! What is doubtful about images that can be read.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::{Dataset, DatasetName, Opened, Split};
+
+/// Something about the images of a training that makes its result mean less than it seems to.
+///
+/// The message is one line.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum DataWarning {
+    /// The files are not the published ones: data of one's own under the name of a data set.
+    NotPublished {
+        /// The name.
+        name: DatasetName,
+        /// The part.
+        split: Split,
+        /// The directory or archive.
+        place: PathBuf,
+        /// Images in the files.
+        n_images: usize,
+        /// CRC-32 of their labels and pixels.
+        crc32: u32,
+        /// Images of the published files.
+        n_published: usize,
+    },
+    /// The files are the published ones of the other part.
+    OtherSplit {
+        /// The name.
+        name: DatasetName,
+        /// The part asked for.
+        split: Split,
+        /// The part that the files are.
+        found: Split,
+        /// The directory or archive.
+        place: PathBuf,
+    },
+    /// Training and test images are from different places, and not both as published.
+    Places {
+        /// The name.
+        name: DatasetName,
+        /// Where the training images are from.
+        train: PathBuf,
+        /// Where the test images are from.
+        test: PathBuf,
+    },
+    /// Some classes have no image.
+    MissingClasses {
+        /// The part.
+        split: Split,
+        /// Images.
+        n_images: usize,
+        /// Classes of the data set.
+        n_classes: usize,
+        /// Those with an image.
+        present: Vec<usize>,
+    },
+    /// Every pixel of every image has the same value.
+    Blank {
+        /// The part.
+        split: Split,
+        /// Images.
+        n_images: usize,
+        /// The value.
+        value: u8,
+    },
+    /// All pixels are dark, as if on another scale.
+    Dark {
+        /// The part.
+        split: Split,
+        /// Images.
+        n_images: usize,
+        /// The largest pixel value.
+        largest: u8,
+        /// The value that stands for white.
+        max_value: u8,
+    },
+    /// Most training images are there more than once.
+    Copies {
+        /// Training images.
+        n_images: usize,
+        /// Different ones among them.
+        n_different: usize,
+    },
+    /// Test images that are also training images.
+    SharedImages {
+        /// Test images among the training images.
+        n_shared: usize,
+        /// Test images.
+        n_test: usize,
+    },
+}
+
+impl fmt::Display for DataWarning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DataWarning::NotPublished { name, split, place, n_images, crc32, n_published } => write!(
+                f,
+                "the {} images in {} are not the published ones of {name}, but data of your own under its name: {n_images} \
+                 with crc32 {crc32:08x}, published are {n_published}",
+                of(*split),
+                place.display(),
+            ),
+            DataWarning::OtherSplit { name, split, found, place } => write!(
+                f,
+                "the {} images in {} are the published {} images of {name}",
+                of(*split),
+                place.display(),
+                of(*found),
+            ),
+            DataWarning::Places { name, train, test } => write!(
+                f,
+                "the training images of {name} are from {}, the test images from {}: are they of one data set?",
+                train.display(),
+                test.display(),
+            ),
+            DataWarning::MissingClasses { split, n_images, n_classes, present } => {
+                let consequence = match split {
+                    Split::Train => {
+                        "the network cannot learn what is missing; take more images, or shuffle the files"
+                    }
+                    Split::Test => {
+                        "the accuracy says nothing about what is missing; take more images, or shuffle the files"
+                    }
+                };
+                write!(f, "the {n_images} {} images are of ", of(*split))?;
+                match present.as_slice() {
+                    [class] => write!(f, "one class only, {class}, of {n_classes}: {consequence}"),
+                    present => {
+                        let missing: Vec<usize> =
+                            (0..*n_classes).filter(|class| !present.contains(class)).collect();
+                        write!(
+                            f,
+                            "{} of {n_classes} classes, without {}: {consequence}",
+                            present.len(),
+                            Few(&missing)
+                        )
+                    }
+                }
+            }
+            DataWarning::Blank { split, n_images, value } => {
+                write!(f, "every pixel of the {n_images} {} images is {value}", of(*split))
+            }
+            DataWarning::Dark { split, n_images, largest, max_value } => write!(
+                f,
+                "no pixel of the {n_images} {} images is above {largest}, where {max_value} is white: are they on \
+                 another scale?",
+                of(*split),
+            ),
+            DataWarning::Copies { n_images, n_different } => {
+                write!(
+                    f,
+                    "only {n_different} of the {n_images} training images differ, the others are copies"
+                )
+            }
+            DataWarning::SharedImages { n_shared, n_test } => write!(
+                f,
+                "{n_shared} of the {n_test} test images are also training images: the accuracy says little about new \
+                 images"
+            ),
+        }
+    }
+}
+
+fn of(split: Split) -> &'static str {
+    match split {
+        Split::Train => "training",
+        Split::Test => "test",
+    }
+}
+
+/// The first few of a list.
+struct Few<'a>(&'a [usize]);
+
+impl fmt::Display for Few<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 10;
+        let shown = if self.0.len() > SHOWN + 1 { &self.0[..SHOWN] } else { self.0 };
+        for (idx, item) in shown.iter().enumerate() {
+            write!(f, "{}{item}", if idx == 0 { "" } else { ", " })?;
+        }
+        match self.0.len() - shown.len() {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
+}
+
+/// What is doubtful about the images of a training, or of an evaluation, which has no training images. The parts are to
+/// be cut to the images used: all but their origin is judged by those.
+///
+/// ```
+/// use lowbit_data::{DatasetName, LabelKind, Locations, Split, open, warnings};
+///
+/// let [train, test] = [Split::Train, Split::Test]
+///     .map(|split| open(DatasetName::Digits, split, LabelKind::Fine, &Locations::default_with(None)));
+/// let (train, test) = (train?, test?);
+/// assert_eq!(warnings(Some(&train), &test), []);
+/// let few = warnings(Some(&train.head(5)?), &test);
+/// assert!(few[0].to_string().starts_with("the 5 training images are of 5 of 10 classes, without 4, 6, 7, 8, 9: "));
+/// # Ok::<(), lowbit_data::DataError>(())
+/// ```
+pub fn warnings(train: Option<&Opened>, test: &Opened) -> Vec<DataWarning> {
+    let mut warnings: Vec<DataWarning> = train.into_iter().chain([test]).flat_map(of_origin).collect();
+    if let Some(train) = train {
+        warnings.extend(of_places(train, test));
+    }
+    for part in train.into_iter().chain([test]) {
+        warnings.extend(of_classes(part.split, &part.dataset));
+        if part.published.is_none() {
+            warnings.extend(of_pixels(part.split, &part.dataset));
+        }
+    }
+    if let Some(train) =
+        train.filter(|train| train.published != Some(train.split) || test.published != Some(test.split))
+    {
+        warnings.extend(of_copies(&train.dataset, &test.dataset));
+    }
+    warnings
+}
+
+fn of_origin(part: &Opened) -> Option<DataWarning> {
+    let place = part.place.clone()?;
+    let info = part.name.info();
+    match part.published {
+        Some(found) if found == part.split => None,
+        Some(found) => Some(DataWarning::OtherSplit { name: part.name, split: part.split, found, place }),
+        None => Some(DataWarning::NotPublished {
+            name: part.name,
+            split: part.split,
+            place,
+            n_images: part.n_in_files,
+            crc32: part.crc32_of_files,
+            n_published: if part.split == Split::Train { info.n_train } else { info.n_test },
+        }),
+    }
+}
+
+fn of_places(train: &Opened, test: &Opened) -> Option<DataWarning> {
+    let as_published = [train, test].iter().all(|part| part.published == Some(part.split));
+    match (&train.place, &test.place) {
+        (Some(from), Some(to)) if from != to && !as_published => {
+            Some(DataWarning::Places { name: train.name, train: from.clone(), test: to.clone() })
+        }
+        _ => None,
+    }
+}
+
+fn of_classes(split: Split, dataset: &Dataset) -> Option<DataWarning> {
+    let mut has_image = vec![false; dataset.n_classes];
+    for &label in &dataset.labels {
+        if let Some(has_image) = has_image.get_mut(usize::from(label)) {
+            *has_image = true;
+        }
+    }
+    let present: Vec<usize> = (0..dataset.n_classes).filter(|&class| has_image[class]).collect();
+    let (n_images, n_classes) = (dataset.len(), dataset.n_classes);
+    (!dataset.is_empty() && present.len() < n_classes).then_some(DataWarning::MissingClasses {
+        split,
+        n_images,
+        n_classes,
+        present,
+    })
+}
+
+fn of_pixels(split: Split, dataset: &Dataset) -> Option<DataWarning> {
+    let (n_images, max_value) = (dataset.len(), dataset.max_value);
+    let (Some(&smallest), Some(&largest)) = (dataset.images.iter().min(), dataset.images.iter().max()) else {
+        return None;
+    };
+    match largest {
+        value if smallest == largest => Some(DataWarning::Blank { split, n_images, value }),
+        // An eighth of the range: values of 0 to 1, or of 0 to 16 as in digits.
+        largest if largest <= max_value / 8 => {
+            Some(DataWarning::Dark { split, n_images, largest, max_value })
+        }
+        _ => None,
+    }
+}
+
+/// Published data sets have a few such images too: of CIFAR-100, one test image in ten has a near copy among the training
+/// images (Barz and Denzler, "Do we train on test data?", 2020). Less than that is not worth a warning.
+fn of_copies(train: &Dataset, test: &Dataset) -> Vec<DataWarning> {
+    if train.is_empty() || test.is_empty() || train.shape != test.shape {
+        return Vec::new();
+    }
+    let n_values = train.shape.n_values();
+    let different: HashSet<&[u8]> = train.images.chunks_exact(n_values).collect();
+    // Blank images have a warning of their own.
+    if different.len() == 1 {
+        return Vec::new();
+    }
+    let n_shared = test.images.chunks_exact(n_values).filter(|image| different.contains(image)).count();
+    let mut warnings = Vec::new();
+    if different.len() <= train.len() / 2 {
+        warnings.push(DataWarning::Copies { n_images: train.len(), n_different: different.len() });
+    }
+    if n_shared * 10 > test.len() {
+        warnings.push(DataWarning::SharedImages { n_shared, n_test: test.len() });
+    }
+    warnings
+}
