@@ -6,6 +6,7 @@ pub mod ops;
 mod quantizer;
 
 use std::fmt;
+use std::io::Write;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
@@ -49,10 +50,7 @@ impl Backend {
     /// The backend `name`.
     ///
     /// # Errors
-    /// Why it is to be skipped.
-    ///
-    /// # Panics
-    /// If it has no adapter where nothing may be skipped: `LOWBIT_NO_SKIP=1`.
+    /// Why there is none.
     pub fn find(name: &str) -> Result<Self, Skip> {
         match name {
             #[cfg(feature = "flex")]
@@ -63,11 +61,7 @@ impl Backend {
             #[cfg(feature = "wgpu")]
             "wgpu" => match Device::enumerate(burn::tensor::DeviceType::Wgpu).first() {
                 Some(device) => Ok(Self { name: "wgpu", device: device.clone() }),
-                None => {
-                    let must_run = std::env::var_os("LOWBIT_NO_SKIP").is_some_and(|value| value == "1");
-                    assert!(!must_run, "wgpu cannot be skipped: no adapter");
-                    Err(Skip::NoAdapter)
-                }
+                None => Err(Skip::NoAdapter),
             },
             _ => {
                 assert!(Self::NAMES.contains(&name), "unknown backend {name:?}");
@@ -75,20 +69,36 @@ impl Backend {
             }
         }
     }
+
+    /// The backend `name` for a test that needs it; `None` if the test is to be skipped.
+    ///
+    /// # Panics
+    /// If nothing may be skipped, see [`skip`].
+    pub fn find_or_skip(name: &str) -> Option<Self> {
+        Self::find(name).map_err(|reason| skip(&format!("{name}: {reason}"))).ok()
+    }
+}
+
+/// Says on the terminal, past the test harness, which shows nothing of a test that passes, that a test does nothing here.
+///
+/// # Panics
+/// With `LOWBIT_NO_SKIP=1`, as in continuous integration.
+pub fn skip(what: &str) {
+    let must_run = std::env::var_os("LOWBIT_NO_SKIP").is_some_and(|value| value == "1");
+    assert!(!must_run, "cannot be skipped: {what}");
+    // Nothing depends on it.
+    let _is_shown = std::io::stderr().write_all(format!("skipped: {what}\n").as_bytes());
 }
 
 /// The backends that are compiled in and have a device on this machine, the default one first.
 ///
 /// # Panics
-/// If there is none.
+/// If there is none, or one has no device where nothing may be skipped.
 pub fn backends() -> Vec<Backend> {
     let found = Backend::NAMES.into_iter().filter_map(|name| match Backend::find(name) {
         Ok(backend) => Some(backend),
         Err(Skip::NotCompiledIn) => None,
-        Err(skip) => {
-            eprintln!("{name} skipped: {skip}");
-            None
-        }
+        Err(Skip::NoAdapter) => Backend::find_or_skip(name),
     });
     let backends: Vec<Backend> = found.collect();
     assert!(!backends.is_empty(), "no backend is compiled in: enable flex, ndarray or wgpu");

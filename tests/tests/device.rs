@@ -74,18 +74,11 @@ impl Counter {
 fn gpu() -> Option<(Backend, MutexGuard<'static, ()>)> {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    match Backend::find("wgpu") {
-        Ok(backend) => {
-            // An error means that an earlier test has set it.
-            let _is_set = log::set_logger(&COUNTER);
-            log::set_max_level(log::LevelFilter::Trace);
-            Some((backend, turn))
-        }
-        Err(skip) => {
-            eprintln!("wgpu skipped: {skip}");
-            None
-        }
-    }
+    let backend = Backend::find_or_skip("wgpu")?;
+    // An error means that an earlier test has set it.
+    let _is_set = log::set_logger(&COUNTER);
+    log::set_max_level(log::LevelFilter::Trace);
+    Some((backend, turn))
 }
 
 /// A network of few channels on few images, one epoch.
@@ -154,6 +147,7 @@ const READS: [(&str, &[&str], u64); 7] = [
 
 /// No operation falls back to the host, and nothing but losses and logits is read, all at once.
 #[test]
+#[cfg_attr(not(feature = "wgpu"), ignore = "needs --features wgpu")]
 fn a_step_reads_once() {
     let Some((backend, _turn)) = gpu() else { return };
     for (name, overrides, buffers) in READS {
@@ -180,6 +174,7 @@ impl Strategy for Curious {
 }
 
 #[test]
+#[cfg_attr(not(feature = "wgpu"), ignore = "needs --features wgpu")]
 fn a_read_more_is_counted() {
     let Some((backend, _turn)) = gpu() else { return };
     let mut steps = Steps::default();
@@ -232,6 +227,7 @@ const IN_FLIGHT: i64 = 4 << 10;
 const NOISE: i64 = 8 << 20;
 
 #[test]
+#[cfg_attr(not(feature = "wgpu"), ignore = "needs --features wgpu")]
 fn memory_does_not_grow() {
     let Some((backend, _turn)) = gpu() else { return };
     let steps = memory(&backend.device, 25, Vec::new());
@@ -259,6 +255,7 @@ impl Strategy for Leak {
 }
 
 #[test]
+#[cfg_attr(not(feature = "wgpu"), ignore = "needs --features wgpu")]
 fn a_leak_is_seen() {
     let Some((backend, _turn)) = gpu() else { return };
     let [in_use, ..] = growth(&memory(&backend.device, 5, vec![Box::new(Leak::default())]));
@@ -267,10 +264,11 @@ fn a_leak_is_seen() {
 
 /// Batches so large that the weights' gradient is taken in shares of several images, the last of which has fewer, or in passes.
 #[test]
+#[cfg_attr(not(feature = "wgpu"), ignore = "needs --features wgpu")]
 fn weight_gradients_of_large_batches_are_those_of_the_cpu() {
     // A hundred thousand products are added up.
     const SUMS: Tolerance = Tolerance { relative: 1e-4, absolute: 1e-5 };
-    let (Some((gpu, _turn)), Ok(cpu)) = (gpu(), Backend::find("flex")) else { return };
+    let (Some((gpu, _turn)), Some(cpu)) = (gpu(), Backend::find_or_skip("flex")) else { return };
     for ([batch, channels, side], out_channels) in [([457, 64, 4], 64), ([115, 16, 32], 4)] {
         let input = [batch, channels, side, side];
         let output = [batch, out_channels, side, side];

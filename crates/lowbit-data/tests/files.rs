@@ -902,7 +902,8 @@ fn debian_fashion_mnist_is_the_published_one() {
     if !locations.system.join("fashion-mnist").is_dir() {
         let must_run = std::env::var_os("LOWBIT_NO_SKIP").is_some_and(|value| value == "1");
         assert!(!must_run, "cannot be skipped: dataset-fashion-mnist is not installed");
-        return println!("skipped: dataset-fashion-mnist is not installed");
+        // Past the harness, which shows nothing of a test that passes.
+        return std::io::stderr().write_all(b"skipped: dataset-fashion-mnist is not installed\n").unwrap();
     }
     let report = verify(DatasetName::FashionMnist, &locations).unwrap();
     assert!(report.is_ok() && report.warnings.is_empty(), "{report:?}");

@@ -176,7 +176,7 @@ impl Case for LayerCase {
                 let input = tensor(&activations(shape.iter().product()), shape, &device);
                 if let Some(quantizer) = &mut layer.input_quantizer {
                     quantizer.start_calibration();
-                    quantizer.fake_quantize(input.clone());
+                    quantizer.observe(&input);
                     quantizer.finish_calibration();
                 }
                 layer.selection = self.part.selection();
@@ -190,7 +190,7 @@ impl Case for LayerCase {
                 let input = tensor(&activations(BATCH * features[0]), shape, &device);
                 if let Some(quantizer) = &mut layer.input_quantizer {
                     quantizer.start_calibration();
-                    quantizer.fake_quantize(input.clone());
+                    quantizer.observe(&input);
                     quantizer.finish_calibration();
                 }
                 layer.selection = self.part.selection();

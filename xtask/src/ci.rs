@@ -1,0 +1,93 @@
+//! `cargo xtask ci`: all that a change must pass. The gate, `.ci/run`, installs the tools and calls it.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+use clap::Args;
+
+use crate::{cargo, parity};
+
+/// What `cargo xtask ci` is asked for.
+#[derive(Args)]
+pub struct CiArgs {
+    /// Only the checks
+    #[arg(long)]
+    no_test: bool,
+
+    /// After the tests, also what is tested on wgpu, as `cargo xtask parity` does
+    #[arg(long, conflicts_with = "no_test")]
+    parity: bool,
+}
+
+/// Programs that the checks run, and how they are installed.
+const TOOLS: [(&str, &str); 3] = [
+    ("typos", "pip install typos, or cargo install --locked typos-cli"),
+    ("cargo-machete", "cargo install --locked cargo-machete"),
+    ("cargo-deny", "cargo install --locked cargo-deny"),
+];
+
+/// Cheap checks first.
+pub fn run(args: &CiArgs) -> anyhow::Result<()> {
+    TOOLS.iter().try_for_each(find)?;
+    step("formatting", cargo(&["fmt", "--all", "--check"]))?;
+    step("spelling", Command::new("typos"))?;
+    step("unused dependencies", cargo(&["machete"]))?;
+    step("licences, sources, versions", deny(&["check", "licenses", "sources", "bans"]))?;
+    let has_advisories = advisories()?;
+    for features in [&[][..], &parity::FEATURES] {
+        // Of the packages that have these features; the other ones do not change.
+        let packages: &[&str] = if features.is_empty() { &["--workspace"] } else { &parity::PACKAGES };
+        let mut clippy = cargo(&["clippy", "--locked", "--all-targets"]);
+        clippy.args(packages).args(features).args(["--", "-D", "warnings"]);
+        step(&format!("lints {}", features.join(" ")), clippy)?;
+    }
+    let mut doc = cargo(&["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"]);
+    doc.env("RUSTDOCFLAGS", "-D warnings");
+    step("documentation", doc)?;
+    if !args.no_test {
+        step("tests", cargo(&["test", "--locked", "--workspace"]))?;
+    }
+    if args.parity {
+        parity::run(&parity::ParityArgs::default())?;
+    }
+    if !has_advisories {
+        println!("== all passed, but advisories: NOT CHECKED (their database cannot be reached)");
+    }
+    Ok(())
+}
+
+/// An error that says how to install it, unless `tool` is there.
+fn find(&(tool, install): &(&str, &str)) -> anyhow::Result<()> {
+    let mut command = Command::new(tool);
+    let status = command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    match status.is_ok_and(|status| status.success()) {
+        true => Ok(()),
+        false => bail!("{tool} is not installed: {install}"),
+    }
+}
+
+fn deny(arguments: &[&str]) -> Command {
+    let mut deny = cargo(&["deny", "--locked"]);
+    deny.args(arguments);
+    deny
+}
+
+/// Known vulnerabilities of dependencies, whose list is fetched from its repository. Whether that was possible.
+fn advisories() -> anyhow::Result<bool> {
+    let output = deny(&["fetch", "db"]).output().context("failed to run cargo deny")?;
+    if !output.status.success() {
+        eprint!("{}", String::from_utf8_lossy(&output.stderr));
+        println!("== advisories: NOT CHECKED (their database cannot be reached)");
+        return Ok(false);
+    }
+    step("advisories", deny(&["check", "advisories"]))?;
+    Ok(true)
+}
+
+/// Runs a check, and says how long it took.
+fn step(what: &str, command: Command) -> anyhow::Result<()> {
+    let started = std::time::Instant::now();
+    crate::run(what, command)?;
+    println!("== {what}: {:.0} s", started.elapsed().as_secs_f64());
+    Ok(())
+}
