@@ -50,6 +50,6 @@ pub use fetch::{FetchRequest, Progress, fetch};
 pub use file_kind::FileKind;
 pub use idx::MAX_IMAGES;
 pub use loader::{Batch, EpochIter, Loader, LoaderConfig};
-pub use locate::{Locations, place_of};
+pub use locate::{Locations, places_of};
 pub use verify::{FileReport, FileStatus, SplitReport, VerifyReport, verify};
 pub use warning::{DataWarning, warnings};

@@ -140,25 +140,20 @@ fn find_in(name: DatasetName, split: Split, place: &Path) -> Result<Option<Found
     }
 }
 
-/// The first place searched that holds a file of a data set; `None` if it is built in or nowhere. Whether all files are
-/// there, and the right ones, is for [`verify`](crate::verify()) to tell.
+/// Where the training and the test images of a data set are looked for first: the directory or archive that holds a file
+/// of them, `None` if there is none or the data set is built in. Whether all files are there, and the right ones, is for
+/// [`verify`](crate::verify()) to tell.
 ///
 /// # Errors
 /// [`DataError`] if a place cannot be looked into.
-pub fn place_of(name: DatasetName, locations: &Locations) -> Result<Option<PathBuf>, DataError> {
-    if name == DatasetName::Digits {
-        return Ok(None);
-    }
-    for place in locations.directories(name) {
-        for &split in Split::ALL {
-            match find_in(name, split, &place) {
-                Ok(None) => {}
-                Ok(Some(_)) | Err(DataError::MissingFile { .. }) => return Ok(Some(place)),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    Ok(None)
+pub fn places_of(name: DatasetName, locations: &Locations) -> Result<[Option<PathBuf>; 2], DataError> {
+    let place_of = |split| match find(name, split, locations) {
+        Ok(found) => Ok(found.place().map(Path::to_owned)),
+        Err(DataError::MissingFile { dir, .. }) => Ok(Some(dir)),
+        Err(DataError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    };
+    Ok([place_of(Split::Train)?, place_of(Split::Test)?])
 }
 
 /// The parts of the names of the image and the label file.

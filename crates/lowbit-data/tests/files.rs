@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use lowbit_data::{
-    DataError, Dataset, DatasetName, FileStatus, LabelKind, Locations, Split, open, place_of, verify,
+    DataError, Dataset, DatasetName, FileStatus, LabelKind, Locations, Split, open, places_of, verify,
     warnings,
 };
 use tempfile::TempDir;
@@ -501,8 +501,8 @@ fn cifar_archive_is_read_as_it_is() {
     let file = places.path("renamed.tar.gz");
     fs::write(&file, archive(&[("test.bin", 10_000 * CIFAR100_RECORD, 3)])).unwrap();
     let locations = Locations { data_dir: Some(file.clone()), ..places.locations() };
-    assert_eq!(place_of(DatasetName::Cifar100, &locations).unwrap(), Some(file));
-    assert_eq!(place_of(DatasetName::Mnist, &locations).unwrap(), None);
+    assert_eq!(places_of(DatasetName::Cifar100, &locations).unwrap(), [Some(file.clone()), Some(file)]);
+    assert_eq!(places_of(DatasetName::Mnist, &locations).unwrap(), [None, None]);
     let coarse = open(DatasetName::Cifar100, Split::Test, LabelKind::Coarse, &locations).unwrap().dataset;
     assert_eq!(coarse.labels[0], 3);
 }
@@ -511,20 +511,22 @@ fn cifar_archive_is_read_as_it_is() {
 #[test]
 fn places_of_data_sets() {
     let places = Places::new();
-    let place = |name| place_of(name, &places.locations()).unwrap();
-    assert_eq!(DatasetName::ALL.iter().filter_map(|&name| place(name)).count(), 0);
+    let found = |name| places_of(name, &places.locations()).unwrap();
+    assert!(DatasetName::ALL.iter().all(|&name| found(name) == [None, None]));
     places.write("given/t10k-labels.idx1-ubyte", b"");
+    places.write("system/mnist/train-labels.idx1-ubyte", b"");
     places.write("home/cifar10/cifar-10-batches-bin/test_batch.bin", b"");
     places.write("system/cifar100/cifar-100-binary.tar.gz", b"");
-    assert_eq!(place(DatasetName::Mnist), Some(places.path("given")));
-    assert_eq!(place(DatasetName::Cifar10), Some(places.path("home/cifar10")));
-    assert_eq!(place(DatasetName::Cifar100), Some(places.path("system/cifar100")));
-    assert_eq!(place(DatasetName::Digits), None);
+    let at = |path| Some(places.path(path));
+    assert_eq!(found(DatasetName::Mnist), [at("system/mnist"), at("given")]);
+    assert_eq!(found(DatasetName::Cifar10), [None, at("home/cifar10/cifar-10-batches-bin")]);
+    let archive = "system/cifar100/cifar-100-binary.tar.gz";
+    assert_eq!(found(DatasetName::Cifar100), [at(archive), at(archive)]);
+    assert_eq!(found(DatasetName::Digits), [None, None]);
     // An archive that is given under its own name is not taken for the other.
-    let archive = places.path("system/cifar100/cifar-100-binary.tar.gz");
-    let given = Locations { data_dir: Some(archive.clone()), data_home: None, ..places.locations() };
-    assert_eq!(place_of(DatasetName::Cifar100, &given).unwrap(), Some(archive));
-    assert_eq!(place_of(DatasetName::Cifar10, &given).unwrap(), None);
+    let given = Locations { data_dir: at(archive), data_home: None, ..places.locations() };
+    assert_eq!(places_of(DatasetName::Cifar100, &given).unwrap(), [at(archive), at(archive)]);
+    assert_eq!(places_of(DatasetName::Cifar10, &given).unwrap(), [None, None]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use lowbit_data::{
     DataError, DatasetInfo, DatasetName, FetchRequest, FileReport, FileStatus, Locations, SplitReport,
-    VerifyReport, fetch, place_of, verify,
+    VerifyReport, fetch, places_of, verify,
 };
 use serde::Serialize;
 
@@ -36,6 +36,8 @@ struct Entry {
     built_in: bool,
     /// The first place searched that holds one of its files.
     found_in: Option<PathBuf>,
+    /// What is doubtful about the places.
+    warnings: Vec<String>,
 }
 
 fn list(locations: &Locations, json: bool) -> anyhow::Result<Code> {
@@ -45,8 +47,9 @@ fn list(locations: &Locations, json: bool) -> anyhow::Result<Code> {
     let entry = |name: DatasetName| {
         let DatasetInfo { title, shape, n_classes, n_train, n_test, files, .. } = *name.info();
         let shape = [shape.channels, shape.height, shape.width];
-        let found_in = place_of(name, locations)?;
-        Ok(Entry { name, title, shape, n_classes, n_train, n_test, built_in: files.is_empty(), found_in })
+        let (found_in, warnings) = found_in(places_of(name, locations)?);
+        let built_in = files.is_empty();
+        Ok(Entry { name, title, shape, n_classes, n_train, n_test, built_in, found_in, warnings })
     };
     let entries: Vec<Entry> =
         DatasetName::ALL.iter().map(|&name| entry(name)).collect::<Result<_, DataError>>()?;
@@ -57,6 +60,21 @@ fn list(locations: &Locations, json: bool) -> anyhow::Result<Code> {
     Ok(Code::Success)
 }
 
+/// The place of a data set by those of its training and test images, and what is doubtful about them.
+fn found_in(places: [Option<PathBuf>; 2]) -> (Option<PathBuf>, Vec<String>) {
+    let (place, warning) = match places {
+        [Some(train), Some(test)] if train != test => {
+            let warning = format!("its test images are in {}", test.display());
+            (Some(train), Some(warning))
+        }
+        [Some(place), Some(_)] => (Some(place), None),
+        [Some(place), None] => (Some(place), Some("it has no test images".into())),
+        [None, Some(place)] => (Some(place), Some("it has no training images".into())),
+        [None, None] => (None, None),
+    };
+    (place, warning.into_iter().collect())
+}
+
 fn table(entries: &[Entry]) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
     writeln!(text, "{:<14} {:>8} {:>8} {:>7} {:>7}  found in", "name", "images", "classes", "train", "test")?;
@@ -64,7 +82,8 @@ fn table(entries: &[Entry]) -> Result<String, std::fmt::Error> {
         let [channels, height, width] = entry.shape;
         let place = match &entry.found_in {
             _ if entry.built_in => "(built in)".into(),
-            Some(directory) => directory.display().to_string(),
+            Some(place) if entry.warnings.is_empty() => place.display().to_string(),
+            Some(place) => format!("{}; {}", place.display(), entry.warnings.join("; ")),
             None => "-".into(),
         };
         writeln!(

@@ -83,6 +83,7 @@ fn data_of_ones_own_under_a_name_is_told() {
 }
 
 /// The published files are known by their content, under any name.
+#[cfg(unix)]
 #[test]
 fn published_files_under_another_name_are_refused() {
     let published = PathBuf::from("/usr/share/datasets/fashion-mnist");
@@ -147,6 +148,26 @@ fn resume_with_fewer_images_is_about_data() {
         assert_eq!(outcome.code, Some(3), "{}", outcome.stderr);
         assert!(outcome.stderr.contains(&format!("there are {n}; ")), "{}", outcome.stderr);
     }
+}
+
+/// Parts from different places: told in the list, and by a training.
+#[test]
+fn parts_from_different_places_are_told() {
+    let sandbox = Sandbox::new();
+    idx_files(&sandbox, |i| (i % 10) as u8);
+    fs::create_dir(sandbox.path("data/mnist")).unwrap();
+    for file in ["images-idx3-ubyte", "labels-idx1-ubyte"] {
+        let from = sandbox.path(&format!("data/t10k-{file}"));
+        fs::rename(from, sandbox.path(&format!("data/mnist/t10k-{file}"))).unwrap();
+    }
+    let list = sandbox.run(&["data", "list", "--data-dir", "data"]).stdout;
+    assert!(list.contains("data; its test images are in data/mnist\n"), "{list}");
+    assert_eq!(train(&sandbox, "run", &[]).code, Some(0));
+    let expected = "the training images of mnist are from data, the test images from data/mnist: are they of one data set?";
+    assert!(recorded(&sandbox, "run").contains(&expected.into()), "{:?}", recorded(&sandbox, "run"));
+    fs::remove_dir_all(sandbox.path("data/mnist")).unwrap();
+    let list = sandbox.run(&["data", "list", "--data-dir", "data"]).stdout;
+    assert!(list.contains("data; it has no test images\n"), "{list}");
 }
 
 /// A FIFO is refused, not waited for.
