@@ -4,6 +4,7 @@
 mod bench;
 mod ci;
 mod kernels;
+mod output;
 mod parity;
 mod reproduce;
 mod workspace;

@@ -386,6 +386,16 @@ fn a_table_says_who_made_it() {
     assert!(text.contains(line), "{text}");
 }
 
+/// As `cargo xtask reproduce ... --dry-run | head -1` has it.
+#[test]
+fn a_reader_that_leaves_is_no_failure() {
+    let sandbox = Sandbox::new("reader");
+    let mut child = sandbox.spawn(&["--dry-run"]);
+    drop(child.stdout.take());
+    let done = Done::of(child.wait_with_output().unwrap());
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+}
+
 #[test]
 fn a_dry_run_without_data_shows_what_it_would_train() {
     let mut sandbox = Sandbox::new("dry-without-data");

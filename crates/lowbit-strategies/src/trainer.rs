@@ -134,7 +134,7 @@ pub struct EpochTiming {
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// All epochs are done.
-    Complete(RunResult),
+    Complete(Box<RunResult>),
     /// It was stopped and can be resumed.
     Interrupted {
         /// The run directory.
@@ -874,7 +874,8 @@ impl<'a> Trainer<'a> {
             && (result.loss, result.top1) == (test.loss, test.top1)
         {
             // Resumed when nothing was left to do: the result stands, wherever the run has been moved.
-            return Ok(Outcome::Complete(RunResult { run_dir: run.path().into(), ..result }));
+            let result = RunResult { run_dir: run.path().into(), ..result };
+            return Ok(Outcome::Complete(Box::new(result)));
         }
         let (best, warnings) = run.checkpoints().best_intact(self.schedule.phases.len() - 1);
         for warning in warnings {
@@ -906,7 +907,7 @@ impl<'a> Trainer<'a> {
             run_dir: run.path().into(),
         };
         run.write(RESULT, to_json(&result).as_bytes())?;
-        Ok(Outcome::Complete(result))
+        Ok(Outcome::Complete(Box::new(result)))
     }
 }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
+use super::origin::Origin;
 use super::{Contestant, Entry, Workload, build, features, machine};
+use crate::output::print;
 
 /// The networks of the table. A further one is a line.
 const NETWORKS: [Workload; 3] = [Workload::Preresnet8Digits, Workload::Preresnet20, Workload::Resnet18];
@@ -91,6 +93,7 @@ impl fmt::Display for Skipped {
 
 #[derive(Debug, Serialize)]
 struct Report {
+    origin: Origin,
     machine: Machine,
     rounds: u32,
     steps: u32,
@@ -169,10 +172,11 @@ pub fn run(args: &BackendsArgs) -> anyhow::Result<()> {
         rustc: rustc(),
         gpu,
     };
-    let report = Report { machine, rounds: args.rounds, steps: args.steps, rows, skipped };
+    let report =
+        Report { origin: Origin::here(), machine, rounds: args.rounds, steps: args.steps, rows, skipped };
     show(&report);
     if args.json {
-        println!("{}", serde_json::to_string(&report)?);
+        print(&serde_json::to_string(&report)?)?;
     }
     Ok(())
 }

@@ -13,10 +13,13 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use crate::output::print;
 use crate::workspace;
+use origin::Origin;
 
 pub mod backends;
 pub mod ops;
+mod origin;
 
 /// What `cargo xtask bench step` is asked for.
 #[derive(Args)]
@@ -148,6 +151,7 @@ struct Ratio {
 
 #[derive(Debug, Serialize)]
 struct Report {
+    origin: Origin,
     network: &'static str,
     machine: String,
     threads: usize,
@@ -197,6 +201,7 @@ pub fn step(args: &StepArgs) -> anyhow::Result<()> {
         }
     }
     let report = Report {
+        origin: Origin::here(),
         network: args.network.name(),
         machine: machine(),
         threads,
@@ -206,7 +211,7 @@ pub fn step(args: &StepArgs) -> anyhow::Result<()> {
     };
     show(&report);
     if args.json {
-        println!("{}", serde_json::to_string(&report)?);
+        print(&serde_json::to_string(&report)?)?;
     }
     Ok(())
 }

@@ -8,7 +8,9 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::origin::Origin;
 use super::{Contestant, Peer, machine, median, peer_script, sorted, virtual_environment};
+use crate::output::print;
 use crate::workspace;
 
 /// What `cargo xtask bench ops` is asked for.
@@ -107,6 +109,7 @@ struct PeerEntry {
 
 #[derive(Serialize)]
 struct Report {
+    origin: Origin,
     machine: String,
     threads: usize,
     rounds: u32,
@@ -155,10 +158,10 @@ pub fn run(args: &OpsArgs) -> anyhow::Result<()> {
         drop(requests);
         process.wait()?;
     }
-    let report = Report { machine: machine(), threads, rounds: args.rounds, entries };
+    let report = Report { origin: Origin::here(), machine: machine(), threads, rounds: args.rounds, entries };
     show(&report);
     if args.json {
-        println!("{}", serde_json::to_string(&report)?);
+        print(&serde_json::to_string(&report)?)?;
     }
     Ok(())
 }

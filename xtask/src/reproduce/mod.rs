@@ -21,6 +21,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::output::print;
 use crate::workspace;
 use cell::{Cell, CellState, Estimate, Images, Lowbit, Wish};
 use plan::Plan;
@@ -126,7 +127,7 @@ pub fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
     eprintln!("\n{}", report.markdown());
     eprintln!("report  {}", out.join("table.md").display());
     if args.json {
-        println!("{}", serde_json::to_string(&report)?);
+        print(&serde_json::to_string(&report)?)?;
     }
     let goes_on = stopped.map(|why| format!("{why}: the same command goes on with what is left"));
     if report.failed.is_empty() {
@@ -318,21 +319,23 @@ fn dry_run_without_data(
         let missing = Some(format!("{missing:#}"));
         let forecast =
             Forecast { title: &table.title, device: &lowbit.device, recipes, seconds_left: None, missing };
-        println!("{}", serde_json::to_string(&forecast)?);
+        print(&serde_json::to_string(&forecast)?)?;
     } else {
-        heading(lowbit, table, cells);
-        recipes.iter().for_each(|recipe| println!("{}", recipe.line()));
-        println!("not timed, as its data is missing: {missing:#}");
+        heading(lowbit, table, cells)?;
+        for recipe in &recipes {
+            print(&recipe.line())?;
+        }
+        print(&format!("not timed, as its data is missing: {missing:#}"))?;
     }
     Ok(())
 }
 
-fn heading(lowbit: &Lowbit, table: &Table, cells: &[Cell]) {
-    println!("{}: {} cells on {}", table.title, cells.len(), lowbit.device);
-    println!(
+fn heading(lowbit: &Lowbit, table: &Table, cells: &[Cell]) -> anyhow::Result<()> {
+    print(&format!("{}: {} cells on {}", table.title, cells.len(), lowbit.device))?;
+    print(&format!(
         "{:<42} {:>5} {:>6} {:>8} {:>7} {:>7}",
         "recipe", "seeds", "epochs", "images/s", "a cell", "all"
-    );
+    ))
 }
 
 /// Times a few steps of every recipe and shows what all cells would take.
@@ -345,7 +348,7 @@ fn dry_run(
     images: Images,
 ) -> anyhow::Result<()> {
     if !json {
-        heading(lowbit, table, cells);
+        heading(lowbit, table, cells)?;
     }
     let mut recipes = Vec::new();
     for cells in cells.chunk_by(|a, b| a.recipe == b.recipe) {
@@ -360,7 +363,7 @@ fn dry_run(
             ..forecast
         };
         if !json {
-            println!("{}", forecast.line());
+            print(&forecast.line())?;
         }
         recipes.push(forecast);
     }
@@ -368,9 +371,10 @@ fn dry_run(
     if json {
         let (title, device) = (&table.title, &lowbit.device);
         let forecast = Forecast { title, device, recipes, seconds_left: Some(seconds_left), missing: None };
-        println!("{}", serde_json::to_string(&forecast)?);
+        print(&serde_json::to_string(&forecast)?)?;
     } else {
-        println!("what is left: {} one after the other", clock(Duration::from_secs_f64(seconds_left)));
+        let left = clock(Duration::from_secs_f64(seconds_left));
+        print(&format!("what is left: {left} one after the other"))?;
     }
     Ok(())
 }
