@@ -30,8 +30,8 @@ use lowbit_strategies::strategy::{
     QuantizedLayer, Role, Selector, StochasticPrecision, Strategy, StudentOutput, Unit,
 };
 use lowbit_strategies::{
-    EpochMetrics, EpochTiming, Evaluation, Observer, Outcome, RunDir, Session, StepReport, Subject,
-    TrainError, evaluate, inspect, resume, train,
+    EpochMetrics, EpochTiming, Evaluation, Observer, Outcome, ResumeFrom, RunDir, Session, StepReport,
+    Subject, TrainError, evaluate, inspect, resume, train,
 };
 use lowbit_tests::golden::{
     ComposedCase, ComposedCases, DistillationCase, HintCase, HintCases, JointCase, JointSteps, JointWeights,
@@ -1004,7 +1004,7 @@ fn everything_is_quantized_at_evaluation() {
     let stopped = [evaluation(&path), evaluation(&path)].map(|evaluation| evaluation.scores);
     assert_eq!(stopped[0], stopped[1]);
     stop.store(false, Ordering::Relaxed);
-    let outcome = resume(&path, None, session(&stop, &mut (), Vec::new()));
+    let outcome = resume(&path, ResumeFrom::Newest, session(&stop, &mut (), Vec::new()));
     assert!(matches!(outcome, Ok(Outcome::Complete(_))), "{outcome:?}");
     assert_eq!(evaluation(&path).scores, first.scores, "evaluated after a resume");
     let digest = |run: &Path| inspect(run, None).expect("it is a run").checkpoint.map(|c| c.state_sha256);

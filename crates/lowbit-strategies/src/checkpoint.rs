@@ -10,11 +10,13 @@
 //!     SHA256SUMS           of all of them, in the format of sha256sum
 //! ```
 //!
-//! It is written under a temporary name, SHA256SUMS last, every file synced, and then renamed.
+//! It is written under a temporary name, SHA256SUMS last, every file synced, and then renamed. Names with a dot before are
+//! what a process that was killed left: `.step-N.tmp` was being written, `.step-N.old` removed, and `.step-N.replaced` is the
+//! one that a newer of the same step takes the place of.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
@@ -23,6 +25,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::disk::{remove_directory, sync_directory, write_synced};
 use crate::error::explain;
 use crate::learner::DEPLOYED;
 use crate::metrics::{Scores, Tally};
@@ -37,6 +40,23 @@ const AVERAGE: &str = "average.safetensors";
 pub(crate) const OPTIMIZER: &str = "optimizer.burnpack";
 const SUMS: &str = "SHA256SUMS";
 
+const TEMPORARY: &str = ".tmp";
+const OLD: &str = ".old";
+const REPLACED: &str = ".replaced";
+
+/// How often a run that trains is read again before what was read is believed to be damaged.
+const N_READS: usize = 100;
+
+/// What of a step is still to be done where a training stands: it was stopped meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pending {
+    /// The networks have their initial weights, but their quantizers are not calibrated.
+    Calibration,
+    /// The epoch that ended with the last step is not evaluated and not recorded.
+    Evaluation,
+}
+
 /// Where a training stands. With the recipe it decides every later step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
@@ -44,6 +64,9 @@ pub struct Progress {
     pub step: u64,
     /// Phase of the last step, from 0.
     pub phase: usize,
+    /// What is to be done before the next step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<Pending>,
     /// Counts of the current epoch's training batches.
     pub train: Tally,
     /// Sums of the losses of further networks over the images of the current epoch, by name.
@@ -201,6 +224,12 @@ pub enum CheckpointError {
         /// The network.
         network: String,
     },
+    /// The checkpoint was removed while it was read: its run trains, and has newer ones.
+    #[error("checkpoint {} was removed while it was read: its run has newer ones now", .path.display())]
+    Removed {
+        /// The checkpoint.
+        path: PathBuf,
+    },
     /// There is no checkpoint.
     #[error("{} has no checkpoint yet", .path.display())]
     None {
@@ -221,7 +250,7 @@ pub enum CheckpointError {
 
 fn offer(previous: &Option<String>) -> String {
     match previous {
-        Some(name) => format!("; the newest intact one is {name}: use it with --checkpoint {name}"),
+        Some(name) => format!("; the newest intact one is {name}"),
         None => "; no other is intact".into(),
     }
 }
@@ -287,20 +316,32 @@ impl Checkpoints {
         }
     }
 
-    /// Writes a checkpoint and returns its path.
+    /// Writes a checkpoint and returns its path. One of the same step, which was saved while something was pending there,
+    /// is replaced.
     pub(crate) fn save(&self, checkpoint: &Checkpoint) -> Result<PathBuf, CheckpointError> {
         let name = name_of(checkpoint.progress.step);
-        let temporary = self.folder.join(format!(".{name}.tmp"));
+        let (temporary, replaced) = (self.hidden(&name, TEMPORARY), self.hidden(&name, REPLACED));
         let path = self.path(&name);
-        let result = self.write(&temporary, checkpoint).and_then(|()| {
+        let save = || {
+            self.write(&temporary, checkpoint)?;
+            if path.is_dir() {
+                self.remove(&replaced)?;
+                fs::rename(&path, &replaced).map_err(|source| self.io("rename", &path, source))?;
+            }
             fs::rename(&temporary, &path).map_err(|source| self.io("write", &path, source))?;
             sync_directory(&self.folder).map_err(|source| self.io("write", &self.folder, source))
-        });
+        };
+        let result = save();
         if result.is_err() {
             // What could not be completed is of no use; that it cannot be removed either changes nothing.
-            let _ = fs::remove_dir_all(&temporary);
+            let _ = remove_directory(&temporary);
         }
         result.map(|()| path)
+    }
+
+    /// The name, as it is while something is done to it, of the checkpoint `name`.
+    fn hidden(&self, name: &str, suffix: &str) -> PathBuf {
+        self.folder.join(format!(".{name}{suffix}"))
     }
 
     fn write(&self, folder: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
@@ -326,9 +367,65 @@ impl Checkpoints {
         sync_directory(folder).map_err(|source| self.io("write", folder, source))
     }
 
-    /// Reads the checkpoint `name`, verified; if it is damaged, the error names the newest intact one.
-    pub(crate) fn load(&self, name: &str) -> Result<Checkpoint, CheckpointError> {
-        self.read(name).map_err(|error| match error {
+    /// Reads the newest checkpoint, or the one `wanted`, verified; `None` if there is none. The run may be in training: a
+    /// checkpoint that is removed while it is read is not damaged, and the one that is then the newest is read.
+    pub(crate) fn load(&self, wanted: Option<&str>) -> Result<Option<(String, Checkpoint)>, CheckpointError> {
+        self.load_by(wanted, |name| self.read(name))
+    }
+
+    fn load_by(
+        &self,
+        wanted: Option<&str>,
+        mut read: impl FnMut(&str) -> Result<Checkpoint, CheckpointError>,
+    ) -> Result<Option<(String, Checkpoint)>, CheckpointError> {
+        let mut chosen = None;
+        for _ in 0..N_READS {
+            let before = std::mem::replace(&mut chosen, self.choose(wanted)?);
+            // Names that come and go while a directory is listed may not be in the list.
+            let Some(name) = chosen.clone() else { continue };
+            match read(&name) {
+                Ok(checkpoint) => return Ok(Some((name, checkpoint))),
+                Err(CheckpointError::Damaged { path, .. }) if !path.exists() => {
+                    if wanted.is_some() {
+                        return Err(CheckpointError::Removed { path });
+                    }
+                }
+                // Read twice: the first time, another may have taken its place.
+                Err(error @ CheckpointError::Damaged { .. }) if before.as_ref() == Some(&name) => {
+                    return Err(self.with_previous(error, &name));
+                }
+                Err(CheckpointError::Damaged { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        match chosen {
+            Some(name) => Err(CheckpointError::Removed { path: self.path(&name) }),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads the newest checkpoint that is intact, and says what is wrong with those after it.
+    pub(crate) fn load_intact(
+        &self,
+    ) -> Result<(Option<(String, Checkpoint)>, Vec<CheckpointError>), CheckpointError> {
+        let mut damaged = Vec::new();
+        for name in self.names()?.into_iter().rev() {
+            match self.read(&name) {
+                Ok(checkpoint) => return Ok((Some((name, checkpoint)), damaged)),
+                Err(error @ CheckpointError::Damaged { .. }) => damaged.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        // Nothing to go on from: the error is that of the newest.
+        match damaged.into_iter().next() {
+            Some(error) => Err(error),
+            None => Ok((None, Vec::new())),
+        }
+    }
+
+    /// The error of the checkpoint `name` that is damaged, with the newest one that is not.
+    fn with_previous(&self, error: CheckpointError, name: &str) -> CheckpointError {
+        match error {
             CheckpointError::Damaged { path, problem, .. } => {
                 let others = self.names().unwrap_or_default().into_iter().rev();
                 let mut others = others.filter(|other| other != name);
@@ -336,7 +433,7 @@ impl Checkpoints {
                 CheckpointError::Damaged { path, problem, previous }
             }
             other => other,
-        })
+        }
     }
 
     /// Path of the newest checkpoint that can be read.
@@ -432,36 +529,43 @@ impl Checkpoints {
         names.retain(|name| self.path(name).is_dir());
         let best = self.best(last_phase)?;
         let n_old = names.len().saturating_sub(keep_last);
+        let mut result = Ok(());
         for name in names[..n_old].iter().filter(|name| Some(*name) != best.as_ref()) {
             let path = self.path(name);
             // Renamed first, so that a checkpoint never looks complete while it is being removed.
-            let doomed = self.folder.join(format!(".{name}.old"));
-            self.remove(&doomed)?;
-            fs::rename(&path, &doomed).map_err(|source| self.io("remove", &path, source))?;
-            self.remove(&doomed)?;
+            let renamed = fs::rename(&path, self.hidden(name, OLD));
+            result = result.and(renamed.map_err(|source| self.io("remove", &path, source)));
+        }
+        result.and(self.remove_leftovers())
+    }
+
+    /// Puts back what a killed process was about to replace.
+    pub(crate) fn recover(&self) -> Result<(), CheckpointError> {
+        for name in self.entries(&self.folder)?.iter().filter_map(|entry| hidden_name(entry, REPLACED)) {
+            let path = self.path(name);
+            if !path.exists() {
+                fs::rename(self.hidden(name, REPLACED), &path)
+                    .map_err(|source| self.io("rename", &path, source))?;
+            }
         }
         Ok(())
     }
 
-    /// Removes what a killed process has left of checkpoints that were being written or removed.
+    /// Removes what was being written, removed or replaced; one that cannot be removed keeps no other.
     pub(crate) fn remove_leftovers(&self) -> Result<(), CheckpointError> {
-        let is_leftover = |name: &String| {
-            let name = name.strip_prefix('.').unwrap_or_default();
-            let name = name.strip_suffix(".tmp").or(name.strip_suffix(".old"));
-            name.is_some_and(|name| step_of(name).is_some())
-        };
-        self.entries(&self.folder)?
-            .iter()
-            .filter(|name| is_leftover(name))
-            .try_for_each(|name| self.remove(&self.path(name)))
+        let suffixes = [TEMPORARY, OLD, REPLACED];
+        let is_leftover =
+            |entry: &&String| suffixes.iter().any(|suffix| hidden_name(entry, suffix).is_some());
+        let mut result = Ok(());
+        for entry in self.entries(&self.folder)?.iter().filter(is_leftover) {
+            result = result.and(self.remove(&self.path(entry)));
+        }
+        result
     }
 
     /// Removes a directory, if it is there.
     fn remove(&self, path: &Path) -> Result<(), CheckpointError> {
-        match fs::remove_dir_all(path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(self.io("remove", path, source)),
-            _ => Ok(()),
-        }
+        remove_directory(path).map_err(|source| self.io("remove", path, source))
     }
 
     /// Name of the checkpoint with the highest test accuracy, the earliest of several, among those of `last_phase`: only
@@ -515,18 +619,11 @@ impl Checkpoints {
         Ok(test.filter(|_| test_step == Some(step) && phase == last_phase).map(|test| test.top1))
     }
 
-    /// Sets aside the checkpoints after `step`: the training goes on from an earlier one.
-    pub(crate) fn abandon_after(&self, step: u64) -> Result<(), CheckpointError> {
-        for name in self.names()?.iter().filter(|name| step_of(name).is_some_and(|later| later > step)) {
-            let mut aside = self.folder.join(format!("abandoned-{name}"));
-            let mut n = 2;
-            while aside.exists() {
-                aside = self.folder.join(format!("abandoned-{name}-{n}"));
-                n += 1;
-            }
-            fs::rename(self.path(name), &aside).map_err(|source| self.io("rename", &aside, source))?;
-        }
-        Ok(())
+    /// Names of the checkpoints after `step`, oldest first.
+    pub(crate) fn after(&self, step: u64) -> Result<Vec<String>, CheckpointError> {
+        let mut names = self.names()?;
+        names.retain(|name| step_of(name).is_some_and(|later| later > step));
+        Ok(names)
     }
 
     fn io(&self, action: &'static str, path: &Path, source: io::Error) -> CheckpointError {
@@ -615,6 +712,11 @@ fn step_of(name: &str) -> Option<u64> {
     (name == name_of(step)).then_some(step)
 }
 
+/// The checkpoint whose hidden name with `suffix` is `entry`.
+fn hidden_name<'a>(entry: &'a str, suffix: &str) -> Option<&'a str> {
+    entry.strip_prefix('.')?.strip_suffix(suffix).filter(|name| step_of(name).is_some())
+}
+
 /// Names of files and their checksums, in the order in which they were written.
 struct Sums(Vec<(String, String)>);
 
@@ -665,17 +767,6 @@ fn from_safetensors(bytes: &[u8]) -> Result<NamedTensors, String> {
             other => Err(format!("tensor {path} has type {other:?}, expected F32")),
         })
         .collect()
-}
-
-/// Writes a file and syncs it to the disk.
-pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
-fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }
 
 /// The SHA-256 of `bytes` in hexadecimal.

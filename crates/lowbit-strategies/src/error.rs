@@ -106,12 +106,55 @@ pub enum TrainError {
         /// What is wrong.
         message: String,
     },
+    /// A run is to go on with a recipe that is not its own.
+    #[error(
+        "the recipe is not that of the run in {}: {key} is {given}, in the run {expected}", .path.display()
+    )]
+    OtherRecipe {
+        /// The run directory.
+        path: PathBuf,
+        /// The first key in which they differ.
+        key: String,
+        /// Its value in the run, or "not set".
+        expected: String,
+        /// Its value in the recipe, or "not set".
+        given: String,
+    },
     /// Another process trains in the run directory.
-    #[error("run directory {} is in use by another lowbit process: wait for it to end", .path.display())]
+    #[error("run directory {} is in use by another lowbit process{}: wait for it to end", .path.display(), by(*.process))]
     RunLocked {
         /// The directory.
         path: PathBuf,
+        /// Id of the process, if it wrote one.
+        process: Option<u32>,
     },
+    /// A run has a record, but no checkpoint.
+    #[error(
+        "{} {}, but the run has a record in {}: nothing was changed; put its checkpoints back to go on, or train in a new \
+         directory", .path.display(), if *.is_there { "has no checkpoint" } else { "is missing" }, .record.display()
+    )]
+    NoCheckpointLeft {
+        /// Where its checkpoints should be.
+        path: PathBuf,
+        /// Whether that directory is there.
+        is_there: bool,
+        /// A file of what it recorded.
+        record: PathBuf,
+    },
+    /// Checkpoints cannot be written on this file system.
+    #[error(
+        "the file system of {} cannot rename a directory, which checkpoints need ({}): train on another file system",
+        .path.display(), explain(source)
+    )]
+    NoRename {
+        /// The run directory.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// A stop was asked for before the training began: nothing was written.
+    #[error("stopped before the training began")]
+    Stopped,
     /// A file of the run directory cannot be read or written.
     #[error("failed to {action} {}: {}", .path.display(), explain(source))]
     Io {
@@ -201,6 +244,10 @@ impl TrainError {
             other => other,
         }
     }
+}
+
+fn by(process: Option<u32>) -> String {
+    process.map(|id| format!(" (id {id})")).unwrap_or_default()
 }
 
 fn lacking(exists: bool) -> &'static str {

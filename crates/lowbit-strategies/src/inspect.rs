@@ -1,19 +1,21 @@
 //! Reading a run: what a checkpoint scores, and what it holds.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
 use lowbit_data::{Locations, Split};
 use lowbit_models::Plan;
 use serde::Serialize;
 
-use crate::checkpoint::{CheckpointError, Progress};
+use crate::checkpoint::{Checkpoint, CheckpointError, Progress};
 use crate::error::TrainError;
 use crate::learner::{DEPLOYED, evaluated_tensors, network_specs};
 use crate::metrics::Scores;
 use crate::origin::{Origin, RunProcess};
 use crate::recipe::Recipe;
 use crate::run_dir::{ImageSet, RunDir, RunInfo, RunRecipe};
+use crate::set_aside::{self, SetAside};
 use crate::state;
 use crate::strategy::Phase;
 use crate::trainer::{evaluate as evaluate_network, open_split, test_loader};
@@ -70,8 +72,7 @@ pub fn evaluate(
 ) -> Result<Evaluation, TrainError> {
     let run = RunDir::open(path)?;
     let RunRecipe { recipe, sha256 } = run.recipe_with_digest()?;
-    let name = newest(&run, subject.checkpoint)?;
-    let loaded = run.checkpoints().load(&name)?;
+    let (name, loaded) = load(&run, subject.checkpoint)?;
     let path = run.checkpoints().path(&name);
     loaded.expect_recipe(&sha256, &path)?;
     let info = run.info()?;
@@ -103,7 +104,8 @@ pub fn evaluate(
     let reported = if wanted == DEPLOYED { test } else { tests.remove(wanted) };
     let reported = reported.filter(|_| test_step == Some(step));
     Ok(Evaluation {
-        scores: evaluate_network(&network, &loader, device),
+        scores: evaluate_network(&network, &loader, device, &AtomicBool::new(false))
+            .expect("invariant: nobody stops it"),
         reported_on: test_device.filter(|_| reported.is_some()),
         reported_by: test_origin.filter(|_| reported.is_some()),
         reported,
@@ -141,6 +143,8 @@ pub struct Inspection {
     pub best: Option<String>,
     /// What was wrong without ending the training.
     pub warnings: Vec<Warning>,
+    /// What came after a checkpoint that the run went back to.
+    pub set_aside: Vec<SetAside>,
     /// The newest checkpoint, or the one that was named.
     pub checkpoint: Option<CheckpointInspection>,
 }
@@ -163,9 +167,8 @@ pub struct CheckpointInspection {
 pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, TrainError> {
     let run = RunDir::open(path)?;
     let checkpoints = run.checkpoints();
-    let inspection = match checkpoints.choose(checkpoint)? {
-        Some(name) => {
-            let loaded = checkpoints.load(&name)?;
+    let inspection = match checkpoints.load(checkpoint)? {
+        Some((name, loaded)) => {
             let state_sha256 = loaded.state_sha256(&checkpoints.path(&name))?;
             Some(CheckpointInspection { name, progress: loaded.progress, state_sha256 })
         }
@@ -180,6 +183,7 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
         plan: run.plan()?,
         checkpoints: checkpoints.names()?,
         best: checkpoints.best(phases.len() - 1)?,
+        set_aside: set_aside::list(path)?,
         phases,
         warnings: run.warnings()?,
         checkpoint: inspection,
@@ -197,7 +201,7 @@ pub fn best_checkpoint(path: &Path) -> Result<Option<String>, TrainError> {
     Ok(run.checkpoints().best(n_phases - 1)?)
 }
 
-fn newest(run: &RunDir, checkpoint: Option<&str>) -> Result<String, TrainError> {
-    let chosen = run.checkpoints().choose(checkpoint)?;
-    Ok(chosen.ok_or_else(|| CheckpointError::None { path: run.path().into() })?)
+fn load(run: &RunDir, checkpoint: Option<&str>) -> Result<(String, Checkpoint), TrainError> {
+    let loaded = run.checkpoints().load(checkpoint)?;
+    Ok(loaded.ok_or_else(|| CheckpointError::None { path: run.path().into() })?)
 }

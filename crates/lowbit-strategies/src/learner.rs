@@ -165,6 +165,7 @@ impl NetworkSpec {
 }
 
 /// A network in training.
+#[derive(Clone)]
 pub(crate) struct Trainee {
     pub(crate) spec: NetworkSpec,
     pub(crate) plan: Plan,
@@ -497,9 +498,9 @@ fn initial_tensors(path: &Path, role: Role) -> Result<state::NamedTensors, Train
     };
     let run = RunDir::open(run)?;
     let checkpoints = run.checkpoints();
-    let chosen = checkpoints.choose(checkpoint.as_deref())?;
-    let name = chosen.ok_or_else(|| CheckpointError::None { path: path.into() })?;
-    let Checkpoint { progress, deployed, others, .. } = checkpoints.load(&name)?;
+    let loaded = checkpoints.load(checkpoint.as_deref())?;
+    let (_, loaded) = loaded.ok_or_else(|| CheckpointError::None { path: path.into() })?;
+    let Checkpoint { progress, deployed, others, .. } = loaded;
     let teacher = others.into_iter().find(|state| role == Role::Teacher && state.name == TEACHER);
     if role == Role::Teacher && teacher.is_none() {
         expect_full_precision(&run, progress.phase)?;

@@ -16,6 +16,7 @@
 //! ```
 
 mod checkpoint;
+mod disk;
 mod error;
 mod inspect;
 mod learner;
@@ -27,12 +28,13 @@ mod origin;
 pub mod recipe;
 mod run_dir;
 mod schedule;
+mod set_aside;
 mod state;
 pub mod strategy;
 mod trainer;
 mod warning;
 
-pub use checkpoint::{CheckpointError, Progress};
+pub use checkpoint::{CheckpointError, Pending, Progress};
 pub use error::{Divergence, TrainError, shell_quoted};
 pub use inspect::{
     CheckpointInspection, Evaluation, Inspection, Subject, best_checkpoint, evaluate, inspect,
@@ -40,11 +42,12 @@ pub use inspect::{
 pub use metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
 pub use origin::{Origin, RunProcess, utc_now};
 pub use recipe::{Recipe, RecipeError};
-pub use run_dir::{ImageSet, RunData, RunDir, RunInfo};
+pub use run_dir::{ImageSet, NewRun, RunData, RunDir, RunInfo};
 pub use schedule::learning_rate;
+pub use set_aside::SetAside;
 pub use state::StateError;
 pub use trainer::{
-    BestCheckpoint, EpochTiming, Observer, Outcome, PhaseReport, RunResult, Session, StartReport, StepReport,
-    plan, resume, train,
+    BestCheckpoint, EpochTiming, Observer, Outcome, PhaseReport, ResumeFrom, RunResult, Session, StartReport,
+    StepReport, plan, resume, train,
 };
 pub use warning::{Warning, WarningKind};

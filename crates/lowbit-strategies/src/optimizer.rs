@@ -15,6 +15,7 @@ use crate::recipe::{OptimizerRecipe, QuantizerGroup, TrainRecipe};
 const QUANTIZER_PARAMETERS: [&str; 2] = ["step_size", "clip_value"];
 
 /// Updates the parameters of one network.
+#[derive(Clone)]
 pub(crate) struct Optimizer {
     inner: ModuleOptimizer,
     gradient_clip: Option<f64>,

@@ -11,7 +11,8 @@
 //! checkpoints/    see the checkpoint module
 //! log.txt         what was logged
 //! result.json     the outcome, once the training is complete
-//! lock            held while a process trains here
+//! set-aside/      what came after a checkpoint that the run went back to
+//! lock            held while a process trains here, which writes its id there
 //! ```
 
 use std::fmt;
@@ -23,26 +24,81 @@ use lowbit_data::{Dataset, Locations};
 use lowbit_models::Plan;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoints, sha256, write_synced};
+use crate::checkpoint::{Checkpoints, sha256};
+use crate::disk::{
+    self, Probe, create_directories, is_unsupported_lock, may_pass, sync_directory, sync_parent,
+    with_retries, write_synced,
+};
 use crate::error::{IoContext, TrainError};
 use crate::origin::{Origin, RunProcess, utc_now};
 use crate::recipe::Recipe;
-use crate::trainer::{EpochTiming, RunResult};
+use crate::trainer::{EpochTiming, RunResult, with_absolute_paths};
 use crate::warning::{self, WARNINGS, Warning};
 
-const RECIPE: &str = "recipe.toml";
-const PLAN: &str = "plan.json";
-const METRICS: &str = "metrics.jsonl";
-const TIMING: &str = "timing.jsonl";
-const CHECKPOINTS: &str = "checkpoints";
+pub(crate) const RECIPE: &str = "recipe.toml";
+pub(crate) const PLAN: &str = "plan.json";
+pub(crate) const METRICS: &str = "metrics.jsonl";
+pub(crate) const TIMING: &str = "timing.jsonl";
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
 const LOCK: &str = "lock";
 /// The outcome of a complete training.
 pub(crate) const RESULT: &str = "result.json";
-const RUN_INFO: &str = "run.json";
-const PROCESSES: &str = "processes.jsonl";
+pub(crate) const RUN_INFO: &str = "run.json";
+pub(crate) const PROCESSES: &str = "processes.jsonl";
 
 /// Version of the format of `run.json`.
 const SCHEMA: u32 = 2;
+
+/// Where a new run is made.
+#[derive(Clone, Copy, Debug)]
+pub enum NewRun<'a> {
+    /// In this directory, which must hold nothing.
+    At(&'a Path),
+    /// In this directory, or, if there is something of its name, in the first of `NAME-2`, `NAME-3`, ... of which there is
+    /// nothing: trainings that begin together get directories of their own.
+    Numbered(&'a Path),
+}
+
+impl<'a, P: AsRef<Path> + ?Sized> From<&'a P> for NewRun<'a> {
+    fn from(path: &'a P) -> Self {
+        Self::At(path.as_ref())
+    }
+}
+
+impl<'a> NewRun<'a> {
+    /// The directory as it was asked for.
+    pub(crate) fn path(self) -> &'a Path {
+        match self {
+            Self::At(path) | Self::Numbered(path) => path,
+        }
+    }
+
+    /// Makes the directory. Returns it and whether it is new.
+    fn claim(self) -> Result<(PathBuf, bool), TrainError> {
+        let path = self.path();
+        if let Some(parent) = path.parent() {
+            create_directories(parent).context("create directory", parent)?;
+        }
+        for candidate in std::iter::once(path.to_path_buf()).chain((2..).map(|n: u64| numbered(path, n))) {
+            match fs::create_dir(&candidate) {
+                Ok(()) => return Ok((candidate, true)),
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(error).context("create run directory", candidate);
+                }
+                Err(_) if matches!(self, Self::At(_)) => return Ok((candidate, false)),
+                Err(_) => {}
+            }
+        }
+        unreachable!("there are more numbers than directories")
+    }
+}
+
+/// `path` with a number after its name.
+fn numbered(path: &Path, n: u64) -> PathBuf {
+    let mut text = path.as_os_str().to_owned();
+    text.push(format!("-{n}"));
+    text.into()
+}
 
 /// Where and by what a run was made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -136,45 +192,82 @@ pub struct RunDir {
     path: PathBuf,
     /// Held for its lock.
     _lock: Option<File>,
+    /// What is amiss with it, to be said when the training begins.
+    warnings: Vec<String>,
 }
 
 impl RunDir {
-    /// Makes the directory of a new run and writes what is known before it starts.
+    /// Makes the directory of a new run and writes what is known before it starts. If that fails, nothing is left.
     pub(crate) fn create(
-        path: &Path,
+        new: NewRun<'_>,
         recipe: &Recipe,
         plan: &Plan,
         info: &RunInfo,
     ) -> Result<Self, TrainError> {
-        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            fs::create_dir_all(parent).context("create directory", parent)?;
-        }
-        let is_new = match fs::create_dir(path) {
-            Ok(()) => true,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-            Err(error) => return Err(error).context("create run directory", path),
-        };
+        let (path, is_new) = new.claim()?;
         if !is_new {
-            expect_unused(path, BeforeLock::Yes)?;
+            expect_unused(&path, BeforeLock::Yes)?;
         }
-        let run = Self { path: path.into(), _lock: Some(lock(path)?) };
+        let mut run = Self::locked(path)?;
         // Another process may have been here in the meantime.
-        expect_unused(path, BeforeLock::No)?;
+        expect_unused(&run.path, BeforeLock::No)?;
+        match run.fill(recipe, plan, info) {
+            Ok(()) => Ok(run),
+            Err(error) => {
+                if is_new {
+                    // The error says more than that this failed too.
+                    let _ = fs::remove_dir_all(&run.path);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn fill(&mut self, recipe: &Recipe, plan: &Plan, info: &RunInfo) -> Result<(), TrainError> {
+        self.probe()?;
         let plan = serde_json::to_string_pretty(plan).expect("invariant: a plan is plain data");
         let info = serde_json::to_string_pretty(info).expect("invariant: run info is plain data");
-        run.write(RECIPE, recipe.to_toml().as_bytes())?;
-        run.write(PLAN, plan.as_bytes())?;
-        run.write(METRICS, b"")?;
-        run.write(TIMING, b"")?;
-        let checkpoints = run.path.join(CHECKPOINTS);
-        match fs::create_dir(&checkpoints) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(error).context("create", &checkpoints);
+        self.write(RECIPE, recipe.to_toml().as_bytes())?;
+        self.write(PLAN, plan.as_bytes())?;
+        self.write(METRICS, b"")?;
+        self.write(TIMING, b"")?;
+        self.create_checkpoints()?;
+        sync_parent(&self.path).context("write", &self.path)?;
+        self.write(RUN_INFO, info.as_bytes())
+    }
+
+    /// Makes the directory of the checkpoints, if it is not there.
+    pub(crate) fn create_checkpoints(&self) -> Result<(), TrainError> {
+        let checkpoints = self.path.join(CHECKPOINTS);
+        create_directories(&checkpoints).context("create", &checkpoints)
+    }
+
+    /// Tries whether the file system can do what checkpoints need.
+    ///
+    /// # Errors
+    /// [`TrainError::NoRename`] if it cannot.
+    pub(crate) fn probe(&mut self) -> Result<(), TrainError> {
+        match disk::probe(&self.path).context("try the file system of", &self.path)? {
+            Probe::Complete => Ok(()),
+            Probe::NoSync => {
+                self.warn(format!(
+                    "the file system of {} cannot sync directories: after a power cut, the newest checkpoint may be missing",
+                    self.path.display()
+                ));
+                Ok(())
             }
-            _ => {}
+            Probe::NoRename(source) => Err(TrainError::NoRename { path: self.path.clone(), source }),
         }
-        run.write(RUN_INFO, info.as_bytes())?;
-        Ok(run)
+    }
+
+    /// Keeps a warning for the beginning of the training.
+    pub(crate) fn warn(&mut self, message: String) {
+        self.warnings.push(message);
+    }
+
+    /// The warnings that were kept, once.
+    pub(crate) fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
     }
 
     /// Opens the directory of an earlier run for reading.
@@ -185,7 +278,9 @@ impl RunDir {
         expect_text(path)?;
         let info = path.join(RUN_INFO);
         match fs::metadata(&info) {
-            Ok(metadata) if metadata.is_file() => Ok(Self { path: path.into(), _lock: None }),
+            Ok(metadata) if metadata.is_file() => {
+                Ok(Self { path: path.into(), _lock: None, warnings: Vec::new() })
+            }
             Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 Err(error).context("read", &info)
             }
@@ -195,9 +290,18 @@ impl RunDir {
 
     /// Opens the directory of an earlier run to train on in it.
     pub(crate) fn open_for_training(path: &Path) -> Result<Self, TrainError> {
-        let run = Self::open(path)?;
-        let lock = lock(path)?;
-        Ok(Self { _lock: Some(lock), ..run })
+        Self::open(path)?;
+        Self::locked(path.into())
+    }
+
+    fn locked(path: PathBuf) -> Result<Self, TrainError> {
+        let (lock, is_locked) = lock(&path)?;
+        let no_lock = format!(
+            "the file system of {} has no locks: make sure that no two processes train in this run",
+            path.display()
+        );
+        let warnings = if is_locked { Vec::new() } else { vec![no_lock] };
+        Ok(Self { path, _lock: Some(lock), warnings })
     }
 
     /// Path of the directory.
@@ -211,6 +315,20 @@ impl RunDir {
     /// [`TrainError`] if it cannot be read.
     pub fn recipe(&self) -> Result<Recipe, TrainError> {
         Ok(self.recipe_with_digest()?.recipe)
+    }
+
+    /// Refuses a recipe other than the run's.
+    ///
+    /// # Errors
+    /// [`TrainError::OtherRecipe`] with the first difference.
+    pub fn expect_recipe(&self, recipe: &Recipe) -> Result<(), TrainError> {
+        let (run, given) = (self.recipe()?, with_absolute_paths(recipe)?);
+        match run.first_difference(&given) {
+            None => Ok(()),
+            Some((key, [expected, given])) => {
+                Err(TrainError::OtherRecipe { path: self.path.clone(), key, expected, given })
+            }
+        }
     }
 
     pub(crate) fn recipe_with_digest(&self) -> Result<RunRecipe, TrainError> {
@@ -287,13 +405,37 @@ impl RunDir {
         self.read_json(RESULT)
     }
 
-    /// Removes the outcome of a training that goes on from an earlier step.
-    pub(crate) fn remove_result(&self) -> Result<(), TrainError> {
-        let path = self.path.join(RESULT);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("remove", path),
-            _ => Ok(()),
+    /// Refuses to begin a run anew that has recorded something, but has no checkpoint to go on from.
+    pub(crate) fn expect_nothing_recorded(&self) -> Result<(), TrainError> {
+        let folder = self.path.join(CHECKPOINTS);
+        let is_there = folder.try_exists().context("read", &folder)?;
+        for name in [RESULT, METRICS, TIMING] {
+            let path = self.path.join(name);
+            let is_recorded = match fs::metadata(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+                metadata => metadata.context("read", &path)?.len() > 0,
+            };
+            if is_recorded {
+                return Err(TrainError::NoCheckpointLeft { path: folder, is_there, record: path });
+            }
         }
+        Ok(())
+    }
+
+    /// Bytes of `timing.jsonl` that tell of the first `epochs` epochs: those before the first line of another, or that is none.
+    pub(crate) fn timing_bytes(&self, epochs: u64) -> Result<u64, TrainError> {
+        let path = self.path.join(TIMING);
+        let text = match fs::read(&path) {
+            // What is not there is noticed when it is written.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            text => text.context("read", &path)?,
+        };
+        let is_kept = |line: &&[u8]| {
+            let timing = serde_json::from_slice::<EpochTiming>(line);
+            line.ends_with(b"\n") && timing.is_ok_and(|timing| timing.epoch <= epochs)
+        };
+        let kept = text.split_inclusive(|&byte| byte == b'\n').take_while(is_kept);
+        Ok(kept.map(|line| line.len() as u64).sum())
     }
 
     fn read_json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, TrainError> {
@@ -319,7 +461,12 @@ impl RunDir {
     /// Writes a file whole: under a temporary name, then renamed.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), TrainError> {
         let (path, temporary) = (self.path.join(name), self.path.join(format!(".{name}.tmp")));
-        write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, &path)).context("write", path)
+        let write = || {
+            write_synced(&temporary, bytes)?;
+            fs::rename(&temporary, &path)?;
+            sync_directory(&self.path)
+        };
+        with_retries(write, may_pass, |_| ()).context("write", &path)
     }
 
     /// Appends a line to `metrics.jsonl` and returns its new length.
@@ -337,11 +484,16 @@ impl RunDir {
         let append = || {
             // It is there since the run was made: if not, the directory was moved, and a second one is not to be begun.
             let mut file = OpenOptions::new().append(true).open(&path)?;
-            file.write_all(format!("{line}\n").as_bytes())?;
-            file.sync_all()?;
+            let before = file.metadata()?.len();
+            let written = file.write_all(format!("{line}\n").as_bytes()).and_then(|()| file.sync_all());
+            if let Err(error) = written {
+                // Half a line is none.
+                file.set_len(before)?;
+                return Err(error);
+            }
             Ok(file.metadata()?.len())
         };
-        append().context("write", &path)
+        with_retries(append, may_pass, |_| ()).context("write", &path)
     }
 
     /// Refuses a `metrics.jsonl` of fewer than `bytes` bytes.
@@ -353,37 +505,6 @@ impl RunDir {
             return Err(TrainError::DamagedFile { path, message });
         }
         Ok(())
-    }
-
-    /// Drops the lines of `metrics.jsonl` after its first `bytes` bytes: they belong to steps that are done again.
-    pub(crate) fn truncate_metrics(&self, bytes: u64) -> Result<(), TrainError> {
-        let path = self.path.join(METRICS);
-        let truncate = || {
-            let file = OpenOptions::new().write(true).open(&path)?;
-            file.set_len(bytes)?;
-            file.sync_all()
-        };
-        truncate().context("write", &path)
-    }
-
-    /// Drops the lines of `timing.jsonl` after the first `epochs` epochs: these are done again.
-    pub(crate) fn truncate_timing(&self, epochs: u64) -> Result<(), TrainError> {
-        let path = self.path.join(TIMING);
-        let text = match fs::read_to_string(&path) {
-            // What is not there is noticed when it is written.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            text => text.context("read", &path)?,
-        };
-        let is_kept = |line: &&str| {
-            // Not those after a line that was cut short either.
-            let timing = serde_json::from_str::<EpochTiming>(line);
-            line.ends_with('\n') && timing.is_ok_and(|timing| timing.epoch <= epochs)
-        };
-        let kept: String = text.split_inclusive('\n').take_while(is_kept).collect();
-        match kept.len() < text.len() {
-            true => self.write(TIMING, kept.as_bytes()),
-            false => Ok(()),
-        }
     }
 }
 
@@ -399,7 +520,7 @@ fn expect_unused(path: &Path, before_lock: BeforeLock) -> Result<(), TrainError>
     let names = names(path)?;
     let is_ours = |name: &String| {
         let name = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp")).unwrap_or(name);
-        [RECIPE, PLAN, METRICS, TIMING, RUN_INFO].contains(&name)
+        [RECIPE, PLAN, METRICS, TIMING, RUN_INFO, disk::PROBE, "probe"].contains(&name)
     };
     if names.iter().any(|name| name == RUN_INFO) {
         return Err(TrainError::RunExists { path: path.into() });
@@ -434,24 +555,44 @@ fn names(path: &Path) -> Result<Vec<String>, TrainError> {
     entries.map(name).collect::<io::Result<_>>().context("read directory", path)
 }
 
-fn lock(path: &Path) -> Result<File, TrainError> {
+/// Locks the run in `path` for this process. Returns the file that holds the lock, and whether there is one at all.
+fn lock(path: &Path) -> Result<(File, bool), TrainError> {
     let file_path = path.join(LOCK);
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&file_path);
-    let file = file.context("write", &file_path)?;
-    match is_free(file.try_lock()) {
-        Ok(true) => Ok(file),
-        Ok(false) => Err(TrainError::RunLocked { path: path.into() }),
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&file_path);
+    let mut file = file.context("write", &file_path)?;
+    match state_of(file.try_lock()) {
+        Ok(LockState::Held) => {
+            // It only helps to find the process: that it cannot be written is noticed elsewhere.
+            let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+            Ok((file, true))
+        }
+        Ok(LockState::Absent) => Ok((file, false)),
+        Ok(LockState::Taken) => {
+            let mut text = String::new();
+            let _ = file.take(32).read_to_string(&mut text);
+            Err(TrainError::RunLocked { path: path.into(), process: text.trim().parse().ok() })
+        }
         Err(source) => Err(source).context("lock", file_path),
     }
 }
 
-/// Whether nobody else holds the lock that was tried.
-fn is_free(tried: Result<(), TryLockError>) -> io::Result<bool> {
+/// Who has a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LockState {
+    /// This process.
+    Held,
+    /// Another.
+    Taken,
+    /// Nobody: the file system has no locks.
+    Absent,
+}
+
+/// What came of trying to get a lock.
+fn state_of(tried: Result<(), TryLockError>) -> io::Result<LockState> {
     match tried {
-        Ok(()) => Ok(true),
-        Err(TryLockError::WouldBlock) => Ok(false),
-        // A file system without locks: go on without.
-        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(true),
+        Ok(()) => Ok(LockState::Held),
+        Err(TryLockError::WouldBlock) => Ok(LockState::Taken),
+        Err(TryLockError::Error(error)) if is_unsupported_lock(&error) => Ok(LockState::Absent),
         Err(TryLockError::Error(error)) => Err(error),
     }
 }
@@ -462,10 +603,13 @@ mod tests {
 
     #[test]
     fn file_system_without_locks_is_no_obstacle() {
-        let tried = |kind: io::ErrorKind| is_free(Err(TryLockError::Error(kind.into())));
-        assert!(tried(io::ErrorKind::Unsupported).unwrap());
-        assert!(tried(io::ErrorKind::PermissionDenied).is_err());
-        assert!(is_free(Ok(())).unwrap());
-        assert!(!is_free(Err(TryLockError::WouldBlock)).unwrap());
+        let tried = |error: io::Error| state_of(Err(TryLockError::Error(error)));
+        assert_eq!(tried(io::ErrorKind::Unsupported.into()).unwrap(), LockState::Absent);
+        if cfg!(target_os = "linux") {
+            assert_eq!(tried(io::Error::from_raw_os_error(37)).unwrap(), LockState::Absent);
+        }
+        assert!(tried(io::ErrorKind::PermissionDenied.into()).is_err());
+        assert_eq!(state_of(Ok(())).unwrap(), LockState::Held);
+        assert_eq!(state_of(Err(TryLockError::WouldBlock)).unwrap(), LockState::Taken);
     }
 }

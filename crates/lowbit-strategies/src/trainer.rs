@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor, TensorData, Transaction};
 use lowbit_data::{Batch, DataWarning, Loader, LoaderConfig, Locations, Normalization, Opened, Split};
@@ -12,15 +12,17 @@ use lowbit_models::{Features, Network, Plan};
 use lowbit_quantizers::QuantizedNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Progress, Scored, sha256};
+use crate::checkpoint::{Checkpoint, CheckpointError, Pending, Progress, Scored, sha256};
+use crate::disk::{may_pass, with_retries};
 use crate::error::{Divergence, IoContext, TrainError};
 use crate::learner::{Trainee, network_specs};
 use crate::loss::{cross_entropy, target_probabilities};
 use crate::metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
 use crate::origin::{Origin, RunProcess, utc_now};
 use crate::recipe::{DataRecipe, Recipe, TrainRecipe};
-use crate::run_dir::{ImageSet, RESULT, RunData, RunDir, RunInfo, RunRecipe, expect_text};
+use crate::run_dir::{ImageSet, NewRun, RESULT, RunData, RunDir, RunInfo, RunRecipe, expect_text};
 use crate::schedule::learning_rate;
+use crate::set_aside::{GoingBack, set_aside};
 use crate::state;
 use crate::strategy::{Moment, Outputs, Phase, Role, Strategy, StudentOutput, compose_loss};
 use crate::warning::{Warning, WarningKind, Warnings};
@@ -41,7 +43,8 @@ pub struct Session<'a> {
     pub origin: Origin,
     /// Where data sets are looked for.
     pub locations: Locations,
-    /// Set to end the training after the current step, with a checkpoint.
+    /// Set to end the training with a checkpoint: after the current step, or the current batch of a calibration or an
+    /// evaluation, which is then made again when the run is resumed.
     pub stop: &'a AtomicBool,
     /// Told of everything that happens.
     pub observer: &'a mut dyn Observer,
@@ -61,6 +64,8 @@ pub trait Observer {
     fn epoch(&mut self, _metrics: &EpochMetrics, _timing: &EpochTiming) {}
     /// A checkpoint is complete.
     fn checkpoint(&mut self, _path: &Path) {}
+    /// What the run wrote after the checkpoint that it goes on from was set aside in this directory.
+    fn set_aside(&mut self, _path: &Path) {}
     /// Something is wrong that does not end the training. Each message comes once in a process; the run records it once.
     fn warning(&mut self, _message: &str) {}
 }
@@ -161,7 +166,7 @@ pub struct RunResult {
     pub best: Option<BestCheckpoint>,
     /// Epochs.
     pub epochs: u64,
-    /// Seconds of training, evaluation included, over all processes that took part.
+    /// Seconds of training, evaluation included, over all processes that took part, each up to its last checkpoint.
     pub seconds: f64,
     /// Training images per second over all processes that took part, evaluation excluded.
     pub images_per_second: f64,
@@ -203,63 +208,139 @@ pub struct BestCheckpoint {
     pub top1: f64,
 }
 
+/// The checkpoint that a training goes on from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ResumeFrom<'a> {
+    /// The newest. If it is damaged, that is an error.
+    #[default]
+    Newest,
+    /// The newest that is intact. Those after it are set aside.
+    NewestIntact,
+    /// The one of this name. What came after it is set aside.
+    Named(&'a str),
+}
+
 /// Trains `recipe` in the new run directory `out`.
 ///
 /// # Errors
 /// [`TrainError`]; a run directory is left behind only if the training had begun.
-pub fn train(recipe: &Recipe, out: &Path, session: Session<'_>) -> Result<Outcome, TrainError> {
-    expect_text(out)?;
-    let data = Data::open(&recipe.data, recipe.seed, &session.locations)?;
-    let absolute = |path: &PathBuf| std::path::absolute(path).context("find", path);
-    // A run is resumed from anywhere. A path that is no text stays as it is: the recipe could not hold it.
-    let mut recipe = recipe.clone();
-    for path in recipe.init_paths_mut() {
-        let found = absolute(path)?;
-        *path = if found.to_str().is_some() { found } else { path.clone() };
-    }
-    let recipe = &recipe;
+pub fn train<'a>(
+    recipe: &Recipe,
+    out: impl Into<NewRun<'a>>,
+    session: Session<'_>,
+) -> Result<Outcome, TrainError> {
+    let out = out.into();
+    expect_text(out.path())?;
+    let recipe = &with_absolute_paths(recipe)?;
     let data_dir = session.locations.data_dir.as_ref().map(absolute).transpose()?;
     data_dir.as_deref().map_or(Ok(()), expect_text)?;
+    let data = read_data(recipe, &session.locations, session.stop)?;
     let run_recipe = RunRecipe { recipe: recipe.clone(), sha256: sha256(recipe.to_toml().as_bytes()) };
     let mut trainer = Trainer::new(run_recipe, data, session, 0)?;
     trainer.load_initial_weights()?;
     let Session { origin, device_name, .. } = &trainer.session;
     let info = RunInfo::new(origin.clone(), device_name.clone(), data_dir, trainer.data.info());
+    if trainer.is_stopped() {
+        return Err(TrainError::Stopped);
+    }
     let run = RunDir::create(out, recipe, &plan(recipe)?, &info)?;
     trainer.run(run)
 }
 
-/// Goes on with the training in the run directory `path`, from its newest checkpoint or the one named.
+/// Goes on with the training in the run directory `path`. Nothing that the run wrote is lost: what came after the
+/// checkpoint is set aside in the run before anything is cut.
 ///
 /// # Errors
-/// [`TrainError`] if the directory holds no run, its checkpoint is damaged, or the training fails.
-pub fn resume(path: &Path, checkpoint: Option<&str>, session: Session<'_>) -> Result<Outcome, TrainError> {
-    let run = RunDir::open_for_training(path)?;
-    run.checkpoints().remove_leftovers()?;
+/// [`TrainError`] if the directory holds no run, its checkpoint is damaged or gone, or the training fails.
+pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result<Outcome, TrainError> {
+    let mut run = RunDir::open_for_training(path)?;
+    let checkpoints = run.checkpoints();
+    checkpoints.recover()?;
     let recipe = run.recipe_with_digest()?;
-    let chosen = run.checkpoints().choose(checkpoint)?;
-    let loaded = chosen.as_deref().map(|name| run.checkpoints().load(name)).transpose()?;
-    if let (Some(name), Some(loaded)) = (&chosen, &loaded) {
-        loaded.expect_recipe(&recipe.sha256, &run.checkpoints().path(name))?;
+    let (loaded, damaged) = match from {
+        ResumeFrom::Newest => (checkpoints.load(None)?, Vec::new()),
+        ResumeFrom::NewestIntact => checkpoints.load_intact()?,
+        ResumeFrom::Named(name) => (checkpoints.load(Some(name))?, Vec::new()),
+    };
+    match &loaded {
+        Some((name, loaded)) => loaded.expect_recipe(&recipe.sha256, &checkpoints.path(name))?,
+        None => run.expect_nothing_recorded()?,
     }
     let info = run.info()?;
     let locations = info.locations(&session.locations);
-    let data = Data::open(&recipe.recipe.data, recipe.recipe.seed, &locations)?;
+    let data = read_data(&recipe.recipe, &locations, session.stop)?;
     if let Some(expected) = info.data {
         data.expect(expected)?;
     }
-    let phase = loaded.as_ref().map_or(0, |loaded| loaded.progress.phase);
+    let phase = loaded.as_ref().map_or(0, |(_, loaded)| loaded.progress.phase);
     let mut trainer = Trainer::new(recipe, data, session, phase)?;
-    match (chosen, loaded) {
-        (Some(name), Some(loaded)) => trainer.restore(&run, &name, loaded)?,
-        _ => {
+    match loaded {
+        Some((name, loaded)) => {
+            trainer.restore(&run, &name, loaded)?;
+            // All is known to fit: from here on, the disk is changed.
+            run.probe()?;
+            trainer.go_back(&run, name)?;
+        }
+        None => {
+            // It was killed before its first checkpoint.
             trainer.load_initial_weights()?;
-            run.remove_result()?;
-            run.truncate_metrics(0)?;
-            run.truncate_timing(0)?;
+            run.probe()?;
+            run.create_checkpoints()?;
         }
     }
+    for error in damaged {
+        run.warn(format!("{error}; the run goes on from it"));
+    }
+    if let Err(error) = checkpoints.remove_leftovers() {
+        run.warn(error.to_string());
+    }
     trainer.run(run)
+}
+
+/// `recipe` with paths that are found from anywhere, as a run directory holds it.
+pub(crate) fn with_absolute_paths(recipe: &Recipe) -> Result<Recipe, TrainError> {
+    let mut recipe = recipe.clone();
+    for path in recipe.init_paths_mut() {
+        let found = absolute(path)?;
+        // A path that is no text stays as it is: the recipe could not hold it.
+        *path = if found.to_str().is_some() { found } else { path.clone() };
+    }
+    Ok(recipe)
+}
+
+fn absolute(path: &PathBuf) -> Result<PathBuf, TrainError> {
+    std::path::absolute(path).context("find", path)
+}
+
+/// Reads the images of `recipe` in a thread of its own, so that a stop is answered while a disk is slow: the thread is then
+/// left to itself.
+fn read_data(recipe: &Recipe, locations: &Locations, stop: &AtomicBool) -> Result<Data, TrainError> {
+    /// Time between two looks at `stop`.
+    const INTERVAL: Duration = Duration::from_millis(50);
+
+    let (sender, receiver) = mpsc::channel();
+    let (data, seed, owned) = (recipe.data.clone(), recipe.seed, locations.clone());
+    let read = move || {
+        // Nobody listens any more after a stop.
+        let _ = sender.send(Data::open(&data, seed, &owned));
+    };
+    let Ok(thread) = std::thread::Builder::new().name("read data".into()).spawn(read) else {
+        // No thread is to be had.
+        return Data::open(&recipe.data, recipe.seed, locations);
+    };
+    loop {
+        match receiver.recv_timeout(INTERVAL) {
+            Ok(data) => return data,
+            Err(mpsc::RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => {
+                return Err(TrainError::Stopped);
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
+                Err(panic) => std::panic::resume_unwind(panic),
+                Ok(()) => unreachable!("the thread sends before it ends"),
+            },
+        }
+    }
 }
 
 /// The precision of every layer of a recipe's network, without building it.
@@ -353,6 +434,12 @@ struct Trainer<'a> {
     progress: Progress,
     /// Whether the evaluation after the last step is the best so far.
     is_new_best: bool,
+    /// The state that the newest checkpoint is of.
+    saved: Option<(u64, Option<Pending>)>,
+    /// When it was saved, or the training began.
+    saved_at: Instant,
+    /// Whether something was said of old checkpoints that cannot be removed.
+    has_warned_of_housekeeping: bool,
     warnings: Warnings,
     clock: Clock,
 }
@@ -439,8 +526,11 @@ impl<'a> Trainer<'a> {
             phase,
             data,
             trainees,
-            progress: Progress::default(),
+            progress: Progress { pending: Some(Pending::Calibration), ..Progress::default() },
             is_new_best: false,
+            saved: None,
+            saved_at: Instant::now(),
+            has_warned_of_housekeeping: false,
             warnings: Warnings::default(),
             clock: Clock::new(0, 0.0),
         })
@@ -466,29 +556,41 @@ impl<'a> Trainer<'a> {
                 state.ok_or_else(|| CheckpointError::NoNetwork { path: path.clone(), network: name })?;
             trainee.restore(&self.schedule.phases[self.phase], &progress, state, &path)?;
         }
-        // Checked before anything is changed; set aside before it is cut, so that a newer checkpoint never lacks lines.
         self.expect_steps(&progress)?;
         run.expect_metrics(progress.metrics_bytes)?;
-        if progress.step < self.steps() {
-            run.remove_result()?;
-        }
-        run.checkpoints().abandon_after(progress.step)?;
-        run.truncate_metrics(progress.metrics_bytes)?;
-        run.truncate_timing(progress.step / self.schedule.steps_per_epoch)?;
         self.clock = Clock::new(progress.step, progress.seconds);
+        self.saved = Some((progress.step, progress.pending));
         self.progress = progress;
+        Ok(())
+    }
+
+    /// Sets aside what the run wrote after the state that was restored, of the checkpoint `name`.
+    fn go_back(&mut self, run: &RunDir, name: String) -> Result<(), TrainError> {
+        let Progress { step, pending, metrics_bytes, .. } = self.progress;
+        let epochs = step / self.schedule.steps_per_epoch - u64::from(pending == Some(Pending::Evaluation));
+        let back = GoingBack {
+            name,
+            later: run.checkpoints().after(step)?,
+            metrics_bytes,
+            timing_bytes: run.timing_bytes(epochs)?,
+            removes_result: !self.is_done(),
+        };
+        if let Some(path) = set_aside(run.path(), &back)? {
+            self.session.observer.set_aside(&path);
+        }
         Ok(())
     }
 
     /// Refuses the progress of a training whose epochs had another number of steps, as far as it shows. A run that knows
     /// its images never gets here with others.
     fn expect_steps(&self, progress: &Progress) -> Result<(), TrainError> {
-        let Progress { step, phase, train, test_step, .. } = *progress;
+        let Progress { step, phase, train, test_step, pending, .. } = *progress;
         let Some(before) = step.checked_sub(1) else { return Ok(()) };
         let Schedule { steps_per_epoch, .. } = self.schedule;
         let is_in_phase = (self.schedule.start(phase)..self.schedule.start(phase + 1)).contains(&before);
         let n_images = (before % steps_per_epoch + 1) * self.recipe.data.batch_size as u64;
-        let is_evaluated = step < self.steps() || test_step == Some(step);
+        let is_evaluated =
+            step < self.steps() || test_step == Some(step) || pending == Some(Pending::Evaluation);
         match is_in_phase && train.n_images == n_images && is_evaluated {
             true => Ok(()),
             false => Err(TrainError::OtherSteps {
@@ -499,12 +601,12 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    fn run(self, run: RunDir) -> Result<Outcome, TrainError> {
+    fn run(self, mut run: RunDir) -> Result<Outcome, TrainError> {
         let checkpoints = run.checkpoints();
-        self.run_in(&run).map_err(|error| error.in_training(|| checkpoints.last_intact()))
+        self.run_in(&mut run).map_err(|error| error.in_training(|| checkpoints.last_intact()))
     }
 
-    fn run_in(mut self, run: &RunDir) -> Result<Outcome, TrainError> {
+    fn run_in(mut self, run: &mut RunDir) -> Result<Outcome, TrainError> {
         let plan = plan(&self.recipe)?;
         self.session.observer.started(&StartReport {
             run: run.path(),
@@ -515,6 +617,9 @@ impl<'a> Trainer<'a> {
             n_test: self.data.test.dataset().len(),
         });
         self.warnings.attach(run.path(), self.session.observer);
+        for warning in run.take_warnings() {
+            self.warn(WarningKind::Storage, warning);
+        }
         for message in self.recipe.warnings() {
             self.warn(WarningKind::Recipe, message);
         }
@@ -523,38 +628,59 @@ impl<'a> Trainer<'a> {
         }
         self.record_process(run)?;
         self.clock.started = Instant::now();
-        match self.progress.step {
-            0 => self.begin(),
-            _ => self.report_phase(),
+        self.saved_at = Instant::now();
+        if self.progress.pending != Some(Pending::Calibration) {
+            self.report_phase();
         }
-        while self.progress.step < self.steps() {
-            if self.progress.step == self.schedule.start(self.phase + 1) {
-                self.enter_next_phase()?;
+        while !self.is_done() {
+            if self.is_stopped() {
+                return self.interrupt(run);
             }
-            let steps_per_epoch = self.schedule.steps_per_epoch;
-            let (epoch, first) = (self.progress.step / steps_per_epoch, self.progress.step % steps_per_epoch);
-            let batches = self.data.train.epoch(epoch, first);
-            for batch in batches {
-                self.step(batch)?;
-                let epoch_done = self.progress.step.is_multiple_of(steps_per_epoch);
-                if epoch_done {
-                    self.finish_epoch(run)?;
+            match self.progress.pending {
+                Some(Pending::Calibration) => self.begin(run)?,
+                Some(Pending::Evaluation) => self.finish_epoch(run)?,
+                None if self.progress.step == self.schedule.start(self.phase + 1) => {
+                    self.enter_next_phase()?
                 }
-                let stop = self.session.stop.load(Ordering::Relaxed);
-                let is_new_best = std::mem::take(&mut self.is_new_best);
-                if self.checkpoint_is_due(epoch_done) || is_new_best || stop {
-                    self.save_checkpoint(run)?;
-                }
-                if stop && self.progress.step < self.steps() {
-                    return Ok(Outcome::Interrupted {
-                        run_dir: run.path().into(),
-                        step: self.progress.step,
-                        steps: self.steps(),
-                    });
-                }
+                None => self.run_epoch(run)?,
             }
         }
         self.finish(run)
+    }
+
+    /// Whether nothing is left to train.
+    fn is_done(&self) -> bool {
+        self.progress.step == self.steps() && self.progress.pending.is_none()
+    }
+
+    /// Whether the training is to end with a checkpoint.
+    fn is_stopped(&self) -> bool {
+        self.session.stop.load(Ordering::Relaxed)
+    }
+
+    /// Ends the training where it stands.
+    fn interrupt(mut self, run: &RunDir) -> Result<Outcome, TrainError> {
+        if self.saved != Some((self.progress.step, self.progress.pending)) {
+            self.save_checkpoint(run)?;
+        }
+        Ok(Outcome::Interrupted { run_dir: run.path().into(), step: self.progress.step, steps: self.steps() })
+    }
+
+    /// Makes the steps that are left of an epoch, until a stop.
+    fn run_epoch(&mut self, run: &RunDir) -> Result<(), TrainError> {
+        let steps_per_epoch = self.schedule.steps_per_epoch;
+        let (epoch, first) = (self.progress.step / steps_per_epoch, self.progress.step % steps_per_epoch);
+        for batch in self.data.train.epoch(epoch, first) {
+            self.step(batch)?;
+            if self.progress.step.is_multiple_of(steps_per_epoch) {
+                self.progress.pending = Some(Pending::Evaluation);
+            } else if self.is_stopped() {
+                break;
+            } else if self.checkpoint_is_due(false) {
+                self.save_checkpoint(run)?;
+            }
+        }
+        Ok(())
     }
 
     /// Shows something wrong that does not end the training, and records it in the run. A message counts once: it must not
@@ -591,24 +717,39 @@ impl<'a> Trainer<'a> {
         self.trainees.iter_mut().try_for_each(Trainee::load_initial_weights)
     }
 
-    /// Prepares all networks for their first step.
-    fn begin(&mut self) {
-        let calibration = Calibration::of(&self.data, &self.device, &self.current().train, 0);
+    /// Prepares all networks for their first step, and saves them, so that what they began with is read once.
+    fn begin(&mut self, run: &RunDir) -> Result<(), TrainError> {
+        let before = self.trainees.clone();
+        let calibration =
+            Calibration::of(&self.data, &self.device, &self.current().train, 0, self.session.stop);
         for trainee in &mut self.trainees {
             trainee.begin(|network| calibration.run(network));
         }
+        if self.is_stopped() {
+            self.trainees = before;
+            return Ok(());
+        }
+        self.progress.pending = None;
+        self.save_checkpoint(run)?;
         self.report_phase();
+        Ok(())
     }
 
+    /// Goes on to the next phase, unless it is stopped while quantizers are calibrated.
     fn enter_next_phase(&mut self) -> Result<(), TrainError> {
-        self.phase += 1;
-        self.progress.phase = self.phase;
-        let phase = self.schedule.phases[self.phase].clone();
+        let before = self.trainees.clone();
+        let phase = self.schedule.phases[self.phase + 1].clone();
         let epoch = self.progress.step / self.schedule.steps_per_epoch;
-        let calibration = Calibration::of(&self.data, &self.device, &phase.train, epoch);
+        let calibration = Calibration::of(&self.data, &self.device, &phase.train, epoch, self.session.stop);
         for trainee in &mut self.trainees {
             trainee.enter(&self.recipe, &phase, &self.device, |network| calibration.run(network))?;
         }
+        if self.is_stopped() {
+            self.trainees = before;
+            return Ok(());
+        }
+        self.phase += 1;
+        self.progress.phase = self.phase;
         self.report_phase();
         Ok(())
     }
@@ -761,6 +902,7 @@ impl<'a> Trainer<'a> {
         }
     }
 
+    /// Evaluates and records the epoch that ended with the last step, unless it is stopped meanwhile.
     fn finish_epoch(&mut self, run: &RunDir) -> Result<(), TrainError> {
         let train = self.current().train.clone();
         let steps_per_epoch = self.schedule.steps_per_epoch;
@@ -768,8 +910,13 @@ impl<'a> Trainer<'a> {
         let phase_epoch = phase_step / steps_per_epoch;
         let evaluated = phase_epoch.is_multiple_of(train.eval_every) || phase_epoch == train.epochs;
         if evaluated {
-            self.evaluate(train.norm_reestimation_batches)?;
+            let before = (self.trainees.clone(), self.progress.clone());
+            if !self.evaluate(train.norm_reestimation_batches)? {
+                (self.trainees, self.progress) = before;
+                return Ok(());
+            }
         }
+        self.progress.pending = None;
         let n_images = self.progress.train.n_images as f64;
         let others = self.trainees[1..].iter().map(|trainee| {
             let name = trainee.spec.name.clone();
@@ -796,21 +943,28 @@ impl<'a> Trainer<'a> {
         self.progress.metrics_bytes = run.append_metrics(&to_json(&metrics))?;
         run.append_timing(&to_json(&timing))?;
         self.session.observer.epoch(&metrics, &timing);
+        let is_new_best = std::mem::take(&mut self.is_new_best);
+        if self.checkpoint_is_due(true) || is_new_best {
+            self.save_checkpoint(run)?;
+        }
         Ok(())
     }
 
     /// Scores all networks on the test images, after estimating BatchNorm's statistics anew over `n_batches` batches of
-    /// this epoch.
-    fn evaluate(&mut self, n_batches: usize) -> Result<(), TrainError> {
+    /// this epoch. Returns whether it came to an end: after a stop, what it leaves is of no use.
+    fn evaluate(&mut self, n_batches: usize) -> Result<bool, TrainError> {
         let epoch = (self.progress.step - 1) / self.schedule.steps_per_epoch;
         self.progress.tests.clear();
         for (i, trainee) in self.trainees.iter_mut().enumerate() {
             if n_batches > 0 && trainee.spec.is_trained {
+                let stop = self.session.stop;
                 let batches = self.data.train.epoch(epoch, 0).take(n_batches);
+                let batches = batches.take_while(|_| !stop.load(Ordering::Relaxed));
                 trainee.reestimate_norms(batches.map(|mut batch| images(&mut batch, &self.device)));
             }
             let network = trainee.evaluated_network();
-            let scores = evaluate(&network, &self.data.test, &self.session.device);
+            let scores = evaluate(&network, &self.data.test, &self.session.device, self.session.stop);
+            let Some(scores) = scores else { return Ok(false) };
             if !scores.loss.is_finite() {
                 let loss = Divergence::TestLoss(scores.loss);
                 return Err(self.non_finite(loss, self.progress.step, i, state::first_non_finite(&network)));
@@ -830,7 +984,7 @@ impl<'a> Trainer<'a> {
         self.progress.test_step = Some(self.progress.step);
         self.progress.test_device = Some(self.session.device_name.clone());
         self.progress.test_origin = Some(self.session.origin.clone());
-        Ok(())
+        Ok(true)
     }
 
     fn checkpoint_is_due(&self, epoch_done: bool) -> bool {
@@ -841,7 +995,9 @@ impl<'a> Trainer<'a> {
         let recipe = &self.recipe.checkpoint;
         let epoch = step / self.schedule.steps_per_epoch;
         let by_step = recipe.every_steps.is_some_and(|every| step.is_multiple_of(every));
-        by_step || epoch_done && epoch.is_multiple_of(recipe.every_epochs)
+        let seconds = 60.0 * recipe.every_minutes;
+        let by_time = seconds > 0.0 && self.saved_at.elapsed().as_secs_f64() >= seconds;
+        by_step || by_time || epoch_done && epoch.is_multiple_of(recipe.every_epochs)
     }
 
     /// Saves a checkpoint. A state that is not finite, from which nothing could go on, ends the training instead.
@@ -861,10 +1017,33 @@ impl<'a> Trainer<'a> {
                 return Err(self.non_finite(Divergence::State, step, network, Some(place)));
             }
         }
-        let path = checkpoints.save(&checkpoint)?;
-        checkpoints.prune(self.recipe.checkpoint.keep_last, self.schedule.phases.len() - 1)?;
+        let mut failures = Vec::new();
+        let path = with_retries(
+            || checkpoints.save(&checkpoint),
+            |error| matches!(error, CheckpointError::Io { source, .. } if may_pass(source)),
+            |error| failures.push(format!("{error}; it was tried again")),
+        )?;
+        for failure in failures {
+            self.warn(WarningKind::Storage, failure);
+        }
+        self.saved = Some((self.progress.step, self.progress.pending));
+        self.saved_at = Instant::now();
         self.session.observer.checkpoint(&path);
+        // What is saved is saved: that older ones stay ends no training.
+        let last_phase = self.schedule.phases.len() - 1;
+        if let Err(error) = checkpoints.prune(self.recipe.checkpoint.keep_last, last_phase) {
+            self.warn_of_housekeeping(&error);
+        }
         Ok(())
+    }
+
+    /// Says once that an old checkpoint stays; it is tried again with every new one.
+    fn warn_of_housekeeping(&mut self, error: &CheckpointError) {
+        if !std::mem::replace(&mut self.has_warned_of_housekeeping, true) {
+            let message =
+                format!("{error}; the training goes on, and it is tried again after each checkpoint");
+            self.warn(WarningKind::Storage, message);
+        }
     }
 
     fn finish(mut self, run: &RunDir) -> Result<Outcome, TrainError> {
@@ -918,29 +1097,43 @@ struct Calibration<'a> {
     device: &'a Device,
     epoch: u64,
     n_batches: usize,
+    stop: &'a AtomicBool,
 }
 
 impl<'a> Calibration<'a> {
-    fn of(data: &'a Data, device: &'a Device, train: &TrainRecipe, epoch: u64) -> Self {
-        Self { data, device, epoch, n_batches: train.calibration_batches }
+    fn of(data: &'a Data, device: &'a Device, train: &TrainRecipe, epoch: u64, stop: &'a AtomicBool) -> Self {
+        Self { data, device, epoch, n_batches: train.calibration_batches, stop }
     }
+
+    /// Runs the batches, or, after a stop, only the first: what comes of it is then dropped.
 
     fn run(&self, network: &Network) {
         for mut batch in self.data.train.epoch(self.epoch, 0).take(self.n_batches) {
             network.forward(images(&mut batch, self.device));
+            if self.stop.load(Ordering::Relaxed) {
+                break;
+            }
         }
     }
 }
 
-/// Scores of `network`, which is in validation mode, on all images of `loader`.
-pub(crate) fn evaluate(network: &Network, loader: &Loader, device: &Device) -> Scores {
+/// Scores of `network`, which is in validation mode, on all images of `loader`; `None` after a stop.
+pub(crate) fn evaluate(
+    network: &Network,
+    loader: &Loader,
+    device: &Device,
+    stop: &AtomicBool,
+) -> Option<Scores> {
     let mut tally = Tally::default();
     for mut batch in loader.epoch(0, 0) {
+        if stop.load(Ordering::Relaxed) {
+            return None;
+        }
         let logits = network.forward(images(&mut batch, device)).into_data();
         let logits: Vec<f32> = logits.iter::<f32>().collect();
         tally.add(&logits, &batch.labels, mean_cross_entropy(&logits, &batch.labels));
     }
-    tally.scores()
+    Some(tally.scores())
 }
 
 /// Mean over the rows of `logits` of the cross entropy with `labels`, in double precision.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{Arg, ArgAction, Args, Parser, Subcommand, ValueHint};
+use clap::{Arg, ArgAction, ArgGroup, Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use lowbit_data::{DatasetName, Locations};
 
@@ -72,6 +72,7 @@ pub enum Command {
         ("lowbit train fashion-mnist-preresnet8-w2a2 --out runs/fashion", ""),
         ("lowbit train my-recipe.toml --set train.epochs=3 --set seed=1", ""),
         ("lowbit train --resume runs/fashion", ""),
+        ("lowbit train my-recipe.toml --out runs/mine --or-resume --or-previous", ""),
         ("lowbit train --json | jq .top1", ""),
     ], TRAIN_NOTES))]
     Train(TrainArgs),
@@ -116,15 +117,18 @@ pub enum Command {
 }
 
 const TRAIN_NOTES: &str = "\
-A run directory is never overwritten. Ctrl-C stops after the current step and
-saves a checkpoint; a second Ctrl-C aborts at once.
+A run directory is never overwritten, and nothing in it is lost: what came after
+the checkpoint of --checkpoint is kept in its directory `set-aside`. Ctrl-C stops
+after the current step, calibration or evaluation batch and saves a checkpoint; a
+second Ctrl-C aborts at once.
 
 With --json, stdout holds one JSON object. A complete training has `status`
 \"complete\", `top1` and `top5` (fractions), `loss`, `best`, `epochs`, `seconds`,
 `images_per_second`, `recipe`, `device`, `seed`, `started`, `data`, `origin`
 (program and machine), `same_origin` (whether all its processes had the same),
 `run_dir` and, if the recipe has one, `reference`; a training that was stopped
-has `status` \"interrupted\", `run_dir`, `step` and `steps`.";
+has `status` \"interrupted\", `run_dir`, `step` and `steps`, or only that
+if it had not begun.";
 
 const EVAL_NOTES: &str = "\
 The scores are those of the network that the run evaluates: the moving average
@@ -144,8 +148,8 @@ images), `origin` (this program and machine), `started`, `device`, `run_dir`.";
 const INSPECT_NOTES: &str = "\
 With --json, stdout holds one JSON object with `recipe` and `plan`; for a run
 also `state_sha256` (a digest over all parameters, quantizer, optimizer and
-BatchNorm state), `info`, `processes`, `checkpoints`, `best`, `checkpoint` and
-`run_dir`.";
+BatchNorm state), `info`, `processes`, `checkpoints`, `best`, `set_aside`,
+`checkpoint` and `run_dir`.";
 
 const DATA_NOTES: &str = "\
 Data sets are looked for in DIR/NAME and DIR of --data-dir, then in
@@ -155,6 +159,7 @@ $XDG_DATA_HOME/lowbit/NAME (~/.local/share/lowbit/NAME), then in
 code 6 if a file is missing, damaged or not the published one.";
 
 #[derive(Args)]
+#[command(group = ArgGroup::new("resuming").args(["resume", "or_resume"]))]
 pub struct TrainArgs {
     /// Recipe: a name from `lowbit recipes`, or a path that has a slash or ends in .toml [default:
     /// digits-preresnet8-w2a2]
@@ -175,9 +180,17 @@ pub struct TrainArgs {
     )]
     pub resume: Option<PathBuf>,
 
-    /// Resume from this checkpoint, or from the `best`; later ones are set aside
+    /// Resume from this checkpoint, or from the `best`; what came later is set aside in the run
     #[arg(long, value_name = "NAME", requires = "resume")]
     pub checkpoint: Option<String>,
+
+    /// Go on with the run in --out if it is there; its recipe must be the one given
+    #[arg(long, requires = "out", conflicts_with = "resume")]
+    pub or_resume: bool,
+
+    /// Where the newest checkpoint is damaged, go on from the newest intact one
+    #[arg(long, requires = "resuming", conflicts_with = "checkpoint")]
+    pub or_previous: bool,
 
     #[command(flatten)]
     pub device: DeviceArgs,

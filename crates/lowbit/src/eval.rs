@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::cli::EvalArgs;
 use crate::device::DeviceName;
-use crate::exit_code::Code;
+use crate::exit_code::{self, Code};
 use crate::inspect::checkpoint_named;
 use crate::output::{self, percent_exact};
 
@@ -37,7 +37,8 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Code> {
     tracing::debug!(device = %name, run = %args.run.display(), "evaluating");
     let checkpoint = args.checkpoint.as_deref().map(|name| checkpoint_named(&args.run, name)).transpose()?;
     let subject = Subject { checkpoint: checkpoint.as_deref(), network: args.network.as_deref() };
-    let evaluation = lowbit_strategies::evaluate(&args.run, subject, &device, &args.data_dir.locations())?;
+    let evaluation = lowbit_strategies::evaluate(&args.run, subject, &device, &args.data_dir.locations())
+        .map_err(|error| exit_code::with_previous(error, "eval", &args.run))?;
     for warning in &evaluation.warnings {
         tracing::warn!("{warning}");
     }

@@ -1,10 +1,11 @@
 //! Exit codes: what they mean, and which error ends with which.
 
 use std::fmt;
+use std::path::Path;
 use std::process::ExitCode;
 
 use lowbit_data::DataError;
-use lowbit_strategies::{RecipeError, TrainError};
+use lowbit_strategies::{CheckpointError, RecipeError, TrainError, shell_quoted};
 
 use crate::device::DeviceError;
 
@@ -75,6 +76,7 @@ fn of_train(error: &TrainError) -> Code {
         | TrainError::Model(_)
         | TrainError::QuantizedTeacher { .. }
         | TrainError::UnknownNetwork { .. }
+        | TrainError::OtherRecipe { .. }
         | TrainError::NotText { .. } => Code::Usage,
         TrainError::Init { source, .. } | TrainError::Unsaved { source, .. } => of_train(source),
         TrainError::Data(error) => of_data(error),
@@ -87,8 +89,11 @@ fn of_train(error: &TrainError) -> Code {
         | TrainError::DamagedRecipe { .. }
         | TrainError::RunLocked { .. }
         | TrainError::NoPhase { .. }
+        | TrainError::NoCheckpointLeft { .. }
+        | TrainError::NoRename { .. }
         | TrainError::Io { .. } => Code::Run,
         TrainError::NonFinite { .. } => Code::Diverged,
+        TrainError::Stopped => Code::Interrupted,
     }
 }
 
@@ -98,6 +103,18 @@ fn of_data(error: &DataError) -> Code {
             Code::Usage
         }
         _ => Code::Data,
+    }
+}
+
+/// The error of reading the run in `run`, with the `command` that reads an intact checkpoint, if there is one.
+pub fn with_previous(error: TrainError, command: &str, run: &Path) -> anyhow::Error {
+    match &error {
+        TrainError::Checkpoint(CheckpointError::Damaged { previous: Some(name), .. }) => {
+            let run = shell_quoted(run);
+            let message = format!("{error}; read it with `lowbit {command} {run} --checkpoint {name}`");
+            anyhow::Error::from(error).context(message)
+        }
+        _ => error.into(),
     }
 }
 

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use lowbit_models::{Layout, Plan};
 use lowbit_strategies::strategy::Phase;
-use lowbit_strategies::{Inspection, Origin, Recipe, RecipeError, RunProcess};
+use lowbit_strategies::{Inspection, Origin, Recipe, RecipeError, RunProcess, SetAside};
 use serde::Serialize;
 
 use crate::cli::InspectArgs;
-use crate::exit_code::{Code, UsageError};
+use crate::exit_code::{self, Code, UsageError};
 use crate::output::{self, counted, percent_exact};
 use crate::recipes;
 
@@ -47,7 +47,8 @@ fn inspect_run(path: &Path, args: &InspectArgs) -> anyhow::Result<()> {
         return Err(UsageError("--set changes a recipe; a run is what it is".into()).into());
     }
     let checkpoint = args.checkpoint.as_deref().map(|name| checkpoint_named(path, name)).transpose()?;
-    let inspection = lowbit_strategies::inspect(path, checkpoint.as_deref())?;
+    let inspection = lowbit_strategies::inspect(path, checkpoint.as_deref())
+        .map_err(|error| exit_code::with_previous(error, "inspect", path))?;
     if args.json.json {
         let state_sha256 = inspection.checkpoint.as_ref().map(|checkpoint| checkpoint.state_sha256.as_str());
         return output::print_json(&RunReport { run_dir: path, state_sha256, inspection: &inspection });
@@ -56,8 +57,18 @@ fn inspect_run(path: &Path, args: &InspectArgs) -> anyhow::Result<()> {
 }
 
 fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt::Error> {
-    let Inspection { recipe, info, processes, plan, phases, checkpoints, best, warnings, checkpoint } =
-        inspection;
+    let Inspection {
+        recipe,
+        info,
+        processes,
+        plan,
+        phases,
+        checkpoints,
+        best,
+        warnings,
+        set_aside,
+        checkpoint,
+    } = inspection;
     let mut text = format!("{plan}\n\n");
     writeln!(text, "run         {}", path.display())?;
     writeln!(text, "recipe      {}", describe_recipe(recipe))?;
@@ -89,6 +100,11 @@ fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt
     let names: Vec<String> = checkpoints.iter().map(|name| format!("{name}{}", is_best(name))).collect();
     for (i, name) in names.iter().enumerate() {
         writeln!(text, "{:<11} {name}", if i == 0 { "checkpoints" } else { "" })?;
+    }
+    for SetAside { path, checkpoints } in set_aside {
+        let checkpoints =
+            if checkpoints.is_empty() { "no checkpoint".into() } else { checkpoints.join(", ") };
+        writeln!(text, "set aside   {} ({checkpoints})", path.display())?;
     }
     let Some(checkpoint) = checkpoint else {
         writeln!(text, "checkpoints none yet")?;

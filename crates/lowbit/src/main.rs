@@ -16,6 +16,7 @@ mod output;
 mod panic;
 mod progress;
 mod recipes;
+mod signals;
 mod train;
 
 use std::io::{self, Write};

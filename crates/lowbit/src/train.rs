@@ -1,17 +1,12 @@
 //! `lowbit train`: runs a training and follows it.
 
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use lowbit_models::Plan;
 use lowbit_strategies::recipe::DEFAULT;
 use lowbit_strategies::{
-    EpochMetrics, EpochTiming, Observer, Outcome, PhaseReport, Recipe, RunDir, RunResult, Scores, Session,
-    StartReport, StepReport, shell_quoted,
+    CheckpointError, EpochMetrics, EpochTiming, NewRun, Observer, Outcome, PhaseReport, Recipe, ResumeFrom,
+    RunDir, RunResult, Scores, Session, StartReport, StepReport, TrainError, shell_quoted,
 };
 use serde::Serialize;
 
@@ -23,14 +18,20 @@ use crate::logging::{LogFile, SHOWN};
 use crate::output::{self, clock, counted, percent, percent_exact};
 use crate::progress::{Progress, Screen};
 use crate::recipes;
+use crate::signals::stop_on_signals;
 
 pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<Code> {
     let start = match &args.resume {
         Some(run) => Start::Resume(run),
         None => {
             let recipe = recipes::load(args.recipe.as_deref().unwrap_or(DEFAULT), &args.set.set)?;
-            let out = args.out.clone().unwrap_or_else(|| free_run_dir(&recipe.name));
-            Start::New { recipe: Box::new(recipe), out }
+            match &args.out {
+                Some(out) if args.or_resume && is_run(out) => {
+                    RunDir::open(out)?.expect_recipe(&recipe)?;
+                    Start::Resume(out)
+                }
+                _ => Start::New { recipe: Box::new(recipe) },
+            }
         }
     };
     let name = match (args.device.device, &start) {
@@ -45,7 +46,8 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
     };
     let device = name.open()?;
     let stop = stop_on_signals(screen)?;
-    let mut follower = Follower { device: name.to_string(), screen, log, epochs: 0, progress: None };
+    let mut follower =
+        Follower { device: name.to_string(), screen, log, epochs: 0, progress: None, set_aside: None };
     let session = Session {
         device,
         device_name: name.to_string(),
@@ -56,8 +58,22 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         strategies: Vec::new(),
     };
     let result = match &start {
-        Start::New { recipe, out } => lowbit_strategies::train(recipe, out, session),
-        Start::Resume(run) => lowbit_strategies::resume(run, checkpoint.as_deref(), session),
+        Start::New { recipe } => match &args.out {
+            Some(out) => lowbit_strategies::train(recipe, out, session),
+            None => lowbit_strategies::train(
+                recipe,
+                NewRun::Numbered(&Path::new("runs").join(&recipe.name)),
+                session,
+            ),
+        },
+        Start::Resume(run) => {
+            let from = match &checkpoint {
+                Some(name) => ResumeFrom::Named(name),
+                None if args.or_previous => ResumeFrom::NewestIntact,
+                None => ResumeFrom::Newest,
+            };
+            lowbit_strategies::resume(run, from, session)
+        }
     };
     drop(follower);
     // A run knows the place of its data, unless another was given to go on with.
@@ -67,7 +83,18 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         }
         _ => String::new(),
     };
-    match result? {
+    let outcome = match result {
+        // There is no run, or it is as it was.
+        Err(TrainError::Stopped) => {
+            screen.show("stopped before the training began; nothing was written");
+            if args.json.json {
+                output::print_json(&Status { status: "interrupted", outcome: () })?;
+            }
+            return Ok(Code::Interrupted);
+        }
+        result => result.map_err(|error| with_advice(error, &start))?,
+    };
+    match outcome {
         Outcome::Complete(result) => {
             tracing::info!(target: SHOWN, top1 = result.top1, top5 = result.top5, loss = result.loss, "complete");
             match args.json.json {
@@ -97,8 +124,27 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
 
 /// What is trained.
 enum Start<'a> {
-    New { recipe: Box<Recipe>, out: PathBuf },
+    New { recipe: Box<Recipe> },
     Resume(&'a Path),
+}
+
+/// Whether `path` holds a run.
+fn is_run(path: &Path) -> bool {
+    !matches!(RunDir::open(path), Err(TrainError::NotARun { .. }))
+}
+
+/// The error of a run that cannot go on, with the command by which it can, if there is one.
+fn with_advice(error: TrainError, start: &Start<'_>) -> anyhow::Error {
+    match (&error, start) {
+        (TrainError::Checkpoint(CheckpointError::Damaged { previous: Some(_), .. }), Start::Resume(run)) => {
+            let message = format!(
+                "{error}; go on from it with `lowbit train --resume {} --or-previous`",
+                shell_quoted(run)
+            );
+            anyhow::Error::from(error).context(message)
+        }
+        _ => error.into(),
+    }
 }
 
 /// Whether the run in `run` looks for its data in `data_dir` first.
@@ -126,37 +172,6 @@ struct Interrupted<'a> {
     steps: u64,
 }
 
-/// `runs/<name>`, or the first of `runs/<name>-2`, `-3`, ... that does not exist.
-fn free_run_dir(name: &str) -> PathBuf {
-    let runs = Path::new("runs");
-    let numbered = (2..).map(|n: u64| runs.join(format!("{name}-{n}")));
-    let mut candidates = std::iter::once(runs.join(name)).chain(numbered);
-    candidates.find(|path| !path.exists()).expect("invariant: there are more numbers than directories")
-}
-
-/// A signal that comes so soon after the first is the same wish: `timeout` signals a process and then its group.
-const SAME_WISH: Duration = Duration::from_millis(500);
-
-/// A flag that the first Ctrl-C or termination signal sets. A later one ends the process.
-fn stop_on_signals(screen: &Screen) -> anyhow::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let (flag, screen) = (stop.clone(), screen.clone());
-    let mut asked: Option<Instant> = None;
-    ctrlc::set_handler(move || match asked {
-        None => {
-            asked = Some(Instant::now());
-            flag.store(true, Ordering::Relaxed);
-            screen.show("stopping after this step (press Ctrl-C again to abort)");
-        }
-        Some(first) if first.elapsed() < SAME_WISH => {}
-        Some(_) => {
-            let _ = writeln!(io::stderr(), "aborted");
-            process::exit(Code::Interrupted.into());
-        }
-    })?;
-    Ok(stop)
-}
-
 /// Shows and logs what happens in a training.
 struct Follower<'a> {
     device: String,
@@ -164,6 +179,8 @@ struct Follower<'a> {
     log: &'a LogFile,
     epochs: u64,
     progress: Option<Progress>,
+    /// Where what came later than the checkpoint was put, until it is shown.
+    set_aside: Option<PathBuf>,
 }
 
 impl Follower<'_> {
@@ -208,6 +225,10 @@ impl Observer for Follower<'_> {
         self.show(&format!("run     {}", run.display()));
         if step > 0 {
             self.show(&format!("resumed at step {step}"));
+        }
+        if let Some(path) = self.set_aside.take() {
+            tracing::info!(target: SHOWN, path = %path.display(), "set aside");
+            self.show(&format!("what came later is kept in {}", path.display()));
         }
         self.show("");
         self.progress = Some(self.screen.progress("{wide_msg}"));
@@ -267,6 +288,10 @@ impl Observer for Follower<'_> {
 
     fn checkpoint(&mut self, path: &Path) {
         tracing::debug!(path = %path.display(), "checkpoint saved");
+    }
+
+    fn set_aside(&mut self, path: &Path) {
+        self.set_aside = Some(path.into());
     }
 
     fn warning(&mut self, message: &str) {

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowbit_data::Locations;
 use lowbit_strategies::{
-    EpochMetrics, EpochTiming, Evaluation, Observer, Outcome as Ended, Recipe, Session, StepReport, Subject,
-    evaluate, resume, train,
+    EpochMetrics, EpochTiming, Evaluation, Observer, Outcome as Ended, Recipe, ResumeFrom, Session,
+    StepReport, Subject, evaluate, resume, train,
 };
 use lowbit_tests::{Backend, Tolerance};
 
@@ -225,7 +225,7 @@ impl RoundTrip {
         copy(&self.handover(), &path);
         let stop = AtomicBool::new(false);
         let mut follow = Follow::new(&stop, None);
-        let ended = resume(&path, None, session(to, &mut follow, &stop));
+        let ended = resume(&path, ResumeFrom::Newest, session(to, &mut follow, &stop));
         assert!(matches!(ended, Ok(Ended::Complete(_))), "{self:?}: {ended:?}");
         let locations = Locations::default_with(None);
         let evaluate = |backend: &Backend| {

@@ -8,7 +8,7 @@ mod embedded;
 mod reader;
 mod strategy;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use globset::Glob;
@@ -203,6 +203,9 @@ pub enum ScheduleRecipe {
     },
 }
 
+/// Default of [`CheckpointRecipe::every_minutes`].
+const EVERY_MINUTES: f64 = 10.0;
+
 /// `[checkpoint]`: what is saved and kept.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct CheckpointRecipe {
@@ -211,6 +214,8 @@ pub struct CheckpointRecipe {
     /// Steps between further checkpoints inside an epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub every_steps: Option<u64>,
+    /// Minutes after which another checkpoint is saved, if none was; 0 for none by time. They change nothing else.
+    pub every_minutes: f64,
     /// Newest checkpoints that are kept, besides the best.
     pub keep_last: usize,
 }
@@ -298,10 +303,32 @@ impl Recipe {
         }
     }
 
+    /// The first key in which this recipe differs from `other`, and its values in both.
+    pub(crate) fn first_difference(&self, other: &Self) -> Option<(String, [String; 2])> {
+        let tree = |recipe: &Self| Value::try_from(recipe).expect("invariant: a recipe is a tree of tables");
+        first_difference("", Some(&tree(self)), Some(&tree(other)))
+    }
+
     /// The resolved recipe as TOML, every default written out.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("invariant: a recipe is a tree of tables, numbers and texts")
     }
+}
+
+/// The first place, from `key` on, in which two values differ, and what is there.
+fn first_difference(key: &str, a: Option<&Value>, b: Option<&Value>) -> Option<(String, [String; 2])> {
+    if a == b {
+        return None;
+    }
+    if let (Some(Value::Table(a)), Some(Value::Table(b))) = (a, b) {
+        let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+        return keys.into_iter().find_map(|name| {
+            let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+            first_difference(&key, a.get(name), b.get(name))
+        });
+    }
+    let show = |value: Option<&Value>| value.map_or("not set".into(), ToString::to_string);
+    Some((key.into(), [show(a), show(b)]))
 }
 
 /// Puts `value` of `key=value` at the dotted `key`. A value that is no TOML is taken as a text.
@@ -736,11 +763,17 @@ fn read_schedule(section: Option<Section<'_>>) -> ScheduleRecipe {
 
 fn read_checkpoint(section: Option<Section<'_>>) -> CheckpointRecipe {
     let Some(section) = section else {
-        return CheckpointRecipe { every_epochs: 1, every_steps: None, keep_last: 2 };
+        return CheckpointRecipe {
+            every_epochs: 1,
+            every_steps: None,
+            every_minutes: EVERY_MINUTES,
+            keep_last: 2,
+        };
     };
     let checkpoint = CheckpointRecipe {
         every_epochs: section.integer("every_epochs", 1, 1..=100_000),
         every_steps: section.optional_integer("every_steps", 1..=i64::MAX as u64),
+        every_minutes: section.number("every_minutes", EVERY_MINUTES, &NumberRange::NOT_NEGATIVE),
         keep_last: section.integer("keep_last", 2, 1..=100_000) as usize,
     };
     section.finish();

@@ -1,0 +1,79 @@
+//! Signals that ask a training to stop.
+
+use std::io::{self, Write};
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::exit_code::Code;
+use crate::progress::Screen;
+
+/// A signal that comes so soon after the first is the same wish: `timeout` signals a process and then its group.
+const SAME_WISH: Duration = Duration::from_millis(500);
+
+/// A flag that the first Ctrl-C or termination signal sets. A later one ends the process. Signals that whoever started the
+/// process had it ignore, as `nohup` and the background jobs of a shell do, stay ignored.
+pub fn stop_on_signals(screen: &Screen) -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (flag, screen) = (stop.clone(), screen.clone());
+    let mut asked: Option<Instant> = None;
+    let ignored = ignored();
+    ctrlc::set_handler(move || match asked {
+        None => {
+            asked = Some(Instant::now());
+            flag.store(true, Ordering::Relaxed);
+            screen.show("stopping (press Ctrl-C again to abort)");
+        }
+        Some(first) if first.elapsed() < SAME_WISH => {}
+        Some(_) => {
+            let _ = writeln!(io::stderr(), "aborted");
+            process::exit(Code::Interrupted.into());
+        }
+    })?;
+    ignore(&ignored);
+    Ok(stop)
+}
+
+#[cfg(unix)]
+use unix::{ignore, ignored};
+
+#[cfg(unix)]
+mod unix {
+    use std::mem::MaybeUninit;
+    use std::ptr;
+
+    /// What the handler is set for.
+    const HANDLED: [libc::c_int; 3] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM];
+
+    /// Those that are ignored.
+    #[expect(unsafe_code, reason = "the standard library does not tell how a signal is handled")]
+    pub fn ignored() -> Vec<libc::c_int> {
+        let is_ignored = |signal: &libc::c_int| {
+            let mut action = MaybeUninit::<libc::sigaction>::uninit();
+            // SAFETY: without a new action the call changes nothing; it writes the present one where there is room for it.
+            let status = unsafe { libc::sigaction(*signal, ptr::null(), action.as_mut_ptr()) };
+            // SAFETY: it was written if the call says so.
+            status == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+        };
+        HANDLED.into_iter().filter(is_ignored).collect()
+    }
+
+    /// Has the process ignore `signals`.
+    #[expect(unsafe_code, reason = "the standard library does not set how a signal is handled")]
+    pub fn ignore(signals: &[libc::c_int]) {
+        for &signal in signals {
+            // SAFETY: to ignore a signal runs no code of this process.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
+    }
+}
+
+/// Elsewhere no signal is ignored by heritage.
+#[cfg(not(unix))]
+fn ignored() -> Vec<i32> {
+    Vec::new()
+}
+
+#[cfg(not(unix))]
+fn ignore(_: &[i32]) {}

@@ -1,0 +1,515 @@
+//! What a run wrote is never lost: whatever is missing, damaged or asked for, whatever the file system cannot do, and
+//! whenever it is stopped.
+#![cfg(unix)]
+
+#[expect(dead_code, reason = "shared with other tests")]
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Outcome, Sandbox, TINY, copy_dir};
+use serde_json::Value;
+
+fn train<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    [&["train", "-q"], &TINY[..], args].concat()
+}
+
+/// A sandbox with a complete run of three epochs of four steps, of which all checkpoints are kept, under the name `run`.
+fn sandbox_with_run() -> Sandbox {
+    let sandbox = Sandbox::new();
+    let args = ["--out", "run", "--set", "train.epochs=3", "--set", "checkpoint.keep_last=9"];
+    let outcome = sandbox.run(&train(&args));
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    sandbox
+}
+
+/// All files of a directory by their path in it, but the lock and the log.
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = PathBuf::from(path.file_name().unwrap());
+        match path.is_dir() {
+            true => {
+                let inner = self::files(&path).into_iter();
+                files.extend(inner.map(|(path, bytes)| (name.join(path), bytes)));
+            }
+            false if ["lock", "log.txt"].contains(&name.to_str().unwrap()) => {}
+            false => drop(files.insert(name, fs::read(&path).unwrap())),
+        }
+    }
+    files
+}
+
+fn state(sandbox: &Sandbox, run: &str) -> (Value, String) {
+    let metrics = fs::read_to_string(sandbox.path(run).join("metrics.jsonl")).unwrap();
+    (sandbox.json(&["inspect", run])["state_sha256"].clone(), metrics)
+}
+
+fn spawn(sandbox: &Sandbox, args: &[&str]) -> Child {
+    sandbox.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn signal(child: &Child, signal: &str) {
+    let status = Command::new("kill").args([signal, &child.id().to_string()]).status();
+    assert!(status.unwrap().success());
+}
+
+/// Waits until `is_there`.
+fn wait_until(what: &str, is_there: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !is_there() {
+        assert!(Instant::now() < deadline, "{what} does not come");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn checkpoint_names(sandbox: &Sandbox, run: &str) -> Vec<String> {
+    let entries = fs::read_dir(sandbox.path(run).join("checkpoints")).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_run_without_checkpoints_is_left_as_it_is() {
+    let sandbox = sandbox_with_run();
+    fs::remove_dir_all(sandbox.path("run/checkpoints")).unwrap();
+    for (is_there, problem) in [(false, "is missing"), (true, "has no checkpoint")] {
+        if is_there {
+            fs::create_dir(sandbox.path("run/checkpoints")).unwrap();
+        }
+        let before = files(&sandbox.path("run"));
+        for extra in [&[][..], &["--or-previous"]] {
+            let outcome = sandbox.run(&[&["train", "--resume", "run"], extra].concat());
+            assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(4), ""));
+            let expected =
+                format!("error: run/checkpoints {problem}, but the run has a record in run/result.json");
+            assert!(outcome.stderr.starts_with(&expected), "{}", outcome.stderr);
+            assert_eq!(outcome.stderr.lines().count(), 1);
+        }
+        assert_eq!(files(&sandbox.path("run")), before);
+        assert_eq!(sandbox.path("run/checkpoints").exists(), is_there);
+    }
+    // A run that recorded nothing begins again.
+    for file in ["result.json", "metrics.jsonl", "timing.jsonl"] {
+        fs::write(sandbox.path("run").join(file), "").unwrap();
+    }
+    fs::remove_file(sandbox.path("run/result.json")).unwrap();
+    fs::remove_dir(sandbox.path("run/checkpoints")).unwrap();
+    assert_eq!(sandbox.json(&["train", "--resume", "run"])["status"], "complete");
+}
+
+#[test]
+fn going_back_sets_aside_all_that_came_later() {
+    let sandbox = sandbox_with_run();
+    let before = files(&sandbox.path("run"));
+    let whole = state(&sandbox, "run");
+    // Nothing happens before all is known to fit.
+    for (change, code) in [(["--device", "tpu"], 2), (["--data-dir", "nowhere"], 3)] {
+        let args = [&["train", "--resume", "run", "--checkpoint", "step-00000004"], &change[..]].concat();
+        assert_eq!(sandbox.run(&args).code, Some(code), "{change:?}");
+        assert_eq!(files(&sandbox.path("run")), before, "{change:?}");
+    }
+    let outcome = sandbox.run(&["train", "--resume", "run", "--checkpoint", "step-00000004"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let aside = "run/set-aside/after-step-00000004";
+    assert!(
+        outcome.stderr.contains(&format!("\nwhat came later is kept in {aside}\n")),
+        "{}",
+        outcome.stderr
+    );
+    let mut expected = before.clone();
+    expected.retain(|path, _| {
+        !path.starts_with("checkpoints/step-00000000") && !path.starts_with("checkpoints/step-00000004")
+    });
+    assert_eq!(files(&sandbox.path(aside)), expected);
+    // It ends as before, and what was set aside can be read as a run.
+    assert_eq!(state(&sandbox, "run"), whole);
+    assert_eq!(sandbox.json(&["eval", aside])["matches"], true);
+    let listed = &sandbox.json(&["inspect", "run"])["set_aside"];
+    assert_eq!(listed[0]["path"], "set-aside/after-step-00000004");
+    assert_eq!(listed[0]["checkpoints"], serde_json::json!(["step-00000008", "step-00000012"]));
+    let text = sandbox.run(&["inspect", "run"]).stdout;
+    assert!(
+        text.contains("\nset aside   set-aside/after-step-00000004 (step-00000008, step-00000012)\n"),
+        "{text}"
+    );
+    // Nothing came after the newest.
+    sandbox.json(&["train", "--resume", "run"]);
+    assert_eq!(sandbox.json(&["inspect", "run"])["set_aside"].as_array().unwrap().len(), 1);
+}
+
+/// Lines of epochs after the newest checkpoint are made again, and kept as they were.
+#[test]
+fn lines_that_are_made_again_are_kept() {
+    let sandbox = sandbox_with_run();
+    let before = files(&sandbox.path("run"));
+    let whole = state(&sandbox, "run");
+    fs::remove_dir_all(sandbox.path("run/checkpoints/step-00000012")).unwrap();
+    fs::remove_dir_all(sandbox.path("run/checkpoints/step-00000008")).unwrap();
+    // A line that was cut short, or is none, ends what is kept, and is no error.
+    let mut timing = fs::OpenOptions::new().append(true).open(sandbox.path("run/timing.jsonl")).unwrap();
+    timing.write_all(b"\xff").unwrap();
+    sandbox.json(&["train", "--resume", "run"]);
+    assert_eq!(state(&sandbox, "run"), whole);
+    let aside = files(&sandbox.path("run/set-aside/after-step-00000004"));
+    for name in ["metrics.jsonl", "result.json"] {
+        assert_eq!(aside[Path::new(name)], before[Path::new(name)]);
+    }
+    let timing = Path::new("timing.jsonl");
+    assert_eq!(aside[timing], [&before[timing][..], b"\xff"].concat());
+    assert_eq!(fs::read_to_string(sandbox.path("run/timing.jsonl")).unwrap().lines().count(), 3);
+}
+
+#[test]
+fn what_the_networks_began_with_is_read_once() {
+    let sandbox = sandbox_with_run();
+    let args = ["--set", "init=run", "--set", "train.epochs=2", "--set", "checkpoint.every_epochs=9"];
+    let args = |out| train(&[&args[..], &["--out", out]].concat());
+    assert_eq!(sandbox.run(&args("whole")).code, Some(0));
+    let child = spawn(&sandbox, &args("killed"));
+    wait_until("the first checkpoint", || sandbox.path("killed/checkpoints/step-00000000").exists());
+    signal(&child, "-KILL");
+    child.wait_with_output().unwrap();
+    // A process that is killed late may have evaluated, and saved the best.
+    for name in checkpoint_names(&sandbox, "killed").iter().filter(|name| *name != "step-00000000") {
+        fs::remove_dir_all(sandbox.path("killed/checkpoints").join(name)).unwrap();
+    }
+    fs::rename(sandbox.path("run"), sandbox.path("gone")).unwrap();
+    sandbox.json(&["train", "--resume", "killed"]);
+    assert_eq!(state(&sandbox, "killed"), state(&sandbox, "whole"));
+}
+
+#[test]
+fn a_damaged_newest_checkpoint_is_named_with_the_way_on() {
+    let sandbox = sandbox_with_run();
+    let whole = state(&sandbox, "run");
+    let newest = sandbox.path("run/checkpoints/step-00000012");
+    fs::write(newest.join("model.safetensors"), "damaged").unwrap();
+    let before = files(&sandbox.path("run"));
+    let outcome = sandbox.run(&["train", "--resume", "run"]);
+    assert_eq!(outcome.code, Some(4));
+    let advice = "the newest intact one is step-00000008; go on from it with `lowbit train --resume run --or-previous`\n";
+    assert!(outcome.stderr.ends_with(advice), "{}", outcome.stderr);
+    assert_eq!(files(&sandbox.path("run")), before);
+    let outcome = sandbox.run(&["train", "-q", "--resume", "run", "--or-previous"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert_eq!(state(&sandbox, "run"), whole);
+    let aside = sandbox.path("run/set-aside/after-step-00000008/checkpoints/step-00000012");
+    assert_eq!(fs::read(aside.join("model.safetensors")).unwrap(), b"damaged");
+    let warnings = sandbox.json(&["inspect", "run"])["warnings"].to_string();
+    assert!(warnings.contains("checkpoint run/checkpoints/step-00000012 is damaged"), "{warnings}");
+    // With nothing to fall back on, the error stays.
+    for name in checkpoint_names(&sandbox, "run") {
+        fs::write(sandbox.path("run/checkpoints").join(name).join("manifest.json"), "").unwrap();
+    }
+    let outcome = sandbox.run(&["train", "-q", "--resume", "run", "--or-previous"]);
+    assert_eq!(outcome.code, Some(4));
+    assert!(outcome.stderr.contains("no other is intact"), "{}", outcome.stderr);
+}
+
+#[test]
+fn start_or_resume_is_one_command() {
+    let sandbox = Sandbox::new();
+    let args = |epochs| train(&["--out", "run", "--or-resume", "--set", epochs]);
+    let child = spawn(&sandbox, &args("train.epochs=5000"));
+    wait_until("a checkpoint", || sandbox.path("run/checkpoints/step-00000004").exists());
+    signal(&child, "-TERM");
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    let before = files(&sandbox.path("run"));
+    let outcome = sandbox.run(&args("train.epochs=3"));
+    let expected = "error: the recipe is not that of the run in run: train.epochs is 3, in the run 5000\n";
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(2), expected));
+    assert_eq!(files(&sandbox.path("run")), before);
+    let child = spawn(&sandbox, &args("train.epochs=5000"));
+    let step = || sandbox.json(&["inspect", "run"])["checkpoint"]["progress"]["step"].as_u64().unwrap();
+    let first = step();
+    wait_until("a later checkpoint", || step() > first);
+    signal(&child, "-TERM");
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+
+    assert_eq!(sandbox.run(&["train", "--or-resume"]).code, Some(2), "it needs --out");
+    assert_eq!(
+        sandbox.run(&["train", "--out", "other", "--or-previous"]).code,
+        Some(2),
+        "it is for resuming"
+    );
+}
+
+#[test]
+fn trainings_that_begin_together_get_directories_of_their_own() {
+    let sandbox = Sandbox::new();
+    let children: Vec<Child> = (0..4).map(|_| spawn(&sandbox, &train(&["--json"]))).collect();
+    let mut runs: Vec<String> = Vec::new();
+    for child in children {
+        let outcome = Outcome::of(&child.wait_with_output().unwrap());
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        let result: Value = serde_json::from_str(&outcome.stdout).unwrap();
+        runs.push(result["run_dir"].as_str().unwrap().into());
+    }
+    runs.sort();
+    let name = "runs/digits-preresnet8-w2a2";
+    assert_eq!(runs, [name.to_string(), format!("{name}-2"), format!("{name}-3"), format!("{name}-4")]);
+    // One that was asked for is not replaced, and a start that fails leaves nothing.
+    assert_eq!(sandbox.run(&train(&["--out", name])).code, Some(4));
+    let outcome = sandbox.run(&train(&["--set", "data.dataset=mnist"]));
+    assert_eq!(outcome.code, Some(3));
+    assert_eq!(fs::read_dir(sandbox.path("runs")).unwrap().count(), 4);
+}
+
+/// A run that trains and prunes is never called damaged by those who read it.
+#[test]
+fn a_run_is_read_while_it_trains() {
+    let sandbox = Sandbox::new();
+    let often = ["checkpoint.every_steps=1", "checkpoint.keep_last=1", "train.epochs=5000"];
+    let often: Vec<&str> = often.iter().flat_map(|change| ["--set", change]).collect();
+    let child = spawn(&sandbox, &train(&[&["--out", "run"], &often[..]].concat()));
+    wait_until("a checkpoint", || sandbox.path("run/checkpoints/step-00000001").exists());
+    let init = train(&["--set", "init=run", "--out", "other"]);
+    for i in 0..40 {
+        let args = [&["eval", "run"][..], &["inspect", "run"], &init][i % 3];
+        let outcome = sandbox.run(args);
+        assert_eq!(outcome.code, Some(0), "{args:?}: {}", outcome.stderr);
+        let _ = fs::remove_dir_all(sandbox.path("other"));
+    }
+    signal(&child, "-TERM");
+    let outcome = Outcome::of(&child.wait_with_output().unwrap());
+    assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
+}
+
+#[test]
+fn ignored_signals_stay_ignored() {
+    let sandbox = Sandbox::new();
+    let args = train(&["--out", "run", "--set", "train.epochs=5000"]).join(" ");
+    let script = format!("trap '' HUP INT; exec \"$0\" {args}");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, common::LOWBIT]).current_dir(sandbox.path("."));
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("a checkpoint", || sandbox.path("run/checkpoints/step-00000004").exists());
+    signal(&child, "-HUP");
+    signal(&child, "-INT");
+    let newest = checkpoint_names(&sandbox, "run");
+    wait_until("a later checkpoint", || {
+        checkpoint_names(&sandbox, "run")
+            .iter()
+            .any(|name| name.starts_with("step") && !newest.contains(name))
+    });
+    signal(&child, "-TERM");
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+}
+
+/// What is stopped while it calibrates or evaluates goes on there, and ends as one that was left alone.
+#[test]
+fn a_stop_is_answered_in_calibration_and_evaluation() {
+    let slow = |change: &'static str| -> Vec<&'static str> {
+        vec!["--set", "train.epochs=2", "--set", "data.train_limit=1024", "--set", change]
+    };
+    // Each takes far longer than the few steps beside it.
+    let calibration = slow("train.calibration_batches=32");
+    let estimation = slow("train.norm_reestimation_batches=32");
+    for (name, args) in [("calibration", calibration), ("re-estimation", estimation)] {
+        let sandbox = Sandbox::new();
+        let args = |out: &'static str| train(&[&args[..], &["--json", "--out", out]].concat());
+        let whole = sandbox.run(&args("whole"));
+        assert_eq!(whole.code, Some(0), "{}", whole.stderr);
+        let mut pending = Vec::new();
+        for attempt in 0..12 {
+            let run = "stopped";
+            let child = match sandbox.path(run).exists() {
+                true => spawn(&sandbox, &["train", "-q", "--json", "--resume", run]),
+                false => spawn(&sandbox, &args(run)),
+            };
+            // The log is there when the training begins; a little later each time.
+            let log = sandbox.path(run).join("log.txt");
+            let n_begun = || fs::read_to_string(&log).unwrap_or_default().matches("run: phase").count();
+            let before = fs::read_to_string(&log).unwrap_or_default().len();
+            wait_until("the training", || fs::metadata(&log).is_ok_and(|log| log.len() as usize > before));
+            std::thread::sleep(Duration::from_millis(40 * attempt));
+            signal(&child, "-TERM");
+            let asked = Instant::now();
+            let outcome = Outcome::of(&child.wait_with_output().unwrap());
+            assert!(asked.elapsed() < Duration::from_secs(20), "{name}: {:?}", asked.elapsed());
+            assert!([Some(0), Some(130)].contains(&outcome.code), "{}", outcome.stderr);
+            let inspected = sandbox.json(&["inspect", run]);
+            pending
+                .push(inspected["checkpoint"]["progress"]["pending"].as_str().unwrap_or("none").to_string());
+            if outcome.code == Some(0) {
+                break;
+            }
+            assert!(n_begun() <= attempt as usize + 1);
+        }
+        println!("{name}: {pending:?}");
+        sandbox.json(&["train", "--resume", "stopped"]);
+        assert_eq!(state(&sandbox, "stopped"), state(&sandbox, "whole"), "{name}: {pending:?}");
+        let expected = if name == "calibration" { "calibration" } else { "evaluation" };
+        assert!(pending.iter().any(|pending| pending == expected), "{name}: {pending:?}");
+    }
+}
+
+/// Nothing is there yet to be saved: the process just ends.
+#[test]
+fn a_stop_is_answered_while_data_is_read() {
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.path("data")).unwrap();
+    // Far more than is read before the signal comes.
+    let file = fs::File::create(sandbox.path("data/train-images-idx3-ubyte")).unwrap();
+    file.set_len(16 + 60_000 * 784).unwrap();
+    let status = Command::new("mkfifo").arg(sandbox.path("data/train-labels-idx1-ubyte")).status();
+    assert!(status.unwrap().success());
+    let args = train(&["--set", "data.dataset=mnist", "--data-dir", "data", "--out", "run"]);
+    let outcome = sandbox.run(&args);
+    // Only regular files are read, so there is nothing to wait for.
+    assert_eq!(outcome.code, Some(3), "{}", outcome.stderr);
+    assert!(!sandbox.path("run").exists());
+}
+
+/// Checkpoints by time are further ones: they change neither the bits nor the record.
+#[test]
+fn checkpoints_by_time_change_nothing() {
+    let sandbox = Sandbox::new();
+    let keep = ["--set", "checkpoint.keep_last=100", "--set", "train.epochs=2"];
+    for (run, minutes) in
+        [("never", "checkpoint.every_minutes=0"), ("always", "checkpoint.every_minutes=1e-9")]
+    {
+        let outcome = sandbox.run(&train(&[&keep[..], &["--out", run, "--set", minutes]].concat()));
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    }
+    assert_eq!(state(&sandbox, "never"), state(&sandbox, "always"));
+    assert_eq!(checkpoint_names(&sandbox, "never").len(), 3);
+    assert_eq!(checkpoint_names(&sandbox, "always").len(), 9);
+}
+
+/// A library that has calls of the system fail as some file systems do; `None` where there is no compiler for it.
+fn shim(sandbox: &Sandbox) -> PathBuf {
+    const SOURCE: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#define REAL(f) ((__typeof__(&f))dlsym(RTLD_NEXT, #f))
+static int error(const char *name) { const char *value = getenv(name); return value ? atoi(value) : 0; }
+static int is_directory(const char *path) { struct stat s; return !stat(path, &s) && S_ISDIR(s.st_mode); }
+int flock(int fd, int op) { int e = error("NO_LOCK"); if (e) { errno = e; return -1; } return REAL(flock)(fd, op); }
+int fsync(int fd) {
+    struct stat s;
+    int e = error("NO_SYNC");
+    if (e && !fstat(fd, &s) && S_ISDIR(s.st_mode)) { errno = e; return -1; }
+    return REAL(fsync)(fd);
+}
+int rename(const char *a, const char *b) {
+    int e = error("NO_RENAME");
+    if (e && is_directory(a)) { errno = e; return -1; }
+    return REAL(rename)(a, b);
+}
+int unlinkat(int d, const char *n, int f) {
+    int e = error("NO_REMOVE");
+    if (e && (f & AT_REMOVEDIR) && strstr(n, ".old")) { errno = e; return -1; }
+    return REAL(unlinkat)(d, n, f);
+}
+int rmdir(const char *n) {
+    int e = error("NO_REMOVE");
+    if (e && strstr(n, ".old")) { errno = e; return -1; }
+    return REAL(rmdir)(n);
+}
+"#;
+    let source = sandbox.path("shim.c");
+    let library = sandbox.path("shim.so");
+    fs::write(&source, SOURCE).unwrap();
+    let cc =
+        Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).arg("-ldl").status();
+    assert!(cc.is_ok_and(|status| status.success()), "a C compiler is needed, as to build this");
+    library
+}
+
+/// Runs a training on a file system that lacks what `gap` says.
+fn with_gap(sandbox: &Sandbox, shim: &Path, gap: (&str, &str), args: &[&str]) -> Outcome {
+    let mut command = sandbox.command(args);
+    Outcome::of(&command.env("LD_PRELOAD", shim).env(gap.0, gap.1).output().unwrap())
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn file_systems_with_gaps() {
+    let sandbox = Sandbox::new();
+    let shim = shim(&sandbox);
+    let args = ["train", "--out", "run", "--set", "train.epochs=4", "--set", "checkpoint.keep_last=1"];
+    let args = [&args[..], &TINY[2..]].concat();
+    let whole = {
+        let outcome = sandbox.run(&args);
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        state(&sandbox, "run")
+    };
+    let no_lock = "has no locks: make sure that no two processes train in this run";
+    let no_sync = "cannot sync directories";
+    let no_remove = "failed to remove checkpoint file run/checkpoints/.step-00000000.old";
+    let gaps = [
+        (("NO_LOCK", "37"), no_lock),
+        (("NO_LOCK", "38"), no_lock),
+        (("NO_LOCK", "95"), no_lock),
+        (("NO_LOCK", "524"), no_lock),
+        (("NO_SYNC", "22"), no_sync),
+        (("NO_SYNC", "9"), no_sync),
+        (("NO_SYNC", "95"), no_sync),
+        (("NO_REMOVE", "39"), no_remove),
+        (("NO_REMOVE", "16"), no_remove),
+    ];
+    for (gap, warning) in gaps {
+        fs::remove_dir_all(sandbox.path("run")).unwrap();
+        let outcome = with_gap(&sandbox, &shim, gap, &args);
+        assert_eq!(outcome.code, Some(0), "{gap:?}: {}", outcome.stderr);
+        assert_eq!(outcome.stderr.matches(warning).count(), 1, "{gap:?}: {}", outcome.stderr);
+        assert_eq!(state(&sandbox, "run"), whole, "{gap:?}");
+        let warnings = sandbox.json(&["inspect", "run"])["warnings"].to_string();
+        assert!(warnings.contains(warning), "{gap:?}: {warnings}");
+        // On resuming too; what could not be removed then is now.
+        let outcome = with_gap(&sandbox, &shim, gap, &["train", "-q", "--resume", "run"]);
+        assert_eq!(outcome.code, Some(0), "{gap:?}: {}", outcome.stderr);
+        sandbox.json(&["train", "--resume", "run"]);
+        assert!(checkpoint_names(&sandbox, "run").iter().all(|name| !name.starts_with('.')), "{gap:?}");
+    }
+    for error in ["38", "18", "1", "95"] {
+        let outcome = with_gap(&sandbox, &shim, ("NO_RENAME", error), &train(&["--out", "other"]));
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(4), ""), "{error}");
+        let expected = "error: the file system of other cannot rename a directory, which checkpoints need (";
+        assert!(outcome.stderr.starts_with(expected), "{}", outcome.stderr);
+        assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
+        assert!(!sandbox.path("other").exists(), "{error}: nothing is left");
+        // A run that was moved there is left as it is.
+        let before = files(&sandbox.path("run"));
+        let outcome = with_gap(
+            &sandbox,
+            &shim,
+            ("NO_RENAME", error),
+            &["train", "-q", "--resume", "run", "--checkpoint", &checkpoint_names(&sandbox, "run")[0]],
+        );
+        assert_eq!(outcome.code, Some(4), "{error}: {}", outcome.stderr);
+        assert_eq!(files(&sandbox.path("run")), before, "{error}");
+    }
+}
+
+/// One that was being replaced by a newer of the same step when the process was killed is put back.
+#[test]
+fn a_checkpoint_that_was_being_replaced_is_put_back() {
+    let sandbox = sandbox_with_run();
+    let whole = state(&sandbox, "run");
+    let checkpoints = sandbox.path("run/checkpoints");
+    fs::rename(checkpoints.join("step-00000012"), checkpoints.join(".step-00000012.replaced")).unwrap();
+    copy_dir(&checkpoints.join("step-00000008"), &checkpoints.join(".step-00000012.tmp"));
+    copy_dir(&checkpoints.join("step-00000008"), &checkpoints.join(".step-00000008.replaced"));
+    sandbox.json(&["train", "--resume", "run"]);
+    let expected = ["step-00000000", "step-00000004", "step-00000008", "step-00000012"];
+    assert_eq!(checkpoint_names(&sandbox, "run"), expected);
+    assert_eq!(state(&sandbox, "run"), whole);
+    assert!(!sandbox.path("run/set-aside").exists());
+}
