@@ -56,18 +56,18 @@ pub(crate) fn is_unsupported_lock(error: &io::Error) -> bool {
 
 /// Makes `path` and those of its parents that are missing, and syncs the directories that got a new name.
 pub(crate) fn create_directories(path: &Path) -> io::Result<()> {
-    if path.as_os_str().is_empty() || path.is_dir() {
+    if path.as_os_str().is_empty() {
         return Ok(());
     }
-    if let Some(parent) = path.parent() {
-        create_directories(parent)?;
+    match (fs::create_dir(path), path.parent()) {
+        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
+            create_directories(parent)?;
+            fs::create_dir(path)?;
+        }
+        (Err(_), _) if path.is_dir() => return Ok(()),
+        (result, _) => result?,
     }
-    match fs::create_dir(path) {
-        // Another process may have been quicker.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        Err(error) => Err(error),
-        Ok(()) => sync_parent(path),
-    }
+    sync_parent(path)
 }
 
 /// Syncs the directory that `path` is in.

@@ -1,6 +1,7 @@
 //! The training loop: from images to loss to update to checkpoint, and back from a checkpoint to the very next step.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -312,28 +313,36 @@ fn absolute(path: &PathBuf) -> Result<PathBuf, TrainError> {
     std::path::absolute(path).context("find", path)
 }
 
-/// Reads the images of `recipe` in a thread of its own, so that a stop is answered while a disk is slow: the thread is then
-/// left to itself.
+/// The images of `recipe`; a stop is answered while a disk is slow.
 fn read_data(recipe: &Recipe, locations: &Locations, stop: &AtomicBool) -> Result<Data, TrainError> {
+    let (data, seed, places) = (recipe.data.clone(), recipe.seed, locations.clone());
+    match unless_stopped(stop, move || Data::open(&data, seed, &places)) {
+        Ok(data) => data.unwrap_or(Err(TrainError::Stopped)),
+        // Without a thread, it is read here.
+        Err(_) => Data::open(&recipe.data, recipe.seed, locations),
+    }
+}
+
+/// What `read` returns, in a thread of its own; `None` after a stop. The thread is then left to itself.
+///
+/// # Errors
+/// If there can be no further thread.
+fn unless_stopped<T: Send + 'static>(
+    stop: &AtomicBool,
+    read: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<Option<T>> {
     /// Time between two looks at `stop`.
     const INTERVAL: Duration = Duration::from_millis(50);
 
     let (sender, receiver) = mpsc::channel();
-    let (data, seed, owned) = (recipe.data.clone(), recipe.seed, locations.clone());
-    let read = move || {
+    let thread = std::thread::Builder::new().name("read data".into()).spawn(move || {
         // Nobody listens any more after a stop.
-        let _ = sender.send(Data::open(&data, seed, &owned));
-    };
-    let Ok(thread) = std::thread::Builder::new().name("read data".into()).spawn(read) else {
-        // No thread is to be had.
-        return Data::open(&recipe.data, recipe.seed, locations);
-    };
+        let _ = sender.send(read());
+    })?;
     loop {
         match receiver.recv_timeout(INTERVAL) {
-            Ok(data) => return data,
-            Err(mpsc::RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => {
-                return Err(TrainError::Stopped);
-            }
+            Ok(value) => return Ok(Some(value)),
+            Err(mpsc::RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => return Ok(None),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -1162,4 +1171,18 @@ fn watched(network: &mut Network) -> BTreeMap<String, f32> {
 
 fn to_json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("invariant: metrics are plain data")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_does_not_wait_for_a_slow_disk() {
+        let (slow, never) = mpsc::channel::<()>();
+        let stop = AtomicBool::new(true);
+        assert_eq!(unless_stopped(&stop, move || never.recv().is_ok()).unwrap(), None);
+        drop(slow);
+        assert_eq!(unless_stopped(&AtomicBool::new(false), || 7).unwrap(), Some(7));
+    }
 }

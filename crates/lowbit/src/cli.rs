@@ -117,10 +117,10 @@ pub enum Command {
 }
 
 const TRAIN_NOTES: &str = "\
-A run directory is never overwritten, and nothing in it is lost: what came after
-the checkpoint of --checkpoint is kept in its directory `set-aside`. Ctrl-C stops
-after the current step, calibration or evaluation batch and saves a checkpoint; a
-second Ctrl-C aborts at once.
+A run directory is never overwritten, and nothing in it is lost: what came
+after the checkpoint of --checkpoint is kept in its directory `set-aside`.
+Ctrl-C stops after the current batch, whatever it is for, and saves a
+checkpoint; a second Ctrl-C aborts at once.
 
 With --json, stdout holds one JSON object. A complete training has `status`
 \"complete\", `top1` and `top5` (fractions), `loss`, `best`, `epochs`, `seconds`,
