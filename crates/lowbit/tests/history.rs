@@ -324,9 +324,9 @@ fn a_stop_is_answered_in_calibration_and_evaluation() {
     // What is logged just before, what is then pending, and after how many steps.
     let stops = [
         ("run: started", "calibration", 0),
-        ("step: step=32 ", "evaluation", 32),
+        ("step step=32 ", "evaluation", 32),
         ("checkpoints/step-00000032", "none", 32),
-        ("step: step=64 ", "evaluation", 64),
+        ("step step=64 ", "evaluation", 64),
     ];
     for (event, pending, step) in stops {
         let child = match log.exists() {
