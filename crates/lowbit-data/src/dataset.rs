@@ -365,7 +365,10 @@ mod tests {
         let head = tiny().head(1).unwrap();
         assert_eq!((head.images.as_slice(), head.labels.as_slice()), (&[0, 10, 5, 5][..], &[1][..]));
         let message = tiny().head(3).unwrap_err().to_string();
-        assert_eq!(message, "take the first 3 images of tiny: there are 2; ask for fewer, or for all");
+        assert_eq!(
+            message,
+            "take the first 3 images of tiny: there are 2; ask for fewer, or give a directory with more"
+        );
     }
 
     #[test]

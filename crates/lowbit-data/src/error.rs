@@ -348,7 +348,9 @@ pub enum DataError {
     },
 
     /// More samples were asked for than there are.
-    #[error("take the first {asked} images of {name}: there are {available}; ask for fewer, or for all")]
+    #[error(
+        "take the first {asked} images of {name}: there are {available}; ask for fewer, or give a directory with more"
+    )]
     TooFewSamples {
         /// The data set.
         name: String,
@@ -503,7 +505,9 @@ pub enum FetchFailure {
         limit: u64,
     },
     /// The file begins otherwise than what is at hand of it.
-    #[error("what the server sends does not go on from the partial download: they differ at byte {at}")]
+    #[error(
+        "what the server sends differs at byte {at} from the partial download: remove that if the server is right"
+    )]
     OtherFile {
         /// First byte that differs.
         at: u64,

@@ -212,8 +212,10 @@ impl Download<'_> {
         }
 
         let begin = if is_resumed { at_hand } else { 0 };
+        let in_range = range_total(response.headers()).filter(|_| is_resumed);
         let body = response.into_body();
-        let announced = body.content_length().map(|length| begin.saturating_add(length));
+        let announced = body.content_length().map(|length| begin.saturating_add(length)).or(in_range);
+        let limit = announced.map_or(self.limit(), |length| length.min(self.limit()));
         let mut body = body.into_reader();
         let mut buffer = vec![0; 1 << 16];
         let mut n_read = read_body(&mut body, &mut buffer[..START_LEN])?;
@@ -233,9 +235,9 @@ impl Download<'_> {
         let total = announced.unwrap_or(self.file.size);
         progress(begin, total);
         while n_read > 0 {
-            if transfer.received + n_read as u64 > self.limit() {
+            if transfer.received + n_read as u64 > limit {
                 transfer.keep()?;
-                return Err(FetchFailure::TooLong { expected: self.file.size, limit: self.limit() }.into());
+                return Err(FetchFailure::TooLong { expected: self.file.size, limit }.into());
             }
             transfer.receive(&buffer[..n_read])?;
             progress(transfer.received, total);
@@ -400,6 +402,11 @@ fn agent(url: &str, patience: Duration) -> Agent {
 fn range_start(headers: &HeaderMap) -> Option<u64> {
     let value = headers.get("content-range")?.to_str().ok()?;
     value.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
+}
+
+/// The length of the whole file of a `Content-Range: bytes 5-9/10` header, where it is not `*`.
+fn range_total(headers: &HeaderMap) -> Option<u64> {
+    headers.get("content-range")?.to_str().ok()?.rsplit('/').next()?.trim().parse().ok()
 }
 
 /// Whether a server says that it sends a web page.
@@ -765,7 +772,7 @@ mod tests {
         let message = case.message();
         assert!(
             message.contains(
-                "does not go on from the partial download: they differ at byte 700); run the command"
+                "differs at byte 700 from the partial download: remove that if the server is right); run"
             ),
             "{message}"
         );
@@ -809,6 +816,19 @@ mod tests {
         case.run().unwrap();
         assert_eq!(fs::read(case.path("a.gz")).unwrap(), idx);
         fs::remove_file(case.path("a.gz")).unwrap();
+        // A range says where the file ends, whatever a file of this kind may have.
+        let ranges = Server::new(idx.clone(), Manner::Endless);
+        case.request.base_url = Some(ranges.base_url.clone());
+        case.write("a.gz.part", &idx[..700]);
+        let message = case.message();
+        assert!(
+            message.contains("(the server still sends after 5008 bytes, the file has 1000)"),
+            "{message}"
+        );
+        assert_eq!(fs::read(case.path("a.gz.part")).unwrap(), idx[..700]);
+        fs::remove_file(case.path("a.gz.part")).unwrap();
+
+        case.request.base_url = Some(case.server.base_url.clone());
         case.files[0].size = 600;
         assert!(
             case.message().contains("(the server announces 5008 bytes, the file has 600)"),
