@@ -11,7 +11,7 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
 use lowbit_data::Locations;
 use lowbit_kernels::conv2d;
-use lowbit_strategies::strategy::{Outputs, Role, Strategy};
+use lowbit_strategies::strategy::{Loss, Outputs, Role, Strategy};
 use lowbit_strategies::{Observer, Outcome, Recipe, Session, StepReport, train};
 use lowbit_tests::{Backend, Tolerance, assert_close, normal, rng, tensor, values};
 
@@ -134,15 +134,16 @@ impl Observer for Steps {
     }
 }
 
-/// Recipes with the buffers that a step reads: the logits and the loss of each network that is trained.
+/// Recipes with the buffers that a step reads: the logits, of each network that is trained the parts of its loss and, if there
+/// are several, their sum, and the norm of the gradients where they are clipped.
 const READS: [(&str, &[&str], u64); 7] = [
-    ("digits-preresnet8-fp32", &["train.gradient_clip=1.0"], 2),
+    ("digits-preresnet8-fp32", &["train.gradient_clip=1.0"], 3),
     ("digits-preresnet8-w2a2", &["train.ema_decay=0.9"], 2),
     ("digits-preresnet8-w2a2", &["quantization.method=lsq"], 2),
     ("digits-preresnet8-w2a2", &["quantization.method=pact", "train.optimizer={kind='adamw'}"], 2),
     ("digits-preresnet8-w2a2", &["quantization.method=minmax"], 2),
     ("digits-preresnet8-w2a2-sp", &[], 2),
-    ("digits-preresnet8-w2a2-joint", &["strategy.hint={weight=1.0, target='both'}"], 3),
+    ("digits-preresnet8-w2a2-joint", &["strategy.hint={weight=1.0, target='both'}"], 9),
 ];
 
 /// No operation falls back to the host, and nothing but losses and logits is read, all at once.
@@ -166,8 +167,8 @@ fn a_step_reads_once() {
 struct Curious;
 
 impl Strategy for Curious {
-    fn loss(&self, _: Role, _: &Outputs<'_>, loss: Tensor<1>) -> Tensor<1> {
-        let value: f32 = loss.clone().into_scalar();
+    fn loss(&self, _: Role, _: &Outputs<'_>, loss: Loss) -> Loss {
+        let value: f32 = loss.total().into_scalar();
         assert!(value.is_finite());
         loss
     }
@@ -247,7 +248,7 @@ fn memory_does_not_grow() {
 struct Leak(Mutex<Vec<Tensor<2>>>);
 
 impl Strategy for Leak {
-    fn loss(&self, _: Role, outputs: &Outputs<'_>, loss: Tensor<1>) -> Tensor<1> {
+    fn loss(&self, _: Role, outputs: &Outputs<'_>, loss: Loss) -> Loss {
         let logits = outputs.students[0].features.logits.clone().detach();
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(logits);
         loss

@@ -26,12 +26,12 @@ use lowbit_quantizers::Selection;
 use lowbit_strategies::loss::{cross_entropy, kl_divergence, mean_square, target_probabilities};
 use lowbit_strategies::recipe::{OptimizerRecipe, Recipe, TrainRecipe};
 use lowbit_strategies::strategy::{
-    DistillLoss, Hint, HintTarget, Joint, JointMode, Moment, OptimizerState, Outputs, Phase, Probability,
-    QuantizedLayer, Role, Selector, StochasticPrecision, Strategy, StudentOutput, Unit,
+    DistillLoss, Hint, HintTarget, Joint, JointMode, Loss, Moment, OptimizerState, Outputs, Phase,
+    Probability, QuantizedLayer, Role, Selector, StochasticPrecision, Strategy, StudentOutput, Unit,
 };
 use lowbit_strategies::{
-    EpochMetrics, EpochTiming, Evaluation, Observer, Outcome, ResumeFrom, RunDir, Session, StepReport,
-    Subject, TrainError, evaluate, inspect, resume, train,
+    Divergence, EpochMetrics, EpochTiming, Evaluation, Observer, Outcome, ResumeFrom, RunDir, Session,
+    StepReport, Subject, TrainError, evaluate, inspect, resume, train,
 };
 use lowbit_tests::golden::{
     ComposedCase, ComposedCases, DistillationCase, HintCase, HintCases, JointCase, JointSteps, JointWeights,
@@ -161,9 +161,9 @@ impl Batch {
             Role::Student(student) => &self.students[student].features.logits,
             Role::Teacher => &self.teacher.logits,
         };
-        let own = cross_entropy(logits.clone(), self.targets.clone());
+        let own = Loss::new("labels", cross_entropy(logits.clone(), self.targets.clone()));
         let outputs = Outputs { students: &self.students, teacher: Some(&self.teacher) };
-        strategies.iter().fold(own, |loss, strategy| strategy.loss(role, &outputs, loss))
+        strategies.iter().fold(own, |loss, strategy| strategy.loss(role, &outputs, loss)).total()
     }
 }
 
@@ -210,8 +210,8 @@ fn without_a_teacher_losses_stay() {
     let hint = Hint { weight: 1.0, target: HintTarget::Both, taps: vec![0] };
     let outputs = Outputs { students: &batch.students, teacher: None };
     for strategy in [&joint as &dyn Strategy, &hint] {
-        let loss = Tensor::<1>::from_floats([1.25], &device);
-        assert_eq!(values(strategy.loss(Role::Student(0), &outputs, loss)), [1.25]);
+        let loss = Loss::new("labels", Tensor::<1>::from_floats([1.25], &device));
+        assert_eq!(values(strategy.loss(Role::Student(0), &outputs, loss).total()), [1.25]);
     }
 }
 
@@ -240,7 +240,7 @@ fn check_hint(what: &str, cases: &HintCases, case: &HintCase, device: &Device) {
     let outputs = Outputs { students: &students, teacher: Some(&teacher) };
     let loss = |target, role| {
         let hint = Hint { weight: cases.weight, target, taps: vec![0] };
-        hint.loss(role, &outputs, Tensor::zeros([1], device))
+        hint.loss(role, &outputs, Loss::new("labels", Tensor::zeros([1], device))).total()
     };
     for target in [HintTarget::Student, HintTarget::Both] {
         let loss = loss(target, Role::Student(0));
@@ -547,12 +547,13 @@ impl Log {
 }
 
 impl Strategy for Log {
-    fn loss(&self, role: Role, outputs: &Outputs<'_>, loss: Tensor<1>) -> Tensor<1> {
+    fn loss(&self, role: Role, outputs: &Outputs<'_>, loss: Loss) -> Loss {
         let students = outputs.students.iter().map(|student| &student.features);
         let networks = students.chain(outputs.teacher);
         let logits = networks.map(|network| lowbit_tests::bits(&values(network.logits.clone()))).collect();
-        self.push(Event::Loss { role, logits, loss: values(loss.clone())[0] });
-        loss + 1.0
+        self.push(Event::Loss { role, logits, loss: values(loss.total())[0] });
+        let one = loss.total().zeros_like() + 1.0;
+        loss.plus("own", one)
     }
 }
 
@@ -628,7 +629,11 @@ fn mutual_and_student_only_train_the_teacher() {
                 assert_ne!(before[path], after[path], "{mode}: {path} of {network:?} stays");
             }
         }
-        assert!(run.epochs.iter().all(|epoch| epoch.networks["teacher"].train_loss > 0.0));
+        assert!(
+            run.epochs
+                .iter()
+                .all(|epoch| epoch.networks["teacher"].train_loss.is_some_and(|loss| loss > 0.0))
+        );
     }
 }
 
@@ -836,8 +841,10 @@ fn check_ratio(what: &str, before: f32, after: f32, expected: f64, relative: f64
 fn lsq(name: &str, strategy: &[&str], phases: &[&str], quantizer_state: &str) -> Run {
     let tables: Vec<String> =
         phases.iter().map(|name| format!("{name}={{quantizer_state='{quantizer_state}'}}")).collect();
+    // An epoch for each, and for the first one.
+    let epochs = format!("train.epochs={}", phases.len() + 1);
     let phases = format!("phases={{{}}}", tables.join(", "));
-    let mut overrides = vec!["quantization.method=lsq", STILL, &phases, "data.train_limit=32"];
+    let mut overrides = vec!["quantization.method=lsq", STILL, &phases, "data.train_limit=32", &epochs];
     overrides.extend(strategy);
     Run::new(name, &recipe(&overrides), Vec::new())
 }
@@ -881,18 +888,17 @@ fn progressive_recalibrates_step_sizes() {
     }
 }
 
-/// The weights' step size stays where only the activations change. The activations' cannot be rescaled: between two rungs
-/// they are in full precision, so each rung calibrates them.
+/// A step size stays where its bit width does: each phase lowers the bits of the weights or those of the activations.
 #[test]
-fn nested_in_progressive_two_stage_keeps_the_step_size_of_weights() {
+fn nested_in_progressive_two_stage_keeps_the_step_sizes_of_the_other_operand() {
     let strategy = ["strategy.progressive={ladder=[8, 4]}", "strategy.two_stage=true"];
-    let phases = ["w8a8", "w4a32", "w4a4", "w2a32", "w2a2"];
+    let phases = ["w8a8", "w4a8", "w4a4", "w2a4", "w2a2"];
     for (state, exponent) in [("rescaled", 1.0), ("recalibrated", 0.5)] {
         let run = lsq(&format!("nested-{state}"), &strategy, &phases, state);
         for layer in LAYERS {
             let weight = run.step_sizes(layer, "weight");
             let names: Vec<&str> = weight.iter().map(|(phase, _)| phase.as_str()).collect();
-            assert_eq!(names, ["w8a32", "w8a8", "w4a32", "w4a4", "w2a32", "w2a2"]);
+            assert_eq!(names, ["w8a32", "w8a8", "w4a8", "w4a4", "w2a4", "w2a2"]);
             let steps: Vec<f32> = weight.iter().map(|(_, step)| *step).collect();
             for pair in steps.chunks_exact(2) {
                 assert_eq!(pair[0], pair[1], "{state}, {layer}: kept where the bit width stays");
@@ -903,10 +909,12 @@ fn nested_in_progressive_two_stage_keeps_the_step_size_of_weights() {
         }
         let act = run.step_sizes(LAYERS[0], "act");
         let names: Vec<&str> = act.iter().map(|(phase, _)| phase.as_str()).collect();
-        assert_eq!(names, ["w8a8", "w4a4", "w2a2"]);
+        assert_eq!(names, ["w8a8", "w4a8", "w4a4", "w2a4", "w2a2"]);
         let [[_, q8], [_, q4], [_, q2]] = [8, 4, 2].map(q_max);
-        check_ratio("activations", act[0].1, act[1].1, (q8 / q4).sqrt(), 1e-5);
-        check_ratio("activations", act[1].1, act[2].1, (q4 / q2).sqrt(), 1e-5);
+        assert_eq!((act[0].1, act[2].1), (act[1].1, act[3].1), "{state}: kept where the bit width stays");
+        // Rescaled by a product of two numbers; a calibration sees the images in another order.
+        check_ratio("activations", act[1].1, act[2].1, (q8 / q4).powf(exponent), 1e-5);
+        check_ratio("activations", act[3].1, act[4].1, (q4 / q2).powf(exponent), 1e-5);
     }
 }
 
@@ -1009,6 +1017,179 @@ fn everything_is_quantized_at_evaluation() {
     assert_eq!(evaluation(&path).scores, first.scores, "evaluated after a resume");
     let digest = |run: &Path| inspect(run, None).expect("it is a run").checkpoint.map(|c| c.state_sha256);
     assert_eq!(digest(&path), digest(&run.path));
+}
+
+/// Follows the warnings of a training.
+#[derive(Default)]
+struct Warned(Vec<String>);
+
+impl Observer for Warned {
+    fn warning(&mut self, message: &str) {
+        self.0.push(message.into());
+    }
+}
+
+/// What a training warns of.
+fn warnings(name: &str, recipe: &Recipe) -> Vec<String> {
+    let (mut warned, stop) = (Warned::default(), AtomicBool::new(false));
+    train(recipe, &run_dir(name), session(&stop, &mut warned, Vec::new())).expect("it trains");
+    warned.0
+}
+
+/// Learned steps and clip values stay where the quantizers are those of the run that a training begins with.
+#[test]
+fn a_run_of_the_same_bits_hands_over_its_quantizers() {
+    for method in ["lsq", "pact"] {
+        let method = format!("quantization.method={method}");
+        let source =
+            Run::new("hand-over-source", &recipe(&[&method, "train.learning_rate=0.02"]), Vec::new());
+        let init = format!("init='{}'", source.path.display());
+        let begun = |bits: u32| {
+            let bits = ["weight_bits", "act_bits"].map(|key| format!("quantization.{key}={bits}"));
+            let overrides = [&method, &init, STILL, &bits[0], &bits[1], "train.epochs=1"];
+            Run::new("hand-over", &recipe(&overrides), Vec::new()).model()
+        };
+        let learned = |path: &&String| path.ends_with("step_size") || path.ends_with("clip_value");
+        let (old, same, other) = (source.model(), begun(2), begun(4));
+        assert!(old.keys().filter(learned).count() >= 8, "{method}: nothing is learned");
+        for path in old.keys().filter(learned) {
+            assert_eq!(old[path], same[path], "{method}: {path} is not handed over");
+            assert_ne!(old[path], other[path], "{method}: {path} is not calibrated for other bits");
+        }
+    }
+}
+
+/// The parts of a loss are logged apart and add up; what is compared with the test images is the labels' loss alone.
+#[test]
+fn the_parts_of_a_loss_are_logged_apart() {
+    let hint = "strategy.hint={weight=1.0}";
+    let run = Run::new("parts", &recipe(&["model.family=resnet", MUTUAL, hint]), Vec::new());
+    for epoch in &run.epochs {
+        let student = &epoch.losses["student"];
+        assert_eq!(student.keys().collect::<Vec<_>>(), ["distill", "hint", "labels", "total"]);
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-5 * b, "{a}, expected {b}");
+        close(student["distill"] + student["hint"] + student["labels"], student["total"]);
+        close(student["labels"], 0.7 * epoch.train.loss);
+        let teacher = &epoch.losses["teacher"];
+        assert_eq!(teacher.keys().collect::<Vec<_>>(), ["distill", "labels", "total"]);
+        assert_eq!(epoch.networks["teacher"].train_loss, Some(teacher["total"]));
+    }
+    let plain = Run::new("parts-plain", &recipe(&["train.label_smoothing=0.5"]), Vec::new());
+    let losses = &plain.epochs[0].losses["student"];
+    assert_eq!(losses.keys().collect::<Vec<_>>(), ["smoothed_labels", "total"]);
+    assert!((losses["smoothed_labels"] - plain.epochs[0].train.loss).abs() > 0.01, "{losses:?}");
+}
+
+/// Adds a part to the loss whose value is 0 and whose gradient is infinite.
+#[derive(Debug)]
+struct Infinite;
+
+impl Strategy for Infinite {
+    fn loss(&self, _: Role, outputs: &Outputs<'_>, loss: Loss) -> Loss {
+        let zero = outputs.students[0].features.logits.clone().sum() * 0.0;
+        loss.plus("own", (zero * 1e-30).sqrt())
+    }
+}
+
+/// Scaled down by its norm, an infinite gradient would be none: the training would stand still.
+#[test]
+fn a_gradient_that_is_not_finite_is_not_clipped_to_nothing() {
+    let stop = AtomicBool::new(false);
+    let recipe = recipe(&["train.gradient_clip=1.0"]);
+    let mut observer = ();
+    let session = session(&stop, &mut observer, vec![Box::new(Infinite)]);
+    let error = train(&recipe, &run_dir("infinite"), session).expect_err("it has no gradient");
+    let TrainError::NonFinite { what: Divergence::GradientNorm(norm), step: 1, place, .. } = &error else {
+        panic!("{error}")
+    };
+    assert!(!norm.is_finite() && place.starts_with("the gradient of stem"), "{error}");
+}
+
+/// With the learning rate next to nothing, parameters that are learned by name only are named.
+#[test]
+fn learned_parameters_that_do_not_move_are_named() {
+    let moved = warnings("moved", &recipe(&["quantization.method=lsq"]));
+    assert_eq!(moved, [""; 0]);
+    let stuck = warnings("stuck", &recipe(&["quantization.method=lsq", STILL]));
+    let message = "stages.0.0.conv1.act_step_size did not move between two evaluations";
+    assert!(stuck.iter().any(|warning| warning.starts_with(message)), "{stuck:?}");
+    let once = stuck.iter().collect::<std::collections::BTreeSet<_>>().len();
+    assert_eq!(once, stuck.len(), "each is said once");
+    // Meant to stay.
+    let frozen = "train.quantizers={learning_rate_scale=0.0}";
+    assert_eq!(warnings("meant", &recipe(&["quantization.method=lsq", frozen])), [""; 0]);
+}
+
+/// A clip value learns from the first step on, with the defaults.
+#[test]
+fn clip_values_of_pact_move() {
+    let run = Run::new("pact", &recipe(&["quantization.method=pact", "train.epochs=3"]), Vec::new());
+    for (name, first) in &run.epochs[0].quantizers {
+        let values: Vec<f32> = run.epochs.iter().map(|epoch| epoch.quantizers[name]).collect();
+        assert!(*first < 6.0, "{name} begins at {first}, beyond all activations");
+        assert!(values.windows(2).all(|pair| pair[0] != pair[1]), "{name} stays: {values:?}");
+    }
+    assert!(run.epochs[0].quantizers.len() >= 8);
+}
+
+#[test]
+fn a_moving_average_longer_than_a_phase_is_warned_of() {
+    let found = warnings("average", &recipe(&["train.ema_decay=0.9999"]));
+    let message =
+        "train.ema_decay=0.9999 averages over 10000 steps, but phase w2a2 has 8: its warm-up shortens it";
+    assert!(found.len() == 1 && found[0].starts_with(message), "{found:?}");
+    assert_eq!(warnings("short-average", &recipe(&["train.ema_decay=0.8"])), [""; 0]);
+}
+
+/// A teacher that learns from the labels alone is the same beside students of one phase and of two, unless it goes by theirs.
+#[test]
+fn a_teacher_keeps_its_own_schedule_across_phases() {
+    let teacher = |name: &str, schedule: &str, two_stage: &str| {
+        let joint = format!("strategy.joint={{mode='student-only', teacher={{schedule='{schedule}'}}}}");
+        let overrides =
+            [&joint, two_stage, "train.ema_decay=0.5", "train.epochs=3", "train.weight_decay=0.01"];
+        let run = Run::new(name, &recipe(&overrides), Vec::new());
+        checkpoint(&run.path, 12, "teacher")
+    };
+    let whole = teacher("teacher-whole", "whole-training", "strategy.two_stage=false");
+    assert_eq!(teacher("teacher-whole-2", "whole-training", "strategy.two_stage=true"), whole);
+    assert_eq!(teacher("teacher-phase", "per-phase", "strategy.two_stage=false"), whole);
+    assert_ne!(teacher("teacher-phase-2", "per-phase", "strategy.two_stage=true"), whole);
+}
+
+#[test]
+fn a_teacher_of_other_images_is_warned_of() {
+    let other = ["data.train_limit=64", "train.epochs=1"];
+    let trained = Run::new("other-images", &recipe_of("digits-preresnet8-fp32", &other), Vec::new());
+    let joint = format!("strategy.joint={{mode='frozen', teacher={{init='{}'}}}}", trained.path.display());
+    let found = warnings("other-teacher", &recipe(&[&joint, "train.epochs=1"]));
+    let message =
+        "strategy.joint.teacher.init: the teacher was trained on other images of digits (64 with crc32";
+    assert!(found.len() == 1 && found[0].starts_with(message), "{found:?}");
+    assert_eq!(
+        warnings("same-teacher", &recipe(&[&joint, "train.epochs=1", "data.train_limit=64"])),
+        [""; 0]
+    );
+}
+
+/// Four steps are an epoch: the fifth and the sixth batch are of the next one.
+#[test]
+fn more_batches_than_an_epoch_has_are_taken_from_the_next() {
+    let run = |n: u32| {
+        let n = format!("train.norm_reestimation_batches={n}");
+        Run::new(&n, &recipe(&[&n, "train.epochs=1"]), Vec::new()).model()
+    };
+    let [four, five, six] = [4, 5, 6].map(run);
+    assert!(four != five && five != six);
+}
+
+#[test]
+fn weights_of_other_programs_are_refused_by_name() {
+    let error = train_error("foreign", &recipe(&["init='x.pth'"]));
+    assert!(
+        error.to_string().starts_with("init: ") && error.to_string().contains("x.pth is not a run"),
+        "{error}"
+    );
 }
 
 // The example of the documentation.

@@ -14,7 +14,7 @@
 //! what a process that was killed left: `.step-N.tmp` was being written, `.step-N.old` removed, and `.step-N.replaced` is the
 //! one that a newer of the same step takes the place of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -67,11 +67,17 @@ pub struct Progress {
     /// What is to be done before the next step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<Pending>,
+    /// Layers, by network, whose input's range comes with the initial weights, until the others are calibrated.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub calibrated: BTreeMap<String, BTreeSet<String>>,
     /// Counts of the current epoch's training batches.
     pub train: Tally,
-    /// Sums of the losses of further networks over the images of the current epoch, by name.
+    /// Sums over the images of the current epoch of the parts of each network's loss and of their `total`, by its name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub loss_sums: BTreeMap<String, f64>,
+    pub losses: BTreeMap<String, BTreeMap<String, f64>>,
+    /// Learned parameters of the quantizers at the newest evaluation of the phase, by network, layer and name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub learned: BTreeMap<String, f32>,
     /// Sum over the steps of the current epoch of the share of layers that was quantized, if a strategy decides it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantized_sum: Option<f64>,

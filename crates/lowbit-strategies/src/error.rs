@@ -8,7 +8,7 @@ use lowbit_data::{DataError, Split};
 use lowbit_models::ModelError;
 
 use crate::checkpoint::CheckpointError;
-use crate::recipe::RecipeError;
+use crate::recipe::{PhasesError, RecipeError};
 use crate::run_dir::ImageSet;
 
 /// A training, evaluation or inspection that failed.
@@ -17,6 +17,9 @@ pub enum TrainError {
     /// The recipe is not valid.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
+    /// The strategies make phases that no training can have.
+    #[error(transparent)]
+    Phases(#[from] PhasesError),
     /// The data cannot be had.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -33,6 +36,12 @@ pub enum TrainError {
         key: &'static str,
         /// Why.
         source: Box<TrainError>,
+    },
+    /// Weights to begin with that no run has written.
+    #[error("{} is not a run: lowbit begins with a run directory of its own, or a checkpoint in one (RUN/checkpoints/step-N), not with a file of weights", .path.display())]
+    ForeignWeights {
+        /// The path.
+        path: PathBuf,
     },
     /// A teacher is to begin with the weights of a quantized network.
     #[error("the network of {} is quantized, and it has no teacher: a teacher begins with a run in full precision, or with the teacher of a run that has one", .path.display())]
@@ -217,6 +226,8 @@ pub enum Divergence {
     Loss(f64),
     /// The mean loss on the test images.
     TestLoss(f64),
+    /// The norm of all gradients, by which clipping would have made them zero.
+    GradientNorm(f64),
     /// A tensor of a network or of its optimizer, although the losses are finite.
     State,
 }
@@ -226,6 +237,7 @@ impl fmt::Display for Divergence {
         match self {
             Self::Loss(loss) => write!(f, "loss is {loss}"),
             Self::TestLoss(loss) => write!(f, "test loss is {loss}"),
+            Self::GradientNorm(norm) => write!(f, "the norm of the gradients is {norm}"),
             Self::State => f.write_str("the state is not finite"),
         }
     }

@@ -89,7 +89,7 @@ pub fn evaluate(
     };
     let spec = specs.iter().find(|spec| spec.name == wanted).ok_or_else(no_network)?;
     let Progress { step, phase, test, mut tests, test_step, test_device, test_origin, .. } = loaded.progress;
-    let phases = recipe.phases(&recipe.strategies());
+    let phases = recipe.phases();
     let no_phase = || TrainError::NoPhase { phase: phase + 1, n_phases: phases.len() };
     let phase = phases.get(phase).ok_or_else(no_phase)?;
     let network = spec.network(&recipe, phase, device)?;
@@ -175,7 +175,7 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
         None => None,
     };
     let recipe = run.recipe()?;
-    let phases = recipe.phases(&recipe.strategies());
+    let phases = recipe.phases();
     Ok(Inspection {
         recipe,
         info: run.info()?,
@@ -197,7 +197,7 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
 pub fn best_checkpoint(path: &Path) -> Result<Option<String>, TrainError> {
     let run = RunDir::open(path)?;
     let recipe = run.recipe()?;
-    let n_phases = recipe.phases(&recipe.strategies()).len();
+    let n_phases = recipe.phases().len();
     Ok(run.checkpoints().best(n_phases - 1)?)
 }
 

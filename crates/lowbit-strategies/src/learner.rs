@@ -1,25 +1,27 @@
 //! The networks of a training: which there are, what each is in a phase, and how it goes from one phase to the next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use lowbit_core::{BitWidth, Precision, Purpose, stream};
+use lowbit_data::LabelKind;
 use lowbit_models::{Features, ModelConfig, Network, Plan};
 use lowbit_quantizers::{
-    QuantConv2d, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork, QuantizerError, Selection,
+    LayerQuantization, QuantConv2d, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork, QuantizerError,
+    Selection,
 };
 
 use crate::checkpoint::{Checkpoint, CheckpointError, NetworkState, OPTIMIZER, Progress};
 use crate::error::TrainError;
-use crate::optimizer::Optimizer;
+use crate::optimizer::{GradientNorm, Optimizer};
 use crate::optimizer_file::{MayLack, OptimizerFile, optimizer_bytes};
-use crate::recipe::{QuantizationRecipe, Quantized, Recipe, with_base_bits};
-use crate::run_dir::RunDir;
+use crate::recipe::{DataRecipe, QuantizationRecipe, Quantized, Recipe, TrainRecipe, with_base_bits};
+use crate::run_dir::{RunData, RunDir};
 use crate::state::{self, StateError};
 use crate::strategy::{
-    JointMode, OptimizerState, Phase, QuantizedLayer, QuantizerState, Role, StudentOutput,
+    JointMode, OptimizerState, Phase, QuantizedLayer, QuantizerState, Role, StudentOutput, TeacherSchedule,
 };
 
 /// Name of the network that a training is for.
@@ -27,6 +29,9 @@ pub(crate) const DEPLOYED: &str = "student";
 
 /// Name of the full-precision network beside it.
 const TEACHER: &str = "teacher";
+
+/// Endings of files with weights of other programs.
+const FOREIGN: [&str; 9] = ["pth", "pt", "safetensors", "onnx", "ckpt", "bin", "npz", "h5", "burnpack"];
 
 /// Prefix of the adapters' tensors in a checkpoint.
 const ADAPTERS: &str = "adapters";
@@ -46,6 +51,8 @@ pub(crate) struct NetworkSpec {
     learning_rate_scale: f64,
     /// Whether it is trained, or only asked.
     pub(crate) is_trained: bool,
+    /// Whether it trains by one schedule through all phases.
+    pub(crate) trains_throughout: bool,
     /// Channels of each feature map and those of the teacher's, where it is to be adapted.
     adapted_channels: Vec<Option<[usize; 2]>>,
 }
@@ -62,6 +69,7 @@ pub(crate) fn network_specs(recipe: &Recipe) -> Vec<NetworkSpec> {
         init: recipe.init.clone(),
         learning_rate_scale: 1.0,
         is_trained: true,
+        trains_throughout: false,
         adapted_channels: Vec::new(),
     };
     let mut specs = vec![spec(0, DEPLOYED.into(), Role::Student(0), recipe.quantization.clone())];
@@ -82,6 +90,7 @@ pub(crate) fn network_specs(recipe: &Recipe) -> Vec<NetworkSpec> {
         init: joint.teacher.init.clone(),
         learning_rate_scale: joint.teacher.learning_rate_scale,
         is_trained: joint.losses.mode != JointMode::Frozen,
+        trains_throughout: joint.teacher.schedule == TeacherSchedule::WholeTraining,
         ..teacher
     });
     specs
@@ -122,6 +131,11 @@ impl NetworkSpec {
             }
             Role::Teacher => self.quantization.policy.clone(),
         }
+    }
+
+    /// How it is trained in `phase`.
+    fn train<'a>(&self, recipe: &'a Recipe, phase: &'a Phase) -> &'a TrainRecipe {
+        if self.trains_throughout { &recipe.train } else { &phase.train }
     }
 
     /// The precision of its activations in `phase`, where no key of `[quantization]` sets another.
@@ -177,6 +191,29 @@ pub(crate) struct Trainee {
     optimizer: Optimizer,
 }
 
+/// What comes with the weights that a network begins with.
+#[derive(Default)]
+pub(crate) struct Loaded {
+    /// Layers whose input's range is that of the run.
+    pub(crate) calibrated: BTreeSet<String>,
+    /// What is amiss with them.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// A step of one network.
+pub(crate) struct Update {
+    before: Learner,
+    /// The norm of the gradients, if they are clipped.
+    pub(crate) norm: Option<GradientNorm>,
+}
+
+impl Update {
+    /// The network before the step, without autodiff.
+    pub(crate) fn network_before(&self) -> Network {
+        self.before.network.valid()
+    }
+}
+
 impl Trainee {
     /// The network at the start of a training: with its initial weights, not calibrated.
     pub(crate) fn new(
@@ -186,33 +223,64 @@ impl Trainee {
         device: &Device,
     ) -> Result<Self, TrainError> {
         let (learner, plan) = spec.build(recipe, phase, device)?;
-        let optimizer = Optimizer::new(&phase.train, &learner);
-        let average = phase.train.ema_decay.map(|_| learner.network.valid());
+        let train = spec.train(recipe, phase);
+        let optimizer = Optimizer::new(train, &learner);
+        let average = train.ema_decay.map(|_| learner.network.valid());
         let act_bits = spec.act_bits(recipe, phase);
         Ok(Self { spec, plan, act_bits, learner, average, optimizer })
     }
 
-    /// Loads the weights that the recipe lets the training begin with, if any.
-    pub(crate) fn load_initial_weights(&mut self) -> Result<(), TrainError> {
-        let Some(path) = &self.spec.init else { return Ok(()) };
-        let load = || -> Result<Network, TrainError> {
-            let tensors = initial_tensors(path, self.spec.role)?;
+    /// Loads the weights that the recipe lets the training begin with, if any. Where a layer has the quantizer that it had in
+    /// that run, its learned parameters and ranges stay, as between phases.
+    pub(crate) fn load_initial_weights(
+        &mut self,
+        recipe: &Recipe,
+        phase: &Phase,
+        data: &RunData,
+    ) -> Result<Loaded, TrainError> {
+        let mut loaded = Loaded::default();
+        let Some(path) = &self.spec.init else { return Ok(loaded) };
+        let load = || -> Result<(Network, Initial), TrainError> {
+            let mut initial = Initial::load(path, self.spec.role)?;
             let other_model = |source| CheckpointError::OtherModel { path: path.clone(), source };
-            Ok(state::load_weights(self.learner.network.clone(), tensors).map_err(other_model)?)
+            let tensors = std::mem::take(&mut initial.tensors);
+            let network = self.learner.network.clone();
+            Ok((state::load_weights(network, tensors).map_err(other_model)?, initial))
         };
         let key = match self.spec.role {
             Role::Student(_) => "init",
             Role::Teacher => "strategy.joint.teacher.init",
         };
-        let network = load().map_err(|source| TrainError::Init { key, source: Box::new(source) })?;
+        let (network, initial) =
+            load().map_err(|source| TrainError::Init { key, source: Box::new(source) })?;
         self.learner.network = network;
-        self.learner.network.for_each_layer(&mut |_, mut layer| layer.calibrate_weights());
-        Ok(())
+        let mut quantizers = layer_quantizers(&self.spec.model, &self.spec.policy(recipe, phase));
+        self.learner.network.for_each_layer(&mut |path, mut layer| {
+            let (old, new) = (initial.quantizers.get(path), quantizers.remove(path));
+            let is_kept = |same: fn(&LayerQuantization, &LayerQuantization) -> bool| {
+                old.zip(new.as_ref()).is_some_and(|(old, new)| old.method == new.method && same(old, new))
+            };
+            let is_same_grid = |old: &LayerQuantization, new: &LayerQuantization| {
+                old.weight_bits == new.weight_bits && old.weight_granularity == new.weight_granularity
+            };
+            if !is_kept(is_same_grid) {
+                layer.calibrate_weights();
+            }
+            if is_kept(|old, new| old.act_bits == new.act_bits) {
+                loaded.calibrated.insert(path.into());
+            }
+        });
+        if self.spec.role == Role::Teacher
+            && let Some(other) = initial.other_data(&recipe.data, data)
+        {
+            loaded.warnings.push(format!("{key}: the teacher was trained on {other}"));
+        }
+        Ok(loaded)
     }
 
     /// Calibrates the quantizers of the input and gets ready for the first step.
-    pub(crate) fn begin(&mut self, calibrate: impl FnOnce(&Network)) {
-        self.learner.network.calibrate(|_| true, |network| calibrate(&detached(network)));
+    pub(crate) fn begin(&mut self, is_new: impl Fn(&str) -> bool, calibrate: impl FnOnce(&Network)) {
+        self.learner.network.calibrate(is_new, |network| calibrate(&detached(network)));
         self.restart_average();
     }
 
@@ -224,6 +292,10 @@ impl Trainee {
         device: &Device,
         calibrate: impl FnOnce(&Network),
     ) -> Result<(), TrainError> {
+        if self.spec.trains_throughout {
+            // It has no quantizers, and its optimizer and its average go on.
+            return Ok(());
+        }
         let old_bits = bit_widths(&mut self.learner.network);
         let (next, plan) = self.spec.build(recipe, phase, device)?;
         let tensors = state::tensors(&self.learner.valid());
@@ -341,12 +413,14 @@ impl Trainee {
     }
 
     /// One update from the `loss` of a batch.
-    pub(crate) fn update(&mut self, learning_rate: f64, ema_decay: Option<f64>, loss: Tensor<1>) {
+    pub(crate) fn update(&mut self, learning_rate: f64, ema_decay: Option<f64>, loss: Tensor<1>) -> Update {
         let rate = learning_rate * self.spec.learning_rate_scale;
-        self.learner = self.optimizer.step(rate, self.learner.clone(), loss.backward());
+        let before = self.learner.clone();
+        self.learner = self.optimizer.step(rate, before.clone(), loss.backward());
         if let (Some(decay), Some(average)) = (ema_decay, self.average.take()) {
             self.average = Some(state::moving_average(average, &self.learner.network.valid(), decay));
         }
+        Update { before, norm: self.optimizer.take_norm() }
     }
 
     /// The network in training, without autodiff.
@@ -400,6 +474,7 @@ impl Trainee {
     /// Takes over the state of the checkpoint at `path`, made at `progress`.
     pub(crate) fn restore(
         &mut self,
+        recipe: &Recipe,
         phase: &Phase,
         progress: &Progress,
         saved: NetworkState,
@@ -418,7 +493,7 @@ impl Trainee {
             (Some(_), None) => return Err(other_model(StateError::NoAverage).into()),
             (None, Some(_)) => return Err(other_model(StateError::ExtraAverage).into()),
         };
-        let fresh = Optimizer::new(&phase.train, &self.learner);
+        let fresh = Optimizer::new(self.spec.train(recipe, phase), &self.learner);
         let has_stepped = progress.step > 0 && self.spec.is_trained;
         let expected = match has_stepped {
             true => OptimizerFile::of(&fresh.after_a_step(&self.learner)),
@@ -485,39 +560,77 @@ fn bit_widths(network: &mut Network) -> BTreeMap<String, BitWidths> {
     bits
 }
 
-/// The evaluated network of the run directory or checkpoint at `path` that one of this `role` begins with: the deployed one;
-/// for a teacher, which is in full precision, the run's teacher if it has one.
-fn initial_tensors(path: &Path, role: Role) -> Result<state::NamedTensors, TrainError> {
-    let is_checkpoint = path.join("manifest.json").is_file();
-    let (run, checkpoint) = match is_checkpoint {
-        true => {
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-            (path.parent().and_then(Path::parent).unwrap_or(path), name)
-        }
-        false => (path, None),
-    };
-    let run = RunDir::open(run)?;
-    let checkpoints = run.checkpoints();
-    let loaded = checkpoints.load(checkpoint.as_deref())?;
-    let (_, loaded) = loaded.ok_or_else(|| CheckpointError::None { path: path.into() })?;
-    let Checkpoint { progress, deployed, others, .. } = loaded;
-    let teacher = others.into_iter().find(|state| role == Role::Teacher && state.name == TEACHER);
-    if role == Role::Teacher && teacher.is_none() {
-        expect_full_precision(&run, progress.phase)?;
-    }
-    Ok(deployed_tensors(teacher.unwrap_or(deployed)))
+/// What a network begins with.
+struct Initial {
+    tensors: state::NamedTensors,
+    /// What each layer of that network is quantized by.
+    quantizers: BTreeMap<String, LayerQuantization>,
+    /// What it was trained on.
+    trained_on: DataRecipe,
+    data: Option<RunData>,
 }
 
-/// Refuses the deployed network of `run` if it is quantized in its phase `phase`: the weights below its quantizers are not
-/// what it computes with.
-fn expect_full_precision(run: &RunDir, phase: usize) -> Result<(), TrainError> {
-    let recipe = run.recipe()?;
-    let phases = recipe.phases(&recipe.strategies());
-    let floor = phases.get(phase).map_or(recipe.quantization.target(), |phase| phase.floor);
-    match Quantized::of(&recipe.quantization.policy_at(floor), &recipe.model) {
-        Quantized::NOTHING => Ok(()),
-        _ => Err(TrainError::QuantizedTeacher { path: run.path().into() }),
+impl Initial {
+    /// The evaluated network of the run directory or checkpoint at `path` that one of this `role` begins with: the deployed
+    /// one; for a teacher, which is in full precision, the run's teacher if it has one.
+    fn load(path: &Path, role: Role) -> Result<Self, TrainError> {
+        let is_foreign =
+            || path.extension().is_some_and(|extension| FOREIGN.iter().any(|known| extension == *known));
+        if path.is_file() || !path.exists() && is_foreign() {
+            return Err(TrainError::ForeignWeights { path: path.into() });
+        }
+        let is_checkpoint = path.join("manifest.json").is_file();
+        let (run, checkpoint) = match is_checkpoint {
+            true => {
+                let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+                (path.parent().and_then(Path::parent).unwrap_or(path), name)
+            }
+            false => (path, None),
+        };
+        let run = RunDir::open(run)?;
+        let checkpoints = run.checkpoints();
+        let loaded = checkpoints.load(checkpoint.as_deref())?;
+        let (_, loaded) = loaded.ok_or_else(|| CheckpointError::None { path: path.into() })?;
+        let Checkpoint { progress, deployed, others, .. } = loaded;
+        let teacher = others.into_iter().find(|state| role == Role::Teacher && state.name == TEACHER);
+        let recipe = run.recipe()?;
+        let floor =
+            recipe.phases().get(progress.phase).map_or(recipe.quantization.target(), |phase| phase.floor);
+        let policy = recipe.quantization.policy_at(floor);
+        if role == Role::Teacher
+            && teacher.is_none()
+            && Quantized::of(&policy, &recipe.model) != Quantized::NOTHING
+        {
+            // The weights below its quantizers are not what it computes with.
+            return Err(TrainError::QuantizedTeacher { path: run.path().into() });
+        }
+        Ok(Self {
+            tensors: deployed_tensors(teacher.unwrap_or(deployed)),
+            quantizers: layer_quantizers(&recipe.model, &policy),
+            trained_on: recipe.data,
+            data: run.info()?.data,
+        })
     }
+
+    /// What it was trained on, if that is not what `recipe` and `data` are.
+    fn other_data(&self, recipe: &DataRecipe, data: &RunData) -> Option<String> {
+        let DataRecipe { dataset, labels, .. } = &self.trained_on;
+        if (*dataset, *labels) != (recipe.dataset, recipe.labels) {
+            let name = |recipe: &DataRecipe| match recipe.labels {
+                LabelKind::Fine => recipe.dataset.to_string(),
+                LabelKind::Coarse => format!("{} with coarse labels", recipe.dataset),
+            };
+            return Some(format!("{}, the students train on {}", name(&self.trained_on), name(recipe)));
+        }
+        let other = self.data.as_ref().filter(|other| other.train != data.train)?;
+        Some(format!("other images of {dataset} ({}) than the students ({})", other.train, data.train))
+    }
+}
+
+/// What each layer of `model` is quantized by.
+fn layer_quantizers(model: &ModelConfig, policy: &QuantizationPolicy) -> BTreeMap<String, LayerQuantization> {
+    let layers = model.layers().expect("invariant: a recipe's networks are checked").into_iter();
+    layers.map(|layer| (layer.path.clone(), policy.resolve(&layer.path, layer.role))).collect()
 }
 
 #[cfg(test)]
@@ -529,7 +642,7 @@ mod tests {
     fn trainees(overrides: &[&str]) -> (Recipe, Vec<Phase>, Vec<Trainee>) {
         let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
         let recipe = Recipe::embedded("digits-preresnet8-w2a2", &overrides).unwrap();
-        let phases = recipe.phases(&recipe.strategies());
+        let phases = recipe.phases();
         let new = |spec| Trainee::new(spec, &recipe, &phases[0], &Device::default().autodiff()).unwrap();
         let trainees = network_specs(&recipe).into_iter().map(new).collect();
         (recipe, phases, trainees)
@@ -546,7 +659,7 @@ mod tests {
             "strategy.hint={weight=1.0}",
         ]);
         let names: Vec<&str> = phases.iter().map(|phase| phase.name.as_str()).collect();
-        assert_eq!(names, ["w4a32", "w4a4", "w2a32", "w2a2"]);
+        assert_eq!(names, ["w4a32", "w4a4", "w2a4", "w2a2"]);
         let device = Device::default().autodiff();
         let mut seen = Vec::new();
         for (i, phase) in phases.iter().enumerate() {
@@ -559,7 +672,7 @@ mod tests {
             });
             seen.push(bits.collect::<Vec<_>>());
         }
-        assert_eq!(seen, [[32, 32], [4, 4], [32, 32], [2, 3]]);
+        assert_eq!(seen, [[32, 32], [4, 4], [4, 4], [2, 3]]);
     }
 
     /// With more groups than channels, some groups have none.
@@ -587,7 +700,7 @@ mod tests {
     /// Running statistics of the first norm of a fresh network after a re-estimation over `batches`.
     fn estimate(batches: &[Tensor<4>]) -> [Vec<f32>; 2] {
         let recipe = Recipe::embedded("digits-preresnet8-w2a2", &[]).unwrap();
-        let phase = &recipe.phases(&recipe.strategies())[0];
+        let phase = &recipe.phases()[0];
         let spec = network_specs(&recipe).swap_remove(0);
         let mut trainee = Trainee::new(spec, &recipe, phase, &Device::default().autodiff()).unwrap();
         trainee.reestimate_norms(batches.iter().cloned());

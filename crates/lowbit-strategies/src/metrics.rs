@@ -67,8 +67,13 @@ pub struct EpochMetrics {
     pub phase: String,
     /// Learning rate of the epoch's last step.
     pub learning_rate: f64,
-    /// Scores of the training batches as they passed, augmented, before each step's update.
+    /// Scores of the training batches as they passed, augmented, before each step's update. The loss is the cross entropy
+    /// of the labels alone, as in `test`, whatever is trained on.
     pub train: Scores,
+    /// What each network is trained on, by name: means over the epoch of the parts of its loss, weights included, and of
+    /// their sum, `total`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub losses: BTreeMap<String, BTreeMap<String, f64>>,
     /// Scores on the test images, where the epoch was evaluated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<Scores>,
@@ -86,8 +91,9 @@ pub struct EpochMetrics {
 /// What an epoch did to a network that trains alongside.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NetworkMetrics {
-    /// Mean loss of the training batches, distillation included; 0 if it is not trained.
-    pub train_loss: f64,
+    /// Mean of what it is trained on, distillation included; absent if it is not trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_loss: Option<f64>,
     /// Scores on the test images, where the epoch was evaluated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<Scores>,

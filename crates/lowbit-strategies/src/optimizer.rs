@@ -19,20 +19,52 @@ const QUANTIZER_PARAMETERS: [&str; 2] = ["step_size", "clip_value"];
 pub(crate) struct Optimizer {
     inner: ModuleOptimizer,
     gradient_clip: Option<f64>,
+    norm: Option<GradientNorm>,
+}
+
+/// The size of the gradients of a step, before they were scaled down.
+#[derive(Clone)]
+pub(crate) struct GradientNorm {
+    /// L2 norm of all of them together, shape `[1]`.
+    pub(crate) norm: Tensor<1>,
+    /// Path of each parameter and the square of its gradient's norm, shape `[1]`, in forward order.
+    squares: Vec<(String, Tensor<1>)>,
+}
+
+impl GradientNorm {
+    /// Path of the parameter that makes the norm infinite or no number: the first whose own is, or the one with the largest.
+    pub(crate) fn culprit(&self) -> Option<String> {
+        let squares = self.squares.iter().map(|(path, square)| (path, square.clone().into_scalar::<f32>()));
+        let squares: Vec<(&String, f32)> = squares.collect();
+        let first = squares.iter().find(|(_, square)| !square.is_finite());
+        let largest = || squares.iter().max_by(|(_, a), (_, b)| a.total_cmp(b));
+        first.or_else(largest).map(|(path, _)| (*path).clone())
+    }
 }
 
 impl Optimizer {
     pub(crate) fn new<M: Module>(recipe: &TrainRecipe, module: &M) -> Self {
-        Self { inner: build(recipe, quantizer_group(module)), gradient_clip: recipe.gradient_clip }
+        let inner = build(recipe, quantizer_group(module));
+        Self { inner, gradient_clip: recipe.gradient_clip, norm: None }
     }
 
     /// One update of `module` from the gradients of its loss.
     pub(crate) fn step<M: Module>(&mut self, learning_rate: f64, module: M, gradients: Gradients) -> M {
         let mut gradients = GradientsParams::from_grads(gradients, &module);
         if let Some(max_norm) = self.gradient_clip {
-            gradients = clip_by_global_norm(gradients, &module, max_norm);
+            let norm = GradientNorm::of(&gradients, &module);
+            if let Some(norm) = &norm {
+                gradients = clip_to(gradients, &module, norm, max_norm);
+            }
+            self.norm = norm;
         }
         self.inner.step(learning_rate, module, gradients)
+    }
+
+    /// The norm of the last step's gradients, if they are clipped. Scaling by one that is not finite makes them zero or no
+    /// number, so it is to be looked at.
+    pub(crate) fn take_norm(&mut self) -> Option<GradientNorm> {
+        self.norm.take()
     }
 
     /// The optimizer's state, keyed by the stable parameter ids of its network.
@@ -167,23 +199,43 @@ fn quantizer_group<M: Module>(module: &M) -> ParamGroup {
     ParamGroup::from_ids(collect.ids)
 }
 
-/// Scales all gradients by the same factor, so that their common L2 norm is at most `max_norm`.
-fn clip_by_global_norm<M: Module>(gradients: GradientsParams, module: &M, max_norm: f64) -> GradientsParams {
-    struct Norm<'a> {
-        gradients: &'a GradientsParams,
-        sum_of_squares: Option<Tensor<1>>,
-    }
-    impl ModuleVisitor for Norm<'_> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if let Some(gradient) = self.gradients.get::<D>(param.id) {
-                let square = sum_of_squares(gradient);
-                self.sum_of_squares = Some(match self.sum_of_squares.take() {
-                    Some(sum) => sum + square,
-                    None => square,
-                });
+impl GradientNorm {
+    fn of<M: Module>(gradients: &GradientsParams, module: &M) -> Option<Self> {
+        struct Collect<'a> {
+            gradients: &'a GradientsParams,
+            path: Vec<Option<String>>,
+            squares: Vec<(String, Tensor<1>)>,
+        }
+        impl ModuleVisitor for Collect<'_> {
+            fn enter_module(&mut self, name: &str, container: &str) {
+                // Variants of enums are no part of a path.
+                self.path.push((!container.starts_with("Enum:")).then(|| name.into()));
+            }
+            fn exit_module(&mut self, _: &str, _: &str) {
+                self.path.pop();
+            }
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                if let Some(gradient) = self.gradients.get::<D>(param.id) {
+                    let path: Vec<&str> = self.path.iter().flatten().map(String::as_str).collect();
+                    self.squares.push((path.join("."), sum_of_squares(gradient)));
+                }
             }
         }
+        let mut collect = Collect { gradients, path: Vec::new(), squares: Vec::new() };
+        module.visit(&mut collect);
+        let squares = collect.squares;
+        let sum = squares.iter().map(|(_, square)| square.clone()).reduce(|sum, square| sum + square)?;
+        Some(Self { norm: sum.sqrt(), squares })
     }
+}
+
+/// Scales all gradients by the same factor, so that their common L2 norm is at most `max_norm`.
+fn clip_to<M: Module>(
+    gradients: GradientsParams,
+    module: &M,
+    norm: &GradientNorm,
+    max_norm: f64,
+) -> GradientsParams {
     struct Scale {
         gradients: GradientsParams,
         factor: Tensor<1>,
@@ -196,11 +248,8 @@ fn clip_by_global_norm<M: Module>(gradients: GradientsParams, module: &M, max_no
             param
         }
     }
-    let mut norm = Norm { gradients: &gradients, sum_of_squares: None };
-    module.visit(&mut norm);
-    let Some(sum_of_squares) = norm.sum_of_squares else { return gradients };
     // As PyTorch's clip_grad_norm_: the factor max / (norm + 1e-6), at most 1.
-    let factor = (sum_of_squares.sqrt() + 1e-6).recip().mul_scalar(max_norm).clamp_max(1.0);
+    let factor = (norm.norm.clone() + 1e-6).recip().mul_scalar(max_norm).clamp_max(1.0);
     let mut scale = Scale { gradients, factor };
     module.clone().map(&mut scale);
     scale.gradients

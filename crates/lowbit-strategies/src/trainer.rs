@@ -25,7 +25,7 @@ use crate::run_dir::{ImageSet, NewRun, RESULT, RunData, RunDir, RunInfo, RunReci
 use crate::schedule::learning_rate;
 use crate::set_aside::{GoingBack, set_aside};
 use crate::state;
-use crate::strategy::{Moment, Outputs, Phase, Role, Strategy, StudentOutput, compose_loss};
+use crate::strategy::{Loss, Moment, Outputs, Phase, Role, Strategy, StudentOutput, compose_loss};
 use crate::warning::{Warning, WarningKind, Warnings};
 
 /// Images per evaluation batch. Fixed, so that every evaluation of a checkpoint adds in the same order.
@@ -357,7 +357,7 @@ fn unless_stopped<T: Send + 'static>(
 /// # Errors
 /// [`TrainError`] if the network is not defined.
 pub fn plan(recipe: &Recipe) -> Result<Plan, TrainError> {
-    let phases = recipe.phases(&recipe.strategies());
+    let phases = recipe.phases();
     let last = phases.last().expect("invariant: a training has a phase");
     network_specs(recipe)[0].plan(recipe, last)
 }
@@ -383,6 +383,11 @@ impl Data {
         };
         let train = Loader::new(Arc::new(train.dataset), config)?;
         Ok(Self { train, test: test_loader(recipe, test)?, n_classes, warnings })
+    }
+
+    /// The first `n` training batches from the start of `epoch` on: those of the next epochs follow where it has fewer.
+    fn batches(&self, epoch: u64, n: usize) -> impl Iterator<Item = Batch> {
+        (epoch..).flat_map(|epoch| self.train.epoch(epoch, 0)).take(n)
     }
 
     fn info(&self) -> RunData {
@@ -449,13 +454,56 @@ struct Trainer<'a> {
     saved_at: Instant,
     /// Whether something was said of old checkpoints that cannot be removed.
     has_warned_of_housekeeping: bool,
+    /// Scores of networks that are not trained, which stay.
+    frozen_scores: BTreeMap<String, Scores>,
     warnings: Warnings,
     clock: Clock,
+}
+
+/// Name of the sum of a loss's parts.
+const TOTAL: &str = "total";
+
+/// The loss of one network in a step.
+struct StepLoss {
+    loss: Loss,
+    total: Tensor<1>,
+}
+
+impl StepLoss {
+    fn of(loss: Loss) -> Self {
+        Self { total: loss.total(), loss }
+    }
+
+    /// The parts, and their sum where it is not the only one.
+    fn tensors(&self) -> Vec<Tensor<1>> {
+        let parts = self.loss.parts().iter().map(|part| part.value.clone());
+        parts.chain((self.loss.parts().len() > 1).then(|| self.total.clone())).collect()
+    }
+
+    /// The values of [`tensors`](Self::tensors), which `next` gives one after the other, by name.
+    fn values(&self, next: &mut impl FnMut() -> f64) -> BTreeMap<String, f64> {
+        let mut values = BTreeMap::new();
+        let mut last = f64::NAN;
+        for part in self.loss.parts() {
+            last = next();
+            values.insert(part.name.to_string(), last);
+        }
+        let total = if self.loss.parts().len() > 1 { next() } else { last };
+        values.insert(TOTAL.into(), total);
+        values
+    }
+}
+
+/// A path in a network without the name of the network in what is trained.
+fn without_module(path: &str) -> &str {
+    path.strip_prefix("network.").unwrap_or(path)
 }
 
 /// The phases of a training on its line of steps.
 struct Schedule {
     phases: Vec<Phase>,
+    /// The settings of a network that trains through all phases as in one.
+    whole: TrainRecipe,
     steps_per_epoch: u64,
 }
 
@@ -467,6 +515,26 @@ impl Schedule {
 
     fn steps(&self) -> u64 {
         self.start(self.phases.len())
+    }
+
+    /// A warning for each phase that is shorter than its moving average is long.
+    fn long_averages(&self) -> Vec<String> {
+        let warning = |phase: &Phase| {
+            let decay = phase.train.ema_decay?;
+            let (length, steps) = (1.0 / (1.0 - decay), phase.train.epochs * self.steps_per_epoch);
+            let effect = match phase.train.ema_warmup {
+                Some(true) => "its warm-up shortens it",
+                _ => "it still holds the weights that the phase began with: take ema_warmup=true",
+            };
+            (length > steps as f64).then(|| {
+                format!(
+                    "train.ema_decay={decay} averages over {length:.0} steps, but phase {} has {steps}: {effect}, or take a \
+                     smaller ema_decay",
+                    phase.name
+                )
+            })
+        };
+        self.phases.iter().filter_map(warning).collect()
     }
 
     fn epochs(&self) -> u64 {
@@ -519,10 +587,11 @@ impl<'a> Trainer<'a> {
         let device = session.device.clone().autodiff();
         let mut strategies = recipe.strategies();
         strategies.append(&mut session.strategies);
-        let phases = recipe.phases(&strategies);
+        let phases = recipe.phases_with(&strategies)?;
         if phase >= phases.len() {
             return Err(TrainError::NoPhase { phase: phase + 1, n_phases: phases.len() });
         }
+        let whole = recipe.train_over(phases.iter().map(|phase| phase.train.epochs).sum());
         let new = |spec| Trainee::new(spec, &recipe, &phases[phase], &device);
         let trainees = network_specs(&recipe).into_iter().map(new).collect::<Result<_, _>>()?;
         Ok(Self {
@@ -531,7 +600,7 @@ impl<'a> Trainer<'a> {
             device,
             session,
             strategies,
-            schedule: Schedule { phases, steps_per_epoch: data.train.steps_per_epoch() },
+            schedule: Schedule { phases, whole, steps_per_epoch: data.train.steps_per_epoch() },
             phase,
             data,
             trainees,
@@ -540,6 +609,7 @@ impl<'a> Trainer<'a> {
             saved: None,
             saved_at: Instant::now(),
             has_warned_of_housekeeping: false,
+            frozen_scores: BTreeMap::new(),
             warnings: Warnings::default(),
             clock: Clock::new(0, 0.0),
         })
@@ -563,7 +633,8 @@ impl<'a> Trainer<'a> {
             let state = states.next().filter(|state| state.name == name);
             let state =
                 state.ok_or_else(|| CheckpointError::NoNetwork { path: path.clone(), network: name })?;
-            trainee.restore(&self.schedule.phases[self.phase], &progress, state, &path)?;
+            let phase = &self.schedule.phases[self.phase];
+            trainee.restore(&self.recipe, phase, &progress, state, &path)?;
         }
         self.expect_steps(&progress)?;
         run.expect_metrics(progress.metrics_bytes)?;
@@ -629,7 +700,7 @@ impl<'a> Trainer<'a> {
         for warning in run.take_warnings() {
             self.warn(WarningKind::Storage, warning);
         }
-        for message in self.recipe.warnings() {
+        for message in self.recipe.warnings().into_iter().chain(self.schedule.long_averages()) {
             self.warn(WarningKind::Recipe, message);
         }
         for warning in std::mem::take(&mut self.data.warnings) {
@@ -723,7 +794,16 @@ impl<'a> Trainer<'a> {
 
     /// Loads the weights that the networks begin with.
     fn load_initial_weights(&mut self) -> Result<(), TrainError> {
-        self.trainees.iter_mut().try_for_each(Trainee::load_initial_weights)
+        let data = self.data.info();
+        let mut warnings = Vec::new();
+        for trainee in &mut self.trainees {
+            let phase = &self.schedule.phases[self.phase];
+            let loaded = trainee.load_initial_weights(&self.recipe, phase, &data)?;
+            self.progress.calibrated.insert(trainee.spec.name.clone(), loaded.calibrated);
+            warnings.extend(loaded.warnings);
+        }
+        warnings.into_iter().for_each(|warning| self.warn(WarningKind::Recipe, warning));
+        Ok(())
     }
 
     /// Prepares all networks for their first step, and saves them, so that what they began with is read once.
@@ -732,12 +812,15 @@ impl<'a> Trainer<'a> {
         let calibration =
             Calibration::of(&self.data, &self.device, &self.current().train, 0, self.session.stop);
         for trainee in &mut self.trainees {
-            trainee.begin(|network| calibration.run(network));
+            let calibrated = self.progress.calibrated.get(&trainee.spec.name);
+            let is_new = |path: &str| calibrated.is_none_or(|layers| !layers.contains(path));
+            trainee.begin(is_new, |network| calibration.run(network));
         }
         if self.is_stopped() {
             self.trainees = before;
             return Ok(());
         }
+        self.progress.calibrated.clear();
         self.progress.pending = None;
         self.save_checkpoint(run)?;
         self.report_phase();
@@ -759,6 +842,7 @@ impl<'a> Trainer<'a> {
         }
         self.phase += 1;
         self.progress.phase = self.phase;
+        self.progress.learned.clear();
         self.report_phase();
         Ok(())
     }
@@ -809,29 +893,48 @@ impl<'a> Trainer<'a> {
             target_probabilities(&batch.labels, self.data.n_classes, train.label_smoothing, &self.device);
         let quantized_share = self.select();
         let (losses, logits) = self.losses(images(&mut batch, &self.device), &targets);
+        let phase_step = step - self.schedule.start(self.phase);
+        let mut updates = Vec::new();
+        for (trainee, loss) in self.trainees.iter_mut().zip(&losses) {
+            let (train, step) = match trainee.spec.trains_throughout {
+                true => (&self.schedule.whole, step),
+                false => (&train, phase_step),
+            };
+            let rate = learning_rate(train, steps_per_epoch, step);
+            let update = |loss: &StepLoss| trainee.update(rate, train.ema_decay_at(step), loss.total.clone());
+            updates.push(loss.as_ref().map(update));
+            trainee.select(None);
+        }
         // The one read from the device in a step.
-        let read = losses.iter().flatten().cloned();
+        let norms = updates.iter().flatten().filter_map(|update| update.norm.as_ref());
+        let scalars = losses.iter().flatten().flat_map(StepLoss::tensors);
+        // Gradients are without autodiff, and a read is of one kind.
+        let read = scalars.chain(norms.map(|norm| Tensor::from_inner(norm.norm.clone())));
         let read = read.fold(Transaction::default().register(logits), Transaction::register);
         let mut read = read.execute().into_iter();
         let logits = read.next().expect("invariant: the logits were registered");
-        let values: Vec<Option<f64>> = losses
-            .iter()
-            .map(|loss| loss.as_ref().and_then(|_| read.next()?.iter::<f32>().next()).map(f64::from))
-            .collect();
-        if let Some(network) = values.iter().position(|value| value.is_some_and(|value| !value.is_finite())) {
-            let place = state::first_non_finite(&self.trainees[network].valid());
-            let loss = Divergence::Loss(values[network].unwrap_or(f64::NAN));
-            return Err(self.non_finite(loss, step + 1, network, place));
-        }
-        let rate = learning_rate(&train, steps_per_epoch, step - self.schedule.start(self.phase));
-        for (trainee, loss) in self.trainees.iter_mut().zip(losses) {
-            if let Some(loss) = loss {
-                trainee.update(rate, train.ema_decay, loss);
+        let mut next =
+            || read.next().and_then(|value| value.iter::<f32>().next()).map_or(f64::NAN, f64::from);
+        let values: Vec<Option<BTreeMap<String, f64>>> =
+            losses.iter().map(|loss| loss.as_ref().map(|loss| loss.values(&mut next))).collect();
+        for (network, (values, update)) in values.iter().zip(&updates).enumerate() {
+            let (Some(values), Some(update)) = (values, update) else { continue };
+            let loss = values[TOTAL];
+            if !loss.is_finite() {
+                let place = state::first_non_finite(&update.network_before());
+                return Err(self.non_finite(Divergence::Loss(loss), step + 1, network, place));
             }
-            trainee.select(None);
         }
-        let loss = values[0].unwrap_or(f64::NAN);
-        self.count(&batch.labels, &logits.iter::<f32>().collect::<Vec<_>>(), &values, quantized_share);
+        for (network, update) in updates.iter().enumerate() {
+            let Some(norm) = update.as_ref().and_then(|update| update.norm.as_ref()) else { continue };
+            let value = next();
+            if !value.is_finite() {
+                let place = norm.culprit().map(|path| format!("the gradient of {}", without_module(&path)));
+                return Err(self.non_finite(Divergence::GradientNorm(value), step + 1, network, place));
+            }
+        }
+        let loss = values[0].as_ref().map_or(f64::NAN, |values| values[TOTAL]);
+        self.count(&batch.labels, &logits.iter::<f32>().collect::<Vec<_>>(), values, quantized_share);
         let seconds = started.elapsed().as_secs_f64();
         self.clock.step_seconds += seconds;
         self.clock.n_images += n_images;
@@ -851,7 +954,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// The loss of each network for a batch, `None` if it is not trained, and the logits of the deployed one.
-    fn losses(&self, images: Tensor<4>, targets: &Tensor<2>) -> (Vec<Option<Tensor<1>>>, Tensor<2>) {
+    fn losses(&self, images: Tensor<4>, targets: &Tensor<2>) -> (Vec<Option<StepLoss>>, Tensor<2>) {
         let mut students: Vec<StudentOutput> = Vec::new();
         let mut teacher: Option<Features> = None;
         for trainee in &self.trainees {
@@ -861,14 +964,19 @@ impl<'a> Trainer<'a> {
             }
         }
         let outputs = Outputs { students: &students, teacher: teacher.as_ref() };
+        let labels = match self.current().train.label_smoothing {
+            0.0 => "labels",
+            _ => "smoothed_labels",
+        };
         let loss = |trainee: &Trainee| {
             let logits = match trainee.spec.role {
                 Role::Student(student) => &students[student].features.logits,
                 Role::Teacher => &outputs.teacher?.logits,
             };
-            let own = || cross_entropy(logits.clone(), targets.clone());
+            let own = || Loss::new(labels, cross_entropy(logits.clone(), targets.clone()));
             let role = trainee.spec.role;
-            trainee.spec.is_trained.then(|| compose_loss(&self.strategies, role, &outputs, own()))
+            let compose = || StepLoss::of(compose_loss(&self.strategies, role, &outputs, own()));
+            trainee.spec.is_trained.then(compose)
         };
         (self.trainees.iter().map(loss).collect(), students[0].features.logits.clone())
     }
@@ -878,19 +986,22 @@ impl<'a> Trainer<'a> {
         &mut self,
         labels: &[i64],
         logits: &[f32],
-        losses: &[Option<f64>],
+        losses: Vec<Option<BTreeMap<String, f64>>>,
         quantized_share: Option<f64>,
     ) {
         let progress = &mut self.progress;
         if progress.step.is_multiple_of(self.schedule.steps_per_epoch) {
             progress.train = Tally::default();
-            progress.loss_sums.clear();
+            progress.losses.clear();
             progress.quantized_sum = None;
         }
-        progress.train.add(logits, labels, losses[0].unwrap_or(f64::NAN));
-        for (trainee, loss) in self.trainees.iter().zip(losses).skip(1) {
-            let sum = progress.loss_sums.entry(trainee.spec.name.clone()).or_default();
-            *sum += loss.unwrap_or(0.0) * labels.len() as f64;
+        progress.train.add(logits, labels, mean_cross_entropy(logits, labels));
+        for (trainee, parts) in self.trainees.iter().zip(losses) {
+            let Some(parts) = parts else { continue };
+            let sums = progress.losses.entry(trainee.spec.name.clone()).or_default();
+            for (name, value) in parts {
+                *sums.entry(name).or_default() += value * labels.len() as f64;
+            }
         }
         if let Some(share) = quantized_share {
             *progress.quantized_sum.get_or_insert(0.0) += share;
@@ -924,12 +1035,18 @@ impl<'a> Trainer<'a> {
                 (self.trainees, self.progress) = before;
                 return Ok(());
             }
+            self.watch_learned();
         }
         self.progress.pending = None;
         let n_images = self.progress.train.n_images as f64;
+        let means = |sums: &BTreeMap<String, f64>| {
+            sums.iter().map(|(name, sum)| (name.clone(), sum / n_images)).collect()
+        };
+        let losses: BTreeMap<String, BTreeMap<String, f64>> =
+            self.progress.losses.iter().map(|(name, sums)| (name.clone(), means(sums))).collect();
         let others = self.trainees[1..].iter().map(|trainee| {
             let name = trainee.spec.name.clone();
-            let train_loss = self.progress.loss_sums.get(&name).map_or(0.0, |sum| sum / n_images);
+            let train_loss = losses.get(&name).map(|parts| parts[TOTAL]);
             let test = self.progress.tests.get(&name).copied().filter(|_| evaluated);
             (name, NetworkMetrics { train_loss, test })
         });
@@ -939,9 +1056,10 @@ impl<'a> Trainer<'a> {
             phase: self.current().name.clone(),
             learning_rate: learning_rate(&train, steps_per_epoch, phase_step - 1),
             train: self.progress.train.scores(),
+            networks: others.collect(),
+            losses,
             test: self.progress.test.filter(|_| evaluated),
             quantized_fraction: self.progress.quantized_sum.map(|sum| sum / steps_per_epoch as f64),
-            networks: others.collect(),
             quantizers: watched(&mut self.trainees[0].valid()),
         };
         let timing = EpochTiming {
@@ -967,13 +1085,20 @@ impl<'a> Trainer<'a> {
         for (i, trainee) in self.trainees.iter_mut().enumerate() {
             if n_batches > 0 && trainee.spec.is_trained {
                 let stop = self.session.stop;
-                let batches = self.data.train.epoch(epoch, 0).take(n_batches);
+                let batches = self.data.batches(epoch, n_batches);
                 let batches = batches.take_while(|_| !stop.load(Ordering::Relaxed));
                 trainee.reestimate_norms(batches.map(|mut batch| images(&mut batch, &self.device)));
+            }
+            if let Some(scores) = self.frozen_scores.get(&trainee.spec.name) {
+                self.progress.tests.insert(trainee.spec.name.clone(), *scores);
+                continue;
             }
             let network = trainee.evaluated_network();
             let scores = evaluate(&network, &self.data.test, &self.session.device, self.session.stop);
             let Some(scores) = scores else { return Ok(false) };
+            if !trainee.spec.is_trained {
+                self.frozen_scores.insert(trainee.spec.name.clone(), scores);
+            }
             if !scores.loss.is_finite() {
                 let loss = Divergence::TestLoss(scores.loss);
                 return Err(self.non_finite(loss, self.progress.step, i, state::first_non_finite(&network)));
@@ -994,6 +1119,37 @@ impl<'a> Trainer<'a> {
         self.progress.test_device = Some(self.session.device_name.clone());
         self.progress.test_origin = Some(self.session.origin.clone());
         Ok(true)
+    }
+
+    /// Warns of learned parameters of quantizers that have not moved since the evaluation before in this phase, or that are held
+    /// at their floor.
+    fn watch_learned(&mut self) {
+        let is_trained = self.current().train.quantizers.learning_rate_scale > 0.0;
+        let mut warnings = Vec::new();
+        let mut learned = BTreeMap::new();
+        for trainee in &self.trainees {
+            let network = match self.trainees.len() {
+                1 => String::new(),
+                _ => format!("{}: ", trainee.spec.name),
+            };
+            for Learned { path, name, mean, is_at_floor } in learned_parameters(&mut trainee.valid()) {
+                let parameter = format!("{network}{path}.{name}");
+                if is_at_floor {
+                    warnings.push(format!(
+                        "{parameter} is held at its floor: the quantizer has collapsed; lower train.quantizers.weight_decay or \
+                         train.quantizers.learning_rate_scale"
+                    ));
+                } else if is_trained && self.progress.learned.get(&parameter) == Some(&mean) {
+                    warnings.push(format!(
+                        "{parameter} did not move between two evaluations: nothing that passes through the layer reaches it, \
+                         or its learning rate is too small"
+                    ));
+                }
+                learned.insert(parameter, mean);
+            }
+        }
+        self.progress.learned = learned;
+        warnings.into_iter().for_each(|warning| self.warn(WarningKind::Training, warning));
     }
 
     fn checkpoint_is_due(&self, epoch_done: bool) -> bool {
@@ -1117,7 +1273,7 @@ impl<'a> Calibration<'a> {
     /// Runs the batches, or, after a stop, only the first: what comes of it is then dropped.
 
     fn run(&self, network: &Network) {
-        for mut batch in self.data.train.epoch(self.epoch, 0).take(self.n_batches) {
+        for mut batch in self.data.batches(self.epoch, self.n_batches) {
             network.forward(images(&mut batch, self.device));
             if self.stop.load(Ordering::Relaxed) {
                 break;
@@ -1154,6 +1310,34 @@ fn mean_cross_entropy(logits: &[f32], labels: &[i64]) -> f64 {
         sum.ln() - f64::from(row[label as usize] - max)
     });
     losses.sum::<f64>() / labels.len() as f64
+}
+
+/// A learned parameter of a quantizer.
+struct Learned {
+    path: String,
+    name: &'static str,
+    mean: f32,
+    is_at_floor: bool,
+}
+
+/// The learned parameters of all quantizers, by layer.
+fn learned_parameters(network: &mut Network) -> Vec<Learned> {
+    let mut learned = Vec::new();
+    network.for_each_layer(&mut |path, mut layer| {
+        let weight =
+            layer.weight_quantizer().and_then(|quantizer| quantizer.watched().zip(quantizer.n_at_floor()));
+        let input =
+            layer.input_quantizer().and_then(|quantizer| quantizer.watched().zip(quantizer.n_at_floor()));
+        for ((name, value), n_at_floor) in weight.into_iter().chain(input) {
+            learned.push(Learned {
+                path: path.into(),
+                name,
+                mean: value.mean().into_scalar::<f32>(),
+                is_at_floor: n_at_floor.into_scalar::<i64>() > 0,
+            });
+        }
+    });
+    learned
 }
 
 /// Means of the learned and running parameters of all quantizers, by layer path and name.

@@ -73,8 +73,10 @@ pub fn of(error: &anyhow::Error) -> Code {
 fn of_train(error: &TrainError) -> Code {
     match error {
         TrainError::Recipe(_)
+        | TrainError::Phases(_)
         | TrainError::Model(_)
         | TrainError::QuantizedTeacher { .. }
+        | TrainError::ForeignWeights { .. }
         | TrainError::UnknownNetwork { .. }
         | TrainError::OtherRecipe { .. }
         | TrainError::NotText { .. } => Code::Usage,

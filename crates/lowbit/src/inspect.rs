@@ -142,7 +142,7 @@ fn inspect_recipe(args: &InspectArgs) -> anyhow::Result<()> {
         return Err(UsageError("--checkpoint names one of a run, but this is a recipe".into()).into());
     }
     let plan = lowbit_strategies::plan(&recipe)?;
-    let phases = recipe.phases(&recipe.strategies());
+    let phases = recipe.phases();
     if args.json.json {
         return output::print_json(&RecipeReport { recipe, plan, phases });
     }

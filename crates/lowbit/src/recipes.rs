@@ -40,7 +40,13 @@ fn read(path: &str, overrides: &[String]) -> anyhow::Result<Recipe> {
     let text = fs::read_to_string(path).map_err(|error| {
         UsageError(format!("failed to read recipe {}: {error}", Path::new(path).display()))
     })?;
-    Ok(Recipe::parse(&text, path, overrides)?)
+    let file = Path::new(path);
+    let recipe = Recipe::parse_file(&text, file, overrides)?;
+    let written = Recipe::parse_file(&text, file, &[]).ok().and_then(|recipe| recipe.reference);
+    if recipe.reference.is_none() && written.is_some() {
+        tracing::warn!("the reference of {path} is not shown: it is not of the training with these --set");
+    }
+    Ok(recipe)
 }
 
 /// Whether `name` is a path rather than the name of an embedded recipe.

@@ -407,6 +407,7 @@ mod tests {
             phase: "w2a2".into(),
             learning_rate: 0.1,
             train: BAD,
+            losses: Default::default(),
             test: Some(Scores { loss: 12.3456, ..BAD }),
             quantized_fraction: None,
             networks: Default::default(),

@@ -2,7 +2,6 @@
 //! whenever it is stopped.
 #![cfg(unix)]
 
-#[expect(dead_code, reason = "shared with other tests")]
 mod common;
 
 use std::collections::BTreeMap;

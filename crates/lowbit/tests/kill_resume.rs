@@ -43,7 +43,7 @@ const MULTI_STAGE: &[&str] = &[
     "strategy.progressive={ladder=[\"fp32\", 4]}",
     "strategy.joint={teacher={width=1.5}, students=[{weight_bits=4, act_bits=4}]}",
     "strategy.hint={weight=0.1}",
-    "phases={w2a32={quantizer_state=\"rescaled\", optimizer_state=\"kept\"}}",
+    "phases={w2a4={quantizer_state=\"rescaled\", optimizer_state=\"kept\"}}",
 ];
 
 /// One phase with a random part quantized in each step, drawn by its error, beside a teacher.

@@ -12,7 +12,7 @@ use lowbit_tests::{Backend, Tolerance};
 
 use crate::{Case, Outcome};
 
-/// Three steps in every phase of a training.
+/// Three steps in every phase of a training; one of several phases has as many epochs.
 const TINY: [&str; 8] = [
     "train.epochs=1",
     "data.train_limit=96",
@@ -49,8 +49,8 @@ pub const STRATEGIES: [StrategyCase; 16] = [
     strategy("digits-preresnet8-w2a2", &["quantization.method=lsq", "train.ema_decay=0.9"]),
     strategy("digits-preresnet8-w2a2", &["quantization.method=minmax", "train.label_smoothing=0.1"]),
     strategy("digits-preresnet8-w2a2", &["train.optimizer={kind='adamw'}", "train.learning_rate=1e-3"]),
-    strategy("digits-preresnet8-w2a2-ts", &[]),
-    strategy("digits-preresnet8-w2a2-pq", &["quantization.method=lsq"]),
+    strategy("digits-preresnet8-w2a2-ts", &["train.epochs=2"]),
+    strategy("digits-preresnet8-w2a2-pq", &["train.epochs=3", "quantization.method=lsq"]),
     strategy("digits-preresnet8-w2a2-sp", &[]),
     strategy(
         "digits-preresnet8-w2a2-sp",
@@ -58,7 +58,7 @@ pub const STRATEGIES: [StrategyCase; 16] = [
     ),
     strategy("digits-preresnet8-w2a2-joint", &[]),
     strategy("digits-preresnet8-w2a2-sp-joint", &[]),
-    strategy("digits-preresnet8-w2a2-ts-pq-joint", &[]),
+    strategy("digits-preresnet8-w2a2-ts-pq-joint", &["train.epochs=5"]),
     strategy("digits-preresnet8-w2a2-modern", &[]),
     strategy(
         "digits-preresnet8-w2a2-joint",

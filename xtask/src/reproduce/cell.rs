@@ -396,8 +396,10 @@ fn phase_epochs(phase: &Value) -> anyhow::Result<u64> {
 
 /// Settings that make a few steps of every phase of a training.
 fn short_settings(inspected: &Value, workload: &Workload) -> Vec<String> {
-    let fixed = ["train.epochs=1", "train.warmup_epochs=0", "train.norm_reestimation_batches=0"];
+    let fixed = ["train.warmup_epochs=0", "train.norm_reestimation_batches=0"];
     let mut settings: Vec<String> = fixed.map(String::from).into();
+    // An epoch for each phase.
+    settings.push(format!("train.epochs={}", inspected["phases"].as_array().map_or(1, Vec::len)));
     settings.push(format!("data.train_limit={}", (8 * workload.batch_size).min(workload.n_train)));
     settings.push(format!("data.test_limit={}", workload.n_test.min(64)));
     let phases = inspected["recipe"]["phases"].as_object();
@@ -456,9 +458,13 @@ mod tests {
         assert_eq!(Workload::of(&inspected, images).unwrap(), workload);
         assert_eq!(workload.images(), 14.0 * 600.0 + 2800.0 / 3.0);
         let settings = short_settings(&inspected, &workload);
-        for change in
-            ["train.warmup_epochs=0", "data.train_limit=600", "data.test_limit=50", "phases.w2a32.epochs=1"]
-        {
+        for change in [
+            "train.warmup_epochs=0",
+            "data.train_limit=600",
+            "data.test_limit=50",
+            "phases.w2a32.epochs=1",
+            "train.epochs=2",
+        ] {
             assert!(settings.iter().any(|setting| setting == change), "{change} in {settings:?}");
         }
     }

@@ -9,6 +9,8 @@ use std::sync::LazyLock;
 
 use toml::{Table, Value};
 
+use super::reader::did_you_mean;
+
 /// The recipe that `lowbit train` trains without being given one.
 pub const DEFAULT: &str = "digits-preresnet8-w2a2";
 
@@ -33,6 +35,24 @@ pub fn embedded() -> &'static [EmbeddedRecipe] {
     static RECIPES: LazyLock<Vec<EmbeddedRecipe>> =
         LazyLock::new(|| BASES.iter().flat_map(of_base).collect());
     &RECIPES
+}
+
+/// `; did you mean "x"?` for the embedded recipe that is meant by `name`, or nothing if none is near: one that begins so, one
+/// that has all its parts, or the one most like it.
+pub(super) fn meant(name: &str) -> String {
+    let names: Vec<&str> = embedded().iter().map(|recipe| recipe.name.as_str()).collect();
+    let wanted = name.to_lowercase();
+    let has_parts = |known: &&&str| {
+        let mut parts = wanted.split('-').filter(|part| !part.is_empty()).peekable();
+        parts.peek().is_some() && parts.all(|part| known.split('-').any(|known| known.starts_with(part)))
+    };
+    let shortest = |name: &&&str| name.len();
+    let begins =
+        names.iter().filter(|known| !wanted.is_empty() && known.starts_with(&wanted)).min_by_key(shortest);
+    match begins.or_else(|| names.iter().filter(has_parts).min_by_key(shortest)) {
+        Some(name) => format!("; did you mean {name:?}?"),
+        None => did_you_mean(name, &names),
+    }
 }
 
 /// A part of embedded recipes.

@@ -9,7 +9,7 @@ mod reader;
 mod strategy;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use globset::Glob;
 use lowbit_core::{Granularity, Precision};
@@ -24,11 +24,12 @@ use toml::{Table, Value};
 
 pub use embedded::{BASES, BIT_WIDTHS, DEFAULT, EmbeddedRecipe, METHODS, Part, embedded};
 pub use reader::Problem;
-pub(crate) use reader::did_you_mean;
 use reader::{NumberRange, Problems, Section};
 use strategy::RecipeSoFar;
 pub(crate) use strategy::with_base_bits;
-pub use strategy::{HintRecipe, JointRecipe, PhaseRecipe, StrategyRecipe, StudentRecipe, TeacherRecipe};
+pub use strategy::{
+    HintRecipe, JointRecipe, PhaseRecipe, PhasesError, StrategyRecipe, StudentRecipe, TeacherRecipe,
+};
 
 /// Version of the recipe format.
 const SCHEMA: u64 = 1;
@@ -136,6 +137,10 @@ pub struct TrainRecipe {
     /// Decay per step of the exponential moving average of the weights, which is then what is evaluated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema_decay: Option<f64>,
+    /// Whether that decay rises to `ema_decay` from the phase's first step on, so that the average does not hold the initial
+    /// weights for longer than a phase may last; set where `ema_decay` is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema_warmup: Option<bool>,
     /// Training batches over which BatchNorm's statistics are estimated anew before each evaluation; 0 keeps the
     /// running ones.
     pub norm_reestimation_batches: usize,
@@ -143,6 +148,15 @@ pub struct TrainRecipe {
     pub calibration_batches: usize,
     /// Epochs between evaluations; the last epoch is always evaluated.
     pub eval_every: u64,
+}
+
+impl TrainRecipe {
+    /// Decay of the moving average at its update `t` of the phase, from 0: with a warm-up, at most `(1 + t) / (10 + t)`.
+    pub fn ema_decay_at(&self, t: u64) -> Option<f64> {
+        let decay = self.ema_decay?;
+        let t = t as f64;
+        Some(if self.ema_warmup == Some(true) { decay.min((1.0 + t) / (10.0 + t)) } else { decay })
+    }
 }
 
 /// `[train.optimizer]`.
@@ -240,7 +254,10 @@ pub enum RecipeError {
         problems: Vec<Problem>,
     },
     /// No recipe of this name.
-    #[error("no recipe named {name:?}{} `lowbit recipes` lists them, a path to your own ends in .toml", or_semicolon(did_you_mean(name, &embedded().iter().map(|recipe| recipe.name.as_str()).collect::<Vec<_>>())))]
+    #[error(
+        "no recipe named {name:?}{} `lowbit recipes` lists them, a path to your own ends in .toml",
+        or_semicolon(embedded::meant(name))
+    )]
     Unknown {
         /// The name.
         name: String,
@@ -285,22 +302,70 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError`] with every mistake in the text and the overrides.
     pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Self, RecipeError> {
+        Self::parse_in(text, origin, None, overrides)
+    }
+
+    /// The same of the `text` of the file at `path`. Where it names a run to begin with, that is relative to the file's
+    /// folder; in an override it is relative to the current directory.
+    ///
+    /// # Errors
+    /// [`RecipeError`] with every mistake in the text and the overrides.
+    pub fn parse_file(text: &str, path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
+        Self::parse_in(text, &path.display().to_string(), path.parent(), overrides)
+    }
+
+    fn parse_in(
+        text: &str,
+        origin: &str,
+        folder: Option<&Path>,
+        overrides: &[String],
+    ) -> Result<Self, RecipeError> {
         let mut table: Table = text.parse().map_err(|error: toml::de::Error| RecipeError::Syntax {
             origin: origin.into(),
             message: error.to_string().trim_end().into(),
         })?;
+        if let Some(folder) = folder {
+            place_init_paths(&mut table, folder);
+        }
+        let written = table.clone();
         let problems = Problems::default();
         for text in overrides {
             if let Err(message) = set(&mut table, text) {
                 problems.push(format!("--set {text:?}"), message);
             }
         }
-        let recipe = read(table, &problems);
+        let mut recipe = read(table, &problems);
         let problems = problems.into_vec();
-        match problems.is_empty() {
-            true => Ok(recipe),
-            false => Err(RecipeError::Invalid { origin: origin.into(), problems }),
+        if !problems.is_empty() {
+            return Err(RecipeError::Invalid { origin: origin.into(), problems });
         }
+        if !recipe.owns_reference(text, written) {
+            recipe.reference = None;
+        }
+        Ok(recipe)
+    }
+
+    /// Whether its reference figure is one of this training: of the recipe as it was `written`, before overrides, and, where
+    /// it is the figure of an embedded recipe, of that one.
+    fn owns_reference(&self, text: &str, written: Table) -> bool {
+        let Some(reference) = &self.reference else { return true };
+        let written = read(written, &Problems::default());
+        if written.reference.as_ref() == Some(reference) && !self.trains_like(&written) {
+            return false;
+        }
+        let line = format!("reference = {}\n", Value::String(reference.clone()));
+        let mut owners = embedded().iter().filter(|recipe| recipe.text.contains(&line)).peekable();
+        owners.peek().is_none()
+            || owners.any(|owner| {
+                let table = || owner.text.parse().expect("invariant: embedded recipes are TOML");
+                owner.text == text || self.trains_like(&read(table(), &Problems::default()))
+            })
+    }
+
+    /// Whether another recipe trains the same, whatever its name, its seed and what it keeps.
+    fn trains_like(&self, other: &Self) -> bool {
+        let Self { name, seed, reference, checkpoint, .. } = self.clone();
+        *self == Self { name, seed, reference, checkpoint, ..other.clone() }
     }
 
     /// The first key in which this recipe differs from `other`, and its values in both.
@@ -329,6 +394,22 @@ fn first_difference(key: &str, a: Option<&Value>, b: Option<&Value>) -> Option<(
     }
     let show = |value: Option<&Value>| value.map_or("not set".into(), ToString::to_string);
     Some((key.into(), [show(a), show(b)]))
+}
+
+/// Makes the paths of runs in a recipe's file relative to its `folder`. A path that no text can hold stays, to be refused
+/// where it is opened.
+fn place_init_paths(recipe: &mut Table, folder: &Path) {
+    for keys in [&["init"][..], &["strategy", "joint", "teacher", "init"]] {
+        let (last, parents) = keys.split_last().expect("invariant: a path has a last key");
+        let parent = parents.iter().try_fold(&mut *recipe, |table, key| table.get_mut(*key)?.as_table_mut());
+        if let Some(Value::String(init)) = parent.and_then(|table| table.get_mut(*last))
+            // A home directory that no shell has put in is refused as it stands.
+            && !init.is_empty() && !init.starts_with('~')
+            && let Some(path) = folder.join(&*init).to_str()
+        {
+            *init = path.into();
+        }
+    }
 }
 
 /// Puts `value` of `key=value` at the dotted `key`. A value that is no TOML is taken as a text.
@@ -373,7 +454,7 @@ fn read(table: Table, problems: &Problems) -> Recipe {
     let data = read_data(root.section("data"));
     let model = read_network(root.section("model"), None);
     let quantization = read_quantization(root.section("quantization"), &model);
-    let train = read_train(root.section("train"));
+    let train = read_train(root.section("train"), &quantization, &model);
     let so_far = RecipeSoFar { policy: &quantization.policy, model: &model, input: data.input_shape() };
     let strategy = strategy::read_strategy(root.optional_section("strategy"), &so_far);
     check_students(&root, &strategy, &quantization, &model);
@@ -393,7 +474,8 @@ fn read(table: Table, problems: &Problems) -> Recipe {
         phases,
         checkpoint,
     };
-    strategy::read_phases(root.optional_section("phases"), &mut recipe);
+    check_norms(&root, &recipe);
+    strategy::read_phases(&root, &mut recipe);
     root.finish();
     recipe
 }
@@ -661,30 +743,64 @@ fn check_students(
     }
 }
 
-fn read_train(section: Section<'_>) -> TrainRecipe {
+/// Whether any layer of `model` has a clip value of PACT, which the paper decays with the weights.
+fn has_clip_values(quantization: &QuantizationRecipe, model: &ModelConfig) -> bool {
+    let policy = &quantization.policy;
+    layers_or_roles(model).iter().any(|layer| policy.resolve(&layer.path, layer.role).method == Method::Pact)
+}
+
+/// Checks that BatchNorm has two values a channel: of one, the deviation is nothing.
+fn check_norms(root: &Section<'_>, recipe: &Recipe) {
+    let teacher = recipe.strategy.joint.as_ref().map(|joint| &joint.teacher.model);
+    for model in std::iter::once(&recipe.model).chain(teacher) {
+        // VGG-small halves each map after its last norm.
+        let halved = if model.family == Family::VggSmall { 2 } else { 1 };
+        let maps = model.tap_shapes(recipe.data.input_shape()).unwrap_or_default();
+        let smallest = maps.iter().map(|[_, height, width]| height * halved * width * halved).min();
+        if recipe.data.batch_size == 1 && smallest == Some(1) {
+            root.problem_once(
+                "data.batch_size",
+                format!(
+                    "1 image leaves BatchNorm of {} a single value a channel, where it is 1x1: take at least 2",
+                    model.family
+                ),
+            );
+        }
+    }
+}
+
+fn read_train(section: Section<'_>, quantization: &QuantizationRecipe, model: &ModelConfig) -> TrainRecipe {
     let epochs = section.required_integer("epochs", 1..=100_000);
     let optimizer = read_optimizer(section.optional_section("optimizer"));
     let schedule = read_schedule(section.optional_section("schedule"));
+    let weight_decay = section.number("weight_decay", 0.0, &NumberRange::NOT_NEGATIVE);
+    let own_decay = if has_clip_values(quantization, model) { weight_decay } else { 0.0 };
     let quantizers = section.optional_section("quantizers").map_or(
-        QuantizerGroup { learning_rate_scale: 1.0, weight_decay: 0.0 },
+        QuantizerGroup { learning_rate_scale: 1.0, weight_decay: own_decay },
         |group| {
             let learning_rate_scale = group.number("learning_rate_scale", 1.0, &NumberRange::NOT_NEGATIVE);
-            let weight_decay = group.number("weight_decay", 0.0, &NumberRange::NOT_NEGATIVE);
+            let weight_decay = group.number("weight_decay", own_decay, &NumberRange::NOT_NEGATIVE);
             group.finish();
             QuantizerGroup { learning_rate_scale, weight_decay }
         },
     );
+    let ema_decay = section.optional_number("ema_decay", &NumberRange::FRACTION);
+    let ema_warmup = section.optional_boolean("ema_warmup");
+    if ema_decay.is_none() && ema_warmup.is_some() {
+        section.problem("ema_warmup", "has no effect without ema_decay: remove this key");
+    }
     let train = TrainRecipe {
         epochs,
         learning_rate: section.required_number("learning_rate", &NumberRange::POSITIVE),
         optimizer,
-        weight_decay: section.number("weight_decay", 0.0, &NumberRange::NOT_NEGATIVE),
+        weight_decay,
         quantizers,
         schedule,
         warmup_epochs: section.number("warmup_epochs", 0.0, &NumberRange::NOT_NEGATIVE),
         gradient_clip: section.optional_number("gradient_clip", &NumberRange::POSITIVE),
         label_smoothing: section.number("label_smoothing", 0.0, &NumberRange::FRACTION),
-        ema_decay: section.optional_number("ema_decay", &NumberRange::FRACTION),
+        ema_decay,
+        ema_warmup: ema_decay.map(|_| ema_warmup.unwrap_or(true)),
         norm_reestimation_batches: section.integer("norm_reestimation_batches", 0, 0..=100_000) as usize,
         calibration_batches: section.integer("calibration_batches", 1, 1..=10_000) as usize,
         eval_every: section.integer("eval_every", 1, 1..=100_000),

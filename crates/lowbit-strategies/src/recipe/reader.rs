@@ -66,6 +66,14 @@ fn hint(key: &str, beside: &[String], known: &[String]) -> String {
     if let Some(path) = elsewhere(&name) {
         return format!("; did you mean {path:?}?");
     }
+    if let Some(meant) = meant(&name) {
+        let table = |path: &str| path.rsplit_once('.').map_or(String::new(), |(table, _)| table.to_string());
+        return match meant {
+            meant if meant.contains('=') => format!("; write {meant}"),
+            meant if table(meant) == table(key) => format!("; did you mean {:?}?", name_of(meant)),
+            meant => format!("; did you mean {meant:?}?"),
+        };
+    }
     let beside: Vec<&str> = beside.iter().map(String::as_str).collect();
     let near = did_you_mean(&name, &beside);
     if !near.is_empty() {
@@ -77,6 +85,111 @@ fn hint(key: &str, beside: &[String], known: &[String]) -> String {
         Some(path) => format!("; did you mean {path:?}?"),
         None => format!("; the keys here are {}", beside.join(", ")),
     }
+}
+
+/// The key that is meant by a name that other programs, or people, use for it.
+fn meant(name: &str) -> Option<&'static str> {
+    const MEANT: [(&[&str], &str); 25] = [
+        (&["lr", "rate", "learning_rates", "base_lr", "max_lr"], "train.learning_rate"),
+        (&["bs", "batch", "batchsize", "mini_batch", "train_batch_size"], "data.batch_size"),
+        (&["wd", "decay", "l2", "regularization"], "train.weight_decay"),
+        (&["epoch", "n_epochs", "num_epochs", "max_epochs", "nepochs"], "train.epochs"),
+        (&["momentum", "nesterov"], "train.optimizer={kind=\"sgd\", momentum=0.9, nesterov=true}"),
+        (
+            &["betas", "beta1", "beta2", "eps", "epsilon"],
+            "train.optimizer={kind=\"adam\", beta1=0.9, beta2=0.999, epsilon=1e-8}",
+        ),
+        (&["optim", "opt"], "train.optimizer"),
+        (&["scheduler", "lr_schedule", "lr_scheduler", "sched"], "train.schedule"),
+        (
+            &["milestones", "gamma", "step_size", "lr_steps"],
+            "train.schedule={kind=\"multi-step\", milestones=[80, 120], gamma=0.1}",
+        ),
+        (&["warmup", "warm_up", "warmup_steps"], "train.warmup_epochs"),
+        (
+            &["clip", "grad_clip", "clip_grad", "clip_norm", "max_norm", "max_grad_norm"],
+            "train.gradient_clip",
+        ),
+        (&["smoothing"], "train.label_smoothing"),
+        (&["ema", "average", "model_ema", "ema_rate"], "train.ema_decay"),
+        (&["eval_epochs", "eval_interval", "eval_freq"], "train.eval_every"),
+        (
+            &[
+                "bits",
+                "bit_width",
+                "bitwidth",
+                "n_bits",
+                "nbits",
+                "w_bits",
+                "wbits",
+                "weight_bit",
+                "precision",
+            ],
+            "quantization.weight_bits",
+        ),
+        (&["a_bits", "abits", "act_bit", "activation_bits"], "quantization.act_bits"),
+        (&["quantizer", "quant", "qat", "quantizer_method"], "quantization.method"),
+        (&["per_channel", "channelwise"], "quantization.weight_granularity"),
+        (&["arch", "architecture", "network", "net", "backbone"], "model.family"),
+        (&["n_layers", "num_layers", "blocks"], "model.depth"),
+        (&["flip", "crop", "augmentation", "aug", "transform"], "data.augment"),
+        (&["pretrained", "weights", "finetune", "fine_tune", "from"], "init"),
+        (&["two_stage", "twostage"], "strategy.two_stage"),
+        (&["progressive", "ladder", "pq"], "strategy.progressive"),
+        (&["joint", "distill", "distillation", "kd", "teacher"], "strategy.joint"),
+    ];
+    let name = name.to_lowercase().replace('-', "_");
+    MEANT.iter().find(|(names, _)| names.contains(&name.as_str())).map(|(_, key)| *key)
+}
+
+/// How to write the table at `path` where `value`, which is none, was written; as `--set` and a file take it.
+fn example(path: &str, value: &Value) -> String {
+    let key = path.rsplit('.').next().unwrap_or(path);
+    let kind = |kinds: &[&str]| {
+        let kind = value.as_str().filter(|kind| kinds.contains(kind)).unwrap_or(kinds[0]);
+        match kind {
+            "multi-step" => "{kind=\"multi-step\", milestones=[80, 120]}".into(),
+            kind => format!("{{kind={kind:?}}}"),
+        }
+    };
+    let bits = || match value {
+        Value::Integer(bits @ 1..=8) => bits.to_string(),
+        Value::String(text) if text == "fp32" => format!("{text:?}"),
+        _ => "8".into(),
+    };
+    let number = |default: &str| {
+        if value.is_integer() || value.is_float() { value.to_string() } else { default.into() }
+    };
+    let text = |default: &str| format!("{:?}", value.as_str().unwrap_or(default));
+    let written = match (path, key) {
+        ("data", _) => format!("data.dataset={}", text("digits")),
+        ("model", _) => format!("model.family={}", text("preresnet")),
+        ("quantization", _) => format!("quantization.method={}", text("lsq")),
+        ("train", _) => format!("train.epochs={}", number("30")),
+        ("strategy", _) => "strategy={two_stage=true}".into(),
+        ("phases", _) => "phases={w2a2={epochs=10}}".into(),
+        ("checkpoint", _) => "checkpoint={every_epochs=1}".into(),
+        (_, "schedule") => format!("{path}={}", kind(&["cosine", "constant", "multi-step"])),
+        (_, "optimizer") => format!("{path}={}", kind(&["sgd", "adam", "adamw"])),
+        (_, "distance") => format!("{path}={}", kind(&["kl", "logits-mse"])),
+        (_, "probability") => format!("{path}={}", kind(&["linear", "cosine", "exponential", "stepped"])),
+        // Half of the normalized image is negative.
+        (_, "first") if bits() != "\"fp32\"" => {
+            format!("{path}={{method=\"minmax\", weight_bits={0}, act_bits={0}}}", bits())
+        }
+        (_, "first" | "last" | "shortcut") => format!("{path}={{weight_bits={0}, act_bits={0}}}", bits()),
+        (_, "augment") => format!("{path}={{pad=4, flip=true}}"),
+        (_, "quantizers") => format!("{path}={{learning_rate_scale={}}}", number("0.1")),
+        (_, "hint") => format!("{path}={{weight={}}}", number("0.5")),
+        (_, "teacher") => format!("{path}={{depth={}}}", number("20")),
+        (_, "layers") => {
+            format!("{path}=[{{pattern=\"stages.0.**\", weight_bits={0}, act_bits={0}}}]", bits())
+        }
+        (_, "students") => format!("{path}=[{{weight_bits={0}, act_bits={0}}}]", bits()),
+        _ if path.starts_with("phases.") => format!("{path}={{epochs={}}}", number("10")),
+        _ => format!("{path}={{}}"),
+    };
+    format!("; write {written}")
 }
 
 /// One table of a recipe. Every read notes the key as known; [`Section::finish`] reports the others.
@@ -123,6 +236,11 @@ impl<'a> Section<'a> {
         self.problems.found.borrow().iter().any(|problem| problem.key.starts_with(&inside))
     }
 
+    /// Whether any mistake was reported.
+    pub(super) fn problems_anywhere(&self) -> bool {
+        !self.problems.found.borrow().is_empty()
+    }
+
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
     }
@@ -135,7 +253,7 @@ impl<'a> Section<'a> {
 
     /// The value of `key` as `read` makes it; reports `expected` if it can't.
     fn read<T>(&self, key: &str, expected: &str, read: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
-        self.read_explained(key, expected, read, |_| "")
+        self.read_explained(key, expected, read, |_| String::new())
     }
 
     /// The same, with what `explain` adds to the report of a value.
@@ -144,7 +262,7 @@ impl<'a> Section<'a> {
         key: &str,
         expected: &str,
         read: impl FnOnce(&Value) -> Option<T>,
-        explain: fn(&Value) -> &'static str,
+        explain: impl Fn(&Value) -> String,
     ) -> Option<T> {
         let value = self.value(key)?;
         let result = read(value);
@@ -173,8 +291,12 @@ impl<'a> Section<'a> {
         self.or_missing(key, value, "a text")
     }
 
+    pub(super) fn optional_boolean(&self, key: &str) -> Option<bool> {
+        self.read(key, "true or false", Value::as_bool)
+    }
+
     pub(super) fn boolean(&self, key: &str, default: bool) -> bool {
-        self.read(key, "true or false", Value::as_bool).unwrap_or(default)
+        self.optional_boolean(key).unwrap_or(default)
     }
 
     pub(super) fn optional_integer(&self, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
@@ -213,9 +335,9 @@ impl<'a> Section<'a> {
         self.read_explained(key, "a list of bit widths from 1 to 8, or \"fp32\"", read, |value| {
             let has_16 = value.as_array().is_some_and(|items| items.iter().any(is_16));
             if has_16 {
-                "; 16 bits train like full precision and are not offered: leave them out"
+                "; 16 bits train like full precision and are not offered: leave them out".into()
             } else {
-                ""
+                String::new()
             }
         })
     }
@@ -240,7 +362,7 @@ impl<'a> Section<'a> {
         let read = |value: &Value| Precision::deserialize(value.clone()).ok();
         self.read_explained(key, "a bit width from 1 to 8, or \"fp32\"", read, |value| {
             let hint = "; 16 bits train like full precision and are not offered: take \"fp32\"";
-            if is_16(value) { hint } else { "" }
+            if is_16(value) { hint.into() } else { String::new() }
         })
     }
 
@@ -295,7 +417,9 @@ impl<'a> Section<'a> {
 
     /// The table `key`, or `None` if it is absent.
     pub(super) fn optional_section(&self, key: &str) -> Option<Section<'a>> {
-        let table = self.read(key, "a table", |value| value.as_table().cloned())?;
+        let path = self.key_path(key);
+        let read = |value: &Value| value.as_table().cloned();
+        let table = self.read_explained(key, "a table", read, |value| example(&path, value))?;
         Some(Section { path: self.key_path(key), table, known: RefCell::default(), problems: self.problems })
     }
 
@@ -317,9 +441,10 @@ impl<'a> Section<'a> {
 
     /// The tables of the list `key`, written `[[key]]`.
     pub(super) fn sections(&self, key: &str) -> Vec<Section<'a>> {
-        let tables: Option<Vec<Table>> = self.read(key, "a list of tables", |value| {
-            value.as_array()?.iter().map(|item| item.as_table().cloned()).collect()
-        });
+        let path = self.key_path(key);
+        let read = |value: &Value| value.as_array()?.iter().map(|item| item.as_table().cloned()).collect();
+        let tables: Option<Vec<Table>> =
+            self.read_explained(key, "a list of tables", read, |value| example(&path, value));
         let tables = tables.unwrap_or_default().into_iter().enumerate();
         tables
             .map(|(i, table)| Section {
@@ -401,7 +526,7 @@ fn show(value: &Value) -> String {
 }
 
 /// `; did you mean "x"?` for the nearest of `names`, or nothing if none is near.
-pub(crate) fn did_you_mean(word: &str, names: &[&str]) -> String {
+pub(super) fn did_you_mean(word: &str, names: &[&str]) -> String {
     nearest(word, names).map_or(String::new(), |name| format!("; did you mean {name:?}?"))
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use lowbit_core::Precision;
-use lowbit_models::{InputShape, ModelConfig};
+use lowbit_models::{Family, InputShape, ModelConfig};
 use lowbit_quantizers::QuantizationPolicy;
 use serde::{Serialize, Serializer};
 
@@ -12,7 +12,8 @@ use super::reader::{NumberRange, Section};
 use super::{Quantized, Recipe, ScheduleRecipe, TrainRecipe, read_network, read_schedule};
 use crate::strategy::{
     DistillLoss, Hint, HintTarget, Joint, JointMode, OptimizerState, Phase, Probability, Progressive,
-    QuantizerState, Selector, StochasticPrecision, Strategy, TwoStage, Unit, compose_phases, phase_name,
+    QuantizerState, Selector, StochasticPrecision, Strategy, TeacherSchedule, TwoStage, Unit, compose_phases,
+    phase_name,
 };
 
 /// Temperature from which distillation is known to hurt low-bit students.
@@ -79,6 +80,8 @@ pub struct TeacherRecipe {
     pub model: ModelConfig,
     /// Its learning rate as a multiple of the students'.
     pub learning_rate_scale: f64,
+    /// Which schedule it trains by.
+    pub schedule: TeacherSchedule,
     /// Run directory or checkpoint that it begins with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
@@ -156,12 +159,60 @@ impl Recipe {
         strategies
     }
 
+    /// The phases of the training with the recipe's own strategies.
+    pub fn phases(&self) -> Vec<Phase> {
+        self.phases_with(&self.strategies())
+            .expect("invariant: the phases of a recipe are checked when it is read")
+    }
+
     /// The phases of the training with `strategies`, with the settings of `[train]` and `[phases]`.
     ///
     /// The epochs of `[train]` are those of the whole training: the last phase, which has the precision asked for, gets
     /// half of them and the others share the rest (decision of this project: methods are compared at equal cost).
-    /// Milestones and warm-up shrink, or grow, with the epochs of the phase.
-    pub fn phases(&self, strategies: &[Box<dyn Strategy>]) -> Vec<Phase> {
+    /// Milestones and warm-up shrink, or grow, with the epochs of the phase. A strategy that gives any phase epochs of its
+    /// own decides those of all phases, with their milestones and warm-up. `[phases]` has the last word.
+    ///
+    /// # Errors
+    /// [`PhasesError`] if two phases have the same name, one has no epoch, or there is none.
+    pub fn phases_with(&self, strategies: &[Box<dyn Strategy>]) -> Result<Vec<Phase>, PhasesError> {
+        let mut phases = self.composed_phases(strategies);
+        if phases.is_empty() {
+            return Err(PhasesError::None);
+        }
+        let is_repeated = |i: usize| phases[..i].iter().any(|earlier| earlier.name == phases[i].name);
+        if let Some(i) = (0..phases.len()).find(|&i| is_repeated(i)) {
+            return Err(PhasesError::Repeated { name: phases[i].name.clone() });
+        }
+        let names: Vec<String> = phases.iter().map(|phase| phase.name.clone()).collect();
+        let too_few = || PhasesError::TooFewEpochs { epochs: self.train.epochs, phases: names.clone() };
+        let are_own = phases.iter().any(|phase| phase.train.epochs != self.train.epochs);
+        let shares = divided_epochs(self.train.epochs, phases.len() as u64);
+        for (i, phase) in phases.iter_mut().enumerate() {
+            let change = self.phases.get(&phase.name);
+            match change.and_then(|change| change.epochs) {
+                Some(epochs) => resize(&mut phase.train, epochs),
+                None if are_own && phase.train.epochs == 0 => {
+                    return Err(PhasesError::NoEpochs { name: phase.name.clone() });
+                }
+                None if are_own => {}
+                None => resize(&mut phase.train, shares.as_ref().ok_or_else(too_few)?[i]),
+            }
+            if let Some(change) = change {
+                change.apply(phase);
+            }
+        }
+        Ok(phases)
+    }
+
+    /// The settings of `[train]` for a training of `epochs`.
+    pub(crate) fn train_over(&self, epochs: u64) -> TrainRecipe {
+        let mut train = self.train.clone();
+        resize(&mut train, epochs);
+        train
+    }
+
+    /// The phases as `strategies` make them, each with the settings of `[train]`.
+    fn composed_phases(&self, strategies: &[Box<dyn Strategy>]) -> Vec<Phase> {
         let floor = self.quantization.target();
         let single = Phase {
             name: phase_name(floor.weight_bits, floor.act_bits),
@@ -170,21 +221,12 @@ impl Recipe {
             optimizer_state: OptimizerState::default(),
             quantizer_state: QuantizerState::default(),
         };
-        let mut phases = compose_phases(strategies, single);
-        let epochs = divided_epochs(self.train.epochs, phases.len() as u64);
-        for (phase, epochs) in phases.iter_mut().zip(epochs) {
-            let change = self.phases.get(&phase.name);
-            resize(&mut phase.train, change.and_then(|change| change.epochs).unwrap_or(epochs));
-            if let Some(change) = change {
-                change.apply(phase);
-            }
-        }
-        phases
+        compose_phases(strategies, single)
     }
 
     /// Epochs of all phases together.
     pub fn total_epochs(&self) -> u64 {
-        self.phases(&self.strategies()).iter().map(|phase| phase.train.epochs).sum()
+        self.phases().iter().map(|phase| phase.train.epochs).sum()
     }
 
     /// What is allowed, but known to be a bad idea.
@@ -200,17 +242,56 @@ impl Recipe {
                  low-bit students; the paper uses 1"
             )
         });
-        hot.into_iter().collect()
+        let hint = self.strategy.hint.as_ref().zip(joint).and_then(|(_, joint)| {
+            let networks = [("the student", &self.model), ("the teacher", &joint.teacher.model)];
+            let unnormalized = networks.iter().find(|(_, model)| model.family == Family::PreResNet);
+            unnormalized.map(|(whose, _)| {
+                format!(
+                    "strategy.hint compares feature maps in [0, 1], but those of {whose}, a preresnet, are sums of blocks \
+                     without normalization or ReLU, half of them negative: take model.family = \"resnet\", or leave hints out"
+                )
+            })
+        });
+        hot.into_iter().chain(hint).collect()
     }
 }
 
-/// The epochs of each of `n_phases` phases of a training of `epochs`: half for the last, equal shares for the others, at
-/// least one for each.
-fn divided_epochs(epochs: u64, n_phases: u64) -> Vec<u64> {
+/// Phases that no training can have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PhasesError {
+    /// There are more phases than epochs.
+    #[error("train.epochs={epochs} is too few for {} phases ({}): at least {}, or give [phases.NAME] epochs of their own, or drop a part of [strategy]", .phases.len(), .phases.join(", "), .phases.len())]
+    TooFewEpochs {
+        /// Epochs of the training.
+        epochs: u64,
+        /// Names of the phases.
+        phases: Vec<String>,
+    },
+    /// Two phases have the same name, by which settings and metrics tell them apart.
+    #[error("the strategies make two phases named {name:?}: each needs a name of its own")]
+    Repeated {
+        /// The name.
+        name: String,
+    },
+    /// A strategy gives a phase no epoch.
+    #[error("the strategies give phase {name:?} no epoch")]
+    NoEpochs {
+        /// Its name.
+        name: String,
+    },
+    /// There is no phase.
+    #[error("the strategies leave no phase to train in")]
+    None,
+}
+
+/// The epochs of each of `n_phases` phases of a training of `epochs`: half for the last, equal shares for the others, of
+/// which each has at least one. `None` if there are more phases than epochs.
+fn divided_epochs(epochs: u64, n_phases: u64) -> Option<Vec<u64>> {
     let n_early = n_phases - 1;
-    let early = if n_early == 0 { 0 } else { epochs / 2 };
-    let share = |phase: u64| (early * (phase + 1) / n_early - early * phase / n_early).max(1);
-    (0..n_early).map(share).chain([(epochs - early).max(1)]).collect()
+    let early = if n_early == 0 { 0 } else { (epochs / 2).max(n_early) };
+    let last = epochs.checked_sub(early).filter(|&last| last > 0)?;
+    let share = |phase: u64| early * (phase + 1) / n_early - early * phase / n_early;
+    Some((0..n_early).map(share).chain([last]).collect())
 }
 
 /// Gives `train` other epochs; what it counts in epochs changes in proportion.
@@ -433,8 +514,14 @@ fn read_joint(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> JointRecipe {
     if mode == JointMode::Frozen && learning_rate_scale != 1.0 {
         teacher.problem("learning_rate_scale", "has no effect on a frozen teacher: remove this key");
     }
-    let teacher =
-        TeacherRecipe { model: read_network(teacher, Some(recipe.model)), learning_rate_scale, init };
+    let schedules =
+        [("whole-training", TeacherSchedule::WholeTraining), ("per-phase", TeacherSchedule::PerPhase)];
+    let schedule = teacher.optional_choice("schedule", &schedules).unwrap_or_default();
+    if mode == JointMode::Frozen && schedule != TeacherSchedule::default() {
+        teacher.problem("schedule", "has no effect on a frozen teacher: remove this key");
+    }
+    let model = read_network(teacher, Some(recipe.model));
+    let teacher = TeacherRecipe { model, learning_rate_scale, schedule, init };
     let students = section.sections("students").into_iter().map(|student| {
         let bits = StudentRecipe {
             weight_bits: student.precision("weight_bits"),
@@ -520,9 +607,26 @@ fn check_hint(section: &Section<'_>, strategy: &StrategyRecipe, recipe: &RecipeS
 }
 
 /// `[phases]`, checked against the phases that there are.
-pub(super) fn read_phases(section: Option<Section<'_>>, recipe: &mut Recipe) {
-    let Some(section) = section else { return };
-    let phases = recipe.phases(&recipe.strategies());
+pub(super) fn read_phases(root: &Section<'_>, recipe: &mut Recipe) {
+    if let Some(section) = root.optional_section("phases") {
+        read_changes(section, recipe);
+    }
+    // With other mistakes, the phases are not those that are meant.
+    if !root.problems_anywhere()
+        && let Err(error) = recipe.phases_with(&recipe.strategies())
+    {
+        root.problem("strategy", error.to_string());
+    }
+}
+
+fn read_changes(section: Section<'_>, recipe: &mut Recipe) {
+    let mut phases = recipe.composed_phases(&recipe.strategies());
+    let n_phases = phases.len() as u64;
+    // Where there are too few, the phases may have epochs of their own.
+    let shares = divided_epochs(recipe.train.epochs, n_phases).unwrap_or_else(|| vec![1; phases.len()]);
+    for (phase, share) in phases.iter_mut().zip(shares) {
+        resize(&mut phase.train, share);
+    }
     let names: Vec<String> = phases.iter().map(|phase| phase.name.clone()).collect();
     let mut changes = BTreeMap::new();
     for (name, table) in section.subsections() {

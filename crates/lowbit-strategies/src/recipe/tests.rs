@@ -1,6 +1,7 @@
 use lowbit_core::Precision;
 
 use super::*;
+use crate::strategy::Strategy;
 
 const MINIMAL: &str = r#"
 schema = 1
@@ -48,6 +49,7 @@ fn embedded_recipes_are_valid_and_named_apart() {
 #[test]
 fn a_resolved_recipe_reads_back_as_itself() {
     let elaborate = [
+        "train.epochs=5",
         "train.optimizer={kind='adamw', beta1=0.8}",
         "train.schedule={kind='multi-step', milestones=[1, 2]}",
         "train.ema_decay=0.99",
@@ -217,15 +219,114 @@ fn every_pattern_without_a_layer_is_reported() {
     );
 }
 
-/// To try a recipe out is to train it for an epoch.
+/// To try a recipe out is to train it for an epoch a phase. With fewer it is refused: it would train longer than was asked
+/// for.
 #[test]
-fn every_recipe_takes_one_epoch() {
+fn every_recipe_takes_an_epoch_a_phase_and_no_fewer() {
     for recipe in embedded() {
-        Recipe::embedded(&recipe.name, &["train.epochs=1".into()]).unwrap_or_else(|error| panic!("{error}"));
+        let n_phases = Recipe::embedded(&recipe.name, &[]).unwrap().phases().len();
+        let with = |epochs: usize| Recipe::embedded(&recipe.name, &[format!("train.epochs={epochs}")]);
+        let short = with(n_phases).unwrap_or_else(|error| panic!("{error}"));
+        assert!(short.phases().iter().all(|phase| phase.train.epochs == 1), "{}", recipe.name);
+        assert!(n_phases == 1 || with(n_phases - 1).is_err(), "{}", recipe.name);
     }
     let change = "phases={w2a2={epochs=1}, w2a32={schedule={kind='multi-step', milestones=[9]}}}";
     let multi_step = "train.schedule={kind='multi-step', milestones=[80, 120]}";
     parse(&["strategy.two_stage=true", change, multi_step]).unwrap();
+}
+
+#[test]
+fn more_phases_than_epochs_are_refused_with_what_to_write() {
+    let ladder = "strategy={two_stage=true, progressive={ladder=['fp32', 4]}}";
+    assert_eq!(
+        mistakes(&[ladder]),
+        [
+            "strategy: train.epochs=3 is too few for 5 phases (w32a32, w4a32, w4a4, w2a4, w2a2): at least 5, or give \
+             [phases.NAME] epochs of their own, or drop a part of [strategy]"
+        ]
+    );
+    let own =
+        "phases={w32a32={epochs=1}, w4a32={epochs=1}, w4a4={epochs=1}, w2a4={epochs=1}, w2a2={epochs=1}}";
+    assert_eq!(parse(&[ladder, own]).unwrap().total_epochs(), 5);
+    for epochs in 5..40 {
+        let recipe = parse(&[ladder, &format!("train.epochs={epochs}")]).unwrap();
+        assert_eq!(recipe.total_epochs(), epochs);
+    }
+}
+
+/// Over all bit widths and ladders: no precision comes twice, none of the two operands gets bits back, and the last phase
+/// has what was asked for.
+#[test]
+fn phases_only_ever_lower_bits() {
+    let floor = |weight_bits: u32, act_bits: u32| {
+        let bits = |bits: u32| match bits {
+            32 => Precision::FullPrecision,
+            bits => Precision::bits(bits).unwrap(),
+        };
+        PrecisionFloor { weight_bits: bits(weight_bits), act_bits: bits(act_bits) }
+    };
+    let rungs = [32, 8, 7, 6, 5, 4, 3, 2, 1];
+    let widths = [32, 8, 4, 3, 2, 1];
+    let train = parse(&[]).unwrap().train;
+    for subset in 0u32..1 << rungs.len() {
+        let kept = rungs.iter().enumerate().filter(|(i, _)| subset >> i & 1 == 1);
+        let ladder = kept.map(|(_, &bits)| floor(bits, bits).weight_bits).collect();
+        let progressive = crate::strategy::Progressive { ladder };
+        for target in widths.iter().flat_map(|&weight| widths.map(|act| floor(weight, act))) {
+            check_descent(&[&progressive, &crate::strategy::TwoStage], target, &train);
+        }
+    }
+}
+
+fn check_descent(strategies: &[&dyn Strategy], target: PrecisionFloor, train: &TrainRecipe) {
+    let single = crate::strategy::Phase {
+        name: crate::strategy::phase_name(target.weight_bits, target.act_bits),
+        floor: target,
+        train: train.clone(),
+        optimizer_state: Default::default(),
+        quantizer_state: Default::default(),
+    };
+    let phases = strategies.iter().fold(vec![single], |phases, strategy| strategy.phases(phases));
+    let names: Vec<&str> = phases.iter().map(|phase| phase.name.as_str()).collect();
+    assert_eq!(phases.last().unwrap().floor, target, "{names:?}");
+    for (before, after) in phases.iter().zip(&phases[1..]) {
+        let (before, after) = (before.floor, after.floor);
+        let [[w1, a1], [w2, a2]] =
+            [before, after].map(|floor| [floor.weight_bits, floor.act_bits].map(|bits| bits.stored_bits()));
+        assert!(w2 <= w1 && a2 <= a1, "{names:?}");
+        assert_ne!(before, after, "{names:?}");
+        // Two stages: never both at once, unless weights or activations stay in full precision from the start.
+        assert!(after.weight_bits == before.weight_bits || after.act_bits == before.act_bits, "{names:?}");
+    }
+}
+
+/// A strategy of the caller's is held to the same, and what it says of epochs counts.
+#[test]
+fn phases_of_own_strategies_are_checked_and_keep_their_epochs() {
+    #[derive(Debug)]
+    struct Epochs(&'static [(&'static str, u64)]);
+    impl Strategy for Epochs {
+        fn phases(&self, phases: Vec<crate::strategy::Phase>) -> Vec<crate::strategy::Phase> {
+            let phase = |&(name, epochs): &(&str, u64)| {
+                let mut phase = phases[0].clone();
+                (phase.name, phase.train.epochs) = (name.into(), epochs);
+                phase
+            };
+            self.0.iter().map(phase).collect()
+        }
+    }
+    let recipe = parse(&["train.epochs=10"]).unwrap();
+    let phases = |epochs: &'static [(&str, u64)]| {
+        let phases = recipe.phases_with(&[Box::new(Epochs(epochs))]).map_err(|error| error.to_string())?;
+        Ok::<_, String>(phases.iter().map(|phase| phase.train.epochs).collect::<Vec<_>>())
+    };
+    assert_eq!(phases(&[("a", 1), ("b", 1), ("c", 8)]), Ok(vec![1, 1, 8]));
+    assert_eq!(phases(&[("a", 10), ("b", 1)]), Ok(vec![10, 1]));
+    assert_eq!(phases(&[("a", 10), ("b", 10)]), Ok(vec![5, 5]));
+    let repeated = "the strategies make two phases named \"a\": each needs a name of its own";
+    assert_eq!(phases(&[("a", 10), ("b", 10), ("a", 10)]), Err(repeated.into()));
+    assert_eq!(phases(&[("a", 0), ("b", 10)]), Err("the strategies give phase \"a\" no epoch".into()));
+    assert_eq!(phases(&[]), Err("the strategies leave no phase to train in".into()));
 }
 
 /// A number that single precision makes 0, 1 or infinite is none in the range.
@@ -394,12 +495,12 @@ fn full_precision_has_three_spellings_and_16_bits_none() {
 /// Name and epochs of every phase of the minimal recipe with `overrides`.
 fn phases(overrides: &[&str]) -> Vec<(String, u64)> {
     let recipe = parse(overrides).unwrap_or_else(|error| panic!("{error}"));
-    let phases = recipe.phases(&recipe.strategies()).into_iter();
+    let phases = recipe.phases().into_iter();
     phases.map(|phase| (phase.name, phase.train.epochs)).collect()
 }
 
 fn names(overrides: &[&str]) -> Vec<String> {
-    phases(overrides).into_iter().map(|(name, _)| name).collect()
+    phases(&[overrides, &["train.epochs=20"]].concat()).into_iter().map(|(name, _)| name).collect()
 }
 
 #[test]
@@ -409,7 +510,8 @@ fn strategies_divide_a_training_into_phases() {
     let epochs =
         |overrides: &[&str]| phases(overrides).into_iter().map(|(_, epochs)| epochs).collect::<Vec<_>>();
     assert_eq!(epochs(&["train.epochs=20", "strategy.progressive={}"]), [3, 3, 4, 10]);
-    assert_eq!(epochs(&["train.epochs=1", "strategy.progressive={}"]), [1, 1, 1, 1]);
+    assert_eq!(epochs(&["train.epochs=4", "strategy.progressive={}"]), [1, 1, 1, 1]);
+    assert_eq!(epochs(&["train.epochs=7", "strategy.progressive={}"]), [1, 1, 1, 4]);
     let stretched = parse(&[
         "train.epochs=200",
         "train.warmup_epochs=4",
@@ -417,8 +519,7 @@ fn strategies_divide_a_training_into_phases() {
         "strategy.progressive={}",
     ])
     .unwrap();
-    let trains: Vec<_> =
-        stretched.phases(&stretched.strategies()).into_iter().map(|phase| phase.train).collect();
+    let trains: Vec<_> = stretched.phases().into_iter().map(|phase| phase.train).collect();
     assert_eq!(trains[0].schedule, ScheduleRecipe::MultiStep { milestones: vec![13, 20], gamma: 0.1 });
     assert_eq!(trains[3].schedule, ScheduleRecipe::MultiStep { milestones: vec![40, 60], gamma: 0.1 });
     assert_eq!((trains[0].epochs, trains[3].epochs, trains[3].warmup_epochs), (33, 100, 2.0));
@@ -431,13 +532,23 @@ fn strategies_divide_a_training_into_phases() {
     assert_eq!(names(&weights_only), ["w4a32", "w3a32", "w2a32"]);
     assert_eq!(
         names(&["strategy.two_stage=true", "strategy.progressive={ladder=['fp32', 4]}"]),
-        ["w32a32", "w4a32", "w4a4", "w2a32", "w2a2"]
+        ["w32a32", "w4a32", "w4a4", "w2a4", "w2a2"]
     );
+    let nested = |weight_bits: u32, act_bits: u32, ladder: &str| {
+        let bits =
+            [format!("quantization.weight_bits={weight_bits}"), format!("quantization.act_bits={act_bits}")];
+        names(&["strategy.two_stage=true", &format!("strategy.progressive={{{ladder}}}"), &bits[0], &bits[1]])
+    };
+    assert_eq!(nested(4, 2, "ladder=['fp32', 4]"), ["w32a32", "w4a32", "w4a4", "w4a2"]);
+    assert_eq!(nested(8, 2, ""), ["w32a32", "w8a32", "w8a8", "w8a4", "w8a2"]);
+    assert_eq!(nested(3, 2, "ladder=['fp32', 4]"), ["w32a32", "w4a32", "w4a4", "w3a4", "w3a2"]);
+    assert_eq!(nested(1, 4, ""), ["w32a32", "w8a32", "w8a8", "w4a8", "w4a4", "w2a4", "w1a4"]);
 }
 
 #[test]
 fn phases_take_settings_of_their_own_and_a_floor_that_patterns_respect() {
     let recipe = parse(&[
+        "train.epochs=4",
         "strategy.two_stage=true",
         "strategy.progressive={ladder=[4]}",
         "quantization.first={method='minmax', weight_bits=8, act_bits=8}",
@@ -445,21 +556,21 @@ fn phases_take_settings_of_their_own_and_a_floor_that_patterns_respect() {
         "phases={w4a32={epochs=7, learning_rate=0.5}, w2a2={schedule={kind='cosine'}, optimizer_state='kept'}}",
     ])
     .unwrap();
-    let phases = recipe.phases(&recipe.strategies());
+    let phases = recipe.phases();
     let settings: Vec<_> = phases
         .iter()
         .map(|phase| (phase.name.as_str(), phase.train.epochs, phase.train.learning_rate))
         .collect();
-    assert_eq!(settings, [("w4a32", 7, 0.5), ("w4a4", 1, 0.1), ("w2a32", 1, 0.1), ("w2a2", 2, 0.1)]);
+    assert_eq!(settings, [("w4a32", 7, 0.5), ("w4a4", 1, 0.1), ("w2a4", 1, 0.1), ("w2a2", 1, 0.1)]);
     assert_eq!(phases[3].train.schedule, ScheduleRecipe::Cosine);
-    assert_eq!(recipe.total_epochs(), 11);
+    assert_eq!(recipe.total_epochs(), 10);
     let bits = |phase: usize, path: &str, role| {
         let resolved = recipe.quantization.policy_at(phases[phase].floor).resolve(path, role);
         (resolved.weight_bits.stored_bits(), resolved.act_bits.stored_bits())
     };
     use lowbit_quantizers::LayerRole::{First, Hidden, Last};
     let path = "stages.0.0.conv1";
-    assert_eq!([0, 1, 2, 3].map(|phase| bits(phase, path, Hidden)), [(4, 32), (4, 4), (1, 32), (1, 2)]);
+    assert_eq!([0, 1, 2, 3].map(|phase| bits(phase, path, Hidden)), [(4, 32), (4, 4), (1, 4), (1, 2)]);
     assert_eq!([0, 3].map(|phase| bits(phase, "stem", First)), [(8, 32), (8, 8)]);
     assert_eq!([0, 3].map(|phase| bits(phase, "fc", Last)), [(32, 32), (32, 32)]);
 }
@@ -475,7 +586,7 @@ fn a_schedule_is_scaled_to_the_epochs_of_its_phase() {
         "phases={w32a32={epochs=200}, w4a4={epochs=3}, w2a2={epochs=400, warmup_epochs=1}}",
     ])
     .unwrap();
-    let phases = recipe.phases(&recipe.strategies());
+    let phases = recipe.phases();
     let settings = phases.iter().map(|phase| {
         let ScheduleRecipe::MultiStep { milestones, .. } = &phase.train.schedule else { unreachable!() };
         (phase.train.epochs, milestones.clone(), phase.train.warmup_epochs)
@@ -643,4 +754,215 @@ fn a_teacher_is_like_the_student_unless_it_is_said_otherwise() {
     let teacher = recipe.strategy.joint.unwrap().teacher.model;
     assert_eq!((teacher.depth, teacher.width), (Some(14), 0.5));
     assert_eq!(teacher.family, recipe.model.family);
+}
+
+/// A table for which something else was written: the message shows one that can be copied.
+#[test]
+fn tables_that_are_none_get_an_example_that_is_valid() {
+    let cases = [
+        ("train.schedule=cosine", "write train.schedule={kind=\"cosine\"}"),
+        ("train.schedule=multi-step", "write train.schedule={kind=\"multi-step\", milestones=[80, 120]}"),
+        ("train.optimizer=adam", "write train.optimizer={kind=\"adam\"}"),
+        ("train.optimizer=rmsprop", "write train.optimizer={kind=\"sgd\"}"),
+        ("quantization.first=8", "write quantization.first={method=\"minmax\", weight_bits=8, act_bits=8}"),
+        ("quantization.first=fp32", "write quantization.first={weight_bits=\"fp32\", act_bits=\"fp32\"}"),
+        ("quantization.last=4", "write quantization.last={weight_bits=4, act_bits=4}"),
+        (
+            "quantization.layers=4",
+            "write quantization.layers=[{pattern=\"stages.0.**\", weight_bits=4, act_bits=4}]",
+        ),
+        ("data.augment=true", "write data.augment={pad=4, flip=true}"),
+        ("train.quantizers=0.5", "write train.quantizers={learning_rate_scale=0.5}"),
+        ("strategy.joint=true", "write strategy.joint={}"),
+        ("strategy.progressive=true", "write strategy.progressive={}"),
+        ("strategy.stochastic_precision=true", "write strategy.stochastic_precision={}"),
+        ("strategy.stochastic_precision.probability=cosine", "{kind=\"cosine\"}"),
+        ("strategy.joint.distance=logits-mse", "write strategy.joint.distance={kind=\"logits-mse\"}"),
+        ("strategy.joint.teacher=20", "write strategy.joint.teacher={depth=20}"),
+        ("strategy.joint.students=3", "write strategy.joint.students=[{weight_bits=3, act_bits=3}]"),
+        ("strategy=two_stage", "write strategy={two_stage=true}"),
+        ("phases=3", "write phases={w2a2={epochs=10}}"),
+        ("phases.w2a2=3", "write phases.w2a2={epochs=3}"),
+        ("checkpoint=1", "write checkpoint={every_epochs=1}"),
+        ("data=mnist", "write data.dataset=\"mnist\""),
+        ("model=resnet", "write model.family=\"resnet\""),
+        ("quantization=lsq", "write quantization.method=\"lsq\""),
+        ("train=3", "write train.epochs=3"),
+    ];
+    for (written, expected) in cases {
+        let found = mistakes(&[written, "train.epochs=30"]);
+        let found = if written.starts_with("train=") { mistakes(&[written]) } else { found };
+        let (_, example) = found[0].split_once("; write ").unwrap_or_else(|| panic!("{written}: {found:?}"));
+        assert!(found[0].contains(expected), "{written}: {found:?}");
+        parse(&[example, "train.epochs=30"]).unwrap_or_else(|error| panic!("{example}: {error}"));
+    }
+}
+
+#[test]
+fn names_of_other_programs_are_understood() {
+    for (written, expected) in [
+        ("train.lr=1", "did you mean \"learning_rate\"?"),
+        ("lr=1", "did you mean \"train.learning_rate\"?"),
+        ("train.bs=8", "did you mean \"data.batch_size\"?"),
+        ("data.batch=8", "did you mean \"batch_size\"?"),
+        ("train.wd=1", "did you mean \"weight_decay\"?"),
+        ("bits=2", "did you mean \"quantization.weight_bits\"?"),
+        ("train.epoch=2", "did you mean \"epochs\"?"),
+        ("num-epochs=2", "did you mean \"train.epochs\"?"),
+        ("train.momentum=0.8", "write train.optimizer={kind=\"sgd\", momentum=0.9, nesterov=true}"),
+        ("arch=resnet", "did you mean \"model.family\"?"),
+        ("pretrained=runs/a", "did you mean \"init\"?"),
+        ("two_stage=true", "did you mean \"strategy.two_stage\"?"),
+    ] {
+        let found = mistakes(&[written]);
+        assert!(found[0].ends_with(expected), "{written}: {found:?}");
+    }
+}
+
+#[test]
+fn an_unknown_name_suggests_the_recipe_that_is_meant() {
+    let suggested = |name: &str| Recipe::embedded(name, &[]).unwrap_err().to_string();
+    for (name, expected) in [
+        ("digits-preresnet8-w2", "digits-preresnet8-w2a2"),
+        ("digits", "digits-preresnet8-fp32"),
+        ("digits-w2a2", "digits-preresnet8-w2a2"),
+        ("cifar10-w4a4-ts", "cifar10-resnet20-w4a4-ts"),
+        ("digits-preresnet8-w2a2-tspq", "digits-preresnet8-w2a2-ts-pq"),
+        ("Digits-PreResNet8-W2A2", "digits-preresnet8-w2a2"),
+    ] {
+        assert!(suggested(name).contains(&format!("did you mean {expected:?}?")), "{}", suggested(name));
+    }
+    assert!(!suggested("").contains("did you mean") && !suggested("--").contains("did you mean"));
+}
+
+/// A clip value that is not decayed never comes down to where activations are.
+#[test]
+fn clip_values_are_decayed_with_the_weights_unless_it_is_said_otherwise() {
+    let decay = |overrides: &[&str]| {
+        parse(&[&["train.weight_decay=0.0005"], overrides].concat()).unwrap().train.quantizers.weight_decay
+    };
+    assert_eq!(decay(&[]), 0.0);
+    assert_eq!(decay(&["quantization.method=lsq"]), 0.0);
+    assert_eq!(decay(&["quantization.method=pact"]), 0.0005);
+    assert_eq!(decay(&["quantization.layers=[{pattern='stages.0.**', method='pact'}]"]), 0.0005);
+    assert_eq!(decay(&["quantization.method=pact", "train.quantizers={learning_rate_scale=0.5}"]), 0.0005);
+    assert_eq!(decay(&["quantization.method=pact", "train.quantizers={weight_decay=0.0}"]), 0.0);
+    let resolved = parse(&["quantization.method=pact", "train.weight_decay=0.0005"]).unwrap().to_toml();
+    assert!(
+        resolved.contains("[train.quantizers]\nlearning_rate_scale = 1.0\nweight_decay = 0.0005"),
+        "{resolved}"
+    );
+}
+
+#[test]
+fn a_moving_average_warms_up() {
+    let train = parse(&["train.ema_decay=0.99"]).unwrap().train;
+    let decays = [0, 1, 8, 889, 891, 10_000].map(|t| train.ema_decay_at(t).unwrap());
+    assert_eq!(decays, [0.1, 2.0 / 11.0, 0.5, 890.0 / 899.0, 0.99, 0.99]);
+    let constant = parse(&["train.ema_decay=0.99", "train.ema_warmup=false"]).unwrap().train;
+    assert_eq!(constant.ema_decay_at(0), Some(0.99));
+    assert_eq!(parse(&[]).unwrap().train.ema_decay_at(0), None);
+    assert_eq!(
+        mistakes(&["train.ema_warmup=true"]),
+        ["train.ema_warmup: has no effect without ema_decay: remove this key"]
+    );
+}
+
+/// A figure of another training is not shown beside this one.
+#[test]
+fn a_reference_is_shown_only_beside_the_training_that_it_is_of() {
+    let name = "digits-preresnet8-w2a2";
+    let of = |overrides: &[&str]| {
+        let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+        Recipe::embedded(name, &overrides).unwrap().reference
+    };
+    assert!(of(&[]).is_some_and(|reference| reference.contains('%')));
+    for same in
+        ["seed=7", "checkpoint.every_steps=5", "checkpoint.keep_last=9", "name=mine", "train.epochs=30"]
+    {
+        assert_eq!(of(&[same]), of(&[]), "{same}");
+    }
+    for other in [
+        "data.dataset=mnist",
+        "data.train_limit=64",
+        "model.depth=14",
+        "quantization.method=lsq",
+        "train.epochs=1",
+        "train.learning_rate=0.1",
+        "strategy.two_stage=true",
+        "phases={w2a2={learning_rate=0.01}}",
+        "init=runs/a",
+    ] {
+        assert_eq!(of(&[other]), None, "{other}");
+    }
+    assert_eq!(of(&["train.epochs=1", "reference=mine"]).as_deref(), Some("mine"));
+
+    // A copy, as it is and edited, and its resolved form.
+    let text = &embedded().iter().find(|recipe| recipe.name == name).unwrap().text;
+    let parsed = |text: &str| Recipe::parse(text, "copy.toml", &[]).unwrap();
+    assert_eq!(parsed(&text.replace(&format!("name = {name:?}"), "name = \"copy\"")).reference, of(&[]));
+    assert_eq!(parsed(&text.replace("epochs = 30", "epochs = 3")).reference, None);
+    assert_eq!(parsed(&text.replace("\"digits\"", "\"mnist\"")).reference, None);
+    assert_eq!(parsed(&parsed(text).to_toml()).reference, of(&[]));
+
+    // One's own figure is one's own business, until an override makes it that of something else.
+    let own =
+        |overrides: &[&str]| parse(&[&["reference='ours: 97 %'"], overrides].concat()).unwrap().reference;
+    assert_eq!(own(&["train.epochs=9"]).as_deref(), Some("ours: 97 %"), "given with the override");
+    let mine = MINIMAL.replace("name = \"test\"", "name = \"test\"\nreference = \"ours: 97 %\"");
+    let mine = |overrides: &[&str]| {
+        let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+        Recipe::parse(&mine, "mine.toml", &overrides).unwrap().reference
+    };
+    assert_eq!(mine(&["seed=3"]).as_deref(), Some("ours: 97 %"));
+    assert_eq!(mine(&["train.epochs=9"]), None);
+}
+
+/// A run that a recipe's file names is relative to the file; one of an override to the current directory.
+#[test]
+fn runs_to_begin_with_are_relative_to_the_recipe_that_names_them() {
+    let teacher = "[strategy.joint]\nteacher = { init = \"../runs/t\" }\n";
+    let text = MINIMAL.replace("name = \"test\"", "name = \"test\"\ninit = \"../runs/a\"") + teacher;
+    let paths = |path: &str, overrides: &[&str]| {
+        let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+        let mut recipe = Recipe::parse_file(&text, Path::new(path), &overrides).unwrap();
+        recipe.init_paths_mut().map(|path| path.display().to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(paths("configs/mine.toml", &[]), ["configs/../runs/a", "configs/../runs/t"]);
+    assert_eq!(paths("/configs/mine.toml", &[]), ["/configs/../runs/a", "/configs/../runs/t"]);
+    assert_eq!(paths("mine.toml", &[]), ["../runs/a", "../runs/t"]);
+    assert_eq!(paths("configs/mine.toml", &["init=runs/b"]), ["runs/b", "configs/../runs/t"]);
+    let both = ["init=/abs", "strategy.joint.teacher={init='runs/u'}"];
+    assert_eq!(paths("configs/mine.toml", &both), ["/abs", "runs/u"]);
+}
+
+#[test]
+fn a_norm_has_more_than_one_value_a_channel() {
+    let imagenet = "model={family='resnet', layout='imagenet', depth=18}";
+    let teacher = "strategy.joint={teacher={family='resnet', layout='imagenet', depth=18}}";
+    for small in [imagenet, teacher] {
+        assert_eq!(
+            mistakes(&[small, "data.batch_size=1"]),
+            [
+                "data.batch_size: 1 image leaves BatchNorm of resnet a single value a channel, where it is 1x1: take at least 2"
+            ]
+        );
+        parse(&[small, "data.batch_size=2"]).unwrap();
+    }
+    // 2x2 at the end.
+    parse(&["data.batch_size=1"]).unwrap();
+    parse(&["data.batch_size=1", "model={family='vgg-small'}"]).unwrap();
+}
+
+/// Feature maps of a PreResNet are no activations.
+#[test]
+fn hints_on_sums_without_normalization_are_warned_of() {
+    let hint = ["strategy={joint={}, hint={weight=0.5}}"];
+    let warnings = |model: &str| parse(&[hint[0], model]).unwrap().warnings();
+    assert_eq!(warnings("model.family=resnet"), [""; 0]);
+    let found = warnings("model.family=preresnet");
+    assert!(
+        found.len() == 1 && found[0].starts_with("strategy.hint compares feature maps in [0, 1]"),
+        "{found:?}"
+    );
 }

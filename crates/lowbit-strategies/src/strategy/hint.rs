@@ -6,8 +6,11 @@ use lowbit_core::Precision;
 use lowbit_quantizers::methods::dorefa::DoReFaActivations;
 use serde::Serialize;
 
-use super::{Outputs, Role, Strategy};
+use super::{Loss, Outputs, Role, Strategy};
 use crate::loss::mean_square;
+
+/// Name of the part of the loss that is the distance of feature maps.
+const HINT: &str = "hint";
 
 /// Adds the distance of a student's feature maps from the teacher's.
 ///
@@ -41,7 +44,7 @@ pub enum HintTarget {
 }
 
 impl Strategy for Hint {
-    fn loss(&self, network: Role, outputs: &Outputs<'_>, loss: Tensor<1>) -> Tensor<1> {
+    fn loss(&self, network: Role, outputs: &Outputs<'_>, loss: Loss) -> Loss {
         let Some(teacher) = outputs.teacher else { return loss };
         // Each tap's student map, teacher map and precision.
         let pairs = |student: usize| {
@@ -53,12 +56,13 @@ impl Strategy for Hint {
         };
         match network {
             Role::Student(j) => pairs(j).fold(loss, |loss, (mu, nu, bits)| {
-                loss + half_mean_square(mu, quantized(nu.detach(), bits)) * self.weight
+                loss.plus(HINT, half_mean_square(mu, quantized(nu.detach(), bits)) * self.weight)
             }),
             Role::Teacher if self.target == HintTarget::Both => {
                 let n = outputs.students.len();
                 (0..n).flat_map(pairs).fold(loss, |loss, (mu, nu, bits)| {
-                    loss + half_mean_square(mu.detach(), quantized(nu, bits)) * (self.weight / n as f64)
+                    let distance = half_mean_square(mu.detach(), quantized(nu, bits));
+                    loss.plus(HINT, distance * (self.weight / n as f64))
                 })
             }
             Role::Teacher => loss,

@@ -4,8 +4,11 @@
 use burn::tensor::Tensor;
 use serde::Serialize;
 
-use super::{Outputs, Role, Strategy};
+use super::{Loss, Outputs, Role, Strategy};
 use crate::loss::{kl_divergence, mean_square};
+
+/// Name of the part of the loss that is the distance to the other networks.
+const DISTILL: &str = "distill";
 
 /// Mixes the loss with the distance to the other networks' logits.
 ///
@@ -58,6 +61,18 @@ pub enum JointMode {
     Frozen,
 }
 
+/// Which schedule a teacher trains by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TeacherSchedule {
+    /// That of `[train]` over all phases: a teacher has no phases, so its learning rate and its optimizer's state go on where
+    /// those of the students begin anew.
+    #[default]
+    WholeTraining,
+    /// That of the phases, with an optimizer that begins anew with each.
+    PerPhase,
+}
+
 impl Joint {
     fn distance(&self, from: &Tensor<2>, to: &Tensor<2>) -> Tensor<1> {
         let constant = from.clone().detach();
@@ -69,13 +84,13 @@ impl Joint {
 }
 
 impl Strategy for Joint {
-    fn loss(&self, network: Role, outputs: &Outputs<'_>, loss: Tensor<1>) -> Tensor<1> {
+    fn loss(&self, network: Role, outputs: &Outputs<'_>, loss: Loss) -> Loss {
         let Some(teacher) = outputs.teacher else { return loss };
         match network {
             Role::Student(j) => {
                 let student = &outputs.students[j].features.logits;
-                loss * self.student_label_weight
-                    + self.distance(&teacher.logits, student) * self.student_distill_weight
+                let distance = self.distance(&teacher.logits, student);
+                loss.scaled(self.student_label_weight).plus(DISTILL, distance * self.student_distill_weight)
             }
             Role::Teacher if self.mode == JointMode::Mutual => {
                 let distances = outputs
@@ -85,9 +100,9 @@ impl Strategy for Joint {
                 let sum = distances.reduce(|sum, distance| sum + distance);
                 let sum = sum.expect("invariant: there is a student");
                 let share = self.teacher_distill_weight / outputs.students.len() as f64;
-                loss * self.teacher_label_weight + sum * share
+                loss.scaled(self.teacher_label_weight).plus(DISTILL, sum * share)
             }
-            Role::Teacher => loss * self.teacher_label_weight,
+            Role::Teacher => loss.scaled(self.teacher_label_weight),
         }
     }
 }

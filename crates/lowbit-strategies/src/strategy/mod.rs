@@ -21,7 +21,7 @@ use lowbit_models::Features;
 use lowbit_quantizers::Selection;
 
 pub use hint::{Hint, HintTarget};
-pub use joint::{DistillLoss, Joint, JointMode};
+pub use joint::{DistillLoss, Joint, JointMode, TeacherSchedule};
 pub use phase::{OptimizerState, Phase, QuantizerState, phase_name};
 pub use progressive::Progressive;
 pub use stochastic::{Probability, Selector, StochasticPrecision, Unit};
@@ -47,9 +47,57 @@ pub trait Strategy: fmt::Debug + Send + Sync {
     }
 
     /// The loss of one network, made from the `loss` of the strategies before, which begins as the cross entropy with
-    /// the labels. What is not to be trained through must be detached. Shape `[1]`.
-    fn loss(&self, _network: Role, _outputs: &Outputs<'_>, loss: Tensor<1>) -> Tensor<1> {
+    /// the labels. What is not to be trained through must be detached.
+    fn loss(&self, _network: Role, _outputs: &Outputs<'_>, loss: Loss) -> Loss {
         loss
+    }
+}
+
+/// The loss of one network: a sum of named parts, which are logged apart.
+#[derive(Clone, Debug)]
+pub struct Loss {
+    parts: Vec<LossPart>,
+}
+
+/// A part of a [`Loss`].
+#[derive(Clone, Debug)]
+pub struct LossPart {
+    /// Its name in `metrics.jsonl`, as in "labels".
+    pub name: &'static str,
+    /// What it adds to the loss, its weight included. Shape `[1]`.
+    pub value: Tensor<1>,
+}
+
+impl Loss {
+    /// A loss of one part, whose `value` has shape `[1]`.
+    pub fn new(name: &'static str, value: Tensor<1>) -> Self {
+        Self { parts: vec![LossPart { name, value }] }
+    }
+
+    /// The loss with every part times `weight`.
+    pub fn scaled(self, weight: f64) -> Self {
+        let scale = |LossPart { name, value }| LossPart { name, value: value * weight };
+        Self { parts: self.parts.into_iter().map(scale).collect() }
+    }
+
+    /// The loss with a part more, whose `value` has shape `[1]`; with the name of an earlier part, that part grows.
+    pub fn plus(mut self, name: &'static str, value: Tensor<1>) -> Self {
+        match self.parts.iter_mut().find(|part| part.name == name) {
+            Some(part) => part.value = part.value.clone() + value,
+            None => self.parts.push(LossPart { name, value }),
+        }
+        self
+    }
+
+    /// The parts, in the order in which they are added.
+    pub fn parts(&self) -> &[LossPart] {
+        &self.parts
+    }
+
+    /// The sum of all parts, shape `[1]`.
+    pub fn total(&self) -> Tensor<1> {
+        let sum = self.parts.iter().map(|part| part.value.clone()).reduce(|sum, part| sum + part);
+        sum.expect("invariant: a loss begins with a part")
     }
 }
 
@@ -108,12 +156,12 @@ pub(crate) fn compose_phases(strategies: &[Box<dyn Strategy>], single: Phase) ->
     strategies.iter().fold(vec![single], |phases, strategy| strategy.phases(phases))
 }
 
-/// Loss of one network with all of `strategies`, from its cross entropy.
+/// Loss of one network with all of `strategies`, from that of the labels.
 pub(crate) fn compose_loss(
     strategies: &[Box<dyn Strategy>],
     network: Role,
     outputs: &Outputs<'_>,
-    cross_entropy: Tensor<1>,
-) -> Tensor<1> {
-    strategies.iter().fold(cross_entropy, |loss, strategy| strategy.loss(network, outputs, loss))
+    labels: Loss,
+) -> Loss {
+    strategies.iter().fold(labels, |loss, strategy| strategy.loss(network, outputs, loss))
 }

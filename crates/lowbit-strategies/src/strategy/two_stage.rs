@@ -5,25 +5,27 @@ use lowbit_quantizers::PrecisionFloor;
 
 use super::{Phase, Strategy};
 
-/// Trains with quantized weights and full-precision activations first, and from there with both quantized, the weights
-/// training on.
+/// Lowers the bits of the weights first, and from there those of the activations, the weights training on.
 ///
-/// Nested in a progressive training it divides every rung. A phase that quantizes only one of the two is left whole.
+/// Nested in a progressive training it divides every rung that lowers both: in the first stage of a rung, activations stay
+/// as they were on the rung before, in full precision on the first. So no precision comes twice, and activations never get
+/// bits back (decision of this project). A phase that lowers only one of the two is left whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TwoStage;
 
 impl Strategy for TwoStage {
     fn phases(&self, phases: Vec<Phase>) -> Vec<Phase> {
-        phases.into_iter().flat_map(stages).collect()
-    }
-}
-
-fn stages(phase: Phase) -> Vec<Phase> {
-    let PrecisionFloor { weight_bits, act_bits } = phase.floor;
-    match (weight_bits, act_bits) {
-        (Precision::Bits(_), Precision::Bits(_)) => {
-            vec![phase.at(PrecisionFloor { weight_bits, act_bits: Precision::FullPrecision }), phase]
+        let mut before =
+            PrecisionFloor { weight_bits: Precision::FullPrecision, act_bits: Precision::FullPrecision };
+        let mut stages = Vec::new();
+        for phase in phases {
+            let PrecisionFloor { weight_bits, act_bits } = phase.floor;
+            if weight_bits != before.weight_bits && act_bits.stored_bits() < before.act_bits.stored_bits() {
+                stages.push(phase.at(PrecisionFloor { weight_bits, act_bits: before.act_bits }));
+            }
+            before = phase.floor;
+            stages.push(phase);
         }
-        _ => vec![phase],
+        stages
     }
 }
