@@ -63,12 +63,14 @@ impl Spec {
     pub fn build(&self, bits: BitWidth, device: &Device) -> Quantizer {
         let parameter = |values: &[f32]| Param::from_tensor(Tensor::from_floats(values, device));
         match self {
-            Self::DoReFaWeights => WeightQuantizer::DoReFa(DoReFaWeights::new(bits)).into(),
+            Self::DoReFaWeights => WeightQuantizer::DoReFa(DoReFaWeights::new(bits, device)).into(),
             Self::DoReFaWeightsDetachedMax => {
-                let quantizer = DoReFaWeights::new(bits).with_max_gradient(MaxGradient::Detached);
+                let quantizer = DoReFaWeights::new(bits, device).with_max_gradient(MaxGradient::Detached);
                 WeightQuantizer::DoReFa(quantizer).into()
             }
-            Self::DoReFaActivations => ActivationQuantizer::DoReFa(DoReFaActivations::new(bits)).into(),
+            Self::DoReFaActivations => {
+                ActivationQuantizer::DoReFa(DoReFaActivations::new(bits, device)).into()
+            }
             Self::PactActivations { clip_value } => {
                 let mut quantizer = PactActivations::new(bits, device);
                 quantizer.clip_value = parameter(&[*clip_value]);
@@ -86,7 +88,8 @@ impl Spec {
                 ActivationQuantizer::Lsq(quantizer).into()
             }
             Self::MinMaxWeights { granularity } => {
-                WeightQuantizer::MinMax(MinMaxWeights::new(bits, *granularity)).into()
+                let quantizer = MinMaxWeights::new(bits, *granularity, device);
+                WeightQuantizer::MinMax(quantizer.expect("invariant: cases have 2 bits or more")).into()
             }
             Self::MinMaxActivations { min, max } => {
                 // Frozen, so that the range does not follow the batches on an autodiff device.

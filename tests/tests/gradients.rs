@@ -377,14 +377,17 @@ fn kinks() {
             }
         }
 
-        // Esser20 Eq. 3 and 5. With a power of two as the step, the places on the grid are exact.
+        // Esser20 Eq. 3 and 5, whose inequalities are strict. With a power of two as the step, the places on the grid are exact.
         let s = 0.25;
         let spec = Spec::LsqActivations { step_size: s };
         let top = f64::from(n);
         for (v, grad_x, grad_s) in [
-            (0.0, 1.0, 0.0),
+            (0.0, 0.0, 0.0),
+            (-0.0, 0.0, 0.0),
+            (1e-30, 1.0, -f64::from(1e-30f32)),
             (-1e-30, 0.0, 0.0),
-            (n, 1.0, 0.0),
+            (n, 0.0, top),
+            (down(n), 1.0, top - f64::from(down(n))),
             (up(n), 0.0, top),
             (n + 0.5, 0.0, top),
             (-0.5, 0.0, 0.0),
@@ -399,9 +402,11 @@ fn kinks() {
         let (low, high) = (range.q_min as f32, range.q_max as f32);
         let (bottom, top) = (f64::from(low), f64::from(high));
         for (v, grad_x, grad_s) in [
-            (low, 1.0, 0.0),
+            (low, 0.0, bottom),
+            (up(low), 1.0, f64::from(low) - f64::from(up(low))),
             (down(low), 0.0, bottom),
-            (high, 1.0, 0.0),
+            (high, 0.0, top),
+            (down(high), 1.0, f64::from(high) - f64::from(down(high))),
             (up(high), 0.0, top),
             (low - 0.5, 0.0, bottom),
             (high + 0.5, 0.0, top),

@@ -1,14 +1,14 @@
 //! What a model of one's own may rely on when it uses the quantizers and layers without the training loop.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use lowbit_core::{BitWidth, Precision};
-use lowbit_quantizers::methods::lsq::LsqActivations;
-use lowbit_quantizers::methods::minmax::MinMaxActivations;
+use lowbit_models::{Family, InputShape, ModelConfig, QuantizationPolicy};
+use lowbit_quantizers::methods::lsq::{LsqActivations, LsqWeights};
+use lowbit_quantizers::methods::minmax::{MinMaxActivations, MinMaxWeights};
 use lowbit_quantizers::methods::pact::PactActivations;
 use lowbit_quantizers::{
-    ActivationQuantizer, LayerMut, LayerQuantization, Method, QuantConv2d, QuantConv2dConfig,
-    QuantizedNetwork,
+    ActivationQuantizer, BitWidth, Granularity, LayerMut, LayerQuantization, Method, Precision, QuantConv2d,
+    QuantConv2dConfig, QuantLinearConfig, QuantizedNetwork, Selection, WeightQuantizer,
 };
 use lowbit_tests::{backends, integers, rng, tensor, values};
 
@@ -143,7 +143,7 @@ fn a_running_range_follows_what_is_observed_in_training() {
 fn watched_parameters_are_those_in_force() {
     for backend in backends() {
         let device = backend.device.autodiff();
-        let parameter = |value: f32| burn::module::Param::from_tensor(Tensor::from_floats([value], &device));
+        let parameter = |value: f32| Param::from_tensor(Tensor::from_floats([value], &device));
         let mut pact = PactActivations::new(bits(2), &device);
         let mut lsq = LsqActivations::new(bits(2), &device);
         for (value, floored) in [(-1.0, 1), (0.5, 0)] {
@@ -158,5 +158,268 @@ fn watched_parameters_are_those_in_force() {
                 assert_eq!(integers(quantizer.n_at_floor().unwrap()), [floored]);
             }
         }
+    }
+}
+
+/// Every method, in both operands, and the layers around them, from tensors that ask for a gradient, as a parameter's value does:
+/// each method of each, on a device with autodiff and on one without.
+#[test]
+fn quantizers_take_the_values_of_parameters() {
+    for backend in backends() {
+        for device in [backend.device.clone(), backend.device.autodiff()] {
+            let weights = [0.2, -0.5, 0.9, -0.1, 0.3, -0.7, 0.8, 0.0];
+            let weight = || Param::from_tensor(tensor(&weights, [2, 4], &device));
+            for method in [Method::DoReFa, Method::Pact, Method::Lsq, Method::MinMax] {
+                for granularity in [Granularity::PerTensor, Granularity::PerChannel] {
+                    for n_bits in 1..=8 {
+                        let what = format!("{}: {method}, {n_bits} bits, {granularity}", backend.name);
+                        let bits = Precision::bits(n_bits).unwrap();
+                        let quantization = LayerQuantization {
+                            weight_granularity: granularity,
+                            ..LayerQuantization::new(method, bits, bits)
+                        };
+                        if quantization.check().is_err() {
+                            continue;
+                        }
+                        let parameter = weight();
+                        let mut of_weights =
+                            WeightQuantizer::new(&quantization, parameter.val()).unwrap().unwrap();
+                        of_weights.calibrate(parameter.val());
+                        of_weights.rescale(BitWidth::new(4).unwrap());
+                        of_weights.watched();
+                        let codes = of_weights.codes(parameter.val());
+                        of_weights.qparams(parameter.val()).dequantize(codes);
+                        let [y, exact] = [
+                            of_weights.fake_quantize(parameter.val()),
+                            of_weights.unrounded(parameter.val()),
+                        ];
+                        let mut of_input = ActivationQuantizer::new(&quantization, &device).unwrap().unwrap();
+                        of_input.start_calibration();
+                        of_input.observe(&parameter.val());
+                        of_input.fake_quantize(parameter.val());
+                        of_input.finish_calibration();
+                        of_input.rescale(BitWidth::new(4).unwrap());
+                        for _ in 0..2 {
+                            of_input.observe(&parameter.val());
+                        }
+                        of_input.watched();
+                        let codes = of_input.codes(parameter.val());
+                        of_input.qparams(&device).dequantize(codes);
+                        let [z, clipped] =
+                            [of_input.fake_quantize(parameter.val()), of_input.unrounded(parameter.val())];
+                        assert!(values(z.clone()).iter().all(|value| value.is_finite()), "{what}");
+                        if device.is_autodiff() {
+                            for result in [y, exact, z, clipped] {
+                                let gradients = result.sum().backward();
+                                let gradient = parameter.val().grad(&gradients);
+                                assert!(gradient.is_some(), "{what}: the parameter has a gradient");
+                            }
+                        }
+                    }
+                }
+            }
+            // By their own constructors too.
+            let bits = BitWidth::new(2).unwrap();
+            let lsq = LsqWeights::new(bits, Granularity::PerChannel, weight().val());
+            assert_eq!(lsq.step_size.val().is_require_grad(), device.is_autodiff());
+            // A layer on an input that asks for a gradient.
+            for method in [Method::DoReFa, Method::Pact, Method::Lsq, Method::MinMax] {
+                let image = Param::from_tensor(tensor(&weights, [1, 1, 2, 4], &device));
+                let mut network = one_layer(method, &device);
+                network.calibrate(|_| true, |network| drop(network.conv.forward(image.val())));
+                network.conv.forward(image.val());
+                LayerMut::Conv(&mut network.conv).weight_error();
+                if let Some(ActivationQuantizer::MinMax(quantizer)) = &network.conv.input_quantizer {
+                    assert!(!quantizer.running_max.value_sync().is_require_grad());
+                }
+            }
+        }
+    }
+}
+
+/// `NaN` has the code of zero, of every method at every bit width, and no backend panics.
+#[test]
+fn nan_has_the_code_of_zero() {
+    for backend in backends() {
+        for device in [backend.device.clone(), backend.device.autodiff()] {
+            for method in [Method::DoReFa, Method::Pact, Method::Lsq, Method::MinMax] {
+                for n_bits in 1..=8 {
+                    let what = format!("{}: {method}, {n_bits} bits", backend.name);
+                    let bits = Precision::bits(n_bits).unwrap();
+                    let quantization = LayerQuantization::new(method, bits, bits);
+                    let input_only = LayerQuantization::new(method, Precision::FullPrecision, bits);
+                    let of_input = ActivationQuantizer::new(&input_only, &device).unwrap().unwrap();
+                    let at = |value: f32| tensor(&[value, 0.7, -0.3], [1, 3], &device);
+                    let [nan, zero] = [f32::NAN, 0.0].map(|value| integers(of_input.codes(at(value))));
+                    assert_eq!(nan, zero, "{what}: activations");
+                    if quantization.check().is_err() {
+                        continue;
+                    }
+                    let of_weights = WeightQuantizer::new(&quantization, at(0.0)).unwrap().unwrap();
+                    let [nan, zero] = [f32::NAN, 0.0].map(|value| integers(of_weights.codes(at(value))));
+                    assert_eq!(nan, zero, "{what}: weights");
+                }
+            }
+            // A learned parameter of NaN makes all values NaN.
+            let mut lsq = LsqActivations::new(bits(2), &device);
+            lsq.step_size = Param::from_tensor(tensor(&[f32::NAN], [1], &device));
+            assert_eq!(integers(lsq.codes(tensor(&[0.5, 2.0], [2], &device))), [0, 0]);
+        }
+    }
+}
+
+/// A record of another bit width, or of another method, is an error.
+#[test]
+fn bits_belong_to_the_record() {
+    for backend in backends() {
+        let device = &backend.device;
+        let layer = |method, n_bits| {
+            let bits = Precision::bits(n_bits).unwrap();
+            let config = QuantConv2dConfig::new([4, 4], 1);
+            let config = config.with_quantization(LayerQuantization::new(method, bits, bits));
+            config.init(device, &mut rng(0)).unwrap()
+        };
+        for method in [Method::DoReFa, Method::Pact, Method::Lsq, Method::MinMax] {
+            let record = || layer(method, 2).into_record();
+            assert!(layer(method, 2).try_load_record(record()).is_ok(), "{method}");
+            let bytes = record().into_bytes().unwrap();
+            let read = burn::store::ModuleRecord::from_bytes(bytes).unwrap();
+            let error = layer(method, 4).try_load_record(read).unwrap_err().to_string();
+            for operand in ["weight_quantizer", "input_quantizer"] {
+                assert!(
+                    error.contains(operand) && error.contains("recorded_bits: shape mismatch"),
+                    "{error}"
+                );
+            }
+            let full_precision = QuantConv2dConfig::new([4, 4], 1).init(device, &mut rng(1)).unwrap();
+            assert!(full_precision.clone().try_load_record(record()).is_err());
+            assert!(layer(method, 2).try_load_record(full_precision.clone().into_record()).is_err());
+            // The weights of a full-precision layer are taken on purpose.
+            let partial = full_precision.clone().into_record().allow_partial(true);
+            let loaded = layer(method, 2).try_load_record(partial).unwrap();
+            assert_eq!(values(loaded.weight.val()), values(full_precision.weight.val()));
+        }
+        assert!(layer(Method::DoReFa, 2).try_load_record(layer(Method::MinMax, 2).into_record()).is_err());
+    }
+}
+
+/// What a caller's argument decides is an error, not a panic.
+#[test]
+fn impossible_layers_are_errors() {
+    let device = &backends()[0].device;
+    let new = |channels| QuantConv2dConfig::new(channels, 3);
+    let conv = |config: QuantConv2dConfig| config.init(device, &mut rng(0)).unwrap_err().to_string();
+    for (config, message) in [
+        (new([4, 4]).with_stride(0), "stride of a convolution must be at least 1, got 0"),
+        (new([4, 4]).with_groups(0), "groups of a convolution must be at least 1, got 0"),
+        (new([0, 0]).with_groups(0), "in_channels of a convolution must be at least 1, got 0"),
+        (new([4, 0]), "out_channels of a convolution must be at least 1, got 0"),
+        (new([4, 6]).with_groups(4), "groups must divide both 4 input and 6 output channels, got 4"),
+        (QuantConv2dConfig::new([4, 4], 2), "the kernel size of a convolution must be odd, got 2"),
+        (QuantConv2dConfig::new([4, 4], 0), "the kernel size of a convolution must be odd, got 0"),
+    ] {
+        assert_eq!(conv(config), message);
+    }
+    for (config, message) in [
+        (QuantLinearConfig::new(0, 3), "in_features of a linear layer must be at least 1, got 0"),
+        (QuantLinearConfig::new(3, 0), "out_features of a linear layer must be at least 1, got 0"),
+    ] {
+        assert_eq!(config.init(device, &mut rng(0)).unwrap_err().to_string(), message);
+    }
+    assert!(MinMaxWeights::new(bits(1), Granularity::PerTensor, device).is_err());
+}
+
+/// A batch without images passes every quantized layer, forward and backward, and leaves no trace.
+#[test]
+fn an_empty_batch_is_no_error() {
+    for backend in backends() {
+        let device = backend.device.autodiff();
+        for method in [Method::DoReFa, Method::Pact, Method::Lsq, Method::MinMax] {
+            for selection in [
+                Selection::All,
+                Selection::None,
+                Selection::ChannelGroups(vec![true, false]),
+                Selection::ChannelGroups(vec![]),
+            ] {
+                let what = format!("{}: {method}, {selection:?}", backend.name);
+                let mut network = one_layer(method, &device);
+                network.conv.selection = selection;
+                let empty = || tensor(&[], [0, 1, 3, 2], &device);
+                let watched = |network: &OneLayer| {
+                    let quantizer = network.conv.input_quantizer.as_ref().unwrap();
+                    quantizer.watched().map(|(_, value)| values(value))
+                };
+                let before = watched(&network);
+                network.calibrate(|_| true, |network| drop(network.conv.forward(empty())));
+                let output = network.conv.forward(empty());
+                assert_eq!(output.dims(), [0, 1, 3, 2], "{what}");
+                let gradients = output.sum().backward();
+                if let Some(gradient) = network.conv.weight.val().grad(&gradients) {
+                    assert!(values(gradient).iter().all(|value| *value == 0.0), "{what}");
+                }
+                assert_eq!(watched(&network), before, "{what}");
+                let quantizer = network.conv.input_quantizer.as_ref().unwrap();
+                assert!(integers(quantizer.codes(empty())).is_empty(), "{what}");
+            }
+        }
+    }
+}
+
+/// A rescaled step spans as much as before: the distance between the outermost levels stays, of signed grids too.
+#[test]
+fn rescaling_keeps_the_span_of_the_levels() {
+    let device = &backends()[0].device;
+    for from in 1..=8 {
+        for to in 1..=8 {
+            let (from, to) = (bits(from), bits(to));
+            let span = |quantizer: &WeightQuantizer| {
+                let qparams = quantizer.qparams(tensor(&[1.0], [1], device));
+                values(qparams.scale)[0] * (qparams.range.q_max - qparams.range.q_min) as f32
+            };
+            let with_step = |bits, step: f32| {
+                let mut lsq = LsqWeights::new(bits, Granularity::PerTensor, tensor(&[1.0], [1], device));
+                lsq.step_size = Param::from_tensor(tensor(&[step], [1], device));
+                WeightQuantizer::Lsq(lsq)
+            };
+            let (old, mut new) = (with_step(from, 0.3), with_step(to, 0.3));
+            new.rescale(from);
+            assert!((span(&old) - span(&new)).abs() < 1e-4, "{from} to {to}: {} {}", span(&old), span(&new));
+        }
+    }
+}
+
+/// What a BatchNorm normalizes by is known before a network runs.
+#[test]
+fn the_fewest_values_of_a_channel_are_those_of_the_last_map() {
+    for (config, side, expected) in [
+        (ModelConfig::new(Family::ResNet, 8), 8, 4),
+        (ModelConfig::new(Family::PreResNet, 8), 4, 1),
+        (ModelConfig::imagenet(Family::ResNet, 18), 64, 4),
+        (ModelConfig::imagenet(Family::PreResNet, 18), 32, 1),
+        // Its last normalization comes before the pool.
+        (ModelConfig::vgg_small(), 8, 4),
+    ] {
+        let input = InputShape { channels: 1, height: side, width: side };
+        let plan = config.plan(input, 10, &QuantizationPolicy::full_precision()).unwrap();
+        assert_eq!(plan.fewest_values_per_channel(), expected, "{config:?}, {side}");
+    }
+}
+
+/// An empty batch leaves the running statistics of a network alone.
+#[test]
+fn an_empty_batch_moves_no_running_statistics() {
+    for backend in backends() {
+        let device = backend.device.autodiff();
+        let two_bits = Precision::bits(2).unwrap();
+        let policy = QuantizationPolicy::new(LayerQuantization::new(Method::DoReFa, two_bits, two_bits));
+        let input = InputShape { channels: 1, height: 8, width: 8 };
+        let config = ModelConfig::new(Family::PreResNet, 8).with_width(0.25);
+        let mut network = config.init(input, 10, &policy, 0, &device).unwrap().network;
+        let logits = network.forward(tensor(&[], [0, 1, 8, 8], &device));
+        assert_eq!(logits.dims(), [0, 10], "{}", backend.name);
+        network.for_each_norm(&mut |norm| {
+            assert!(values(norm.running_mean.value_sync()).iter().all(|mean| *mean == 0.0));
+            assert!(values(norm.running_var.value_sync()).iter().all(|variance| *variance == 1.0));
+        });
     }
 }

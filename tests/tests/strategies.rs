@@ -854,8 +854,13 @@ const LAYERS: [&str; 3] = ["stages.0.0.conv1", "stages.1.0.conv2", "stages.2.0.s
 /// A product of two f32 in place of one: an ulp each, and another of the ratio.
 const ULPS: f64 = 4e-7;
 
+/// Codes between the outermost ones, of weights and of activations.
+fn span(bits: u32) -> [f64; 2] {
+    [q_max(bits)[1]; 2]
+}
+
 #[test]
-fn progressive_rescales_step_sizes_by_the_ratio_of_the_largest_codes() {
+fn progressive_rescales_step_sizes_by_the_ratio_of_the_spans() {
     let ladder = "strategy.progressive={ladder=[8, 4]}";
     let run = lsq("rescaled", &[ladder], &["w4a4", "w2a2"], "rescaled");
     for layer in LAYERS {
@@ -864,9 +869,9 @@ fn progressive_rescales_step_sizes_by_the_ratio_of_the_largest_codes() {
             let steps = run.step_sizes(layer, name);
             let phases: Vec<&str> = steps.iter().map(|(phase, _)| phase.as_str()).collect();
             assert_eq!(phases, ["w8a8", "w4a4", "w2a2"]);
-            let [q8, q4, q2] = [8, 4, 2].map(|bits| q_max(bits)[operand]);
-            check_ratio(&what, steps[0].1, steps[1].1, q8 / q4, ULPS);
-            check_ratio(&what, steps[1].1, steps[2].1, q4 / q2, ULPS);
+            let [s8, s4, s2] = [8, 4, 2].map(|bits| span(bits)[operand]);
+            check_ratio(&what, steps[0].1, steps[1].1, s8 / s4, ULPS);
+            check_ratio(&what, steps[1].1, steps[2].1, s4 / s2, ULPS);
         }
     }
 }
@@ -893,7 +898,9 @@ fn progressive_recalibrates_step_sizes() {
 fn nested_in_progressive_two_stage_keeps_the_step_sizes_of_the_other_operand() {
     let strategy = ["strategy.progressive={ladder=[8, 4]}", "strategy.two_stage=true"];
     let phases = ["w8a8", "w4a8", "w4a4", "w2a4", "w2a2"];
-    for (state, exponent) in [("rescaled", 1.0), ("recalibrated", 0.5)] {
+    let root = |bits| q_max(bits).map(f64::sqrt);
+    let [spans, roots] = [[8, 4, 2].map(span), [8, 4, 2].map(root)];
+    for (state, [of_8, of_4, of_2]) in [("rescaled", spans), ("recalibrated", roots)] {
         let run = lsq(&format!("nested-{state}"), &strategy, &phases, state);
         for layer in LAYERS {
             let weight = run.step_sizes(layer, "weight");
@@ -903,18 +910,16 @@ fn nested_in_progressive_two_stage_keeps_the_step_sizes_of_the_other_operand() {
             for pair in steps.chunks_exact(2) {
                 assert_eq!(pair[0], pair[1], "{state}, {layer}: kept where the bit width stays");
             }
-            let [[q8, _], [q4, _], [q2, _]] = [8, 4, 2].map(q_max);
-            check_ratio(layer, steps[1], steps[2], (q8 / q4).powf(exponent), ULPS);
-            check_ratio(layer, steps[3], steps[4], (q4 / q2).powf(exponent), ULPS);
+            check_ratio(layer, steps[1], steps[2], of_8[0] / of_4[0], ULPS);
+            check_ratio(layer, steps[3], steps[4], of_4[0] / of_2[0], ULPS);
         }
         let act = run.step_sizes(LAYERS[0], "act");
         let names: Vec<&str> = act.iter().map(|(phase, _)| phase.as_str()).collect();
         assert_eq!(names, ["w8a8", "w4a8", "w4a4", "w2a4", "w2a2"]);
-        let [[_, q8], [_, q4], [_, q2]] = [8, 4, 2].map(q_max);
         assert_eq!((act[0].1, act[2].1), (act[1].1, act[3].1), "{state}: kept where the bit width stays");
         // Rescaled by a product of two numbers; a calibration sees the images in another order.
-        check_ratio("activations", act[1].1, act[2].1, (q8 / q4).powf(exponent), 1e-5);
-        check_ratio("activations", act[3].1, act[4].1, (q4 / q2).powf(exponent), 1e-5);
+        check_ratio("activations", act[1].1, act[2].1, of_8[1] / of_4[1], 1e-5);
+        check_ratio("activations", act[3].1, act[4].1, of_4[1] / of_2[1], 1e-5);
     }
 }
 

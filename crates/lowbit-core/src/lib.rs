@@ -17,3 +17,8 @@ mod seed;
 
 pub use bits::{BitWidth, BitWidthError, CodeRange, Granularity, Precision};
 pub use seed::{Purpose, stream};
+
+/// The code of the README, compiled and run with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

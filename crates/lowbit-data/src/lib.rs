@@ -53,3 +53,8 @@ pub use loader::{Batch, EpochIter, Loader, LoaderConfig};
 pub use locate::{Locations, places_of};
 pub use verify::{FileReport, FileStatus, SplitReport, VerifyReport, verify};
 pub use warning::{DataWarning, warnings};
+
+/// The code of the README, compiled and run with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

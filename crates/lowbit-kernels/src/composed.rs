@@ -22,9 +22,12 @@ pub(crate) fn normalize(
     activation.apply((input - wide(mean)) * wide(factor) + wide(beta))
 }
 
-/// Mean and biased variance of every channel, `[channels]` each.
+/// Mean and biased variance of every channel, `[channels]` each; zeros without values.
 pub(crate) fn batch_statistics(input: Tensor<4>) -> [Tensor<1>; 2] {
     let [batch, channels, height, width] = input.dims();
+    if batch * height * width == 0 {
+        return [(); 2].map(|()| Tensor::zeros([channels], &input.device()));
+    }
     let rows: Tensor<2> = input.swap_dims(0, 1).reshape([channels, batch * height * width]);
     let mean = rows.clone().mean_dim(1);
     let variance = (rows - mean.clone()).square().mean_dim(1);
@@ -39,8 +42,11 @@ pub(crate) fn dorefa_weights<const D: usize>(w: Tensor<D>, n: f32, max_gradient:
     }
     // All weights zero: every code is in the middle of the grid.
     let all_zero = max.clone().equal_scalar(0.0);
-    let double_max = (max * 2.0).mask_fill(all_zero, 1.0).reshape([1; D]);
-    let z = squashed / double_max + 0.5;
+    let double_max: Tensor<D> = (max * 2.0).mask_fill(all_zero, 1.0).reshape([1; D]);
+    // The quotient by a constant, and by a one whose gradient is that of the maximum: the derivative of a quotient has the square of
+    // the divisor, which vanishes for the smallest weights.
+    let size = double_max.clone().detach();
+    let z = (squashed / size.clone()) / (double_max / size) + 0.5;
     let value = ((z.clone() * n).round() * 2.0 - n) / n;
     let straight = z * 2.0;
     value.detach() + (straight.clone() - straight.detach())
@@ -65,7 +71,8 @@ pub(crate) fn fake_quantize_learned<const D: usize>(
         Grid::Step { q_min, q_max } => {
             let v = x_value / p.clone();
             let clipped = v.clone().clamp(q_min, q_max);
-            let outside = v.clone().not_equal(clipped.clone());
+            let inside = v.clone().greater_scalar(q_min).bool_and(v.clone().lower_scalar(q_max));
+            let outside = inside.bool_not();
             let slope = clipped.clone().round() - v.mask_fill(outside.clone(), 0.0);
             (clipped.round() * p, outside, slope)
         }
@@ -73,10 +80,9 @@ pub(crate) fn fake_quantize_learned<const D: usize>(
             let wide = p.clone().expand(x_value.shape());
             let above = x_value.clone().greater_equal(wide.clone());
             let clipped = x_value.clone().clamp_min(0.0).mask_where(above.clone(), wide);
-            let rounded = (clipped.clone() / p.clone() * n).round() / n * p;
+            let rounded = (clipped / p.clone() * n).round() / n * p;
             let outside = above.clone().bool_or(x_value.clone().lower_scalar(0.0));
-            let value = clipped.clone() + (rounded - clipped);
-            (value, outside, x_value.zeros_like().mask_fill(above, 1.0))
+            (rounded, outside, x_value.zeros_like().mask_fill(above, 1.0))
         }
         Grid::Sign { is_bounded } => {
             let sign = x_value.ones_like().mask_fill(x_value.clone().lower_scalar(0.0), -1.0);
@@ -84,7 +90,7 @@ pub(crate) fn fake_quantize_learned<const D: usize>(
                 true => x_value.clone() / p.clone(),
                 false => x_value.zeros_like(),
             };
-            let outside = v.clone().abs().greater_scalar(1.0);
+            let outside = v.clone().abs().lower_scalar(1.0).bool_not();
             let slope = sign.clone() - v.mask_fill(outside.clone(), 0.0);
             ((sign * p).mask_where(x_value.clone().is_nan(), x_value), outside, slope)
         }

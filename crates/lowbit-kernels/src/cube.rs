@@ -111,6 +111,12 @@ fn is_within<F: Float, N: Size>(x: Vector<F, N>, low: Vector<F, N>, high: Vector
     x.greater_equal(&low).vec_and(x.less_equal(&high))
 }
 
+/// Whether `low < x < high`.
+#[cube]
+fn is_between<F: Float, N: Size>(x: Vector<F, N>, low: Vector<F, N>, high: Vector<F, N>) -> Vector<bool, N> {
+    x.greater_than(&low).vec_and(x.less_than(&high))
+}
+
 #[cube(launch, address_type = "dynamic")]
 fn unit<F: Float, N: Size>(
     x: LinearView<'_, Vector<F, N>>,
@@ -182,7 +188,7 @@ fn step_gradients<F: Float, N: Size>(
     let (q_min, q_max) = (Vector::new(q_min.get::<F>()), Vector::new(q_max.get::<F>()));
     let (v, gradient) = (quotient(x.read(ABSOLUTE_POS), step_size), gradient.read(ABSOLUTE_POS));
     let zero = Vector::new(F::new(0.0));
-    let passes = is_within(v, q_min, q_max);
+    let passes = is_between(v, q_min, q_max);
     let slope = Vector::round(clip(v, q_min, q_max)) - select_many(passes, v, zero);
     dx.write(ABSOLUTE_POS, select_many(passes, gradient, zero));
     parts.write(ABSOLUTE_POS, gradient * slope);
@@ -203,8 +209,7 @@ fn clip_value<F: Float, N: Size>(
     let bound = Vector::new(parameters.read(ABSOLUTE_POS / row));
     let n = Vector::new(n_steps.get::<F>());
     let clipped = clip(x.read(ABSOLUTE_POS), Vector::new(F::new(0.0)), bound);
-    let value = Vector::round(quotient(clipped, bound) * n) / n * bound;
-    y.write(ABSOLUTE_POS, clipped + (value - clipped));
+    y.write(ABSOLUTE_POS, Vector::round(quotient(clipped, bound) * n) / n * bound);
 }
 
 /// As [`step_gradients`].
@@ -268,7 +273,7 @@ fn sign_gradients<F: Float, N: Size>(
     let sign = select_many(x.less_than(&zero), zero - one, one);
     if comptime!(is_bounded) {
         let v = quotient(x, Vector::new(parameters.read(ABSOLUTE_POS / row)));
-        let passes = is_within(v, zero - one, one);
+        let passes = is_between(v, zero - one, one);
         dx.write(ABSOLUTE_POS, select_many(passes, gradient, zero));
         parts.write(ABSOLUTE_POS, gradient * (sign - select_many(passes, v, zero)));
     } else {
@@ -451,7 +456,8 @@ impl KernelBackend for CubeBackend {
         options: ConvOptions<2>,
     ) -> FloatTensor<Self> {
         let is_empty = gradient.shape().num_elements() == 0;
-        if options.groups > 1 || options.dilation != [1, 1] || is_empty {
+        let is_fit = weight_gradient::fits(&input, &weight, &gradient);
+        if options.groups > 1 || options.dilation != [1, 1] || is_empty || !is_fit {
             return reference::conv2d_weight_gradient::<Self>(input, weight, gradient, options);
         }
         weight_gradient(input, &weight, gradient, &options)

@@ -27,9 +27,9 @@ trait Host: Backend {
     fn tensor(values: Vec<f32>, shape: &[usize]) -> FloatTensor<Self>;
 }
 
-/// Whether the kernels do an operation on `tensor`. They are for single precision.
-fn is_served(tensor: &impl TensorMetadata) -> bool {
-    tensor.dtype() == DType::F32 && !is_reference()
+/// Whether the kernels do an operation on `tensors`, which are all that it reads. They are for single precision.
+fn is_served<const N: usize>(tensors: [&impl TensorMetadata; N]) -> bool {
+    tensors.iter().all(|tensor| tensor.dtype() == DType::F32) && !is_reference()
 }
 
 /// `n` values that `write` writes, all of them.
@@ -50,11 +50,7 @@ fn filled(n: usize, write: impl FnOnce(&mut [f32])) -> Vec<f32> {
 }
 
 /// The sizes of a convolution, if a kernel is to do it: without dilation, padded alike on both sides.
-fn conv_shape(
-    input: &impl TensorMetadata,
-    weight: &impl TensorMetadata,
-    options: &ConvOptions<2>,
-) -> Option<ConvShape> {
+fn conv_shape<T: TensorMetadata>(input: &T, weight: &T, options: &ConvOptions<2>) -> Option<ConvShape> {
     let [batch, in_channels, height, width] = input.shape().dims();
     let [out_channels, _, kernel_height, kernel_width] = weight.shape().dims();
     let shape = ConvShape {
@@ -68,7 +64,7 @@ fn conv_shape(
         groups: options.groups,
     };
     let is_symmetric = options.padding.iter().all(|(before, after)| before == after);
-    (is_served(input) && is_symmetric && options.dilation == [1, 1]).then_some(shape)
+    (is_served([input, weight]) && is_symmetric && options.dilation == [1, 1]).then_some(shape)
 }
 
 fn conv2d<B: Host>(input: FloatTensor<B>, weight: FloatTensor<B>, shape: &ConvShape) -> FloatTensor<B> {
@@ -420,7 +416,7 @@ macro_rules! host_backend {
                 gradient: FloatTensor<Self>,
                 options: ConvOptions<2>,
             ) -> FloatTensor<Self> {
-                match conv_shape(&input, &weight, &options) {
+                match conv_shape(&input, &weight, &options).filter(|_| is_served([&gradient])) {
                     Some(shape) => timed(Kind::ConvInputGradient, || {
                         conv2d_input_gradient::<Self>(weight, gradient, &shape)
                     }),
@@ -434,7 +430,7 @@ macro_rules! host_backend {
                 gradient: FloatTensor<Self>,
                 options: ConvOptions<2>,
             ) -> FloatTensor<Self> {
-                match conv_shape(&input, &weight, &options) {
+                match conv_shape(&input, &weight, &options).filter(|_| is_served([&gradient])) {
                     Some(shape) => timed(Kind::ConvWeightGradient, || {
                         conv2d_weight_gradient::<Self>(input, gradient, &shape)
                     }),
@@ -443,7 +439,7 @@ macro_rules! host_backend {
             }
 
             fn lowbit_batch_statistics(input: FloatTensor<Self>) -> FloatTensor<Self> {
-                if !is_served(&input) {
+                if !is_served([&input]) {
                     return reference::batch_statistics::<Self>(input);
                 }
                 timed(Kind::Norm, || batch_statistics::<Self>(input))
@@ -458,7 +454,7 @@ macro_rules! host_backend {
                 epsilon: f32,
                 activation: ActivationKind,
             ) -> FloatTensor<Self> {
-                if !is_served(&input) {
+                if !is_served([&input, &gamma, &beta, &statistics, &parameter]) {
                     return reference::batch_norm::<Self>(
                         input, gamma, beta, statistics, parameter, epsilon, activation,
                     );
@@ -478,7 +474,7 @@ macro_rules! host_backend {
                 epsilon: f32,
                 activation: ActivationKind,
             ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-                if !is_served(&input) {
+                if !is_served([&input, &gamma, &beta, &statistics, &parameter, &gradient]) {
                     return reference::batch_norm_gradients::<Self>(
                         input, gamma, beta, statistics, parameter, gradient, epsilon, activation,
                     );
@@ -491,14 +487,14 @@ macro_rules! host_backend {
             }
 
             fn lowbit_tanh(w: FloatTensor<Self>) -> FloatTensor<Self> {
-                if !is_served(&w) {
+                if !is_served([&w]) {
                     return reference::tanh::<Self>(w);
                 }
                 timed(Kind::Weights, || tanh::<Self>(w))
             }
 
             fn lowbit_dorefa_grid(squashed: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
-                if !is_served(&squashed) {
+                if !is_served([&squashed]) {
                     return reference::dorefa_grid::<Self>(squashed, n);
                 }
                 timed(Kind::Weights, || dorefa_grid::<Self>(squashed, n))
@@ -509,14 +505,14 @@ macro_rules! host_backend {
                 gradient: FloatTensor<Self>,
                 max_gradient: MaxGradient,
             ) -> FloatTensor<Self> {
-                if !is_served(&squashed) {
+                if !is_served([&squashed, &gradient]) {
                     return reference::dorefa_gradient::<Self>(squashed, gradient, max_gradient);
                 }
                 timed(Kind::Weights, || dorefa_gradient::<Self>(squashed, gradient, max_gradient))
             }
 
             fn lowbit_fake_quantize_unit(x: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
-                if !is_served(&x) {
+                if !is_served([&x]) {
                     return reference::fake_quantize_unit::<Self>(x, n);
                 }
                 timed(Kind::Activations, || fake_quantize_unit::<Self>(x, n))
@@ -526,7 +522,7 @@ macro_rules! host_backend {
                 x: FloatTensor<Self>,
                 gradient: FloatTensor<Self>,
             ) -> FloatTensor<Self> {
-                if !is_served(&x) {
+                if !is_served([&x, &gradient]) {
                     return reference::fake_quantize_unit_gradient::<Self>(x, gradient);
                 }
                 timed(Kind::Activations, || fake_quantize_unit_gradient::<Self>(x, gradient))
@@ -537,7 +533,7 @@ macro_rules! host_backend {
                 parameter: FloatTensor<Self>,
                 grid: Grid,
             ) -> FloatTensor<Self> {
-                if !is_served(&x) {
+                if !is_served([&x, &parameter]) {
                     return reference::fake_quantize::<Self>(x, parameter, grid);
                 }
                 timed(Kind::Activations, || fake_quantize_learned::<Self>(x, parameter, grid))
@@ -549,7 +545,7 @@ macro_rules! host_backend {
                 gradient: FloatTensor<Self>,
                 grid: Grid,
             ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-                if !is_served(&x) {
+                if !is_served([&x, &parameter, &gradient]) {
                     return reference::fake_quantize_gradients::<Self>(x, parameter, gradient, grid);
                 }
                 timed(Kind::Activations, || {
@@ -558,7 +554,7 @@ macro_rules! host_backend {
             }
 
             fn lowbit_value_range(x: FloatTensor<Self>) -> FloatTensor<Self> {
-                if !is_served(&x) {
+                if !is_served([&x]) {
                     return reference::value_range::<Self>(x);
                 }
                 timed(Kind::Activations, || {
@@ -572,7 +568,7 @@ macro_rules! host_backend {
                 zero_point: FloatTensor<Self>,
                 n: f32,
             ) -> FloatTensor<Self> {
-                if !is_served(&x) {
+                if !is_served([&x, &scale, &zero_point]) {
                     return reference::fake_quantize_affine::<Self>(x, scale, zero_point, n);
                 }
                 let grid = affine_grid::<Self>(scale, zero_point, n);
@@ -586,7 +582,7 @@ macro_rules! host_backend {
                 gradient: FloatTensor<Self>,
                 n: f32,
             ) -> FloatTensor<Self> {
-                if !is_served(&x) {
+                if !is_served([&x, &scale, &zero_point, &gradient]) {
                     return reference::fake_quantize_affine_gradient::<Self>(
                         x, scale, zero_point, gradient, n,
                     );

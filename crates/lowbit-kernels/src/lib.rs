@@ -171,7 +171,8 @@ pub struct BatchNormOutput {
     pub variance: Tensor<1>,
 }
 
-/// Normalization by the statistics of the batch, and the activation that follows it.
+/// Normalization by the statistics of the batch, and the activation that follows it. A batch without values has zeros as
+/// statistics.
 ///
 /// # Shapes
 /// - input: `[batch, channels, height, width]`
@@ -315,3 +316,8 @@ pub fn fake_quantize_affine<const D: usize>(
     let [scale, zero_point] = [scale, zero_point].map(|parameter| parameter.detach().into_dispatch());
     Tensor::from_dispatch(Dispatch::lowbit_fake_quantize_affine(x.into_dispatch(), scale, zero_point, n))
 }
+
+/// The code of the README, compiled and run with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

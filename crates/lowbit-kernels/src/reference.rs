@@ -40,6 +40,9 @@ pub(crate) fn conv2d_weight_gradient<B: KernelBackend>(
 pub(crate) fn batch_statistics<B: KernelBackend>(input: FloatTensor<B>) -> FloatTensor<B> {
     let [batch, channels, height, width] = input.shape().dims();
     let n = batch * height * width;
+    if n == 0 {
+        return B::float_zeros([2 * channels].into(), &input.device(), input.dtype().into());
+    }
     let rows = B::float_reshape(B::float_swap_dims(input, 0, 1), [channels, n].into());
     // The mean of means of equal parts.
     let mean_of = |rows| reduce_rows::<B>(rows, B::float_mean_dim);
@@ -158,8 +161,9 @@ pub(crate) fn add_gradient_of_max<B: KernelBackend>(
     let place = place_of_max::<B>(B::float_abs(squashed.clone()));
     let largest = B::float_gather(0, squashed.clone(), place.clone());
     let sum = sum_of_each::<B>(B::float_mul(gradient, squashed), 1);
-    let square = B::float_mul(double_max.clone(), double_max);
-    let through = B::float_div(B::float_mul_scalar(sum, (-4.0).into()), square);
+    // Not by its square, which vanishes for the smallest weights.
+    let through = B::float_div(B::float_mul_scalar(sum, (-4.0).into()), double_max.clone());
+    let through = B::float_div(through, double_max);
     let through = B::float_mul(through, B::float_sign(largest.clone()));
     let through = B::float_mul(through, slope_of_tanh::<B>(largest));
     B::float_reshape(B::float_scatter(0, result, place, through, IndexingUpdateOp::Add), shape)
@@ -198,10 +202,9 @@ pub(crate) fn fake_quantize<B: KernelBackend>(
         }
         Grid::Clip { n } => {
             let clipped = clipped_above::<B>(x, parameter.clone());
-            let scaled = B::float_mul_scalar(B::float_div(clipped.clone(), parameter.clone()), n.into());
+            let scaled = B::float_mul_scalar(B::float_div(clipped, parameter.clone()), n.into());
             let rounded = B::float_div_scalar(B::float_round(scaled), n.into());
-            let value = B::float_mul(rounded, parameter);
-            B::float_add(clipped.clone(), B::float_sub(value, clipped))
+            B::float_mul(rounded, parameter)
         }
         Grid::Sign { .. } => {
             let bool_dtype = get_or_init_device_settings::<B>(&x.device()).bool_dtype;
@@ -223,7 +226,7 @@ pub(crate) fn fake_quantize_gradients<B: KernelBackend>(
         Grid::Step { q_min, q_max } => {
             let v = B::float_div(x, wide);
             let clipped = B::float_clamp(v.clone(), q_min.into(), q_max.into());
-            let outside = differs::<B>(v.clone(), clipped.clone());
+            let outside = is_not_between::<B>(v.clone(), q_min, q_max);
             let inner = B::float_mask_fill(v, outside.clone(), 0.0.into());
             (outside, B::float_sub(B::float_round(clipped), inner))
         }
@@ -242,8 +245,7 @@ pub(crate) fn fake_quantize_gradients<B: KernelBackend>(
         }
         Grid::Sign { is_bounded: true } => {
             let v = B::float_div(x.clone(), wide);
-            let clipped = B::float_clamp(v.clone(), (-1.0).into(), 1.0.into());
-            let outside = differs::<B>(v.clone(), clipped);
+            let outside = is_not_between::<B>(v.clone(), -1.0, 1.0);
             let inner = B::float_mask_fill(v, outside.clone(), 0.0.into());
             (outside, B::float_sub(sign::<B>(x), inner))
         }
@@ -344,6 +346,14 @@ fn differs<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>) -> BoolTensor<B> {
     // Backends store booleans differently: the device says how.
     let bool_dtype = get_or_init_device_settings::<B>(&a.device()).bool_dtype;
     B::float_not_equal(a, b, bool_dtype)
+}
+
+/// Whether not `low < x < high`; `NaN` is not.
+fn is_not_between<B: Backend>(x: FloatTensor<B>, low: f32, high: f32) -> BoolTensor<B> {
+    let bool_dtype = get_or_init_device_settings::<B>(&x.device()).bool_dtype;
+    let above = B::float_greater_elem(x.clone(), low.into(), bool_dtype);
+    let below = B::float_lower_elem(x, high.into(), bool_dtype);
+    B::bool_not(B::bool_and(above, below))
 }
 
 /// `clip(x, 0, a)`, exactly `a` where `x >= a`.

@@ -6,9 +6,7 @@
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
-//! use lowbit_core::Precision;
-//! use lowbit_models::{Family, InputShape, ModelConfig};
-//! use lowbit_quantizers::{LayerQuantization, Method, QuantizationPolicy};
+//! use lowbit_models::{Family, InputShape, LayerQuantization, Method, ModelConfig, Precision, QuantizationPolicy};
 //!
 //! let device = Device::default();
 //! let two_bits = Precision::bits(2)?;
@@ -29,10 +27,20 @@ mod preresnet;
 mod resnet;
 mod vgg;
 
+// What it takes to ask for a network, so that a program that only builds one depends on this crate alone.
 pub use imagenet::{ImageNetBlock, ImageNetResNet};
 pub use layout::Layout;
+pub use lowbit_quantizers::{
+    BitWidth, Granularity, LayerOverride, LayerQuantization, Method, Precision, QuantizationPolicy,
+    QuantizedNetwork,
+};
 pub use network::{Family, Features, InputShape, LayerRef, Model, ModelConfig, ModelError, Network};
 pub use plan::{LayerPlan, Plan};
 pub use preresnet::{PreActivationBlock, PreResNet};
 pub use resnet::{BasicBlock, ResNet};
 pub use vgg::VggSmall;
+
+/// The code of the README, compiled and run with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -32,7 +32,7 @@ pub(crate) fn norm_relu_convs(norm: &BatchNorm, x: Tensor<4>, convs: [&QuantConv
 /// `activation(norm(x))`, `[batch, channels, height, width]`.
 ///
 /// As burn's `BatchNorm`: on a device with autodiff it normalizes by the batch and moves its running statistics towards
-/// those of the batch, elsewhere it normalizes by the running ones.
+/// those of the batch, elsewhere it normalizes by the running ones. An empty batch, which has no statistics, moves nothing.
 pub(crate) fn norm_then(norm: &BatchNorm, x: Tensor<4>, activation: Activation) -> Tensor<4> {
     if x.device().is_autodiff() && !norm.training.is_enabled() {
         // Frozen in a network that trains: burn's own operations have the gradient.
@@ -43,7 +43,11 @@ pub(crate) fn norm_then(norm: &BatchNorm, x: Tensor<4>, activation: Activation) 
         let running = [norm.running_mean.value(), norm.running_var.value()];
         return batch_norm_fixed(x, parameters, running, norm.epsilon, activation);
     }
+    let is_empty = x.shape().num_elements() == 0;
     let result = batch_norm(x, parameters, norm.epsilon, activation);
+    if is_empty {
+        return result.output;
+    }
     let moved =
         |running: Tensor<1>, batch: Tensor<1>| running * (1.0 - norm.momentum) + batch * norm.momentum;
     norm.running_mean.update(moved(norm.running_mean.value_sync(), result.mean));

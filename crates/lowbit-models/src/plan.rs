@@ -122,6 +122,14 @@ impl Plan {
         self.layers.iter().map(|layer| layer.packed_bytes).sum::<u64>() + 4 * self.n_norm_parameters as u64
     }
 
+    /// The fewest values of a channel that a BatchNorm layer sees of one image: the places of the smallest feature map. In training
+    /// it normalizes by as many times the batch: by one value alone, whatever it is becomes zero.
+    pub fn fewest_values_per_channel(&self) -> u64 {
+        let convs = self.layers.iter().filter(|layer| layer.shape.len() == 4);
+        let places = convs.map(|conv| conv.macs / conv.shape.iter().product::<usize>().max(1) as u64);
+        places.min().unwrap_or(1)
+    }
+
     /// Multiply-accumulates for one image.
     pub fn macs(&self) -> u64 {
         self.layers.iter().map(|layer| layer.macs).sum()

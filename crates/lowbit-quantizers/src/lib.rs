@@ -9,15 +9,13 @@
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
-//! use lowbit_core::Precision;
-//! use lowbit_quantizers::{LayerQuantization, Method, QuantConv2dConfig};
-//! use rand::SeedableRng;
+//! use lowbit_quantizers::{LayerQuantization, Method, Precision, Purpose, QuantConv2dConfig, stream};
 //!
 //! let device = Device::default();
 //! let two_bits = Precision::bits(2)?;
 //! let conv = QuantConv2dConfig::new([16, 32], 3)
 //!     .with_quantization(LayerQuantization::new(Method::Lsq, two_bits, two_bits))
-//!     .init(&device, &mut rand_chacha::ChaCha8Rng::seed_from_u64(0))?;
+//!     .init(&device, &mut stream(0, Purpose::InitialWeights, 0, 0))?;
 //! let output = conv.forward(Tensor::ones([1, 16, 8, 8], &device));
 //! assert_eq!(output.dims(), [1, 32, 8, 8]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -34,9 +32,16 @@ mod quantizer;
 
 pub use calibration::Calibration;
 pub use error::QuantizerError;
+// What the signatures of this crate need, so that its users depend on it alone.
 pub use layers::{
     LayerMut, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantLinearConfig, QuantizedNetwork, Selection,
 };
+pub use lowbit_core::{BitWidth, BitWidthError, CodeRange, Granularity, Precision, Purpose, stream};
 pub use policy::{LayerOverride, LayerRole, PrecisionFloor, QuantizationPolicy, pattern_matches};
 pub use qparams::QParams;
 pub use quantizer::{ActivationQuantizer, LayerQuantization, Method, Operand, WeightQuantizer};
+
+/// The code of the README, compiled and run with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,6 +1,8 @@
 //! What the learned parameters of all methods have in common.
 
-use burn::tensor::{Int, Tensor};
+use burn::module::{Param, ParamId};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use lowbit_core::BitWidth;
 
 /// A learned positive parameter of a quantizer, ready for the forward pass.
 ///
@@ -8,16 +10,33 @@ use burn::tensor::{Int, Tensor};
 /// whatever the optimizer does. The backward pass multiplies the gradient by `grad_scale` and reaches the parameter
 /// even below the floor, so that it can recover.
 pub(crate) fn positive_parameter(parameter: Tensor<1>, floor: f32, grad_scale: f64) -> Tensor<1> {
-    let value = parameter.clone().detach().clamp_min(floor);
+    let value = constant(parameter.clone()).clamp_min(floor);
     let scaled = parameter.mul_scalar(grad_scale);
     // Zero in the forward pass: x - x is exactly 0 for every finite x.
-    let gradient_path = scaled.clone() - scaled.detach();
+    let gradient_path = scaled.clone() - constant(scaled);
     value + gradient_path
+}
+
+/// The value of `tensor`, without gradient and without asking for one: burn's `detach` of a tensor that asks for a gradient, as a
+/// parameter does, asks for it again.
+pub(crate) fn constant<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    tensor.detach().set_require_grad(false)
+}
+
+/// The bit width as a part of a module's record: one element for each bit. burn compares shapes when it loads a record, so that
+/// one of another bit width is an error.
+pub(crate) fn recorded_bits(bits: BitWidth, device: &Device) -> Param<Tensor<1, Int>> {
+    let n = bits.get() as usize;
+    let init = move |device: &Device, _| {
+        let data = TensorData::new(vec![n as i32; n], [n]);
+        Tensor::from_data(data, (device, DType::I32))
+    };
+    Param::uninitialized(ParamId::new(), init, device.clone(), false, [n].into())
 }
 
 /// How many of the learned parameters are held at `floor`, `[1]`.
 pub(crate) fn n_at_floor(parameter: Tensor<1>, floor: f32) -> Tensor<1, Int> {
-    parameter.detach().lower_equal_scalar(floor).int().sum()
+    constant(parameter).lower_equal_scalar(floor).int().sum()
 }
 
 /// `new` in the place of `old`: on its device, with its gradient requirement.

@@ -47,19 +47,14 @@ impl LayerOverride {
         weight_granularity: None,
     };
 
-    /// `base` with these changes.
+    /// `base` with these changes. A granularity stays where the weights are in full precision: a later change may quantize them.
     pub fn apply(&self, base: LayerQuantization) -> LayerQuantization {
-        let mut result = LayerQuantization {
+        LayerQuantization {
             method: self.method.unwrap_or(base.method),
             weight_bits: self.weight_bits.unwrap_or(base.weight_bits),
             act_bits: self.act_bits.unwrap_or(base.act_bits),
             weight_granularity: self.weight_granularity.unwrap_or(base.weight_granularity),
-        };
-        // A granularity is meant for quantized weights: a full-precision layer has none to check.
-        if result.weight_bits == Precision::FullPrecision {
-            result.weight_granularity = Granularity::PerTensor;
         }
-        result
     }
 }
 
@@ -129,17 +124,18 @@ impl QuantizationPolicy {
             LayerRole::Shortcut => self.shortcut.apply(self.base),
             LayerRole::Hidden => self.base,
         };
-        let target = self
+        let mut result = self
             .patterns
             .iter()
             .filter(|(pattern, _)| pattern_matches(pattern, path))
             .fold(by_role, |quantization, (_, change)| change.apply(quantization));
-        LayerOverride {
-            weight_bits: Some(target.weight_bits.max(self.floor.weight_bits)),
-            act_bits: Some(target.act_bits.max(self.floor.act_bits)),
-            ..LayerOverride::default()
+        result.weight_bits = result.weight_bits.max(self.floor.weight_bits);
+        result.act_bits = result.act_bits.max(self.floor.act_bits);
+        // A granularity is meant for quantized weights: a layer that ends up in full precision has none to check.
+        if result.weight_bits == Precision::FullPrecision {
+            result.weight_granularity = Granularity::PerTensor;
         }
-        .apply(target)
+        result
     }
 
     /// The patterns that match none of `paths`.
@@ -194,5 +190,47 @@ mod tests {
         assert_eq!(resolved("stages.0.0.shortcut", LayerRole::Shortcut).act_bits, Precision::FullPrecision);
         let paths = ["stem".to_string(), "stages.0.0.conv1".to_string()];
         assert_eq!(policy.unmatched_patterns(&paths), ["stages.1.**"]);
+    }
+
+    /// What is asked for at any level lasts through full precision on the way.
+    #[test]
+    fn granularity_survives_full_precision_in_between() {
+        let quantization = LayerQuantization {
+            weight_granularity: Granularity::PerChannel,
+            ..LayerQuantization::new(Method::Lsq, bits(2), bits(2))
+        };
+        let mut policy = QuantizationPolicy::new(quantization);
+        let change = |glob: &str, weight_bits| {
+            let change = LayerOverride { weight_bits: Some(weight_bits), ..LayerOverride::default() };
+            (Glob::new(glob).unwrap(), change)
+        };
+        let resolved = |policy: &QuantizationPolicy, path: &str, role| {
+            let LayerQuantization { weight_bits, weight_granularity, .. } = policy.resolve(path, role);
+            (weight_bits, weight_granularity)
+        };
+        // A role in full precision, then a pattern; a pattern in full precision, then another.
+        policy.patterns = vec![
+            change("stem", bits(8)),
+            change("stages.**", Precision::FullPrecision),
+            change("stages.1.**", bits(4)),
+        ];
+        assert_eq!(resolved(&policy, "stem", LayerRole::First), (bits(8), Granularity::PerChannel));
+        assert_eq!(
+            resolved(&policy, "stages.1.0.conv1", LayerRole::Hidden),
+            (bits(4), Granularity::PerChannel)
+        );
+        // Full precision in the end has no granularity.
+        let full = (Precision::FullPrecision, Granularity::PerTensor);
+        assert_eq!(resolved(&policy, "stages.0.0.conv1", LayerRole::Hidden), full);
+        assert_eq!(resolved(&policy, "fc", LayerRole::Last), full);
+        // A rung in full precision forgets nothing either.
+        let floor = |weight_bits| PrecisionFloor { weight_bits, act_bits: bits(8) };
+        let raised = policy.with_floor(floor(Precision::FullPrecision));
+        assert_eq!(resolved(&raised, "stem", LayerRole::First), full);
+        let lower = raised.with_floor(floor(bits(3)));
+        assert_eq!(resolved(&lower, "stem", LayerRole::First), (bits(8), Granularity::PerChannel));
+        // A base in full precision neither.
+        policy.base.weight_bits = Precision::FullPrecision;
+        assert_eq!(resolved(&policy, "stem", LayerRole::First), (bits(8), Granularity::PerChannel));
     }
 }

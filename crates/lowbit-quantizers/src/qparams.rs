@@ -28,9 +28,20 @@ impl QParams {
 }
 
 /// The integers that fake-quantized values are multiples of, of their shape: what was rounded once is not rounded to another
-/// code, however a device divides.
+/// code, however a device divides. 0 for `NaN`, of which backends make different integers, or none.
 pub(crate) fn codes_of<const D: usize>(values: Tensor<D>, scale: Tensor<1>) -> Tensor<D, Int> {
-    (values / per_channel(scale)).round().int()
+    zero_if_nan((values / per_channel(scale)).round()).int()
+}
+
+/// `x` with 0 in the place of `NaN`.
+pub(crate) fn zero_if_nan<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let is_nan = x.clone().is_nan();
+    x.mask_fill(is_nan, 0.0)
+}
+
+/// 1 where `x` is negative, else 0: also for -0 and `NaN`.
+pub(crate) fn is_negative<const D: usize>(x: Tensor<D>) -> Tensor<D, Int> {
+    x.lower_scalar(0.0).int()
 }
 
 /// Reshapes `[n]` to `[n, 1, ..., 1]`, so that it broadcasts along the first axis; `n` is 1 per tensor.

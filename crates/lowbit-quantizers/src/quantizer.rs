@@ -13,6 +13,7 @@ use crate::methods::dorefa::{DoReFaActivations, DoReFaWeights};
 use crate::methods::lsq::{LsqActivations, LsqWeights};
 use crate::methods::minmax::{MinMaxActivations, MinMaxWeights};
 use crate::methods::pact::PactActivations;
+use crate::parameter::constant;
 use crate::qparams::QParams;
 
 /// A quantization method, by the name of its paper.
@@ -87,17 +88,16 @@ impl LayerQuantization {
         Self { method, weight_bits, act_bits, weight_granularity: Granularity::PerTensor }
     }
 
-    /// Whether the method defines these bit widths and this granularity.
+    /// Whether the method defines these bit widths and this granularity. Activations of 1 to 8 bits are defined by all.
     ///
     /// # Errors
     /// [`QuantizerError`], naming what the method takes.
     pub fn check(&self) -> Result<(), QuantizerError> {
-        let Self { method, weight_bits, act_bits, weight_granularity } = *self;
+        let Self { method, weight_bits, act_bits: _, weight_granularity } = *self;
         if method == Method::MinMax && weight_bits.bit_width().is_some_and(|bits| bits.get() < 2) {
             let (operand, allowed) = (Operand::Weights, "2 to 8 bits");
             return Err(QuantizerError::Bits { method, operand, got: weight_bits, allowed });
         }
-        let _every_method_takes_1_to_8 = act_bits;
         let allows_per_channel = matches!(method, Method::Lsq | Method::MinMax);
         if weight_granularity == Granularity::PerChannel && !allows_per_channel {
             return Err(QuantizerError::Granularity {
@@ -134,10 +134,11 @@ impl WeightQuantizer {
     ) -> Result<Option<Self>, QuantizerError> {
         quantization.check()?;
         let granularity = quantization.weight_granularity;
-        Ok(quantization.weight_bits.bit_width().map(|bits| match quantization.method {
-            Method::DoReFa | Method::Pact => Self::DoReFa(DoReFaWeights::new(bits)),
+        let Some(bits) = quantization.weight_bits.bit_width() else { return Ok(None) };
+        Ok(Some(match quantization.method {
+            Method::DoReFa | Method::Pact => Self::DoReFa(DoReFaWeights::new(bits, &w.device())),
             Method::Lsq => Self::Lsq(LsqWeights::new(bits, granularity, w)),
-            Method::MinMax => Self::MinMax(MinMaxWeights::new(bits, granularity)),
+            Method::MinMax => Self::MinMax(MinMaxWeights::new(bits, granularity, &w.device())?),
         }))
     }
 
@@ -150,7 +151,7 @@ impl WeightQuantizer {
         }
     }
 
-    /// The integer codes of the weights `w`, of `w`'s shape.
+    /// The integer codes of the weights `w`, of `w`'s shape; `NaN` has the code of 0.
     pub fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
         match self {
             Self::DoReFa(quantizer) => quantizer.codes(w),
@@ -214,7 +215,8 @@ impl WeightQuantizer {
         }
     }
 
-    /// Changes learned parameters that were learned at `from` bits so that they span the same range at these bits.
+    /// Changes learned parameters that were learned at `from` bits so that they span as much at these bits: the distance between the
+    /// outermost levels stays.
     pub fn rescale(&mut self, from: BitWidth) {
         match self {
             Self::Lsq(quantizer) => quantizer.rescale(from),
@@ -252,7 +254,7 @@ impl ActivationQuantizer {
     pub fn new(quantization: &LayerQuantization, device: &Device) -> Result<Option<Self>, QuantizerError> {
         quantization.check()?;
         Ok(quantization.act_bits.bit_width().map(|bits| match quantization.method {
-            Method::DoReFa => Self::DoReFa(DoReFaActivations::new(bits)),
+            Method::DoReFa => Self::DoReFa(DoReFaActivations::new(bits, device)),
             Method::Pact => Self::Pact(PactActivations::new(bits, device)),
             Method::Lsq => Self::Lsq(LsqActivations::new(bits, device)),
             Method::MinMax => Self::MinMax(MinMaxActivations::new(bits, device)),
@@ -269,7 +271,7 @@ impl ActivationQuantizer {
         }
     }
 
-    /// The integer codes of `x`, of `x`'s shape.
+    /// The integer codes of `x`, of `x`'s shape; `NaN` has the code of 0.
     pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
         match self {
             Self::DoReFa(quantizer) => quantizer.codes(x),
@@ -346,7 +348,7 @@ impl ActivationQuantizer {
     }
 
     /// Changes learned parameters that were learned at `from` bits so that they span the same range at these bits. A
-    /// clip value and a running range span it as they are.
+    /// clip value and a running range do as they are.
     pub fn rescale(&mut self, from: BitWidth) {
         match self {
             Self::Lsq(quantizer) => quantizer.rescale(from),
@@ -392,7 +394,7 @@ impl ActivationQuantizer {
     pub fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
         match self {
             Self::DoReFa(_) => None,
-            Self::Pact(quantizer) => Some(("clip_value", quantizer.clip().detach())),
+            Self::Pact(quantizer) => Some(("clip_value", constant(quantizer.clip()))),
             Self::Lsq(quantizer) => Some(("act_step_size", quantizer.step_in_force())),
             Self::MinMax(quantizer) => Some(("running_max", quantizer.running_max.value_sync())),
         }

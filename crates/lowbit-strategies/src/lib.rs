@@ -34,6 +34,10 @@ pub mod strategy;
 mod trainer;
 mod warning;
 
+// What a session and a strategy of one's own need, so that such a program depends on this crate alone.
+pub use lowbit_data::Locations;
+pub use lowbit_quantizers::Selection;
+
 pub use checkpoint::{CheckpointError, Pending, Progress};
 pub use error::{Divergence, TrainError, shell_quoted};
 pub use inspect::{
@@ -51,3 +55,8 @@ pub use trainer::{
     StepReport, plan, resume, train,
 };
 pub use warning::{Warning, WarningKind};
+
+/// The code of the README, compiled and run with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

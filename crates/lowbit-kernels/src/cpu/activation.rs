@@ -32,8 +32,8 @@ pub struct UnitGrid {
 
 /// `round(clip(x / s, q_min, q_max)) s`: LSQ, Esser20 Eq. 1 to 3; without gradient of `s` also min-max.
 ///
-/// With `v = x / s`, the gradient passes where `q_min <= v <= q_max`. The derivative by `s` is `round(v) - v` there and
-/// the bound `q_min` or `q_max` outside; the factor `1 / sqrt(N q_max)` is the caller's.
+/// With `v = x / s`, the gradient passes where `q_min < v < q_max`. The derivative by `s` is `round(v) - v` there and
+/// the bound `q_min` or `q_max` elsewhere; the factor `1 / sqrt(N q_max)` is the caller's.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepGrid {
     /// The scale, positive.
@@ -59,7 +59,7 @@ pub struct ClipGrid {
 pub struct SignGrid {
     /// The scale; at zero all results are.
     pub scale: f32,
-    /// Whether the gradient passes only where `|x / s| <= 1`.
+    /// Whether the gradient passes only where `|x / s| < 1`.
     pub is_bounded: bool,
 }
 
@@ -142,7 +142,7 @@ impl Pointwise for StepGrid {
     #[inline(always)]
     fn passes(self, x: f32) -> bool {
         let v = x / self.step_size;
-        (v >= self.q_min) & (v <= self.q_max)
+        (v > self.q_min) & (v < self.q_max)
     }
     #[inline(always)]
     fn slope(self, x: f32) -> f32 {
@@ -152,23 +152,15 @@ impl Pointwise for StepGrid {
 
 impl ClipGrid {
     #[inline(always)]
-    fn clipped(self, x: f32) -> f32 {
-        let above_zero = if x < 0.0 { 0.0 } else { x };
-        if x >= self.clip_value { self.clip_value } else { above_zero }
-    }
-
-    #[inline(always)]
     fn code(self, x: f32) -> f32 {
-        (self.clipped(x) / self.clip_value * self.n).round_ties_even()
+        (clip(x, 0.0, self.clip_value) / self.clip_value * self.n).round_ties_even()
     }
 }
 
 impl Pointwise for ClipGrid {
     #[inline(always)]
     fn value(self, x: f32) -> f32 {
-        let clipped = self.clipped(x);
-        // As the straight-through estimator computes it.
-        clipped + (self.code(x) / self.n * self.clip_value - clipped)
+        self.code(x) / self.n * self.clip_value
     }
     #[inline(always)]
     fn passes(self, x: f32) -> bool {
@@ -183,7 +175,7 @@ impl Pointwise for ClipGrid {
 impl SignGrid {
     #[inline(always)]
     fn is_inside(self, x: f32) -> bool {
-        (x / self.scale).abs() <= 1.0
+        (x / self.scale).abs() < 1.0
     }
 }
 

@@ -26,7 +26,7 @@ pub enum Grid {
     },
     /// `sign(x) s` with a scale `s` and `sign(0) = 1`, weights of one bit: [`SignGrid`].
     Sign {
-        /// Whether the gradient passes only where `|x / s| <= 1` (LSQ), or everywhere (DoReFa, Zhou16 Eq. 7).
+        /// Whether the gradient passes only where `|x / s| < 1` (LSQ), or everywhere (DoReFa, Zhou16 Eq. 7).
         is_bounded: bool,
     },
 }
@@ -167,9 +167,9 @@ pub fn learned(x: &[f32], parameters: &[f32], grid: Grid, y: &mut [f32]) {
 
 /// Writes the gradient of `x` and returns those of the parameters.
 ///
-/// With `v = x / s`: `dx = g` where `q_min <= v <= q_max`, else 0; `ds = sum g (round(v) - v)` inside and `sum g q` with
-/// the bound `q` outside (Esser20, Eq. 3). For a clip value: `dx = g` where `0 <= x < a`; `da = sum g` where `x >= a`
-/// (Choi18, Eq. 3). For a sign that is bounded, `ds = sum g (sign(x) - v)` where `|v| <= 1` and `sum g sign(x)` elsewhere, as for
+/// With `v = x / s`: `dx = g` where `q_min < v < q_max`, else 0; `ds = sum g (round(v) - v)` there and `sum g q` with
+/// the bound `q` elsewhere (Esser20, Eq. 3 and 5). For a clip value: `dx = g` where `0 <= x < a`; `da = sum g` where `x >= a`
+/// (Choi18, Eq. 3). For a sign that is bounded, `ds = sum g (sign(x) - v)` where `|v| < 1` and `sum g sign(x)` elsewhere, as for
 /// the other steps; for one that is not, `dx = g` and `ds = sum g sign(x)`.
 ///
 /// # Panics
@@ -242,7 +242,7 @@ mod tests {
                 let g: Vec<f32> = x.iter().rev().map(|x| (x / s).clamp(-2.0, 2.0)).collect();
                 let mut dx = vec![f32::NAN; x.len()];
                 let ds = learned_gradient(&x, &[s], grid, &g, &mut dx);
-                let inside = |x: f32| x / s >= q_min && x / s <= q_max;
+                let inside = |x: f32| x / s > q_min && x / s < q_max;
                 assert_same_bits(&dx, x.iter().zip(&g).map(|(x, g)| if inside(*x) { *g } else { 0.0 }));
                 let (mut sum, mut size) = (0.0, 0.0);
                 for (&x, &g) in x.iter().zip(&g) {
@@ -265,7 +265,7 @@ mod tests {
             learned(&x, &[a], Grid::Clip { n }, &mut y);
             let clipped = |x: f32| if x >= a { a } else { x.max(0.0) };
             let value = |x: f32| (clipped(x) / a * n).round_ties_even() / n * a;
-            assert_same_bits(&y, x.iter().map(|&x| clipped(x) + (value(x) - clipped(x))));
+            assert_same_bits(&y, x.iter().map(|&x| value(x)));
             let g: Vec<f32> = x.iter().rev().map(|x| x.clamp(-2.0, 2.0)).collect();
             let mut dx = vec![f32::NAN; x.len()];
             let da = learned_gradient(&x, &[a], Grid::Clip { n }, &g, &mut dx);
@@ -287,7 +287,7 @@ mod tests {
             let g: Vec<f32> = x.iter().rev().map(|x| (x / s).clamp(-2.0, 2.0)).collect();
             let mut dx = vec![f32::NAN; x.len()];
             let ds = learned_gradient(&x, &[s], grid, &g, &mut dx);
-            let inside = |x: f32| x / s >= -1.0 && x / s <= 1.0;
+            let inside = |x: f32| x / s > -1.0 && x / s < 1.0;
             let passes = |x: f32| !is_bounded || inside(x);
             assert_same_bits(&dx, x.iter().zip(&g).map(|(x, g)| if passes(*x) { *g } else { 0.0 }));
             let slope = |x: f32| sign(x) - if is_bounded && inside(x) { x / s } else { 0.0 };

@@ -71,7 +71,7 @@ fn total(sums: &[f32; LANES]) -> f64 {
 }
 
 multiversion! {
-    /// Mean and biased variance of a channel.
+    /// Mean and biased variance of a channel; zeros without values.
     fn moments(shape: NormShape, x: &[f32], channel: usize) -> [f64; 2] {
         let (mut n, mut mean, mut squares) = (0.0, 0.0, 0.0);
         for first in (0..shape.batch).step_by(shape.together()) {
@@ -93,7 +93,7 @@ multiversion! {
             mean += distance * part_n / (n + part_n);
             n += part_n;
         }
-        [mean, squares / n]
+        [mean, if n > 0.0 { squares / n } else { 0.0 }]
     }
 }
 

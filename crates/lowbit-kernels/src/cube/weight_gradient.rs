@@ -19,8 +19,7 @@ use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
 
 use super::elem_type;
 
-/// Values of the columns that exist at a time (or those of an image, if it has more), and of the products: 64 MiB each, half of
-/// what WebGPU promises for a buffer.
+/// Values of the columns that exist at a time, and of the products: 64 MiB each, half of what WebGPU promises for a buffer.
 const COLUMNS: usize = 1 << 24;
 const PRODUCTS: usize = 1 << 24;
 
@@ -64,7 +63,15 @@ fn windows<F: Float>(
     columns.write(ABSOLUTE_POS, value);
 }
 
-/// The gradient of the weights of a convolution without groups and dilation.
+/// Whether the columns of one image are few enough.
+pub(super) fn fits(input: &CubeTensor, weight: &CubeTensor, gradient: &CubeTensor) -> bool {
+    let [_, channels, ..]: [usize; 4] = input.shape().dims();
+    let [_, _, kernel_height, kernel_width] = weight.shape().dims();
+    let [_, _, out_height, out_width] = gradient.shape().dims();
+    channels * kernel_height * kernel_width * out_height * out_width <= COLUMNS
+}
+
+/// The gradient of the weights of a convolution without groups and dilation whose images [fit](fits).
 pub(super) fn weight_gradient(
     input: FloatTensor<CubeBackend>,
     weight: &FloatTensor<CubeBackend>,
@@ -76,7 +83,7 @@ pub(super) fn weight_gradient(
     let [_, _, out_height, out_width] = gradient.shape().dims();
     let (pixels, rows) = (out_height * out_width, channels * kernel_height * kernel_width);
     // Images of a share: as few as leave few enough products.
-    let most = (COLUMNS / (rows * pixels)).max(1);
+    let most = COLUMNS / (rows * pixels);
     let share = (batch * out_channels * rows).div_ceil(PRODUCTS).min(most).min(batch);
     let input = into_contiguous(input);
     let gradient = into_contiguous(gradient);
@@ -84,7 +91,7 @@ pub(super) fn weight_gradient(
     while first < batch {
         // The last share may have fewer.
         let share = share.min(batch - first);
-        let n = ((batch - first) / share).min((COLUMNS / (rows * share * pixels)).max(1));
+        let n = ((batch - first) / share).min(COLUMNS / (rows * share * pixels));
         let columns = empty_device_contiguous_dtype(
             input.client.clone(),
             input.device.clone(),

@@ -51,17 +51,26 @@ impl QuantConv2dConfig {
     /// A layer with He-normal weights by fan-out (He et al. 2015), drawn on the host from `rng`, without bias.
     ///
     /// # Errors
-    /// [`QuantizerError`] if the method does not define the precision asked for.
-    ///
-    /// # Panics
-    /// If the kernel size is even, or `groups` does not divide both channel counts.
+    /// [`QuantizerError`] if the method does not define the precision asked for, if a number is zero, the kernel size is even, or
+    /// `groups` does not divide both channel counts.
     pub fn init(&self, device: &Device, rng: &mut impl Rng) -> Result<QuantConv2d, QuantizerError> {
         let Self { in_channels, out_channels, kernel_size, stride, groups, quantization } = *self;
-        assert!(kernel_size % 2 == 1, "kernel size must be odd, got {kernel_size}");
-        assert!(
-            in_channels.is_multiple_of(groups) && out_channels.is_multiple_of(groups),
-            "{groups} groups must divide {in_channels} input and {out_channels} output channels"
-        );
+        for (what, n) in [
+            ("in_channels of a convolution", in_channels),
+            ("out_channels of a convolution", out_channels),
+            ("stride of a convolution", stride),
+            ("groups of a convolution", groups),
+        ] {
+            if n == 0 {
+                return Err(QuantizerError::Zero { what });
+            }
+        }
+        if kernel_size.is_multiple_of(2) {
+            return Err(QuantizerError::EvenKernel { got: kernel_size });
+        }
+        if !(in_channels.is_multiple_of(groups) && out_channels.is_multiple_of(groups)) {
+            return Err(QuantizerError::Groups { groups, in_channels, out_channels });
+        }
         let shape = [out_channels, in_channels / groups, kernel_size, kernel_size];
         let fan_out = out_channels / groups * kernel_size * kernel_size;
         let normal = Normal::new(0.0, (2.0 / fan_out as f32).sqrt()).expect("invariant: fan-out is positive");
@@ -116,7 +125,8 @@ impl QuantConv2d {
         layers.map(|layer| layer.forward_quantized(quantized.clone()))
     }
 
-    /// Convolves an input that is quantized as this layer does it.
+    /// Convolves an input that is quantized as this layer does it. That is not checked: any other input is convolved as it is,
+    /// without being quantized.
     pub fn forward_quantized(&self, input: Tensor<4>) -> Tensor<4> {
         let weight = self.selection.weight(&self.weight_quantizer, self.weight.val());
         let padding = weight.dims()[2] / 2;

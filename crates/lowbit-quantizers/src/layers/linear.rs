@@ -32,9 +32,16 @@ impl QuantLinearConfig {
     /// A layer with weights and bias uniform in `±1/sqrt(in_features)` (PyTorch's default), drawn on the host.
     ///
     /// # Errors
-    /// [`QuantizerError`] if the method does not define the precision asked for.
+    /// [`QuantizerError`] if the method does not define the precision asked for, or there are no features.
     pub fn init(&self, device: &Device, rng: &mut impl Rng) -> Result<QuantLinear, QuantizerError> {
         let Self { in_features, out_features, quantization } = *self;
+        for (what, n) in
+            [("in_features of a linear layer", in_features), ("out_features of a linear layer", out_features)]
+        {
+            if n == 0 {
+                return Err(QuantizerError::Zero { what });
+            }
+        }
         let bound = 1.0 / (in_features as f32).sqrt();
         let uniform = Uniform::new(-bound, bound).expect("invariant: the bound is positive and finite");
         let mut draw = |n: usize| uniform.sample_iter(&mut *rng).take(n).collect::<Vec<f32>>();
@@ -74,6 +81,10 @@ impl QuantLinear {
     /// - input: `[batch, in_features]`, after a ReLU if the input is quantized
     /// - output: `[batch, out_features]`
     pub fn forward(&self, input: Tensor<2>) -> Tensor<2> {
+        if input.dims()[0] == 0 {
+            // Not every backend has products of nothing: burn's ndarray divides by zero.
+            return Tensor::zeros([0, self.weight.val().dims()[0]], &input.device());
+        }
         let input = self.selection.input(&self.input_quantizer, input);
         let weight = self.selection.weight(&self.weight_quantizer, self.weight.val());
         let output = input.matmul(weight.transpose());

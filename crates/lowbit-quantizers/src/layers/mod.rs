@@ -12,6 +12,7 @@ use burn::tensor::Tensor;
 
 use lowbit_core::Granularity;
 
+use crate::parameter::constant;
 use crate::qparams::reduce;
 use crate::{ActivationQuantizer, WeightQuantizer};
 
@@ -117,7 +118,7 @@ fn relative_error<const D: usize>(
     weight: Tensor<D>,
 ) -> Option<Tensor<1>> {
     let quantizer = quantizer.as_ref()?;
-    let weight = weight.detach();
+    let weight = constant(weight);
     let (rounded, exact) = (quantizer.fake_quantize(weight.clone()), quantizer.unrounded(weight));
     let sum = |values: Tensor<D>| reduce(values.abs(), Granularity::PerTensor, |rows| rows.sum_dim(1));
     Some(sum(rounded - exact.clone()) / sum(exact).clamp_min(f32::MIN_POSITIVE))

@@ -14,7 +14,8 @@ pub enum Selection {
     /// Neither.
     None,
     /// One flag for each group of channels: the first group is the first share of the output channels of the weights
-    /// and of the channels of the input, and so on.
+    /// and of the channels of the input, and so on. With more groups than channels some groups have none; without groups nothing
+    /// is quantized.
     ChannelGroups(Vec<bool>),
 }
 
@@ -54,14 +55,14 @@ impl Selection {
         }
     }
 
-    /// The share of `channels` channels that is quantized.
+    /// The share of `channels` channels that is quantized; without channels, 0.
     pub fn share(&self, channels: usize) -> f64 {
         match self {
             Self::All => 1.0,
             Self::None => 0.0,
             Self::ChannelGroups(groups) => {
                 let quantized = (0..channels).filter(|&channel| is_quantized(groups, channel, channels));
-                quantized.count() as f64 / channels as f64
+                quantized.count() as f64 / channels.max(1) as f64
             }
         }
     }
@@ -69,7 +70,7 @@ impl Selection {
 
 /// Whether the group of channel `channel` of `channels` is set.
 fn is_quantized(groups: &[bool], channel: usize, channels: usize) -> bool {
-    groups[channel * groups.len() / channels]
+    groups.get(channel * groups.len() / channels).copied().unwrap_or(false)
 }
 
 /// `rounded` where the mask is 1, `exact` where it is 0.

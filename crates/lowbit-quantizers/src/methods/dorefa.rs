@@ -3,13 +3,14 @@
 //! Both grids are fixed: weights lie in [-1, 1] and activations in [0, 1], with `n = 2^bits - 1` steps. There is
 //! nothing to learn and nothing to calibrate.
 
-use burn::module::Module;
-use burn::tensor::{Int, Tensor};
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::{BitWidth, CodeRange, Granularity};
 pub use lowbit_kernels::MaxGradient;
 use lowbit_kernels::{Activation, Grid, Scale, dorefa_weights, fake_quantize_learned, fake_quantize_unit};
 
-use crate::qparams::{QParams, reduce};
+use crate::parameter::{constant, recorded_bits};
+use crate::qparams::{QParams, is_negative, reduce, zero_if_nan};
 
 /// DoReFa weights, Zhou16 Eq. 9 (2 to 8 bits) and Eq. 7 (1 bit). Codes are unsigned, `0..=2^bits - 1`.
 ///
@@ -20,9 +21,10 @@ use crate::qparams::{QParams, reduce};
 /// y = (2 c - n) / n                           = 2 c / n - 1
 /// ```
 /// The gradient is straight through the rounding only: the tanh, the division and the maximum are differentiated as
-/// written. At 1 bit `y = sign(w) mean|w|`, and the gradient passes through unchanged.
+/// written. At 1 bit `y = sign(w) mean|w|` with `sign(0) = 1`, also of -0, and the gradient passes through unchanged.
 #[derive(Module, Debug)]
 pub struct DoReFaWeights {
+    recorded_bits: Param<Tensor<1, Int>>,
     #[module(skip)]
     bits: BitWidth,
     #[module(skip)]
@@ -31,8 +33,8 @@ pub struct DoReFaWeights {
 
 impl DoReFaWeights {
     /// A quantizer to `bits` bits that differentiates the maximum.
-    pub fn new(bits: BitWidth) -> Self {
-        Self { bits, max_gradient: MaxGradient::default() }
+    pub fn new(bits: BitWidth, device: &Device) -> Self {
+        Self { recorded_bits: recorded_bits(bits, device), bits, max_gradient: MaxGradient::default() }
     }
 
     /// The same quantizer with another gradient of the maximum.
@@ -45,14 +47,14 @@ impl DoReFaWeights {
         self.bits
     }
 
-    /// Codes in `0..=2^bits - 1`, of `w`'s shape.
+    /// Codes in `0..=2^bits - 1`, of `w`'s shape; `NaN` has the code of 0.
     pub fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
         match self.bits.get() {
-            1 => w.greater_equal_scalar(0.0).int(),
+            1 => is_negative(w).neg() + 1,
             _ => {
                 // From what the forward pass uses: another tanh might round to another code.
                 let n = steps(self.bits);
-                ((dorefa_weights(w, n, self.max_gradient) * n + n) / 2.0).round().int()
+                ((dorefa_weights(zero_if_nan(w), n, self.max_gradient) * n + n) / 2.0).round().int()
             }
         }
     }
@@ -60,7 +62,7 @@ impl DoReFaWeights {
     /// The weights on the grid's real values, of `w`'s shape, with a straight-through gradient.
     pub fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
         if self.bits.get() == 1 {
-            let mean = mean_magnitude(w.clone().detach());
+            let mean = mean_magnitude(constant(w.clone()));
             return fake_quantize_learned(w, mean, Grid::Sign { is_bounded: false });
         }
         dorefa_weights(w, steps(self.bits), self.max_gradient)
@@ -69,7 +71,7 @@ impl DoReFaWeights {
     /// What the quantized weights are multiples of, and the largest multiple: `2 c - n`.
     pub(crate) fn scale<const D: usize>(&self, w: Tensor<D>) -> (Scale, u8) {
         match self.bits.get() {
-            1 => (Scale::Learned { parameter: mean_magnitude(w.detach()), parts: 1.0 }, 1),
+            1 => (Scale::Learned { parameter: mean_magnitude(constant(w)), parts: 1.0 }, 1),
             _ => (Scale::Constant(1.0 / steps(self.bits)), largest_code(self.bits)),
         }
     }
@@ -85,9 +87,13 @@ impl DoReFaWeights {
                 if self.max_gradient == MaxGradient::Detached {
                     max = max.detach();
                 }
-                // All weights zero: 0 / 1 instead of 0 / 0.
+                // All weights zero: as in the rounded grid, the maximum gives way to 1/2.
                 let all_zero = max.clone().equal_scalar(0.0);
-                squashed / max.mask_fill(all_zero, 1.0).reshape([1; D])
+                let max: Tensor<D> = max.mask_fill(all_zero, 0.5).reshape([1; D]);
+                // The quotient by a constant, and by a one whose gradient is that of the maximum: the derivative of a quotient has
+                // the square of the divisor, which vanishes for the smallest weights.
+                let size = max.clone().detach();
+                (squashed / size.clone()) / (max / size)
             }
         }
     }
@@ -120,14 +126,15 @@ fn mean_magnitude<const D: usize>(w: Tensor<D>) -> Tensor<1> {
 /// The gradient is straight through the rounding and passes where `0 <= x <= 1` (clamp, then round).
 #[derive(Module, Debug)]
 pub struct DoReFaActivations {
+    recorded_bits: Param<Tensor<1, Int>>,
     #[module(skip)]
     bits: BitWidth,
 }
 
 impl DoReFaActivations {
     /// A quantizer to `bits` bits.
-    pub fn new(bits: BitWidth) -> Self {
-        Self { bits }
+    pub fn new(bits: BitWidth, device: &Device) -> Self {
+        Self { recorded_bits: recorded_bits(bits, device), bits }
     }
 
     /// The bit width.
@@ -135,13 +142,9 @@ impl DoReFaActivations {
         self.bits
     }
 
-    fn grid<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        x.clamp(0.0, 1.0) * steps(self.bits)
-    }
-
-    /// Codes in `0..=2^bits - 1`, of `x`'s shape.
+    /// Codes in `0..=2^bits - 1`, of `x`'s shape; `NaN` has the code of 0.
     pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
-        self.grid(x).round().int()
+        (zero_if_nan(x).clamp(0.0, 1.0) * steps(self.bits)).round().int()
     }
 
     /// `x` on the grid's real values, of `x`'s shape, with a straight-through gradient.
@@ -165,7 +168,7 @@ impl DoReFaActivations {
     }
 
     /// The grid's parameters, on `device`.
-    pub fn qparams(&self, device: &burn::tensor::Device) -> QParams {
+    pub fn qparams(&self, device: &Device) -> QParams {
         let range: CodeRange = self.bits.unsigned_range();
         QParams {
             scale: Tensor::full([1], 1.0 / steps(self.bits), device),

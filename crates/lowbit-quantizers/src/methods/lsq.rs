@@ -6,8 +6,8 @@ use lowbit_core::{BitWidth, CodeRange, Granularity};
 use lowbit_kernels::{Activation, Grid, Scale, fake_quantize_learned};
 
 use crate::calibration::Calibration;
-use crate::parameter::{n_at_floor, positive_parameter, replace};
-use crate::qparams::{QParams, codes_of, per_channel, reduce};
+use crate::parameter::{constant, n_at_floor, positive_parameter, recorded_bits, replace};
+use crate::qparams::{QParams, codes_of, is_negative, per_channel, reduce, zero_if_nan};
 
 /// The step size never falls below this: the smallest weights that training produces are orders of magnitude larger.
 const MIN_STEP_SIZE: f32 = 1e-7;
@@ -19,15 +19,17 @@ const MIN_STEP_SIZE: f32 = 1e-7;
 /// v = clip(w / s, q_min, q_max)               Esser20 Eq. 1 (the paper's Q_N is positive: q_min = -Q_N)
 /// c = round(v)                                ties to even
 /// y = c s                                     Eq. 2
-/// dy/dw = 1 where q_min <= w/s <= q_max       Eq. 5
-/// dy/ds = c - w/s inside, q_min or q_max outside, times g = 1 / sqrt(N q_max)        Eq. 3, section 2.2
+/// dy/dw = 1 where q_min < w/s < q_max         Eq. 5
+/// dy/ds = c - w/s there, q_min or q_max elsewhere, times g = 1 / sqrt(N q_max)       Eq. 3, section 2.2
 /// ```
-/// `N` is the number of weights that share the step. At 1 bit, which the paper does not define, `c = sign(w)` with
+/// `N` is the number of weights that share the step. Exactly at an edge of the range the gradient is that of the outside, as in the
+/// paper; implementations by `torch.clamp` differ there with the release. At 1 bit, which the paper does not define, `c = sign(w)` with
 /// `q_max = 1` (decision of this project).
 #[derive(Module, Debug)]
 pub struct LsqWeights {
     /// The learned step size `s`, which is the scale. Shape `[1]`, or `[out_channels]` per channel.
     pub step_size: Param<Tensor<1>>,
+    recorded_bits: Param<Tensor<1, Int>>,
     #[module(skip)]
     bits: BitWidth,
     #[module(skip)]
@@ -38,8 +40,9 @@ impl LsqWeights {
     /// A quantizer to `bits` bits with its step size set from the weights `w`: `2 mean|w| / sqrt(q_max)` (Esser20,
     /// section 2.1).
     pub fn new<const D: usize>(bits: BitWidth, granularity: Granularity, w: Tensor<D>) -> Self {
+        let recorded_bits = recorded_bits(bits, &w.device());
         let step_size = initial_step_size(w, granularity, weight_range(bits));
-        Self { step_size: Param::from_tensor(step_size), bits, granularity }
+        Self { step_size: Param::from_tensor(step_size), recorded_bits, bits, granularity }
     }
 
     /// The bit width.
@@ -68,10 +71,13 @@ impl LsqWeights {
         per_channel(self.steps(w))
     }
 
-    /// Codes in the signed range, of `w`'s shape.
+    /// Codes in the signed range, of `w`'s shape; `NaN` has the code of 0.
     pub fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
+        if self.bits.get() == 1 {
+            return is_negative(w) * -2 + 1;
+        }
         let steps = self.steps(&w);
-        codes_of(self.on_grid(w, steps.clone()), steps)
+        codes_of(self.on_grid(zero_if_nan(w), steps.clone()), steps)
     }
 
     /// The weights on the grid's real values, of `w`'s shape, with the gradients of Esser20.
@@ -94,15 +100,15 @@ impl LsqWeights {
         clip(w / step.clone(), weight_range(self.bits)) * step
     }
 
-    /// Changes a step size learned at `from` bits to span the same range.
+    /// Changes step sizes learned at `from` bits so that the distance between the outermost levels stays. (Their places cannot
+    /// both: a grid of 4 bits has them at -8 and 7 steps, one of 2 bits at -2 and 1.)
     pub(crate) fn rescale(&mut self, from: BitWidth) {
-        let factor = f64::from(weight_range(from).q_max) / f64::from(weight_range(self.bits).q_max);
-        self.step_size = self.step_size.clone().map(|old| replace(old.clone(), old.detach() * factor));
+        self.step_size = rescaled(&self.step_size, [from, self.bits].map(weight_range));
     }
 
     /// The step sizes in force, without gradient.
     pub(crate) fn step_in_force(&self) -> Tensor<1> {
-        self.step_size.val().detach().clamp_min(MIN_STEP_SIZE)
+        constant(self.step_size.val()).clamp_min(MIN_STEP_SIZE)
     }
 
     /// How many step sizes are held at their floor, `[1]`.
@@ -131,6 +137,7 @@ impl LsqWeights {
 pub struct LsqActivations {
     /// The learned step size `s`, which is the scale. Shape `[1]`.
     pub step_size: Param<Tensor<1>>,
+    recorded_bits: Param<Tensor<1, Int>>,
     #[module(skip)]
     bits: BitWidth,
     #[module(skip)]
@@ -141,7 +148,8 @@ impl LsqActivations {
     /// A quantizer to `bits` bits. Until it is calibrated its step size is `1 / q_max`, which spans [0, 1].
     pub fn new(bits: BitWidth, device: &Device) -> Self {
         let step_size = Tensor::full([1], 1.0 / bits.unsigned_range().q_max as f32, device);
-        Self { step_size: Param::from_tensor(step_size), bits, calibration: Calibration::default() }
+        let (step_size, recorded_bits) = (Param::from_tensor(step_size), recorded_bits(bits, device));
+        Self { step_size, recorded_bits, bits, calibration: Calibration::default() }
     }
 
     /// The bit width.
@@ -161,7 +169,7 @@ impl LsqActivations {
     /// Takes in a batch, in a calibration.
     pub(crate) fn observe<const D: usize>(&self, x: &Tensor<D>) {
         if self.calibration.is_recording() && x.shape().num_elements() > 0 {
-            let x = x.clone().detach().abs();
+            let x = constant(x.clone()).abs();
             self.calibration.record_mean(reduce(x, Granularity::PerTensor, |rows| rows.mean_dim(1)));
         }
     }
@@ -178,10 +186,10 @@ impl LsqActivations {
         }
     }
 
-    /// Codes in `0..=2^bits - 1`, of `x`'s shape.
+    /// Codes in `0..=2^bits - 1`, of `x`'s shape; `NaN` has the code of 0.
     pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
         let step = self.current_step(&x);
-        codes_of(self.on_grid(x, step.clone()), step)
+        codes_of(self.on_grid(zero_if_nan(x), step.clone()), step)
     }
 
     /// `x` on the grid's real values, of `x`'s shape, with the gradients of Esser20.
@@ -202,8 +210,7 @@ impl LsqActivations {
 
     /// Changes a step size learned at `from` bits to span the same range.
     pub(crate) fn rescale(&mut self, from: BitWidth) {
-        let factor = f64::from(from.unsigned_range().q_max) / f64::from(self.bits.unsigned_range().q_max);
-        self.step_size = self.step_size.clone().map(|old| replace(old.clone(), old.detach() * factor));
+        self.step_size = rescaled(&self.step_size, [from, self.bits].map(BitWidth::unsigned_range));
     }
 
     /// A ReLU and the quantizer in one, for values of shape `dims`; `None` during calibration, which sees the values.
@@ -219,7 +226,7 @@ impl LsqActivations {
     pub(crate) fn step_in_force(&self) -> Tensor<1> {
         match self.calibration.mean() {
             Some(mean_abs) => step_from_mean(mean_abs, self.bits.unsigned_range()),
-            None => self.step_size.val().detach().clamp_min(MIN_STEP_SIZE),
+            None => constant(self.step_size.val()).clamp_min(MIN_STEP_SIZE),
         }
     }
 
@@ -254,8 +261,18 @@ fn grid(range: CodeRange) -> Grid {
     Grid::Step { q_min: range.q_min as f32, q_max: range.q_max as f32 }
 }
 
+/// `clip(v, q_min, q_max)`, whose gradient passes where `q_min < v < q_max`.
 fn clip<const D: usize>(v: Tensor<D>, range: CodeRange) -> Tensor<D> {
-    v.clamp(range.q_min as f32, range.q_max as f32)
+    let (q_min, q_max) = (range.q_min as f32, range.q_max as f32);
+    let value = constant(v.clone());
+    let inside = value.clone().greater_scalar(q_min).bool_and(value.clone().lower_scalar(q_max));
+    value.clamp(q_min, q_max).mask_where(inside, v)
+}
+
+/// A step size of the first range for the second one, which spans as much.
+fn rescaled(step_size: &Param<Tensor<1>>, ranges: [CodeRange; 2]) -> Param<Tensor<1>> {
+    let [from, to] = ranges.map(|range| f64::from(range.q_max - range.q_min));
+    step_size.clone().map(|old| replace(old.clone(), constant(old) * (from / to)))
 }
 
 /// The step with its gradient scaled by `1 / sqrt(N q_max)`, Esser20 section 2.2.
@@ -265,7 +282,10 @@ fn learned_step(parameter: Tensor<1>, range: CodeRange, elements: usize) -> Tens
 }
 
 fn initial_step_size<const D: usize>(w: Tensor<D>, granularity: Granularity, range: CodeRange) -> Tensor<1> {
-    step_from_mean(reduce(w.detach().abs(), granularity, |rows| rows.mean_dim(1)), range)
+    if w.shape().num_elements() == 0 {
+        return Tensor::ones([1], &w.device());
+    }
+    step_from_mean(reduce(constant(w).abs(), granularity, |rows| rows.mean_dim(1)), range)
 }
 
 /// `2 mean|x| / sqrt(q_max)`; all-zero data get a step of 1, as good as any other.

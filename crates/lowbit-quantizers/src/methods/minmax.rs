@@ -3,11 +3,13 @@
 
 use burn::module::{Flag, Module, Param, RunningState};
 use burn::tensor::{Device, Int, Tensor};
-use lowbit_core::{BitWidth, CodeRange, Granularity};
+use lowbit_core::{BitWidth, CodeRange, Granularity, Precision};
 use lowbit_kernels::{Grid, fake_quantize_affine, fake_quantize_learned, quotient, value_range};
 
 use crate::calibration::Calibration;
-use crate::qparams::{QParams, codes_of, per_channel, reduce};
+use crate::parameter::{constant, recorded_bits};
+use crate::qparams::{QParams, codes_of, per_channel, reduce, zero_if_nan};
+use crate::{Method, Operand, QuantizerError};
 
 /// Share of the newest batch in the running range, as in batch normalization.
 const MOMENTUM: f64 = 0.1;
@@ -22,6 +24,7 @@ const MOMENTUM: f64 = 0.1;
 /// ```
 #[derive(Module, Debug)]
 pub struct MinMaxWeights {
+    recorded_bits: Param<Tensor<1, Int>>,
     #[module(skip)]
     bits: BitWidth,
     #[module(skip)]
@@ -31,11 +34,18 @@ pub struct MinMaxWeights {
 impl MinMaxWeights {
     /// A quantizer to `bits` bits, at least 2.
     ///
-    /// # Panics
-    /// If `bits` is 1, which leaves no level but zero.
-    pub fn new(bits: BitWidth, granularity: Granularity) -> Self {
-        assert!(bits.get() >= 2, "min-max weights need at least 2 bits");
-        Self { bits, granularity }
+    /// # Errors
+    /// [`QuantizerError::Bits`] if `bits` is 1, which leaves no level but zero.
+    pub fn new(bits: BitWidth, granularity: Granularity, device: &Device) -> Result<Self, QuantizerError> {
+        if bits.get() < 2 {
+            return Err(QuantizerError::Bits {
+                method: Method::MinMax,
+                operand: Operand::Weights,
+                got: Precision::Bits(bits),
+                allowed: "2 to 8 bits",
+            });
+        }
+        Ok(Self { recorded_bits: recorded_bits(bits, device), bits, granularity })
     }
 
     /// The bit width.
@@ -54,12 +64,16 @@ impl MinMaxWeights {
     }
 
     fn scale<const D: usize>(&self, w: Tensor<D>) -> Tensor<1> {
-        let max = reduce(w.detach().abs(), self.granularity, |rows| rows.max_dim(1));
+        if w.shape().num_elements() == 0 {
+            return Tensor::ones([1], &w.device());
+        }
+        let max = reduce(constant(w).abs(), self.granularity, |rows| rows.max_dim(1));
         usable(quotient(max.clone(), max.full_like(self.range().q_max as f32)))
     }
 
-    /// Codes in the narrow signed range, of `w`'s shape.
+    /// Codes in the narrow signed range, of `w`'s shape; `NaN` has the code of 0.
     pub fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
+        let w = zero_if_nan(w);
         let scale = self.scale(w.clone());
         codes_of(self.on_grid(w, scale.clone()), scale)
     }
@@ -109,6 +123,7 @@ pub struct MinMaxActivations {
     pub running_max: RunningState<Tensor<1>>,
     /// Whether the range follows the batches of a training.
     pub training: Param<Flag>,
+    recorded_bits: Param<Tensor<1, Int>>,
     #[module(skip)]
     bits: BitWidth,
     #[module(skip)]
@@ -127,6 +142,7 @@ impl MinMaxActivations {
             running_min: RunningState::new(Tensor::full([1], min.min(0.0), device)),
             running_max: RunningState::new(Tensor::full([1], max.max(0.0), device)),
             training: Param::from_bool(true),
+            recorded_bits: recorded_bits(bits, device),
             bits,
             calibration: Calibration::default(),
         }
@@ -154,7 +170,7 @@ impl MinMaxActivations {
         if !(is_recording || follows) || x.shape().num_elements() == 0 {
             return;
         }
-        let range = value_range(x.clone());
+        let range = value_range(constant(x.clone()));
         let [batch_min, batch_max] = [0, 1].map(|i| range.clone().narrow(0, i, 1));
         if is_recording {
             return self.calibration.record_range(batch_min, batch_max);
@@ -182,11 +198,11 @@ impl MinMaxActivations {
         [scale, zero_point]
     }
 
-    /// Codes in `0..=2^bits - 1`, of `x`'s shape.
+    /// Codes in `0..=2^bits - 1`, of `x`'s shape; `NaN` has the code of 0.
     pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
         let grid = self.grid();
         let [scale, zero_point] = grid.clone();
-        codes_of(self.rounded(x, grid), scale) + per_channel(zero_point).int()
+        codes_of(self.rounded(zero_if_nan(x), grid), scale) + per_channel(zero_if_nan(zero_point)).int()
     }
 
     /// `x` on the grid's real values, of `x`'s shape, with a straight-through gradient.

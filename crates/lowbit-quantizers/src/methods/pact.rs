@@ -6,8 +6,8 @@ use lowbit_core::{BitWidth, Granularity};
 use lowbit_kernels::{Activation, Grid, Scale, fake_quantize_learned};
 
 use crate::calibration::Calibration;
-use crate::parameter::{n_at_floor, positive_parameter, replace};
-use crate::qparams::{QParams, codes_of, per_channel, reduce};
+use crate::parameter::{constant, n_at_floor, positive_parameter, recorded_bits, replace};
+use crate::qparams::{QParams, codes_of, per_channel, reduce, zero_if_nan};
 
 /// Clip value until a calibration: within the range that the paper finds insensitive (Choi18, section 3: 8 to 20 are equal) for
 /// a clip value that decays. It is far beyond what follows a normalization.
@@ -37,6 +37,7 @@ const MIN_CLIP_VALUE: f32 = 1e-3;
 pub struct PactActivations {
     /// The learned clip value `a`, shape `[1]`, in the units of the activations.
     pub clip_value: Param<Tensor<1>>,
+    recorded_bits: Param<Tensor<1, Int>>,
     #[module(skip)]
     bits: BitWidth,
     #[module(skip)]
@@ -47,7 +48,8 @@ impl PactActivations {
     /// A quantizer to `bits` bits. Until it is calibrated its clip value is 8.
     pub fn new(bits: BitWidth, device: &Device) -> Self {
         let clip_value = Param::from_tensor(Tensor::full([1], INITIAL_CLIP_VALUE, device));
-        Self { clip_value, bits, calibration: Calibration::default() }
+        let recorded_bits = recorded_bits(bits, device);
+        Self { clip_value, recorded_bits, bits, calibration: Calibration::default() }
     }
 
     /// The bit width.
@@ -70,7 +72,7 @@ impl PactActivations {
     /// Takes in a batch, in a calibration.
     pub(crate) fn observe<const D: usize>(&self, x: &Tensor<D>) {
         if self.calibration.is_recording() && x.shape().num_elements() > 0 {
-            let x = x.clone().detach().clamp_min(0.0);
+            let x = constant(x.clone()).clamp_min(0.0);
             let mean = |x: Tensor<D>| reduce(x, Granularity::PerTensor, |rows| rows.mean_dim(1));
             self.calibration.record_mean(Tensor::cat(vec![mean(x.clone()), mean(x.square())], 0));
         }
@@ -99,15 +101,15 @@ impl PactActivations {
 
     /// `clip(x, 0, a)` with the gradient of Choi18 Eq. 3.
     fn clipped<const D: usize>(&self, x: Tensor<D>, clip: Tensor<D>) -> Tensor<D> {
-        let above = x.clone().greater_equal(clip.clone().detach());
+        let above = constant(x.clone()).greater_equal(constant(clip.clone()));
         let shape = x.shape();
         x.clamp_min(0.0).mask_where(above, clip.expand(shape))
     }
 
-    /// Codes in `0..=2^bits - 1`, of `x`'s shape.
+    /// Codes in `0..=2^bits - 1`, of `x`'s shape; `NaN` has the code of 0.
     pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
         let clip = self.clip();
-        codes_of(fake_quantize_learned(x, clip.clone(), self.grid()) * self.steps(), clip)
+        codes_of(fake_quantize_learned(zero_if_nan(x), clip.clone(), self.grid()) * self.steps(), clip)
     }
 
     /// `x` on the grid's real values, of `x`'s shape, with the gradients of Choi18 Eq. 3.
@@ -139,7 +141,7 @@ impl PactActivations {
 
     /// The grid's parameters.
     pub fn qparams(&self) -> QParams {
-        let scale = self.clip().detach() / self.steps();
+        let scale = constant(self.clip()) / self.steps();
         QParams { zero_point: scale.zeros_like(), scale, range: self.bits.unsigned_range() }
     }
 }

@@ -711,6 +711,7 @@ fn check_layer(section: &Section<'_>, policy: &QuantizationPolicy, keys: &[Strin
         Err(error @ QuantizerError::Granularity { .. }) => {
             report("weight_granularity", |change| change.weight_granularity.is_some(), error.to_string());
         }
+        Err(error) => report("method", |change| change.method.is_some(), error.to_string()),
         Ok(()) => {}
     }
     let LayerQuantization { method, act_bits, .. } = quantization;

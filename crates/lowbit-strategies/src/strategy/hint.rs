@@ -78,6 +78,6 @@ fn half_mean_square(mu: Tensor<4>, nu: Tensor<4>) -> Tensor<1> {
 fn quantized(nu: Tensor<4>, bits: Precision) -> Tensor<4> {
     match bits {
         Precision::FullPrecision => nu.clamp(0.0, 1.0),
-        Precision::Bits(bits) => DoReFaActivations::new(bits).fake_quantize(nu),
+        Precision::Bits(bits) => DoReFaActivations::new(bits, &nu.device()).fake_quantize(nu),
     }
 }

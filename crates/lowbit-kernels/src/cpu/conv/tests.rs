@@ -169,7 +169,6 @@ fn equals_the_reference_at_other_divisions() {
     }
 }
 
-/// Same bits whatever the number of threads.
 /// Sums of more products than are taken in one part.
 #[test]
 fn large_planes_of_single_channels_equal_the_reference() {

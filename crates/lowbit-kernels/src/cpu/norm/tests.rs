@@ -24,7 +24,7 @@ fn activated(activation: Activation, z: f32) -> (f32, bool, f32) {
         Activation::Step(StepGrid { step_size, q_min, q_max }) => {
             let v = z / step_size;
             let code = v.clamp(q_min, q_max).round_ties_even();
-            let inside = v >= q_min && v <= q_max;
+            let inside = v > q_min && v < q_max;
             (code * step_size, inside, if inside { code - v } else { code })
         }
         Activation::Clip(ClipGrid { clip_value, n }) => {
@@ -34,7 +34,7 @@ fn activated(activation: Activation, z: f32) -> (f32, bool, f32) {
         }
         Activation::Sign(SignGrid { scale, is_bounded }) => {
             let (sign, v) = (if z < 0.0 { -1.0 } else { 1.0 }, z / scale);
-            let inside = v.abs() <= 1.0;
+            let inside = v.abs() < 1.0;
             (sign * scale, inside || !is_bounded, sign - if inside && is_bounded { v } else { 0.0 })
         }
     }

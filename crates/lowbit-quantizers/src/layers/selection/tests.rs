@@ -80,7 +80,7 @@ struct InputCase {
 const INPUT_CASES: [InputCase; 4] = [
     InputCase {
         name: "dorefa, 2 bits",
-        quantizer: || ActivationQuantizer::DoReFa(DoReFaActivations::new(bits(2))),
+        quantizer: || ActivationQuantizer::DoReFa(DoReFaActivations::new(bits(2), &device())),
         rounded: [1.0 / 3.0, 1.0, 0.0, 1.0],
         unrounded: [0.4, 1.0, 0.0, 0.9],
         gradient: [1.0, 0.0, 0.0, 1.0],
@@ -191,7 +191,7 @@ const THIRD: f32 = 1.0 / 3.0;
 const WEIGHT_CASES: [WeightCase; 4] = [
     WeightCase {
         name: "dorefa, 2 bits",
-        quantizer: || WeightQuantizer::DoReFa(DoReFaWeights::new(bits(2))),
+        quantizer: || WeightQuantizer::DoReFa(DoReFaWeights::new(bits(2), &device())),
         rounded: [THIRD, -THIRD, 1.0, -THIRD, THIRD, -THIRD, 1.0, -THIRD],
         // tanh(w) / tanh(0.9), and its gradient, which reaches 0.9 as the maximum too.
         unrounded: [0.275549, -0.645147, 1.000000, -0.139143, 0.275549, -0.645147, 0.927040, -0.139143],
@@ -201,7 +201,7 @@ const WEIGHT_CASES: [WeightCase; 4] = [
     WeightCase {
         // The mean magnitude is 0.4125.
         name: "dorefa, 1 bit",
-        quantizer: || WeightQuantizer::DoReFa(DoReFaWeights::new(bits(1))),
+        quantizer: || WeightQuantizer::DoReFa(DoReFaWeights::new(bits(1), &device())),
         rounded: [0.4125, -0.4125, 0.4125, -0.4125, 0.4125, -0.4125, 0.4125, -0.4125],
         unrounded: WEIGHT,
         gradient: [1.0; 8],
@@ -218,7 +218,10 @@ const WEIGHT_CASES: [WeightCase; 4] = [
     },
     WeightCase {
         name: "min-max, 2 bits",
-        quantizer: || WeightQuantizer::MinMax(MinMaxWeights::new(bits(2), Granularity::PerTensor)),
+        quantizer: || {
+            let quantizer = MinMaxWeights::new(bits(2), Granularity::PerTensor, &device());
+            WeightQuantizer::MinMax(quantizer.unwrap())
+        },
         rounded: [0.0, -0.9, 0.9, 0.0, 0.0, -0.9, 0.9, 0.0],
         unrounded: WEIGHT,
         gradient: [1.0; 8],
@@ -264,7 +267,7 @@ fn both_paths_have_the_same_range() {
     };
     for bits in BitWidth::ALL {
         for (name, quantizer) in [
-            ("dorefa", ActivationQuantizer::DoReFa(DoReFaActivations::new(bits))),
+            ("dorefa", ActivationQuantizer::DoReFa(DoReFaActivations::new(bits, &device))),
             ("pact", pact(bits, 1.7, &device)),
             ("lsq", lsq(bits, 0.01, &device)),
             ("min-max", ActivationQuantizer::MinMax(MinMaxActivations::with_range(bits, -0.5, 1.5, &device))),
@@ -297,4 +300,15 @@ fn the_share_of_a_selection_is_of_its_channels() {
     assert_eq!(share([true, false, false, true], 2), 0.5);
     assert_eq!(share([false, true, false, true], 2), 0.0);
     assert_eq!((Selection::All.share(3), Selection::None.share(3)), (1.0, 0.0));
+    assert_eq!(share([true; 4], 0), 0.0);
+}
+
+/// Without groups nothing is quantized.
+#[test]
+fn no_groups_select_nothing() {
+    let none = Selection::ChannelGroups(Vec::new());
+    assert_eq!(none.share(10), 0.0);
+    let quantizer = Some(ActivationQuantizer::DoReFa(DoReFaActivations::new(bits(2), &device())));
+    let of = |selection: &Selection| values(selection.input(&quantizer, matrix(&INPUT, [2, 4])));
+    assert_eq!(of(&none), of(&Selection::None));
 }
