@@ -41,6 +41,11 @@ def clamp(v, low, high):
     return torch.where((v >= low) & (v <= high), v, torch.clamp(v.detach(), low, high))
 
 
+def open_clamp(v, low, high):
+    """Clamps; the gradient passes where low < v < high, as in Esser20 Eq. 3 and 5."""
+    return torch.where((v > low) & (v < high), v, torch.clamp(v.detach(), low, high))
+
+
 def sign(v):
     """-1 or +1, with sign(0) = sign(-0) = +1; no gradient."""
     return torch.where(v < 0, -1.0, 1.0)
@@ -140,7 +145,7 @@ def lsq_gradient_scale(operand, bits, x, step_size):
 def lsq(x, operand, bits, step_size):
     factor = lsq_gradient_scale(operand, bits, x, step_size)
     s = per_channel(ScaleGradient.apply(step_size, factor), x)
-    v = clamp(x / s, *map(float, lsq_range(operand, bits)))
+    v = open_clamp(x / s, *map(float, lsq_range(operand, bits)))
     if operand == "weights" and bits == 1:
         code = sign(x)
         straight = v + (code - v).detach()
@@ -207,7 +212,7 @@ def closed_lsq(operand, bits, factor):
     def gradient(x, grad_y, step_size):
         s = step_size.reshape((-1,) + (1,) * (x.ndim - 1))
         v = x / s
-        inside = (v >= q_min) & (v <= q_max)
+        inside = (v > q_min) & (v < q_max)
         code = np.where(x < 0, -1, 1) if operand == "weights" and bits == 1 else np.rint(np.clip(v, q_min, q_max))
         d_step = grad_y * np.where(inside, code - v, code)
         d_step = d_step.reshape(len(step_size), -1).sum(axis=1) if len(step_size) > 1 else d_step.sum()
