@@ -121,7 +121,7 @@ fn run() {
         stdout().flush().expect("stdout is open");
     }
     println!("{}{}", peak_memory(), of_device(&device));
-    let kinds = take_times().map(|(kind, time)| (kind, time.as_secs_f64() / f64::from(n_steps)));
+    let kinds = take_times().map(|kind| (kind.name, kind.duration.as_secs_f64() / f64::from(n_steps)));
     let rest = seconds / f64::from(n_steps) - kinds.iter().map(|(_, seconds)| seconds).sum::<f64>();
     let kinds = kinds.into_iter().chain([("everything else", rest)]).filter(|(_, seconds)| *seconds > 0.0);
     let kinds: serde_json::Map<_, _> = kinds.map(|(kind, seconds)| (kind.into(), seconds.into())).collect();

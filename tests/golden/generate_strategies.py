@@ -306,55 +306,6 @@ def composed_cases():
     }
 
 
-def linear_steps(order, x, labels, initial, options):
-    """Parameters after each step. `order`: "together", all outputs before any update; or "in-turn", the mistake."""
-    parameters = [leaf(w) for w in initial]
-    rates = [options["lr"]] * 2 + [options["lr"] * options["teacher_scale"]]
-    optimizers = [
-        torch.optim.SGD(
-            [w], lr=rate, momentum=options["momentum"], nesterov=True, weight_decay=options["weight_decay"]
-        )
-        for w, rate in zip(parameters, rates, strict=True)
-    ]
-    history = []
-    for images, targets in zip(x, labels, strict=True):
-        outputs = [images @ w for w in parameters]
-        students, teacher = joint_losses(outputs[:-1], outputs[-1], targets, CIFAR100, "mutual", 1.0)
-        losses = students + [teacher]
-        for i, (w, optimizer) in enumerate(zip(parameters, optimizers, strict=True)):
-            if order == "in-turn" and i == 2:
-                outputs = [images @ w for w in parameters]
-                _, losses[2] = joint_losses(outputs[:-1], outputs[-1], targets, CIFAR100, "mutual", 1.0)
-            (w.grad,) = torch.autograd.grad(losses[i], [w], retain_graph=True)
-            optimizer.step()
-        history.append([w.detach().clone() for w in parameters])
-    return history
-
-
-def steps_case():
-    batch, features, classes, n_steps = 6, 4, 3, 3
-    options = {"lr": 0.2, "teacher_scale": 0.25, "momentum": 0.9, "weight_decay": 1e-4}
-    random = Random("steps")
-    x = [random.normal(batch, features) for _ in range(n_steps)]
-    labels = [random.labels(batch, classes) for _ in range(n_steps)]
-    initial = [random.normal(features, classes, scale=0.5) for _ in range(3)]
-    history = linear_steps("together", x, labels, initial, options)
-    in_turn = linear_steps("in-turn", x, labels, initial, options)
-    # A teacher that saw the students' new outputs would be off by far more than a float32.
-    assert (history[-1][2] - in_turn[-1][2]).abs().max() > 1e-3
-    return {
-        "options": options,
-        "weights": CIFAR100,
-        "temperature": 1.0,
-        "x_shape": [batch, features],
-        "w_shape": [features, classes],
-        "x": [f32s(images) for images in x],
-        "labels": [targets.tolist() for targets in labels],
-        "initial": [f32s(w) for w in initial],
-        "after_step": [[f64s(w) for w in step] for step in history],
-    }
-
-
 def probability(kind, u, start, values):
     """At progress u, a fraction; the stage of a stepped schedule is computed exactly."""
     if kind == "stepped":
@@ -441,7 +392,6 @@ if __name__ == "__main__":
         "joint": joint_cases(),
         "hint": hint_cases(),
         "composed": composed_cases(),
-        "steps": steps_case(),
         "probability": probability_cases(),
     }
     text = render(document) + "\n"

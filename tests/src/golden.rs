@@ -288,7 +288,6 @@ pub struct Strategies {
     pub joint: Vec<JointCase>,
     pub hint: HintCases,
     pub composed: ComposedCases,
-    pub steps: JointSteps,
     pub probability: Vec<ProbabilityCase>,
 }
 
@@ -397,32 +396,6 @@ pub struct ComposedCase {
     pub losses: Vec<Option<f64>>,
     /// Of each loss, for all logits, the maps of each student and the maps of the teacher.
     pub grads: Vec<Option<Grads>>,
-}
-
-/// Steps of two linear students and a linear teacher with momentum.
-#[derive(Debug, Deserialize)]
-#[expect(missing_docs, reason = "the fields are those of golden/generate_strategies.py")]
-pub struct JointSteps {
-    pub options: JointStepOptions,
-    pub weights: JointWeights,
-    pub temperature: f64,
-    pub x_shape: [usize; 2],
-    pub w_shape: [usize; 2],
-    pub x: Vec<Vec<f32>>,
-    pub labels: Vec<Vec<i64>>,
-    pub initial: Vec<Vec<f32>>,
-    /// Parameters of each network after each step.
-    pub after_step: Vec<Vec<Vec<f64>>>,
-}
-
-/// Settings of `torch.optim.SGD`.
-#[derive(Debug, Deserialize)]
-#[expect(missing_docs, reason = "the fields are those of golden/generate_strategies.py")]
-pub struct JointStepOptions {
-    pub lr: f64,
-    pub teacher_scale: f64,
-    pub momentum: f64,
-    pub weight_decay: f64,
 }
 
 /// Probabilities of being quantized at some steps of a phase.

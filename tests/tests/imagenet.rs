@@ -1,7 +1,7 @@
 //! The ImageNet-style networks: paths, shapes and counts are torchvision's, logits and gradients PyTorch's (`golden/`),
 //! on every backend; they train at every precision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::{GradientsParams, SgdConfig};
@@ -206,13 +206,19 @@ const LOGITS: Tolerance = Tolerance { relative: 1e-5, absolute: 1e-6 };
 /// With the statistics of the batch, every layer magnifies what the ones before it have rounded: PyTorch's own logits in
 /// single precision are off by 1e-6 at depth 18 and 1.3e-5 at depth 50, its gradients, relative to their norm, by 5e-6 and
 /// 2e-4. Over 50 layers that is enough to bring some value of some maps to the other side of a ReLU's kink, which changes
-/// a gradient by a percent; a path that is missing changes it by much more.
-fn training_tolerances(depth: usize) -> (Tolerance, f64) {
+/// a gradient by a percent; a path that is missing changes it by much more. The gradients of the last block have passed few
+/// kinks.
+fn training_tolerances(depth: usize, name: &str) -> (Tolerance, f64) {
     match depth {
         18 => (Tolerance::relative(1e-5), 1e-4),
+        _ if name.starts_with("layer4.2.") || name.starts_with("fc.") => {
+            (Tolerance::relative(1e-4), LAST_BLOCK)
+        }
         _ => (Tolerance::relative(1e-4), 5e-2),
     }
 }
+
+const LAST_BLOCK: f64 = 1e-3;
 
 #[test]
 fn logits_and_gradients_are_pytorchs() {
@@ -241,7 +247,7 @@ fn check_golden(file: &ImageNetFile, case: &ImageNetCase, backend: &Backend) {
 
     let device = backend.device.clone().autodiff();
     let (network, logits) = run(&device);
-    let (of_logits, of_gradient) = training_tolerances(case.depth);
+    let (of_logits, _) = training_tolerances(case.depth, "");
     assert_close_f64(&format!("{what}: logits"), &values(logits.clone()), &case.logits, of_logits);
     let pattern = tensor(&centered(2 * n_tensors + 1, case.logits.len()), logits.dims(), &device);
     let backward = (logits * pattern).sum().backward();
@@ -260,6 +266,7 @@ fn check_golden(file: &ImageNetFile, case: &ImageNetCase, backend: &Backend) {
         let pattern = centered(idx + n_tensors, gradient.len());
         let double = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>();
         let (gradient, pattern) = (double(&gradient), double(&pattern));
+        let (_, of_gradient) = training_tolerances(case.depth, name);
         let got_norm = gradient.iter().map(|value| value * value).sum::<f64>().sqrt();
         let got_dot: f64 = gradient.iter().zip(&pattern).map(|(a, b)| a * b).sum();
         assert!((got_norm - norm).abs() <= of_gradient * norm, "{what}: {name}: norm {got_norm}, not {norm}");
@@ -358,7 +365,7 @@ fn undefined_networks_are_refused() {
     assert_eq!(refused.map(|_| ()).unwrap_err(), ModelError::StemStride { got: 3 });
 }
 
-/// Steps on one batch lower its loss, every parameter having a gradient that is finite and, in full precision, not zero.
+/// Steps on one batch lower its loss, and every parameter has a gradient that is finite and, in one of the steps, not zero.
 #[test]
 fn every_parameter_learns() {
     let two = Precision::bits(2).expect("1 to 8");
@@ -368,19 +375,14 @@ fn every_parameter_learns() {
             let policy = QuantizationPolicy::new(LayerQuantization::new(method, bits, bits));
             for config in FAMILIES.into_iter().flat_map(|f| [18, 50].map(|d| ModelConfig::imagenet(f, d))) {
                 let what = format!("{}-{:?} by {method} at {bits} on {name}", config.family, config.depth);
-                check_learning(&what, &config.with_width(0.25), &policy, bits == fp32, &device);
+                check_learning(&what, &config.with_width(0.25), &policy, &device);
             }
         }
     }
 }
 
-fn check_learning(
-    what: &str,
-    config: &ModelConfig,
-    policy: &QuantizationPolicy,
-    is_full_precision: bool,
-    device: &Device,
-) {
+fn check_learning(what: &str, config: &ModelConfig, policy: &QuantizationPolicy, device: &Device) {
+    const N_STEPS: usize = 4;
     let device = device.clone().autodiff();
     let input = InputShape { channels: 3, height: 64, width: 64 };
     let mut network = init(config, input, policy, &device).network;
@@ -388,26 +390,28 @@ fn check_learning(
     network.calibrate(|_| true, |network| drop(network.forward(images.clone())));
     let targets = target_probabilities(&[0, 1, 2, 3], 5, 0.0, &device);
     let mut optimizer = SgdConfig::new().init();
-    let mut losses: Vec<f32> = Vec::new();
-    for step in 0..10 {
+    let (mut losses, mut unmoved) = (Vec::new(), None);
+    for _ in 0..N_STEPS {
         let loss = cross_entropy(network.forward(images.clone()), targets.clone());
-        losses.push(loss.clone().into_scalar());
-        if losses[step] < losses[0] {
-            return;
-        }
+        losses.push(loss.clone().into_scalar::<f32>());
         let backward = loss.backward();
-        if step == 0 {
-            for (path, gradient) in gradients(&network, &backward) {
-                let gradient = gradient.unwrap_or_else(|| panic!("{what}: {path} has no gradient"));
-                assert!(gradient.iter().all(|value| value.is_finite()), "{what}: gradient of {path}");
-                let reached = gradient.iter().any(|&value| value != 0.0);
-                assert!(reached || !is_full_precision, "{what}: the gradient of {path} is zero");
+        let mut zero = BTreeSet::new();
+        for (path, gradient) in gradients(&network, &backward) {
+            let gradient = gradient.unwrap_or_else(|| panic!("{what}: {path} has no gradient"));
+            assert!(gradient.iter().all(|value| value.is_finite()), "{what}: gradient of {path}");
+            if gradient.iter().all(|&value| value == 0.0) {
+                zero.insert(path);
             }
         }
+        let before = unmoved.unwrap_or_else(|| zero.clone());
+        unmoved = Some(before.intersection(&zero).cloned().collect());
         let gradients = GradientsParams::from_grads(backward, &network);
         network = optimizer.step(0.01, network, gradients);
     }
-    panic!("{what}: the loss does not fall: {losses:?}");
+    let unmoved: BTreeSet<String> = unmoved.unwrap_or_default();
+    assert!(unmoved.is_empty(), "{what}: only zeros as gradients of {unmoved:?}");
+    let last = losses[N_STEPS - 2..].iter().sum::<f32>() / 2.0;
+    assert!(last < losses[0], "{what}: the loss does not fall: {losses:?}");
 }
 
 /// Two backends compute the same logits from the same seed.

@@ -1,5 +1,5 @@
 //! The kernels of the CPU backends against the same operations made of burn's own, which other backends run, and against
-//! burn's own gradients: every operation with its gradients, whole networks, and the loss curve of a training.
+//! burn's own gradients: every operation with its gradients, whole networks, and steps of a training.
 //!
 //! Which of them runs is a switch of the whole process: every test holds a lock.
 
@@ -15,13 +15,14 @@ use lowbit_kernels::{
     dorefa_weights, fake_quantize_affine, fake_quantize_learned, fake_quantize_unit, fill_outputs_with_nan,
     use_implementation, value_range,
 };
-use lowbit_models::{Family, InputShape, ModelConfig};
+use lowbit_models::{Family, InputShape, ModelConfig, Network};
 use lowbit_quantizers::{
     ActivationQuantizer, LayerQuantization, Method, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork,
 };
 use lowbit_strategies::loss::{cross_entropy, mean_square, target_probabilities};
 use lowbit_tests::{
-    Backend, Tolerance, assert_close, backends, default_device, gradients, normal, rng, tensor, values,
+    Backend, Tolerance, assert_close, assert_close_f64, backends, default_device, excess, gradients, normal,
+    rng, tensor, values,
 };
 
 /// Sums of up to some thousand products, added up in another order.
@@ -171,6 +172,100 @@ fn convolutions_of_codes_agree() {
     }
 }
 
+/// The definition, in double precision: `padding` before and after the rows and the columns.
+fn definition(
+    (x, [batch, channels, height, width]): (&[f32], [usize; 4]),
+    (w, [out, _, kernel_height, kernel_width]): (&[f32], [usize; 4]),
+    stride: [usize; 2],
+    padding: [(usize, usize); 2],
+    dilation: [usize; 2],
+) -> Vec<f64> {
+    let size = |i: usize, size: usize, kernel: usize| {
+        (size + padding[i].0 + padding[i].1 - dilation[i] * (kernel - 1) - 1) / stride[i] + 1
+    };
+    let (rows, columns) = (size(0, height, kernel_height), size(1, width, kernel_width));
+    let mut y = Vec::new();
+    for idx in 0..batch * out * rows * columns {
+        let (image, channel) = (idx / (out * rows * columns), idx / (rows * columns) % out);
+        let (row, column) = (idx / columns % rows, idx % columns);
+        let mut sum = 0.0;
+        for tap in 0..channels * kernel_height * kernel_width {
+            let (c, i, j) = (
+                tap / (kernel_height * kernel_width),
+                tap / kernel_width % kernel_height,
+                tap % kernel_width,
+            );
+            let row =
+                (row * stride[0] + i * dilation[0]).checked_sub(padding[0].0).filter(|row| *row < height);
+            let column = (column * stride[1] + j * dilation[1])
+                .checked_sub(padding[1].0)
+                .filter(|column| *column < width);
+            if let (Some(row), Some(column)) = (row, column) {
+                let x = x[((image * channels + c) * height + row) * width + column];
+                sum += f64::from(x) * f64::from(w[channel * channels * kernel_height * kernel_width + tap]);
+            }
+        }
+        y.push(sum);
+    }
+    y
+}
+
+/// Dilation, and padding that is not the same at both ends: what the kernels leave to burn's operations.
+#[test]
+fn convolutions_that_have_no_kernel_equal_the_definition() {
+    let (input, weight) = ([2, 3, 9, 8], [5, 3, 3, 2]);
+    for (stride, padding, dilation) in [
+        ([1, 1], [(2, 2), (1, 1)], [2, 1]),
+        ([2, 1], [(0, 0), (3, 3)], [2, 3]),
+        ([1, 1], [(1, 0), (0, 2)], [1, 1]),
+        ([2, 2], [(0, 2), (1, 0)], [2, 2]),
+    ] {
+        let mut options = ConvOptions::new(stride, [0; 2], dilation, 1);
+        options.padding = padding;
+        let what = format!("conv stride {stride:?} padding {padding:?} dilation {dilation:?}");
+        check(&what, &[(&input, 0.0, 1.0), (&weight, 0.0, 0.5)], |x| {
+            conv2d(x[0].clone().reshape(input), x[1].clone().reshape(weight), options.clone())
+        });
+        let mut rng = rng(7);
+        let [x, w] = [input, weight].map(|shape| normal(shape.iter().product(), 0.0, 1.0, &mut rng));
+        let expected = definition((&x, input), (&w, weight), stride, padding, dilation);
+        for Backend { name, device } in backends() {
+            let y = conv2d(tensor(&x, input, &device), tensor(&w, weight, &device), options.clone());
+            assert_close_f64(&format!("{what} on {name}"), &values(y), &expected, SUMS);
+        }
+    }
+}
+
+/// Operands whose values lie in another order in memory, as after a transposition.
+#[test]
+fn operands_may_be_transposed() {
+    let _switch = Switch::lock();
+    let options = || ConvOptions::new([1; 2], [1; 2], [1; 2], 1);
+    for Backend { name, device } in cpu_backends() {
+        let mut rng = rng(8);
+        let x =
+            tensor::<4>(&normal(2 * 5 * 6 * 7, 0.5, 0.5, &mut rng), [2, 7, 6, 5], &device).swap_dims(1, 3);
+        let w =
+            tensor::<4>(&normal(4 * 5 * 9, 0.0, 0.5, &mut rng), [3, 5, 4, 3], &device).permute([2, 1, 0, 3]);
+        // The same values in order.
+        let ordered = |x: &Tensor<4>| tensor::<4>(&values(x.clone()), x.dims(), &device);
+        let (x_ordered, w_ordered) = (ordered(&x), ordered(&w));
+        let floats = [(&x, &w), (&x_ordered, &w_ordered)]
+            .map(|(x, w)| values(conv2d(x.clone(), w.clone(), options())));
+        assert_eq!(floats[0], floats[1], "convolution on {name}");
+        let codes = [(&x, &w), (&x_ordered, &w_ordered)].map(|(x, w)| {
+            let x = fake_quantize_unit(x.clone(), 3.0);
+            let w = dorefa_weights(w.clone(), 3.0, MaxGradient::Detached);
+            let scales = [Scale::Constant(1.0 / 3.0), Scale::Constant(1.0 / 3.0)];
+            values(conv2d_codes(x, w, scales, CodeBounds { activation: 3, weight: 3 }, options()))
+        });
+        assert_eq!(codes[0], codes[1], "convolution of codes on {name}");
+        let affine = || [1.2, 0.1].map(|value| Tensor::full([5], value, &device));
+        let norms = [x, x_ordered].map(|x| values(batch_norm(x, affine(), 1e-5, Activation::Relu).output));
+        assert_eq!(norms[0], norms[1], "normalization on {name}");
+    }
+}
+
 /// One step for all values of the input, one for each output channel of the weights.
 #[test]
 fn convolutions_of_learned_codes_agree() {
@@ -278,30 +373,6 @@ fn ranges_are_equal() {
     }
 }
 
-/// Losses of a training on the digits: plain SGD with momentum, the same batches in the same order, all images multiplied by
-/// `factor`.
-fn losses(method: Method, bits: Precision, device: &Device, n_steps: usize, factor: f32) -> Vec<f32> {
-    let device = device.clone().autodiff();
-    let policy = QuantizationPolicy::new(LayerQuantization::new(method, bits, bits));
-    let input = InputShape { channels: 1, height: 8, width: 8 };
-    let config = ModelConfig::new(Family::PreResNet, 8).with_width(0.5);
-    let mut network = config.init(input, 10, &policy, 3, &device).expect("a network").network;
-    let momentum = burn::optim::momentum::MomentumConfig::new().with_momentum(0.9).with_dampening(0.0);
-    let mut optimizer = ModuleOptimizer::from(SgdConfig::new().with_momentum(Some(momentum)).build());
-    let (images, labels) = digits_batches();
-    let mut losses = Vec::new();
-    for step in 0..n_steps {
-        let first = step * 32 % (labels.len() - 32);
-        let batch = tensor::<4>(&images[first * 64..(first + 32) * 64], [32, 1, 8, 8], &device) * factor;
-        let targets = target_probabilities(&labels[first..first + 32], 10, 0.0, &device);
-        let loss = cross_entropy(network.forward(batch), targets);
-        losses.push(loss.clone().into_scalar::<f32>());
-        let gradients = GradientsParams::from_grads(loss.backward(), &network);
-        network = optimizer.step(0.02, network, gradients);
-    }
-    losses
-}
-
 /// The training digits, normalized, and their labels.
 fn digits_batches() -> (Vec<f32>, Vec<i64>) {
     let locations = Locations::default_with(None);
@@ -312,48 +383,74 @@ fn digits_batches() -> (Vec<f32>, Vec<i64>) {
     (images, data.labels.iter().map(|&label| i64::from(label)).collect())
 }
 
-fn mean(losses: &[f32]) -> f64 {
-    losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64
+/// The loss of `network` for images and the gradients of all its parameters.
+type Step = (Vec<f32>, Vec<(String, Option<Vec<f32>>)>);
+
+fn step_of(network: &Network, images: Tensor<4>, labels: &[i64], n_classes: usize) -> Step {
+    let targets = target_probabilities(labels, n_classes, 0.0, &images.device());
+    let loss = cross_entropy(network.forward(images), targets);
+    (values(loss.clone()), gradients(network, &loss.backward()))
 }
 
-/// In full precision the curves agree to rounding: where two trainings part that differ by an ulp of their images, so may
-/// these. At 2 bits a rounding that moves a value to another code moves it by a third of its range, so the two trainings part
-/// after some steps, as those of two thread counts do in other programs: they start alike and reach the same loss.
+/// The largest relative difference of the losses, and of any parameter's gradient relative to its largest value.
+fn distance((loss, gradients): &Step, (other_loss, others): &Step) -> f64 {
+    let relative =
+        |got: &[f32], expected: &[f32]| excess(got, expected, Tolerance { relative: 1.0, absolute: 1e-9 });
+    assert_eq!(gradients.len(), others.len());
+    let of_gradients = gradients.iter().zip(others).map(|((path, got), (_, expected))| {
+        let [got, expected] = [got, expected]
+            .map(|gradient| gradient.as_ref().unwrap_or_else(|| panic!("{path} has no gradient")));
+        relative(got, expected)
+    });
+    of_gradients.fold(relative(loss, other_loss), f64::max)
+}
+
+/// A training with the kernels; every fifth of its steps is also taken by burn's operations, from the same state. Whole curves
+/// could not be compared: what differs in the last digit parts in time, low bits at the first value that crosses a tie.
 #[test]
-fn loss_curves_of_200_steps_agree() {
-    let device = default_device();
-    let low = Precision::bits(2).expect("2 is a width");
-    for (method, bits) in [
-        (Method::DoReFa, Precision::FullPrecision),
-        (Method::DoReFa, low),
-        (Method::Pact, low),
-        (Method::Lsq, low),
+fn steps_of_a_training_agree() {
+    const N_STEPS: usize = 100;
+    const EVERY: usize = 5;
+    let _switch = Switch::lock();
+    let device = default_device().autodiff();
+    let (images, labels) = digits_batches();
+    let two = Precision::bits(2).expect("2 is a width");
+    // On another processor one value of the 20 steps may cross a tie. The parts of a step size's gradient nearly cancel.
+    for (method, bits, allowed, n_may_part) in [
+        (Method::DoReFa, Precision::FullPrecision, 1e-5, 0),
+        (Method::DoReFa, two, 1e-5, 1),
+        (Method::Pact, two, 1e-5, 1),
+        (Method::Lsq, two, 2e-3, 1),
     ] {
-        let case = || losses(method, bits, &device, 200, 1.0);
-        let (kernels, [(_, reference)]) = with_kernels_and([Implementation::Reference], case);
-        let gap = |other: &[f32], n_steps: usize| {
-            let pairs = kernels[..n_steps].iter().zip(other);
-            pairs.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max)
+        let policy = QuantizationPolicy::new(LayerQuantization::new(method, bits, bits));
+        let input = InputShape { channels: 1, height: 8, width: 8 };
+        let config = ModelConfig::new(Family::PreResNet, 8).with_width(0.5);
+        let mut network = config.init(input, 10, &policy, 3, &device).expect("a network").network;
+        let momentum = burn::optim::momentum::MomentumConfig::new().with_momentum(0.9).with_dampening(0.0);
+        let mut optimizer = ModuleOptimizer::from(SgdConfig::new().with_momentum(Some(momentum)).build());
+        let batch = |step: usize| {
+            let first = step * 32 % (labels.len() - 32);
+            let pixels = &images[first * 64..(first + 32) * 64];
+            (tensor::<4>(pixels, [32, 1, 8, 8], &device), &labels[first..first + 32])
         };
-        let start = gap(&reference, 2);
-        let [end, expected] = [&kernels, &reference].map(|losses| mean(&losses[150..]));
-        println!("{method} {bits}: gap {start:e} in 2 steps; end {end} and {expected}");
-        assert!(start <= 1e-5, "{method} {bits}: the first steps differ by {start:e}");
-        assert!((end / expected - 1.0).abs() <= 0.3, "{method} {bits}: ends at {end}, not {expected}");
-        if bits == Precision::FullPrecision {
-            // When they part is chance: of several, the first.
-            let nudged = [-2.0, -1.0, 1.0, 2.0]
-                .map(|ulp| losses(method, bits, &device, 200, 1.0 + ulp * f32::EPSILON));
-            for n_steps in [5, 10, 20, 50, 100, 200] {
-                let natural = nudged.iter().map(|nudged| gap(nudged, n_steps)).fold(0.0, f64::max);
-                let got = gap(&reference, n_steps);
-                println!("{n_steps} steps: gap {got:e}, of an ulp {natural:e}");
-                assert!(
-                    got <= 1e-5 + 10.0 * natural,
-                    "differs by {got:e} in {n_steps} steps, by {natural:e} naturally"
-                );
+        network.calibrate(|_| true, |network| drop(network.forward(batch(0).0)));
+        let mut distances = Vec::new();
+        for step in 0..N_STEPS {
+            let (images, labels) = batch(step);
+            if step % EVERY == 0 {
+                let kernels = step_of(&network, images.clone(), labels, 10);
+                use_implementation(Implementation::Reference);
+                distances.push(distance(&kernels, &step_of(&network, images.clone(), labels, 10)));
+                use_implementation(Implementation::Kernels);
             }
+            let targets = target_probabilities(labels, 10, 0.0, &device);
+            let loss = cross_entropy(network.forward(images), targets);
+            let gradients = GradientsParams::from_grads(loss.backward(), &network);
+            network = optimizer.step(0.02, network, gradients);
         }
+        println!("{method} {bits}: {distances:?}");
+        let n_apart = distances.iter().filter(|distance| **distance > allowed).count();
+        assert!(n_apart <= n_may_part, "{method} {bits}: {n_apart} steps differ: {distances:?}");
     }
 }
 
@@ -367,20 +464,10 @@ fn networks_agree() {
         let policy = QuantizationPolicy::new(LayerQuantization::FULL_PRECISION);
         let network =
             ModelConfig::new(family, 8).init(input, 5, &policy, 0, &device).expect("a network").network;
-        let (kernels, others) = with_kernels_and(OTHERS, || {
-            let targets = target_probabilities(&[0, 1, 2], 5, 0.0, &device);
-            let loss = cross_entropy(network.forward(images.clone()), targets);
-            (values(loss.clone()), gradients(&network, &loss.backward()))
-        });
+        let (kernels, others) = with_kernels_and(OTHERS, || step_of(&network, images.clone(), &[0, 1, 2], 5));
         for (implementation, other) in others {
-            assert_close(&format!("{family}, {implementation:?}: loss"), &kernels.0, &other.0, SUMS);
-            assert_eq!(kernels.1.len(), other.1.len());
-            for ((path, got), (_, expected)) in kernels.1.iter().zip(&other.1) {
-                let what = format!("{family}, {implementation:?}: gradient of {path}");
-                let (got, expected) =
-                    (got.as_ref().expect("a gradient"), expected.as_ref().expect("a gradient"));
-                assert_close(&what, got, expected, Tolerance { relative: 1e-4, absolute: 1e-6 });
-            }
+            let distance = distance(&kernels, &other);
+            assert!(distance <= 1e-4, "{family}, {implementation:?}: {distance:e}");
         }
     }
 }
@@ -435,7 +522,7 @@ fn fused_input_quantizers_agree_with_those_after_a_relu() {
             let x = tensor::<4>(&normal(3 * 5 * 36, 0.3, 2.0, &mut rng(3)), shape, &device);
             let quantizer = layer.input_quantizer.as_mut().expect("the input is quantized");
             quantizer.start_calibration();
-            quantizer.fake_quantize(x.clone().clamp_min(0.0));
+            quantizer.observe(&x.clone().clamp_min(0.0));
             quantizer.finish_calibration();
             let affine = [(5, 1.0, 7), (5, 0.1, 8)].map(|(n, mean, seed)| {
                 tensor::<1>(&normal(n, mean, 0.2, &mut rng(seed)), [n], &device).require_grad()
@@ -545,7 +632,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
                         .expect("the methods define 2 bits")
                         .expect("the input is quantized");
                 quantizer.start_calibration();
-                quantizer.fake_quantize(large.clone());
+                quantizer.observe(&large);
                 quantizer.finish_calibration();
                 let scale = quantizer.qparams(&backend.device).scale;
                 let sums = [values(scale), values(mean_square(large)), values(loss.clone())];

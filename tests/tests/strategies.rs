@@ -1,12 +1,6 @@
 //! The training strategies against the numbers of PyTorch in `golden/strategies.json`, on every backend; and what they do
 //! to whole runs on digits: who is asked and trained when, what one phase hands over to the next, what is evaluated.
 
-// The optimizer is private to its crate; see `training.rs`.
-#[path = "../../crates/lowbit-strategies/src/optimizer.rs"]
-#[expect(dead_code, reason = "saving and loading its state is tested where checkpoints are")]
-mod optimizer;
-use lowbit_strategies::{loss, recipe};
-
 // The worked example of the documentation.
 #[path = "../../crates/lowbit-strategies/examples/own_strategy.rs"]
 #[expect(dead_code, reason = "its main function is for running it by hand")]
@@ -17,14 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use burn::module::{Module, Param};
 use burn::tensor::{Device, Gradients, Tensor};
 use lowbit_core::Precision;
 use lowbit_data::Locations;
 use lowbit_models::Features;
 use lowbit_quantizers::Selection;
 use lowbit_strategies::loss::{cross_entropy, kl_divergence, mean_square, target_probabilities};
-use lowbit_strategies::recipe::{OptimizerRecipe, Recipe, TrainRecipe};
+use lowbit_strategies::recipe::Recipe;
 use lowbit_strategies::strategy::{
     DistillLoss, Hint, HintTarget, Joint, JointMode, Loss, Moment, OptimizerState, Outputs, Phase,
     Probability, QuantizedLayer, Role, Selector, StochasticPrecision, Strategy, StudentOutput, Unit,
@@ -34,13 +27,13 @@ use lowbit_strategies::{
     StepReport, Subject, TrainError, evaluate, inspect, resume, train,
 };
 use lowbit_tests::golden::{
-    ComposedCase, ComposedCases, DistillationCase, HintCase, HintCases, JointCase, JointSteps, JointWeights,
-    Strategies, load,
+    ComposedCase, ComposedCases, DistillationCase, HintCase, HintCases, JointCase, JointWeights, Strategies,
+    load,
 };
 use lowbit_tests::{
     Backend, Tolerance, assert_close, assert_close_f64, backends, default_device, tensor, values,
 };
-use optimizer::Optimizer;
+use safetensors::SafeTensors;
 
 /// Of a loss. The terms of a divergence cancel, and at T = 4 it is multiplied by 16: measured at most 9e-7, at T = 1 2e-7.
 const LOSS: Tolerance = Tolerance { relative: 2e-6, absolute: 1e-7 };
@@ -52,10 +45,6 @@ const GRADIENT: Tolerance = Tolerance { relative: 1e-6, absolute: 2e-7 };
 /// Of gradients of feature maps: one subtraction and one division by `2^k - 1`, after the codes were found equal. Measured
 /// at most 2e-7.
 const MAP_GRADIENT: Tolerance = Tolerance::relative(1e-6);
-
-/// Of parameters of order 1 after three steps with momentum, into which the gradients go at a rate of 0.2 and less.
-/// Measured at most 9e-8.
-const PARAMETER: Tolerance = Tolerance::relative(1e-6);
 
 fn golden() -> Strategies {
     load("strategies")
@@ -331,52 +320,6 @@ fn check_composed(what: &str, cases: &ComposedCases, case: &ComposedCase, device
     }
 }
 
-/// A network of one matrix.
-#[derive(Module, Debug)]
-struct Linear {
-    weight: Param<Tensor<2>>,
-}
-
-#[test]
-fn three_joint_steps() {
-    let case = golden().steps;
-    each_backend(|name, device| check_steps(name, &case, device));
-}
-
-/// All outputs come before any update: PyTorch's numbers differ by more than 1e-3 for a teacher that sees new students.
-fn check_steps(what: &str, case: &JointSteps, device: &Device) {
-    let options = &case.options;
-    let optimizer = OptimizerRecipe::Sgd { momentum: options.momentum, nesterov: true };
-    let recipe = TrainRecipe {
-        optimizer,
-        weight_decay: options.weight_decay,
-        gradient_clip: None,
-        ..recipe(&[]).train
-    };
-    let init = |weight: &Vec<f32>| {
-        let linear = Linear { weight: Param::from_tensor(tensor(weight, case.w_shape, device)) };
-        let optimizer = Optimizer::new(&recipe, &linear);
-        (linear, optimizer)
-    };
-    let mut networks: Vec<(Linear, Optimizer)> = case.initial.iter().map(init).collect();
-    let joint = joint(case.weights, Some(case.temperature), "mutual");
-    for (step, ((x, labels), expected)) in case.x.iter().zip(&case.labels).zip(&case.after_step).enumerate() {
-        let x: Tensor<2> = tensor(x, case.x_shape, device);
-        let logits = networks.iter().map(|(linear, _)| x.clone().matmul(linear.weight.val())).collect();
-        let batch = Batch::of_logits(logits, labels);
-        let losses: Vec<Tensor<1>> =
-            batch.roles().into_iter().map(|role| batch.loss(role, &[&joint])).collect();
-        let scales = [1.0, 1.0, options.teacher_scale];
-        for (((linear, optimizer), loss), scale) in networks.iter_mut().zip(losses).zip(scales) {
-            *linear = optimizer.step(options.lr * scale, linear.clone(), loss.backward());
-        }
-        for (i, ((linear, _), expected)) in networks.iter().zip(expected).enumerate() {
-            let what = format!("{what}: network {i} after step {step}");
-            assert_close_f64(&what, &values(linear.weight.val()), expected, PARAMETER);
-        }
-    }
-}
-
 #[test]
 fn probabilities_of_stochastic_precision() {
     let cases = golden().probability;
@@ -512,14 +455,8 @@ fn checkpoint(run: &Path, step: u64, network: &str) -> BTreeMap<String, Vec<u8>>
     let prefix = if network.is_empty() { String::new() } else { format!("{network}.") };
     let path = run.join(format!("checkpoints/step-{step:08}/{prefix}model.safetensors"));
     let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let (length, rest) = bytes.split_first_chunk::<8>().expect("the file has a header");
-    let (header, data) = rest.split_at(usize::try_from(u64::from_le_bytes(*length)).expect("it is short"));
-    let header: BTreeMap<String, serde_json::Value> = serde_json::from_slice(header).expect("it is JSON");
-    let tensor = |(path, entry): (String, serde_json::Value)| {
-        let [start, end]: [usize; 2] = serde_json::from_value(entry.get("data_offsets")?.clone()).ok()?;
-        Some((path, data[start..end].to_vec()))
-    };
-    header.into_iter().filter_map(tensor).collect()
+    let tensors = SafeTensors::deserialize(&bytes).expect("the file is intact");
+    tensors.iter().map(|(path, tensor)| (path.to_string(), tensor.data().to_vec())).collect()
 }
 
 /// What happens in a run, in order.

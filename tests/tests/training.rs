@@ -1,29 +1,23 @@
 //! What a training is made of against the numbers of PyTorch in `golden/`, on every backend: optimizers, gradient
 //! clipping, cross entropy, BatchNorm; and the parameter counts of the networks.
 
-// `lowbit-strategies` keeps its optimizer to itself, and has no backend to test it on: its source is compiled here
-// once more, with the two names that it imports from its crate.
-#[path = "../../crates/lowbit-strategies/src/optimizer.rs"]
-#[expect(dead_code, reason = "saving and loading its state is tested where checkpoints are")]
-mod optimizer;
-use lowbit_strategies::{loss, recipe};
-
-use burn::module::{Module, Param, RunningState};
+use burn::module::{Module, Param};
 use burn::nn::BatchNormConfig;
 use burn::tensor::{Device, Tensor};
 use lowbit_core::{Granularity, Precision};
+use lowbit_kernels::{Activation, batch_norm};
 use lowbit_models::{Family, InputShape, Layout, ModelConfig};
 use lowbit_quantizers::{
-    ActivationQuantizer, LayerQuantization, LayerRole, Method, QuantizationPolicy, QuantizedNetwork,
+    ActivationQuantizer, LayerMut, LayerQuantization, LayerRole, Method, QuantizationPolicy, QuantizedNetwork,
 };
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};
+use lowbit_strategies::optimizer::Optimizer;
 use lowbit_strategies::recipe::{OptimizerRecipe, Recipe, TrainRecipe};
 use lowbit_tests::golden::{
     BatchNormCase, ClippingCase, CrossEntropyCase, OptimizerCase, OptimizerOptions, ResNetCase, ResNetFile,
     Shortcut, Training, load,
 };
-use lowbit_tests::{Backend, Tolerance, assert_close, backends, default_device, gradients, tensor, values};
-use optimizer::Optimizer;
+use lowbit_tests::{Backend, Tolerance, assert_close, backends, default_device, normal, rng, tensor, values};
 
 /// Some ulp of the largest value: the same few operations in another order.
 const FEW_ULP: Tolerance = Tolerance::relative(8.0 * f32::EPSILON as f64);
@@ -175,53 +169,86 @@ fn check_cross_entropy(what: &str, case: &CrossEntropyCase, device: &Device) {
 }
 
 #[test]
-fn batch_norm() {
+fn normalization() {
     for Backend { name, device } in backends() {
-        check_batch_norm(name, &training().batch_norm, &device.autodiff());
+        check_norm(name, &training().batch_norm, &device.autodiff());
     }
 }
 
-fn check_batch_norm(what: &str, case: &BatchNormCase, device: &Device) {
-    let channels = case.shape[1];
-    // The defaults are PyTorch's, and the models use the defaults.
-    let mut norm = BatchNormConfig::new(channels).init(device);
-    assert_eq!((norm.epsilon, norm.momentum), (case.eps, case.momentum), "{what}: defaults");
-    let vector = |values: &[f32]| Tensor::<1>::from_floats(values, device);
-    norm.gamma = Param::from_tensor(vector(&case.weight));
-    norm.beta = Param::from_tensor(vector(&case.bias));
-    norm.running_mean = RunningState::new(vector(&case.running_mean_before));
-    norm.running_var = RunningState::new(vector(&case.running_var_before));
+fn check_norm(what: &str, case: &BatchNormCase, device: &Device) {
+    // The models use burn's defaults, which are PyTorch's.
+    let defaults = BatchNormConfig::new(case.shape[1]);
+    assert_eq!((defaults.epsilon, defaults.momentum), (case.eps, case.momentum), "{what}: defaults");
+    let vector = |values: &[f32]| Tensor::<1>::from_floats(values, device).require_grad();
+    let (gamma, beta) = (vector(&case.weight), vector(&case.bias));
     let x = tensor(&case.x, case.shape, device).require_grad();
-    let y = norm.forward(x.clone());
+    let result = batch_norm(x.clone(), [gamma.clone(), beta.clone()], case.eps, Activation::Identity);
+    let y = result.output;
     let backward = (y.clone() * tensor(&case.grad_y, case.shape, device)).sum().backward();
-    let parameters = gradients(&norm, &backward);
-    let gradient = |name| {
-        let (_, gradient) = parameters.iter().find(|(path, _)| path == name).expect("the parameter exists");
-        gradient.clone().expect("the parameter has a gradient")
-    };
     assert_close(&format!("{what}: y"), &values(y), &case.y, NORM);
     let grad_x = values(x.grad(&backward).expect("the input has a gradient"));
     assert_close(&format!("{what}: gradient of x"), &grad_x, &case.grad_x, NORM);
-    assert_close(&format!("{what}: gradient of gamma"), &gradient("gamma"), &case.grad_weight, NORM);
-    assert_close(&format!("{what}: gradient of beta"), &gradient("beta"), &case.grad_bias, NORM);
-    let mean = values(norm.running_mean.value_sync());
-    assert_close(&format!("{what}: running mean"), &mean, &case.running_mean_after, NORM);
+    for (name, parameter, expected) in [("gamma", gamma, &case.grad_weight), ("beta", beta, &case.grad_bias)]
+    {
+        let gradient = values(parameter.grad(&backward).expect("the parameter has a gradient"));
+        assert_close(&format!("{what}: gradient of {name}"), &gradient, expected, NORM);
+    }
 
-    // PyTorch's running variance takes the unbiased variance of the batch, burn's the biased one, which is smaller by
+    let moved = |before: &[f32], batch: Tensor<1>| -> Vec<f32> {
+        let momentum = case.momentum as f32;
+        before.iter().zip(values(batch)).map(|(old, new)| old * (1.0 - momentum) + new * momentum).collect()
+    };
+    let mean = moved(&case.running_mean_before, result.mean);
+    assert_close(&format!("{what}: running mean"), &mean, &case.running_mean_after, NORM);
+    // PyTorch's running variance takes the unbiased variance of the batch, ours as burn's the biased one, which is smaller by
     // (n - 1) / n, n being the number of values per channel.
-    let n = (case.x.len() / channels) as f32;
-    let momentum = case.momentum as f32;
-    let expected: Vec<f32> = case
-        .running_var_before
-        .iter()
-        .zip(&case.running_var_after)
-        .map(|(before, after)| {
-            let kept = before * (1.0 - momentum);
-            kept + (after - kept) * (n - 1.0) / n
-        })
-        .collect();
-    let variance = values(norm.running_var.value_sync());
+    let n = (case.x.len() / case.shape[1]) as f32;
+    let biased = |(before, after): (&f32, &f32)| {
+        let kept = before * (1.0 - case.momentum as f32);
+        kept + (after - kept) * (n - 1.0) / n
+    };
+    let expected: Vec<f32> =
+        case.running_var_before.iter().zip(&case.running_var_after).map(biased).collect();
+    let variance = moved(&case.running_var_before, result.variance);
     assert_close(&format!("{what}: running variance"), &variance, &expected, NORM);
+}
+
+/// A network in training moves the running statistics of its normalizations towards those of the batch, and evaluates with them.
+#[test]
+fn running_statistics_follow_the_batch() {
+    let config = ModelConfig::new(Family::ResNet, 8).with_width(0.5);
+    let input = InputShape { channels: 2, height: 6, width: 5 };
+    let pixels = normal(4 * 2 * 30, 0.5, 2.0, &mut rng(1));
+    for Backend { name, device } in backends() {
+        let device = device.autodiff();
+        let policy = QuantizationPolicy::full_precision();
+        let mut network =
+            config.init(input, 10, &policy, 0, &device).expect("the network is defined").network;
+        let images = tensor(&pixels, [4, 2, 6, 5], &device);
+        let mut stem = None;
+        network.for_each_layer(&mut |path, layer| {
+            if let (None, LayerMut::Conv(conv)) = (&stem, layer) {
+                stem = Some((path.to_string(), conv.forward(images.clone())));
+            }
+        });
+        // [channels, everything else]
+        let (_, map) = stem.expect("there is a convolution");
+        let channels = map.dims()[1];
+        let map = map.swap_dims(0, 1).reshape([channels, 120]);
+        let mean = map.clone().mean_dim(1);
+        let variance = (map - mean.clone()).square().mean_dim(1);
+        drop(network.forward(images));
+        let mut first = None;
+        network.for_each_norm(&mut |norm| {
+            first.get_or_insert_with(|| {
+                [&norm.running_mean, &norm.running_var].map(|running| values(running.value_sync()))
+            });
+        });
+        let [running_mean, running_var] = first.expect("there is a normalization");
+        // They begin as 0 and 1.
+        assert_close(&format!("mean on {name}"), &running_mean, &values(mean * 0.1), NORM);
+        assert_close(&format!("variance on {name}"), &running_var, &values(variance * 0.1 + 0.9), NORM);
+    }
 }
 
 /// Parameters of a network, from its plan and from its module.
@@ -298,7 +325,7 @@ fn calibration_over_two_batches() {
             let mut quantizer = quantizer.expect("the activations are quantized");
             quantizer.start_calibration();
             for batch in batches {
-                quantizer.fake_quantize(tensor(batch, [1, 2], &device));
+                quantizer.observe::<2>(&tensor(batch, [1, 2], &device));
             }
             quantizer.finish_calibration();
             let qparams = quantizer.qparams(&device);

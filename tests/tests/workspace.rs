@@ -234,12 +234,20 @@ fn all_sources(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Numbered lines without comments and up to the tests, which close a file.
+/// Numbered lines without comments and up to a module of tests, which closes a file.
 fn code(source: &str) -> impl Iterator<Item = (usize, &str)> {
-    let lines = source.lines().enumerate().map(|(idx, line)| (idx + 1, line));
-    lines
-        .take_while(|(_, line)| line.trim() != "#[cfg(test)]")
-        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+    let lines: Vec<(usize, &str)> = source.lines().enumerate().map(|(idx, line)| (idx + 1, line)).collect();
+    let opens_tests = |pair: &[(usize, &str)]| pair[0].1 == "#[cfg(test)]" && pair[1].1 == "mod tests {";
+    let end = lines.windows(2).position(opens_tests).unwrap_or(lines.len());
+    lines.into_iter().take(end).filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+#[test]
+fn code_ends_at_a_module_of_tests_only() {
+    let of = |source| code(source).map(|(line, _)| line).collect::<Vec<_>>();
+    assert_eq!(of("a\n#[cfg(test)]\nfn b() {}\n// c\nd\n"), [1, 2, 3, 5]);
+    assert_eq!(of("a\n#[cfg(test)]\nmod tests;\nd\n"), [1, 2, 3, 4]);
+    assert_eq!(of("a\n#[cfg(test)]\nmod tests {\nd\n}\n"), [1]);
 }
 
 /// Rust files under `dir`, without files of tests.

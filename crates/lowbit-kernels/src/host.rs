@@ -103,7 +103,7 @@ fn conv2d_codes<B: Host>(
     let output = filled(dims.iter().product(), |output| {
         // What is no code, as NaN, has to reach the loss.
         if !kernel.is_some_and(|kernel| kernel.forward(input, input_scale, output)) {
-            conv::forward(shape, input, weight, output);
+            timed(Kind::ConvForward, || conv::forward(shape, input, weight, output));
         }
     });
     B::tensor(output, &dims)
@@ -355,7 +355,7 @@ macro_rules! host_backend {
                 codes: CodeKinds,
                 options: &ConvOptions<2>,
             ) -> Option<KeptCodes> {
-                timed(Kind::ConvCodes, || keep_codes::<Self>(input, weight, input_parameter, codes, options))
+                timed(Kind::KeepCodes, || keep_codes::<Self>(input, weight, input_parameter, codes, options))
             }
 
             fn lowbit_gradients_of_codes(
@@ -370,7 +370,9 @@ macro_rules! host_backend {
                     })
                 });
                 let of_weight = weight_wanted.then(|| {
-                    timed(Kind::ConvWeightGradient, || weight_gradient_of_codes::<Self>(kept, gradient))
+                    timed(Kind::ConvWeightGradientOfCodes, || {
+                        weight_gradient_of_codes::<Self>(kept, gradient)
+                    })
                 });
                 [of_input, of_weight]
             }

@@ -47,7 +47,7 @@ pub use cpu::fake_quantize::Grid;
 pub use cpu::integer::CodeBounds;
 pub use cpu::weights::MaxGradient;
 pub use reduce::reduce_in_parts;
-pub use times::take_times;
+pub use times::{KernelTime, take_times};
 
 /// Convolution without bias; as `burn::tensor::module::conv2d`.
 ///

@@ -22,7 +22,8 @@ mod inspect;
 mod learner;
 pub mod loss;
 mod metrics;
-mod optimizer;
+#[doc(hidden)]
+pub mod optimizer;
 mod optimizer_file;
 mod origin;
 pub mod recipe;

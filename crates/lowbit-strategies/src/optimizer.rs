@@ -16,7 +16,7 @@ const QUANTIZER_PARAMETERS: [&str; 2] = ["step_size", "clip_value"];
 
 /// Updates the parameters of one network.
 #[derive(Clone)]
-pub(crate) struct Optimizer {
+pub struct Optimizer {
     inner: ModuleOptimizer,
     gradient_clip: Option<f64>,
     norm: Option<GradientNorm>,
@@ -43,13 +43,14 @@ impl GradientNorm {
 }
 
 impl Optimizer {
-    pub(crate) fn new<M: Module>(recipe: &TrainRecipe, module: &M) -> Self {
+    /// Of `module`, with the optimizer, weight decays and clipping of `recipe`.
+    pub fn new<M: Module>(recipe: &TrainRecipe, module: &M) -> Self {
         let inner = build(recipe, quantizer_group(module));
         Self { inner, gradient_clip: recipe.gradient_clip, norm: None }
     }
 
     /// One update of `module` from the gradients of its loss.
-    pub(crate) fn step<M: Module>(&mut self, learning_rate: f64, module: M, gradients: Gradients) -> M {
+    pub fn step<M: Module>(&mut self, learning_rate: f64, module: M, gradients: Gradients) -> M {
         let mut gradients = GradientsParams::from_grads(gradients, &module);
         if let Some(max_norm) = self.gradient_clip {
             let norm = GradientNorm::of(&gradients, &module);

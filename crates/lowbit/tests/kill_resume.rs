@@ -7,6 +7,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use common::Sandbox;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
 /// Kills after which the test gives up on hitting a checkpoint that is being written.
@@ -83,20 +85,6 @@ const ADAMW: &[&str] = &[
     "phases={w2a32={optimizer_state=\"kept\"}}",
 ];
 
-/// The splitmix64 generator.
-struct Random(u64);
-
-impl Random {
-    /// A number from 0 to 1.
-    fn fraction(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) as f64 / u64::MAX as f64
-    }
-}
-
 /// All that must not depend on kills.
 #[derive(Debug, PartialEq)]
 struct End {
@@ -155,7 +143,7 @@ fn check(recipe: &[&str], n_min_kills: u32, wants_one_in_checkpoint: bool) {
     assert!(expected.metrics.lines().count() > 2);
 
     println!("seed {SEED}, uninterrupted {duration:.2?}");
-    let mut random = Random(SEED);
+    let mut random = ChaCha8Rng::seed_from_u64(SEED);
     let (mut n_kills, mut n_in_checkpoint, mut n_before_run, mut n_runs) = (0, 0, 0, 0);
     let misses_checkpoints =
         |hits: u32, kills: u32| wants_one_in_checkpoint && hits == 0 && kills < MAX_KILLS;
@@ -171,7 +159,7 @@ fn check(recipe: &[&str], n_min_kills: u32, wants_one_in_checkpoint: bool) {
             let mut child = child.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
             // Every fourth one early, where the run directory is being made or taken up again.
             let span = if n_kills % 4 == 3 { Duration::from_millis(25) } else { duration };
-            let delay = span.mul_f64(random.fraction()).max(Duration::from_millis(1));
+            let delay = span.mul_f64(random.random::<f64>()).max(Duration::from_millis(1));
             std::thread::sleep(delay);
             let has_ended = child.try_wait().unwrap().is_some();
             child.kill().unwrap();

@@ -190,6 +190,7 @@ fn large_planes_of_single_channels_equal_the_reference() {
     }
 }
 
+/// Same bits whatever the number of threads.
 #[test]
 fn does_not_depend_on_threads() {
     let mut seed = 3;

@@ -1,0 +1,204 @@
+//! What makes low bits fast on a CPU: quantized operands are convolved as integers, codes are kept for the backward pass, and
+//! a normalization quantizes what it yields. Each of these falls back to something slower that yields the same values, so
+//! that no comparison of values sees it. Here it is counted which kernels run.
+
+use std::sync::{Mutex, PoisonError};
+
+use burn::tensor::{Device, Tensor};
+use lowbit_core::{Granularity, Precision};
+use lowbit_kernels::{Activation, batch_norm, take_times};
+use lowbit_models::{Family, InputShape, ModelConfig, Network};
+use lowbit_quantizers::{
+    LayerQuantization, Method, QuantConv2d, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork,
+};
+use lowbit_tests::{Backend, backends, normal, rng, skip, tensor};
+
+/// Counts are the process's: the tests take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Methods that say what their codes are multiples of.
+const METHODS: [Method; 3] = [Method::DoReFa, Method::Pact, Method::Lsq];
+
+/// The CPU backends, if this processor multiplies codes faster than floats.
+fn fast_backends() -> Vec<Backend> {
+    #[cfg(target_arch = "x86_64")]
+    let is_fast = std::arch::is_x86_feature_detected!("avx2");
+    #[cfg(target_arch = "aarch64")]
+    let is_fast = std::arch::is_aarch64_feature_detected!("dotprod");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let is_fast = false;
+    if !is_fast {
+        skip("fast paths: this processor has no instructions for products of codes");
+        return Vec::new();
+    }
+    backends().into_iter().filter(|backend| ["flex", "ndarray"].contains(&backend.name)).collect()
+}
+
+/// How often each kind of kernel runs in `operation`.
+struct Calls(Vec<(&'static str, u64)>);
+
+impl Calls {
+    fn of(operation: impl FnOnce()) -> Self {
+        take_times();
+        operation();
+        Self(take_times().map(|kind| (kind.name, kind.calls)).to_vec())
+    }
+
+    fn n(&self, name: &str) -> u64 {
+        let found = self.0.iter().find(|(kind, _)| *kind == name);
+        found.unwrap_or_else(|| panic!("no kernels are called {name:?}")).1
+    }
+
+    fn assert(&self, what: &str, expected: &[(&str, u64)]) {
+        for &(name, n_expected) in expected {
+            assert_eq!(self.n(name), n_expected, "{what}: {name}, of {:?}", self.0);
+        }
+    }
+}
+
+const SHAPE: [usize; 4] = [2, 16, 9, 7];
+
+fn layer(quantization: LayerQuantization, device: &Device) -> QuantConv2d {
+    let config = QuantConv2dConfig::new([SHAPE[1], 24], 3).with_quantization(quantization);
+    let mut layer = config.init(device, &mut rng(1)).expect("the layer is defined");
+    if let Some(quantizer) = &mut layer.input_quantizer {
+        quantizer.start_calibration();
+        quantizer.observe(&input(device).clamp_min(0.0));
+        quantizer.finish_calibration();
+    }
+    layer
+}
+
+fn input(device: &Device) -> Tensor<4> {
+    tensor(&normal(SHAPE.iter().product(), 0.3, 1.0, &mut rng(2)), SHAPE, device)
+}
+
+/// `layer` after a normalization, as the networks run it.
+fn forward(layer: &QuantConv2d, device: &Device) -> Tensor<4> {
+    let affine = [1.0, 0.0].map(|value| Tensor::full([SHAPE[1]], value, device));
+    let activation = layer.input_activation(SHAPE).expect("the normalization takes the quantizer in");
+    layer.forward_quantized(batch_norm(input(device), affine, 1e-5, activation).output)
+}
+
+/// Every method, of 1 to 6 bits, which all instructions serve.
+#[test]
+fn quantized_layers_convolve_codes() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    for Backend { name, device } in fast_backends() {
+        for (method, granularity) in METHODS
+            .map(|method| (method, Granularity::PerTensor))
+            .into_iter()
+            .chain([(Method::Lsq, Granularity::PerChannel)])
+        {
+            for bits in 1..=6 {
+                let precision = Precision::bits(bits).expect("1 to 8 bits");
+                let quantization = LayerQuantization {
+                    weight_granularity: granularity,
+                    ..LayerQuantization::new(method, precision, precision)
+                };
+                let what = format!("{method} {granularity} at {bits} bits on {name}");
+                let evaluated = layer(quantization.clone(), &device);
+                let calls = Calls::of(|| drop(forward(&evaluated, &device)));
+                calls.assert(&what, &[("convolution of codes", 1), ("convolution", 0)]);
+
+                let device = device.clone().autodiff();
+                let trained = layer(quantization, &device);
+                let calls = Calls::of(|| drop(forward(&trained, &device).sum().backward()));
+                calls.assert(
+                    &format!("training, {what}"),
+                    &[
+                        ("convolution of codes", 1),
+                        ("convolution", 0),
+                        ("gradient of a convolution's weights, from codes", 1),
+                        ("gradient of a convolution's weights", 0),
+                    ],
+                );
+            }
+        }
+    }
+}
+
+/// The counts can see a fallback: an input that is on no grid, and a layer in full precision.
+#[test]
+fn a_fallback_is_counted() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    for Backend { name, device } in fast_backends() {
+        let two = Precision::bits(2).expect("2 is a width");
+        let quantized = layer(LayerQuantization::new(Method::DoReFa, two, two), &device);
+        let calls = Calls::of(|| drop(quantized.forward_quantized(input(&device))));
+        calls.assert(&format!("off the grid, on {name}"), &[("convolution", 1)]);
+        let plain = layer(LayerQuantization::FULL_PRECISION, &device);
+        let calls = Calls::of(|| drop(forward(&plain, &device)));
+        calls.assert(&format!("fp32 on {name}"), &[("convolution", 1), ("convolution of codes", 0)]);
+    }
+}
+
+fn network(family: Family, method: Method, device: &Device) -> (Network, Tensor<4>) {
+    let two = Precision::bits(2).expect("2 is a width");
+    let policy = QuantizationPolicy::new(LayerQuantization::new(method, two, two));
+    let config = match family {
+        Family::VggSmall => ModelConfig::vgg_small().with_width(0.125),
+        family => ModelConfig::new(family, 8),
+    };
+    let input = InputShape { channels: 3, height: 32, width: 32 };
+    let mut network = config.init(input, 10, &policy, 0, device).expect("the network is defined").network;
+    let images = tensor(&normal(2 * 3072, 0.0, 1.0, &mut rng(3)), [2, 3, 32, 32], device);
+    network.calibrate(|_| true, |network| drop(network.forward(images.clone())));
+    (network, images)
+}
+
+/// Whole networks at 2 bits. The stem is in full precision, and shortcuts that skip most of their input are convolved as floats.
+#[test]
+fn networks_convolve_codes() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    for Backend { name, device } in fast_backends() {
+        for method in METHODS {
+            for (family, n_codes, n_floats) in
+                [(Family::PreResNet, 6, 3), (Family::ResNet, 6, 3), (Family::VggSmall, 5, 1)]
+            {
+                let what = format!("{family} by {method} on {name}");
+                let (evaluated, images) = network(family, method, &device);
+                let calls = Calls::of(|| drop(evaluated.forward(images)));
+                calls.assert(&what, &[("convolution of codes", n_codes), ("convolution", n_floats)]);
+                // Two blocks have two layers on one normalization, which quantizes for both only if they do it alike: not
+                // with a clip value each. (LSQ's weights are fake-quantized by the kernel that is counted here.)
+                match (family, method) {
+                    (Family::PreResNet, Method::DoReFa) => {
+                        calls.assert(&what, &[("fake quantization alone", 0)])
+                    }
+                    (Family::PreResNet, Method::Pact) => {
+                        calls.assert(&what, &[("fake quantization alone", 4)])
+                    }
+                    _ => {}
+                }
+
+                let (trained, images) = network(family, method, &device.clone().autodiff());
+                let calls = Calls::of(|| drop(trained.forward(images).sum().backward()));
+                let n_quantized = n_codes + n_floats - 1;
+                calls.assert(
+                    &format!("training, {what}"),
+                    &[
+                        ("convolution of codes", n_codes),
+                        ("convolution", n_floats),
+                        ("gradient of a convolution's weights, from codes", n_quantized),
+                        ("gradient of a convolution's weights", 1),
+                    ],
+                );
+            }
+        }
+    }
+}
+
+/// What a ReLU and a quantizer do after a normalization is done by it.
+#[test]
+fn normalizations_are_fused() {
+    let device = backends().swap_remove(0).device;
+    for method in METHODS {
+        for bits in 1..=8 {
+            let precision = Precision::bits(bits).expect("1 to 8 bits");
+            let layer = layer(LayerQuantization::new(method, precision, precision), &device);
+            let activation = layer.input_activation(SHAPE);
+            assert!(activation.is_some_and(|fused| !matches!(fused, Activation::Relu)), "{method} at {bits}");
+        }
+    }
+}
