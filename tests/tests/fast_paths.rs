@@ -97,7 +97,7 @@ fn quantized_layers_convolve_codes() {
                     ..LayerQuantization::new(method, precision, precision)
                 };
                 let what = format!("{method} {granularity} at {bits} bits on {name}");
-                let evaluated = layer(quantization.clone(), &device);
+                let evaluated = layer(quantization, &device);
                 let calls = Calls::of(|| drop(forward(&evaluated, &device)));
                 calls.assert(&what, &[("convolution of codes", 1), ("convolution", 0)]);
 

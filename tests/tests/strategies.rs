@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use burn::tensor::{Device, Gradients, Tensor};
 use lowbit_core::Precision;
-use lowbit_data::Locations;
+use lowbit_data::{DatasetName, LabelKind, Locations, Normalization, open};
 use lowbit_models::Features;
 use lowbit_quantizers::Selection;
 use lowbit_strategies::loss::{cross_entropy, kl_divergence, mean_square, target_probabilities};
@@ -1191,4 +1191,147 @@ fn the_documentation_quotes_the_example() {
         read("docs/methods/strategies.md").contains(code),
         "docs/methods/strategies.md is not up to date"
     );
+}
+
+/// Every parameter that a quantizer learns moves in a training of the default recipe: none is held where no gradient reaches it.
+#[test]
+fn learned_parameters_of_quantizers_move() {
+    for (method, per_layer) in [("lsq", 2), ("pact", 1)] {
+        let recipe = recipe(&[&format!("quantization.method={method}")]);
+        let run = Run::new(&format!("moving-{method}"), &recipe, Vec::new());
+        let [first, .., last] = run.epochs.as_slice() else { panic!("a run of two epochs is expected") };
+        // Three blocks of two convolutions, and two shortcuts.
+        assert_eq!(first.quantizers.len(), per_layer * 8, "{method}: {:?}", first.quantizers.keys());
+        for (name, value) in &first.quantizers {
+            assert_ne!(*value, last.quantizers[name], "{method}: {name} does not move");
+        }
+    }
+}
+
+/// The maps of an image, `[channels, side, side]`.
+struct Maps {
+    side: usize,
+    values: Vec<f64>,
+}
+
+impl Maps {
+    fn map(&self, f: impl Fn(usize, f64) -> f64) -> Self {
+        let plane = self.side * self.side;
+        let values = self.values.iter().enumerate().map(|(i, &value)| f(i / plane, value)).collect();
+        Self { side: self.side, values }
+    }
+
+    /// A convolution with padding that keeps the size at stride 1.
+    fn convolve(&self, weight: &[f64], out: usize, stride: usize) -> Self {
+        let channels = self.values.len() / (self.side * self.side);
+        let kernel = (weight.len() / (out * channels)).isqrt();
+        let side = self.side.div_ceil(stride);
+        let mut values = Vec::new();
+        for idx in 0..out * side * side {
+            let (o, row, column) = (idx / (side * side), idx / side % side, idx % side);
+            let mut sum = 0.0;
+            for tap in 0..channels * kernel * kernel {
+                let (c, i, j) = (tap / (kernel * kernel), tap / kernel % kernel, tap % kernel);
+                let place = |at: usize, tap: usize| {
+                    (at * stride + tap).checked_sub(kernel / 2).filter(|at| *at < self.side)
+                };
+                if let (Some(row), Some(column)) = (place(row, i), place(column, j)) {
+                    sum += self.values[(c * self.side + row) * self.side + column]
+                        * weight[o * channels * kernel * kernel + tap];
+                }
+            }
+            values.push(sum);
+        }
+        Self { side, values }
+    }
+}
+
+/// A PreResNet-8 with weights and activations of 2 bits by DoReFa, evaluated by its definition in double precision.
+struct ByDefinition(BTreeMap<String, Vec<f64>>);
+
+impl ByDefinition {
+    fn new(tensors: BTreeMap<String, Vec<u8>>) -> Self {
+        let float = |bytes: &[u8]| f64::from(f32::from_le_bytes(bytes.try_into().expect("four bytes")));
+        let values = |bytes: Vec<u8>| bytes.chunks_exact(4).map(float).collect();
+        Self(tensors.into_iter().map(|(path, bytes)| (path, values(bytes))).collect())
+    }
+
+    fn tensor(&self, path: &str) -> &[f64] {
+        self.0.get(path).unwrap_or_else(|| panic!("no {path} in {:?}", self.0.keys()))
+    }
+
+    /// Zhou16: `2 Q(tanh w / (2 max |tanh w|) + 1/2) - 1`, `Q(x) = round(3 x) / 3`.
+    fn quantized_weight(&self, layer: &str) -> Vec<f64> {
+        let squashed: Vec<f64> = self.tensor(&format!("{layer}.weight")).iter().map(|w| w.tanh()).collect();
+        let max = squashed.iter().fold(0.0f64, |max, t| max.max(t.abs()));
+        squashed.iter().map(|t| 2.0 * ((t / (2.0 * max) + 0.5) * 3.0).round_ties_even() / 3.0 - 1.0).collect()
+    }
+
+    /// The normalization `norm` of `x`, and a ReLU.
+    fn activated(&self, x: &Maps, norm: &str) -> Maps {
+        let [gamma, beta, mean, variance] = ["gamma", "beta", "running_mean", "running_var"]
+            .map(|part| self.tensor(&format!("{norm}.{part}")));
+        x.map(|c, x| ((x - mean[c]) / (variance[c] + 1e-5).sqrt() * gamma[c] + beta[c]).max(0.0))
+    }
+
+    fn logits(&self, image: Maps) -> Vec<f64> {
+        let stem = self.tensor("stem.weight");
+        let width = stem.len() / 9;
+        let mut x = image.convolve(stem, width, 1);
+        for stage in 0..3 {
+            let (out, stride) = (width << stage, if stage == 0 { 1 } else { 2 });
+            let block = format!("stages.{stage}.0");
+            let quantized = |maps: Maps| maps.map(|_, x| (x.min(1.0) * 3.0).round_ties_even() / 3.0);
+            let convolve = |input: &Maps, layer: &str, stride| {
+                input.convolve(&self.quantized_weight(&format!("{block}.{layer}")), out, stride)
+            };
+            let input = quantized(self.activated(&x, &format!("{block}.norm1")));
+            let hidden =
+                quantized(self.activated(&convolve(&input, "conv1", stride), &format!("{block}.norm2")));
+            let hidden = convolve(&hidden, "conv2", 1);
+            let residual = if stage == 0 { x } else { convolve(&input, "shortcut", stride) };
+            x = hidden.map(|_, value| value);
+            x.values.iter_mut().zip(&residual.values).for_each(|(sum, value)| *sum += value);
+        }
+        let last = self.activated(&x, "norm");
+        let plane = last.side * last.side;
+        let pooled: Vec<f64> =
+            last.values.chunks(plane).map(|map| map.iter().sum::<f64>() / plane as f64).collect();
+        let (weight, bias) = (self.tensor("fc.weight"), self.tensor("fc.bias"));
+        let rows = weight.chunks(pooled.len()).zip(bias);
+        rows.map(|(row, bias)| row.iter().zip(&pooled).map(|(w, x)| w * x).sum::<f64>() + bias).collect()
+    }
+}
+
+/// The stored tensors of a trained low-bit network, scored by something else than what trained and evaluated it.
+#[test]
+fn a_trained_network_scores_by_its_definition_what_the_run_reported() {
+    let recipe = recipe(&["train.epochs=6", "data.train_limit=512", "train.learning_rate=0.1"]);
+    let run = Run::new("by-definition", &recipe, Vec::new());
+    let reported = run.evaluate().scores;
+    let network = ByDefinition::new(run.model());
+    let test =
+        open(DatasetName::Digits, lowbit_data::Split::Test, LabelKind::Fine, &Locations::default_with(None))
+            .expect("the digits are built in")
+            .dataset
+            .head(64)
+            .expect("there are that many");
+    let normalization = Normalization::of(DatasetName::Digits);
+    let pixel = |&pixel: &u8| {
+        (f64::from(pixel) / f64::from(test.max_value) - f64::from(normalization.mean[0]))
+            / f64::from(normalization.std[0])
+    };
+    let (mut n_correct, mut loss) = (0, 0.0);
+    for (image, &label) in test.images.chunks(64).zip(&test.labels) {
+        let logits = network.logits(Maps { side: 8, values: image.iter().map(pixel).collect() });
+        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let label = usize::from(label);
+        n_correct += usize::from(logits[label] == max);
+        loss += max + logits.iter().map(|logit| (logit - max).exp()).sum::<f64>().ln() - logits[label];
+    }
+    let (top1, loss) = (n_correct as f64 / 64.0, loss / 64.0);
+    assert!(top1 > 0.5, "nothing is learned: {top1}");
+    assert_eq!(top1, reported.top1);
+    // Single precision, whose values may lie on the other side of a tie: none of these does.
+    assert!((loss - reported.loss).abs() < 1e-5 * loss, "{loss} by definition, {} reported", reported.loss);
 }

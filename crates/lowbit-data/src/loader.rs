@@ -32,7 +32,7 @@ pub struct LoaderConfig {
 }
 
 impl LoaderConfig {
-    /// The usual number of background threads: one prepares more images than a CPU can train on.
+    /// The usual number of background threads.
     pub const DEFAULT_N_THREADS: usize = 2;
     /// The usual number of batches prepared ahead.
     pub const DEFAULT_PREFETCH: usize = 4;
