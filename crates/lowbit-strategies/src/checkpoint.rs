@@ -274,6 +274,13 @@ pub(crate) struct Checkpoints {
     folder: PathBuf,
 }
 
+/// The newest checkpoint that is intact, by name, and what is wrong with those after it.
+#[derive(Default)]
+pub(crate) struct Intact {
+    pub(crate) checkpoint: Option<(String, Checkpoint)>,
+    pub(crate) damaged: Vec<CheckpointError>,
+}
+
 impl Checkpoints {
     pub(crate) fn of_run(run: &Path) -> Self {
         Self { run: run.into(), folder: run.join("checkpoints") }
@@ -411,13 +418,11 @@ impl Checkpoints {
     }
 
     /// Reads the newest checkpoint that is intact, and says what is wrong with those after it.
-    pub(crate) fn load_intact(
-        &self,
-    ) -> Result<(Option<(String, Checkpoint)>, Vec<CheckpointError>), CheckpointError> {
+    pub(crate) fn load_intact(&self) -> Result<Intact, CheckpointError> {
         let mut damaged = Vec::new();
         for name in self.names()?.into_iter().rev() {
             match self.read(&name) {
-                Ok(checkpoint) => return Ok((Some((name, checkpoint)), damaged)),
+                Ok(checkpoint) => return Ok(Intact { checkpoint: Some((name, checkpoint)), damaged }),
                 Err(error @ CheckpointError::Damaged { .. }) => damaged.push(error),
                 Err(error) => return Err(error),
             }
@@ -425,7 +430,7 @@ impl Checkpoints {
         // Nothing to go on from: the error is that of the newest.
         match damaged.into_iter().next() {
             Some(error) => Err(error),
-            None => Ok((None, Vec::new())),
+            None => Ok(Intact::default()),
         }
     }
 

@@ -13,7 +13,7 @@ use lowbit_models::{Features, Network, Plan};
 use lowbit_quantizers::QuantizedNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Pending, Progress, Scored, sha256};
+use crate::checkpoint::{Checkpoint, CheckpointError, Intact, Pending, Progress, Scored, sha256};
 use crate::disk::{may_pass, with_retries};
 use crate::error::{Divergence, IoContext, TrainError};
 use crate::learner::{Trainee, network_specs};
@@ -260,7 +260,10 @@ pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result
     let recipe = run.recipe_with_digest()?;
     let (loaded, damaged) = match from {
         ResumeFrom::Newest => (checkpoints.load(None)?, Vec::new()),
-        ResumeFrom::NewestIntact => checkpoints.load_intact()?,
+        ResumeFrom::NewestIntact => {
+            let Intact { checkpoint, damaged } = checkpoints.load_intact()?;
+            (checkpoint, damaged)
+        }
         ResumeFrom::Named(name) => (checkpoints.load(Some(name))?, Vec::new()),
     };
     match &loaded {
@@ -1271,7 +1274,6 @@ impl<'a> Calibration<'a> {
     }
 
     /// Runs the batches, or, after a stop, only the first: what comes of it is then dropped.
-
     fn run(&self, network: &Network) {
         for mut batch in self.data.batches(self.epoch, self.n_batches) {
             network.forward(images(&mut batch, self.device));
