@@ -263,7 +263,8 @@ mod tests {
             let x = values(a / n);
             let mut y = vec![f32::NAN; x.len()];
             learned(&x, &[a], Grid::Clip { n }, &mut y);
-            let clipped = |x: f32| if x >= a { a } else { x.max(0.0) };
+            // -0 stays, as in a comparison.
+            let clipped = |x: f32| if x < 0.0 { 0.0 } else { x.min(a) };
             let value = |x: f32| (clipped(x) / a * n).round_ties_even() / n * a;
             assert_same_bits(&y, x.iter().map(|&x| value(x)));
             let g: Vec<f32> = x.iter().rev().map(|x| x.clamp(-2.0, 2.0)).collect();
