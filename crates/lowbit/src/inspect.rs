@@ -5,7 +5,7 @@ use std::path::Path;
 
 use lowbit_models::{Layout, Plan};
 use lowbit_strategies::strategy::Phase;
-use lowbit_strategies::{Inspection, Origin, Recipe, RecipeError, RunProcess, SetAside};
+use lowbit_strategies::{Inspection, Origin, Pending, Recipe, RecipeError, RunProcess, SetAside};
 use serde::Serialize;
 
 use crate::cli::InspectArgs;
@@ -111,7 +111,12 @@ fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt
         return Ok(text);
     };
     writeln!(text, "\n{}", checkpoint.name)?;
-    writeln!(text, "progress    {} steps done", checkpoint.progress.step)?;
+    let pending = match checkpoint.progress.pending {
+        None => "",
+        Some(Pending::Calibration) => "; stopped while its quantizers were calibrated",
+        Some(Pending::Evaluation) => "; stopped while it was evaluated",
+    };
+    writeln!(text, "progress    {} steps done{pending}", checkpoint.progress.step)?;
     if let (Some(test), Some(step)) = (checkpoint.progress.test, checkpoint.progress.test_step) {
         let (top1, top5) = (percent_exact(test.top1), percent_exact(test.top5));
         writeln!(text, "evaluated   top-1 {top1}  top-5 {top5}  loss {:.4}  (after step {step})", test.loss)?;

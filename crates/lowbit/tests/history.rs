@@ -342,6 +342,10 @@ fn a_stop_is_answered_in_calibration_and_evaluation() {
         let progress = &sandbox.json(&["inspect", "stopped"])["checkpoint"]["progress"];
         let found = (progress["pending"].as_str().unwrap_or("none"), progress["step"].as_u64());
         assert_eq!(found, (pending, Some(step)), "{event}");
+        let text = sandbox.run(&["inspect", "stopped"]).stdout;
+        let said = ["its quantizers were calibrated", "it was evaluated"]
+            .map(|what| text.contains(&format!(" steps done; stopped while {what}\n")));
+        assert_eq!(said, ["calibration", "evaluation"].map(|what| what == pending), "{text}");
     }
     sandbox.json(&["train", "--resume", "stopped"]);
     assert_eq!(state(&sandbox, "stopped"), state(&sandbox, "whole"));

@@ -103,37 +103,102 @@ fn end_of(sandbox: &Sandbox, run: &str) -> End {
     }
 }
 
+/// What is killed, how often.
+struct Kills<'a> {
+    recipe: &'a str,
+    changes: &'a [&'a str],
+    /// At least so many.
+    n_min: u32,
+    /// Whether one of them has to fall into the writing of a checkpoint.
+    in_checkpoint: bool,
+    /// Whether some trainings that are taken up again go back to an earlier checkpoint, and are killed meanwhile.
+    goes_back: bool,
+}
+
+const KILLS: Kills<'_> = Kills {
+    recipe: "digits-preresnet8-w2a2",
+    changes: &[],
+    n_min: 6,
+    in_checkpoint: false,
+    goes_back: false,
+};
+
+/// All that was set aside can be read.
+fn expect_whole(sandbox: &Sandbox) {
+    let list = sandbox.json(&["inspect", "killed"])["set_aside"].clone();
+    for aside in list.as_array().unwrap() {
+        let path = format!("killed/{}", aside["path"].as_str().unwrap());
+        for checkpoint in aside["checkpoints"].as_array().unwrap() {
+            sandbox.json(&["inspect", &path, "--checkpoint", checkpoint.as_str().unwrap()]);
+        }
+    }
+}
+
 #[test]
 fn killed_and_resumed_equals_uninterrupted() {
-    check(EVERY_STATE, 24, true);
+    check(&Kills { changes: EVERY_STATE, n_min: 24, in_checkpoint: true, ..KILLS });
+}
+
+#[test]
+fn killed_while_going_back() {
+    check(&Kills { changes: ADAM, n_min: 20, goes_back: true, ..KILLS });
+}
+
+/// 200 kills of what comes with lowbit: direct, all stages, stochastic precision. Some ten minutes.
+#[test]
+#[ignore = "takes minutes: cargo test -p lowbit --test kill_resume -- --ignored --nocapture"]
+fn two_hundred_kills() {
+    let changes = [
+        "train.epochs=8",
+        "data.batch_size=32",
+        "data.train_limit=128",
+        "data.test_limit=64",
+        "checkpoint.every_steps=3",
+        "checkpoint.keep_last=4",
+    ];
+    for (method, n_min) in [("", 67), ("-ts-pq-joint", 67), ("-sp-joint", 66)] {
+        let recipe = format!("digits-preresnet8-w2a2{method}");
+        check(&Kills { recipe: &recipe, changes: &changes, n_min, in_checkpoint: false, goes_back: true });
+    }
 }
 
 #[test]
 fn two_stage_progressive_and_joint() {
-    check(MULTI_STAGE, 20, false);
+    check(&Kills { changes: MULTI_STAGE, n_min: 20, ..KILLS });
 }
 
 #[test]
 fn stochastic_precision_and_joint() {
-    check(ONE_STAGE, 20, false);
+    check(&Kills { changes: ONE_STAGE, n_min: 20, ..KILLS });
 }
 
 #[test]
 fn adam_and_clip_values() {
-    check(ADAM, 6, false);
+    check(&Kills { changes: ADAM, ..KILLS });
 }
 
 #[test]
 fn adamw_in_two_stages() {
-    check(ADAMW, 6, false);
+    check(&Kills { changes: ADAMW, ..KILLS });
 }
 
-/// Kills trainings of `recipe` at random moments until there were `n_kills`, and one of them fell into the writing of a
-/// checkpoint if `wants_one_in_checkpoint`; each must end as an uninterrupted one.
-fn check(recipe: &[&str], n_min_kills: u32, wants_one_in_checkpoint: bool) {
+/// The names of the checkpoints of the run that is killed.
+fn checkpoints(sandbox: &Sandbox) -> Vec<String> {
+    let entries = fs::read_dir(sandbox.path("killed/checkpoints")).into_iter().flatten();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.filter(|name| !name.starts_with('.')).collect();
+    names.sort();
+    names
+}
+
+/// Kills trainings at random moments; each must end as an uninterrupted one.
+fn check(kills: &Kills<'_>) {
+    let Kills { recipe, changes, n_min: n_min_kills, in_checkpoint: wants_one_in_checkpoint, goes_back } =
+        *kills;
     let sandbox = Sandbox::new();
-    let overrides: Vec<&str> = recipe.iter().flat_map(|change| ["--set", change]).collect();
-    let train = |run: &'static str| [vec!["train", "--out", run, "--json"], overrides.clone()].concat();
+    let overrides: Vec<&str> = changes.iter().flat_map(|change| ["--set", change]).collect();
+    let train =
+        |run: &'static str| [vec!["train", recipe, "--out", run, "--json"], overrides.clone()].concat();
     let started = Instant::now();
     let outcome = sandbox.run(&train("whole"));
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
@@ -142,23 +207,32 @@ fn check(recipe: &[&str], n_min_kills: u32, wants_one_in_checkpoint: bool) {
     assert!(expected.state_sha256.is_string());
     assert!(expected.metrics.lines().count() > 2);
 
-    println!("seed {SEED}, uninterrupted {duration:.2?}");
+    println!("{recipe}: seed {SEED}, uninterrupted {duration:.2?}");
     let mut random = ChaCha8Rng::seed_from_u64(SEED);
     let (mut n_kills, mut n_in_checkpoint, mut n_before_run, mut n_runs) = (0, 0, 0, 0);
+    let mut n_going_back = 0;
     let misses_checkpoints =
         |hits: u32, kills: u32| wants_one_in_checkpoint && hits == 0 && kills < MAX_KILLS;
     while n_kills < n_min_kills || misses_checkpoints(n_in_checkpoint, n_kills) {
         n_runs += 1;
         loop {
             let directory = sandbox.path("killed");
-            let args = match directory.join("run.json").exists() {
+            let known = checkpoints(&sandbox);
+            let back = (goes_back && n_kills % 3 == 2 && known.len() > 1)
+                .then(|| &known[(random.random::<f64>() * (known.len() - 1) as f64) as usize]);
+            let mut args = match directory.join("run.json").exists() {
                 true => vec!["train", "--resume", "killed", "--json"],
                 false => train("killed"),
             };
+            args.extend(back.iter().flat_map(|name| ["--checkpoint", name.as_str()]));
             let mut child = sandbox.command(&args);
             let mut child = child.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
             // Every fourth one early, where the run directory is being made or taken up again.
-            let span = if n_kills % 4 == 3 { Duration::from_millis(25) } else { duration };
+            let span = match n_kills % 4 {
+                _ if back.is_some() => Duration::from_millis(250),
+                3 => Duration::from_millis(25),
+                _ => duration,
+            };
             let delay = span.mul_f64(random.random::<f64>()).max(Duration::from_millis(1));
             std::thread::sleep(delay);
             let has_ended = child.try_wait().unwrap().is_some();
@@ -171,6 +245,7 @@ fn check(recipe: &[&str], n_min_kills: u32, wants_one_in_checkpoint: bool) {
             }
             assert!(output.status.code().is_none() || output.status.success(), "{stderr}");
             n_kills += 1;
+            n_going_back += u32::from(back.is_some());
             let leftovers = fs::read_dir(directory.join("checkpoints")).into_iter().flatten();
             let is_hidden = |name: &str| name.starts_with('.');
             let n_hidden =
@@ -185,13 +260,17 @@ fn check(recipe: &[&str], n_min_kills: u32, wants_one_in_checkpoint: bool) {
             n_before_run += u32::from(!directory.join("run.json").exists());
         }
         assert_eq!(end_of(&sandbox, "killed"), expected, "run {n_runs}, seed {SEED}");
+        if goes_back {
+            expect_whole(&sandbox);
+        }
         fs::remove_dir_all(sandbox.path("killed")).unwrap();
     }
+    assert!(!goes_back || n_going_back > 0, "none of {n_kills} kills fell into going back");
     let hit = n_in_checkpoint > 0 || !wants_one_in_checkpoint;
     assert!(hit, "none of {n_kills} kills fell into the writing of a checkpoint");
     println!(
-        "{n_kills} kills in {n_runs} runs: {n_in_checkpoint} in a checkpoint, {n_before_run} before the run began; \
-        {:.0?} in all",
+        "{n_kills} kills in {n_runs} runs: {n_in_checkpoint} in a checkpoint, {n_before_run} before the run began, \
+        {n_going_back} while going back; {:.0?} in all",
         started.elapsed()
     );
 }
