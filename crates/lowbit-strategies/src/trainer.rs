@@ -169,7 +169,7 @@ pub struct RunResult {
     pub epochs: u64,
     /// Seconds of training, evaluation included, over all processes that took part, each up to its last checkpoint.
     pub seconds: f64,
-    /// Training images per second over all processes that took part, evaluation excluded.
+    /// Training images per second over the same time, evaluation excluded.
     pub images_per_second: f64,
     /// Device of the evaluation after the last epoch.
     pub device: String,
@@ -775,10 +775,10 @@ impl<'a> Trainer<'a> {
 
     /// Writes down who trains from here on. That another build or kind of processor goes on is said: its bits may differ.
     fn record_process(&mut self, run: &RunDir) -> Result<(), TrainError> {
-        let step = self.progress.step;
-        if step == self.steps() {
+        if self.is_done() {
             return Ok(());
         }
+        let step = self.progress.step;
         let Session { origin, device_name, .. } = &self.session;
         let (origin, device) = (origin.clone(), device_name.clone());
         let before = match run.processes()?.pop() {

@@ -18,7 +18,7 @@ pub fn run(args: &DataArgs, screen: &Screen) -> anyhow::Result<Code> {
     let locations = Locations::default_with(args.data_dir.clone());
     let json = args.json.json;
     match args.command {
-        DataCommand::List => list(&locations, json),
+        DataCommand::List => list(&locations, json, screen.is_quiet()),
         DataCommand::Fetch { name } => fetch_files(name, &locations, json, screen),
         DataCommand::Verify { name } => verify_files(name, &locations, json),
     }
@@ -40,7 +40,7 @@ struct Entry {
     warnings: Vec<String>,
 }
 
-fn list(locations: &Locations, json: bool) -> anyhow::Result<Code> {
+fn list(locations: &Locations, json: bool, is_quiet: bool) -> anyhow::Result<Code> {
     if let Some(path) = locations.data_dir.as_ref().filter(|path| !path.exists()) {
         return Err(DataError::DataDirMissing { path: path.clone() }.into());
     }
@@ -55,7 +55,7 @@ fn list(locations: &Locations, json: bool) -> anyhow::Result<Code> {
         DatasetName::ALL.iter().map(|&name| entry(name)).collect::<Result<_, DataError>>()?;
     match json {
         true => output::print_json(&entries)?,
-        false => output::print(&table(&entries)?)?,
+        false => output::print(&table(&entries, is_quiet)?)?,
     }
     Ok(Code::Success)
 }
@@ -75,7 +75,7 @@ fn found_in(places: [Option<PathBuf>; 2]) -> (Option<PathBuf>, Vec<String>) {
     (place, warning.into_iter().collect())
 }
 
-fn table(entries: &[Entry]) -> Result<String, std::fmt::Error> {
+fn table(entries: &[Entry], is_quiet: bool) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
     writeln!(text, "{:<14} {:>8} {:>8} {:>7} {:>7}  found in", "name", "images", "classes", "train", "test")?;
     for entry in entries {
@@ -96,7 +96,7 @@ fn table(entries: &[Entry]) -> Result<String, std::fmt::Error> {
             entry.n_test,
         )?;
     }
-    if entries.iter().any(|entry| !entry.built_in && entry.found_in.is_none()) {
+    if !is_quiet && entries.iter().any(|entry| !entry.built_in && entry.found_in.is_none()) {
         write!(text, "\nfetch one with `lowbit data fetch NAME`")?;
     }
     Ok(text)

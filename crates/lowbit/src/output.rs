@@ -25,6 +25,15 @@ pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     print(&serde_json::to_string(value)?)
 }
 
+/// `text` with control characters, which names of files may have, written out: a terminal would obey them. Lines stay.
+pub fn escaped(text: &str) -> String {
+    let escaped = |c: char| match c {
+        c if c.is_control() && c != '\n' => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    text.chars().map(escaped).collect()
+}
+
 /// A fraction in percent with two decimals, for results.
 pub fn percent_exact(fraction: f64) -> String {
     format!("{:.2}%", 100.0 * fraction)
@@ -57,6 +66,11 @@ pub fn counted(n: u64, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_characters_are_written_out() {
+        assert_eq!(escaped("no \u{1b}[31mé\r\n\u{9b}1m"), "no \\u{1b}[31mé\\r\n\\u{9b}1m");
+    }
 
     #[test]
     fn percentages_are_narrow() {

@@ -335,6 +335,7 @@ fn quiet_gives_no_hints() {
     assert!(outcome.stdout.contains("lowbit eval b"), "{}", outcome.stdout);
     assert!(sandbox.run(&["recipes"]).stdout.contains("lowbit recipes show"));
     assert!(!sandbox.run(&["recipes", "-q"]).stdout.contains("lowbit recipes show"));
+    assert!(!sandbox.run(&["data", "list", "-q"]).stdout.contains("lowbit data fetch"));
 }
 
 #[test]
@@ -344,4 +345,27 @@ fn recipes_show_takes_no_file() {
     let outcome = sandbox.run(&["recipes", "show", "./mine.toml"]);
     assert_eq!(outcome.code, Some(2));
     assert!(outcome.stderr.contains("`lowbit inspect ./mine.toml --json`"), "{}", outcome.stderr);
+}
+
+/// Names come from anywhere; a terminal must not obey them.
+#[test]
+fn control_characters_in_names() {
+    let sandbox = Sandbox::new();
+    let name = "\u{1b}[31mred\u{7}";
+    fs::write(sandbox.path(name), "").unwrap();
+    let (set, missing) = (format!("{name}=1"), format!("{name}/missing"));
+    let commands: [&[&str]; 7] = [
+        &["train", name],
+        &["train", "--out", name],
+        &["train", "--set", &set],
+        &["train", "--device", name],
+        &["train", "--data-dir", &missing, "fashion-mnist-preresnet8-w2a2"],
+        &["eval", name],
+        &["inspect", name],
+    ];
+    for args in commands {
+        let outcome = sandbox.run(args);
+        assert!(outcome.code != Some(0) && outcome.stderr.contains("red"), "{args:?}: {}", outcome.stderr);
+        assert!(!outcome.stderr.contains(['\u{1b}', '\u{7}']), "{args:?}: {:?}", outcome.stderr);
+    }
 }
