@@ -1,7 +1,7 @@
 //! Convolutional networks made of quantized layers: ResNet and PreResNet, CIFAR-style of depth 6n+2 and ImageNet-style
 //! of depth 18, 34 and 50, and VGG-small, for images of any size and number of channels.
 //!
-//! A network is built from a [`ModelConfig`] and a [`QuantizationPolicy`](lowbit_quantizers::QuantizationPolicy),
+//! A network is built from a [`ModelConfig`] and a [`QuantizationPolicy`],
 //! knows nothing of training, and exposes its feature maps as named taps.
 //!
 //! ```
