@@ -398,6 +398,35 @@ fn session<'a>(
     }
 }
 
+/// Two trainings after each other in a process, and two at once in threads with the stack that Rust gives them, of a network
+/// as deep as any that comes with lowbit: all end alike.
+#[test]
+fn trainings_in_one_process_end_alike() {
+    const STACK: usize = 2 << 20;
+
+    let digest = |name: &str| {
+        let changes = [
+            "model.depth=110",
+            "model.width=0.25",
+            "train.epochs=1",
+            "data.train_limit=32",
+            "data.batch_size=16",
+        ];
+        let recipe = recipe(&[&changes[..], &["data.test_limit=16"]].concat());
+        let run = Run::new(name, &recipe, Vec::new());
+        inspect(&run.path, None).expect("the run is read").checkpoint.expect("it has one").state_sha256
+    };
+    let mut digests: Vec<String> = ["first", "second"].map(digest).into();
+    digests.extend(std::thread::scope(|scope| {
+        let threads = ["third", "fourth"].map(|name| {
+            let thread = std::thread::Builder::new().stack_size(STACK);
+            thread.spawn_scoped(scope, move || digest(name)).expect("a thread starts")
+        });
+        threads.map(|thread| thread.join().expect("the training ends"))
+    }));
+    assert!(digests.iter().all(|digest| digest == &digests[0]), "{digests:?}");
+}
+
 #[derive(Default)]
 struct Epochs(Vec<EpochMetrics>);
 
