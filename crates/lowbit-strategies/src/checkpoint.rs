@@ -27,13 +27,17 @@ use sha2::{Digest, Sha256};
 
 use crate::disk::{remove_directory, sync_directory, write_synced};
 use crate::error::explain;
-use crate::learner::DEPLOYED;
+use crate::files::{MAX_TEXT, read_regular};
+use crate::learner::{DEPLOYED, network_specs};
 use crate::metrics::{Scores, Tally};
 use crate::optimizer_file::OptimizerFile;
 use crate::origin::Origin;
+use crate::run_dir::{METRICS, RunDir};
 use crate::state::{NamedTensors, StateError};
 
-const SCHEMA: u32 = 2;
+/// Version of the manifest, which since 3 has digests of the state and of the record.
+const SCHEMA: u32 = 3;
+const OLDEST_SCHEMA: u32 = 2;
 const MANIFEST: &str = "manifest.json";
 const MODEL: &str = "model.safetensors";
 const AVERAGE: &str = "average.safetensors";
@@ -83,6 +87,9 @@ pub struct Progress {
     pub quantized_sum: Option<f64>,
     /// Length of `metrics.jsonl` in bytes: later lines belong to steps that are not done.
     pub metrics_bytes: u64,
+    /// The files of the run that are only appended to, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub records: BTreeMap<String, Record>,
     /// Scores of the newest evaluation.
     pub test: Option<Scores>,
     /// Scores of the newest evaluation of further networks, by name.
@@ -107,6 +114,15 @@ pub struct Progress {
     pub n_images: u64,
 }
 
+/// What a file of a run held that is only appended to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Bytes.
+    pub bytes: u64,
+    /// Their SHA-256.
+    pub sha256: String,
+}
+
 impl Progress {
     /// Training images per second so far, evaluation excluded; 0 if an earlier lowbit did not count.
     pub(crate) fn images_per_second(&self) -> f64 {
@@ -119,23 +135,32 @@ impl Progress {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Manifest {
+pub(crate) struct Manifest {
     schema: u32,
     recipe_sha256: String,
+    /// As [`Checkpoint::digest`] makes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    state_sha256: Option<String>,
     progress: Progress,
 }
 
 impl Manifest {
-    fn read(bytes: &[u8]) -> Result<Self, String> {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Version {
             schema: u32,
         }
-        let Version { schema } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        match schema {
-            SCHEMA => serde_json::from_slice(bytes).map_err(|error| error.to_string()),
-            other => Err(format!("has schema {other}, this lowbit reads {SCHEMA}")),
+        let Version { schema } = serde_json::from_slice(bytes).map_err(|error| escaped(&error))?;
+        if !(OLDEST_SCHEMA..=SCHEMA).contains(&schema) {
+            return Err(format!("has schema {schema}, this lowbit reads {OLDEST_SCHEMA} to {SCHEMA}"));
         }
+        let manifest: Self = serde_json::from_slice(bytes).map_err(|error| escaped(&error))?;
+        if schema == SCHEMA {
+            let no_digest = |of: &str| format!("has no digest of {of}, which schema {SCHEMA} has");
+            manifest.state_sha256.as_ref().ok_or_else(|| no_digest("the state"))?;
+            manifest.progress.records.get(METRICS).ok_or_else(|| no_digest(METRICS))?;
+        }
+        Ok(manifest)
     }
 }
 
@@ -143,6 +168,8 @@ impl Manifest {
 pub(crate) struct Checkpoint {
     /// SHA-256 of the resolved recipe that it was made by.
     pub(crate) recipe_sha256: String,
+    /// Digest of the state as its manifest has it; `None` if an earlier lowbit wrote it, or it is yet to be written.
+    pub(crate) state_sha256: Option<String>,
     pub(crate) progress: Progress,
     /// The network that the training is for.
     pub(crate) deployed: NetworkState,
@@ -364,6 +391,7 @@ impl Checkpoints {
         let manifest = Manifest {
             schema: SCHEMA,
             recipe_sha256: checkpoint.recipe_sha256.clone(),
+            state_sha256: Some(checkpoint.digest(folder)?),
             progress: checkpoint.progress.clone(),
         };
         let manifest = serde_json::to_vec_pretty(&manifest).expect("invariant: a manifest is plain data");
@@ -421,7 +449,7 @@ impl Checkpoints {
     pub(crate) fn load_intact(&self) -> Result<Intact, CheckpointError> {
         let mut damaged = Vec::new();
         for name in self.names()?.into_iter().rev() {
-            match self.read(&name) {
+            match self.read_whole(&name) {
                 Ok(checkpoint) => return Ok(Intact { checkpoint: Some((name, checkpoint)), damaged }),
                 Err(error @ CheckpointError::Damaged { .. }) => damaged.push(error),
                 Err(error) => return Err(error),
@@ -440,7 +468,7 @@ impl Checkpoints {
             CheckpointError::Damaged { path, problem, .. } => {
                 let others = self.names().unwrap_or_default().into_iter().rev();
                 let mut others = others.filter(|other| other != name);
-                let previous = others.find(|other| self.read(other).is_ok());
+                let previous = others.find(|other| self.read_whole(other).is_ok());
                 CheckpointError::Damaged { path, problem, previous }
             }
             other => other,
@@ -451,7 +479,7 @@ impl Checkpoints {
     pub(crate) fn last_intact(&self) -> Option<PathBuf> {
         let names = self.names().unwrap_or_default().into_iter().rev();
         names
-            .map(|name| (self.path(&name), self.read(&name)))
+            .map(|name| (self.path(&name), self.read_whole(&name)))
             .find(|(_, read)| read.is_ok())
             .map(|found| found.0)
     }
@@ -460,8 +488,9 @@ impl Checkpoints {
         let folder = self.path(name);
         let damaged = |problem: String| Self::damaged(&folder, problem);
         let sums = self.sums(&folder)?;
-        let read = |file: &str| self.read_verified(&folder, file, &sums);
         let manifest = self.manifest(&folder, &sums)?;
+        let max_bytes = self.max_bytes().map_err(damaged)?;
+        let read = |file: &str| self.read_verified(&folder, file, max_bytes, &sums);
         let tensors = |file: &str| -> Result<NamedTensors, CheckpointError> {
             from_safetensors(&read(file)?).map_err(|error| damaged(format!("{file}: {error}")))
         };
@@ -481,17 +510,34 @@ impl Checkpoints {
         let others = sums.names().filter_map(|file| file.strip_suffix(other_suffix.as_str()));
         Ok(Checkpoint {
             recipe_sha256: manifest.recipe_sha256,
+            state_sha256: manifest.state_sha256,
             progress: manifest.progress,
             deployed: network("", DEPLOYED)?,
             others: others.map(|name| network(&format!("{name}."), name)).collect::<Result<_, _>>()?,
         })
     }
 
+    /// The same, with the state that it was made with.
+    fn read_whole(&self, name: &str) -> Result<Checkpoint, CheckpointError> {
+        let checkpoint = self.read(name)?;
+        checkpoint.expect_state(&self.path(name))?;
+        Ok(checkpoint)
+    }
+
+    /// Bytes that a file of tensors can have at most. The plan of the networks needs no memory, however large they are.
+    fn max_bytes(&self) -> Result<u64, String> {
+        let recipe = RunDir::open(&self.run).and_then(|run| run.recipe());
+        let recipe = recipe.map_err(|error| format!("the networks of its run are not known: {error}"))?;
+        let n_parameters = network_specs(&recipe).iter().map(|spec| spec.n_parameters(&recipe)).max();
+        // Two moments of each parameter in an optimizer's file, and as many for adapters, statistics and quantizers.
+        Ok((n_parameters.unwrap_or_default() as u64).saturating_mul(4 * 4).saturating_add(64 << 20))
+    }
+
     /// The checksums of the checkpoint in `folder`, by file: those of all its files but hidden ones, which are of
     /// programs that look at directories.
     fn sums(&self, folder: &Path) -> Result<Sums, CheckpointError> {
         let damaged = |problem: String| Self::damaged(folder, problem);
-        let text = String::from_utf8(self.read_file(folder, SUMS)?);
+        let text = String::from_utf8(self.read_file(folder, SUMS, MAX_TEXT)?);
         let text = text.map_err(|_| damaged(format!("{SUMS} is not text")))?;
         let sums = Sums::parse(&text).map_err(damaged)?;
         let mut names = self.entries(folder)?;
@@ -500,29 +546,44 @@ impl Checkpoints {
             return Err(damaged(format!("{SUMS} names {name:?}, which is not there")));
         }
         match names.iter().find(|name| sums.get(name).is_none()) {
-            Some(name) => Err(damaged(format!("{name} is not in {SUMS}"))),
+            Some(name) => Err(damaged(format!("{} is not in {SUMS}", name.escape_debug()))),
             None => Ok(sums),
         }
     }
 
     fn manifest(&self, folder: &Path, sums: &Sums) -> Result<Manifest, CheckpointError> {
-        Manifest::read(&self.read_verified(folder, MANIFEST, sums)?)
-            .map_err(|problem| Self::damaged(folder, format!("{MANIFEST}: {problem}")))
+        let damaged = |problem: String| Self::damaged(folder, format!("{MANIFEST}: {problem}"));
+        let manifest =
+            Manifest::read(&self.read_verified(folder, MANIFEST, MAX_TEXT, sums)?).map_err(damaged)?;
+        let expected = name_of(manifest.progress.step);
+        match folder.file_name() == Some(expected.as_ref()) {
+            true => Ok(manifest),
+            false => {
+                Err(Self::damaged(folder, format!("name and manifest differ: {MANIFEST} is of {expected}")))
+            }
+        }
     }
 
-    fn read_verified(&self, folder: &Path, file: &str, sums: &Sums) -> Result<Vec<u8>, CheckpointError> {
-        let bytes = self.read_file(folder, file)?;
+    fn read_verified(
+        &self,
+        folder: &Path,
+        file: &str,
+        max_bytes: u64,
+        sums: &Sums,
+    ) -> Result<Vec<u8>, CheckpointError> {
+        let bytes = self.read_file(folder, file, max_bytes)?;
         match sums.get(file) == Some(sha256(&bytes).as_str()) {
             true => Ok(bytes),
             false => Err(Self::damaged(folder, format!("{file} does not match its checksum in {SUMS}"))),
         }
     }
 
-    fn read_file(&self, folder: &Path, file: &str) -> Result<Vec<u8>, CheckpointError> {
+    fn read_file(&self, folder: &Path, file: &str, max_bytes: u64) -> Result<Vec<u8>, CheckpointError> {
+        use io::ErrorKind::{FileTooLarge, InvalidInput, IsADirectory, NotADirectory, NotFound};
         let path = folder.join(file);
-        fs::read(&path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => {
-                Self::damaged(folder, format!("{file}: {}", explain(&error)))
+        read_regular(&path, max_bytes).map_err(|error| match error.kind() {
+            NotFound | NotADirectory | IsADirectory | InvalidInput | FileTooLarge => {
+                Self::damaged(folder, format!("{}: {}", file.escape_debug(), explain(&error)))
             }
             _ => self.io("read", &path, error),
         })
@@ -614,7 +675,7 @@ impl Checkpoints {
                 continue;
             };
             if best.as_ref().is_none_or(|best| top1 > best.top1)
-                && self.read(&name).map_err(&mut warn).is_ok()
+                && self.read_whole(&name).map_err(&mut warn).is_ok()
             {
                 best = Some(Scored { name, top1 });
             }
@@ -657,7 +718,7 @@ impl Checkpoint {
 
     /// SHA-256 over the names, shapes and bits of all tensors and scalars: parameters, quantizer state, BatchNorm
     /// statistics, moving average and optimizer.
-    pub(crate) fn state_sha256(&self, path: &Path) -> Result<String, CheckpointError> {
+    fn digest(&self, path: &Path) -> Result<String, CheckpointError> {
         let mut digest = Sha256::new();
         for (prefix, network) in self.networks() {
             network.digest(&prefix, &mut digest).map_err(|problem| CheckpointError::Damaged {
@@ -667,6 +728,22 @@ impl Checkpoint {
             })?;
         }
         Ok(format!("{:x}", digest.finalize()))
+    }
+
+    /// The digest of the state, unless the checkpoint, which lies in `path`, was made with another: checksums that fit are
+    /// easily made for files that were altered or mixed up.
+    pub(crate) fn expect_state(&self, path: &Path) -> Result<String, CheckpointError> {
+        let got = self.digest(path)?;
+        match &self.state_sha256 {
+            Some(expected) if *expected != got => {
+                let problem = format!(
+                    "its files are not those it was made with: {MANIFEST} has a state of sha256 {}, they have {got}",
+                    expected.escape_debug()
+                );
+                Err(Checkpoints::damaged(path, problem))
+            }
+            _ => Ok(got),
+        }
     }
 
     /// All networks, each with the prefix of its files.
@@ -712,6 +789,11 @@ impl NetworkState {
     }
 }
 
+/// An error whose text may come from a file.
+fn escaped(error: &impl std::fmt::Display) -> String {
+    error.to_string().escape_debug().to_string()
+}
+
 /// The name of the checkpoint after `step` steps.
 fn name_of(step: u64) -> String {
     format!("step-{step:08}")
@@ -729,11 +811,11 @@ fn hidden_name<'a>(entry: &'a str, suffix: &str) -> Option<&'a str> {
 }
 
 /// Names of files and their checksums, in the order in which they were written.
-struct Sums(Vec<(String, String)>);
+pub(crate) struct Sums(Vec<(String, String)>);
 
 impl Sums {
     /// Reads the format of sha256sum.
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let is_digit = |c: char| matches!(c, '0'..='9' | 'a'..='f');
         let mut sums = Self(Vec::new());
         for (i, line) in text.lines().enumerate() {
@@ -765,19 +847,20 @@ fn to_safetensors(tensors: &NamedTensors) -> Vec<u8> {
     safetensors::serialize(views, None).expect("invariant: tensors serialize to memory")
 }
 
-fn from_safetensors(bytes: &[u8]) -> Result<NamedTensors, String> {
-    let tensors = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
-    tensors
-        .iter()
-        .map(|(path, view)| match view.dtype() {
-            Dtype::F32 => {
-                let values =
-                    view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-                Ok((path.to_string(), TensorData::new(values.collect::<Vec<f32>>(), view.shape().to_vec())))
-            }
-            other => Err(format!("tensor {path} has type {other:?}, expected F32")),
-        })
-        .collect()
+pub(crate) fn from_safetensors(bytes: &[u8]) -> Result<NamedTensors, String> {
+    let tensors = SafeTensors::deserialize(bytes).map_err(|error| escaped(&error))?;
+    let tensor = |(path, view): (&str, TensorView<'_>)| {
+        if view.dtype() != Dtype::F32 {
+            return Err(format!("tensor {path:?} has type {:?}, expected F32", view.dtype()));
+        }
+        let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let values: Vec<f32> = values.collect();
+        match values.iter().all(|value| value.is_finite()) {
+            true => Ok((path.to_string(), TensorData::new(values, view.shape().to_vec()))),
+            false => Err(format!("tensor {path:?} has a value that is not finite")),
+        }
+    };
+    tensors.iter().map(tensor).collect()
 }
 
 /// The SHA-256 of `bytes` in hexadecimal.

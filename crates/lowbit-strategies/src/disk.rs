@@ -1,9 +1,11 @@
 //! Writing what must survive a power cut, on file systems that lack a part of what that needs.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
+
+use crate::files::open_regular;
 
 /// "No locks available": a network file system without its lock service.
 const ENOLCK: i32 = if cfg!(any(target_os = "linux", target_os = "android")) { 37 } else { 77 };
@@ -18,7 +20,7 @@ const WAITS: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)
 
 /// Writes a file and syncs it to the disk.
 pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    let mut file = open_regular(path, OpenOptions::new().write(true).create(true).truncate(true))?;
     file.write_all(bytes)?;
     file.sync_all()
 }

@@ -75,6 +75,8 @@ pub fn evaluate(
     let (name, loaded) = load(&run, subject.checkpoint)?;
     let path = run.checkpoints().path(&name);
     loaded.expect_recipe(&sha256, &path)?;
+    // Said after what the network says, who names the difference.
+    let has_its_state = loaded.expect_state(&path);
     let info = run.info()?;
     let test = open_split(&recipe.data, Split::Test, recipe.data.test_limit, &info.locations(locations))?;
     let data_warnings = lowbit_data::warnings(None, &test);
@@ -101,6 +103,7 @@ pub fn evaluate(
     let network = evaluated_tensors(state, phase)
         .and_then(|tensors| state::load(network, tensors))
         .map_err(other_model)?;
+    has_its_state?;
     let reported = if wanted == DEPLOYED { test } else { tests.remove(wanted) };
     let reported = reported.filter(|_| test_step == Some(step));
     Ok(Evaluation {
@@ -169,7 +172,7 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
     let checkpoints = run.checkpoints();
     let inspection = match checkpoints.load(checkpoint)? {
         Some((name, loaded)) => {
-            let state_sha256 = loaded.state_sha256(&checkpoints.path(&name))?;
+            let state_sha256 = loaded.expect_state(&checkpoints.path(&name))?;
             Some(CheckpointInspection { name, progress: loaded.progress, state_sha256 })
         }
         None => None,

@@ -171,6 +171,13 @@ impl NetworkSpec {
         self.build(recipe, phase, device).map(|(learner, _)| learner.network)
     }
 
+    /// Parameters of the network, whatever its precision. Of a recipe, which was checked, every network is defined.
+    pub(crate) fn n_parameters(&self, recipe: &Recipe) -> usize {
+        let (input, n_classes) = (recipe.data.input_shape(), recipe.data.n_classes());
+        let plan = self.model.plan(input, n_classes, &QuantizationPolicy::full_precision());
+        plan.expect("invariant: a recipe's networks are checked").n_parameters()
+    }
+
     /// The precision of every layer in `phase`.
     pub(crate) fn plan(&self, recipe: &Recipe, phase: &Phase) -> Result<Plan, TrainError> {
         let (input, n_classes) = (recipe.data.input_shape(), recipe.data.n_classes());
@@ -590,7 +597,8 @@ impl Initial {
         let run = RunDir::open(run)?;
         let checkpoints = run.checkpoints();
         let loaded = checkpoints.load(checkpoint.as_deref())?;
-        let (_, loaded) = loaded.ok_or_else(|| CheckpointError::None { path: path.into() })?;
+        let (name, loaded) = loaded.ok_or_else(|| CheckpointError::None { path: path.into() })?;
+        loaded.expect_state(&checkpoints.path(&name))?;
         let Checkpoint { progress, deployed, others, .. } = loaded;
         let teacher = others.into_iter().find(|state| role == Role::Teacher && state.name == TEACHER);
         let recipe = run.recipe()?;

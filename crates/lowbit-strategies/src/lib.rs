@@ -18,6 +18,9 @@
 mod checkpoint;
 mod disk;
 mod error;
+mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 mod inspect;
 mod learner;
 pub mod loss;
@@ -39,8 +42,9 @@ mod warning;
 pub use lowbit_data::Locations;
 pub use lowbit_quantizers::Selection;
 
-pub use checkpoint::{CheckpointError, Pending, Progress};
+pub use checkpoint::{CheckpointError, Pending, Progress, Record};
 pub use error::{Divergence, TrainError, shell_quoted};
+pub use files::{MAX_TEXT, open_regular, read_regular, read_regular_text};
 pub use inspect::{
     CheckpointInspection, Evaluation, Inspection, Subject, best_checkpoint, evaluate, inspect,
 };

@@ -15,6 +15,7 @@
 //! lock            held while a process trains here, which writes its id there
 //! ```
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -23,13 +24,15 @@ use std::path::{Path, PathBuf};
 use lowbit_data::{Dataset, Locations};
 use lowbit_models::Plan;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use crate::checkpoint::{Checkpoints, sha256};
+use crate::checkpoint::{Checkpoints, Progress, Record, sha256};
 use crate::disk::{
     self, Probe, create_directories, is_unsupported_lock, may_pass, sync_directory, sync_parent,
     with_retries, write_synced,
 };
 use crate::error::{IoContext, TrainError};
+use crate::files::{MAX_RECORD, MAX_TEXT, open_regular, read_regular, read_regular_text};
 use crate::origin::{Origin, RunProcess, utc_now};
 use crate::recipe::Recipe;
 use crate::trainer::{EpochTiming, RunResult, with_absolute_paths};
@@ -333,7 +336,7 @@ impl RunDir {
 
     pub(crate) fn recipe_with_digest(&self) -> Result<RunRecipe, TrainError> {
         let path = self.path.join(RECIPE);
-        let text = fs::read_to_string(&path).context("read", &path)?;
+        let text = read_regular_text(&path, MAX_TEXT).context("read", &path)?;
         let recipe = Recipe::parse(&text, &path.display().to_string(), &[]);
         let recipe = recipe.map_err(|source| TrainError::DamagedRecipe { source })?;
         Ok(RunRecipe { recipe, sha256: sha256(text.as_bytes()) })
@@ -373,7 +376,7 @@ impl RunDir {
     /// [`TrainError`] if the file is there and cannot be read.
     pub fn processes(&self) -> Result<Vec<RunProcess>, TrainError> {
         let path = self.path.join(PROCESSES);
-        let bytes = match fs::read(&path) {
+        let bytes = match read_regular(&path, MAX_RECORD) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             bytes => bytes.context("read", &path)?,
         };
@@ -386,7 +389,7 @@ impl RunDir {
         let line = serde_json::to_string(process).expect("invariant: a process is plain data");
         let append = || {
             // Runs of an earlier lowbit have none.
-            let mut file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
+            let mut file = open_regular(&path, OpenOptions::new().create(true).read(true).append(true))?;
             let mut earlier = Vec::new();
             file.read_to_end(&mut earlier)?;
             // A line that was cut short stays, for itself.
@@ -425,7 +428,7 @@ impl RunDir {
     /// Bytes of `timing.jsonl` that tell of the first `epochs` epochs: those before the first line of another, or that is none.
     pub(crate) fn timing_bytes(&self, epochs: u64) -> Result<u64, TrainError> {
         let path = self.path.join(TIMING);
-        let text = match fs::read(&path) {
+        let text = match read_regular(&path, MAX_RECORD) {
             // What is not there is noticed when it is written.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
             text => text.context("read", &path)?,
@@ -440,7 +443,7 @@ impl RunDir {
 
     fn read_json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, TrainError> {
         let path = self.path.join(name);
-        let text = fs::read_to_string(&path).context("read", &path)?;
+        let text = read_regular_text(&path, MAX_TEXT).context("read", &path)?;
         serde_json::from_str(&text)
             .map_err(|error| TrainError::DamagedFile { path, message: error.to_string() })
     }
@@ -483,7 +486,7 @@ impl RunDir {
         let path = self.path.join(name);
         let append = || {
             // It is there since the run was made: if not, the directory was moved, and a second one is not to be begun.
-            let mut file = OpenOptions::new().append(true).open(&path)?;
+            let mut file = open_regular(&path, OpenOptions::new().append(true))?;
             let before = file.metadata()?.len();
             let written = file.write_all(format!("{line}\n").as_bytes()).and_then(|()| file.sync_all());
             if let Err(error) = written {
@@ -496,16 +499,83 @@ impl RunDir {
         with_retries(append, may_pass, |_| ()).context("write", &path)
     }
 
-    /// Refuses a `metrics.jsonl` of fewer than `bytes` bytes.
-    pub(crate) fn expect_metrics(&self, bytes: u64) -> Result<(), TrainError> {
-        let path = self.path.join(METRICS);
-        let length = fs::metadata(&path).context("read", &path)?.len();
-        if length < bytes {
-            let message = format!("it has {length} bytes, but the checkpoint was made when it had {bytes}");
+    /// Digests of the files that are only appended to, of which `metrics.jsonl` has `metrics_bytes` bytes.
+    pub(crate) fn records(&self, metrics_bytes: u64) -> Result<BTreeMap<String, Record>, TrainError> {
+        let mut records = BTreeMap::new();
+        for name in APPENDED {
+            let path = self.path.join(name);
+            let max_bytes = if name == METRICS { metrics_bytes } else { u64::MAX };
+            match digest_of_start(&path, max_bytes) {
+                // It may not be begun yet; that it is gone is noticed when it is written.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                start => {
+                    let Start { bytes, sha256, .. } = start.context("read", &path)?;
+                    records.insert(name.into(), Record { bytes, sha256 });
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    /// Refuses a run whose files do not begin with what they held when its checkpoint was made, at `progress`.
+    pub(crate) fn expect_records(&self, progress: &Progress) -> Result<(), TrainError> {
+        for name in APPENDED {
+            let record = progress.records.get(name);
+            let bytes = match record {
+                // The checkpoint of an earlier lowbit knows the length of the metrics alone.
+                None if name != METRICS => continue,
+                _ if name == METRICS => progress.metrics_bytes,
+                record => record.map_or(0, |record| record.bytes),
+            };
+            let path = self.path.join(name);
+            let start = digest_of_start(&path, bytes).context("read", &path)?;
+            let message = if start.bytes < bytes {
+                let got = start.bytes;
+                format!("it has {got} bytes, but the checkpoint was made when it had {bytes}")
+            } else if record.is_some_and(|record| (record.bytes, &record.sha256) != (bytes, &start.sha256)) {
+                format!("its first {bytes} bytes are not those that it had when the checkpoint was made")
+            } else if name == METRICS && !start.ends_a_line {
+                format!("its first {bytes} bytes, as many as when the checkpoint was made, end in a line")
+            } else {
+                continue;
+            };
             return Err(TrainError::DamagedFile { path, message });
         }
         Ok(())
     }
+}
+
+/// The files of a run that are only appended to.
+const APPENDED: [&str; 4] = [METRICS, TIMING, WARNINGS, PROCESSES];
+
+/// The start of a file.
+struct Start {
+    bytes: u64,
+    sha256: String,
+    /// Whether it ends where a line does.
+    ends_a_line: bool,
+}
+
+/// Digest of the first `max_bytes` bytes of the file at `path`, or of all of it.
+fn digest_of_start(path: &Path, max_bytes: u64) -> io::Result<Start> {
+    let mut file = open_regular(path, OpenOptions::new().read(true))?.take(max_bytes);
+    let mut start = Start { bytes: 0, sha256: String::new(), ends_a_line: true };
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => {
+                digest.update(&buffer[..n]);
+                start.bytes += n as u64;
+                start.ends_a_line = buffer[n - 1] == b'\n';
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    start.sha256 = format!("{:x}", digest.finalize());
+    Ok(start)
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -558,7 +628,8 @@ fn names(path: &Path) -> Result<Vec<String>, TrainError> {
 /// Locks the run in `path` for this process. Returns the file that holds the lock, and whether there is one at all.
 fn lock(path: &Path) -> Result<(File, bool), TrainError> {
     let file_path = path.join(LOCK);
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&file_path);
+    let file =
+        open_regular(&file_path, OpenOptions::new().read(true).write(true).create(true).truncate(false));
     let mut file = file.context("write", &file_path)?;
     match state_of(file.try_lock()) {
         Ok(LockState::Held) => {

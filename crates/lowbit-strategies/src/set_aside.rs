@@ -10,7 +10,7 @@
 //! The copies are complete and on the disk before the first checkpoint is moved, and those before the first line is cut. A
 //! process that is killed in between leaves a run that goes on, and the next one that goes back finishes the work.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use crate::disk::{create_directories, remove_directory, sync_directory, write_synced};
 use crate::error::{IoContext, TrainError};
+use crate::files::{MAX_RECORD, open_regular, read_regular};
 use crate::run_dir::{CHECKPOINTS, METRICS, PLAN, PROCESSES, RECIPE, RESULT, RUN_INFO, TIMING};
 use crate::warning::WARNINGS;
 
@@ -70,7 +71,7 @@ impl Action {
         match self {
             Self::Create(path) => create_directories(path).context("create", path),
             Self::Copy { from, to } => {
-                fs::read(from).and_then(|bytes| write_synced(to, &bytes)).context("write", to)
+                read_regular(from, MAX_RECORD).and_then(|bytes| write_synced(to, &bytes)).context("write", to)
             }
             Self::Rename { from, to } => fs::rename(from, to).context("rename", from),
             Self::Remove(path) if path.is_dir() => remove_directory(path).context("remove", path),
@@ -82,7 +83,7 @@ impl Action {
 }
 
 fn cut(path: &Path, bytes: u64) -> io::Result<()> {
-    let file: File = OpenOptions::new().write(true).open(path)?;
+    let file = open_regular(path, OpenOptions::new().write(true))?;
     file.set_len(bytes)?;
     file.sync_all()
 }
@@ -200,9 +201,9 @@ fn place(
             let (here, there) = (run.join(name), aside.join(name));
             // What is cut already is the beginning of what was copied.
             is_same &= there.exists()
-                && fs::read(&there)
+                && read_regular(&there, MAX_RECORD)
                     .context("read", &there)?
-                    .starts_with(&fs::read(&here).context("read", &here)?);
+                    .starts_with(&read_regular(&here, MAX_RECORD).context("read", &here)?);
         }
         if is_same {
             return Ok((aside, true));

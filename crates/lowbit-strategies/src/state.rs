@@ -19,7 +19,7 @@ pub enum StateError {
         path: String,
     },
     /// The state has a tensor that the module lacks.
-    #[error("its tensor {path} is unknown to this network")]
+    #[error("its tensor {} is unknown to this network", path.escape_debug())]
     Unknown {
         /// Path of the tensor.
         path: String,

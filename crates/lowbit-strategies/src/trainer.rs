@@ -629,7 +629,9 @@ impl<'a> Trainer<'a> {
     /// Takes over the state of a checkpoint.
     fn restore(&mut self, run: &RunDir, name: &str, checkpoint: Checkpoint) -> Result<(), TrainError> {
         let path = run.checkpoints().path(name);
-        let Checkpoint { progress, deployed, others, recipe_sha256: _ } = checkpoint;
+        // Said after what the networks say, who name the entry.
+        let has_its_state = checkpoint.expect_state(&path);
+        let Checkpoint { progress, deployed, others, .. } = checkpoint;
         let mut states = std::iter::once(deployed).chain(others);
         for trainee in &mut self.trainees {
             let name = trainee.spec.name.clone();
@@ -639,8 +641,9 @@ impl<'a> Trainer<'a> {
             let phase = &self.schedule.phases[self.phase];
             trainee.restore(&self.recipe, phase, &progress, state, &path)?;
         }
+        has_its_state?;
         self.expect_steps(&progress)?;
-        run.expect_metrics(progress.metrics_bytes)?;
+        run.expect_records(&progress)?;
         self.clock = Clock::new(progress.step, progress.seconds);
         self.saved = Some((progress.step, progress.pending));
         self.progress = progress;
@@ -1172,8 +1175,10 @@ impl<'a> Trainer<'a> {
     fn save_checkpoint(&mut self, run: &RunDir) -> Result<(), TrainError> {
         let checkpoints = run.checkpoints();
         self.progress.seconds = self.clock.seconds();
+        self.progress.records = run.records(self.progress.metrics_bytes)?;
         let checkpoint = Checkpoint {
             recipe_sha256: self.recipe_sha256.clone(),
+            state_sha256: None,
             progress: self.progress.clone(),
             deployed: self.trainees[0].state(),
             others: self.trainees[1..].iter().map(Trainee::state).collect(),

@@ -1,13 +1,14 @@
 //! What is wrong with a training without ending it: shown once in a process, and recorded once in the run directory.
 
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::explain;
+use crate::files::{MAX_TEXT, open_regular, read_regular};
 use crate::trainer::Observer;
 
 /// The file of a run directory with its warnings, one a line.
@@ -104,7 +105,7 @@ impl Warnings {
 /// The warnings in the file at `path`, which may be absent. A line that a kill has cut short, or that is none, is passed over:
 /// what it warned of is noticed again.
 pub(crate) fn read(path: &Path) -> io::Result<Vec<Warning>> {
-    match fs::read(path) {
+    match read_regular(path, MAX_TEXT) {
         Ok(bytes) => Ok(bytes
             .split(|&byte| byte == b'\n')
             .filter_map(|line| serde_json::from_slice(line).ok())
@@ -116,15 +117,18 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<Warning>> {
 
 /// Appends a line to the file at `path`, after one that was cut short on a line of its own.
 fn append(path: &Path, warning: &Warning) -> io::Result<()> {
-    let is_cut_short = fs::read(path).is_ok_and(|bytes| bytes.last().is_some_and(|&last| last != b'\n'));
+    let is_cut_short =
+        read_regular(path, MAX_TEXT).is_ok_and(|bytes| bytes.last().is_some_and(|&last| last != b'\n'));
     let line = serde_json::to_string(warning).map_err(io::Error::other)?;
-    let mut file = OpenOptions::new().append(true).create(true).open(path)?;
+    let mut file = open_regular(path, OpenOptions::new().append(true).create(true))?;
     file.write_all(format!("{}{line}\n", if is_cut_short { "\n" } else { "" }).as_bytes())?;
     file.sync_all()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[derive(Default)]

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use lowbit_strategies::open_regular;
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
@@ -26,7 +27,7 @@ impl LogFile {
     /// Logs to `log.txt` in the directory `run` from now on.
     pub fn open(&self, run: &Path) {
         let path = run.join("log.txt");
-        match OpenOptions::new().create(true).append(true).open(&path) {
+        match open_regular(&path, OpenOptions::new().create(true).append(true)) {
             Ok(file) => *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(file),
             Err(error) => tracing::warn!("cannot log to {}: {error}", path.display()),
         }

@@ -7,7 +7,7 @@ use serde::Serialize;
 /// Prints `text` and a line break. A reader that has left, such as `head`, has what it wanted.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    written(writeln!(stdout, "{}", text.trim_end()).and_then(|()| stdout.flush()))
+    written(writeln!(stdout, "{}", escaped(text.trim_end())).and_then(|()| stdout.flush()))
 }
 
 /// How a result was written to stdout. A reader that has left is no failure.
@@ -25,10 +25,11 @@ pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     print(&serde_json::to_string(value)?)
 }
 
-/// `text` with control characters, which names of files may have, written out: a terminal would obey them. Lines stay.
+/// `text` with control characters, which names of files may have, written out: a terminal would obey them. Line breaks and
+/// tabs stay.
 pub fn escaped(text: &str) -> String {
     let escaped = |c: char| match c {
-        c if c.is_control() && c != '\n' => c.escape_default().to_string(),
+        c if c.is_control() && c != '\n' && c != '\t' => c.escape_default().to_string(),
         c => c.to_string(),
     };
     text.chars().map(escaped).collect()
@@ -69,7 +70,7 @@ mod tests {
 
     #[test]
     fn control_characters_are_written_out() {
-        assert_eq!(escaped("no \u{1b}[31mé\r\n\u{9b}1m"), "no \\u{1b}[31mé\\r\n\\u{9b}1m");
+        assert_eq!(escaped("no \t\u{1b}[31mé\r\n\u{9b}1m"), "no \t\\u{1b}[31mé\\r\n\\u{9b}1m");
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::output::escaped;
+
 /// Time between plain progress lines.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -58,7 +60,7 @@ impl Screen {
     /// Shows lines that stay, above what changes.
     pub fn show(&self, text: &str) {
         if self.mode != Mode::Quiet {
-            self.write(format!("{text}\n").as_bytes());
+            self.write(format!("{}\n", escaped(text)).as_bytes());
         }
     }
 

@@ -1,10 +1,9 @@
 //! `lowbit recipes`, and how a recipe is named on the command line.
 
-use std::fs;
 use std::path::{Path, is_separator};
 
 use lowbit_strategies::recipe::{BASES, BIT_WIDTHS, DEFAULT, EmbeddedRecipe, METHODS, embedded};
-use lowbit_strategies::{Recipe, RecipeError, shell_quoted};
+use lowbit_strategies::{MAX_TEXT, Recipe, RecipeError, read_regular_text, shell_quoted};
 use serde::Serialize;
 
 use crate::cli::{RecipesArgs, RecipesCommand};
@@ -37,7 +36,7 @@ pub fn load(name: &str, overrides: &[String]) -> anyhow::Result<Recipe> {
 
 fn read(path: &str, overrides: &[String]) -> anyhow::Result<Recipe> {
     expect_no_tilde(Path::new(path)).map_err(UsageError)?;
-    let text = fs::read_to_string(path).map_err(|error| {
+    let text = read_regular_text(Path::new(path), MAX_TEXT).map_err(|error| {
         UsageError(format!("failed to read recipe {}: {error}", Path::new(path).display()))
     })?;
     let file = Path::new(path);
