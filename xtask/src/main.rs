@@ -3,6 +3,7 @@
 
 mod bench;
 mod ci;
+mod fuzz;
 mod kernels;
 mod output;
 mod parity;
@@ -29,6 +30,8 @@ enum Task {
     Parity(parity::ParityArgs),
     /// Test the CPU kernels alone: for another processor, or with a sanitizer
     Kernels(kernels::KernelsArgs),
+    /// Feed every reader of files with altered ones, and find what panics, takes long or takes memory
+    Fuzz(fuzz::FuzzArgs),
     /// Train all cells of a table, methods x bit widths x seeds, and report it
     Reproduce(reproduce::ReproduceArgs),
     /// Time training beside other implementations
@@ -52,6 +55,7 @@ fn main() -> anyhow::Result<()> {
         Task::Ci(args) => ci::run(&args),
         Task::Parity(args) => parity::run(&args),
         Task::Kernels(args) => kernels::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Reproduce(args) => reproduce::run(&args),
         Task::Bench(Bench::Step(args)) => bench::step(&args),
         Task::Bench(Bench::Backends(args)) => bench::backends::run(&args),

@@ -1,0 +1,65 @@
+//! `cargo xtask fuzz`: feeds every reader of files with inputs that libFuzzer makes.
+
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use clap::Args;
+
+use crate::{cargo, workspace};
+
+/// Targets that build without burn, and those that do not.
+const TARGETS: [(&str, bool); 11] = [
+    ("idx", false),
+    ("cifar", false),
+    ("archive", false),
+    ("recipe", true),
+    ("manifest", true),
+    ("sums", true),
+    ("safetensors", true),
+    ("burnpack", true),
+    ("run_json", true),
+    ("plan", true),
+    ("lines", true),
+];
+
+/// What `cargo xtask fuzz` is asked for.
+#[derive(Args)]
+pub struct FuzzArgs {
+    /// Minutes for each target
+    #[arg(long, default_value_t = 1)]
+    minutes: u64,
+
+    /// One target alone [default: all of them]
+    target: Option<String>,
+}
+
+pub fn run(args: &FuzzArgs) -> anyhow::Result<()> {
+    let targets: Vec<(&str, bool)> = match &args.target {
+        None => TARGETS.into(),
+        Some(name) => {
+            let known = TARGETS.into_iter().find(|(target, _)| target == name);
+            let names = TARGETS.map(|(target, _)| target).join(", ");
+            vec![known.with_context(|| format!("no target {name:?}; there are {names}"))?]
+        }
+    };
+    let is_there = Command::new("cargo-fuzz").arg("--version").output().is_ok();
+    if !is_there {
+        bail!("cargo-fuzz is missing: cargo install --locked cargo-fuzz");
+    }
+    let needs_burn = targets.iter().any(|(_, needs_burn)| *needs_burn);
+    let features: &[&str] = if needs_burn { &["--features", "training"] } else { &[] };
+    let folder = workspace::root().join("fuzz");
+    let mut seeds = cargo(&["run", "--quiet", "--release", "--bin", "seeds"]);
+    seeds.args(features).current_dir(&folder);
+    crate::run("seeds", seeds)?;
+    let seconds = format!("-max_total_time={}", 60 * args.minutes);
+    for (target, _) in targets {
+        // No sanitizer: what is fuzzed is safe code. The compiler's flags are of nightly, which libFuzzer needs.
+        let mut fuzz = cargo(&["fuzz", "run", "--sanitizer", "none"]);
+        fuzz.args(features).args([target, "--", &seconds, "-timeout=10", "-rss_limit_mb=2048"]);
+        fuzz.args(["-max_len=65536", "-print_final_stats=1"]);
+        fuzz.env("RUSTC_BOOTSTRAP", "1").current_dir(&folder);
+        crate::run(target, fuzz)?;
+    }
+    Ok(())
+}
