@@ -4,6 +4,15 @@ use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use lowbit_core::BitWidth;
 
+/// Whether the state at the dotted `path` of a module is a quantizer's: what an optimizer treats apart from the weights, and
+/// what a network at other bits may lack. Of a layer of this crate that is all below its quantizers; in a module of one's own it
+/// is told by the name that a method learns it under.
+pub fn is_quantizer_state(path: &str) -> bool {
+    let name = path.rsplit('.').next();
+    path.split('.').any(|part| ["weight_quantizer", "input_quantizer"].contains(&part))
+        || name.is_some_and(|name| ["step_size", "clip_value"].contains(&name))
+}
+
 /// A learned positive parameter of a quantizer, ready for the forward pass.
 ///
 /// The forward value is `parameter` itself, but at least `floor`, so that a scale can never turn zero or negative
@@ -42,4 +51,24 @@ pub(crate) fn n_at_floor(parameter: Tensor<1>, floor: f32) -> Tensor<1, Int> {
 /// `new` in the place of `old`: on its device, with its gradient requirement.
 pub(crate) fn replace(old: Tensor<1>, new: Tensor<1>) -> Tensor<1> {
     Tensor::from_data(new.into_data(), &old.device()).set_require_grad(old.is_require_grad())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_of_quantizers_is_told_from_weights() {
+        for path in [
+            "stem.weight_quantizer.step_size",
+            "fc.input_quantizer.running_max",
+            "mine.clip_value",
+            "step_size",
+        ] {
+            assert!(is_quantizer_state(path), "{path}");
+        }
+        for path in ["stem.weight", "stages.0.0.norm1.gamma", "fc.bias", "step_size.weight"] {
+            assert!(!is_quantizer_state(path), "{path}");
+        }
+    }
 }

@@ -8,11 +8,10 @@ use burn::optim::{AdamConfig, AdamWConfig, GradientsParams, ModuleOptimizer, Sgd
 use burn::tensor::Device;
 use burn::tensor::{Gradients, Tensor};
 
+use lowbit_quantizers::is_quantizer_state;
+
 use crate::loss::sum_of_squares;
 use crate::recipe::{OptimizerRecipe, QuantizerGroup, TrainRecipe};
-
-/// Names of the parameters that a quantizer learns.
-const QUANTIZER_PARAMETERS: [&str; 2] = ["step_size", "clip_value"];
 
 /// Updates the parameters of one network.
 #[derive(Clone)]
@@ -190,7 +189,7 @@ fn quantizer_group<M: Module>(module: &M) -> ParamGroup {
             self.path.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if self.path.last().is_some_and(|name| QUANTIZER_PARAMETERS.contains(&name.as_str())) {
+            if is_quantizer_state(&self.path.join(".")) {
                 self.ids.push(param.id);
             }
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Tensor, TensorData};
+use lowbit_quantizers::is_quantizer_state;
 use sha2::{Digest, Sha256};
 
 /// The float tensors of a module by path: parameters, learned quantizer parameters and running statistics.
@@ -101,16 +102,11 @@ pub(crate) fn load<M: Module>(module: M, state: NamedTensors) -> Result<M, State
 /// # Errors
 /// [`StateError`] unless the two have the same other paths and shapes.
 pub(crate) fn load_weights<M: Module>(module: M, state: NamedTensors) -> Result<M, StateError> {
-    let (module, left) = load_where(module, state, of_quantizer)?;
-    match left.into_keys().find(|path| !of_quantizer(path)) {
+    let (module, left) = load_where(module, state, is_quantizer_state)?;
+    match left.into_keys().find(|path| !is_quantizer_state(path)) {
         Some(path) => Err(StateError::Unknown { path }),
         None => Ok(module),
     }
-}
-
-/// Whether a tensor belongs to a quantizer.
-fn of_quantizer(path: &str) -> bool {
-    path.split('.').any(|part| part == "weight_quantizer" || part == "input_quantizer")
 }
 
 /// `module` with the tensors of `state`, and what is left of it. Tensors that are `optional` may be missing or have
