@@ -92,17 +92,21 @@ impl DeviceName {
 /// Looks for a GPU before anything is computed, since burn panics at the first tensor if there is none.
 #[cfg(feature = "wgpu")]
 fn open_wgpu(index: Option<usize>) -> Result<Device, DeviceError> {
-    use burn::tensor::{DeviceKind, DeviceType};
+    use burn::tensor::{DeviceKind, DeviceType, Tensor};
 
     let adapters = Device::enumerate(DeviceType::Wgpu).into_vec();
     let n_adapters = adapters.len();
-    match index {
-        _ if n_adapters == 0 => Err(DeviceError::NoAdapter),
-        None => Ok(Device::wgpu(DeviceKind::DefaultDevice)),
+    let device = match index {
+        _ if n_adapters == 0 => return Err(DeviceError::NoAdapter),
+        None => Device::wgpu(DeviceKind::DefaultDevice),
         Some(index) => {
-            adapters.into_iter().nth(index).ok_or(DeviceError::NoSuchAdapter { index, n_adapters })
+            adapters.into_iter().nth(index).ok_or(DeviceError::NoSuchAdapter { index, n_adapters })?
         }
-    }
+    };
+    // A driver may list a GPU that it then cannot open.
+    crate::panic::kept(|| drop(Tensor::<1>::zeros([1], &device).into_data()))
+        .map_err(|message| DeviceError::NotOpened { message })?;
+    Ok(device)
 }
 
 impl fmt::Display for DeviceName {
@@ -147,6 +151,9 @@ pub enum DeviceError {
     /// There is no GPU.
     #[cfg_attr(not(feature = "wgpu"), expect(dead_code, reason = "only wgpu looks for GPUs"))]
     NoAdapter,
+    /// A GPU is listed, but cannot be opened.
+    #[cfg_attr(not(feature = "wgpu"), expect(dead_code, reason = "only wgpu looks for GPUs"))]
+    NotOpened { message: String },
     /// There is no GPU of this number.
     #[cfg_attr(not(feature = "wgpu"), expect(dead_code, reason = "only wgpu looks for GPUs"))]
     NoSuchAdapter { index: usize, n_adapters: usize },
@@ -179,6 +186,9 @@ impl fmt::Display for DeviceError {
             Self::NoAdapter => f.write_str(
                 "no GPU adapter found: install a Vulkan driver, e.g. Debian's mesa-vulkan-drivers for a software one",
             ),
+            Self::NotOpened { message } => {
+                write!(f, "the GPU cannot be opened ({message}): check its driver, or use --device flex")
+            }
             Self::NoSuchAdapter { index, n_adapters } => {
                 write!(f, "no GPU adapter wgpu:{index}: there are {n_adapters}, the last is wgpu:{}", n_adapters - 1)
             }

@@ -3,13 +3,62 @@
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
+use std::sync::{Mutex, PoisonError};
+
+/// What becomes of panics in threads that work for a GPU.
+enum OfGpu {
+    /// They are printed.
+    Printed,
+    /// They are kept, the first of them in words.
+    Kept(Option<String>),
+    /// One was printed: those that follow come of it, in threads that waited for the first.
+    Known,
+}
+
+static OF_GPU: Mutex<OfGpu> = Mutex::new(OfGpu::Printed);
+
+/// Whether a panic in the code of `file` is one of a GPU or its driver, and to be printed.
+fn is_printed(message: &str, file: &str) -> bool {
+    if !is_of_gpu(file) {
+        return true;
+    }
+    let mut of_gpu = OF_GPU.lock().unwrap_or_else(PoisonError::into_inner);
+    match &mut *of_gpu {
+        OfGpu::Printed => {
+            *of_gpu = OfGpu::Known;
+            true
+        }
+        OfGpu::Kept(first) => {
+            first.get_or_insert_with(|| message.into());
+            false
+        }
+        OfGpu::Known => false,
+    }
+}
+
+/// What `work` on a GPU returns, or the message of the panic that it ends in, which is not printed.
+#[cfg_attr(not(feature = "wgpu"), expect(dead_code, reason = "only wgpu opens GPUs"))]
+pub fn kept<R>(work: impl FnOnce() -> R) -> Result<R, String> {
+    let set = |of_gpu| std::mem::replace(&mut *OF_GPU.lock().unwrap_or_else(PoisonError::into_inner), of_gpu);
+    set(OfGpu::Kept(None));
+    let result = caught(work);
+    let message = match set(OfGpu::Printed) {
+        OfGpu::Kept(Some(message)) => message,
+        _ => "no message".into(),
+    };
+    result.ok_or(message)
+}
 
 /// Prints panics in a line, with a backtrace if RUST_BACKTRACE asks for it.
 pub fn report_in_a_line() {
     panic::set_hook(Box::new(|info| {
         let (file, line) =
             info.location().map_or(("unknown", 0), |location| (location.file(), location.line()));
-        let text = describe(&message(info), file, line);
+        let message = message(info);
+        if !is_printed(&message, file) {
+            return;
+        }
+        let text = describe(&message, file, line);
         let backtrace = Backtrace::capture();
         // Nobody is left to tell if stderr is closed.
         let mut stderr = io::stderr().lock();
@@ -32,10 +81,13 @@ fn message(info: &PanicHookInfo<'_>) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+fn is_of_gpu(file: &str) -> bool {
+    ["wgpu", "cubecl"].iter().any(|name| file.contains(name))
+}
+
 /// A panic in words. Drivers of GPUs fail by panics of the crates that call them, which is no bug of ours.
 fn describe(message: &str, file: &str, line: u32) -> String {
-    let is_of_gpu = ["wgpu", "cubecl", "burn-cubecl"].iter().any(|name| file.contains(name));
-    match is_of_gpu {
+    match is_of_gpu(file) {
         true => format!(
             "error: the GPU or its driver failed: {message} ({file}:{line}); try a smaller data.batch_size, or --device flex"
         ),
@@ -60,6 +112,15 @@ mod tests {
             text.starts_with("error: the GPU or its driver failed: Buffer size 1 exceeds the limit"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_gpu_that_fails_is_told_once() {
+        let file = "/registry/cubecl-common-0.11.3/src/device/handle/channel.rs";
+        assert_eq!(kept(|| is_printed("lost", file)), Ok(false));
+        assert!(is_printed("lost", file));
+        assert!(!is_printed("RecvError", file), "it follows from the first");
+        assert!(is_printed("index out of bounds", "crates/lowbit/src/main.rs"));
     }
 
     #[test]
