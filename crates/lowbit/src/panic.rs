@@ -19,7 +19,7 @@ static OF_GPU: Mutex<OfGpu> = Mutex::new(OfGpu::Printed);
 
 /// Whether a panic in the code of `file` is one of a GPU or its driver, and to be printed.
 fn is_printed(message: &str, file: &str) -> bool {
-    if !is_of_gpu(file) {
+    if !is_of_gpu(message, file) {
         return true;
     }
     let mut of_gpu = OF_GPU.lock().unwrap_or_else(PoisonError::into_inner);
@@ -81,15 +81,24 @@ fn message(info: &PanicHookInfo<'_>) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn is_of_gpu(file: &str) -> bool {
-    ["wgpu", "cubecl"].iter().any(|name| file.contains(name))
+/// Whether a panic comes of a GPU: in the code that calls its driver, or in burn's where it reads what a GPU was to compute.
+fn is_of_gpu(message: &str, file: &str) -> bool {
+    let is_failed_read = file.contains("burn") && message.contains("buffer");
+    is_failed_read || ["wgpu", "cubecl"].iter().any(|name| file.contains(name))
+}
+
+/// A message without the parts of burn's errors that say only that there is more to come.
+fn without_frames(message: &str) -> &str {
+    let message = message.split(" No backtrace available").next().unwrap_or(message);
+    message.rsplit("Caused by: ").next().unwrap_or(message)
 }
 
 /// A panic in words. Drivers of GPUs fail by panics of the crates that call them, which is no bug of ours.
 fn describe(message: &str, file: &str, line: u32) -> String {
-    match is_of_gpu(file) {
+    match is_of_gpu(message, file) {
         true => format!(
-            "error: the GPU or its driver failed: {message} ({file}:{line}); try a smaller data.batch_size, or --device flex"
+            "error: the GPU or its driver failed: {} ({file}:{line}); try a smaller data.batch_size, or --device flex",
+            without_frames(message)
         ),
         false => format!(
             "error: this is a bug in lowbit, please report it with the command and this line: {message} ({file}:{line}, {})",
@@ -112,6 +121,15 @@ mod tests {
             text.starts_with("error: the GPU or its driver failed: Buffer size 1 exceeds the limit"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_gpu_without_memory_is_no_bug() {
+        let message = "Error while reading data: An error happened during execution Caused by: An IO error happened Caused by: \
+                       can't allocate buffer of size: 3288334336 No backtrace available";
+        let text = describe(message, "/registry/burn-tensor-0.22.1/src/tensor/api/transaction.rs", 68);
+        let expected = "error: the GPU or its driver failed: can't allocate buffer of size: 3288334336 (";
+        assert!(text.starts_with(expected), "{text}");
     }
 
     #[test]

@@ -507,8 +507,8 @@ fn read_data(section: Section<'_>) -> DataRecipe {
         test_limit: section.optional_integer("test_limit", limit(info.n_test)).map(|n| n as usize),
         augment,
     };
-    let n_train = recipe.train_limit.unwrap_or(info.n_train);
-    if recipe.batch_size > n_train {
+    let n_train = recipe.train_limit.or(info.files.is_empty().then_some(info.n_train));
+    if let Some(n_train) = n_train.filter(|&n| recipe.batch_size > n) {
         section.problem(
             "batch_size",
             format!("{} is more than the {n_train} training images", recipe.batch_size),

@@ -956,6 +956,14 @@ fn a_norm_has_more_than_one_value_a_channel() {
 
 /// Feature maps of a PreResNet are no activations.
 #[test]
+fn files_decide_how_many_images_a_batch_can_have() {
+    let read = |name: &str| Recipe::embedded(name, &["data.batch_size=65536".into()]);
+    assert!(read("fashion-mnist-preresnet8-w2a2").is_ok(), "published are 60000, but files may hold more");
+    let error = read("digits-preresnet8-w2a2").unwrap_err().to_string();
+    assert!(error.contains("65536 is more than the 1438 training images"), "{error}");
+}
+
+#[test]
 fn hints_on_sums_without_normalization_are_warned_of() {
     let hint = ["strategy={joint={}, hint={weight=0.5}}"];
     let warnings = |model: &str| parse(&[hint[0], model]).unwrap().warnings();
