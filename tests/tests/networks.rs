@@ -54,6 +54,33 @@ fn feature_maps_have_the_documented_shapes() {
     assert_eq!(too_small.unwrap_err(), ModelError::InputTooSmall { height: 9, width: 7 });
 }
 
+/// A plan is made of the networks that can be built, and of no other.
+#[test]
+fn networks_of_nothing_are_refused() {
+    let policy = QuantizationPolicy::full_precision();
+    let refused = |config: &ModelConfig, input: InputShape, n_classes: usize| {
+        let plan = config.plan(input, n_classes, &policy).map(|_| ()).unwrap_err();
+        let init = config.init(input, n_classes, &policy, 0, &default_device()).map(|_| ()).unwrap_err();
+        assert_eq!(plan, init);
+        plan
+    };
+    for family in [Family::ResNet, Family::PreResNet, Family::VggSmall] {
+        for (input, n_classes) in
+            [(input(0, 9, 9), 2), (input(3, 0, 9), 2), (input(3, 9, 0), 2), (input(3, 9, 9), 0)]
+        {
+            let error = refused(&tiny(family), input, n_classes);
+            assert_eq!(error, ModelError::Empty { n_classes, input });
+        }
+    }
+    let message = refused(&tiny(Family::ResNet), input(3, 0, 9), 2).to_string();
+    assert_eq!(
+        message,
+        "a network needs at least 1 class, channel and pixel, got 2 classes and images of 3x0x9 (channels, height, width)"
+    );
+    let deep = |depth| ModelConfig::new(Family::ResNet, depth).plan(input(3, 8, 8), 2, &policy).is_ok();
+    assert_eq!([9_998, 10_004, usize::MAX - 3].map(deep), [true, false, false]);
+}
+
 /// Every method at every bit width of both operands: builds, runs, and gives every parameter a gradient.
 #[test]
 fn quantized_networks_run() {

@@ -9,6 +9,9 @@ use crate::builder::scaled;
 use crate::plan::NetworkShapes;
 use crate::{Family, InputShape, ModelConfig, ModelError};
 
+/// No network is deeper: one layer more costs memory before anything can be refused.
+const MAX_DEPTH: usize = 10_000;
+
 /// How a residual network is arranged. Every layout takes images of any size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -27,7 +30,7 @@ impl Layout {
     /// The depths of its networks, for messages.
     pub fn depths(self) -> &'static str {
         match self {
-            Self::Cifar => "6n+2: 8, 14, 20, 32, 44, 56 or 110",
+            Self::Cifar => "6n+2 up to 9998: 8, 14, 20, 32, 44, 56 or 110",
             Self::ImageNet => "18, 34 or 50",
         }
     }
@@ -70,7 +73,7 @@ impl Layout {
     /// The kind of the blocks and their number in every stage.
     fn blocks(self, depth: usize) -> Option<(BlockKind, Vec<usize>)> {
         match (self, depth) {
-            (Self::Cifar, 8..) if (depth - 2).is_multiple_of(6) => {
+            (Self::Cifar, 8..=MAX_DEPTH) if (depth - 2).is_multiple_of(6) => {
                 Some((BlockKind::Basic, vec![(depth - 2) / 6; 3]))
             }
             (Self::ImageNet, 18) => Some((BlockKind::Basic, vec![2, 2, 2, 2])),

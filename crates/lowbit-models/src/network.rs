@@ -54,8 +54,8 @@ pub struct ModelConfig {
     pub family: Family,
     /// Arrangement of a residual network; the default for VGG-small.
     pub layout: Layout,
-    /// Number of weighted layers: 8, 14, 20, 32, 44, 56, 110, or any other 6n+2 from 8; in the ImageNet layout 18, 34 or
-    /// 50. Absent for VGG-small.
+    /// Number of weighted layers: 8, 14, 20, 32, 44, 56, 110, or any other 6n+2 from 8 to 9998; in the ImageNet layout 18,
+    /// 34 or 50. Absent for VGG-small.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<usize>,
     /// Multiplier of the number of channels.
@@ -134,7 +134,7 @@ impl ModelConfig {
         n_classes: usize,
         policy: &QuantizationPolicy,
     ) -> Result<Plan, ModelError> {
-        self.check(input)?;
+        self.check(input, n_classes)?;
         let plan = Plan::new(self.shapes(input, n_classes)?, policy)?;
         let layers: Vec<String> = plan.layers.iter().map(|layer| layer.path.clone()).collect();
         match policy.unmatched_patterns(&layers).first() {
@@ -144,8 +144,11 @@ impl ModelConfig {
     }
 
     /// Refuses an architecture that is not defined.
-    fn check(&self, input: InputShape) -> Result<(), ModelError> {
+    fn check(&self, input: InputShape, n_classes: usize) -> Result<(), ModelError> {
         let Self { family, layout, depth, width, stem_stride } = *self;
+        if [n_classes, input.channels, input.height, input.width].contains(&0) {
+            return Err(ModelError::Empty { n_classes, input });
+        }
         if !(width.is_finite() && width > 0.0 && width <= 64.0) {
             return Err(ModelError::Width { got: width });
         }
@@ -259,6 +262,17 @@ pub enum ModelError {
     StemStride {
         /// The stride asked for.
         got: usize,
+    },
+    /// Images without pixels, or no class.
+    #[error(
+        "a network needs at least 1 class, channel and pixel, got {n_classes} classes and images of {}x{}x{} (channels, height, width)",
+        input.channels, input.height, input.width
+    )]
+    Empty {
+        /// The classes asked for.
+        n_classes: usize,
+        /// The images.
+        input: InputShape,
     },
     /// VGG-small halves its input three times.
     #[error("vgg-small needs images of at least 8x8 pixels, got {height}x{width}")]
