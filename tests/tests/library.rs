@@ -28,20 +28,20 @@ impl QuantizedNetwork for OneLayer {
     }
 }
 
-fn one_layer(method: Method, device: &Device) -> OneLayer {
-    let bits = Precision::bits(2).unwrap();
+fn one_layer(method: Method, bits: u32, device: &Device) -> OneLayer {
+    let bits = Precision::bits(bits).unwrap();
     let config = QuantConv2dConfig::new([1, 1], 1);
     let conv = config.with_quantization(LayerQuantization::new(method, bits, bits)).init(device, &mut rng(0));
     OneLayer { conv: conv.unwrap() }
 }
 
-/// `a = k mean(x^2) / mean(x)` over the batches, whatever share of the values is zero.
+/// `a = k mean(x^2) / mean(x)` over the batches, whatever share of the values is zero, and at most the largest of them.
 #[test]
 fn calibration_sets_the_clip_value_of_pact() {
     for backend in backends() {
         for device in [backend.device.clone(), backend.device.autodiff()] {
-            let clip_value_after = |batches: &[&[f32]]| {
-                let mut network = one_layer(Method::Pact, &device);
+            let clip_value_after = |bits: u32, batches: &[&[f32]]| {
+                let mut network = one_layer(Method::Pact, bits, &device);
                 network.calibrate(
                     |_| true,
                     |network| {
@@ -56,19 +56,20 @@ fn calibration_sets_the_clip_value_of_pact() {
                 assert_eq!(pact.clip_value.val().is_require_grad(), device.is_autodiff());
                 values(pact.clip_value.val())[0]
             };
-            // mean(x) = 1, mean(x^2) = 1.5; negative values count as what a ReLU makes of them.
+            // mean(x) = 1, mean(x^2) = 2.375; negative values count as what a ReLU makes of them.
             let several: [&[&[f32]]; 3] = [
-                &[&[0.0, 1.0, 1.0, 2.0]],
-                &[&[0.0, 1.0, 1.0, 2.0, 0.0, -3.0, 0.0, 0.0]],
-                &[&[1.0, 1.0], &[0.0, 2.0]],
+                &[&[0.0, 0.5, 0.5, 0.5, 0.5, 1.0, 1.0, 4.0]],
+                &[&[0.0, 0.5, 0.5, 0.5, 0.5, 1.0, 1.0, 4.0, 0.0, -5.0, 0.0, 0.0]],
+                &[&[0.5, 0.5, 0.5, 0.5], &[0.0, 1.0, 1.0, 4.0]],
             ];
             for batches in several {
-                let got = clip_value_after(batches);
-                assert!((got - 1.557 * 1.5).abs() < 1e-5, "{}: {batches:?}: {got}", backend.name);
+                let got = clip_value_after(2, batches);
+                assert!((got - 1.557 * 2.375).abs() < 1e-5, "{}: {batches:?}: {got}", backend.name);
+                assert_eq!(clip_value_after(8, batches), 4.0, "{}: {batches:?}", backend.name);
             }
             // Nothing to go by.
-            assert_eq!(clip_value_after(&[&[0.0, 0.0]]), 8.0);
-            assert_eq!(clip_value_after(&[]), 8.0);
+            assert_eq!(clip_value_after(2, &[&[0.0, 0.0]]), 8.0);
+            assert_eq!(clip_value_after(2, &[]), 8.0);
         }
     }
 }
@@ -225,7 +226,7 @@ fn quantizers_take_the_values_of_parameters() {
             // A layer on an input that asks for a gradient.
             for method in [Method::DoReFa, Method::Pact, Method::Lsq, Method::MinMax] {
                 let image = Param::from_tensor(tensor(&weights, [1, 1, 2, 4], &device));
-                let mut network = one_layer(method, &device);
+                let mut network = one_layer(method, 2, &device);
                 network.calibrate(|_| true, |network| drop(network.conv.forward(image.val())));
                 network.conv.forward(image.val());
                 LayerMut::Conv(&mut network.conv).weight_error();
@@ -342,7 +343,7 @@ fn an_empty_batch_is_no_error() {
                 Selection::ChannelGroups(vec![]),
             ] {
                 let what = format!("{}: {method}, {selection:?}", backend.name);
-                let mut network = one_layer(method, &device);
+                let mut network = one_layer(method, 2, &device);
                 network.conv.selection = selection;
                 let empty = || tensor(&[], [0, 1, 3, 2], &device);
                 let watched = |network: &OneLayer| {

@@ -3,7 +3,9 @@
 //!
 //! Each method of the literature is one file of [`methods`], to be read beside its paper. A quantizer answers three
 //! questions: `codes` (the integers of a tensor), `fake_quantize` (their real values, with the method's gradient) and
-//! `qparams` (the grid). There is one rounding: `codes` reads the integers from the values that `fake_quantize` has rounded.
+//! `qparams` (the grid). `codes` reads the integers from the values that `fake_quantize` has rounded, so that there is one rounding.
+//! Two are so simple that they have a formula of their own: DoReFa's activations, whose grid is fixed, and weights of 1 bit, whose
+//! codes are signs.
 //!
 //! This crate knows no network, no data and no training schedule.
 //!

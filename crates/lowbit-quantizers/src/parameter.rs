@@ -4,13 +4,16 @@ use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use lowbit_core::BitWidth;
 
+/// Names of the state of all methods' quantizers.
+const NAMES: [&str; 5] = ["step_size", "clip_value", "running_min", "running_max", "recorded_bits"];
+
 /// Whether the state at the dotted `path` of a module is a quantizer's: what an optimizer treats apart from the weights, and
 /// what a network at other bits may lack. Of a layer of this crate that is all below its quantizers; in a module of one's own it
-/// is told by the name that a method learns it under.
+/// is told by the name that a method has for it.
 pub fn is_quantizer_state(path: &str) -> bool {
     let name = path.rsplit('.').next();
     path.split('.').any(|part| ["weight_quantizer", "input_quantizer"].contains(&part))
-        || name.is_some_and(|name| ["step_size", "clip_value"].contains(&name))
+        || name.is_some_and(|name| NAMES.contains(&name))
 }
 
 /// A learned positive parameter of a quantizer, ready for the forward pass.
@@ -64,10 +67,15 @@ mod tests {
             "fc.input_quantizer.running_max",
             "mine.clip_value",
             "step_size",
+            "mine.recorded_bits",
+            "mine.running_min",
+            "mine.running_max",
         ] {
             assert!(is_quantizer_state(path), "{path}");
         }
-        for path in ["stem.weight", "stages.0.0.norm1.gamma", "fc.bias", "step_size.weight"] {
+        for path in
+            ["stem.weight", "stages.0.0.norm1.gamma", "fc.bias", "step_size.weight", "norm.running_var"]
+        {
             assert!(!is_quantizer_state(path), "{path}");
         }
     }

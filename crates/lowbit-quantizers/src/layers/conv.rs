@@ -148,7 +148,7 @@ impl QuantConv2d {
     /// of shape `dims`, `[batch, in_channels, height, width]`: its result is for
     /// [`forward_quantized`](Self::forward_quantized). `None` if the quantizer has to see the ReLU's result.
     ///
-    /// The two differ in the gradient at exactly zero, which a ReLU blocks and a quantizer passes.
+    /// A ReLU blocks the gradient at exactly zero. LSQ's quantizer does so too; those of DoReFa and PACT pass it.
     pub fn input_activation(&self, dims: [usize; 4]) -> Option<Activation> {
         match (&self.input_quantizer, &self.selection) {
             (None, _) => Some(Activation::Relu),

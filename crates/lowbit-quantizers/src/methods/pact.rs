@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::{BitWidth, Granularity};
-use lowbit_kernels::{Activation, Grid, Scale, fake_quantize_learned};
+use lowbit_kernels::{Activation, Grid, Scale, fake_quantize_learned, value_range};
 
 use crate::calibration::Calibration;
 use crate::parameter::{constant, n_at_floor, positive_parameter, recorded_bits, replace};
@@ -30,8 +30,8 @@ const MIN_CLIP_VALUE: f32 = 1e-3;
 /// ```
 /// The clip value has its own L2 decay in the paper: it is in the parameter group `quantizers`.
 ///
-/// A calibration (ours; see [`crate::Calibration`]) sets `a = k mean(x^2) / mean(x)`, where `k` has the least squared error for
-/// normalized activations. From there the clip value learns both ways. From the paper's 8, which no normalized activation
+/// A calibration (ours; see [`crate::Calibration`]) sets `a = min(k mean(x^2) / mean(x), max(x))`, where `k` has the least squared
+/// error for normalized activations. From there the clip value learns both ways: some values reach it. From the paper's 8, which no normalized activation
 /// reaches, its gradient is zero and only the decay moves it.
 #[derive(Module, Debug)]
 pub struct PactActivations {
@@ -63,8 +63,8 @@ impl PactActivations {
 
     /// The clip value in force, `[1]`: during a calibration, that of what is recorded so far.
     pub(crate) fn clip(&self) -> Tensor<1> {
-        match self.calibration.mean() {
-            Some(moments) => self.clip_from_moments(moments),
+        match self.calibrated_clip() {
+            Some(clip) => clip,
             None => positive_parameter(self.clip_value.val(), MIN_CLIP_VALUE, 1.0),
         }
     }
@@ -74,22 +74,28 @@ impl PactActivations {
         if self.calibration.is_recording() && x.shape().num_elements() > 0 {
             let x = constant(x.clone()).clamp_min(0.0);
             let mean = |x: Tensor<D>| reduce(x, Granularity::PerTensor, |rows| rows.mean_dim(1));
+            let range = value_range(x.clone());
+            let [min, max] = [0, 1].map(|i| range.clone().narrow(0, i, 1));
+            self.calibration.record_range(min, max);
             self.calibration.record_mean(Tensor::cat(vec![mean(x.clone()), mean(x.square())], 0));
         }
     }
 
-    /// The clip value for the mean and the mean square of activations, `[2]`: 8 if they are all zero.
-    fn clip_from_moments(&self, moments: Tensor<1>) -> Tensor<1> {
+    /// The clip value for the activations that are recorded so far: 8 if they are all zero; `None` without any.
+    fn calibrated_clip(&self) -> Option<Tensor<1>> {
+        let (moments, (_, max)) = (self.calibration.mean()?, self.calibration.range()?);
         let [mean, square] = [0, 1].map(|i| moments.clone().narrow(0, i, 1));
         let all_zero = square.clone().equal_scalar(0.0);
-        let clip = square / mean * CLIP_PER_RATIO[self.bits.get() as usize - 1];
-        clip.mask_fill(all_zero, INITIAL_CLIP_VALUE).clamp_min(MIN_CLIP_VALUE)
+        // Beyond the largest value, nothing would reach it.
+        let clip = (square / mean * CLIP_PER_RATIO[self.bits.get() as usize - 1]).min_pair(max);
+        Some(clip.mask_fill(all_zero, INITIAL_CLIP_VALUE).clamp_min(MIN_CLIP_VALUE))
     }
 
     /// Ends a calibration: sets the clip value from what was recorded.
     pub(crate) fn finish_calibration(&mut self) {
-        if let Some(moments) = self.calibration.finish_mean() {
-            let clip = self.clip_from_moments(moments);
+        let clip = self.calibrated_clip();
+        self.calibration.finish_mean();
+        if let Some(clip) = clip {
             self.clip_value = self.clip_value.clone().map(|old| replace(old, clip));
         }
     }
