@@ -1082,10 +1082,13 @@ fn learned_parameters_that_do_not_move_are_named() {
     let moved = warnings("moved", &recipe(&["quantization.method=lsq"]));
     assert_eq!(moved, [""; 0]);
     let stuck = warnings("stuck", &recipe(&["quantization.method=lsq", STILL]));
-    let message = "stages.0.0.conv1.act_step_size did not move between two evaluations";
+    let message = "stages.0.0.conv1.act_step_size did not move up to an evaluation";
     assert!(stuck.iter().any(|warning| warning.starts_with(message)), "{stuck:?}");
     let once = stuck.iter().collect::<std::collections::BTreeSet<_>>().len();
     assert_eq!(once, stuck.len(), "each is said once");
+    // The only evaluation of a phase is enough.
+    let short = warnings("short", &recipe(&["quantization.method=lsq", STILL, "train.epochs=1"]));
+    assert!(short.iter().any(|warning| warning.starts_with(message)), "{short:?}");
     // Meant to stay.
     let frozen = "train.quantizers={learning_rate_scale=0.0}";
     assert_eq!(warnings("meant", &recipe(&["quantization.method=lsq", frozen])), [""; 0]);

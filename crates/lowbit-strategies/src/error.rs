@@ -129,6 +129,18 @@ pub enum TrainError {
         /// Its value in the recipe, or "not set".
         given: String,
     },
+    /// An earlier version made the run, in which a setting of its recipe meant something else.
+    #[error(
+        "the run in {} is of lowbit {lowbit}, with {setting}: that version reads it; here, train it anew", .path.display()
+    )]
+    EarlierMeaning {
+        /// The run directory.
+        path: PathBuf,
+        /// The version that made it.
+        lowbit: String,
+        /// The setting, and what it was.
+        setting: &'static str,
+    },
     /// Another process trains in the run directory.
     #[error("run directory {} is in use by another lowbit process{}: wait for it to end", .path.display(), by(*.process))]
     RunLocked {

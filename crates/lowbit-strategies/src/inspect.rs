@@ -72,12 +72,13 @@ pub fn evaluate(
 ) -> Result<Evaluation, TrainError> {
     let run = RunDir::open(path)?;
     let RunRecipe { recipe, sha256 } = run.recipe_with_digest()?;
+    let info = run.info()?;
+    info.expect_same_meaning(&recipe, path)?;
     let (name, loaded) = load(&run, subject.checkpoint)?;
     let path = run.checkpoints().path(&name);
     loaded.expect_recipe(&sha256, &path)?;
     // Said after what the network says, who names the difference.
     let has_its_state = loaded.expect_state(&path);
-    let info = run.info()?;
     let test = open_split(&recipe.data, Split::Test, recipe.data.test_limit, &info.locations(locations))?;
     let data_warnings = lowbit_data::warnings(None, &test);
     let loader = test_loader(&recipe.data, test)?;

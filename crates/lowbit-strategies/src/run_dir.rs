@@ -34,7 +34,7 @@ use crate::disk::{
 use crate::error::{IoContext, TrainError};
 use crate::files::{MAX_RECORD, MAX_TEXT, open_regular, read_regular, read_regular_text};
 use crate::origin::{Origin, RunProcess, utc_now};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, StrategyRecipe};
 use crate::trainer::{EpochTiming, RunResult, with_absolute_paths};
 use crate::warning::{self, WARNINGS, Warning};
 
@@ -172,6 +172,33 @@ impl fmt::Display for ImageSet {
 }
 
 impl RunInfo {
+    /// Refuses a run of an earlier lowbit in whose `recipe` a setting means something else today.
+    ///
+    /// # Errors
+    /// [`TrainError::EarlierMeaning`].
+    pub(crate) fn expect_same_meaning(&self, recipe: &Recipe, path: &Path) -> Result<(), TrainError> {
+        let StrategyRecipe { two_stage, progressive, joint, .. } = &recipe.strategy;
+        let changed = [
+            (recipe.train.ema_decay.is_some(), "train.ema_decay, which had no warm-up"),
+            (
+                *two_stage && progressive.is_some(),
+                "strategy.two_stage with progressive, which had other phases",
+            ),
+            (
+                joint.is_some() && recipe.phases().len() > 1,
+                "strategy.joint.teacher, which began anew with each phase",
+            ),
+        ];
+        match changed.into_iter().find(|(is_set, _)| self.schema == 1 && *is_set) {
+            Some((_, setting)) => Err(TrainError::EarlierMeaning {
+                path: path.into(),
+                lowbit: self.origin.lowbit.clone(),
+                setting,
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// What is known of a run that is about to begin.
     pub(crate) fn new(origin: Origin, device: String, data_dir: Option<PathBuf>, data: RunData) -> Self {
         Self { schema: SCHEMA, origin, started: Some(utc_now()), device, data_dir, data: Some(data) }

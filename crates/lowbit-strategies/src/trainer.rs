@@ -25,7 +25,7 @@ use crate::run_dir::{ImageSet, NewRun, RESULT, RunData, RunDir, RunInfo, RunReci
 use crate::schedule::learning_rate;
 use crate::set_aside::{GoingBack, set_aside};
 use crate::state;
-use crate::strategy::{Loss, Moment, Outputs, Phase, Role, Strategy, StudentOutput, compose_loss};
+use crate::strategy::{Loss, Moment, Outputs, Phase, Role, Strategy, StudentOutput, TOTAL, compose_loss};
 use crate::warning::{Warning, WarningKind, Warnings};
 
 /// Images per evaluation batch. Fixed, so that every evaluation of a checkpoint adds in the same order.
@@ -178,7 +178,7 @@ pub struct RunResult {
     /// Scores on the test images of networks that trained alongside, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub networks: BTreeMap<String, Scores>,
-    /// What the recipe compares it with.
+    /// What the recipe compares it with; absent with images other than the published ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
     /// Messages of all warnings of the run.
@@ -258,6 +258,8 @@ pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result
     let checkpoints = run.checkpoints();
     checkpoints.recover()?;
     let recipe = run.recipe_with_digest()?;
+    let info = run.info()?;
+    info.expect_same_meaning(&recipe.recipe, path)?;
     let (loaded, damaged) = match from {
         ResumeFrom::Newest => (checkpoints.load(None)?, Vec::new()),
         ResumeFrom::NewestIntact => {
@@ -270,7 +272,6 @@ pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result
         Some((name, loaded)) => loaded.expect_recipe(&recipe.sha256, &checkpoints.path(name))?,
         None => run.expect_nothing_recorded()?,
     }
-    let info = run.info()?;
     let locations = info.locations(&session.locations);
     let data = read_data(&recipe.recipe, &locations, session.stop)?;
     if let Some(expected) = info.data {
@@ -370,6 +371,8 @@ struct Data {
     train: Loader,
     test: Loader,
     n_classes: usize,
+    /// Whether they are those that are published, each in its own part.
+    are_published: bool,
     warnings: Vec<DataWarning>,
 }
 
@@ -379,13 +382,14 @@ impl Data {
         let test = open_split(recipe, Split::Test, recipe.test_limit, locations)?;
         let n_classes = train.dataset.n_classes;
         let warnings = lowbit_data::warnings(Some(&train), &test);
+        let are_published = [&train, &test].iter().all(|part| part.published == Some(part.split));
         let config = LoaderConfig {
             augmentation: recipe.augment,
             n_threads: LOADER_THREADS,
             ..LoaderConfig::training(recipe.batch_size, seed, Normalization::of(recipe.dataset))
         };
         let train = Loader::new(Arc::new(train.dataset), config)?;
-        Ok(Self { train, test: test_loader(recipe, test)?, n_classes, warnings })
+        Ok(Self { train, test: test_loader(recipe, test)?, n_classes, are_published, warnings })
     }
 
     /// The first `n` training batches from the start of `epoch` on: those of the next epochs follow where it has fewer.
@@ -463,9 +467,6 @@ struct Trainer<'a> {
     clock: Clock,
 }
 
-/// Name of the sum of a loss's parts.
-const TOTAL: &str = "total";
-
 /// The loss of one network in a step.
 struct StepLoss {
     loss: Loss,
@@ -477,23 +478,16 @@ impl StepLoss {
         Self { total: loss.total(), loss }
     }
 
-    /// The parts, and their sum where it is not the only one.
+    /// The parts, and their sum.
     fn tensors(&self) -> Vec<Tensor<1>> {
         let parts = self.loss.parts().iter().map(|part| part.value.clone());
-        parts.chain((self.loss.parts().len() > 1).then(|| self.total.clone())).collect()
+        parts.chain([self.total.clone()]).collect()
     }
 
     /// The values of [`tensors`](Self::tensors), which `next` gives one after the other, by name.
     fn values(&self, next: &mut impl FnMut() -> f64) -> BTreeMap<String, f64> {
-        let mut values = BTreeMap::new();
-        let mut last = f64::NAN;
-        for part in self.loss.parts() {
-            last = next();
-            values.insert(part.name.to_string(), last);
-        }
-        let total = if self.loss.parts().len() > 1 { next() } else { last };
-        values.insert(TOTAL.into(), total);
-        values
+        let names = self.loss.parts().iter().map(|part| part.name).chain([TOTAL]);
+        names.map(|name| (name.into(), next())).collect()
     }
 }
 
@@ -828,6 +822,8 @@ impl<'a> Trainer<'a> {
         }
         self.progress.calibrated.clear();
         self.progress.pending = None;
+        self.progress.learned =
+            self.learned().map(|(parameter, learned)| (parameter, learned.mean)).collect();
         self.save_checkpoint(run)?;
         self.report_phase();
         Ok(())
@@ -848,7 +844,8 @@ impl<'a> Trainer<'a> {
         }
         self.phase += 1;
         self.progress.phase = self.phase;
-        self.progress.learned.clear();
+        self.progress.learned =
+            self.learned().map(|(parameter, learned)| (parameter, learned.mean)).collect();
         self.report_phase();
         Ok(())
     }
@@ -1127,34 +1124,41 @@ impl<'a> Trainer<'a> {
         Ok(true)
     }
 
-    /// Warns of learned parameters of quantizers that have not moved since the evaluation before in this phase, or that are held
-    /// at their floor.
-    fn watch_learned(&mut self) {
-        let is_trained = self.current().train.quantizers.learning_rate_scale > 0.0;
-        let mut warnings = Vec::new();
-        let mut learned = BTreeMap::new();
-        for trainee in &self.trainees {
-            let network = match self.trainees.len() {
+    /// The learned parameters of the quantizers of all networks, by name.
+    fn learned(&self) -> impl Iterator<Item = (String, Learned)> {
+        let n_networks = self.trainees.len();
+        self.trainees.iter().flat_map(move |trainee| {
+            let network = match n_networks {
                 1 => String::new(),
                 _ => format!("{}: ", trainee.spec.name),
             };
-            for Learned { path, name, mean, is_at_floor } in learned_parameters(&mut trainee.valid()) {
-                let parameter = format!("{network}{path}.{name}");
-                if is_at_floor {
-                    warnings.push(format!(
-                        "{parameter} is held at its floor: the quantizer has collapsed; lower train.quantizers.weight_decay or \
-                         train.quantizers.learning_rate_scale"
-                    ));
-                } else if is_trained && self.progress.learned.get(&parameter) == Some(&mean) {
-                    warnings.push(format!(
-                        "{parameter} did not move between two evaluations: nothing that passes through the layer reaches it, \
-                         or its learning rate is too small"
-                    ));
-                }
-                learned.insert(parameter, mean);
+            let named =
+                move |learned: Learned| (format!("{network}{}.{}", learned.path, learned.name), learned);
+            learned_parameters(&mut trainee.valid()).into_iter().map(named)
+        })
+    }
+
+    /// Warns of learned parameters of quantizers that have not moved since the evaluation before in this phase, or since it began,
+    /// or that are held at their floor.
+    fn watch_learned(&mut self) {
+        let is_trained = self.current().train.quantizers.learning_rate_scale > 0.0;
+        let mut warnings = Vec::new();
+        let mut means = BTreeMap::new();
+        for (parameter, Learned { mean, is_at_floor, .. }) in self.learned() {
+            if is_at_floor {
+                warnings.push(format!(
+                    "{parameter} is held at its floor: the quantizer has collapsed; lower train.quantizers.weight_decay or \
+                     train.quantizers.learning_rate_scale"
+                ));
+            } else if is_trained && self.progress.learned.get(&parameter) == Some(&mean) {
+                warnings.push(format!(
+                    "{parameter} did not move up to an evaluation: nothing that passes through the layer reaches it, or its \
+                     learning rate is too small"
+                ));
             }
+            means.insert(parameter, mean);
         }
-        self.progress.learned = learned;
+        self.progress.learned = means;
         warnings.into_iter().for_each(|warning| self.warn(WarningKind::Training, warning));
     }
 
@@ -1250,7 +1254,8 @@ impl<'a> Trainer<'a> {
             device: self.progress.test_device.unwrap_or(device_name),
             seed: self.recipe.seed,
             networks: self.progress.tests.clone(),
-            reference: self.recipe.reference.clone(),
+            // A figure of the published images says nothing of others.
+            reference: self.recipe.reference.clone().filter(|_| self.data.are_published),
             warnings: self.warnings.messages(),
             started: run.info()?.started,
             data: Some(self.data.info()),

@@ -89,6 +89,7 @@ fn of_train(error: &TrainError) -> Code {
         | TrainError::NotARun { .. }
         | TrainError::DamagedFile { .. }
         | TrainError::DamagedRecipe { .. }
+        | TrainError::EarlierMeaning { .. }
         | TrainError::RunLocked { .. }
         | TrainError::NoPhase { .. }
         | TrainError::NoCheckpointLeft { .. }

@@ -51,8 +51,10 @@ fn recorded(sandbox: &Sandbox, run: &str) -> Vec<String> {
 fn data_of_ones_own_under_a_name_is_told() {
     let sandbox = Sandbox::new();
     idx_files(&sandbox, |i| (i % 10) as u8);
-    let outcome = train(&sandbox, "run", &[]);
+    let outcome = train(&sandbox, "run", &["--set", "reference=full precision: 99.1 %"]);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    // A figure of the published images is not set beside it.
+    assert!(!outcome.stdout.contains("reference") && outcome.stdout.contains("top-1"), "{}", outcome.stdout);
     let warnings = recorded(&sandbox, "run");
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     let begin = "the training images in data are not the published ones of mnist, but data of your own under its name: 128 with \

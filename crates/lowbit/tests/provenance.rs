@@ -228,6 +228,40 @@ fn run_of_an_earlier_version_is_read() {
     );
 }
 
+/// Its recipe is not read with today's meaning.
+#[test]
+fn run_of_an_earlier_version_with_other_meaning_is_refused() {
+    for (changes, setting) in [
+        (&["train.ema_decay=0.5"][..], "train.ema_decay, which had no warm-up"),
+        (
+            &["strategy.joint={}", "strategy.two_stage=true", "train.epochs=2"],
+            "strategy.joint.teacher, which began anew",
+        ),
+        (
+            &["strategy.progressive={ladder=[4]}", "strategy.two_stage=true", "train.epochs=4"],
+            "strategy.two_stage with progressive, which had other phases",
+        ),
+    ] {
+        let sandbox = Sandbox::new();
+        let sets = changes.iter().flat_map(|change| ["--set", change]).collect::<Vec<_>>();
+        let args = [&["train", "-q", "--out", "run", "--device", "flex"][..], &TINY, &sets].concat();
+        succeeds(&sandbox.run(&args));
+        for args in [&["eval", "run"][..], &["train", "-q", "--resume", "run"]] {
+            succeeds(&sandbox.run(args));
+        }
+        let earlier = json!({
+            "schema": 1, "lowbit": "0.0.0", "burn": "0.22.1", "device": "flex", "n_threads": 2, "data": null,
+        });
+        fs::write(sandbox.path("run/run.json"), earlier.to_string()).unwrap();
+        for args in [&["eval", "run"][..], &["train", "--resume", "run"]] {
+            let outcome = sandbox.run(args);
+            assert_eq!(outcome.code, Some(4), "{args:?}: {}", outcome.stderr);
+            let expected = format!("the run in run is of lowbit 0.0.0, with {setting}");
+            assert!(outcome.stderr.contains(&expected), "{args:?}: {}", outcome.stderr);
+        }
+    }
+}
+
 #[test]
 fn run_of_a_later_version_is_refused() {
     let sandbox = sandbox_with_run();

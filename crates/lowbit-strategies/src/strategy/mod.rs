@@ -53,7 +53,10 @@ pub trait Strategy: fmt::Debug + Send + Sync {
     }
 }
 
-/// The loss of one network: a sum of named parts, which are logged apart.
+/// Name of the sum of a loss's parts.
+pub(crate) const TOTAL: &str = "total";
+
+/// The loss of one network: a sum of named parts, which are logged apart, beside their sum, `total`.
 #[derive(Clone, Debug)]
 pub struct Loss {
     parts: Vec<LossPart>,
@@ -70,8 +73,11 @@ pub struct LossPart {
 
 impl Loss {
     /// A loss of one part, whose `value` has shape `[1]`.
+    ///
+    /// # Panics
+    /// If the name is "total", which is that of the sum.
     pub fn new(name: &'static str, value: Tensor<1>) -> Self {
-        Self { parts: vec![LossPart { name, value }] }
+        Self { parts: Vec::new() }.plus(name, value)
     }
 
     /// The loss with every part times `weight`.
@@ -81,7 +87,11 @@ impl Loss {
     }
 
     /// The loss with a part more, whose `value` has shape `[1]`; with the name of an earlier part, that part grows.
+    ///
+    /// # Panics
+    /// If the name is "total", which is that of the sum.
     pub fn plus(mut self, name: &'static str, value: Tensor<1>) -> Self {
+        assert_ne!(name, TOTAL, "name of a loss's part: that of the sum is taken");
         match self.parts.iter_mut().find(|part| part.name == name) {
             Some(part) => part.value = part.value.clone() + value,
             None => self.parts.push(LossPart { name, value }),
@@ -164,4 +174,23 @@ pub(crate) fn compose_loss(
     labels: Loss,
 ) -> Loss {
     strategies.iter().fold(labels, |loss, strategy| strategy.loss(network, outputs, loss))
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+
+    #[test]
+    fn a_part_is_not_named_as_the_sum() {
+        let named = |name| {
+            std::panic::catch_unwind(move || {
+                let value = || Tensor::ones([1], &Device::default());
+                Loss::new("labels", value()).plus(name, value()).total().into_scalar::<f32>()
+            })
+        };
+        assert_eq!(named("own").ok(), Some(2.0));
+        assert!(named("total").is_err());
+    }
 }
