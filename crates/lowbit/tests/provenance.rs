@@ -206,6 +206,9 @@ fn run_of_an_earlier_version_is_read() {
     });
     fs::write(&path, earlier.to_string()).unwrap();
     fs::remove_file(sandbox.path("run/processes.jsonl")).unwrap();
+    change_manifest(&sandbox, "run/checkpoints/step-00000004", |progress| {
+        progress["records"].as_object_mut().unwrap().remove("processes.jsonl");
+    });
     change_manifest(&sandbox, NEWEST, |progress| {
         progress.as_object_mut().unwrap().remove("test_origin");
         progress["test"]["top1"] = 0.25.into();
