@@ -965,14 +965,24 @@ fn everything_is_quantized_at_evaluation() {
     assert_eq!(run.evaluate().scores, first.scores, "evaluated twice");
 
     // The same training by a recipe that knows nothing of the strategy, with which it is evaluated.
-    let own: Vec<Box<dyn Strategy>> =
-        vec![Box::new(stochastic(Probability::Stepped { values: vec![0.5] }, 0.0))];
-    let bare = Run::new("stochastic-own", &recipe(&overrides), own);
+    let own = |p: f64| -> Vec<Box<dyn Strategy>> {
+        vec![Box::new(stochastic(Probability::Stepped { values: vec![p] }, 0.0))]
+    };
+    let bare = Run::new("stochastic-own", &recipe(&overrides), own(0.5));
     assert!(bare.model() == run.model(), "the same strategy from a recipe and from a caller differ");
     let without = bare.evaluate();
     assert_eq!(without.scores, first.scores, "evaluated without the strategy");
     assert_eq!(Some(without.scores), without.reported);
     assert!(Run::new("plain", &recipe(&overrides), Vec::new()).model() != run.model());
+
+    // With others it does not go on.
+    let stop = AtomicBool::new(false);
+    let resumed = |strategies| resume(&bare.path, ResumeFrom::Newest, session(&stop, &mut (), strategies));
+    for other in [Vec::new(), own(0.25)] {
+        let outcome = resumed(other);
+        assert!(matches!(outcome, Err(TrainError::OtherStrategies { .. })), "{outcome:?}");
+    }
+    assert!(matches!(resumed(own(0.5)), Ok(Outcome::Complete(_))));
 
     // Stopped in the second epoch and resumed.
     let path = run_dir("stochastic-resumed");

@@ -141,6 +141,17 @@ pub enum TrainError {
         /// The setting, and what it was.
         setting: &'static str,
     },
+    /// A run is to go on with other strategies of the caller's own.
+    #[error(
+        "the run was made with the own strategies [{}], it cannot go on with [{}]: give the session the same",
+        .expected.join(", "), .given.join(", ")
+    )]
+    OtherStrategies {
+        /// Those of the run.
+        expected: Vec<String>,
+        /// Those of the session.
+        given: Vec<String>,
+    },
     /// Another process trains in the run directory.
     #[error("run directory {} is in use by another lowbit process{}: wait for it to end", .path.display(), by(*.process))]
     RunLocked {

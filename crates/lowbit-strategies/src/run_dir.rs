@@ -121,6 +121,9 @@ pub struct RunInfo {
     /// The images; absent if an earlier lowbit made the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<RunData>,
+    /// The caller's own strategies, as they write themselves down (`Debug`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub strategies: Vec<String>,
 }
 
 /// What earlier versions wrote: less of who made it.
@@ -137,7 +140,7 @@ struct RunInfo1 {
 impl From<RunInfo1> for RunInfo {
     fn from(RunInfo1 { lowbit, burn, device, n_threads, data_dir, data }: RunInfo1) -> Self {
         let origin = Origin { lowbit, burn, n_threads, ..Origin::default() };
-        Self { schema: 1, origin, started: None, device, data_dir, data }
+        Self { schema: 1, origin, started: None, device, data_dir, data, strategies: Vec::new() }
     }
 }
 
@@ -200,8 +203,25 @@ impl RunInfo {
     }
 
     /// What is known of a run that is about to begin.
-    pub(crate) fn new(origin: Origin, device: String, data_dir: Option<PathBuf>, data: RunData) -> Self {
-        Self { schema: SCHEMA, origin, started: Some(utc_now()), device, data_dir, data: Some(data) }
+    pub(crate) fn new(
+        origin: Origin,
+        device: String,
+        data_dir: Option<PathBuf>,
+        data: RunData,
+        strategies: Vec<String>,
+    ) -> Self {
+        let (data, started) = (Some(data), Some(utc_now()));
+        Self { schema: SCHEMA, origin, started, device, data_dir, data, strategies }
+    }
+
+    /// Refuses to go on with other strategies of the caller's own. A run of schema 1 did not write them down.
+    pub(crate) fn expect_strategies(&self, given: &[String]) -> Result<(), TrainError> {
+        match self.schema == 1 || self.strategies == given {
+            true => Ok(()),
+            false => {
+                Err(TrainError::OtherStrategies { expected: self.strategies.clone(), given: given.to_vec() })
+            }
+        }
     }
 
     /// `locations`, and after the directory given there that of the run.

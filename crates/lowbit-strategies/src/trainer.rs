@@ -49,7 +49,8 @@ pub struct Session<'a> {
     pub stop: &'a AtomicBool,
     /// Told of everything that happens.
     pub observer: &'a mut dyn Observer,
-    /// Strategies of the caller's own, composed after those of the recipe. A run is resumed with the same.
+    /// Strategies of the caller's own, composed after those of the recipe. A run is resumed with the same: they are told
+    /// by their `Debug` text, which has their settings.
     pub strategies: Vec<Box<dyn Strategy>>,
 }
 
@@ -237,10 +238,11 @@ pub fn train<'a>(
     data_dir.as_deref().map_or(Ok(()), expect_text)?;
     let data = read_data(recipe, &session.locations, session.stop)?;
     let run_recipe = RunRecipe { recipe: recipe.clone(), sha256: sha256(recipe.to_toml().as_bytes()) };
+    let strategies = written_down(&session.strategies);
     let mut trainer = Trainer::new(run_recipe, data, session, 0)?;
     trainer.load_initial_weights()?;
     let Session { origin, device_name, .. } = &trainer.session;
-    let info = RunInfo::new(origin.clone(), device_name.clone(), data_dir, trainer.data.info());
+    let info = RunInfo::new(origin.clone(), device_name.clone(), data_dir, trainer.data.info(), strategies);
     if trainer.is_stopped() {
         return Err(TrainError::Stopped);
     }
@@ -260,6 +262,7 @@ pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result
     let recipe = run.recipe_with_digest()?;
     let info = run.info()?;
     info.expect_same_meaning(&recipe.recipe, path)?;
+    info.expect_strategies(&written_down(&session.strategies))?;
     let (loaded, damaged) = match from {
         ResumeFrom::Newest => (checkpoints.load(None)?, Vec::new()),
         ResumeFrom::NewestIntact => {
@@ -300,6 +303,11 @@ pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result
         run.warn(error.to_string());
     }
     trainer.run(run)
+}
+
+/// What tells `strategies` from others.
+fn written_down(strategies: &[Box<dyn Strategy>]) -> Vec<String> {
+    strategies.iter().map(|strategy| format!("{strategy:?}")).collect()
 }
 
 /// `recipe` with paths that are found from anywhere, as a run directory holds it.

@@ -90,6 +90,7 @@ fn of_train(error: &TrainError) -> Code {
         | TrainError::DamagedFile { .. }
         | TrainError::DamagedRecipe { .. }
         | TrainError::EarlierMeaning { .. }
+        | TrainError::OtherStrategies { .. }
         | TrainError::RunLocked { .. }
         | TrainError::NoPhase { .. }
         | TrainError::NoCheckpointLeft { .. }
