@@ -7,7 +7,7 @@ use std::io::Write;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use libfuzzer_sys::fuzz_target;
-use lowbit_data::{DatasetName, LabelKind};
+use lowbit_data::{DatasetName, LabelKind, Split};
 
 fuzz_target!(|data: &[u8]| {
     let Some((&choice, bytes)) = data.split_first() else { return };
@@ -19,5 +19,5 @@ fuzz_target!(|data: &[u8]| {
     } else {
         lowbit_fuzz::write(ARCHIVE, bytes);
     }
-    lowbit_fuzz::open(DatasetName::Cifar100, LabelKind::Fine, ARCHIVE);
+    lowbit_fuzz::open(DatasetName::Cifar100, Split::Test, LabelKind::Fine, ARCHIVE);
 });

@@ -192,6 +192,7 @@ fn networks_convolve_codes() {
 /// What a ReLU and a quantizer do after a normalization is done by it.
 #[test]
 fn normalizations_are_fused() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let device = backends().swap_remove(0).device;
     for method in METHODS {
         for bits in 1..=8 {

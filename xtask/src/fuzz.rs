@@ -1,14 +1,12 @@
 //! `cargo xtask fuzz`: feeds every reader of files with inputs that libFuzzer makes.
 
-use std::process::Command;
-
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 
 use crate::{cargo, workspace};
 
 /// Targets that build without burn, and those that do not.
-const TARGETS: [(&str, bool); 11] = [
+const TARGETS: [(&str, bool); 12] = [
     ("idx", false),
     ("cifar", false),
     ("archive", false),
@@ -19,6 +17,7 @@ const TARGETS: [(&str, bool); 11] = [
     ("burnpack", true),
     ("run_json", true),
     ("plan", true),
+    ("result", true),
     ("lines", true),
 ];
 
@@ -42,14 +41,12 @@ pub fn run(args: &FuzzArgs) -> anyhow::Result<()> {
             vec![known.with_context(|| format!("no target {name:?}; there are {names}"))?]
         }
     };
-    let is_there = Command::new("cargo-fuzz").arg("--version").output().is_ok();
-    if !is_there {
-        bail!("cargo-fuzz is missing: cargo install --locked cargo-fuzz");
-    }
+    crate::find("cargo-fuzz", "cargo install --locked cargo-fuzz")?;
     let needs_burn = targets.iter().any(|(_, needs_burn)| *needs_burn);
     let features: &[&str] = if needs_burn { &["--features", "training"] } else { &[] };
     let folder = workspace::root().join("fuzz");
-    let mut seeds = cargo(&["run", "--quiet", "--release", "--bin", "seeds"]);
+    // cargo-fuzz has no --locked: that the lock file fits is found here.
+    let mut seeds = cargo(&["run", "--locked", "--quiet", "--release", "--bin", "seeds"]);
     seeds.args(features).current_dir(&folder);
     crate::run("seeds", seeds)?;
     let seconds = format!("-max_total_time={}", 60 * args.minutes);

@@ -10,7 +10,7 @@ mod parity;
 mod reproduce;
 mod workspace;
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
@@ -75,8 +75,18 @@ fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
+/// An error that says how to install it, unless the program `tool` is there.
+fn find(tool: &str, install: &str) -> anyhow::Result<()> {
+    let mut command = Command::new(tool);
+    let status = command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    match status.is_ok_and(|status| status.success()) {
+        true => Ok(()),
+        false => bail!("{tool} is not installed: {install}"),
+    }
+}
+
 fn run(what: &str, mut command: Command) -> anyhow::Result<()> {
-    println!("== {what}");
+    output::print(&format!("== {what}"))?;
     let status = command.status().with_context(|| format!("failed to run {what}"))?;
     match status.success() {
         true => Ok(()),

@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, bail};
 use clap::Args;
 
+use crate::output::print;
 use crate::{cargo, workspace};
 
 /// What `cargo xtask parity` is asked for.
@@ -67,15 +68,21 @@ pub fn run(args: &ParityArgs) -> anyhow::Result<()> {
     let mut cases = Vec::new();
     for group in GROUPS {
         let path = done.join("cases").join(format!("wgpu-{group}"));
-        let n_cases = fs::read_to_string(&path).with_context(|| format!("wgpu ran no case of {group}"))?;
+        let text = fs::read_to_string(&path).with_context(|| format!("wgpu ran no case of {group}"))?;
+        let n_cases = n_cases(&text).with_context(|| format!("wgpu ran no case of {group}: {text:?}"))?;
         cases.push(format!("{n_cases} {group}"));
     }
     let n_round_trips = moved_runs(&done.join("round-trips"))?;
     if n_round_trips != N_ROUND_TRIPS {
         bail!("runs have moved between {n_round_trips} of {N_ROUND_TRIPS} pairs of backends");
     }
-    println!("== cases on wgpu: {}; runs moved between backends: {n_round_trips}", cases.join(", "));
+    print(&format!("== cases on wgpu: {}; runs moved between backends: {n_round_trips}", cases.join(", ")))?;
     train()
+}
+
+/// The number of cases that a test left, which is not 0.
+fn n_cases(text: &str) -> Option<u64> {
+    text.trim().parse().ok().filter(|&n_cases| n_cases > 0)
 }
 
 /// Runs in `directory` that have ended.
@@ -111,4 +118,14 @@ fn train() -> anyhow::Result<()> {
         train.args(["--set", setting]);
     }
     crate::run("training on wgpu", train)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_case_is_none() {
+        assert_eq!(["12", "12\n", "0", "", "twelve"].map(n_cases), [Some(12), Some(12), None, None, None]);
+    }
 }

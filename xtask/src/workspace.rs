@@ -15,7 +15,7 @@ pub fn root() -> &'static Path {
 
 /// The directory that cargo builds into.
 pub fn target_dir() -> anyhow::Result<PathBuf> {
-    let output = cargo(&["metadata", "--format-version", "1", "--no-deps"])
+    let output = cargo(&["metadata", "--locked", "--format-version", "1", "--no-deps"])
         .stderr(Stdio::inherit())
         .output()
         .context("failed to run cargo")?;
@@ -30,7 +30,7 @@ pub fn target_dir() -> anyhow::Result<PathBuf> {
 
 /// Builds the program `name`, where `arguments` choose the package and its features; returns its path.
 pub fn build(name: &str, arguments: &[&str]) -> anyhow::Result<PathBuf> {
-    let mut build = cargo(&["build", "--message-format", "json-render-diagnostics"]);
+    let mut build = cargo(&["build", "--locked", "--message-format", "json-render-diagnostics"]);
     let output = build.args(arguments).stderr(Stdio::inherit()).output().context("failed to run cargo")?;
     if !output.status.success() {
         bail!("{name} does not build: cargo build {}", arguments.join(" "));

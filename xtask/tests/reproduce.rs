@@ -376,6 +376,28 @@ fn cells_of_another_build_are_not_mixed() {
     assert!(sandbox.calls("train --resume").is_empty(), "nothing is trained");
 }
 
+/// Of a build whose revision does not say what it was made of, the program itself is compared.
+#[test]
+fn cells_of_other_changes_are_not_mixed() {
+    for (revision, is_refused) in [("aaa-dirty", true), ("aaa", false)] {
+        let mut sandbox = Sandbox::new(&format!("other-changes-{revision}"));
+        sandbox.tell(&[("STUB_REVISION", revision)]);
+        assert_eq!(sandbox.run(&[]).code, Some(0));
+        assert_eq!(sandbox.run(&[]).code, Some(0), "the same program goes on");
+        fs::write(sandbox.path.join("lowbit"), format!("{}\n# changed\n", include_str!("lowbit-stub.sh")))
+            .unwrap();
+        let done = sandbox.run(&["--seeds", "2"]);
+        if is_refused {
+            let error = done.error();
+            assert!(error.contains("another plan: program_sha256 was "), "{error}");
+        }
+        assert_eq!(
+            (done.code == Some(0), sandbox.n_begun()),
+            (!is_refused, if is_refused { 10 } else { 20 })
+        );
+    }
+}
+
 #[test]
 fn a_table_says_who_made_it() {
     let sandbox = Sandbox::new("made-by");

@@ -283,8 +283,7 @@ const FASHION_MNIST: DatasetInfo = DatasetInfo {
 
 const CIFAR_URL: &str = "https://www.cs.toronto.edu/~kriz";
 
-/// Size and address as on <https://www.cs.toronto.edu/~kriz/cifar.html>; SHA-256 as in TensorFlow Datasets
-/// (`url_checksums`) and torchvision-ruby.
+/// Size and address as on <https://www.cs.toronto.edu/~kriz/cifar.html>; SHA-256 as in torchvision-ruby.
 const CIFAR10: DatasetInfo = DatasetInfo {
     name: DatasetName::Cifar10,
     title: "CIFAR-10, photographs, 32x32 color",
@@ -302,8 +301,7 @@ const CIFAR10: DatasetInfo = DatasetInfo {
     }],
 };
 
-/// Size and address as on <https://www.cs.toronto.edu/~kriz/cifar.html>; SHA-256 as in TensorFlow Datasets
-/// (`url_checksums`) and torchvision-ruby.
+/// Size and address as on <https://www.cs.toronto.edu/~kriz/cifar.html>; SHA-256 as in torchvision-ruby.
 const CIFAR100: DatasetInfo = DatasetInfo {
     name: DatasetName::Cifar100,
     title: "CIFAR-100, photographs, 32x32 color",

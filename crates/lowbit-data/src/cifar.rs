@@ -311,8 +311,7 @@ impl<R: Read> Members<'_, R> {
                 let member = path.join(wanted[idx].name);
                 return Err(MembersError::Data(self.parser.wrong_length(&member, got, false)));
             }
-            let mut bytes = Vec::new();
-            bytes.try_reserve_exact(expected as usize).map_err(io::Error::other)?;
+            let mut bytes = Vec::with_capacity(expected as usize);
             entry.read_to_end(&mut bytes)?;
             if (bytes.len() as u64) < expected {
                 return Err(MembersError::Io(io::ErrorKind::UnexpectedEof.into()));

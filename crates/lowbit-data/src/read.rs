@@ -166,17 +166,21 @@ impl<R: BufRead> Read for GzipMembers<R> {
         if buffer.is_empty() {
             return Ok(0);
         }
-        while let Some(mut member) = self.member.take() {
+        // Whatever fails before the next member leaves this one where it is: a read that was interrupted is tried again.
+        while let Some(member) = self.member.as_mut() {
             let n_read = member.read(buffer)?;
             if n_read > 0 {
-                self.member = Some(member);
                 return Ok(n_read);
             }
-            let mut rest = member.into_inner();
-            match rest.fill_buf()?.first() {
-                Some(0x1f) => self.member = Some(GzDecoder::new(rest)),
-                _ => expect_zeros(&mut rest)?,
-            }
+            let has_next = match member.get_mut().fill_buf()?.first() {
+                Some(0x1f) => true,
+                _ => {
+                    expect_zeros(member.get_mut())?;
+                    false
+                }
+            };
+            let ended = self.member.take().filter(|_| has_next);
+            self.member = ended.map(|member| GzDecoder::new(member.into_inner()));
         }
         Ok(0)
     }
@@ -185,7 +189,10 @@ impl<R: BufRead> Read for GzipMembers<R> {
 /// Reads what is left, which must be zeros.
 pub(crate) fn expect_zeros(rest: &mut impl BufRead) -> io::Result<()> {
     loop {
-        let bytes = rest.fill_buf()?;
+        let bytes = match rest.fill_buf() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            bytes => bytes?,
+        };
         if bytes.is_empty() {
             return Ok(());
         }
@@ -226,4 +233,45 @@ pub(crate) fn read_up_to(reader: &mut impl Read, buffer: &mut [u8]) -> io::Resul
         }
     }
     Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+
+    /// Hands out a byte at a time, and is interrupted before each.
+    struct Interrupted<'a> {
+        bytes: &'a [u8],
+        is_next: bool,
+    }
+
+    impl Read for Interrupted<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.is_next = !self.is_next;
+            match self.is_next {
+                true => Err(io::ErrorKind::Interrupted.into()),
+                false => self.bytes.by_ref().take(1).read(buffer),
+            }
+        }
+    }
+
+    #[test]
+    fn an_interrupted_read_goes_on() {
+        let mut bytes = Vec::new();
+        for part in ["the first ", "and the second"] {
+            let mut encoder = GzEncoder::new(&mut bytes, Compression::fast());
+            encoder.write_all(part.as_bytes()).unwrap();
+            encoder.finish().unwrap();
+        }
+        bytes.extend([0; 9]);
+        let reader = BufReader::with_capacity(1, Interrupted { bytes: &bytes, is_next: false });
+        let mut content = String::new();
+        GzipMembers::new(reader).read_to_string(&mut content).unwrap();
+        assert_eq!(content, "the first and the second");
+    }
 }

@@ -58,8 +58,8 @@ fn out_of_memory(size: usize) -> ! {
     // Formatted without memory, into a stream without a buffer. Nobody is left to tell if stderr is closed.
     let _ = writeln!(
         std::io::stderr(),
-        "error: out of memory: {size} bytes more are not to be had; use a smaller data.batch_size or model, or raise the \
-         limit (ulimit -v)"
+        "error: out of memory: {size} bytes more are not to be had; free memory or raise the limit (ulimit -v); a \
+         training needs less with a smaller data.batch_size, model or data set"
     );
     std::process::exit(1)
 }

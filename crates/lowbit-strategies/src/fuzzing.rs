@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use burn::tensor::Device;
 
-use crate::checkpoint::{Manifest, Sums, from_safetensors};
+use crate::checkpoint::{Manifest, Progress, Sums, from_safetensors};
 use crate::learner::network_specs;
 use crate::optimizer::Optimizer;
 use crate::optimizer_file::{MayLack, OptimizerFile, optimizer_bytes};
@@ -64,6 +64,13 @@ pub fn optimizer(bytes: &[u8]) -> bool {
         let optimizer = Optimizer::new(train, &no_group).with_record(file.into_record());
         !OptimizerFile::of(optimizer.inner()).tensors().is_empty()
     })
+}
+
+/// Whether a run could go on whose checkpoint was made when `metrics.jsonl` had `metrics_bytes` bytes and the other files
+/// what they have now.
+pub fn records(run: &RunDir, metrics_bytes: u64) -> bool {
+    let records = run.records(metrics_bytes).expect("the files can be read");
+    run.expect_records(&Progress { metrics_bytes, records, ..Progress::default() }).is_ok()
 }
 
 /// Bytes of the times of a run that tell of its first `epochs` epochs.

@@ -155,8 +155,9 @@ const DATA_NOTES: &str = "\
 Data sets are looked for in DIR/NAME and DIR of --data-dir, then in
 $XDG_DATA_HOME/lowbit/NAME (~/.local/share/lowbit/NAME), then in
 /usr/share/datasets/NAME. What `lowbit data fetch` downloads goes to DIR/NAME of
---data-dir, or to $XDG_DATA_HOME/lowbit/NAME. `lowbit data verify` ends with exit
-code 6 if a file is missing, damaged or not the published one.";
+--data-dir, or to $XDG_DATA_HOME/lowbit/NAME. `lowbit data verify` ends with
+exit code 3 if no file is there, and with 6 if one is missing, damaged or not
+the published one.";
 
 #[derive(Args)]
 #[command(group = ArgGroup::new("resuming").args(["resume", "or_resume"]))]

@@ -37,7 +37,7 @@ fn is_printed(message: &str, file: &str) -> bool {
 }
 
 /// What `work` on a GPU returns, or the message of the panic that it ends in, which is not printed.
-#[cfg_attr(not(feature = "wgpu"), expect(dead_code, reason = "only wgpu opens GPUs"))]
+#[cfg_attr(not(any(feature = "wgpu", test)), expect(dead_code, reason = "only wgpu opens GPUs"))]
 pub fn kept<R>(work: impl FnOnce() -> R) -> Result<R, String> {
     let set = |of_gpu| std::mem::replace(&mut *OF_GPU.lock().unwrap_or_else(PoisonError::into_inner), of_gpu);
     set(OfGpu::Kept(None));

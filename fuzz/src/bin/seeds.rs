@@ -9,19 +9,23 @@ use flate2::write::GzEncoder;
 
 fn main() {
     let (images, labels) = (idx(0x803, &[2, 28, 28], 2 * 784), idx(0x801, &[2], 2));
-    for (name, images, labels) in [
-        ("plain", images.clone(), labels.clone()),
-        ("gzip", gzip(&images), gzip(&labels)),
-        ("padded", [gzip(&images), vec![0; 64]].concat(), gzip(&labels)),
-        ("more", idx(0x803, &[u32::MAX, 28, 28], 784), labels.clone()),
+    for (choice, name, images, labels) in [
+        (0, "plain", images.clone(), labels.clone()),
+        (2, "plain-raw", images.clone(), labels.clone()),
+        (3, "plain-raw-train", images.clone(), labels.clone()),
+        (0, "gzip", gzip(&images), gzip(&labels)),
+        (1, "gzip-train", gzip(&images), gzip(&labels)),
+        (2, "gzip-raw", gzip(&images), gzip(&labels)),
+        (0, "padded", [gzip(&images), vec![0; 64]].concat(), gzip(&labels)),
+        (2, "more", idx(0x803, &[u32::MAX, 28, 28], 784), labels.clone()),
     ] {
         let n_labels = (labels.len() as u16).to_le_bytes();
-        seed("idx", name, &[&n_labels[..], &labels, &images].concat());
+        seed("idx", name, &[&[choice][..], &n_labels, &labels, &images].concat());
     }
     for (choice, n_labels) in [(0, 1), (1, 2), (3, 2), (4, 1)] {
         let record = [vec![1; n_labels], vec![7; 3072]].concat();
-        seed("cifar", &format!("whole-{choice}"), &[&[choice][..], &record].concat());
-        seed("cifar", &format!("short-{choice}"), &[&[choice | 0x10][..], &record].concat());
+        seed("cifar", &format!("whole-{choice}"), &[&[choice | 0x10][..], &record].concat());
+        seed("cifar", &format!("short-{choice}"), &[&[choice][..], &record].concat());
     }
     let longer = |kind: u8| {
         let name = [b"cifar-100-binary/".to_vec(), vec![b'x'; 120], vec![0]].concat();
@@ -68,7 +72,12 @@ fn training() {
     seed("burnpack", "adamw", &fuzzing::optimizer_seed());
     let time = r#"{"epoch":1,"seconds":1.5,"images_per_second":100.0}"#;
     let warning = r#"{"step":3,"kind":"data","message":"text"}"#;
-    seed("lines", "lines", format!("{time}\n{time}\n{warning}\n{time}").as_bytes());
+    let process = r#"{"started":"2026-11-26T14:31:02Z","step":3,"device":"flex","origin":{"lowbit":"0.1.0"}}"#;
+    for (name, choice, end) in [("cut", 128, ""), ("whole", 128, "\n"), ("longer", 129, "\n"), ("shorter", 64, "\n")] {
+        let lines = format!("{time}\n{warning}\n{process}\n{time}{end}");
+        seed("lines", name, &[&[choice], lines.as_bytes()].concat());
+    }
+    seed("result", "result", include_bytes!("../../seeds/result.json"));
 }
 
 fn seed(target: &str, name: &str, bytes: &[u8]) {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::origin::{Identity, Origin};
 use crate::workspace;
@@ -206,6 +207,16 @@ impl Lowbit {
         let what =
             || format!("{} --version --json says something else than who it is", self.program.display());
         serde_json::from_slice(&output.stdout).with_context(what)
+    }
+
+    /// SHA-256 of the program.
+    pub fn sha256(&self) -> anyhow::Result<String> {
+        // A name alone is that of a program on the search path, as where it is run.
+        let path = std::env::var_os("PATH").filter(|_| self.program.components().count() == 1);
+        let found = path.iter().flat_map(std::env::split_paths).map(|folder| folder.join(&self.program));
+        let program = found.into_iter().find(|file| file.is_file()).unwrap_or_else(|| self.program.clone());
+        let bytes = fs::read(&program).with_context(|| format!("failed to read {}", program.display()))?;
+        Ok(format!("{:x}", Sha256::digest(bytes)))
     }
 
     /// Numbers of images of a data set; an error that says what to do if it is not there.

@@ -115,7 +115,9 @@ pub fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
     let images = images?;
     let origin = lowbit.origin()?;
     let identity = origin.identity.clone();
-    let plan = Plan::new(identity.clone(), &args.table, &args.device, images, &inspected).checked(&out)?;
+    let program = if identity.names_sources() { None } else { Some(lowbit.sha256()?) };
+    let plan = Plan::new(identity.clone(), program, &args.table, &args.device, images, &inspected);
+    let plan = plan.checked(&out)?;
     cells.iter().try_for_each(|cell| cell.expect_made_by(&identity))?;
     if args.dry_run {
         return dry_run(&lowbit, &table, &cells, &inspected, args.json, images);

@@ -30,6 +30,13 @@ pub struct Identity {
     pub instruction_sets: Vec<String>,
 }
 
+impl Identity {
+    /// Whether it tells what the program was made of: other changes since the revision would have the same name.
+    pub fn names_sources(&self) -> bool {
+        self.revision.as_ref().is_some_and(|revision| !revision.ends_with("-dirty"))
+    }
+}
+
 /// "lowbit 0.1.0 (1a2b3c4d5e6f; flex, ndarray; release; rustc 1.95.0; burn 0.22.1), instructions avx2 fma"
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -22,6 +22,9 @@ pub struct Plan {
     pub schema: u64,
     /// The build, and the instruction sets that it finds here.
     pub lowbit: Identity,
+    /// SHA-256 of the program, where the build alone does not say what it was made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program_sha256: Option<String>,
     pub table: String,
     pub device: String,
     pub images: Images,
@@ -33,6 +36,7 @@ impl Plan {
     /// `inspected` is what `lowbit inspect` says of each recipe.
     pub fn new(
         lowbit: Identity,
+        program_sha256: Option<String>,
         table: &str,
         device: &str,
         images: Images,
@@ -47,7 +51,15 @@ impl Plan {
             recipe
         };
         let recipes = inspected.iter().map(|(name, inspected)| (name.clone(), resolved(inspected))).collect();
-        Self { schema: SCHEMA, lowbit, table: table.into(), device: device.into(), images, recipes }
+        Self {
+            schema: SCHEMA,
+            lowbit,
+            program_sha256,
+            table: table.into(),
+            device: device.into(),
+            images,
+            recipes,
+        }
     }
 
     /// Fails if cells in `out` were begun by another plan; returns this one with the recipes that they have besides.
