@@ -445,12 +445,20 @@ impl Checkpoints {
         }
     }
 
-    /// Reads the newest checkpoint that is intact, and says what is wrong with those after it.
+    /// Reads the newest checkpoint that is intact, and says what is wrong with those after it. One that is intact, but of
+    /// another network or recipe, is an error: that concerns the run, not a checkpoint.
     pub(crate) fn load_intact(&self) -> Result<Intact, CheckpointError> {
         let mut damaged = Vec::new();
         for name in self.names()?.into_iter().rev() {
             match self.read_whole(&name) {
-                Ok(checkpoint) => return Ok(Intact { checkpoint: Some((name, checkpoint)), damaged }),
+                Ok(checkpoint) => {
+                    for error in &mut damaged {
+                        if let CheckpointError::Damaged { previous, .. } = error {
+                            *previous = Some(name.clone());
+                        }
+                    }
+                    return Ok(Intact { checkpoint: Some((name, checkpoint)), damaged });
+                }
                 Err(error @ CheckpointError::Damaged { .. }) => damaged.push(error),
                 Err(error) => return Err(error),
             }
@@ -463,7 +471,7 @@ impl Checkpoints {
     }
 
     /// The error of the checkpoint `name` that is damaged, with the newest one that is not.
-    fn with_previous(&self, error: CheckpointError, name: &str) -> CheckpointError {
+    pub(crate) fn with_previous(&self, error: CheckpointError, name: &str) -> CheckpointError {
         match error {
             CheckpointError::Damaged { path, problem, .. } => {
                 let others = self.names().unwrap_or_default().into_iter().rev();
@@ -589,7 +597,7 @@ impl Checkpoints {
         })
     }
 
-    fn damaged(folder: &Path, problem: String) -> CheckpointError {
+    pub(crate) fn damaged(folder: &Path, problem: String) -> CheckpointError {
         CheckpointError::Damaged { path: folder.into(), problem, previous: None }
     }
 

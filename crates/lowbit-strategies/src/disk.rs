@@ -64,7 +64,11 @@ pub(crate) fn create_directories(path: &Path) -> io::Result<()> {
     match (fs::create_dir(path), path.parent()) {
         (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
             create_directories(parent)?;
-            fs::create_dir(path)?;
+            match fs::create_dir(path) {
+                // Another process has made it meanwhile.
+                Err(_) if path.is_dir() => return Ok(()),
+                result => result?,
+            }
         }
         (Err(_), _) if path.is_dir() => return Ok(()),
         (result, _) => result?,
@@ -181,6 +185,23 @@ mod tests {
         assert!(matches!(probe(folder.path()).unwrap(), Probe::Complete));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         assert!(probe(&folder.path().join("missing")).is_err());
+    }
+
+    #[test]
+    fn directories_are_made_by_several_at_once() {
+        let folder = TempDir::new().unwrap();
+        for round in 0..50 {
+            let path = folder.path().join(format!("{round}/b/c/d"));
+            let start = std::sync::Barrier::new(4);
+            let make = || {
+                start.wait();
+                create_directories(&path)
+            };
+            std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(make)).collect();
+                threads.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
+            });
+        }
     }
 
     #[test]

@@ -82,6 +82,21 @@ impl Origin {
         (!differences.is_empty()).then(|| differences.join("; "))
     }
 
+    /// The same where this was on `device` and the other on `then_device`: another device, or else what
+    /// [`difference`](Self::difference) says, or else, with a GPU, another host.
+    pub fn difference_on(&self, device: &str, then: &Origin, then_device: &str) -> Option<String> {
+        if device != then_device {
+            return Some(format!("other device: {then_device} then, {device} now"));
+        }
+        let other_gpu = || {
+            let (before, now) =
+                (then.host.as_deref().unwrap_or("unknown"), self.host.as_deref().unwrap_or("unknown"));
+            (device.starts_with("wgpu") && before != now)
+                .then(|| format!("other machine: {before} then, {now} now"))
+        };
+        self.difference(then).or_else(other_gpu)
+    }
+
     /// What the builds are called where they differ.
     fn other_build(&self, then: &Origin) -> Option<(String, String)> {
         if (&self.lowbit, &self.revision) != (&then.lowbit, &then.revision) {
@@ -253,7 +268,11 @@ mod tests {
             n_threads: 64,
             ..avx2()
         };
-        check(elsewhere, None);
+        check(elsewhere.clone(), None);
+        let on = |device, then_device| elsewhere.difference_on(device, &then, then_device);
+        assert_eq!(on("flex", "flex"), None);
+        assert_eq!(on("ndarray", "flex").unwrap(), "other device: flex then, ndarray now");
+        assert_eq!(on("wgpu:0", "wgpu:0").unwrap(), "other machine: a then, b now");
         let rebuilt = Origin { revision: Some("bbb-dirty".into()), ..avx2() };
         check(rebuilt, Some("other build: lowbit 0.1.0 (aaa) then, lowbit 0.1.0 (bbb-dirty) now"));
         check(

@@ -18,7 +18,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use lowbit_data::{Dataset, Locations};
@@ -247,7 +247,8 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Makes the directory of a new run and writes what is known before it starts. If that fails, nothing is left.
+    /// Makes the directory of a new run and writes what is known before it starts. If that fails, a directory that it made is
+    /// removed again, but not its parents.
     pub(crate) fn create(
         new: NewRun<'_>,
         recipe: &Recipe,
@@ -287,7 +288,7 @@ impl RunDir {
     }
 
     /// Makes the directory of the checkpoints, if it is not there.
-    pub(crate) fn create_checkpoints(&self) -> Result<(), TrainError> {
+    fn create_checkpoints(&self) -> Result<(), TrainError> {
         let checkpoints = self.path.join(CHECKPOINTS);
         create_directories(&checkpoints).context("create", &checkpoints)
     }
@@ -437,12 +438,17 @@ impl RunDir {
         let append = || {
             // Runs of an earlier lowbit have none.
             let mut file = open_regular(&path, OpenOptions::new().create(true).read(true).append(true))?;
-            let mut earlier = Vec::new();
-            file.read_to_end(&mut earlier)?;
+            let is_new = file.metadata()?.len() == 0;
+            let mut last = *b"\n";
+            if !is_new {
+                file.seek(SeekFrom::End(-1))?;
+                file.read_exact(&mut last)?;
+            }
             // A line that was cut short stays, for itself.
-            let line_break = if matches!(earlier.last(), None | Some(b'\n')) { "" } else { "\n" };
+            let line_break = if last == *b"\n" { "" } else { "\n" };
             file.write_all(format!("{line_break}{line}\n").as_bytes())?;
-            file.sync_all()
+            file.sync_all()?;
+            if is_new { sync_directory(&self.path) } else { Ok(()) }
         };
         append().context("write", &path)
     }
@@ -455,7 +461,8 @@ impl RunDir {
         self.read_json(RESULT)
     }
 
-    /// Refuses to begin a run anew that has recorded something, but has no checkpoint to go on from.
+    /// Refuses to begin a run anew that has recorded something, or whose directory of checkpoints, which it has from the
+    /// beginning, is gone, when there is no checkpoint to go on from.
     pub(crate) fn expect_nothing_recorded(&self) -> Result<(), TrainError> {
         let folder = self.path.join(CHECKPOINTS);
         let is_there = folder.try_exists().context("read", &folder)?;
@@ -469,7 +476,20 @@ impl RunDir {
                 return Err(TrainError::NoCheckpointLeft { path: folder, is_there, record: path });
             }
         }
-        Ok(())
+        if !is_there {
+            return Err(TrainError::NoCheckpointLeft {
+                path: folder,
+                is_there,
+                record: self.path.join(RUN_INFO),
+            });
+        }
+        match self.processes()?.iter().any(|process| process.step > 0) {
+            true => {
+                let record = self.path.join(PROCESSES);
+                Err(TrainError::NoCheckpointLeft { path: folder, is_there, record })
+            }
+            false => Ok(()),
+        }
     }
 
     /// Bytes of `timing.jsonl` that tell of the first `epochs` epochs: those before the first line of another, or that is none.
@@ -519,8 +539,14 @@ impl RunDir {
         with_retries(write, may_pass, |_| ()).context("write", &path)
     }
 
-    /// Appends a line to `metrics.jsonl` and returns its new length.
-    pub(crate) fn append_metrics(&self, line: &str) -> Result<u64, TrainError> {
+    /// Appends a line to `metrics.jsonl`, which has `bytes` bytes, and returns its new length.
+    pub(crate) fn append_metrics(&self, line: &str, bytes: u64) -> Result<u64, TrainError> {
+        let path = self.path.join(METRICS);
+        let got = fs::metadata(&path).context("read", &path)?.len();
+        if got != bytes {
+            let message = format!("it has {got} bytes, but had {bytes} after the last epoch");
+            return Err(TrainError::DamagedFile { path, message });
+        }
         self.append(METRICS, line)
     }
 
@@ -532,31 +558,41 @@ impl RunDir {
     fn append(&self, name: &str, line: &str) -> Result<u64, TrainError> {
         let path = self.path.join(name);
         let append = || {
-            // It is there since the run was made: if not, the directory was moved, and a second one is not to be begun.
-            let mut file = open_regular(&path, OpenOptions::new().append(true))?;
+            // The metrics are there since the run was made: if not, the directory was moved, and no second one is begun.
+            let mut file = open_regular(&path, OpenOptions::new().append(true).create(name != METRICS))?;
             let before = file.metadata()?.len();
+            if before == 0 {
+                sync_directory(&self.path)?;
+            }
             let written = file.write_all(format!("{line}\n").as_bytes()).and_then(|()| file.sync_all());
             if let Err(error) = written {
                 // Half a line is none.
                 file.set_len(before)?;
                 return Err(error);
             }
-            Ok(file.metadata()?.len())
+            // Not as long as it is now: another may have cut it meanwhile.
+            Ok(before + line.len() as u64 + 1)
         };
         with_retries(append, may_pass, |_| ()).context("write", &path)
     }
 
-    /// Digests of the files that are only appended to, of which `metrics.jsonl` has `metrics_bytes` bytes.
+    /// Digests of the files that are only appended to, of which `metrics.jsonl` has `metrics_bytes` bytes: with fewer, a
+    /// checkpoint would be one that nothing can go on from.
     pub(crate) fn records(&self, metrics_bytes: u64) -> Result<BTreeMap<String, Record>, TrainError> {
         let mut records = BTreeMap::new();
         for name in APPENDED {
             let path = self.path.join(name);
-            let max_bytes = if name == METRICS { metrics_bytes } else { u64::MAX };
+            let max_bytes = if name == METRICS { metrics_bytes } else { MAX_RECORD };
             match digest_of_start(&path, max_bytes) {
-                // It may not be begun yet; that it is gone is noticed when it is written.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // It may not be begun yet.
+                Err(error) if name != METRICS && error.kind() == io::ErrorKind::NotFound => {}
                 start => {
                     let Start { bytes, sha256, .. } = start.context("read", &path)?;
+                    if name == METRICS && bytes < metrics_bytes {
+                        let message =
+                            format!("it has {bytes} bytes, but had {metrics_bytes} after the last epoch");
+                        return Err(TrainError::DamagedFile { path, message });
+                    }
                     records.insert(name.into(), Record { bytes, sha256 });
                 }
             }
@@ -564,8 +600,10 @@ impl RunDir {
         Ok(records)
     }
 
-    /// Refuses a run whose files do not begin with what they held when its checkpoint was made, at `progress`.
-    pub(crate) fn expect_records(&self, progress: &Progress) -> Result<(), TrainError> {
+    /// Refuses a run whose metrics or times do not begin with what they held when its checkpoint was made, at `progress`.
+    /// Other files, and times that are missing or were cut short, decide nothing: what is wrong with them is returned.
+    pub(crate) fn expect_records(&self, progress: &Progress) -> Result<Vec<String>, TrainError> {
+        let mut warnings = Vec::new();
         for name in APPENDED {
             let record = progress.records.get(name);
             let bytes = match record {
@@ -575,8 +613,15 @@ impl RunDir {
                 record => record.map_or(0, |record| record.bytes),
             };
             let path = self.path.join(name);
-            let start = digest_of_start(&path, bytes).context("read", &path)?;
-            let message = if start.bytes < bytes {
+            let start = match digest_of_start(&path, bytes) {
+                Err(error) if name != METRICS && error.kind() == io::ErrorKind::NotFound => {
+                    warnings.push(format!("{} is missing: a new one is begun", path.display()));
+                    continue;
+                }
+                start => start.context("read", &path)?,
+            };
+            let is_short = start.bytes < bytes;
+            let message = if is_short {
                 let got = start.bytes;
                 format!("it has {got} bytes, but the checkpoint was made when it had {bytes}")
             } else if record.is_some_and(|record| (record.bytes, &record.sha256) != (bytes, &start.sha256)) {
@@ -586,9 +631,13 @@ impl RunDir {
             } else {
                 continue;
             };
-            return Err(TrainError::DamagedFile { path, message });
+            let decides = name == METRICS || name == TIMING && !is_short;
+            if decides {
+                return Err(TrainError::DamagedFile { path, message });
+            }
+            warnings.push(format!("{} was changed: {message}; it is kept as it is", path.display()));
         }
-        Ok(())
+        Ok(warnings)
     }
 }
 
@@ -603,9 +652,9 @@ struct Start {
     ends_a_line: bool,
 }
 
-/// Digest of the first `max_bytes` bytes of the file at `path`, or of all of it.
+/// Digest of the first `max_bytes` bytes of the file at `path`, or of all of it; of no more than such a file can have.
 fn digest_of_start(path: &Path, max_bytes: u64) -> io::Result<Start> {
-    let mut file = open_regular(path, OpenOptions::new().read(true))?.take(max_bytes);
+    let mut file = open_regular(path, OpenOptions::new().read(true))?.take(max_bytes.min(MAX_RECORD));
     let mut start = Start { bytes: 0, sha256: String::new(), ends_a_line: true };
     let mut digest = Sha256::new();
     let mut buffer = vec![0; 1 << 16];

@@ -13,7 +13,9 @@ use lowbit_models::{Features, Network, Plan};
 use lowbit_quantizers::QuantizedNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Intact, Pending, Progress, Scored, sha256};
+use crate::checkpoint::{
+    Checkpoint, CheckpointError, Checkpoints, Intact, Pending, Progress, Scored, sha256,
+};
 use crate::disk::{may_pass, with_retries};
 use crate::error::{Divergence, IoContext, TrainError};
 use crate::learner::{Trainee, network_specs};
@@ -191,7 +193,7 @@ pub struct RunResult {
     /// The images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<RunData>,
-    /// The program and the machine that did the last step.
+    /// The program and the machine of the evaluation after the last epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
     /// Whether all processes that took part were of one build, on one kind of processor and on one device.
@@ -284,7 +286,7 @@ pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result
     let mut trainer = Trainer::new(recipe, data, session, phase)?;
     match loaded {
         Some((name, loaded)) => {
-            trainer.restore(&run, &name, loaded)?;
+            trainer.restore(&mut run, &name, loaded)?;
             // All is known to fit: from here on, the disk is changed.
             run.probe()?;
             trainer.go_back(&run, name)?;
@@ -293,7 +295,6 @@ pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result
             // It was killed before its first checkpoint.
             trainer.load_initial_weights()?;
             run.probe()?;
-            run.create_checkpoints()?;
         }
     }
     for error in damaged {
@@ -469,6 +470,8 @@ struct Trainer<'a> {
     saved_at: Instant,
     /// Whether something was said of old checkpoints that cannot be removed.
     has_warned_of_housekeeping: bool,
+    /// Whether something was said of checkpoints that were written at a further try.
+    has_warned_of_retries: bool,
     /// Scores of networks that are not trained, which stay.
     frozen_scores: BTreeMap<String, Scores>,
     warnings: Warnings,
@@ -614,6 +617,7 @@ impl<'a> Trainer<'a> {
             saved: None,
             saved_at: Instant::now(),
             has_warned_of_housekeeping: false,
+            has_warned_of_retries: false,
             frozen_scores: BTreeMap::new(),
             warnings: Warnings::default(),
             clock: Clock::new(0, 0.0),
@@ -629,8 +633,9 @@ impl<'a> Trainer<'a> {
     }
 
     /// Takes over the state of a checkpoint.
-    fn restore(&mut self, run: &RunDir, name: &str, checkpoint: Checkpoint) -> Result<(), TrainError> {
-        let path = run.checkpoints().path(name);
+    fn restore(&mut self, run: &mut RunDir, name: &str, checkpoint: Checkpoint) -> Result<(), TrainError> {
+        let checkpoints = run.checkpoints();
+        let path = checkpoints.path(name);
         // Said after what the networks say, who name the entry.
         let has_its_state = checkpoint.expect_state(&path);
         let Checkpoint { progress, deployed, others, .. } = checkpoint;
@@ -643,9 +648,15 @@ impl<'a> Trainer<'a> {
             let phase = &self.schedule.phases[self.phase];
             trainee.restore(&self.recipe, phase, &progress, state, &path)?;
         }
-        has_its_state?;
+        has_its_state.map_err(|error| checkpoints.with_previous(error, name))?;
         self.expect_steps(&progress)?;
-        run.expect_records(&progress)?;
+        self.expect_consistent(&progress).map_err(|problem| {
+            let problem = format!("manifest.json: {problem}");
+            checkpoints.with_previous(Checkpoints::damaged(&path, problem), name)
+        })?;
+        for warning in run.expect_records(&progress)? {
+            run.warn(warning);
+        }
         self.clock = Clock::new(progress.step, progress.seconds);
         self.saved = Some((progress.step, progress.pending));
         self.progress = progress;
@@ -689,6 +700,33 @@ impl<'a> Trainer<'a> {
         }
     }
 
+    /// Refuses a progress whose parts contradict each other.
+    fn expect_consistent(&self, progress: &Progress) -> Result<(), String> {
+        let Progress { step, pending, train, test, test_step, losses, n_images, .. } = progress;
+        let ends_an_epoch = *step > 0 && step.is_multiple_of(self.schedule.steps_per_epoch);
+        match pending {
+            Some(Pending::Calibration) if *step > 0 => {
+                return Err(format!("no calibration can be pending after {step} steps"));
+            }
+            Some(Pending::Evaluation) if !ends_an_epoch => {
+                return Err(format!("no evaluation can be pending after {step} steps"));
+            }
+            _ => {}
+        }
+        if test.is_some() != test_step.is_some() || test_step.is_some_and(|test_step| test_step > *step) {
+            return Err("its evaluation contradicts the step of the evaluation".into());
+        }
+        let is_counted = train.n_top1 <= train.n_top5 && train.n_top5 <= train.n_images;
+        if !is_counted || *n_images > step.saturating_mul(self.recipe.data.batch_size as u64) {
+            return Err("it counts more images than there were".into());
+        }
+        let is_known = |name: &str| self.trainees.iter().any(|trainee| trainee.spec.name == name);
+        match losses.iter().find(|(name, parts)| !is_known(name) || !parts.contains_key(TOTAL)) {
+            Some((name, _)) => Err(format!("its losses of network {name:?} are none, or have no {TOTAL:?}")),
+            None => Ok(()),
+        }
+    }
+
     fn run(self, mut run: RunDir) -> Result<Outcome, TrainError> {
         let checkpoints = run.checkpoints();
         self.run_in(&mut run).map_err(|error| error.in_training(|| checkpoints.last_intact()))
@@ -719,6 +757,9 @@ impl<'a> Trainer<'a> {
         self.saved_at = Instant::now();
         if self.progress.pending != Some(Pending::Calibration) {
             self.report_phase();
+        } else if self.saved.is_none() && self.recipe.init_paths_mut().next().is_some() {
+            // The weights of other runs are read once, though the calibration be killed.
+            self.save_checkpoint(run)?;
         }
         while !self.is_done() {
             if self.is_stopped() {
@@ -778,7 +819,8 @@ impl<'a> Trainer<'a> {
         self.warnings.add(warning, self.session.observer);
     }
 
-    /// Writes down who trains from here on. That another build or kind of processor goes on is said: its bits may differ.
+    /// Writes down who trains from here on. That another build, kind of processor or device goes on is said: its bits may
+    /// differ.
     fn record_process(&mut self, run: &RunDir) -> Result<(), TrainError> {
         if self.is_done() {
             return Ok(());
@@ -786,11 +828,11 @@ impl<'a> Trainer<'a> {
         let step = self.progress.step;
         let Session { origin, device_name, .. } = &self.session;
         let (origin, device) = (origin.clone(), device_name.clone());
-        let before = match run.processes()?.pop() {
-            Some(last) => last.origin,
-            None => run.info()?.origin,
+        let (then, then_device) = match run.processes()?.pop() {
+            Some(last) => (last.origin, last.device),
+            None => run.info().map(|info| (info.origin, info.device))?,
         };
-        if let Some(difference) = origin.difference(&before) {
+        if let Some(difference) = origin.difference_on(&device, &then, &then_device) {
             let message = format!(
                 "this run goes on with other arithmetic, so that its bits may differ from those of an uninterrupted one: \
                  {difference}"
@@ -1078,7 +1120,7 @@ impl<'a> Trainer<'a> {
             seconds: self.clock.seconds(),
             images_per_second: self.clock.images_per_second(),
         };
-        self.progress.metrics_bytes = run.append_metrics(&to_json(&metrics))?;
+        self.progress.metrics_bytes = run.append_metrics(&to_json(&metrics), self.progress.metrics_bytes)?;
         run.append_timing(&to_json(&timing))?;
         self.session.observer.epoch(&metrics, &timing);
         let is_new_best = std::mem::take(&mut self.is_new_best);
@@ -1172,7 +1214,8 @@ impl<'a> Trainer<'a> {
 
     fn checkpoint_is_due(&self, epoch_done: bool) -> bool {
         let step = self.progress.step;
-        if step == self.steps() {
+        // The last of a phase, the last phase included: the next phase begins from there when it is stopped early.
+        if step == self.schedule.start(self.phase + 1) {
             return true;
         }
         let recipe = &self.recipe.checkpoint;
@@ -1208,7 +1251,10 @@ impl<'a> Trainer<'a> {
             |error| matches!(error, CheckpointError::Io { source, .. } if may_pass(source)),
             |error| failures.push(format!("{error}; it was tried again")),
         )?;
-        for failure in failures {
+        // Once: the next names another checkpoint.
+        if let Some(failure) = failures.into_iter().next()
+            && !std::mem::replace(&mut self.has_warned_of_retries, true)
+        {
             self.warn(WarningKind::Storage, failure);
         }
         self.saved = Some((self.progress.step, self.progress.pending));
@@ -1233,22 +1279,33 @@ impl<'a> Trainer<'a> {
 
     fn finish(mut self, run: &RunDir) -> Result<Outcome, TrainError> {
         let test = self.progress.test.expect("invariant: the last epoch is evaluated");
-        if self.clock.n_images == 0
-            && let Ok(result) = run.result()
-            && (result.loss, result.top1) == (test.loss, test.top1)
-        {
+        match run.result() {
             // Resumed when nothing was left to do: the result stands, wherever the run has been moved.
-            let result = RunResult { run_dir: run.path().into(), ..result };
-            return Ok(Outcome::Complete(Box::new(result)));
+            Ok(result) if (result.loss, result.top1) == (test.loss, test.top1) => {
+                let result = RunResult { run_dir: run.path().into(), ..result };
+                return Ok(Outcome::Complete(Box::new(result)));
+            }
+            Ok(_) => {
+                let message =
+                    "its scores are not those of the newest checkpoint; move it away to have it made again";
+                return Err(TrainError::DamagedFile {
+                    path: run.path().join(RESULT),
+                    message: message.into(),
+                });
+            }
+            Err(TrainError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
         let (best, warnings) = run.checkpoints().best_intact(self.schedule.phases.len() - 1);
         for warning in warnings {
             self.warn(WarningKind::Storage, warning);
         }
         let Session { origin, device_name, .. } = self.session;
-        let is_alike = |process: &RunProcess| {
-            process.device == device_name && origin.difference(&process.origin).is_none()
-        };
+        // Those of the last evaluation: this process may have found nothing left to do but the result.
+        let origin = self.progress.test_origin.clone().unwrap_or(origin);
+        let device = self.progress.test_device.clone().unwrap_or(device_name);
+        let is_alike =
+            |process: &RunProcess| origin.difference_on(&device, &process.origin, &process.device).is_none();
         let same_origin = run.processes()?.iter().all(is_alike);
         let result = RunResult {
             recipe: self.recipe.name.clone(),
@@ -1259,7 +1316,7 @@ impl<'a> Trainer<'a> {
             epochs: self.schedule.epochs(),
             seconds: self.progress.seconds,
             images_per_second: self.progress.images_per_second(),
-            device: self.progress.test_device.unwrap_or(device_name),
+            device,
             seed: self.recipe.seed,
             networks: self.progress.tests.clone(),
             // A figure of the published images says nothing of others.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::sync_parent;
 use crate::error::explain;
 use crate::files::{MAX_TEXT, open_regular, read_regular};
 use crate::trainer::Observer;
@@ -121,8 +122,10 @@ fn append(path: &Path, warning: &Warning) -> io::Result<()> {
         read_regular(path, MAX_TEXT).is_ok_and(|bytes| bytes.last().is_some_and(|&last| last != b'\n'));
     let line = serde_json::to_string(warning).map_err(io::Error::other)?;
     let mut file = open_regular(path, OpenOptions::new().append(true).create(true))?;
+    let is_new = file.metadata()?.len() == 0;
     file.write_all(format!("{}{line}\n", if is_cut_short { "\n" } else { "" }).as_bytes())?;
-    file.sync_all()
+    file.sync_all()?;
+    if is_new { sync_parent(path) } else { Ok(()) }
 }
 
 #[cfg(test)]

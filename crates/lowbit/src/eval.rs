@@ -69,18 +69,10 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Code> {
 /// processors add in another order. `None` if they must be equal.
 fn may_differ(evaluation: &Evaluation, name: DeviceName, here: &Origin) -> Option<String> {
     let then = evaluation.reported_on.as_deref()?;
-    if then != name.to_string() {
-        return Some(format!("other device: {then} then, {name} now"));
+    match &evaluation.reported_by {
+        Some(by) => here.difference_on(&name.to_string(), by, then),
+        None => Some("the run does not say which build and processor it was evaluated by".into()),
     }
-    let Some(by) = &evaluation.reported_by else {
-        return Some("the run does not say which build and processor it was evaluated by".into());
-    };
-    let other_gpu = || {
-        let (then, now) =
-            (by.host.as_deref().unwrap_or("unknown"), here.host.as_deref().unwrap_or("unknown"));
-        (!name.is_cpu() && then != now).then(|| format!("other machine: {then} then, {now} now"))
-    };
-    here.difference(by).or_else(other_gpu)
 }
 
 fn describe(report: &Report<'_>) -> String {

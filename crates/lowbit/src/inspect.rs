@@ -84,8 +84,7 @@ fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt
     let mut before = (&info.origin, info.device.as_str());
     for process in processes {
         // Only what is not as before.
-        let difference = process.origin.difference(before.0);
-        if difference.is_some() || process.device != before.1 {
+        if process.origin.difference_on(&process.device, before.0, before.1).is_some() {
             let RunProcess { step, device, origin, started } = process;
             writeln!(text, "from step {step:<2} {}, device {device}", origin.build())?;
             writeln!(text, "{:<11} {}", "", describe_machine(origin, Some(started)))?;

@@ -22,7 +22,16 @@ pub fn written(result: io::Result<()>) -> anyhow::Result<()> {
 
 /// Prints `value` as one line of JSON.
 pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    print(&serde_json::to_string(value)?)
+    print(&json(value)?)
+}
+
+/// `value` as JSON, in which a terminal finds no control characters either: JSON allows some, as DEL.
+fn json(value: &impl Serialize) -> serde_json::Result<String> {
+    let escaped = |c: char| match c {
+        c if c.is_control() => format!("\\u{:04x}", u32::from(c)),
+        c => c.to_string(),
+    };
+    Ok(serde_json::to_string(value)?.chars().map(escaped).collect())
 }
 
 /// `text` with control characters, which names of files may have, written out: a terminal would obey them. Line breaks and
@@ -71,6 +80,14 @@ mod tests {
     #[test]
     fn control_characters_are_written_out() {
         assert_eq!(escaped("no \t\u{1b}[31mé\r\n\u{9b}1m"), "no \t\\u{1b}[31mé\\r\n\\u{9b}1m");
+    }
+
+    #[test]
+    fn json_stays_json() {
+        let text = "\u{1b}[31m\u{7f}\u{9b}é\n\"";
+        let written = json(&text).unwrap();
+        assert_eq!(serde_json::from_str::<String>(&written).unwrap(), text);
+        assert!(!written.contains(char::is_control), "{written:?}");
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub fn stop_on_signals(screen: &Screen) -> anyhow::Result<Arc<AtomicBool>> {
     let (flag, screen) = (stop.clone(), screen.clone());
     let mut asked: Option<Instant> = None;
     let ignored = ignored();
+    // Held back until they are ignored again, or one that comes meanwhile would stop the training.
+    mask(Mask::Hold, &ignored);
     ctrlc::set_handler(move || match asked {
         None => {
             asked = Some(Instant::now());
@@ -32,16 +34,26 @@ pub fn stop_on_signals(screen: &Screen) -> anyhow::Result<Arc<AtomicBool>> {
         }
     })?;
     ignore(&ignored);
+    mask(Mask::Release, &ignored);
     Ok(stop)
 }
 
+/// What is done to signals that come to this thread.
+#[derive(Clone, Copy)]
+enum Mask {
+    Hold,
+    Release,
+}
+
 #[cfg(unix)]
-use unix::{ignore, ignored};
+use unix::{ignore, ignored, mask};
 
 #[cfg(unix)]
 mod unix {
     use std::mem::MaybeUninit;
     use std::ptr;
+
+    use super::Mask;
 
     /// What the handler is set for.
     const HANDLED: [libc::c_int; 3] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM];
@@ -67,6 +79,24 @@ mod unix {
             unsafe { libc::signal(signal, libc::SIG_IGN) };
         }
     }
+
+    /// Holds `signals` back, or no longer. Threads that this one starts meanwhile do not get them either.
+    #[expect(unsafe_code, reason = "the standard library does not hold signals back")]
+    pub fn mask(mask: Mask, signals: &[libc::c_int]) {
+        let how = match mask {
+            Mask::Hold => libc::SIG_BLOCK,
+            Mask::Release => libc::SIG_UNBLOCK,
+        };
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: the first call makes the set, to which the others add signals that exist; no code of this process is run.
+        unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            for &signal in signals {
+                libc::sigaddset(set.as_mut_ptr(), signal);
+            }
+            libc::pthread_sigmask(how, set.as_ptr(), ptr::null_mut());
+        }
+    }
 }
 
 /// Elsewhere no signal is ignored by heritage.
@@ -77,3 +107,6 @@ fn ignored() -> Vec<i32> {
 
 #[cfg(not(unix))]
 fn ignore(_: &[i32]) {}
+
+#[cfg(not(unix))]
+fn mask(_: Mask, _: &[i32]) {}

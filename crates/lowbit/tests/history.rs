@@ -96,12 +96,106 @@ fn a_run_without_checkpoints_is_left_as_it_is() {
         assert_eq!(files(&sandbox.path("run")), before);
         assert_eq!(sandbox.path("run/checkpoints").exists(), is_there);
     }
-    // A run that recorded nothing begins again.
+    // A run that recorded nothing begins again, unless it had a checkpoint.
     for file in ["result.json", "metrics.jsonl", "timing.jsonl"] {
         fs::write(sandbox.path("run").join(file), "").unwrap();
     }
     fs::remove_file(sandbox.path("run/result.json")).unwrap();
     fs::remove_dir(sandbox.path("run/checkpoints")).unwrap();
+    let refuses = |expected: &str| {
+        let outcome = sandbox.run(&["train", "--resume", "run"]);
+        assert_eq!(outcome.code, Some(4), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(expected), "{}", outcome.stderr);
+    };
+    refuses("run/checkpoints is missing, but the run has a record in run/run.json");
+    fs::create_dir(sandbox.path("run/checkpoints")).unwrap();
+    let processes = fs::read_to_string(sandbox.path("run/processes.jsonl")).unwrap();
+    let later = processes.replacen("\"step\":0", "\"step\":3", 1);
+    fs::write(sandbox.path("run/processes.jsonl"), later).unwrap();
+    refuses("run/checkpoints has no checkpoint, but the run has a record in run/processes.jsonl");
+    fs::write(sandbox.path("run/processes.jsonl"), processes).unwrap();
+    assert_eq!(sandbox.json(&["train", "--resume", "run"])["status"], "complete");
+}
+
+/// What would be written without its beginning is not written: the checkpoints before stay good.
+#[test]
+fn metrics_that_vanish_end_the_training() {
+    let sandbox = Sandbox::new();
+    let changes = ["train.epochs=5000", "checkpoint.every_steps=1", "checkpoint.keep_last=2"];
+    let changes: Vec<&str> = changes.iter().flat_map(|change| ["--set", change]).collect();
+    for is_cut in [false, true] {
+        let child = match is_cut {
+            false => spawn(&sandbox, &train(&[&["--out", "run"], &changes[..]].concat())),
+            true => spawn(&sandbox, &["train", "--resume", "run"]),
+        };
+        let metrics = sandbox.path("run/metrics.jsonl");
+        let length = || fs::metadata(&metrics).map_or(0, |metrics| metrics.len());
+        let before = length();
+        wait_until("a line", || length() > before);
+        match is_cut {
+            false => fs::rename(&metrics, sandbox.path("kept")).unwrap(),
+            true => fs::OpenOptions::new().write(true).open(&metrics).unwrap().set_len(5).unwrap(),
+        }
+        let outcome = Outcome::of(&child.wait_with_output().unwrap());
+        assert_eq!(outcome.code, Some(4), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("run/metrics.jsonl"), "{}", outcome.stderr);
+        if !is_cut {
+            fs::rename(sandbox.path("kept"), &metrics).unwrap();
+        }
+    }
+}
+
+/// Files that decide nothing are begun anew.
+#[test]
+fn files_that_decide_nothing_may_be_missing() {
+    let sandbox = sandbox_with_run();
+    let whole = state(&sandbox, "run");
+    for name in ["timing.jsonl", "processes.jsonl"] {
+        fs::remove_file(sandbox.path("run").join(name)).unwrap();
+    }
+    let outcome = sandbox.run(&["train", "--resume", "run", "--checkpoint", "step-00000008"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    for name in ["timing.jsonl", "processes.jsonl"] {
+        let expected = format!("run/{name} is missing: a new one is begun");
+        assert!(outcome.stderr.contains(&expected), "{}", outcome.stderr);
+        assert_eq!(fs::read_to_string(sandbox.path("run").join(name)).unwrap().lines().count(), 1);
+    }
+    assert_eq!(state(&sandbox, "run"), whole);
+}
+
+/// A stop after the change of the phase finds the state before it saved.
+#[test]
+fn the_end_of_a_phase_is_saved() {
+    let sandbox = Sandbox::new();
+    let changes = ["train.epochs=2", "strategy.two_stage=true", "checkpoint.every_epochs=9"];
+    let changes: Vec<&str> = changes.iter().flat_map(|change| ["--set", change]).collect();
+    let outcome = sandbox.run(&train(&[&["--out", "run"], &changes[..]].concat()));
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let metrics = fs::read_to_string(sandbox.path("run/metrics.jsonl")).unwrap();
+    let lines: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let last = lines.iter().rfind(|line| line["phase"] == lines[0]["phase"]).unwrap();
+    let name = format!("step-{:08}", last["step"].as_u64().unwrap());
+    assert!(
+        last["step"] != lines.last().unwrap()["step"] && checkpoint_names(&sandbox, "run").contains(&name)
+    );
+}
+
+/// A result that says something else is no result of this run, and nobody's to overwrite.
+#[test]
+fn a_damaged_result_is_left_as_it_is() {
+    let sandbox = sandbox_with_run();
+    let path = sandbox.path("run/result.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let mut other: Value = serde_json::from_str(&text).unwrap();
+    other["top1"] = 0.99.into();
+    for damaged in [text[..text.len() / 2].to_string(), other.to_string()] {
+        fs::write(&path, &damaged).unwrap();
+        let outcome = sandbox.run(&["train", "--resume", "run"]);
+        assert_eq!(outcome.code, Some(4), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("run/result.json is damaged"), "{}", outcome.stderr);
+        assert_eq!(fs::read_to_string(&path).unwrap(), damaged);
+    }
+    fs::remove_file(&path).unwrap();
     assert_eq!(sandbox.json(&["train", "--resume", "run"])["status"], "complete");
 }
 
@@ -168,17 +262,18 @@ fn lines_that_are_made_again_are_kept() {
 #[test]
 fn what_the_networks_began_with_is_read_once() {
     let sandbox = sandbox_with_run();
-    let args = ["--set", "init=run", "--set", "train.epochs=2", "--set", "checkpoint.every_epochs=9"];
+    let changes =
+        ["init=run", "train.epochs=2", "train.calibration_batches=200", "checkpoint.every_epochs=9"];
+    let args: Vec<&str> = changes.iter().flat_map(|change| ["--set", change]).collect();
     let args = |out| train(&[&args[..], &["--out", out]].concat());
     assert_eq!(sandbox.run(&args("whole")).code, Some(0));
     let child = spawn(&sandbox, &args("killed"));
     wait_until("the first checkpoint", || sandbox.path("killed/checkpoints/step-00000000").exists());
     signal(&child, "-KILL");
     child.wait_with_output().unwrap();
-    // A process that is killed late may have evaluated, and saved the best.
-    for name in checkpoint_names(&sandbox, "killed").iter().filter(|name| *name != "step-00000000") {
-        fs::remove_dir_all(sandbox.path("killed/checkpoints").join(name)).unwrap();
-    }
+    assert_eq!(checkpoint_names(&sandbox, "killed"), ["step-00000000"]);
+    let progress = &sandbox.json(&["inspect", "killed"])["checkpoint"]["progress"];
+    assert_eq!(progress["pending"], "calibration", "they are saved before they are calibrated");
     fs::rename(sandbox.path("run"), sandbox.path("gone")).unwrap();
     sandbox.json(&["train", "--resume", "killed"]);
     assert_eq!(state(&sandbox, "killed"), state(&sandbox, "whole"));
@@ -203,6 +298,10 @@ fn a_damaged_newest_checkpoint_is_named_with_the_way_on() {
     assert_eq!(fs::read(aside.join("model.safetensors")).unwrap(), b"damaged");
     let warnings = sandbox.json(&["inspect", "run"])["warnings"].to_string();
     assert!(warnings.contains("checkpoint run/checkpoints/step-00000012 is damaged"), "{warnings}");
+    assert!(
+        warnings.contains("the newest intact one is step-00000008; the run goes on from it"),
+        "{warnings}"
+    );
     // With nothing to fall back on, the error stays.
     for name in checkpoint_names(&sandbox, "run") {
         fs::write(sandbox.path("run/checkpoints").join(name).join("manifest.json"), "").unwrap();

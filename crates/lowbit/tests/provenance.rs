@@ -206,6 +206,26 @@ fn resumed_by_another_build() {
 }
 
 #[test]
+fn resumed_on_another_device_or_by_another_build_for_the_result() {
+    let sandbox = sandbox_with_run();
+    let path = sandbox.path("run/processes.jsonl");
+    let mut process = read_json(&path);
+    process["device"] = "ndarray".into();
+    fs::write(&path, format!("{process}\n")).unwrap();
+    let outcome = sandbox.run(&["train", "--resume", "run", "--checkpoint", "step-00000004"]);
+    succeeds(&outcome);
+    assert!(outcome.stderr.contains("other device: ndarray then, flex now"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("run/processes.jsonl was changed"), "{}", outcome.stderr);
+    assert!(fs::read_to_string(&path).unwrap().starts_with(&process.to_string()), "it is kept");
+
+    // The result is of who evaluated, not of who wrote it down.
+    change_manifest(&sandbox, NEWEST, |progress| progress["test_origin"]["revision"] = "0123456789ab".into());
+    fs::remove_file(sandbox.path("run/result.json")).unwrap();
+    succeeds(&sandbox.run(&["train", "--resume", "run"]));
+    assert_eq!(read_json(&sandbox.path("run/result.json"))["origin"]["revision"], "0123456789ab");
+}
+
+#[test]
 fn run_of_an_earlier_version_is_read() {
     let sandbox = sandbox_with_run();
     let path = sandbox.path("run/run.json");

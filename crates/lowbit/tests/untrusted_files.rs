@@ -127,6 +127,37 @@ fn metrics_of_the_same_length() {
 }
 
 #[test]
+fn progress_that_contradicts_itself() {
+    let sandbox = sandbox_with_run(&[]);
+    let cases = [
+        ("step-00000008", "/losses/student", serde_json::json!({}), "have no \"total\""),
+        ("step-00000008", "/losses", serde_json::json!({"other": {"total": 1.0}}), "network \"other\""),
+        ("step-00000008", "/pending", "calibration".into(), "no calibration can be pending after 8 steps"),
+        ("step-00000008", "/test", serde_json::Value::Null, "its evaluation contradicts"),
+        ("step-00000008", "/train/n_top1", u64::MAX.into(), "more images"),
+        ("step-00000000", "/pending", "evaluation".into(), "no evaluation can be pending after 0 steps"),
+        ("step-00000000", "/test_step", 0.into(), "its evaluation contradicts"),
+    ];
+    for (name, place, value, expected) in cases {
+        let folder = format!("run/checkpoints/{name}");
+        let path = sandbox.path(&format!("{folder}/manifest.json"));
+        let text = fs::read_to_string(&path).unwrap();
+        let mut manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let (parent, key) = place.rsplit_once('/').unwrap();
+        manifest["progress"].pointer_mut(parent).unwrap()[key] = value;
+        fs::write(&path, manifest.to_string()).unwrap();
+        sum_up(&sandbox, &folder);
+        let before = contents(&sandbox);
+        let outcome = sandbox.run(&["train", "--resume", "run", "--checkpoint", name]);
+        assert_eq!(outcome.code, Some(4), "{place}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(expected), "{place}: {}", outcome.stderr);
+        assert!(contents(&sandbox) == before, "{place}: something was changed");
+        fs::write(&path, text).unwrap();
+        sum_up(&sandbox, &folder);
+    }
+}
+
+#[test]
 fn broken_end_of_the_times() {
     let sandbox = sandbox_with_run(&[]);
     let path = sandbox.path("run/timing.jsonl");
