@@ -37,8 +37,8 @@ pub fn open(name: DatasetName, split: Split, labels: LabelKind, file: &str) {
         data_home: None,
         system: directory().join("none"),
     };
-    if let Ok(dataset) = lowbit_data::open(name, split, labels, &locations) {
-        dataset.validate().expect("what is read is a data set");
+    if let Ok(opened) = lowbit_data::open(name, split, labels, &locations) {
+        opened.dataset.validate().expect("what is read is a data set");
     }
 }
 
