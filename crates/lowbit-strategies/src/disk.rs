@@ -11,8 +11,10 @@ use crate::files::open_regular;
 const ENOLCK: i32 = if cfg!(any(target_os = "linux", target_os = "android")) { 37 } else { 77 };
 /// Linux's own "not supported" between parts of the kernel, which some file systems let out.
 const ENOTSUPP: i32 = 524;
+const EPERM: i32 = 1;
 const EIO: i32 = 5;
 const EBADF: i32 = 9;
+const EACCES: i32 = 13;
 const EINVAL: i32 = 22;
 
 /// Waits before each further try to write: a full disk or a server that is away may be back by then.
@@ -47,13 +49,13 @@ fn sync_open_directory(_: &Path) -> io::Result<()> {
 /// Whether an error of a directory's sync only says that there is no such thing.
 fn is_unsupported_sync(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Unsupported
-        || error.raw_os_error().is_some_and(|code| [EINVAL, EBADF, ENOTSUPP].contains(&code))
+        || error.raw_os_error().is_some_and(|code| [EPERM, EBADF, EACCES, EINVAL, ENOTSUPP].contains(&code))
 }
 
 /// Whether an error of a lock only says that the file system has none.
 pub(crate) fn is_unsupported_lock(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Unsupported
-        || error.raw_os_error().is_some_and(|code| [ENOLCK, ENOTSUPP].contains(&code))
+        || error.raw_os_error().is_some_and(|code| [EINVAL, ENOLCK, ENOTSUPP].contains(&code))
 }
 
 /// Makes `path` and those of its parents that are missing, and syncs the directories that got a new name.
@@ -164,11 +166,12 @@ mod tests {
     #[test]
     fn what_a_file_system_lacks_is_told_from_what_is_broken() {
         let raw = io::Error::from_raw_os_error;
-        let lock: Vec<bool> = [ENOLCK, 524, EIO, 13].map(|code| is_unsupported_lock(&raw(code))).into();
-        assert_eq!(lock, [true, true, false, false]);
+        let lock: Vec<bool> =
+            [ENOLCK, 524, EINVAL, EIO, 13].map(|code| is_unsupported_lock(&raw(code))).into();
+        assert_eq!(lock, [true, true, true, false, false]);
         let sync: Vec<bool> =
-            [EINVAL, EBADF, 524, EIO, 28].map(|code| is_unsupported_sync(&raw(code))).into();
-        assert_eq!(sync, [true, true, true, false, false]);
+            [EPERM, EACCES, EINVAL, EBADF, 524, EIO, 28].map(|code| is_unsupported_sync(&raw(code))).into();
+        assert_eq!(sync, [true, true, true, true, true, false, false]);
         let passes: Vec<bool> = [28, EIO, EINVAL, 13].map(|code| may_pass(&raw(code))).into();
         assert_eq!(passes, [true, true, false, false]);
         let unsupported = io::Error::from(io::ErrorKind::Unsupported);

@@ -331,6 +331,7 @@ pub(crate) fn explain(error: &io::Error) -> String {
         _ if error.get_ref().is_some() => error.to_string(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "no space left on the disk".into(),
         io::ErrorKind::PermissionDenied => "permission denied".into(),
+        io::ErrorKind::FileTooLarge => "larger files are not allowed (ulimit -f)".into(),
         io::ErrorKind::NotFound => "no such file or directory".into(),
         io::ErrorKind::NotADirectory => "not a directory".into(),
         io::ErrorKind::AlreadyExists => "there is a file of this name".into(),

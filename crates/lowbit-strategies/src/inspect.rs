@@ -170,6 +170,8 @@ pub struct CheckpointInspection {
 /// [`TrainError`] if the run or the checkpoint cannot be read.
 pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, TrainError> {
     let run = RunDir::open(path)?;
+    // Before the checkpoint, which is read by it: its own trouble is not the checkpoint's.
+    let recipe = run.recipe()?;
     let checkpoints = run.checkpoints();
     let inspection = match checkpoints.load(checkpoint)? {
         Some((name, loaded)) => {
@@ -178,7 +180,6 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
         }
         None => None,
     };
-    let recipe = run.recipe()?;
     let phases = recipe.phases();
     Ok(Inspection {
         recipe,

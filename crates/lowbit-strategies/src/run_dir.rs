@@ -335,7 +335,8 @@ impl RunDir {
             Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 Err(error).context("read", &info)
             }
-            _ => Err(TrainError::NotARun { path: path.into(), exists: path.exists() }),
+            Ok(_) => Err(TrainError::DamagedFile { path: info, message: "it is not a regular file".into() }),
+            Err(_) => Err(TrainError::NotARun { path: path.into(), exists: path.exists() }),
         }
     }
 

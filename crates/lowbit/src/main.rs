@@ -37,6 +37,7 @@ static ALLOCATOR: Allocator = Allocator;
 fn main() -> ExitCode {
     keep_memory();
     panic::report_in_a_line();
+    signals::let_large_writes_fail();
     let code = panic::caught(|| match Cli::try_parse() {
         Ok(cli) => on_compute_thread(|| run(&cli)).unwrap_or_else(|error| report(&no_threads(error))),
         Err(error) => not_a_command(error),

@@ -38,6 +38,13 @@ pub fn stop_on_signals(screen: &Screen) -> anyhow::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
+/// Lets a write beyond the largest file that is allowed (`ulimit -f`) fail with an error, which has a line, where a signal would
+/// end the process without one.
+pub fn let_large_writes_fail() {
+    #[cfg(unix)]
+    ignore(&[libc::SIGXFSZ]);
+}
+
 /// What is done to signals that come to this thread.
 #[derive(Clone, Copy)]
 enum Mask {

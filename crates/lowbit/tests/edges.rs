@@ -104,6 +104,15 @@ fn few_file_descriptors() {
 }
 
 #[test]
+fn small_files_only() {
+    let sandbox = Sandbox::new();
+    let outcome = Outcome::of(&shell(&sandbox, &format!("ulimit -f 200; exec $L {} --out run", tiny())));
+    expect_orderly("ulimit -f", &outcome);
+    assert_eq!(outcome.code, Some(4), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("ulimit -f"), "{}", outcome.stderr);
+}
+
+#[test]
 fn small_stacks() {
     let sandbox = Sandbox::new();
     for kib in [64, 128, 256] {

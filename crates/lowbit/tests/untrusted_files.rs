@@ -38,7 +38,7 @@ fn sum_up(sandbox: &Sandbox, checkpoint: &str) {
 /// All that training or reading writes in the run, by name.
 fn contents(sandbox: &Sandbox) -> Vec<(String, Vec<u8>)> {
     let name = |file: &&str| (file.to_string(), fs::read(sandbox.path(&format!("run/{file}"))).unwrap());
-    ["metrics.jsonl", "timing.jsonl", "result.json", "plan.json"].iter().map(|file| name(file)).collect()
+    ["metrics.jsonl", "timing.jsonl", "result.json", "plan.json"].iter().map(name).collect()
 }
 
 /// Resuming is refused with exit code 4 in one line with all of `expected`, and changes nothing.
@@ -265,6 +265,12 @@ fn no_regular_files() {
         fs::rename(&path, &aside).unwrap();
         mkfifo(&path);
         let fifo = ends(&sandbox, &["train", "--resume", "run"]);
+        if ["recipe.toml", "run.json"].contains(&file) {
+            // It is the file that is named, not a checkpoint that was to be read by it.
+            let Outcome { code, stderr, .. } = ends(&sandbox, &["inspect", "run"]);
+            assert_eq!(code, Some(4), "{stderr}");
+            assert!(stderr.contains(file) && !stderr.contains("step-"), "{stderr}");
+        }
         fs::remove_file(&path).unwrap();
         symlink("/dev/zero", &path).unwrap();
         let zero = ends(&sandbox, &["train", "--resume", "run"]);
