@@ -181,8 +181,8 @@ fn a_name_of_a_backend_is_found() {
 
 /// Where a backend may be a condition of compilation: the kernels, which are backends' own, the binary's list of devices
 /// and its tests, and this package.
-const MAY_ASK_FOR_A_BACKEND: [&str; 4] =
-    ["lowbit-kernels/", "lowbit/src/device.rs", "lowbit/tests/", "lowbit-tests/"];
+const MAY_ASK_FOR_A_BACKEND: [&str; 5] =
+    ["lowbit-kernels/", "lowbit/src/device.rs", "lowbit/src/panic.rs", "lowbit/tests/", "lowbit-tests/"];
 
 /// Lines of `source` that compile something for some backends only.
 fn conditions_on_backends(source: &str) -> Vec<(usize, &str)> {

@@ -83,18 +83,13 @@ impl Origin {
     }
 
     /// The same where this was on `device` and the other on `then_device`: another device, or else what
-    /// [`difference`](Self::difference) says, or else, with a GPU, another host.
+    /// [`difference`](Self::difference) says. Whether a device of the same name is another one on another host is for whoever
+    /// knows the devices.
     pub fn difference_on(&self, device: &str, then: &Origin, then_device: &str) -> Option<String> {
         if device != then_device {
             return Some(format!("other device: {then_device} then, {device} now"));
         }
-        let other_gpu = || {
-            let (before, now) =
-                (then.host.as_deref().unwrap_or("unknown"), self.host.as_deref().unwrap_or("unknown"));
-            (device.starts_with("wgpu") && before != now)
-                .then(|| format!("other machine: {before} then, {now} now"))
-        };
-        self.difference(then).or_else(other_gpu)
+        self.difference(then)
     }
 
     /// What the builds are called where they differ.
@@ -272,7 +267,6 @@ mod tests {
         let on = |device, then_device| elsewhere.difference_on(device, &then, then_device);
         assert_eq!(on("flex", "flex"), None);
         assert_eq!(on("ndarray", "flex").unwrap(), "other device: flex then, ndarray now");
-        assert_eq!(on("wgpu:0", "wgpu:0").unwrap(), "other machine: a then, b now");
         let rebuilt = Origin { revision: Some("bbb-dirty".into()), ..avx2() };
         check(rebuilt, Some("other build: lowbit 0.1.0 (aaa) then, lowbit 0.1.0 (bbb-dirty) now"));
         check(

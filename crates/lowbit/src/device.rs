@@ -60,6 +60,11 @@ impl DeviceName {
         BACKENDS.into_iter().filter(|backend| backend.is_compiled_in()).map(Backend::name)
     }
 
+    /// Whether equal instruction sets of the processor give equal bits, as on the CPU, or the machine has to be the same.
+    pub fn is_cpu(self) -> bool {
+        self.backend != Backend::Wgpu
+    }
+
     /// The device that an earlier run was on.
     pub fn of_run(device: &str) -> Result<Self, DeviceError> {
         match device.parse::<Self>() {

@@ -69,10 +69,14 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Code> {
 /// processors add in another order. `None` if they must be equal.
 fn may_differ(evaluation: &Evaluation, name: DeviceName, here: &Origin) -> Option<String> {
     let then = evaluation.reported_on.as_deref()?;
-    match &evaluation.reported_by {
-        Some(by) => here.difference_on(&name.to_string(), by, then),
-        None => Some("the run does not say which build and processor it was evaluated by".into()),
-    }
+    let Some(by) = &evaluation.reported_by else {
+        return Some("the run does not say which build and processor it was evaluated by".into());
+    };
+    let other_gpu = || {
+        let [then, now] = [by, here].map(|origin| origin.host.as_deref().unwrap_or("unknown"));
+        (!name.is_cpu() && then != now).then(|| format!("other machine: {then} then, {now} now"))
+    };
+    here.difference_on(&name.to_string(), by, then).or_else(other_gpu)
 }
 
 fn describe(report: &Report<'_>) -> String {

@@ -21,7 +21,7 @@ const GRADIENTS: Tolerance = Tolerance { relative: 1e-4, absolute: 1e-5 };
 const N_CLASSES: usize = 5;
 const BATCH: usize = 3;
 const SEED: u64 = 3;
-const OTHER_SEEDS: [u64; 2] = [103, 203];
+const OTHER_SEEDS: [u64; 4] = [103, 203, 303, 403];
 
 #[derive(Clone, Debug)]
 pub struct ModelCase {
