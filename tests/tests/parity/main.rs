@@ -36,6 +36,11 @@ trait Case: fmt::Debug + Sized {
     fn other_draws(&self) -> Vec<Self> {
         Vec::new()
     }
+
+    /// A difference on the backend `name` that is known and open: it is printed, and fails nothing.
+    fn known_difference(&self, _name: &str) -> Option<&'static str> {
+        None
+    }
 }
 
 /// One case in so many of a group may be drawn again: a training of 16 has been, on ndarray and on wgpu.
@@ -58,6 +63,12 @@ fn check<C: Case>(name: &str, group: &str, cases: &[C]) {
             result => vec![result],
         };
         if differences.iter().filter(|difference| difference.is_err()).count() <= differences.len() / 4 {
+            differences.retain(Result::is_ok);
+        }
+        if let Some(known) = case.known_difference(name)
+            && differences.iter().any(Result::is_err)
+        {
+            eprintln!("parity: {name} DIFFERS in {what}, which is known: {known}");
             differences.retain(Result::is_ok);
         }
         for difference in differences {

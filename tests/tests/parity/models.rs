@@ -184,6 +184,14 @@ impl Case for ModelCase {
         NUDGES.into_iter().map(|nudge| Self { nudge, ..self.clone() }).collect()
     }
 
+    fn known_difference(&self, name: &str) -> Option<&'static str> {
+        let is_pact_at_7_bits = matches!(self.precision, Some((Method::Pact, 7, Some(7))));
+        (name == "wgpu" && is_pact_at_7_bits).then_some(
+            "gradients of the stem differ by 10 to 40 % on Mesa's software driver, in three of four draws; on an NVIDIA H200 \
+             they agree. The cause is not found",
+        )
+    }
+
     fn other_draws(&self) -> Vec<Self> {
         match self.precision {
             Some((_, _, Some(_))) => OTHER_SEEDS.map(|seed| Self { seed, ..self.clone() }).to_vec(),
