@@ -188,7 +188,7 @@ impl Case for ModelCase {
         let is_pact_at_7_bits = matches!(self.precision, Some((Method::Pact, 7, Some(7))));
         (name == "wgpu" && is_pact_at_7_bits).then_some(
             "gradients of the stem differ by 10 to 40 % on Mesa's software driver, in three of four draws; on an NVIDIA H200 \
-             they agree. The cause is not found",
+             they agreed at revision 4b7303b. The cause is not found",
         )
     }
 
