@@ -35,7 +35,8 @@ fn one_layer(method: Method, bits: u32, device: &Device) -> OneLayer {
     OneLayer { conv: conv.unwrap() }
 }
 
-/// `a = k mean(x^2) / mean(x)` over the batches, whatever share of the values is zero, and at most the largest of them.
+/// `a = k mean(x^2) / mean(x)` over the batches, whatever share of the values is zero, and a 2048th below the largest of them
+/// at most, so that this one is above the clip value on every backend.
 #[test]
 fn calibration_sets_the_clip_value_of_pact() {
     for backend in backends() {
@@ -65,7 +66,7 @@ fn calibration_sets_the_clip_value_of_pact() {
             for batches in several {
                 let got = clip_value_after(2, batches);
                 assert!((got - 1.557 * 2.375).abs() < 1e-5, "{}: {batches:?}: {got}", backend.name);
-                assert_eq!(clip_value_after(8, batches), 4.0, "{}: {batches:?}", backend.name);
+                assert_eq!(clip_value_after(8, batches), 4.0 - 4.0 / 2048.0, "{}: {batches:?}", backend.name);
             }
             // Nothing to go by.
             assert_eq!(clip_value_after(2, &[&[0.0, 0.0]]), 8.0);

@@ -17,6 +17,10 @@ const INITIAL_CLIP_VALUE: f32 = 8.0;
 /// 1.2533 times its mean: as multiples of that ratio, which does not depend on how many of the values are zero.
 const CLIP_PER_RATIO: [f64; 8] = [0.977, 1.557, 1.974, 2.314, 2.610, 2.878, 3.128, 3.364];
 
+/// A calibrated clip value is at most this share of the largest activation. At 8 bits, the largest one then loses a quarter of
+/// half a step.
+const LARGEST_SHARE: f64 = 1.0 - 1.0 / 2048.0;
+
 /// The clip value never falls below this, so that the scale stays positive.
 const MIN_CLIP_VALUE: f32 = 1e-3;
 
@@ -30,9 +34,9 @@ const MIN_CLIP_VALUE: f32 = 1e-3;
 /// ```
 /// The clip value has its own L2 decay in the paper: it is in the parameter group `quantizers`.
 ///
-/// A calibration (ours; see [`crate::Calibration`]) sets `a = min(k mean(x^2) / mean(x), max(x))`, where `k` has the least squared
-/// error for normalized activations. From there the clip value learns both ways: some values reach it. From the paper's 8, which no normalized activation
-/// reaches, its gradient is zero and only the decay moves it.
+/// A calibration (ours; see [`crate::Calibration`]) sets `a = min(k mean(x^2) / mean(x), (1 - 2^-11) max(x))`, where `k` has
+/// the least squared error for normalized activations. From there the clip value learns both ways: some values reach it.
+/// From the paper's 8, which no normalized activation reaches, its gradient is zero and only the decay moves it.
 #[derive(Module, Debug)]
 pub struct PactActivations {
     /// The learned clip value `a`, shape `[1]`, in the units of the activations.
@@ -86,8 +90,10 @@ impl PactActivations {
         let (moments, (_, max)) = (self.calibration.mean()?, self.calibration.range()?);
         let [mean, square] = [0, 1].map(|i| moments.clone().narrow(0, i, 1));
         let all_zero = square.clone().equal_scalar(0.0);
-        // Beyond the largest value, nothing would reach it.
-        let clip = (square / mean * CLIP_PER_RATIO[self.bits.get() as usize - 1]).min_pair(max);
+        // No value reaches a clip value beyond the largest one. At the largest one itself, a rounding error decides whether that
+        // value reaches it: whether the gradient goes to the clip value or to the activation.
+        let largest = max * LARGEST_SHARE;
+        let clip = (square / mean * CLIP_PER_RATIO[self.bits.get() as usize - 1]).min_pair(largest);
         Some(clip.mask_fill(all_zero, INITIAL_CLIP_VALUE).clamp_min(MIN_CLIP_VALUE))
     }
 
