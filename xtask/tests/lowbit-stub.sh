@@ -28,15 +28,17 @@ inspect)
     ;;
 train)
     has "--device flex:0 " && fail 2 "no device is called \"flex:0\""
-    run= resumed=
+    run= resumed= or_resume=
     while [ $# -gt 0 ]; do
         case "$1" in
         --out) run=$2 ;;
         --resume) run=$2 resumed=1 ;;
+        --or-resume) or_resume=1 ;;
         esac
         shift
     done
     [ -n "$resumed" ] && [ ! -e "$run/run.json" ] && fail 4 "$run is not a run directory"
+    [ -z "$resumed$or_resume" ] && [ -e "$run/run.json" ] && fail 4 "run directory $run exists"
     [ -n "$STUB_FAIL" ] && has "$STUB_FAIL" && fail 5 "the loss is not finite"
     # As lowbit: the first signal lets it save, the second ends it.
     n_signals=0

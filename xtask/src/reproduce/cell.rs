@@ -36,13 +36,6 @@ pub struct Cell {
     pub run: PathBuf,
 }
 
-/// How far a cell is.
-pub enum CellState {
-    Absent,
-    Begun,
-    Complete,
-}
-
 /// What `result.json` says of a complete cell.
 #[derive(Clone, Debug, Deserialize)]
 pub struct CellResult {
@@ -59,12 +52,9 @@ impl Cell {
         format!("{}, seed {}", self.recipe, self.seed)
     }
 
-    pub fn state(&self) -> CellState {
-        match (self.run.join("result.json").is_file(), self.run.join("run.json").is_file()) {
-            (true, _) => CellState::Complete,
-            (false, true) => CellState::Begun,
-            (false, false) => CellState::Absent,
-        }
+    /// Whether it has a result.
+    pub fn is_complete(&self) -> bool {
+        self.run.join("result.json").is_file()
     }
 
     /// What it reached, of a complete cell.
@@ -278,22 +268,11 @@ impl Lowbit {
         }
     }
 
-    /// Trains a cell to its end, or until `wish` says otherwise, from where it is.
-    pub fn train(&self, cell: &Cell, n_threads: usize, wish: impl Fn() -> Wish) -> anyhow::Result<CellState> {
-        let mut command = match cell.state() {
-            CellState::Complete => return Ok(CellState::Complete),
-            CellState::Begun => {
-                let mut command = self.command(&["train", "--resume"]);
-                command.arg(&cell.run);
-                command
-            }
-            CellState::Absent => {
-                let mut command = self.command(&["train", &cell.recipe, "--out"]);
-                command.arg(&cell.run).args(["--set", &format!("seed={}", cell.seed)]);
-                cell.add_settings(&mut command);
-                command
-            }
-        };
+    /// Trains a cell from where it is to its end, or until `wish` says otherwise. Returns whether it is complete.
+    pub fn train(&self, cell: &Cell, n_threads: usize, wish: impl Fn() -> Wish) -> anyhow::Result<bool> {
+        let mut command = self.command(&["train", &cell.recipe, "--or-resume", "--out"]);
+        command.arg(&cell.run).args(["--set", &format!("seed={}", cell.seed)]);
+        cell.add_settings(&mut command);
         command.args(["--quiet", "--device", &self.device]).env("RAYON_NUM_THREADS", n_threads.to_string());
         self.with_data_dir(&mut command);
         command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -317,8 +296,8 @@ impl Lowbit {
         // Without a code, it was asked before it could save, and ended by the signal.
         let has_stopped = asked > Wish::GoOn && status.code().is_none_or(|code| code == INTERRUPTED);
         match status.success() {
-            true => Ok(CellState::Complete),
-            false if has_stopped => Ok(cell.state()),
+            true => Ok(true),
+            false if has_stopped => Ok(cell.is_complete()),
             false => bail!("lowbit ended with {status}; its log: {}", log(&cell.run)),
         }
     }

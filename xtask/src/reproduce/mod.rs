@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use crate::output::print;
 use crate::workspace;
-use cell::{Cell, CellState, Estimate, Images, Lowbit, Wish};
+use cell::{Cell, Estimate, Images, Lowbit, Wish};
 use plan::Plan;
 use report::{Failure, Report};
 use table::Table;
@@ -208,7 +208,7 @@ fn train(lowbit: &Lowbit, cells: &[Cell], args: &ReproduceArgs) -> anyhow::Resul
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(cell) = cells.get(index) else { return };
-            if matches!(cell.state(), CellState::Complete) {
+            if cell.is_complete() {
                 continue;
             }
             if wish() > Wish::GoOn {
@@ -217,8 +217,8 @@ fn train(lowbit: &Lowbit, cells: &[Cell], args: &ReproduceArgs) -> anyhow::Resul
             }
             eprintln!("cell {}/{}  {}  ({})", index + 1, cells.len(), cell.name(), clock(started.elapsed()));
             match lowbit.train(cell, n_threads.max(1), wish) {
-                Ok(CellState::Complete) => {}
-                Ok(_) => was_cut.store(true, Ordering::Relaxed),
+                Ok(true) => {}
+                Ok(false) => was_cut.store(true, Ordering::Relaxed),
                 Err(error) => {
                     let failure = Failure { cell: cell.name(), reason: format!("{error:#}") };
                     eprintln!("{failure}");
@@ -280,7 +280,7 @@ impl<'a> RecipeForecast<'a> {
             weight_bits: *weight_bits,
             act_bits: *act_bits,
             seeds: cells.len(),
-            left: cells.iter().filter(|cell| !matches!(cell.state(), CellState::Complete)).count(),
+            left: cells.iter().filter(|cell| !cell.is_complete()).count(),
             epochs,
             images_per_second: None,
             seconds: None,

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::Context;
 use serde::Serialize;
 
-use super::cell::{Cell, CellState, Outcome};
+use super::cell::{Cell, Outcome};
 use super::origin::Identity;
 use super::plot;
 use super::table::{Published, Table};
@@ -81,7 +81,7 @@ impl Report {
         let (mut rows, mut machines) = (Vec::new(), BTreeSet::new());
         for cells in cells.chunk_by(|a, b| a.recipe == b.recipe) {
             let mut outcomes = Vec::new();
-            for cell in cells.iter().filter(|cell| matches!(cell.state(), CellState::Complete)) {
+            for cell in cells.iter().filter(|cell| cell.is_complete()) {
                 match cell.outcome() {
                     Ok(outcome) => {
                         machines.insert(outcome.result.origin.machine());
