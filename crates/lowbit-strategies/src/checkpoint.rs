@@ -25,8 +25,8 @@ use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::disk::{remove_directory, sync_directory, write_synced};
-use crate::error::explain;
+use crate::disk::{remove_all, sync_directory, write_synced};
+use crate::error::{explain, one_line};
 use crate::files::{MAX_TEXT, read_regular};
 use crate::learner::{DEPLOYED, network_specs};
 use crate::metrics::{Scores, Tally};
@@ -150,11 +150,11 @@ impl Manifest {
         struct Version {
             schema: u32,
         }
-        let Version { schema } = serde_json::from_slice(bytes).map_err(|error| escaped(&error))?;
+        let Version { schema } = serde_json::from_slice(bytes).map_err(|error| one_line(&error))?;
         if !(OLDEST_SCHEMA..=SCHEMA).contains(&schema) {
             return Err(format!("has schema {schema}, this lowbit reads {OLDEST_SCHEMA} to {SCHEMA}"));
         }
-        let manifest: Self = serde_json::from_slice(bytes).map_err(|error| escaped(&error))?;
+        let manifest: Self = serde_json::from_slice(bytes).map_err(|error| one_line(&error))?;
         if schema == SCHEMA {
             let no_digest = |of: &str| format!("has no digest of {of}, which schema {SCHEMA} has");
             manifest.state_sha256.as_ref().ok_or_else(|| no_digest("the state"))?;
@@ -209,7 +209,7 @@ pub enum CheckpointError {
         source: io::Error,
     },
     /// The checkpoint is not what was written.
-    #[error("checkpoint {} is damaged: {problem}{}", .path.display(), offer(previous))]
+    #[error("{}{}", is_damaged(path, problem), offer(previous))]
     Damaged {
         /// The checkpoint.
         path: PathBuf,
@@ -281,6 +281,20 @@ pub enum CheckpointError {
     },
 }
 
+impl CheckpointError {
+    /// What is wrong, without what else there is to go on from.
+    pub(crate) fn without_offer(&self) -> String {
+        match self {
+            Self::Damaged { path, problem, .. } => is_damaged(path, problem),
+            other => other.to_string(),
+        }
+    }
+}
+
+fn is_damaged(path: &Path, problem: &str) -> String {
+    format!("checkpoint {} is damaged: {problem}", path.display())
+}
+
 fn offer(previous: &Option<String>) -> String {
     match previous {
         Some(name) => format!("; the newest intact one is {name}"),
@@ -299,13 +313,6 @@ pub(crate) struct Scored {
 pub(crate) struct Checkpoints {
     run: PathBuf,
     folder: PathBuf,
-}
-
-/// The newest checkpoint that is intact, by name, and what is wrong with those after it.
-#[derive(Default)]
-pub(crate) struct Intact {
-    pub(crate) checkpoint: Option<(String, Checkpoint)>,
-    pub(crate) damaged: Vec<CheckpointError>,
 }
 
 impl Checkpoints {
@@ -374,7 +381,7 @@ impl Checkpoints {
         let result = save();
         if result.is_err() {
             // What could not be completed is of no use; that it cannot be removed either changes nothing.
-            let _ = remove_directory(&temporary);
+            let _ = remove_all(&temporary);
         }
         result.map(|()| path)
     }
@@ -445,31 +452,6 @@ impl Checkpoints {
         }
     }
 
-    /// Reads the newest checkpoint that is intact, and says what is wrong with those after it. One that is intact, but of
-    /// another network or recipe, is an error: that concerns the run, not a checkpoint.
-    pub(crate) fn load_intact(&self) -> Result<Intact, CheckpointError> {
-        let mut damaged = Vec::new();
-        for name in self.names()?.into_iter().rev() {
-            match self.read_whole(&name) {
-                Ok(checkpoint) => {
-                    for error in &mut damaged {
-                        if let CheckpointError::Damaged { previous, .. } = error {
-                            *previous = Some(name.clone());
-                        }
-                    }
-                    return Ok(Intact { checkpoint: Some((name, checkpoint)), damaged });
-                }
-                Err(error @ CheckpointError::Damaged { .. }) => damaged.push(error),
-                Err(error) => return Err(error),
-            }
-        }
-        // Nothing to go on from: the error is that of the newest.
-        match damaged.into_iter().next() {
-            Some(error) => Err(error),
-            None => Ok(Intact::default()),
-        }
-    }
-
     /// The error of the checkpoint `name` that is damaged, with the newest one that is not.
     pub(crate) fn with_previous(&self, error: CheckpointError, name: &str) -> CheckpointError {
         match error {
@@ -526,7 +508,7 @@ impl Checkpoints {
     }
 
     /// The same, with the state that it was made with.
-    fn read_whole(&self, name: &str) -> Result<Checkpoint, CheckpointError> {
+    pub(crate) fn read_whole(&self, name: &str) -> Result<Checkpoint, CheckpointError> {
         let checkpoint = self.read(name)?;
         checkpoint.expect_state(&self.path(name))?;
         Ok(checkpoint)
@@ -554,7 +536,7 @@ impl Checkpoints {
             return Err(damaged(format!("{SUMS} names {name:?}, which is not there")));
         }
         match names.iter().find(|name| sums.get(name).is_none()) {
-            Some(name) => Err(damaged(format!("{} is not in {SUMS}", name.escape_debug()))),
+            Some(name) => Err(damaged(format!("{} is not in {SUMS}", one_line(name)))),
             None => Ok(sums),
         }
     }
@@ -591,7 +573,7 @@ impl Checkpoints {
         let path = folder.join(file);
         read_regular(&path, max_bytes).map_err(|error| match error.kind() {
             NotFound | NotADirectory | IsADirectory | InvalidInput | FileTooLarge => {
-                Self::damaged(folder, format!("{}: {}", file.escape_debug(), explain(&error)))
+                Self::damaged(folder, format!("{}: {}", one_line(&file), explain(&error)))
             }
             _ => self.io("read", &path, error),
         })
@@ -643,9 +625,9 @@ impl Checkpoints {
         result
     }
 
-    /// Removes a directory, if it is there.
+    /// Removes what is there, if anything.
     fn remove(&self, path: &Path) -> Result<(), CheckpointError> {
-        remove_directory(path).map_err(|source| self.io("remove", path, source))
+        remove_all(path).map_err(|source| self.io("remove", path, source))
     }
 
     /// Name of the checkpoint with the highest test accuracy, the earliest of several, among those of `last_phase`: only
@@ -669,12 +651,7 @@ impl Checkpoints {
     pub(crate) fn best_intact(&self, last_phase: usize) -> (Option<Scored>, Vec<String>) {
         let mut warnings = Vec::new();
         let mut warn = |error: CheckpointError| {
-            let problem = match error {
-                CheckpointError::Damaged { path, problem, .. } => {
-                    format!("checkpoint {} is damaged: {problem}", path.display())
-                }
-                other => other.to_string(),
-            };
+            let problem = error.without_offer();
             warnings.push(format!("{problem}; the best checkpoint is looked for among the others"));
         };
         let mut best: Option<Scored> = None;
@@ -746,7 +723,7 @@ impl Checkpoint {
             Some(expected) if *expected != got => {
                 let problem = format!(
                     "its files are not those it was made with: {MANIFEST} has a state of sha256 {}, they have {got}",
-                    expected.escape_debug()
+                    one_line(expected)
                 );
                 Err(Checkpoints::damaged(path, problem))
             }
@@ -795,11 +772,6 @@ impl NetworkState {
             OptimizerFile::parse(&self.optimizer).expect("invariant: it was serialized a moment ago");
         optimizer.first_non_finite().map(|name| format!("optimizer.{name}"))
     }
-}
-
-/// An error whose text may come from a file.
-fn escaped(error: &impl std::fmt::Display) -> String {
-    error.to_string().escape_debug().to_string()
 }
 
 /// The name of the checkpoint after `step` steps.
@@ -856,7 +828,7 @@ fn to_safetensors(tensors: &NamedTensors) -> Vec<u8> {
 }
 
 pub(crate) fn from_safetensors(bytes: &[u8]) -> Result<NamedTensors, String> {
-    let tensors = SafeTensors::deserialize(bytes).map_err(|error| escaped(&error))?;
+    let tensors = SafeTensors::deserialize(bytes).map_err(|error| one_line(&error))?;
     let tensor = |(path, view): (&str, TensorView<'_>)| {
         if view.dtype() != Dtype::F32 {
             return Err(format!("tensor {path:?} has type {:?}, expected F32", view.dtype()));

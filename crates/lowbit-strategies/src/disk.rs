@@ -1,8 +1,8 @@
 //! Writing what must survive a power cut, on file systems that lack a part of what that needs.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::path::Path;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::files::open_regular;
@@ -25,6 +25,22 @@ pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = open_regular(path, OpenOptions::new().write(true).create(true).truncate(true))?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+/// Appends a line to the file at `path`, which is made if it is not there, and syncs it. One that was cut short before stays,
+/// for itself.
+pub(crate) fn append_line(path: &Path, line: &str) -> io::Result<()> {
+    let mut file = open_regular(path, OpenOptions::new().create(true).read(true).append(true))?;
+    let is_new = file.metadata()?.len() == 0;
+    let mut last = *b"\n";
+    if !is_new {
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+    }
+    let line_break = if last == *b"\n" { "" } else { "\n" };
+    file.write_all(format!("{line_break}{line}\n").as_bytes())?;
+    file.sync_all()?;
+    if is_new { sync_parent(path) } else { Ok(()) }
 }
 
 /// Syncs the names in a directory to the disk, where the file system can: a file or directory in it survives a power cut
@@ -94,29 +110,55 @@ pub(crate) const NEW_PROBE: &str = ".probe.tmp";
 
 /// What [`probe`] found.
 pub(crate) enum Probe {
-    /// All that checkpoints need.
+    /// All that a run needs.
     Complete,
     /// A directory cannot be synced.
     NoSync,
-    /// A directory cannot be renamed.
-    NoRename(io::Error),
+    /// Something that a run cannot do without.
+    Lacks {
+        /// What cannot be done, as in "rename a directory".
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// What the probe made cannot be removed.
+    NotRemoved {
+        /// That.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
 }
 
-/// Tries in `directory` what checkpoints need of its file system.
+/// Tries in `directory` what a run needs of its file system.
 pub(crate) fn probe(directory: &Path) -> io::Result<Probe> {
     let (old, new) = (directory.join(NEW_PROBE), directory.join(PROBE));
-    for path in [&old, &new] {
-        remove_directory(path)?;
+    let remove = |path: &PathBuf| match remove_all(path) {
+        Err(source) => Some(Probe::NotRemoved { path: path.clone(), source }),
+        Ok(()) => None,
+    };
+    if let Some(left) = [&old, &new].into_iter().find_map(remove) {
+        return Ok(left);
     }
     fs::create_dir(&old)?;
-    // Not an empty one, which some can rename that cannot rename others.
-    write_synced(&old.join("file"), b"")?;
-    if let Err(error) = fs::rename(&old, &new) {
-        remove_directory(&old)?;
-        return Ok(Probe::NoRename(error));
+    // Not an empty directory, which some can rename that cannot rename others.
+    let (file, other) = (old.join("file"), old.join("other"));
+    write_synced(&file, b"")?;
+    write_synced(&other, b"")?;
+    let tries = [
+        ("rename a file", &file, &old.join("renamed")),
+        ("put a file in the place of another", &old.join("renamed"), &other),
+        ("rename a directory", &old, &new),
+    ];
+    for (action, from, to) in tries {
+        if let Err(source) = fs::rename(from, to) {
+            return Ok(remove(&old).unwrap_or(Probe::Lacks { action, source }));
+        }
     }
     let synced = sync_open_directory(&new);
-    remove_directory(&new)?;
+    if let Some(left) = remove(&new) {
+        return Ok(left);
+    }
     match synced {
         Ok(()) => Ok(Probe::Complete),
         Err(error) if is_unsupported_sync(&error) => Ok(Probe::NoSync),
@@ -124,9 +166,14 @@ pub(crate) fn probe(directory: &Path) -> io::Result<Probe> {
     }
 }
 
-/// Removes a directory with all it holds, if it is there.
-pub(crate) fn remove_directory(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
+/// Removes what is at `path`, if anything: a directory with all it holds. A link goes, not what it leads to.
+pub(crate) fn remove_all(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -178,16 +225,28 @@ mod tests {
         assert!(is_unsupported_lock(&unsupported) && is_unsupported_sync(&unsupported));
     }
 
-    /// A probe that was killed leaves directories that the next one takes away.
+    /// A probe that was killed leaves what the next one takes away, whatever it is.
     #[test]
     fn a_probe_leaves_nothing() {
         let folder = TempDir::new().unwrap();
-        for left in [NEW_PROBE, PROBE] {
-            fs::create_dir(folder.path().join(left)).unwrap();
-        }
+        fs::create_dir(folder.path().join(NEW_PROBE)).unwrap();
+        fs::write(folder.path().join(NEW_PROBE).join("file"), "").unwrap();
+        fs::write(folder.path().join(PROBE), "").unwrap();
         assert!(matches!(probe(folder.path()).unwrap(), Probe::Complete));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         assert!(probe(&folder.path().join("missing")).is_err());
+    }
+
+    #[test]
+    fn lines_are_appended_after_one_that_was_cut_short() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("lines");
+        append_line(&path, "a").unwrap();
+        append_line(&path, "b").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "a\nb\n");
+        fs::write(&path, "a\nb").unwrap();
+        append_line(&path, "c").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "a\nb\nc\n");
     }
 
     #[test]

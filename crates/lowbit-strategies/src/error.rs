@@ -173,16 +173,50 @@ pub enum TrainError {
         /// A file of what it recorded.
         record: PathBuf,
     },
-    /// Checkpoints cannot be written on this file system.
+    /// The file system cannot do what a run needs.
     #[error(
-        "the file system of {} cannot rename a directory, which checkpoints need ({}): train on another file system",
+        "the file system of {} cannot {action}, which checkpoints need ({}): train on another file system",
         .path.display(), explain(source)
     )]
-    NoRename {
+    FileSystem {
         /// The run directory.
+        path: PathBuf,
+        /// What it cannot do, as in "rename a directory".
+        action: &'static str,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// What the file system was tried by cannot be removed.
+    #[error(
+        "failed to remove {}, by which the file system was tried ({}): remove it by hand, or train on another file system",
+        .path.display(), explain(source)
+    )]
+    ProbeLeft {
+        /// That.
         path: PathBuf,
         /// What the file system said.
         source: io::Error,
+    },
+    /// The run directory cannot be written to.
+    #[error(
+        "failed to write {} ({}): a run is trained where it can be written to; change its owner or mode, or copy it",
+        .path.display(), explain(source)
+    )]
+    NotWritable {
+        /// The file of its lock.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A run has checkpoints, but none that can be gone on from.
+    #[error("no checkpoint of {} can be gone on from, of {n_checkpoints}; the newest: {newest}", .path.display())]
+    NoneUsable {
+        /// The run directory.
+        path: PathBuf,
+        /// Its checkpoints.
+        n_checkpoints: usize,
+        /// What is wrong with the newest.
+        newest: Box<TrainError>,
     },
     /// A stop was asked for before the training began: nothing was written.
     #[error("stopped before the training began")]
@@ -310,7 +344,7 @@ fn last_good(checkpoint: &Option<PathBuf>) -> String {
 fn intact(checkpoint: &Option<PathBuf>) -> String {
     match checkpoint {
         Some(path) => format!("checkpoint {} is intact: resume from it when this is mended", path.display()),
-        None => "no checkpoint was written before it".into(),
+        None => "it has no checkpoint that can be read".into(),
     }
 }
 
@@ -335,8 +369,24 @@ pub(crate) fn explain(error: &io::Error) -> String {
         io::ErrorKind::NotFound => "no such file or directory".into(),
         io::ErrorKind::NotADirectory => "not a directory".into(),
         io::ErrorKind::AlreadyExists => "there is a file of this name".into(),
+        io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only".into(),
+        _ if cfg!(unix) && error.raw_os_error().is_some_and(|code| TOO_MANY_FILES.contains(&code)) => {
+            "too many files are open: allow more (ulimit -n)".into()
+        }
         _ => error.to_string(),
     }
+}
+
+/// ENFILE and EMFILE: of the system, of the process.
+const TOO_MANY_FILES: [i32; 2] = [23, 24];
+
+/// A text in a line, without what a terminal would obey: it may come from a file.
+pub(crate) fn one_line(text: &impl fmt::Display) -> String {
+    let escaped = |c: char| match c {
+        c if c.is_control() => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    text.to_string().chars().map(escaped).collect()
 }
 
 /// Attaches what was done to which file to an I/O error.
@@ -361,5 +411,18 @@ mod tests {
         assert_eq!(quoted("my runs/a"), "'my runs/a'");
         assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");
         assert_eq!(quoted(""), "''");
+    }
+
+    #[test]
+    fn messages_keep_their_quotes() {
+        assert_eq!(one_line(&"Tensor 'a' \"b\"\n\u{1b}é"), r#"Tensor 'a' "b"\n\u{1b}é"#);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn limits_of_the_process_say_what_to_do() {
+        for code in TOO_MANY_FILES {
+            assert!(explain(&io::Error::from_raw_os_error(code)).contains("ulimit -n"), "{code}");
+        }
     }
 }

@@ -50,25 +50,39 @@ pub fn read_regular_text(path: &Path, max_bytes: u64) -> io::Result<String> {
 /// The error of the system, or one that says what is there instead.
 pub fn open_regular(path: &Path, options: &OpenOptions) -> io::Result<File> {
     // Before it is opened: that alone may wait for ever.
-    match fs::metadata(path) {
-        Ok(metadata) => expect_regular(&metadata)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
+    regular_length(path)?;
     let file = options.open(path)?;
     expect_regular(&file.metadata()?)?;
     Ok(file)
+}
+
+/// Bytes of the regular file at `path`, or of one that a link there leads to; `None` if there is nothing of this name.
+///
+/// # Errors
+/// The error of the system, or one that says what is there instead.
+pub(crate) fn regular_length(path: &Path) -> io::Result<Option<u64>> {
+    match fs::metadata(path) {
+        Ok(metadata) => expect_regular(&metadata).map(|()| Some(metadata.len())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match fs::symlink_metadata(path) {
+            // What would be made is a file somewhere else.
+            Ok(_) => Err(not_regular("a link to nothing")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        },
+        Err(error) => Err(error),
+    }
 }
 
 fn expect_regular(metadata: &Metadata) -> io::Result<()> {
     match metadata {
         metadata if metadata.is_file() => Ok(()),
         metadata if metadata.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
-        metadata => {
-            let message = format!("it is {}, expected a regular file", kind(metadata));
-            Err(io::Error::new(io::ErrorKind::InvalidInput, message))
-        }
+        metadata => Err(not_regular(kind(metadata))),
     }
+}
+
+fn not_regular(kind: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("it is {kind}, expected a regular file"))
 }
 
 #[cfg(unix)]
@@ -119,10 +133,13 @@ mod tests {
         fs::write(path("file"), "abc").unwrap();
         symlink(path("file"), path("link")).unwrap();
         symlink("/dev/zero", path("zero")).unwrap();
+        symlink(path("nothing"), path("dangling")).unwrap();
         assert_eq!(read_regular(&path("link"), 9).unwrap(), b"abc");
         let made = std::process::Command::new("mkfifo").arg(path("fifo")).status().unwrap();
         assert!(made.success());
-        for (name, expected) in [("zero", "it is a device"), ("fifo", "it is a FIFO")] {
+        let kinds =
+            [("zero", "it is a device"), ("fifo", "it is a FIFO"), ("dangling", "it is a link to nothing")];
+        for (name, expected) in kinds {
             let mut append = OpenOptions::new();
             append.append(true).create(true);
             for refused in
@@ -132,5 +149,6 @@ mod tests {
                 assert_eq!(message, format!("{expected}, expected a regular file"));
             }
         }
+        assert!(!path("nothing").exists(), "no file is made where a link leads to");
     }
 }

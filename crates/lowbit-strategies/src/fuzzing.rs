@@ -9,7 +9,7 @@ use crate::learner::network_specs;
 use crate::optimizer::Optimizer;
 use crate::optimizer_file::{MayLack, OptimizerFile, optimizer_bytes};
 use crate::recipe::{Recipe, TrainRecipe};
-use crate::run_dir::RunDir;
+use crate::run_dir::{RunDir, Starts};
 
 /// Reads the manifest of a checkpoint.
 pub fn manifest(bytes: &[u8]) -> bool {
@@ -69,7 +69,7 @@ pub fn optimizer(bytes: &[u8]) -> bool {
 /// Whether a run could go on whose checkpoint was made when `metrics.jsonl` had `metrics_bytes` bytes and the other files
 /// what they have now.
 pub fn records(run: &RunDir, metrics_bytes: u64) -> bool {
-    let records = run.records(metrics_bytes).expect("the files can be read");
+    let records = run.records(&mut Starts::default(), metrics_bytes).expect("the files can be read");
     run.expect_records(&Progress { metrics_bytes, records, ..Progress::default() }).is_ok()
 }
 

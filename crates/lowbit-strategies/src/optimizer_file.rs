@@ -10,6 +10,8 @@ use burn::optim::{ModuleOptimizer, OptimizerRecord};
 use burn::tensor::{Bytes, DType};
 use burn_pack::{Reader, Scalar, Tensor, Writer};
 
+use crate::error::one_line;
+
 /// Name of the scalar with the rank of a parameter, as burn writes it.
 const RANK: &str = "__rank";
 
@@ -68,16 +70,15 @@ impl OptimizerFile {
     /// Reads the container alone: whether it fits a network is for [`expect_like`](Self::expect_like).
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let reader = Reader::from_bytes(Bytes::from_bytes_vec(bytes.to_vec()));
-        let reader = reader.map_err(|error| format!("is no burnpack: {}", one_line(&error.to_string())))?;
+        let reader = reader.map_err(|error| format!("is no burnpack: {}", one_line(&error)))?;
         let (paths, scalars) = (reader.metadata().clone(), reader.scalars().clone());
         let mut tensors = BTreeMap::new();
-        for tensor in reader.into_tensors().map_err(|error| one_line(&error.to_string()))? {
+        for tensor in reader.into_tensors().map_err(|error| one_line(&error))? {
             let Tensor { dtype, param_id, .. } = tensor;
             if dtype != DType::F32 {
                 return Err(format!("tensor {:?} has type {dtype:?}, expected F32", tensor.name));
             }
-            let (name, _, shape, _, bytes) =
-                tensor.into_parts().map_err(|error| one_line(&error.to_string()))?;
+            let (name, _, shape, _, bytes) = tensor.into_parts().map_err(|error| one_line(&error))?;
             tensors.insert(name, OptimizerTensor { param_id, dtype, shape: shape.to_vec(), bytes });
         }
         Ok(Self { paths, scalars, tensors })
@@ -218,11 +219,6 @@ impl OptimizerFile {
 
 fn not_kept(what: &str) -> String {
     format!("it has {what}, which the optimizer of this recipe does not keep")
-}
-
-/// A message of burn's, whose names come from the file.
-fn one_line(message: &str) -> String {
-    message.escape_debug().to_string()
 }
 
 /// The serialized state of an optimizer.

@@ -28,11 +28,11 @@ use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{Checkpoints, Progress, Record, sha256};
 use crate::disk::{
-    self, Probe, create_directories, is_unsupported_lock, may_pass, sync_directory, sync_parent,
-    with_retries, write_synced,
+    self, Probe, append_line, create_directories, is_unsupported_lock, may_pass, remove_all, sync_directory,
+    sync_parent, with_retries, write_synced,
 };
 use crate::error::{IoContext, TrainError};
-use crate::files::{MAX_RECORD, MAX_TEXT, open_regular, read_regular, read_regular_text};
+use crate::files::{MAX_RECORD, MAX_TEXT, open_regular, read_regular, read_regular_text, regular_length};
 use crate::origin::{Origin, RunProcess, utc_now};
 use crate::recipe::{Recipe, StrategyRecipe};
 use crate::trainer::{EpochTiming, RunResult, with_absolute_paths};
@@ -51,6 +51,12 @@ pub(crate) const PROCESSES: &str = "processes.jsonl";
 
 /// Version of the format of `run.json`.
 const SCHEMA: u32 = 2;
+
+// A message is recorded once in a run: it must not depend on how the run was named.
+const NO_SYNC: &str = "the file system of this run cannot sync directories: after a power cut, the newest checkpoint may be \
+                       missing";
+const NO_LOCK: &str =
+    "the file system of this run has no locks: make sure that no two processes train in this run";
 
 /// Where a new run is made.
 #[derive(Clone, Copy, Debug)]
@@ -259,19 +265,24 @@ impl RunDir {
         if !is_new {
             expect_unused(&path, BeforeLock::Yes)?;
         }
-        let mut run = Self::locked(path)?;
+        let mut run = Self::locked(path.clone()).inspect_err(|_| {
+            // It is empty, unless another process was faster.
+            let _ = fs::remove_dir(&path);
+        })?;
         // Another process may have been here in the meantime.
-        expect_unused(&run.path, BeforeLock::No)?;
-        match run.fill(recipe, plan, info) {
-            Ok(()) => Ok(run),
-            Err(error) => {
-                if is_new {
-                    // The error says more than that this failed too.
-                    let _ = fs::remove_dir_all(&run.path);
-                }
-                Err(error)
-            }
+        let unused = expect_unused(&run.path, BeforeLock::No);
+        if let (true, Err(TrainError::Io { .. })) = (is_new, &unused) {
+            let _ = fs::remove_file(run.path.join(LOCK));
+            let _ = fs::remove_dir(&run.path);
         }
+        unused?;
+        run.fill(recipe, plan, info).inspect_err(|_| {
+            if is_new {
+                // The error says more than that this failed too.
+                let _ = fs::remove_dir_all(&path);
+            }
+        })?;
+        Ok(run)
     }
 
     fn fill(&mut self, recipe: &Recipe, plan: &Plan, info: &RunInfo) -> Result<(), TrainError> {
@@ -296,18 +307,18 @@ impl RunDir {
     /// Tries whether the file system can do what checkpoints need.
     ///
     /// # Errors
-    /// [`TrainError::NoRename`] if it cannot.
+    /// [`TrainError::FileSystem`] if it cannot, [`TrainError::ProbeLeft`] if what it was tried by stays.
     pub(crate) fn probe(&mut self) -> Result<(), TrainError> {
         match disk::probe(&self.path).context("try the file system of", &self.path)? {
             Probe::Complete => Ok(()),
             Probe::NoSync => {
-                self.warn(format!(
-                    "the file system of {} cannot sync directories: after a power cut, the newest checkpoint may be missing",
-                    self.path.display()
-                ));
+                self.warn(NO_SYNC.into());
                 Ok(())
             }
-            Probe::NoRename(source) => Err(TrainError::NoRename { path: self.path.clone(), source }),
+            Probe::Lacks { action, source } => {
+                Err(TrainError::FileSystem { path: self.path.clone(), action, source })
+            }
+            Probe::NotRemoved { path, source } => Err(TrainError::ProbeLeft { path, source }),
         }
     }
 
@@ -343,16 +354,23 @@ impl RunDir {
     /// Opens the directory of an earlier run to train on in it.
     pub(crate) fn open_for_training(path: &Path) -> Result<Self, TrainError> {
         Self::open(path)?;
-        Self::locked(path.into())
+        let run = Self::locked(path.into())?;
+        run.expect_regular_files()?;
+        Ok(run)
+    }
+
+    /// Refuses a run in which something else has the name of a file, before the training that would fail by it.
+    fn expect_regular_files(&self) -> Result<(), TrainError> {
+        let files = [RECIPE, PLAN, METRICS, TIMING, WARNINGS, PROCESSES, RESULT, RUN_INFO];
+        files.iter().try_for_each(|name| {
+            let path = self.path.join(name);
+            regular_length(&path).context("read", &path).map(drop)
+        })
     }
 
     fn locked(path: PathBuf) -> Result<Self, TrainError> {
         let (lock, is_locked) = lock(&path)?;
-        let no_lock = format!(
-            "the file system of {} has no locks: make sure that no two processes train in this run",
-            path.display()
-        );
-        let warnings = if is_locked { Vec::new() } else { vec![no_lock] };
+        let warnings = if is_locked { Vec::new() } else { vec![NO_LOCK.into()] };
         Ok(Self { path, _lock: Some(lock), warnings })
     }
 
@@ -436,22 +454,7 @@ impl RunDir {
     pub(crate) fn append_process(&self, process: &RunProcess) -> Result<(), TrainError> {
         let path = self.path.join(PROCESSES);
         let line = serde_json::to_string(process).expect("invariant: a process is plain data");
-        let append = || {
-            // Runs of an earlier lowbit have none.
-            let mut file = open_regular(&path, OpenOptions::new().create(true).read(true).append(true))?;
-            let is_new = file.metadata()?.len() == 0;
-            let mut last = *b"\n";
-            if !is_new {
-                file.seek(SeekFrom::End(-1))?;
-                file.read_exact(&mut last)?;
-            }
-            // A line that was cut short stays, for itself.
-            let line_break = if last == *b"\n" { "" } else { "\n" };
-            file.write_all(format!("{line_break}{line}\n").as_bytes())?;
-            file.sync_all()?;
-            if is_new { sync_directory(&self.path) } else { Ok(()) }
-        };
-        append().context("write", &path)
+        append_line(&path, &line).context("write", &path)
     }
 
     /// The outcome, if the training is complete.
@@ -469,11 +472,7 @@ impl RunDir {
         let is_there = folder.try_exists().context("read", &folder)?;
         for name in [RESULT, METRICS, TIMING] {
             let path = self.path.join(name);
-            let is_recorded = match fs::metadata(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-                metadata => metadata.context("read", &path)?.len() > 0,
-            };
-            if is_recorded {
+            if regular_length(&path).context("read", &path)?.is_some_and(|length| length > 0) {
                 return Err(TrainError::NoCheckpointLeft { path: folder, is_there, record: path });
             }
         }
@@ -533,6 +532,8 @@ impl RunDir {
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), TrainError> {
         let (path, temporary) = (self.path.join(name), self.path.join(format!(".{name}.tmp")));
         let write = || {
+            // Whatever is there was left by a process that was killed.
+            remove_all(&temporary)?;
             write_synced(&temporary, bytes)?;
             fs::rename(&temporary, &path)?;
             sync_directory(&self.path)
@@ -578,24 +579,28 @@ impl RunDir {
     }
 
     /// Digests of the files that are only appended to, of which `metrics.jsonl` has `metrics_bytes` bytes: with fewer, a
-    /// checkpoint would be one that nothing can go on from.
-    pub(crate) fn records(&self, metrics_bytes: u64) -> Result<BTreeMap<String, Record>, TrainError> {
+    /// checkpoint would be one that nothing can go on from. Only what was appended since `starts` is read.
+    pub(crate) fn records(
+        &self,
+        starts: &mut Starts,
+        metrics_bytes: u64,
+    ) -> Result<BTreeMap<String, Record>, TrainError> {
         let mut records = BTreeMap::new();
         for name in APPENDED {
             let path = self.path.join(name);
-            let max_bytes = if name == METRICS { metrics_bytes } else { MAX_RECORD };
-            match digest_of_start(&path, max_bytes) {
-                // It may not be begun yet.
-                Err(error) if name != METRICS && error.kind() == io::ErrorKind::NotFound => {}
-                start => {
-                    let Start { bytes, sha256, .. } = start.context("read", &path)?;
-                    if name == METRICS && bytes < metrics_bytes {
-                        let message =
-                            format!("it has {bytes} bytes, but had {metrics_bytes} after the last epoch");
-                        return Err(TrainError::DamagedFile { path, message });
-                    }
-                    records.insert(name.into(), Record { bytes, sha256 });
+            match starts.record(name, &path, (name == METRICS).then_some(metrics_bytes)) {
+                Ok(Some(record)) if name == METRICS && record.bytes < metrics_bytes => {
+                    let got = record.bytes;
+                    let message = format!("it has {got} bytes, but had {metrics_bytes} after the last epoch");
+                    return Err(TrainError::DamagedFile { path, message });
                 }
+                Ok(Some(record)) => drop(records.insert(name.into(), record)),
+                // It may not be begun yet.
+                Ok(None) if name != METRICS => {}
+                Ok(None) => return Err(io::Error::from(io::ErrorKind::NotFound)).context("read", path),
+                // They decide nothing, and what cannot be read cannot be appended to either, which is warned of.
+                Err(_) if [WARNINGS, PROCESSES].contains(&name) => {}
+                Err(error) => return Err(error).context("read", path),
             }
         }
         Ok(records)
@@ -614,18 +619,19 @@ impl RunDir {
                 record => record.map_or(0, |record| record.bytes),
             };
             let path = self.path.join(name);
-            let start = match digest_of_start(&path, bytes) {
+            let mut start = Start::default();
+            match start.extend(&path, bytes) {
                 Err(error) if name != METRICS && error.kind() == io::ErrorKind::NotFound => {
-                    warnings.push(format!("{} is missing: a new one is begun", path.display()));
+                    warnings.push(format!("{name} is missing: a new one is begun"));
                     continue;
                 }
-                start => start.context("read", &path)?,
-            };
+                read => read.context("read", &path)?,
+            }
             let is_short = start.bytes < bytes;
             let message = if is_short {
                 let got = start.bytes;
                 format!("it has {got} bytes, but the checkpoint was made when it had {bytes}")
-            } else if record.is_some_and(|record| (record.bytes, &record.sha256) != (bytes, &start.sha256)) {
+            } else if record.is_some_and(|record| *record != start.record()) {
                 format!("its first {bytes} bytes are not those that it had when the checkpoint was made")
             } else if name == METRICS && !start.ends_a_line {
                 format!("its first {bytes} bytes, as many as when the checkpoint was made, end in a line")
@@ -636,7 +642,7 @@ impl RunDir {
             if decides {
                 return Err(TrainError::DamagedFile { path, message });
             }
-            warnings.push(format!("{} was changed: {message}; it is kept as it is", path.display()));
+            warnings.push(format!("{name} was changed: {message}; it is kept as it is"));
         }
         Ok(warnings)
     }
@@ -645,34 +651,66 @@ impl RunDir {
 /// The files of a run that are only appended to.
 const APPENDED: [&str; 4] = [METRICS, TIMING, WARNINGS, PROCESSES];
 
-/// The start of a file.
+/// What the files held that are only appended to, by name, when the last checkpoint was made.
+#[derive(Default)]
+pub(crate) struct Starts(BTreeMap<&'static str, Start>);
+
+impl Starts {
+    /// The digest of the file at `path`, or of its first `bytes` bytes; `None` if it is not there.
+    fn record(&mut self, name: &'static str, path: &Path, bytes: Option<u64>) -> io::Result<Option<Record>> {
+        let Some(length) = regular_length(path)? else {
+            self.0.remove(name);
+            return Ok(None);
+        };
+        let bytes = bytes.map_or(length, |bytes| bytes.min(length));
+        let start = self.0.entry(name).or_default();
+        if start.bytes > bytes {
+            // It was cut, or begun anew.
+            *start = Start::default();
+        }
+        start.extend(path, bytes)?;
+        Ok(Some(start.record()))
+    }
+}
+
+/// The start of a file, as far as it was read.
 struct Start {
     bytes: u64,
-    sha256: String,
+    digest: Sha256,
     /// Whether it ends where a line does.
     ends_a_line: bool,
 }
 
-/// Digest of the first `max_bytes` bytes of the file at `path`, or of all of it; of no more than such a file can have.
-fn digest_of_start(path: &Path, max_bytes: u64) -> io::Result<Start> {
-    let mut file = open_regular(path, OpenOptions::new().read(true))?.take(max_bytes.min(MAX_RECORD));
-    let mut start = Start { bytes: 0, sha256: String::new(), ends_a_line: true };
-    let mut digest = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => {
-                digest.update(&buffer[..n]);
-                start.bytes += n as u64;
-                start.ends_a_line = buffer[n - 1] == b'\n';
+impl Default for Start {
+    fn default() -> Self {
+        Self { bytes: 0, digest: Sha256::new(), ends_a_line: true }
+    }
+}
+
+impl Start {
+    /// Reads on in the file at `path`, up to its first `bytes` bytes or its end, but no more than such a file can have.
+    fn extend(&mut self, path: &Path, bytes: u64) -> io::Result<()> {
+        let mut file = open_regular(path, OpenOptions::new().read(true))?;
+        file.seek(SeekFrom::Start(self.bytes))?;
+        let mut file = file.take(bytes.min(MAX_RECORD).saturating_sub(self.bytes));
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => {
+                    self.digest.update(&buffer[..n]);
+                    self.bytes += n as u64;
+                    self.ends_a_line = buffer[n - 1] == b'\n';
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
         }
     }
-    start.sha256 = format!("{:x}", digest.finalize());
-    Ok(start)
+
+    fn record(&self) -> Record {
+        Record { bytes: self.bytes, sha256: format!("{:x}", self.digest.clone().finalize()) }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -727,7 +765,12 @@ fn lock(path: &Path) -> Result<(File, bool), TrainError> {
     let file_path = path.join(LOCK);
     let file =
         open_regular(&file_path, OpenOptions::new().read(true).write(true).create(true).truncate(false));
-    let mut file = file.context("write", &file_path)?;
+    let mut file = match file {
+        Err(source) if is_not_writable(&source) => {
+            return Err(TrainError::NotWritable { path: file_path, source });
+        }
+        file => file.context("write", &file_path)?,
+    };
     match state_of(file.try_lock()) {
         Ok(LockState::Held) => {
             // It only helps to find the process: that it cannot be written is noticed elsewhere.
@@ -742,6 +785,10 @@ fn lock(path: &Path) -> Result<(File, bool), TrainError> {
         }
         Err(source) => Err(source).context("lock", file_path),
     }
+}
+
+fn is_not_writable(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }
 
 /// Who has a lock.
@@ -768,6 +815,37 @@ fn state_of(tried: Result<(), TryLockError>) -> io::Result<LockState> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What a checkpoint costs does not grow with the run: only what was appended is read.
+    #[test]
+    fn what_was_read_is_not_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(TIMING);
+        let mut starts = Starts::default();
+        let mut record = || starts.record(TIMING, &path, None).unwrap();
+        assert_eq!(record(), None);
+        fs::write(&path, "one\n").unwrap();
+        let expect = |text: &str| Some(Record { bytes: text.len() as u64, sha256: sha256(text.as_bytes()) });
+        assert_eq!(record(), expect("one\n"));
+        // A file that begins with something else tells what is read.
+        fs::write(&path, "two\nthree\n").unwrap();
+        assert_eq!(record(), expect("one\nthree\n"));
+        assert_eq!(record(), expect("one\nthree\n"));
+        fs::write(&path, "cut\n").unwrap();
+        assert_eq!(record(), expect("cut\n"));
+    }
+
+    #[test]
+    fn a_record_has_no_more_than_was_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(METRICS);
+        fs::write(&path, "one\ntwo\n").unwrap();
+        let mut starts = Starts::default();
+        let mut sha256_of = |bytes| starts.record(METRICS, &path, Some(bytes)).unwrap().unwrap().sha256;
+        assert_eq!(sha256_of(4), sha256(b"one\n"));
+        assert_eq!(sha256_of(8), sha256(b"one\ntwo\n"));
+        assert_eq!(sha256_of(9), sha256(b"one\ntwo\n"));
+    }
 
     #[test]
     fn file_system_without_locks_is_no_obstacle() {

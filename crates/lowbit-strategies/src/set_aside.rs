@@ -16,14 +16,17 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::disk::{create_directories, remove_directory, sync_directory, write_synced};
+use crate::disk::{create_directories, remove_all, sync_directory, write_synced};
 use crate::error::{IoContext, TrainError};
-use crate::files::{MAX_RECORD, open_regular, read_regular};
+use crate::files::{MAX_RECORD, open_regular, read_regular, regular_length};
 use crate::run_dir::{CHECKPOINTS, METRICS, PLAN, PROCESSES, RECIPE, RESULT, RUN_INFO, TIMING};
 use crate::warning::WARNINGS;
 
 /// The directory in a run that holds what was set aside.
 const SET_ASIDE: &str = "set-aside";
+
+/// What the name of a directory ends with that is being filled.
+const TEMPORARY: &str = ".tmp";
 
 /// What the run directory says of itself; copied for readers.
 const DESCRIPTION: [&str; 4] = [RECIPE, PLAN, RUN_INFO, PROCESSES];
@@ -71,10 +74,11 @@ impl Action {
         match self {
             Self::Create(path) => create_directories(path).context("create", path),
             Self::Copy { from, to } => {
-                read_regular(from, MAX_RECORD).and_then(|bytes| write_synced(to, &bytes)).context("write", to)
+                // Each error names its file.
+                let bytes = read_regular(from, MAX_RECORD).context("read", from)?;
+                write_synced(to, &bytes).context("write", to)
             }
             Self::Rename { from, to } => fs::rename(from, to).context("rename", from),
-            Self::Remove(path) if path.is_dir() => remove_directory(path).context("remove", path),
             Self::Remove(path) => fs::remove_file(path).context("remove", path),
             Self::Cut { path, bytes } => cut(path, *bytes).context("write", path),
             Self::Sync(path) => sync_directory(path).context("write", path),
@@ -96,11 +100,26 @@ pub(crate) fn set_aside(run: &Path, back: &GoingBack) -> Result<Option<PathBuf>,
     Ok(Some(path))
 }
 
+/// Removes copies that a process made which was killed before they were complete: what they are of is still in its place.
+pub(crate) fn remove_leftovers(run: &Path) -> Result<(), TrainError> {
+    let folder = run.join(SET_ASIDE);
+    let mut result = Ok(());
+    for name in names(&folder)?.iter().filter(|name| name.starts_with(".after-") && name.ends_with(TEMPORARY))
+    {
+        let path = folder.join(name);
+        // One that cannot be removed keeps no other.
+        result = result.and(remove_all(&path).context("remove", &path));
+    }
+    result
+}
+
 /// What was set aside in the run in `run`, oldest first.
 pub(crate) fn list(run: &Path) -> Result<Vec<SetAside>, TrainError> {
     let folder = run.join(SET_ASIDE);
     let mut list = Vec::new();
-    for name in names(&folder)?.into_iter().filter(|name| !name.starts_with('.')) {
+    // What else is there is not ours.
+    let is_ours = |name: &String| !name.starts_with('.') && folder.join(name).is_dir();
+    for name in names(&folder)?.into_iter().filter(is_ours) {
         let mut checkpoints = names(&folder.join(&name).join(CHECKPOINTS))?;
         checkpoints.retain(|name| !name.starts_with('.'));
         list.push(SetAside { path: Path::new(SET_ASIDE).join(name), checkpoints });
@@ -123,10 +142,7 @@ fn names(folder: &Path) -> Result<Vec<String>, TrainError> {
 
 /// What is to be done, in order, and where things go.
 fn plan(run: &Path, back: &GoingBack) -> Result<Option<(PathBuf, Vec<Action>)>, TrainError> {
-    let length = |name: &str| match fs::metadata(run.join(name)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        metadata => metadata.map(|metadata| Some(metadata.len())).context("read", run.join(name)),
-    };
+    let length = |name: &str| regular_length(&run.join(name)).context("read", run.join(name));
     let has_result = length(RESULT)?.is_some();
     let mut cuts = Vec::new();
     for (name, bytes) in [(METRICS, back.metrics_bytes), (TIMING, back.timing_bytes)] {
@@ -146,10 +162,7 @@ fn plan(run: &Path, back: &GoingBack) -> Result<Option<(PathBuf, Vec<Action>)>, 
     let mut actions = Vec::new();
     let (aside, is_there) = place(run, &folder, back, &record)?;
     if !is_there {
-        let temporary = folder.join(format!(".after-{}.tmp", back.name));
-        if temporary.exists() {
-            actions.push(Action::Remove(temporary.clone()));
-        }
+        let temporary = temporary(&folder, back)?;
         actions.push(Action::Create(temporary.clone()));
         for name in present(run, &DESCRIPTION)?.into_iter().chain(record) {
             actions.push(Action::Copy { from: run.join(name), to: temporary.join(name) });
@@ -170,6 +183,15 @@ fn plan(run: &Path, back: &GoingBack) -> Result<Option<(PathBuf, Vec<Action>)>, 
     }
     actions.append(&mut cuts);
     Ok(Some((aside, actions)))
+}
+
+/// A name for copies that are made: one that could not be removed is in nobody's way.
+fn temporary(folder: &Path, back: &GoingBack) -> Result<PathBuf, TrainError> {
+    let taken = names(folder)?;
+    let first = format!(".after-{}{TEMPORARY}", back.name);
+    let further = (2..).map(|n: u64| format!(".after-{}-{n}{TEMPORARY}", back.name));
+    let name = std::iter::once(first).chain(further).find(|name| !taken.contains(name));
+    Ok(folder.join(name.expect("invariant: there are more numbers than directories")))
 }
 
 fn present<'a>(run: &Path, names: &[&'a str]) -> Result<Vec<&'a str>, TrainError> {
@@ -302,13 +324,46 @@ mod tests {
             if newest != KEPT {
                 assert_eq!((&newest, &between[METRICS]), (&"step-00000012".into(), &before[METRICS]), "{n}");
             }
+            remove_leftovers(run.path()).unwrap();
             set_aside(run.path(), &back(run.path())).unwrap();
-            let mut after = files(run.path());
+            let after = files(run.path());
             if let Some(aside) = after.keys().find(|name| name.contains("after-step-00000004-2")) {
                 panic!("a second copy after {n} actions: {aside}");
             }
-            after.retain(|name, _| !name.contains(".tmp/"));
             assert_eq!(after, expected, "{n}");
+        }
+    }
+
+    /// What a killed process left is removed; what cannot be is in nobody's way.
+    #[test]
+    fn copies_that_were_not_completed_are_removed() {
+        let run = run();
+        let folder = run.path().join(SET_ASIDE);
+        for name in [".after-step-00000004.tmp", ".after-step-00000008-2.tmp"] {
+            fs::create_dir_all(folder.join(name)).unwrap();
+            fs::write(folder.join(name).join(METRICS), "1\n").unwrap();
+        }
+        fs::write(folder.join("notes.txt"), "mine").unwrap();
+        set_aside(run.path(), &back(run.path())).unwrap();
+        remove_leftovers(run.path()).unwrap();
+        assert_eq!(names(&folder).unwrap(), ["after-step-00000004", "notes.txt"]);
+        assert_eq!(list(run.path()).unwrap().len(), 1);
+        fs::remove_dir_all(&folder).unwrap();
+        remove_leftovers(run.path()).unwrap();
+    }
+
+    /// The error is about the file that cannot be read, not about its copy, and comes before anything is changed.
+    #[test]
+    fn the_file_that_cannot_be_copied_is_named() {
+        for name in [RESULT, METRICS, PLAN, RUN_INFO] {
+            let run = run();
+            fs::remove_file(run.path().join(name)).unwrap();
+            fs::create_dir(run.path().join(name)).unwrap();
+            let later = names(&run.path().join(CHECKPOINTS)).unwrap();
+            let error = set_aside(run.path(), &back(run.path())).unwrap_err().to_string();
+            let expected = format!("failed to read {}: ", run.path().join(name).display());
+            assert!(error.starts_with(&expected), "{error}");
+            assert_eq!(names(&run.path().join(CHECKPOINTS)).unwrap(), later);
         }
     }
 

@@ -13,9 +13,7 @@ use lowbit_models::{Features, Network, Plan};
 use lowbit_quantizers::QuantizedNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{
-    Checkpoint, CheckpointError, Checkpoints, Intact, Pending, Progress, Scored, sha256,
-};
+use crate::checkpoint::{Checkpoint, CheckpointError, Checkpoints, Pending, Progress, Scored, sha256};
 use crate::disk::{may_pass, with_retries};
 use crate::error::{Divergence, IoContext, TrainError};
 use crate::learner::{Trainee, network_specs};
@@ -23,9 +21,9 @@ use crate::loss::{cross_entropy, target_probabilities};
 use crate::metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
 use crate::origin::{Origin, RunProcess, utc_now};
 use crate::recipe::{DataRecipe, Recipe, TrainRecipe};
-use crate::run_dir::{ImageSet, NewRun, RESULT, RunData, RunDir, RunInfo, RunRecipe, expect_text};
+use crate::run_dir::{ImageSet, NewRun, RESULT, RunData, RunDir, RunInfo, RunRecipe, Starts, expect_text};
 use crate::schedule::learning_rate;
-use crate::set_aside::{GoingBack, set_aside};
+use crate::set_aside::{self, GoingBack};
 use crate::state;
 use crate::strategy::{Loss, Moment, Outputs, Phase, Role, Strategy, StudentOutput, TOTAL, compose_loss};
 use crate::warning::{Warning, WarningKind, Warnings};
@@ -218,7 +216,7 @@ pub enum ResumeFrom<'a> {
     /// The newest. If it is damaged, that is an error.
     #[default]
     Newest,
-    /// The newest that is intact. Those after it are set aside.
+    /// The newest that can be gone on from: intact, of the run's recipe and of its networks. Those after it are set aside.
     NewestIntact,
     /// The one of this name. What came after it is set aside.
     Named(&'a str),
@@ -241,7 +239,8 @@ pub fn train<'a>(
     let data = read_data(recipe, &session.locations, session.stop)?;
     let run_recipe = RunRecipe { recipe: recipe.clone(), sha256: sha256(recipe.to_toml().as_bytes()) };
     let strategies = written_down(&session.strategies);
-    let mut trainer = Trainer::new(run_recipe, data, session, 0)?;
+    let mut trainer = Trainer::new(run_recipe, data, session)?;
+    trainer.build(0)?;
     trainer.load_initial_weights()?;
     let Session { origin, device_name, .. } = &trainer.session;
     let info = RunInfo::new(origin.clone(), device_name.clone(), data_dir, trainer.data.info(), strategies);
@@ -265,45 +264,119 @@ pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result
     let info = run.info()?;
     info.expect_same_meaning(&recipe.recipe, path)?;
     info.expect_strategies(&written_down(&session.strategies))?;
-    let (loaded, damaged) = match from {
-        ResumeFrom::Newest => (checkpoints.load(None)?, Vec::new()),
-        ResumeFrom::NewestIntact => {
-            let Intact { checkpoint, damaged } = checkpoints.load_intact()?;
-            (checkpoint, damaged)
-        }
-        ResumeFrom::Named(name) => (checkpoints.load(Some(name))?, Vec::new()),
-    };
-    match &loaded {
-        Some((name, loaded)) => loaded.expect_recipe(&recipe.sha256, &checkpoints.path(name))?,
-        None => run.expect_nothing_recorded()?,
+    let mut candidates = Candidates::new(&checkpoints, from)?;
+    let mut loaded = candidates.load_next(path, &recipe.sha256)?;
+    if loaded.is_none() {
+        run.expect_nothing_recorded()?;
     }
     let locations = info.locations(&session.locations);
     let data = read_data(&recipe.recipe, &locations, session.stop)?;
     if let Some(expected) = info.data {
         data.expect(expected)?;
     }
-    let phase = loaded.as_ref().map_or(0, |(_, loaded)| loaded.progress.phase);
-    let mut trainer = Trainer::new(recipe, data, session, phase)?;
-    match loaded {
-        Some((name, loaded)) => {
-            trainer.restore(&mut run, &name, loaded)?;
-            // All is known to fit: from here on, the disk is changed.
-            run.probe()?;
-            trainer.go_back(&run, name)?;
+    let mut trainer = Trainer::new(recipe, data, session)?;
+    let name = loop {
+        let Some((name, checkpoint)) = loaded else { break None };
+        match trainer.restore(&mut run, &name, checkpoint) {
+            Ok(()) => break Some(name),
+            Err(error) => candidates.pass_over(error)?,
         }
-        None => {
-            // It was killed before its first checkpoint.
-            trainer.load_initial_weights()?;
-            run.probe()?;
-        }
+        loaded = candidates.load_next(path, &trainer.recipe_sha256)?;
+    };
+    if name.is_none() {
+        // It was killed before its first checkpoint.
+        trainer.build(0)?;
+        trainer.load_initial_weights()?;
     }
-    for error in damaged {
-        run.warn(format!("{error}; the run goes on from it"));
+    // All is known to fit: from here on, the disk is changed.
+    run.probe()?;
+    if let Err(error) = set_aside::remove_leftovers(path) {
+        run.warn(error.to_string());
+    }
+    if let Some(name) = name {
+        for error in candidates.passed {
+            run.warn(format!("{}; the run goes on from {name}", without_offer(&error)));
+        }
+        trainer.go_back(&run, name)?;
     }
     if let Err(error) = checkpoints.remove_leftovers() {
         run.warn(error.to_string());
     }
     trainer.run(run)
+}
+
+/// The checkpoints that a run may go on from, newest first.
+struct Candidates<'a> {
+    checkpoints: &'a Checkpoints,
+    from: ResumeFrom<'a>,
+    names: std::vec::IntoIter<String>,
+    n: usize,
+    /// What is wrong with those that cannot be gone on from.
+    passed: Vec<TrainError>,
+}
+
+impl<'a> Candidates<'a> {
+    fn new(checkpoints: &'a Checkpoints, from: ResumeFrom<'a>) -> Result<Self, TrainError> {
+        let names: Vec<String> = match from {
+            ResumeFrom::Newest => checkpoints.choose(None)?.into_iter().collect(),
+            ResumeFrom::NewestIntact => checkpoints.names()?.into_iter().rev().collect(),
+            ResumeFrom::Named(name) => checkpoints.choose(Some(name))?.into_iter().collect(),
+        };
+        Ok(Self { checkpoints, from, n: names.len(), names: names.into_iter(), passed: Vec::new() })
+    }
+
+    /// The next one that can be read and is of the recipe with this digest; `None` if the run, in `path`, has none at all.
+    fn load_next(
+        &mut self,
+        path: &Path,
+        recipe_sha256: &str,
+    ) -> Result<Option<(String, Checkpoint)>, TrainError> {
+        while let Some(name) = self.names.next() {
+            match self.load(&name, recipe_sha256) {
+                Ok(checkpoint) => return Ok(Some((name, checkpoint))),
+                Err(error) => self.pass_over(error)?,
+            }
+        }
+        match std::mem::take(&mut self.passed).into_iter().next() {
+            None => Ok(None),
+            Some(newest) => {
+                let newest = Box::new(newest);
+                Err(TrainError::NoneUsable { path: path.into(), n_checkpoints: self.n, newest })
+            }
+        }
+    }
+
+    fn load(&self, name: &str, recipe_sha256: &str) -> Result<Checkpoint, TrainError> {
+        let loaded = match self.from {
+            ResumeFrom::NewestIntact => Some((name.into(), self.checkpoints.read_whole(name)?)),
+            ResumeFrom::Newest | ResumeFrom::Named(_) => self.checkpoints.load(Some(name))?,
+        };
+        let (_, checkpoint): (String, _) = loaded.expect("invariant: a checkpoint that is named is read");
+        checkpoint.expect_recipe(recipe_sha256, &self.checkpoints.path(name))?;
+        Ok(checkpoint)
+    }
+
+    /// Remembers what is wrong with a checkpoint, if another may be taken for it; other errors end the attempt.
+    fn pass_over(&mut self, error: TrainError) -> Result<(), TrainError> {
+        let is_of_checkpoint = matches!(
+            error,
+            // A file that was only appended to may be what it was when an earlier checkpoint was made.
+            TrainError::Checkpoint(_) | TrainError::NoPhase { .. } | TrainError::DamagedFile { .. }
+        );
+        match is_of_checkpoint && self.from == ResumeFrom::NewestIntact {
+            true => self.passed.push(error),
+            false => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with a checkpoint, without what else there is to go on from.
+fn without_offer(error: &TrainError) -> String {
+    match error {
+        TrainError::Checkpoint(error) => error.without_offer(),
+        other => other.to_string(),
+    }
 }
 
 /// What tells `strategies` from others.
@@ -387,8 +460,13 @@ struct Data {
 
 impl Data {
     fn open(recipe: &DataRecipe, seed: u64, locations: &Locations) -> Result<Self, TrainError> {
-        let train = open_split(recipe, Split::Train, recipe.train_limit, locations)?;
-        let test = open_split(recipe, Split::Test, recipe.test_limit, locations)?;
+        // A warning is recorded once in a run, however its place was spelled.
+        let open = |split, limit| -> Result<Opened, TrainError> {
+            let opened = open_split(recipe, split, limit, locations)?;
+            Ok(Opened { place: opened.place.as_ref().map(absolute).transpose()?, ..opened })
+        };
+        let train = open(Split::Train, recipe.train_limit)?;
+        let test = open(Split::Test, recipe.test_limit)?;
         let n_classes = train.dataset.n_classes;
         let warnings = lowbit_data::warnings(Some(&train), &test);
         let are_published = [&train, &test].iter().all(|part| part.published == Some(part.split));
@@ -475,6 +553,8 @@ struct Trainer<'a> {
     /// Scores of networks that are not trained, which stay.
     frozen_scores: BTreeMap<String, Scores>,
     warnings: Warnings,
+    /// What the files held that are only appended to, when the newest checkpoint was saved.
+    starts: Starts,
     clock: Clock,
 }
 
@@ -584,24 +664,14 @@ impl Clock {
 }
 
 impl<'a> Trainer<'a> {
-    /// A training whose networks are in phase `phase`, with their initial weights.
-    fn new(
-        recipe: RunRecipe,
-        data: Data,
-        mut session: Session<'a>,
-        phase: usize,
-    ) -> Result<Self, TrainError> {
+    /// A training without its networks, which are [built](Self::build) in one of its phases.
+    fn new(recipe: RunRecipe, data: Data, mut session: Session<'a>) -> Result<Self, TrainError> {
         let RunRecipe { recipe, sha256: recipe_sha256 } = recipe;
         let device = session.device.clone().autodiff();
         let mut strategies = recipe.strategies();
         strategies.append(&mut session.strategies);
         let phases = recipe.phases_with(&strategies)?;
-        if phase >= phases.len() {
-            return Err(TrainError::NoPhase { phase: phase + 1, n_phases: phases.len() });
-        }
         let whole = recipe.train_over(phases.iter().map(|phase| phase.train.epochs).sum());
-        let new = |spec| Trainee::new(spec, &recipe, &phases[phase], &device);
-        let trainees = network_specs(&recipe).into_iter().map(new).collect::<Result<_, _>>()?;
         Ok(Self {
             recipe,
             recipe_sha256,
@@ -609,9 +679,9 @@ impl<'a> Trainer<'a> {
             session,
             strategies,
             schedule: Schedule { phases, whole, steps_per_epoch: data.train.steps_per_epoch() },
-            phase,
+            phase: 0,
             data,
-            trainees,
+            trainees: Vec::new(),
             progress: Progress { pending: Some(Pending::Calibration), ..Progress::default() },
             is_new_best: false,
             saved: None,
@@ -620,8 +690,20 @@ impl<'a> Trainer<'a> {
             has_warned_of_retries: false,
             frozen_scores: BTreeMap::new(),
             warnings: Warnings::default(),
+            starts: Starts::default(),
             clock: Clock::new(0, 0.0),
         })
+    }
+
+    /// Builds the networks as they are in phase `phase`.
+    fn build(&mut self, phase: usize) -> Result<(), TrainError> {
+        let phases = &self.schedule.phases;
+        let no_phase = || TrainError::NoPhase { phase: phase + 1, n_phases: phases.len() };
+        let settings = phases.get(phase).ok_or_else(no_phase)?;
+        let new = |spec| Trainee::new(spec, &self.recipe, settings, &self.device);
+        self.trainees = network_specs(&self.recipe).into_iter().map(new).collect::<Result<_, _>>()?;
+        self.phase = phase;
+        Ok(())
     }
 
     fn current(&self) -> &Phase {
@@ -639,6 +721,7 @@ impl<'a> Trainer<'a> {
         // Said after what the networks say, who name the entry.
         let has_its_state = checkpoint.expect_state(&path);
         let Checkpoint { progress, deployed, others, .. } = checkpoint;
+        self.build(progress.phase)?;
         let mut states = std::iter::once(deployed).chain(others);
         for trainee in &mut self.trainees {
             let name = trainee.spec.name.clone();
@@ -674,7 +757,7 @@ impl<'a> Trainer<'a> {
             timing_bytes: run.timing_bytes(epochs)?,
             removes_result: !self.is_done(),
         };
-        if let Some(path) = set_aside(run.path(), &back)? {
+        if let Some(path) = set_aside::set_aside(run.path(), &back)? {
             self.session.observer.set_aside(&path);
         }
         Ok(())
@@ -1230,7 +1313,7 @@ impl<'a> Trainer<'a> {
     fn save_checkpoint(&mut self, run: &RunDir) -> Result<(), TrainError> {
         let checkpoints = run.checkpoints();
         self.progress.seconds = self.clock.seconds();
-        self.progress.records = run.records(self.progress.metrics_bytes)?;
+        self.progress.records = run.records(&mut self.starts, self.progress.metrics_bytes)?;
         let checkpoint = Checkpoint {
             recipe_sha256: self.recipe_sha256.clone(),
             state_sha256: None,

@@ -1,15 +1,14 @@
 //! What is wrong with a training without ending it: shown once in a process, and recorded once in the run directory.
 
 use std::collections::BTreeSet;
-use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::disk::sync_parent;
+use crate::disk::append_line;
 use crate::error::explain;
-use crate::files::{MAX_TEXT, open_regular, read_regular};
+use crate::files::{MAX_TEXT, read_regular};
 use crate::trainer::Observer;
 
 /// The file of a run directory with its warnings, one a line.
@@ -73,7 +72,8 @@ impl Warnings {
         if self.recorded.iter().any(|recorded| recorded.message == warning.message) {
             return;
         }
-        if let Err(error) = append(path, &warning) {
+        let line = serde_json::to_string(&warning).expect("invariant: a warning is plain data");
+        if let Err(error) = append_line(path, &line) {
             let message = format!("failed to write {}: {}", path.display(), explain(&error));
             if self.shown.insert(message.clone()) {
                 observer.warning(&message);
@@ -114,18 +114,6 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<Warning>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
     }
-}
-
-/// Appends a line to the file at `path`, after one that was cut short on a line of its own.
-fn append(path: &Path, warning: &Warning) -> io::Result<()> {
-    let is_cut_short =
-        read_regular(path, MAX_TEXT).is_ok_and(|bytes| bytes.last().is_some_and(|&last| last != b'\n'));
-    let line = serde_json::to_string(warning).map_err(io::Error::other)?;
-    let mut file = open_regular(path, OpenOptions::new().append(true).create(true))?;
-    let is_new = file.metadata()?.len() == 0;
-    file.write_all(format!("{}{line}\n", if is_cut_short { "\n" } else { "" }).as_bytes())?;
-    file.sync_all()?;
-    if is_new { sync_parent(path) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -189,7 +189,7 @@ pub struct TrainArgs {
     #[arg(long, requires = "out", conflicts_with = "resume")]
     pub or_resume: bool,
 
-    /// Where the newest checkpoint is damaged, go on from the newest intact one
+    /// Pass over checkpoints that nothing can go on from, such as damaged ones
     #[arg(long, requires = "resuming", conflicts_with = "checkpoint")]
     pub or_previous: bool,
 

@@ -94,7 +94,10 @@ fn of_train(error: &TrainError) -> Code {
         | TrainError::RunLocked { .. }
         | TrainError::NoPhase { .. }
         | TrainError::NoCheckpointLeft { .. }
-        | TrainError::NoRename { .. }
+        | TrainError::FileSystem { .. }
+        | TrainError::ProbeLeft { .. }
+        | TrainError::NotWritable { .. }
+        | TrainError::NoneUsable { .. }
         | TrainError::Io { .. } => Code::Run,
         TrainError::NonFinite { .. } => Code::Diverged,
         TrainError::Stopped => Code::Interrupted,

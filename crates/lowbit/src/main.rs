@@ -35,12 +35,21 @@ use crate::progress::Screen;
 static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
+    // First: a training answers signals from its beginning on.
+    signals::hold();
     keep_memory();
     panic::report_in_a_line();
     signals::let_large_writes_fail();
-    let code = panic::caught(|| match Cli::try_parse() {
-        Ok(cli) => on_compute_thread(|| run(&cli)).unwrap_or_else(|error| report(&no_threads(error))),
-        Err(error) => not_a_command(error),
+    let code = panic::caught(|| {
+        let parsed = Cli::try_parse();
+        // What else there is ends by them.
+        if !matches!(&parsed, Ok(Cli { command: Command::Train(_), .. })) {
+            signals::release();
+        }
+        match parsed {
+            Ok(cli) => on_compute_thread(|| run(&cli)).unwrap_or_else(|error| report(&no_threads(error))),
+            Err(error) => not_a_command(error),
+        }
     });
     code.unwrap_or(Code::Other).into()
 }

@@ -12,6 +12,17 @@ use crate::progress::Screen;
 /// A signal that comes so soon after the first is the same wish: `timeout` signals a process and then its group.
 const SAME_WISH: Duration = Duration::from_millis(500);
 
+/// Holds signals that ask to stop until it is known what the command makes of them, in this thread and those that it starts:
+/// one that comes at once is to be answered too. Followed by [`release`] or [`stop_on_signals`].
+pub fn hold() {
+    mask(Mask::Hold);
+}
+
+/// Lets signals that ask to stop come.
+pub fn release() {
+    mask(Mask::Release);
+}
+
 /// A flag that the first Ctrl-C or termination signal sets. A later one ends the process. Signals that whoever started the
 /// process had it ignore, as `nohup` and the background jobs of a shell do, stay ignored.
 pub fn stop_on_signals(screen: &Screen) -> anyhow::Result<Arc<AtomicBool>> {
@@ -19,8 +30,8 @@ pub fn stop_on_signals(screen: &Screen) -> anyhow::Result<Arc<AtomicBool>> {
     let (flag, screen) = (stop.clone(), screen.clone());
     let mut asked: Option<Instant> = None;
     let ignored = ignored();
-    // Held back until they are ignored again, or one that comes meanwhile would stop the training.
-    mask(Mask::Hold, &ignored);
+    // Held until they are ignored again, or one that comes meanwhile would stop the training.
+    hold();
     ctrlc::set_handler(move || match asked {
         None => {
             asked = Some(Instant::now());
@@ -34,7 +45,7 @@ pub fn stop_on_signals(screen: &Screen) -> anyhow::Result<Arc<AtomicBool>> {
         }
     })?;
     ignore(&ignored);
-    mask(Mask::Release, &ignored);
+    release();
     Ok(stop)
 }
 
@@ -87,9 +98,9 @@ mod unix {
         }
     }
 
-    /// Holds `signals` back, or no longer. Threads that this one starts meanwhile do not get them either.
+    /// Holds the signals that are handled back, or no longer. Threads that this one starts meanwhile do not get them either.
     #[expect(unsafe_code, reason = "the standard library does not hold signals back")]
-    pub fn mask(mask: Mask, signals: &[libc::c_int]) {
+    pub fn mask(mask: Mask) {
         let how = match mask {
             Mask::Hold => libc::SIG_BLOCK,
             Mask::Release => libc::SIG_UNBLOCK,
@@ -98,7 +109,7 @@ mod unix {
         // SAFETY: the first call makes the set, to which the others add signals that exist; no code of this process is run.
         unsafe {
             libc::sigemptyset(set.as_mut_ptr());
-            for &signal in signals {
+            for signal in HANDLED {
                 libc::sigaddset(set.as_mut_ptr(), signal);
             }
             libc::pthread_sigmask(how, set.as_ptr(), ptr::null_mut());
@@ -116,4 +127,4 @@ fn ignored() -> Vec<i32> {
 fn ignore(_: &[i32]) {}
 
 #[cfg(not(unix))]
-fn mask(_: Mask, _: &[i32]) {}
+fn mask(_: Mask) {}

@@ -21,6 +21,7 @@ use crate::recipes;
 use crate::signals::stop_on_signals;
 
 pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<Code> {
+    let stop = stop_on_signals(screen)?;
     let start = match &args.resume {
         Some(run) => Start::Resume(run),
         None => {
@@ -45,7 +46,6 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         _ => None,
     };
     let device = name.open()?;
-    let stop = stop_on_signals(screen)?;
     let mut follower =
         Follower { device: name.to_string(), screen, log, epochs: 0, progress: None, set_aside: None };
     let session = Session {

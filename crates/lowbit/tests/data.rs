@@ -57,9 +57,14 @@ fn data_of_ones_own_under_a_name_is_told() {
     assert!(!outcome.stdout.contains("reference") && outcome.stdout.contains("top-1"), "{}", outcome.stdout);
     let warnings = recorded(&sandbox, "run");
     assert_eq!(warnings.len(), 2, "{warnings:?}");
-    let begin = "the training images in data are not the published ones of mnist, but data of your own under its name: 128 with \
-                 crc32 ";
-    assert!(warnings[0].starts_with(begin) && warnings[0].ends_with(", published are 60000"), "{warnings:?}");
+    let begin = format!(
+        "the training images in {} are not the published ones of mnist, but data of your own under its name: 128 with crc32 ",
+        sandbox.path("data").display()
+    );
+    assert!(
+        warnings[0].starts_with(&begin) && warnings[0].ends_with(", published are 60000"),
+        "{warnings:?}"
+    );
     for warning in &warnings {
         assert!(outcome.stderr.contains(warning), "{}", outcome.stderr);
     }
@@ -67,6 +72,14 @@ fn data_of_ones_own_under_a_name_is_told() {
     let info = fs::read_to_string(sandbox.path("run/run.json")).unwrap();
     let info: serde_json::Value = serde_json::from_str(&info).unwrap();
     assert!(warnings[0].contains(info["data"]["train"]["crc32"].as_str().unwrap()), "{warnings:?}");
+
+    // Going on finds the same in the same place, however it is spelled.
+    fs::remove_file(sandbox.path("run/result.json")).unwrap();
+    for data_dir in [&[][..], &["--data-dir", "./data"]] {
+        let outcome = sandbox.run(&[&["train", "-q", "--resume", "run"], data_dir].concat());
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        assert_eq!(recorded(&sandbox, "run"), warnings, "{data_dir:?}");
+    }
 
     // The whole file is named, and judged are the images used.
     idx_files(&sandbox, |i| (i / 13) as u8);
@@ -165,8 +178,11 @@ fn parts_from_different_places_are_told() {
     let list = sandbox.run(&["data", "list", "--data-dir", "data"]).stdout;
     assert!(list.contains("data; its test images are in data/mnist\n"), "{list}");
     assert_eq!(train(&sandbox, "run", &[]).code, Some(0));
-    let expected = "the training images of mnist are from data, the test images from data/mnist: are they of one data set?";
-    assert!(recorded(&sandbox, "run").contains(&expected.into()), "{:?}", recorded(&sandbox, "run"));
+    let data = sandbox.path("data").display().to_string();
+    let expected = format!(
+        "the training images of mnist are from {data}, the test images from {data}/mnist: are they of one data set?"
+    );
+    assert!(recorded(&sandbox, "run").contains(&expected), "{:?}", recorded(&sandbox, "run"));
     fs::remove_dir_all(sandbox.path("data/mnist")).unwrap();
     let list = sandbox.run(&["data", "list", "--data-dir", "data"]).stdout;
     assert!(list.contains("data; it has no test images\n"), "{list}");

@@ -156,7 +156,7 @@ fn files_that_decide_nothing_may_be_missing() {
     let outcome = sandbox.run(&["train", "--resume", "run", "--checkpoint", "step-00000008"]);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     for name in ["timing.jsonl", "processes.jsonl"] {
-        let expected = format!("run/{name} is missing: a new one is begun");
+        let expected = format!("{name} is missing: a new one is begun");
         assert!(outcome.stderr.contains(&expected), "{}", outcome.stderr);
         assert_eq!(fs::read_to_string(sandbox.path("run").join(name)).unwrap().lines().count(), 1);
     }
@@ -298,10 +298,7 @@ fn a_damaged_newest_checkpoint_is_named_with_the_way_on() {
     assert_eq!(fs::read(aside.join("model.safetensors")).unwrap(), b"damaged");
     let warnings = sandbox.json(&["inspect", "run"])["warnings"].to_string();
     assert!(warnings.contains("checkpoint run/checkpoints/step-00000012 is damaged"), "{warnings}");
-    assert!(
-        warnings.contains("the newest intact one is step-00000008; the run goes on from it"),
-        "{warnings}"
-    );
+    assert!(warnings.contains("; the run goes on from step-00000008"), "{warnings}");
     // With nothing to fall back on, the error stays.
     for name in checkpoint_names(&sandbox, "run") {
         fs::write(sandbox.path("run/checkpoints").join(name).join("manifest.json"), "").unwrap();
@@ -309,6 +306,108 @@ fn a_damaged_newest_checkpoint_is_named_with_the_way_on() {
     let outcome = sandbox.run(&["train", "-q", "--resume", "run", "--or-previous"]);
     assert_eq!(outcome.code, Some(4));
     assert!(outcome.stderr.contains("no other is intact"), "{}", outcome.stderr);
+}
+
+/// Makes the checksums of a checkpoint fit what it holds.
+fn sum_up(folder: &Path) {
+    let command = "sha256sum manifest.json *.safetensors *.burnpack > SHA256SUMS";
+    let status = Command::new("sh").args(["-c", command]).current_dir(folder).status();
+    assert!(status.unwrap().success(), "sha256sum is needed");
+}
+
+/// Changes the manifest of a checkpoint.
+fn edit_manifest(folder: &Path, edit: impl FnOnce(&mut Value)) {
+    let path = folder.join("manifest.json");
+    let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    edit(&mut manifest);
+    fs::write(&path, manifest.to_string()).unwrap();
+    sum_up(folder);
+}
+
+/// Whatever keeps a checkpoint from being gone on from, an earlier one is taken for it.
+#[test]
+fn checkpoints_that_nothing_can_go_on_from_are_passed_over() {
+    let sandbox = sandbox_with_run();
+    let whole = state(&sandbox, "run");
+    for (out, change) in [("adam", "train.optimizer={kind='adam'}"), ("wide", "model.width=0.5")] {
+        let args = ["--out", out, "--set", "train.epochs=3", "--set", "checkpoint.keep_last=9"];
+        let outcome = sandbox.run(&train(&[&args[..], &["--set", change]].concat()));
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    }
+    let folder = |run: &str, name: &str| sandbox.path(&format!("{run}/checkpoints/{name}"));
+    let manifest = fs::read(folder("run", "step-00000012").join("manifest.json")).unwrap();
+    let recipe: Value = serde_json::from_slice::<Value>(&manifest).unwrap()["recipe_sha256"].clone();
+    let of_recipe =
+        |folder: &Path| edit_manifest(folder, |manifest| manifest["recipe_sha256"] = recipe.clone());
+    let phase = |folder: &Path| edit_manifest(folder, |manifest| manifest["progress"]["phase"] = 7.into());
+    let cases: [(&str, Option<&dyn Fn(&Path)>, &str); 5] = [
+        ("adam", None, "step-00000012 is of another recipe"),
+        ("adam", Some(&of_recipe), "step-00000012: optimizer.burnpack is not of this network and recipe"),
+        ("wide", Some(&of_recipe), "step-00000012 is of another model"),
+        ("run", Some(&phase), "the checkpoint is of phase 8"),
+        ("run", None, ""),
+    ];
+    for (source, edit, expected) in cases {
+        copy_dir(&sandbox.path("run"), &sandbox.path("tried"));
+        let newest = folder("tried", "step-00000012");
+        fs::remove_dir_all(&newest).unwrap();
+        copy_dir(&folder(source, "step-00000012"), &newest);
+        if let Some(edit) = edit {
+            edit(&newest);
+        }
+        if expected.is_empty() {
+            // The record is that of an earlier checkpoint: it was cut.
+            let metrics = fs::read_to_string(sandbox.path("tried/metrics.jsonl")).unwrap();
+            let lines: Vec<&str> = metrics.lines().take(2).collect();
+            fs::write(sandbox.path("tried/metrics.jsonl"), lines.join("\n") + "\n").unwrap();
+        }
+        let before = files(&sandbox.path("tried"));
+        let outcome = sandbox.run(&["train", "-q", "--resume", "tried"]);
+        assert_eq!(outcome.code, Some(4), "{expected}: {}", outcome.stderr);
+        assert_eq!(files(&sandbox.path("tried")), before, "{expected}");
+        let outcome = sandbox.run(&["train", "-q", "--resume", "tried", "--or-previous"]);
+        assert_eq!(outcome.code, Some(0), "{expected}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(expected), "{expected}: {}", outcome.stderr);
+        assert!(
+            outcome.stderr.contains("; the run goes on from step-00000008\n"),
+            "{expected}: {}",
+            outcome.stderr
+        );
+        assert_eq!(state(&sandbox, "tried"), whole, "{expected}");
+        let aside = sandbox.path("tried/set-aside/after-step-00000008/checkpoints/step-00000012");
+        let kept = before.iter().filter(|(path, _)| path.starts_with("checkpoints/step-00000012"));
+        assert_eq!(files(&aside).len(), kept.count(), "{expected}");
+        fs::remove_dir_all(sandbox.path("tried")).unwrap();
+    }
+    // All of another recipe.
+    fs::remove_dir_all(sandbox.path("run/checkpoints")).unwrap();
+    copy_dir(&sandbox.path("adam/checkpoints"), &sandbox.path("run/checkpoints"));
+    let before = files(&sandbox.path("run"));
+    let outcome = sandbox.run(&["train", "-q", "--resume", "run", "--or-previous"]);
+    let expected = "error: no checkpoint of run can be gone on from, of 4; the newest: checkpoint \
+                    run/checkpoints/step-00000012 is of another recipe";
+    assert_eq!(outcome.code, Some(4), "{}", outcome.stderr);
+    assert!(outcome.stderr.starts_with(expected), "{}", outcome.stderr);
+    assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
+    assert_eq!(files(&sandbox.path("run")), before);
+}
+
+/// What a process left that was killed while it set things aside.
+#[test]
+fn copies_that_were_not_completed_are_removed() {
+    let sandbox = sandbox_with_run();
+    let whole = state(&sandbox, "run");
+    let left = sandbox.path("run/set-aside/.after-step-00000004.tmp");
+    for args in [&[][..], &["--checkpoint", "step-00000004"]] {
+        fs::create_dir_all(&left).unwrap();
+        fs::write(left.join("metrics.jsonl"), "{").unwrap();
+        let outcome = sandbox.run(&[&["train", "-q", "--resume", "run"], args].concat());
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        assert!(!left.exists(), "{args:?}");
+        assert_eq!(state(&sandbox, "run"), whole);
+    }
+    let names: Vec<_> = fs::read_dir(sandbox.path("run/set-aside")).unwrap().collect();
+    assert_eq!(names.len(), 1, "{names:?}");
 }
 
 #[test]
@@ -474,6 +573,8 @@ fn shim(sandbox: &Sandbox) -> PathBuf {
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -488,20 +589,42 @@ int fsync(int fd) {
     if (e && !fstat(fd, &s) && S_ISDIR(s.st_mode)) { errno = e; return -1; }
     return REAL(fsync)(fd);
 }
+static int exists(const char *path) { struct stat s; return !stat(path, &s); }
 int rename(const char *a, const char *b) {
     int e = error("NO_RENAME");
     if (e && is_directory(a)) { errno = e; return -1; }
+    e = error("NO_RENAME_OF_FILES");
+    if (e && !is_directory(a)) { errno = e; return -1; }
+    e = error("NO_REPLACE");
+    if (e && !is_directory(a) && exists(b)) { errno = e; return -1; }
     return REAL(rename)(a, b);
 }
-int unlinkat(int d, const char *n, int f) {
+static int kept(const char *n) {
     int e = error("NO_REMOVE");
-    if (e && (f & AT_REMOVEDIR) && strstr(n, ".old")) { errno = e; return -1; }
+    if (e && strstr(n, ".old")) return e;
+    e = error("NO_REMOVE_OF_PROBE");
+    return e && strstr(n, ".probe") ? e : 0;
+}
+int unlinkat(int d, const char *n, int f) {
+    int e = f & AT_REMOVEDIR ? kept(n) : 0;
+    if (e) { errno = e; return -1; }
     return REAL(unlinkat)(d, n, f);
 }
 int rmdir(const char *n) {
-    int e = error("NO_REMOVE");
-    if (e && strstr(n, ".old")) { errno = e; return -1; }
+    int e = kept(n);
+    if (e) { errno = e; return -1; }
     return REAL(rmdir)(n);
+}
+int open64(const char *path, int flags, ...) {
+    va_list arguments;
+    va_start(arguments, flags);
+    mode_t mode = va_arg(arguments, mode_t);
+    va_end(arguments);
+    int e = error("READ_ONLY");
+    if (e && (flags & O_ACCMODE) != O_RDONLY && strstr(path, "run/")) { errno = e; return -1; }
+    const char *signaled = getenv("SIGTERM_AT");
+    if (signaled && strstr(path, signaled)) kill(getpid(), SIGTERM);
+    return REAL(open64)(path, flags, mode);
 }
 "#;
     let source = sandbox.path("shim.c");
@@ -559,24 +682,92 @@ fn file_systems_with_gaps() {
         sandbox.json(&["train", "--resume", "run"]);
         assert!(checkpoint_names(&sandbox, "run").iter().all(|name| !name.starts_with('.')), "{gap:?}");
     }
-    for error in ["38", "18", "1", "95"] {
-        let outcome = with_gap(&sandbox, &shim, ("NO_RENAME", error), &train(&["--out", "other"]));
-        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(4), ""), "{error}");
-        let expected = "error: the file system of other cannot rename a directory, which checkpoints need (";
-        assert!(outcome.stderr.starts_with(expected), "{}", outcome.stderr);
-        assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
-        assert!(!sandbox.path("other").exists(), "{error}: nothing is left");
+    let rename = "the file system of DIR cannot rename a directory, which checkpoints need (";
+    let file = "the file system of DIR cannot rename a file, which checkpoints need (";
+    let replace =
+        "the file system of DIR cannot put a file in the place of another, which checkpoints need (";
+    let remove = "failed to remove DIR/.probe, by which the file system was tried (";
+    let gaps = [
+        ("NO_RENAME", "38", rename),
+        ("NO_RENAME", "18", rename),
+        ("NO_RENAME", "1", rename),
+        ("NO_RENAME", "95", rename),
+        ("NO_RENAME_OF_FILES", "38", file),
+        ("NO_REPLACE", "17", replace),
+        ("NO_REPLACE", "1", replace),
+        ("NO_REMOVE_OF_PROBE", "39", remove),
+    ];
+    for (gap, error, expected) in gaps {
+        let outcome = with_gap(&sandbox, &shim, (gap, error), &train(&["--out", "other"]));
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(4), ""), "{gap} {error}");
+        let is_told = |outcome: &Outcome, run: &str| {
+            let expected = format!("error: {}", expected.replace("DIR", run));
+            assert!(outcome.stderr.starts_with(&expected), "{gap} {error}: {}", outcome.stderr);
+            assert!(outcome.stderr.ends_with("train on another file system\n"), "{}", outcome.stderr);
+            assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
+        };
+        is_told(&outcome, "other");
+        match gap {
+            "NO_REMOVE_OF_PROBE" => fs::remove_dir_all(sandbox.path("other")).unwrap(),
+            _ => assert!(!sandbox.path("other").exists(), "{error}: nothing is left"),
+        }
         // A run that was moved there is left as it is.
         let before = files(&sandbox.path("run"));
         let outcome = with_gap(
             &sandbox,
             &shim,
-            ("NO_RENAME", error),
+            (gap, error),
             &["train", "-q", "--resume", "run", "--checkpoint", &checkpoint_names(&sandbox, "run")[0]],
         );
-        assert_eq!(outcome.code, Some(4), "{error}: {}", outcome.stderr);
-        assert_eq!(files(&sandbox.path("run")), before, "{error}");
+        assert_eq!(outcome.code, Some(4), "{gap} {error}: {}", outcome.stderr);
+        is_told(&outcome, "run");
+        let _ = fs::remove_dir_all(sandbox.path("run/.probe"));
+        assert_eq!(files(&sandbox.path("run")), before, "{gap} {error}");
     }
+}
+
+/// A run that cannot be written to is left as it is, with what to do.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_that_is_read_only() {
+    let sandbox = sandbox_with_run();
+    let shim = shim(&sandbox);
+    let before = files(&sandbox.path("run"));
+    for (error, reason) in [("30", "the file system is read-only"), ("13", "permission denied")] {
+        for from in [&[][..], &["--checkpoint", "step-00000004"]] {
+            let args = [&["train", "-q", "--resume", "run"], from].concat();
+            let outcome = with_gap(&sandbox, &shim, ("READ_ONLY", error), &args);
+            let expected = format!(
+                "error: failed to write run/lock ({reason}): a run is trained where it can be written to; change its owner \
+                 or mode, or copy it\n"
+            );
+            assert_eq!((outcome.code, outcome.stderr), (Some(4), expected));
+        }
+        for command in ["eval", "inspect"] {
+            let outcome = with_gap(&sandbox, &shim, ("READ_ONLY", error), &[command, "run"]);
+            assert_eq!(outcome.code, Some(0), "{command} {error}: {}", outcome.stderr);
+        }
+    }
+    assert_eq!(files(&sandbox.path("run")), before);
+}
+
+/// A signal that comes before there is anything to stop is answered as any other.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_stop_is_answered_from_the_beginning() {
+    let sandbox = Sandbox::new();
+    let shim = shim(&sandbox);
+    let recipe = sandbox.run(&["recipes", "show", "digits-preresnet8-w2a2"]).stdout;
+    fs::write(sandbox.path("mine.toml"), recipe).unwrap();
+    let at_recipe = ("SIGTERM_AT", "mine.toml");
+    let args = ["train", "mine.toml", "--out", "run", "--set", "train.epochs=5000"];
+    let outcome = with_gap(&sandbox, &shim, at_recipe, &[&args, &TINY[2..]].concat());
+    assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("stopped before the training began"), "{}", outcome.stderr);
+    assert!(!sandbox.path("run").exists());
+    // What is no training ends by it.
+    let outcome = with_gap(&sandbox, &shim, at_recipe, &["inspect", "mine.toml"]);
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (None, ""), "{}", outcome.stderr);
 }
 
 /// One that was being replaced by a newer of the same step when the process was killed is put back.

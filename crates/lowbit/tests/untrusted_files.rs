@@ -248,12 +248,16 @@ fn no_regular_files() {
     use std::os::unix::fs::symlink;
     let sandbox = sandbox_with_run(&[]);
     let mkfifo = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    fs::write(sandbox.path("run/warnings.jsonl"), "").unwrap();
     for file in [
         "recipe.toml",
         "run.json",
+        "plan.json",
         "metrics.jsonl",
         "timing.jsonl",
         "processes.jsonl",
+        "warnings.jsonl",
+        "result.json",
         "lock",
         "checkpoints/step-00000008/SHA256SUMS",
         "checkpoints/step-00000008/manifest.json",
@@ -271,13 +275,25 @@ fn no_regular_files() {
             assert_eq!(code, Some(4), "{stderr}");
             assert!(stderr.contains(file) && !stderr.contains("step-"), "{stderr}");
         }
+        let others = [&["eval", "run"][..], &["inspect", "run"]].map(|args| ends(&sandbox, args));
         fs::remove_file(&path).unwrap();
         symlink("/dev/zero", &path).unwrap();
         let zero = ends(&sandbox, &["train", "--resume", "run"]);
         fs::remove_file(&path).unwrap();
-        for outcome in [fifo, zero] {
+        symlink(sandbox.path("nothing"), &path).unwrap();
+        let dangling = ends(&sandbox, &["train", "--resume", "run"]);
+        fs::remove_file(&path).unwrap();
+        assert!(!sandbox.path("nothing").exists(), "{file}");
+        for outcome in [fifo, zero, dangling] {
             assert_eq!(outcome.code, Some(4), "{file}: {}", outcome.stderr);
             assert_eq!(outcome.stderr.trim_end().lines().count(), 1, "{file}: {}", outcome.stderr);
+            let name = Path::new(file).file_name().unwrap().to_str().unwrap();
+            assert!(outcome.stderr.contains(name) || file == "run.json", "{file}: {}", outcome.stderr);
+        }
+        // What does not need the file does not fail by it.
+        for outcome in others {
+            assert!([Some(0), Some(4)].contains(&outcome.code), "{file}: {}", outcome.stderr);
+            assert!(outcome.stderr.trim_end().lines().count() <= 1, "{file}: {}", outcome.stderr);
         }
         // A link to the file itself is the file.
         symlink(&aside, &path).unwrap();
