@@ -14,12 +14,12 @@ use crate::learner::{DEPLOYED, evaluated_tensors, network_specs};
 use crate::metrics::Scores;
 use crate::origin::{Origin, RunProcess};
 use crate::recipe::Recipe;
-use crate::run_dir::{ImageSet, RunDir, RunInfo, RunRecipe};
+use crate::run_dir::{ImageSet, RunData, RunDir, RunInfo, RunRecipe};
 use crate::set_aside::{self, SetAside};
 use crate::state;
 use crate::strategy::Phase;
-use crate::trainer::{evaluate as evaluate_network, open_split, test_loader};
-use crate::warning::Warning;
+use crate::trainer::{RunResult, evaluate as evaluate_network, open_split, test_loader};
+use crate::warning::{Warning, WarningKind};
 
 /// What the evaluation of a checkpoint yields.
 #[derive(Clone, Debug, Serialize)]
@@ -141,6 +141,10 @@ pub struct Inspection {
     pub plan: Plan,
     /// The phases of the training.
     pub phases: Vec<Phase>,
+    /// Steps of the whole training; absent if an earlier lowbit made the run, which did not write down its images.
+    pub steps: Option<u64>,
+    /// The outcome, if the training is complete.
+    pub result: Option<RunResult>,
     /// Names of its checkpoints, oldest first.
     pub checkpoints: Vec<String>,
     /// Name of the checkpoint with the highest test accuracy.
@@ -181,16 +185,31 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
         None => None,
     };
     let phases = recipe.phases();
+    let info = run.info()?;
+    let mut warnings = run.warnings()?;
+    let result = match run.has_result().then(|| run.result()) {
+        // What else there is can be read nevertheless.
+        Some(Err(error @ TrainError::DamagedFile { .. })) => {
+            let step = inspection.as_ref().map_or(0, |checkpoint| checkpoint.progress.step);
+            warnings.push(Warning { step, kind: WarningKind::Storage, message: error.to_string() });
+            None
+        }
+        result => result.transpose()?,
+    };
+    let epochs: u64 = phases.iter().map(|phase| phase.train.epochs).sum();
+    let steps_per_epoch = |data: &RunData| (data.train.n_images / recipe.data.batch_size) as u64;
     Ok(Inspection {
+        steps: info.data.as_ref().map(|data| epochs * steps_per_epoch(data)),
+        result,
         recipe,
-        info: run.info()?,
+        info,
         processes: run.processes()?,
         plan: run.plan()?,
         checkpoints: checkpoints.names()?,
         best: checkpoints.best(phases.len() - 1)?,
         set_aside: set_aside::list(path)?,
         phases,
-        warnings: run.warnings()?,
+        warnings,
         checkpoint: inspection,
     })
 }

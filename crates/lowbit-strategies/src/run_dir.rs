@@ -34,7 +34,7 @@ use crate::disk::{
 use crate::error::{IoContext, TrainError};
 use crate::files::{MAX_RECORD, MAX_TEXT, open_regular, read_regular, read_regular_text, regular_length};
 use crate::origin::{Origin, RunProcess, utc_now};
-use crate::recipe::{Recipe, StrategyRecipe};
+use crate::recipe::{Difference, Recipe, StrategyRecipe};
 use crate::trainer::{EpochTiming, RunResult, with_absolute_paths};
 use crate::warning::{self, WARNINGS, Warning};
 
@@ -393,9 +393,9 @@ impl RunDir {
     /// [`TrainError::OtherRecipe`] with the first difference.
     pub fn expect_recipe(&self, recipe: &Recipe) -> Result<(), TrainError> {
         let (run, given) = (self.recipe()?, with_absolute_paths(recipe)?);
-        match run.first_difference(&given) {
+        match run.differences(&given).into_iter().next() {
             None => Ok(()),
-            Some((key, [expected, given])) => {
+            Some(Difference { key, values: [expected, given] }) => {
                 Err(TrainError::OtherRecipe { path: self.path.clone(), key, expected, given })
             }
         }
@@ -465,6 +465,11 @@ impl RunDir {
         self.read_json(RESULT)
     }
 
+    /// Whether there is an outcome, be it readable or not.
+    pub(crate) fn has_result(&self) -> bool {
+        self.path.join(RESULT).exists()
+    }
+
     /// Refuses to begin a run anew that has recorded something, or whose directory of checkpoints, which it has from the
     /// beginning, is gone, when there is no checkpoint to go on from.
     pub(crate) fn expect_nothing_recorded(&self) -> Result<(), TrainError> {
@@ -490,6 +495,16 @@ impl RunDir {
             }
             false => Ok(()),
         }
+    }
+
+    /// Whether it has an outcome, and its times are those of all its `epochs`, so that nothing is left to write.
+    pub(crate) fn is_left_complete(&self, epochs: u64) -> Result<bool, TrainError> {
+        let path = self.path.join(TIMING);
+        let length = match fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            metadata => metadata.context("read", &path)?.len(),
+        };
+        Ok(self.has_result() && self.timing_bytes(epochs)? == length)
     }
 
     /// Bytes of `timing.jsonl` that tell of the first `epochs` epochs: those before the first line of another, or that is none.

@@ -288,6 +288,18 @@ pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result
         trainer.build(0)?;
         trainer.load_initial_weights()?;
     }
+    let is_newest = candidates.passed.is_empty() && !matches!(from, ResumeFrom::Named(_));
+    if is_newest && trainer.is_done() && run.is_left_complete(trainer.schedule.epochs())? {
+        // Nothing is written of a process that has nothing to do, but what a kill has left is tidied up.
+        let tidied = [
+            set_aside::remove_leftovers(path).err().map(|error| error.to_string()),
+            checkpoints.remove_leftovers().err().map(|error| error.to_string()),
+        ];
+        for error in tidied.iter().flatten() {
+            trainer.session.observer.warning(error);
+        }
+        return trainer.finish(&run);
+    }
     // All is known to fit: from here on, the disk is changed.
     run.probe()?;
     if let Err(error) = set_aside::remove_leftovers(path) {

@@ -147,9 +147,9 @@ images), `origin` (this program and machine), `started`, `device`, `run_dir`.";
 
 const INSPECT_NOTES: &str = "\
 With --json, stdout holds one JSON object with `recipe` and `plan`; for a run
-also `state_sha256` (a digest over all parameters, quantizer, optimizer and
-BatchNorm state), `info`, `processes`, `checkpoints`, `best`, `set_aside`,
-`checkpoint` and `run_dir`.";
+also `steps` (of the whole training), `result` (or null), `state_sha256` (a
+digest over all parameters, quantizer, optimizer and BatchNorm state), `info`,
+`processes`, `checkpoints`, `best`, `set_aside`, `checkpoint` and `run_dir`.";
 
 const DATA_NOTES: &str = "\
 Data sets are looked for in DIR/NAME and DIR of --data-dir, then in

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::cli::EvalArgs;
 use crate::device::DeviceName;
 use crate::exit_code::{self, Code};
-use crate::inspect::checkpoint_named;
+use crate::inspect::{checkpoint_named, expect_no_checkpoint};
 use crate::output::{self, percent_exact};
 
 #[derive(Serialize)]
@@ -27,6 +27,7 @@ struct Report<'a> {
 }
 
 pub fn run(args: &EvalArgs) -> anyhow::Result<Code> {
+    expect_no_checkpoint(&args.run, "eval")?;
     let run_device = RunDir::open(&args.run)?.info()?.device;
     let name = match args.device.device {
         Some(name) => name,

@@ -5,6 +5,11 @@ use std::path::{Component, Path};
 
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use lowbit_data::DatasetName;
+use lowbit_strategies::recipe::embedded;
+use lowbit_strategies::shell_quoted;
+
+use crate::recipes;
 
 /// Options of other training programs, with the key of the recipe that does the same and a value for an example.
 const SETTINGS: [(&[&str], &str, &str); 16] = [
@@ -20,7 +25,7 @@ const SETTINGS: [(&[&str], &str, &str); 16] = [
     (&["ema", "ema-decay"], "train.ema_decay", "0.9"),
     (&["warmup", "warmup-epochs"], "train.warmup_epochs", "1"),
     (&["label-smoothing"], "train.label_smoothing", "0.1"),
-    (&["dataset", "data", "data-set"], "data.dataset", "mnist"),
+    (&["dataset", "data-set"], "data.dataset", "mnist"),
     (&["train-limit", "limit"], "data.train_limit", "1000"),
     (&["depth"], "model.depth", "20"),
     (&["init", "pretrained", "weights"], "init", "runs/a"),
@@ -29,7 +34,7 @@ const SETTINGS: [(&[&str], &str, &str); 16] = [
 /// Other options of other programs.
 const OPTIONS: [(&[&str], &str); 7] = [
     (
-        &["output", "output-dir", "out-dir", "save-dir", "logdir", "run-dir"],
+        &["output", "output-dir", "out-dir", "save-dir", "logdir", "run-dir", "o"],
         "the run directory is given by `--out DIR`",
     ),
     (
@@ -37,16 +42,16 @@ const OPTIONS: [(&[&str], &str); 7] = [
         "the device is given by `--device`, as in `--device wgpu` or `--device flex`",
     ),
     (
-        &["config", "recipe", "file"],
+        &["config", "recipe", "file", "c"],
         "the recipe is given without an option, as in `lowbit train my-recipe.toml`",
     ),
     (
-        &["continue", "restart", "from-checkpoint", "load"],
+        &["continue", "restart", "from-checkpoint", "load", "r"],
         "a run is continued by `lowbit train --resume DIR`",
     ),
-    (&["data-path", "data-root", "root"], "the place of data sets is given by `--data-dir DIR`"),
+    (&["data", "data-path", "data-root", "root", "d"], "the place of data sets is given by `--data-dir DIR`"),
     (
-        &["threads", "workers", "num-workers", "jobs"],
+        &["threads", "workers", "num-workers", "jobs", "j"],
         "threads are set by the environment variable RAYON_NUM_THREADS",
     ),
     (&["silent"], "only errors and the result are shown with `--quiet`"),
@@ -74,9 +79,11 @@ pub fn add_to(error: &mut clap::Error, arguments: &[OsString]) {
             context(ContextKind::InvalidArg).and_then(|option| tip_for_option(&option, arguments))
         }
         ErrorKind::InvalidSubcommand => {
-            let meant = |name: String| command_for(&name).map(|command| format!("use `lowbit {command}`"));
+            let meant =
+                |name: String| command_for(&name, arguments).map(|command| format!("use `lowbit {command}`"));
             context(ContextKind::InvalidSubcommand).and_then(meant)
         }
+        ErrorKind::ArgumentConflict => tip_for_resuming(arguments),
         _ => None,
     };
     if let Some(tip) = tip {
@@ -89,17 +96,46 @@ pub fn add_to(error: &mut clap::Error, arguments: &[OsString]) {
     }
 }
 
-fn command_for(name: &str) -> Option<&'static str> {
-    COMMANDS.iter().find(|(names, _)| names.contains(&name)).map(|(_, command)| *command)
+/// The command that is meant by `name`, which is none there where it stands in `arguments`.
+fn command_for(name: &str, arguments: &[OsString]) -> Option<String> {
+    let parent = arguments.iter().find(|argument| !argument.to_string_lossy().starts_with('-'));
+    let known = COMMANDS.iter().find(|(names, _)| names.contains(&name)).map(|(_, command)| *command);
+    let is_recipe = || recipes::is_path(name) || embedded().iter().any(|recipe| recipe.name == name);
+    let quoted = shell_quoted(Path::new(name));
+    match (parent.and_then(|parent| parent.to_str()), known) {
+        (Some("recipes"), Some("recipes")) => Some("recipes list".into()),
+        (Some("recipes"), _) => Some(format!("recipes show {quoted}")),
+        (Some("data"), Some("recipes")) => Some("data list".into()),
+        (Some("data"), Some(command)) => command.starts_with("data ").then(|| command.into()),
+        (Some("data"), None) => name.parse::<DatasetName>().is_ok().then(|| format!("data fetch {name}")),
+        (_, Some(command)) => Some(command.into()),
+        (_, None) => is_recipe().then(|| format!("train {quoted}")),
+    }
+}
+
+/// What to do where a run is to be resumed with something that it has already.
+fn tip_for_resuming(arguments: &[OsString]) -> Option<String> {
+    let run = value_of("--resume", arguments)?;
+    Some(format!(
+        "a run goes on with its own recipe, in its own directory; a new run begins with its weights by `lowbit train RECIPE \
+         --set init={run}`"
+    ))
 }
 
 fn tip_for_option(option: &str, arguments: &[OsString]) -> Option<String> {
     let name = option.trim_start_matches('-').split('=').next()?.replace('_', "-").to_lowercase();
+    // A name of data, not a place.
+    let value = value_of(option, arguments);
+    if let ("data", Some(dataset)) =
+        (name.as_str(), value.as_ref().filter(|name| name.parse::<DatasetName>().is_ok()))
+    {
+        return Some(format!("settings of a recipe are changed by --set: `--set data.dataset={dataset}`"));
+    }
     if let Some((_, tip)) = OPTIONS.iter().find(|(names, _)| names.contains(&name.as_str())) {
         return Some((*tip).into());
     }
     let (_, key, example) = SETTINGS.iter().find(|(names, ..)| names.contains(&name.as_str()))?;
-    let value = value_of(option, arguments).unwrap_or_else(|| (*example).into());
+    let value = value.unwrap_or_else(|| (*example).into());
     Some(format!("settings of a recipe are changed by --set: `--set {key}={value}`"))
 }
 

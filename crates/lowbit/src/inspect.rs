@@ -5,13 +5,17 @@ use std::path::Path;
 
 use lowbit_models::{Layout, Plan};
 use lowbit_strategies::strategy::Phase;
-use lowbit_strategies::{Inspection, Origin, Pending, Recipe, RecipeError, RunProcess, SetAside};
+use lowbit_strategies::{
+    CheckpointInspection, Inspection, Origin, Pending, Recipe, RecipeError, RunData, RunDir, RunProcess,
+    SetAside, shell_quoted,
+};
 use serde::Serialize;
 
 use crate::cli::InspectArgs;
 use crate::exit_code::{self, Code, UsageError};
 use crate::output::{self, counted, percent_exact};
 use crate::recipes;
+use crate::train::describe_result;
 
 /// Stands for the checkpoint with the highest test accuracy.
 const BEST: &str = "best";
@@ -36,7 +40,10 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<Code> {
     let path = Path::new(&args.target);
     let is_recipe_file = args.target.ends_with(".toml");
     match path.is_dir() || (recipes::is_path(&args.target) && !is_recipe_file) {
-        true => inspect_run(path, args)?,
+        true => {
+            expect_no_checkpoint(path, "inspect")?;
+            inspect_run(path, args)?
+        }
         false => inspect_recipe(args)?,
     }
     Ok(Code::Success)
@@ -63,37 +70,64 @@ fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt
         processes,
         plan,
         phases,
+        steps: _,
+        result,
         checkpoints,
         best,
         warnings,
         set_aside,
         checkpoint,
     } = inspection;
-    let mut text = format!("{plan}\n\n");
-    writeln!(text, "run         {}", path.display())?;
-    writeln!(text, "recipe      {}", describe_recipe(recipe))?;
+    let columns = output::stdout_columns();
+    let entry = |key: &str, text: &str| output::wrapped(&format!("{key:<11} "), text, columns);
+    let mut text = String::new();
+    writeln!(text, "{}", entry("run", &path.display().to_string()))?;
+    writeln!(text, "{}", entry("status", &describe_status(path, inspection)))?;
+    match (result, checkpoint) {
+        (Some(result), _) => {
+            for line in describe_result(result).lines() {
+                // The text of a reference may have lines of its own.
+                let (key, value) = line.split_at_checked(12).unwrap_or(("", line));
+                writeln!(text, "{}", output::wrapped(key, value, columns))?;
+            }
+        }
+        (None, Some(checkpoint)) if Some(&checkpoint.name) == checkpoints.last() => {
+            if let Some(evaluated) = describe_evaluation(checkpoint) {
+                writeln!(text, "{}", entry("so far", &evaluated))?;
+            }
+        }
+        _ => {}
+    }
+    let images =
+        |data: &RunData| format!(": {} training and {} test images", data.train.n_images, data.test.n_images);
+    let images = info.data.as_ref().map(images).unwrap_or_default();
+    writeln!(text, "{}", entry("data", &format!("{}{images}", recipe.data.dataset)))?;
+    writeln!(text, "{}", entry("seed", &recipe.seed.to_string()))?;
+    writeln!(text, "\n{}\n", output::plan_in(&plan.to_string(), columns))?;
+    writeln!(text, "{}", entry("recipe", &describe_recipe(recipe)))?;
     if let Some(strategies) = describe_strategies(recipe) {
-        writeln!(text, "strategy    {strategies}")?;
+        writeln!(text, "{}", entry("strategy", &strategies))?;
     }
     for (i, phase) in phases.iter().enumerate().filter(|_| phases.len() > 1) {
-        let key = if i == 0 { "phases" } else { "" };
-        writeln!(text, "{key:<11} {}", describe_phase(phase))?;
+        writeln!(text, "{}", entry(if i == 0 { "phases" } else { "" }, &describe_phase(phase)))?;
     }
-    writeln!(text, "made by     {}, burn {}, device {}", info.origin.build(), info.origin.burn, info.device)?;
-    writeln!(text, "{:<11} {}", "", describe_machine(&info.origin, info.started.as_deref()))?;
+    let made_by = format!("{}, burn {}, device {}", info.origin.build(), info.origin.burn, info.device);
+    writeln!(text, "{}", entry("made by", &made_by))?;
+    writeln!(text, "{}", entry("", &describe_machine(&info.origin, info.started.as_deref())))?;
     let mut before = (&info.origin, info.device.as_str());
     for process in processes {
         // Only what is not as before.
         if process.origin.difference_on(&process.device, before.0, before.1).is_some() {
             let RunProcess { step, device, origin, started } = process;
-            writeln!(text, "from step {step:<2} {}, device {device}", origin.build())?;
-            writeln!(text, "{:<11} {}", "", describe_machine(origin, Some(started)))?;
+            let went_on = format!("{}, device {device}", origin.build());
+            writeln!(text, "{}", entry(&format!("from step {step}"), &went_on))?;
+            writeln!(text, "{}", entry("", &describe_machine(origin, Some(started))))?;
         }
         before = (&process.origin, process.device.as_str());
     }
     for (i, warning) in warnings.iter().enumerate() {
-        let key = if i == 0 { "warnings" } else { "" };
-        writeln!(text, "{key:<11} {} (step {})", warning.message, warning.step)?;
+        let message = format!("{} (step {})", warning.message, warning.step);
+        writeln!(text, "{}", entry(if i == 0 { "warnings" } else { "" }, &message))?;
     }
     let is_best = |name: &String| if Some(name) == best.as_ref() { " (best)" } else { "" };
     let names: Vec<String> = checkpoints.iter().map(|name| format!("{name}{}", is_best(name))).collect();
@@ -103,10 +137,10 @@ fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt
     for SetAside { path, checkpoints } in set_aside {
         let checkpoints =
             if checkpoints.is_empty() { "no checkpoint".into() } else { checkpoints.join(", ") };
-        writeln!(text, "set aside   {} ({checkpoints})", path.display())?;
+        writeln!(text, "{}", entry("set aside", &format!("{} ({checkpoints})", path.display())))?;
     }
     let Some(checkpoint) = checkpoint else {
-        writeln!(text, "checkpoints none yet")?;
+        writeln!(text, "checkpoints none{}", if result.is_some() { "" } else { " yet" })?;
         return Ok(text);
     };
     writeln!(text, "\n{}", checkpoint.name)?;
@@ -115,13 +149,50 @@ fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt
         Some(Pending::Calibration) => "; stopped while its quantizers were calibrated",
         Some(Pending::Evaluation) => "; stopped while it was evaluated",
     };
-    writeln!(text, "progress    {} steps done{pending}", checkpoint.progress.step)?;
-    if let (Some(test), Some(step)) = (checkpoint.progress.test, checkpoint.progress.test_step) {
-        let (top1, top5) = (percent_exact(test.top1), percent_exact(test.top5));
-        writeln!(text, "evaluated   top-1 {top1}  top-5 {top5}  loss {:.4}  (after step {step})", test.loss)?;
+    writeln!(text, "{}", entry("progress", &format!("{} steps done{pending}", checkpoint.progress.step)))?;
+    if let Some(evaluated) = describe_evaluation(checkpoint) {
+        writeln!(text, "{}", entry("evaluated", &evaluated))?;
     }
     writeln!(text, "state       sha256 {}", checkpoint.state_sha256)?;
     Ok(text)
+}
+
+/// How far a run is, and how it goes on, in a line.
+fn describe_status(path: &Path, inspection: &Inspection) -> String {
+    let Inspection { phases, steps, result, checkpoints, .. } = inspection;
+    // The newest is named after its step.
+    let step = checkpoints.last().and_then(|name| name.strip_prefix("step-")?.parse::<u64>().ok());
+    if result.is_some() {
+        return match step {
+            Some(step) => format!("complete, {}", counted(step, "step")),
+            None => "complete, but its checkpoints are gone".into(),
+        };
+    }
+    let step = step.unwrap_or(0);
+    let of = steps.map(|steps| format!(" of {steps}")).unwrap_or_default();
+    let resume = format!("resume with `lowbit train --resume {}`", shell_quoted(path));
+    format!("step {step}{of}{}; {resume}", describe_place(phases, *steps, step))
+}
+
+/// The phase of `step` in a training of several phases and, as far as known, `steps`.
+fn describe_place(phases: &[Phase], steps: Option<u64>, step: u64) -> String {
+    let epochs: u64 = phases.iter().map(|phase| phase.train.epochs).sum();
+    let (Some(steps), true) = (steps, phases.len() > 1) else { return String::new() };
+    let mut end = 0;
+    let is_over = |phase: &&Phase| {
+        end += phase.train.epochs * (steps / epochs.max(1));
+        end < step
+    };
+    let phase = phases.iter().take_while(is_over).count();
+    let name = phases.get(phase).map(|phase| format!(" ({})", phase.name)).unwrap_or_default();
+    format!(", phase {} of {}{name}", phase + 1, phases.len())
+}
+
+/// What a checkpoint scored, if it was evaluated.
+fn describe_evaluation(checkpoint: &CheckpointInspection) -> Option<String> {
+    let (test, step) = (checkpoint.progress.test?, checkpoint.progress.test_step?);
+    let (top1, top5) = (percent_exact(test.top1), percent_exact(test.top5));
+    Some(format!("top-1 {top1}  top-5 {top5}  loss {:.4}  (after step {step})", test.loss))
 }
 
 /// The machine of a run in a line.
@@ -150,12 +221,15 @@ fn inspect_recipe(args: &InspectArgs) -> anyhow::Result<()> {
     if args.json.json {
         return output::print_json(&RecipeReport { recipe, plan, phases });
     }
-    let mut text = format!("{plan}\n\nrecipe  {}\n", describe_recipe(&recipe));
+    let columns = output::stdout_columns();
+    let entry = |key: &str, text: &str| output::wrapped(&format!("{key:<8}"), text, columns);
+    let mut text = format!("{}\n\n", output::plan_in(&plan.to_string(), columns));
+    writeln!(text, "{}", entry("recipe", &describe_recipe(&recipe)))?;
     if let Some(strategies) = describe_strategies(&recipe) {
-        writeln!(text, "with    {strategies}")?;
+        writeln!(text, "{}", entry("with", &strategies))?;
     }
     for (i, phase) in phases.iter().enumerate() {
-        writeln!(text, "{}  {}", if i == 0 { "phases" } else { "      " }, describe_phase(phase))?;
+        writeln!(text, "{}", entry(if i == 0 { "phases" } else { "" }, &describe_phase(phase)))?;
     }
     output::print(&text)
 }
@@ -163,7 +237,7 @@ fn inspect_recipe(args: &InspectArgs) -> anyhow::Result<()> {
 /// The name of the checkpoint that `name` stands for in the run in `path`: its own, or `best`.
 pub fn checkpoint_named(path: &Path, name: &str) -> anyhow::Result<String> {
     if name != BEST {
-        return Ok(name.into());
+        return Ok(full_name(path, name));
     }
     let best = lowbit_strategies::best_checkpoint(path)?;
     Ok(best.ok_or_else(|| {
@@ -173,6 +247,47 @@ pub fn checkpoint_named(path: &Path, name: &str) -> anyhow::Result<String> {
         );
         UsageError(text)
     })?)
+}
+
+/// A checkpoint's name for what stands for it: its step alone, its step without zeros, or its path in the run.
+fn full_name(run: &Path, name: &str) -> String {
+    let name = match Path::new(name).strip_prefix(run.join("checkpoints")) {
+        Ok(rest) => rest.to_string_lossy().into_owned(),
+        Err(_) => name.into(),
+    };
+    let step = name.strip_prefix("step-").unwrap_or(&name);
+    let is_number = !step.is_empty() && step.bytes().all(|byte| byte.is_ascii_digit());
+    match step.parse::<u64>() {
+        Ok(step) if is_number => format!("step-{step:08}"),
+        _ => name,
+    }
+}
+
+/// Refuses a checkpoint in place of its run, and says which `command` reads it. A run that is elsewhere is named.
+pub fn expect_no_checkpoint(path: &Path, command: &str) -> Result<(), UsageError> {
+    let is_run = |path: &Path| RunDir::open(path).is_ok();
+    if is_run(path) {
+        return Ok(());
+    }
+    let is_checkpoints = |path: &Path| path.file_name().is_some_and(|name| name == "checkpoints");
+    let parent = path.parent().unwrap_or(Path::new(""));
+    let in_runs = Path::new("runs").join(path);
+    let meant = if !path.exists() && path.is_relative() && is_run(&in_runs) {
+        Some(format!("is not there; did you mean {}?", shell_quoted(&in_runs)))
+    } else if is_checkpoints(path) && is_run(parent) {
+        Some(format!("is in a run: use `lowbit {command} {}`", shell_quoted(parent)))
+    } else if let (true, Some(run), Some(name)) = (is_checkpoints(parent), parent.parent(), path.file_name())
+        && is_run(run)
+    {
+        let (run, name) = (shell_quoted(run), name.to_string_lossy());
+        Some(format!("is a checkpoint: use `lowbit {command} {run} --checkpoint {name}`"))
+    } else {
+        None
+    };
+    match meant {
+        Some(meant) => Err(UsageError(format!("{} {meant}", path.display()))),
+        None => Ok(()),
+    }
 }
 
 /// A phase in a line.
@@ -186,7 +301,7 @@ pub fn describe_phase(phase: &Phase) -> String {
 pub fn describe_recipe(recipe: &Recipe) -> String {
     let depth = recipe.model.depth.map(|depth| format!("-{depth}")).unwrap_or_default();
     let precision = match recipe.quantization.summary().as_str() {
-        "W32A32" => "full precision".into(),
+        "fp32" => "fp32".into(),
         summary => format!("{summary} {}", recipe.quantization.policy.base.method),
     };
     let layout = match recipe.model.layout {

@@ -1,19 +1,22 @@
 //! Logs: to stderr what the user asked to see, to the run directory what happened in the run.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lowbit_strategies::open_regular;
-use tracing::Level;
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{Format, Full, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt};
 
 use crate::cli::Verbosity;
+use crate::output::{escaped, stderr_columns, wrapped};
 use crate::progress::Screen;
 
 /// Target of events that [`Screen`] shows in its own form.
@@ -55,6 +58,35 @@ impl<'a> MakeWriter<'a> for LogFile {
     }
 }
 
+/// How events are written on the screen: warnings as errors are, `warning: ...`, the others as in a log.
+struct OnScreen(Format<Full, ()>);
+
+impl<S, N> FormatEvent<S, N> for OnScreen
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        if *event.metadata().level() != Level::WARN {
+            return self.0.format_event(context, writer, event);
+        }
+        let mut text = String::new();
+        context.format_fields(Writer::new(&mut text), event)?;
+        // Elsewhere than on a terminal a warning is one line, to be found.
+        let columns = if io::stderr().is_terminal() { stderr_columns() } else { None };
+        let text = wrapped("warning: ", &escaped(&text), columns);
+        match text.strip_prefix("warning") {
+            Some(rest) if writer.has_ansi_escapes() => writeln!(writer, "\u{1b}[1;33mwarning\u{1b}[0m{rest}"),
+            _ => writeln!(writer, "{text}"),
+        }
+    }
+}
+
 /// Starts logging for the rest of the process.
 pub fn start(verbosity: Verbosity, screen: &Screen) -> LogFile {
     let file = LogFile::default();
@@ -68,7 +100,7 @@ pub fn start(verbosity: Verbosity, screen: &Screen) -> LogFile {
     let ours =
         |level: Level| Targets::new().with_default(level.min(Level::WARN)).with_target("lowbit", level);
     let to_screen = fmt::layer()
-        .without_time()
+        .event_format(OnScreen(Format::default().without_time()))
         .with_ansi(screen.has_colors())
         .with_writer(screen.clone())
         .with_filter(ours(on_screen).with_target(SHOWN, tracing::level_filters::LevelFilter::OFF));

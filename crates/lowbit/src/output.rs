@@ -1,8 +1,9 @@
 //! The result of a command on stdout.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
+use terminal_size::{Height, Width};
 
 /// Prints `text` and a line break. A reader that has left, such as `head`, has what it wanted.
 pub fn print(text: &str) -> anyhow::Result<()> {
@@ -42,6 +43,104 @@ pub fn escaped(text: &str) -> String {
         c => c.to_string(),
     };
     text.chars().map(escaped).collect()
+}
+
+/// Columns that lines on stdout have: those of the terminal, or of COLUMNS, which somebody has exported. `None` elsewhere: in
+/// a pipe or a file, lines are whole.
+pub fn stdout_columns() -> Option<usize> {
+    columns(io::stdout().is_terminal().then(|| terminal_size::terminal_size_of(io::stdout())).flatten())
+}
+
+/// Columns that lines on stderr have, as [`stdout_columns`].
+pub fn stderr_columns() -> Option<usize> {
+    columns(io::stderr().is_terminal().then(|| terminal_size::terminal_size_of(io::stderr())).flatten())
+}
+
+fn columns(terminal: Option<(Width, Height)>) -> Option<usize> {
+    let asked_for = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    asked_for.or(terminal.map(|(Width(columns), _)| columns.into())).filter(|&columns| columns > 0)
+}
+
+/// `start` and `text`, broken at spaces into lines of at most `columns`, each under the first word of the text if there is
+/// room for that.
+pub fn wrapped(start: &str, text: &str, columns: Option<usize>) -> String {
+    let Some(columns) = columns else { return format!("{start}{text}") };
+    let length = |text: &str| text.chars().count();
+    let indent = if length(start) * 5 <= columns * 2 { length(start) } else { 2 };
+    let mut lines = String::from(start);
+    let (mut column, mut is_first) = (length(start), true);
+    for word in text.split(' ') {
+        let needed = length(word) + usize::from(!is_first);
+        if column + needed > columns && column > indent {
+            lines.truncate(lines.trim_end_matches(' ').len());
+            lines += &format!("\n{:indent$}{word}", "");
+            column = indent + length(word);
+        } else {
+            lines += &format!("{}{word}", if is_first { "" } else { " " });
+            column += needed;
+        }
+        is_first = false;
+    }
+    lines
+}
+
+/// The first of `lines` that fits in `columns`, or the last.
+pub fn fitting(lines: impl IntoIterator<Item = String>, columns: Option<usize>) -> String {
+    let mut shortest = String::new();
+    for line in lines {
+        shortest = line;
+        if columns.is_none_or(|columns| shortest.chars().count() <= columns) {
+            break;
+        }
+    }
+    shortest
+}
+
+/// `table`, a plan of layers, without those of its columns that there is no room for, the least important first.
+pub fn plan_in(table: &str, columns: Option<usize>) -> String {
+    let Some(columns) = columns else { return table.into() };
+    let n_rows = table.lines().take_while(|line| !line.starts_with("packed ")).count();
+    let mut rows: Vec<Vec<char>> = table.lines().take(n_rows).map(|line| line.chars().collect()).collect();
+    let width = rows.iter().map(Vec::len).max().unwrap_or(0);
+    rows.iter_mut().for_each(|row| row.resize(width, ' '));
+    let is_too_wide = |rows: &[Vec<char>]| rows.first().is_some_and(|row| row.len() > columns);
+    if is_too_wide(&rows) {
+        squeeze(&mut rows);
+    }
+    for name in ["weights", "bit-ops", "params", "method"] {
+        if is_too_wide(&rows) {
+            remove_column(&mut rows, name);
+            squeeze(&mut rows);
+        }
+    }
+    let rows: Vec<String> =
+        rows.iter().map(|row| row.iter().collect::<String>().trim_end().to_string()).collect();
+    let rest = table.lines().skip(n_rows).map(|line| wrapped("", line, Some(columns)));
+    rows.into_iter().chain(rest).collect::<Vec<_>>().join("\n")
+}
+
+/// Whether every row has a space at `place`, as between columns.
+fn is_gap(rows: &[Vec<char>], place: usize) -> bool {
+    rows.iter().all(|row| row.get(place).is_none_or(|&c| c == ' '))
+}
+
+/// Leaves a single space between the columns of a table.
+fn squeeze(rows: &mut [Vec<char>]) {
+    let width = rows.first().map_or(0, Vec::len);
+    let is_kept = |place: usize| !is_gap(rows, place) || place > 0 && !is_gap(rows, place - 1);
+    let kept: Vec<usize> = (0..width).filter(|&place| is_kept(place)).collect();
+    for row in rows {
+        *row = kept.iter().map(|&place| row[place]).collect();
+    }
+}
+
+/// Empties the column of a table with this `name` in its first row.
+fn remove_column(rows: &mut [Vec<char>], name: &str) {
+    let header: String = rows.first().map(|row| row.iter().collect()).unwrap_or_default();
+    let Some(place) = header.find(name) else { return };
+    let start = (0..place).rev().find(|&place| is_gap(rows, place)).unwrap_or(0);
+    let end = (place..header.len()).find(|&place| is_gap(rows, place)).unwrap_or(header.len());
+    rows.iter_mut().for_each(|row| row[start..end].fill(' '));
 }
 
 /// A fraction in percent with two decimals, for results.
@@ -88,6 +187,48 @@ mod tests {
         let written = json(&text).unwrap();
         assert_eq!(serde_json::from_str::<String>(&written).unwrap(), text);
         assert!(!written.contains(char::is_control), "{written:?}");
+    }
+
+    #[test]
+    fn text_is_wrapped_at_words() {
+        let text = "an old checkpoint cannot be removed";
+        assert_eq!(wrapped("warning: ", text, None), format!("warning: {text}"));
+        assert_eq!(wrapped("warning: ", text, Some(44)), format!("warning: {text}"));
+        assert_eq!(
+            wrapped("warning: ", text, Some(30)),
+            "warning: an old checkpoint\n         cannot be removed"
+        );
+        // No room for an indent as deep as the first word.
+        assert_eq!(
+            wrapped("warning: ", text, Some(20)),
+            "warning: an old\n  checkpoint cannot\n  be removed"
+        );
+        assert_eq!(wrapped("a: ", "unbreakable, it is", Some(9)), "a: unbreakable,\n   it is");
+    }
+
+    #[test]
+    fn columns_that_have_no_room_are_left_out() {
+        let table = "layer weights   params    W method  bit-ops    packed\n\
+                     stem  16x1x3x3     144 fp32 -         9.44M     576 B\n\
+                     fc    10x64         14    2 dorefa    655k   2.54 KiB\n\
+                     total              158                          3 KiB\n\
+                     packed 2x";
+        assert_eq!(plan_in(table, None), table);
+        assert_eq!(plan_in(table, Some(54)), table);
+        let headers = |columns| -> Vec<String> {
+            let narrow = plan_in(table, Some(columns));
+            assert!(narrow.lines().all(|line| line.chars().count() <= columns), "{columns}: {narrow}");
+            narrow.lines().next().unwrap_or_default().split_whitespace().map(String::from).collect()
+        };
+        assert_eq!(headers(50), ["layer", "weights", "params", "W", "method", "bit-ops", "packed"]);
+        assert_eq!(headers(40), ["layer", "params", "W", "method", "packed"]);
+        assert_eq!(headers(22), ["layer", "W", "packed"]);
+        let narrowest = "layer    W   packed\n\
+                         stem  fp32    576 B\n\
+                         fc       2 2.54 KiB\n\
+                         total         3 KiB\n\
+                         packed 2x";
+        assert_eq!(plan_in(table, Some(22)), narrowest);
     }
 
     #[test]

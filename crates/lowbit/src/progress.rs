@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::output::escaped;
+use crate::output::{escaped, stderr_columns, wrapped};
 
 /// Time between plain progress lines.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(30);
@@ -62,6 +62,11 @@ impl Screen {
         if self.mode != Mode::Quiet {
             self.write(format!("{}\n", escaped(text)).as_bytes());
         }
+    }
+
+    /// Shows lines that stay with `start` before them, broken at words where the terminal ends.
+    pub fn show_wrapped(&self, start: &str, text: &str) {
+        self.show(&wrapped(start, text, stderr_columns()));
     }
 
     /// Writes to stderr, moving what changes out of the way. That stderr may be closed stops no training.

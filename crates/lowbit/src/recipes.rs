@@ -2,8 +2,8 @@
 
 use std::path::{Path, is_separator};
 
-use lowbit_strategies::recipe::{BASES, BIT_WIDTHS, DEFAULT, EmbeddedRecipe, METHODS, embedded};
-use lowbit_strategies::{MAX_TEXT, Recipe, RecipeError, read_regular_text, shell_quoted};
+use lowbit_strategies::recipe::{BASES, BIT_WIDTHS, DEFAULT, Difference, EmbeddedRecipe, METHODS, embedded};
+use lowbit_strategies::{MAX_TEXT, Recipe, RecipeError, RunDir, read_regular_text, shell_quoted};
 use serde::Serialize;
 
 use crate::cli::{RecipesArgs, RecipesCommand};
@@ -24,7 +24,19 @@ pub fn run(args: &RecipesArgs, screen: &Screen) -> anyhow::Result<Code> {
 pub fn load(name: &str, overrides: &[String]) -> anyhow::Result<Recipe> {
     let recipe = match is_path(name) {
         true => read(name, overrides)?,
-        false => Recipe::embedded(name, overrides)?,
+        false => match Recipe::embedded(name, overrides) {
+            // `--set key value`: the value was taken for the recipe.
+            Err(RecipeError::Unknown { .. })
+                if let Some(key) = overrides.iter().find(|set| !set.contains('=')) =>
+            {
+                let text = format!("--set {key:?} is not of the form key=value: write --set {key}={name}");
+                return Err(UsageError(text).into());
+            }
+            Err(RecipeError::Unknown { .. }) if let Some(meant) = meant_path(name) => {
+                return Err(UsageError(format!("no recipe named {name:?}; {meant}")).into());
+            }
+            recipe => recipe?,
+        },
     };
     let teacher = recipe.strategy.joint.as_ref().and_then(|joint| joint.teacher.init.as_ref());
     for (key, path) in [("init", recipe.init.as_ref()), ("strategy.joint.teacher.init", teacher)] {
@@ -32,6 +44,38 @@ pub fn load(name: &str, overrides: &[String]) -> anyhow::Result<Recipe> {
             .map_err(|why| UsageError(format!("{key}: {why}")))?;
     }
     Ok(recipe)
+}
+
+/// What was meant by a name that is none of a recipe, but near a path.
+fn meant_path(name: &str) -> Option<String> {
+    let file = format!("{name}.toml");
+    let is_run = |path: &Path| RunDir::open(path).is_ok();
+    match Path::new(name) {
+        path if is_run(path) => Some(format!(
+            "{name} is a run: `lowbit train --resume {0}` goes on with it, `lowbit inspect {0}` shows it",
+            shell_quoted(path)
+        )),
+        path if path.is_file() => Some(format!("did you mean ./{name}?")),
+        _ if Path::new(&file).is_file() => Some(format!("did you mean ./{file}?")),
+        _ => None,
+    }
+}
+
+/// What `overrides` have changed of the recipe named `name`, which is now `recipe`. `None` without any, and of a file that is
+/// no recipe without them.
+pub fn changed(name: &str, overrides: &[String], recipe: &Recipe) -> Option<Vec<Difference>> {
+    let written = match (overrides, is_path(name)) {
+        ([], _) => return None,
+        (_, true) => {
+            let text = read_regular_text(Path::new(name), MAX_TEXT).ok()?;
+            Recipe::parse_file(&text, Path::new(name), &[]).ok()?
+        }
+        (_, false) => Recipe::embedded(name, &[]).ok()?,
+    };
+    let mut changes = written.differences(recipe);
+    // That a reference is of another training follows, and is said where it matters.
+    changes.retain(|change| change.key != "reference" || recipe.reference.is_some());
+    Some(changes)
 }
 
 fn read(path: &str, overrides: &[String]) -> anyhow::Result<Recipe> {
@@ -69,21 +113,34 @@ fn list(json: bool, is_quiet: bool) -> anyhow::Result<()> {
         };
         return output::print_json(&embedded().iter().map(entry).collect::<Vec<_>>());
     }
-    let next = "\none of them: lowbit recipes show NAME      all names: lowbit recipes --json";
-    output::print(&(overview() + if is_quiet { "" } else { next }))
+    let columns = output::stdout_columns();
+    let (one, all) = ("one of them: lowbit recipes show NAME", "all names: lowbit recipes --json");
+    let next = output::fitting([format!("\n{one}      {all}"), format!("\n{one}\n{all}")], columns);
+    output::print(&(overview(columns) + if is_quiet { "" } else { &next }))
 }
 
 /// What names are made of: there are too many to list.
-fn overview() -> String {
+fn overview(columns: Option<usize>) -> String {
+    let entry = |name: &str, text: &str| match columns {
+        Some(columns) if columns < 72 => {
+            format!("  {name}\n{}\n", output::wrapped("      ", text, Some(columns)))
+        }
+        _ => output::wrapped(&format!("  {name:<26}"), text, columns) + "\n",
+    };
+    let wrapped = |start: &str, text: &str| output::wrapped(start, text, columns);
     let bits: Vec<String> = BIT_WIDTHS.iter().map(|[weight, act]| format!("w{weight}a{act}")).collect();
-    let mut text =
-        format!("BASE-fp32, BASE-BITS or BASE-BITS-METHOD, as in {DEFAULT} (the default)\n\nBASE\n");
+    let names = format!("BASE-fp32, BASE-BITS or BASE-BITS-METHOD, as in {DEFAULT} (the default)");
+    let mut text = wrapped("", &names) + "\n\nBASE\n";
     for base in BASES {
-        text += &format!("  {:<26}{}\n", base.name, base.summary());
+        text += &entry(base.name, base.summary());
     }
-    text += &format!("\nBITS\n  {}\n\nMETHOD\n  {:<26}trained directly\n", bits.join(", "), "none");
+    text += &format!(
+        "\nBITS\n{}\n\nMETHOD\n{}",
+        wrapped("  ", &bits.join(", ")),
+        entry("none", "trained directly")
+    );
     for method in METHODS {
-        text += &format!("  {:<26}{}\n", method.name, method.summary());
+        text += &entry(method.name, method.summary());
     }
     text
 }

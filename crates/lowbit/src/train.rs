@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lowbit_models::Plan;
-use lowbit_strategies::recipe::DEFAULT;
+use lowbit_strategies::recipe::{DEFAULT, Difference, lowest_precision};
 use lowbit_strategies::{
     CheckpointError, EpochMetrics, EpochTiming, NewRun, Observer, Outcome, PhaseReport, Recipe, ResumeFrom,
     RunDir, RunResult, Scores, Session, StartReport, StepReport, TrainError, shell_quoted,
@@ -13,7 +12,9 @@ use serde::Serialize;
 use crate::cli::TrainArgs;
 use crate::device::DeviceName;
 use crate::exit_code::Code;
-use crate::inspect::{checkpoint_named, describe_phase, describe_recipe, describe_strategies};
+use crate::inspect::{
+    checkpoint_named, describe_phase, describe_recipe, describe_strategies, expect_no_checkpoint,
+};
 use crate::logging::{LogFile, SHOWN};
 use crate::output::{self, clock, counted, percent, percent_exact};
 use crate::progress::{Progress, Screen};
@@ -22,10 +23,17 @@ use crate::signals::stop_on_signals;
 
 pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<Code> {
     let stop = stop_on_signals(screen)?;
+    let mut changed = None;
     let start = match &args.resume {
-        Some(run) => Start::Resume(run),
+        Some(run) => {
+            expect_no_checkpoint(run, "train --resume")?;
+            Start::Resume(run)
+        }
         None => {
-            let recipe = recipes::load(args.recipe.as_deref().unwrap_or(DEFAULT), &args.set.set)?;
+            let name = args.recipe.as_deref().unwrap_or(DEFAULT);
+            let recipe = recipes::load(name, &args.set.set)?;
+            changed =
+                recipes::changed(name, &args.set.set, &recipe).map(|changes| describe_changes(&changes));
             match &args.out {
                 Some(out) if args.or_resume && is_run(out) => {
                     RunDir::open(out)?.expect_recipe(&recipe)?;
@@ -46,8 +54,15 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         _ => None,
     };
     let device = name.open()?;
-    let mut follower =
-        Follower { device: name.to_string(), screen, log, epochs: 0, progress: None, set_aside: None };
+    let mut follower = Follower {
+        device: name.to_string(),
+        screen,
+        log,
+        changed,
+        epochs: 0,
+        progress: None,
+        set_aside: None,
+    };
     let session = Session {
         device,
         device_name: name.to_string(),
@@ -75,6 +90,8 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
             lowbit_strategies::resume(run, from, session)
         }
     };
+    // Otherwise nothing was left to train, and nothing was written.
+    let has_trained = follower.progress.is_some();
     drop(follower);
     // A run knows the place of its data, unless another was given to go on with.
     let data_dir = match (&start, &args.data_dir.data_dir) {
@@ -97,6 +114,9 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
     match outcome {
         Outcome::Complete(result) => {
             tracing::info!(target: SHOWN, top1 = result.top1, top5 = result.top5, loss = result.loss, "complete");
+            if !has_trained {
+                screen.show("already complete, nothing is left to train; its result:");
+            }
             match args.json.json {
                 true => output::print_json(&Status { status: "complete", outcome: &result })?,
                 false => output::print(&describe(&result, &data_dir, screen.is_quiet()))?,
@@ -177,6 +197,8 @@ struct Follower<'a> {
     device: String,
     screen: &'a Screen,
     log: &'a LogFile,
+    /// What --set changed of the recipe.
+    changed: Option<String>,
     epochs: u64,
     progress: Option<Progress>,
     /// Where what came later than the checkpoint was put, until it is shown.
@@ -189,6 +211,11 @@ impl Follower<'_> {
             Some(progress) => progress.show(text),
             None => self.screen.show(text),
         }
+    }
+
+    /// Shows a line with a key.
+    fn show_entry(&self, key: &str, text: &str) {
+        self.screen.show_wrapped(key, text);
     }
 }
 
@@ -210,17 +237,20 @@ impl Observer for Follower<'_> {
             "{}",
             if step == 0 { "started" } else { "resumed" },
         );
-        self.show(&format!("{plan}\n"));
-        self.show(&format!("recipe  {}, {} parameters", describe_recipe(recipe), plan.n_parameters()));
-        if let Some(strategies) = describe_strategies(recipe) {
-            self.show(&format!("with    {strategies}"));
+        self.show(&format!("{}\n", output::plan_in(&plan.to_string(), output::stderr_columns())));
+        let parameters = format!("{} parameters", plan.n_parameters());
+        self.show_entry("recipe  ", &format!("{}, {parameters}", describe_recipe(recipe)));
+        if let Some(changed) = &self.changed {
+            tracing::info!(target: SHOWN, "changed: {changed}");
+            self.show_entry("changed: ", changed);
         }
-        self.show(&format!("data    {}: {n_train} training and {n_test} test images", recipe.data.dataset));
-        self.show(&format!(
-            "plan    {} in batches of {batch}, seed {}",
-            counted(epochs, "epoch"),
-            recipe.seed
-        ));
+        if let Some(strategies) = describe_strategies(recipe) {
+            self.show_entry("with    ", &strategies);
+        }
+        let images = format!("{}: {n_train} training and {n_test} test images", recipe.data.dataset);
+        self.show_entry("data    ", &images);
+        let epochs = counted(epochs, "epoch");
+        self.show_entry("plan    ", &format!("{epochs} in batches of {batch}, seed {}", recipe.seed));
         self.show(&format!("device  {}", self.device));
         self.show(&format!("run     {}", run.display()));
         if step > 0 {
@@ -238,7 +268,9 @@ impl Observer for Follower<'_> {
         let PhaseReport { number, n_phases, phase, others } = report;
         let others: Vec<String> = others
             .iter()
-            .map(|(name, plan)| format!("{name} {}, {} parameters", precision(plan), plan.n_parameters()))
+            .map(|(name, plan)| {
+                format!("{name} {}, {} parameters", lowest_precision(plan), plan.n_parameters())
+            })
             .collect();
         tracing::info!(
             target: SHOWN,
@@ -259,7 +291,7 @@ impl Observer for Follower<'_> {
 
     fn step(&mut self, report: &StepReport) {
         if let Some(progress) = &mut self.progress {
-            progress.update(|| step_line(report));
+            progress.update(|| output::fitting(step_lines(report), output::stderr_columns()));
         }
         tracing::trace!(step = report.step, loss = report.loss, "step");
     }
@@ -278,7 +310,7 @@ impl Observer for Follower<'_> {
             images_per_second = timing.images_per_second,
             "epoch",
         );
-        let line = epoch_line(metrics, self.epochs, timing);
+        let line = output::fitting(epoch_lines(metrics, self.epochs, timing), output::stderr_columns());
         self.show(&line);
         // The epoch's figures are not to stand under what comes next.
         if let Some(progress) = &mut self.progress {
@@ -299,41 +331,50 @@ impl Observer for Follower<'_> {
     }
 }
 
-/// The lowest precision in a network, as in "W2A2".
-fn precision(plan: &Plan) -> String {
-    let weight_bits = plan.layers.iter().map(|layer| layer.weight_bits.stored_bits()).min();
-    let act_bits = plan.layers.iter().map(|layer| layer.act_bits.stored_bits()).min();
-    format!("W{}A{}", weight_bits.unwrap_or(32), act_bits.unwrap_or(32))
+/// What was changed of a recipe, in a line.
+fn describe_changes(changes: &[Difference]) -> String {
+    let show = |Difference { key, values: [before, after] }: &Difference| {
+        format!("{key} {} -> {}", before.trim_matches('"'), after.trim_matches('"'))
+    };
+    match changes.is_empty() {
+        true => "nothing; the recipe has these values".into(),
+        false => changes.iter().map(show).collect::<Vec<_>>().join(", "),
+    }
 }
 
-/// The line that changes while an epoch runs.
-fn step_line(report: &StepReport) -> String {
+/// The line that changes while an epoch runs: whole, and shorter ones for terminals that it does not fit in.
+fn step_lines(report: &StepReport) -> [String; 3] {
     // Of the epoch: those of the whole run say little.
     let epoch_steps = report.steps / report.epochs.max(1);
-    format!(
-        "epoch {}/{}  {}/{}  loss {}  top1 {}  {:.0} img/s  ETA {}",
-        report.epoch,
-        report.epochs,
-        report.step - (report.epoch - 1) * epoch_steps,
-        epoch_steps,
-        short(report.train.loss),
-        percent(report.train.top1),
-        report.images_per_second,
-        clock(report.eta_seconds),
-    )
+    let step = report.step - (report.epoch - 1) * epoch_steps;
+    let epoch = format!("epoch {}/{}  {step}/{epoch_steps}", report.epoch, report.epochs);
+    let (loss, top1) = (short(report.train.loss), percent(report.train.top1));
+    let (speed, eta) = (report.images_per_second, clock(report.eta_seconds));
+    [
+        format!("{epoch}  loss {loss}  top1 {top1}  {speed:.0} img/s  ETA {eta}"),
+        format!("{epoch}  loss {loss}  ETA {eta}"),
+        format!("{epoch}  ETA {eta}"),
+    ]
 }
 
-/// The line that stays when an epoch is done.
-fn epoch_line(metrics: &EpochMetrics, epochs: u64, timing: &EpochTiming) -> String {
+/// The line that stays when an epoch is done: whole, and shorter ones.
+fn epoch_lines(metrics: &EpochMetrics, epochs: u64, timing: &EpochTiming) -> [String; 3] {
     let width = epochs.to_string().len();
-    let show = |scores: Scores| format!("loss {} top1 {:>5}", short(scores.loss), percent(scores.top1));
-    let test = metrics.test.map(|test| format!("  test {}", show(test))).unwrap_or_default();
-    format!(
-        "epoch {:>width$}/{epochs}  train {}{test}  {}",
-        metrics.epoch,
-        show(metrics.train),
-        clock(timing.seconds),
-    )
+    let epoch = format!("epoch {:>width$}/{epochs}", metrics.epoch);
+    let seconds = clock(timing.seconds);
+    let top1 = |scores: Scores| format!("top1 {:>5}", percent(scores.top1));
+    let show = |scores: Scores| format!("loss {} {}", short(scores.loss), top1(scores));
+    let test = |show: &dyn Fn(Scores) -> String| {
+        metrics.test.map(|test| format!("  test {}", show(test))).unwrap_or_default()
+    };
+    [
+        format!("{epoch}  train {}{}  {seconds}", show(metrics.train), test(&show)),
+        format!("{epoch}  train {}{}", top1(metrics.train), test(&top1)),
+        match metrics.test {
+            Some(_) => format!("{epoch}{}", test(&top1)),
+            None => format!("{epoch}  train {}", top1(metrics.train)),
+        },
+    ]
 }
 
 /// Four digits and a point of a loss, five characters unless it is enormous.
@@ -348,9 +389,18 @@ fn short(loss: f64) -> String {
 
 /// A result in lines, with what to do next unless it `is_quiet`; `options` are those that a command on the run's data needs.
 fn describe(result: &RunResult, options: &str, is_quiet: bool) -> String {
-    let RunResult { top1, top5, loss, epochs, seconds, images_per_second, run_dir, .. } = result;
+    let (run, quoted) = (result.run_dir.display(), shell_quoted(&result.run_dir));
+    let next = format!(
+        "\n\nscore a checkpoint again:  lowbit eval {quoted}{options}\nsee what it holds:         lowbit inspect {quoted}"
+    );
+    let next = if is_quiet { "" } else { next.as_str() };
+    format!("{}run         {run}{next}", describe_result(result))
+}
+
+/// What a training has reached, in lines.
+pub fn describe_result(result: &RunResult) -> String {
+    let RunResult { top1, top5, loss, epochs, seconds, images_per_second, .. } = result;
     let reference = result.reference.as_ref().map(|text| format!("reference   {text}\n"));
-    let (run, quoted) = (run_dir.display(), shell_quoted(run_dir));
     let best = result
         .best
         .as_ref()
@@ -360,13 +410,9 @@ fn describe(result: &RunResult, options: &str, is_quiet: bool) -> String {
         .iter()
         .map(|(name, scores)| format!("{name:<11} top-1 {}\n", percent_exact(scores.top1)))
         .collect();
-    let next = format!(
-        "\n\nscore a checkpoint again:  lowbit eval {quoted}{options}\nsee what it holds:         lowbit inspect {quoted}"
-    );
-    let next = if is_quiet { "" } else { next.as_str() };
     format!(
         "last epoch  top-1 {}  top-5 {}  loss {loss:.4}\n{}{networks}{}time        {}, {}, {images_per_second:.0} \
-        images/s\nrun         {run}{next}",
+        images/s\n",
         percent_exact(*top1),
         percent_exact(*top5),
         best.unwrap_or_default(),
@@ -394,13 +440,13 @@ mod tests {
             images_per_second: 12_345.6,
             eta_seconds: 36_000.0,
         };
-        assert_eq!(
-            step_line(&report),
-            "epoch 200/200  390/390  loss 1e30  top1 99.9%  12346 img/s  ETA 10:00:00"
-        );
-        assert!(step_line(&report).len() <= 80);
+        let lines = step_lines(&report);
+        assert_eq!(lines[0], "epoch 200/200  390/390  loss 1e30  top1 99.9%  12346 img/s  ETA 10:00:00");
+        let fits =
+            |lines: &[String]| lines.iter().zip([80, 60, 40]).all(|(line, columns)| line.len() <= columns);
+        assert!(fits(&lines), "{lines:?}");
         let first = StepReport { epoch: 2, step: 391, ..report };
-        assert!(step_line(&first).starts_with("epoch 2/200  1/390  "), "{}", step_line(&first));
+        assert!(step_lines(&first)[0].starts_with("epoch 2/200  1/390  "));
         let metrics = EpochMetrics {
             epoch: 200,
             step: 78_000,
@@ -414,8 +460,14 @@ mod tests {
             quantizers: Default::default(),
         };
         let timing = EpochTiming { epoch: 200, seconds: 36_000.0, images_per_second: 1.0 };
-        let line = epoch_line(&metrics, 200, &timing);
-        assert_eq!(line, "epoch 200/200  train loss 1e30 top1 99.9%  test loss 12.35 top1 99.9%  10:00:00");
-        assert!(line.len() <= 80);
+        let lines = epoch_lines(&metrics, 200, &timing);
+        assert_eq!(
+            lines[0],
+            "epoch 200/200  train loss 1e30 top1 99.9%  test loss 12.35 top1 99.9%  10:00:00"
+        );
+        assert!(fits(&lines), "{lines:?}");
+        // Of an epoch without an evaluation, the training is all there is.
+        let untested = epoch_lines(&EpochMetrics { test: None, ..metrics }, 200, &timing);
+        assert_eq!(untested[2], "epoch 200/200  train top1 99.9%");
     }
 }

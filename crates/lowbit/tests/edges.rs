@@ -31,7 +31,7 @@ fn shell(sandbox: &Sandbox, script: &str) -> Output {
 /// Asserts that a program has ended as it says it does, with at most a line on stderr besides its warnings.
 fn expect_orderly(what: &str, outcome: &Outcome) {
     let Outcome { code, stderr, .. } = outcome;
-    let lines: Vec<&str> = stderr.lines().filter(|line| !line.starts_with(" WARN ")).collect();
+    let lines: Vec<&str> = stderr.lines().filter(|line| !line.starts_with("warning: ")).collect();
     assert!(code.is_some_and(|code| LISTED.contains(&code)), "{what}: {code:?}: {stderr}");
     let is_bad = ["panicked", "backtrace", "bug"].iter().any(|word| stderr.contains(word));
     assert!(!is_bad && lines.len() <= 1, "{what}: {stderr}");
@@ -255,7 +255,10 @@ fn no_color_means_none() {
     };
     assert!(has_colors(&shown), "without the variable there are colors: {shown:?}");
     let shown = on_terminal(&sandbox, "", &train).unwrap();
-    assert!(shown.contains("WARN") && has_colors(&shown), "without the variable there are colors: {shown:?}");
+    assert!(
+        shown.contains("warning") && has_colors(&shown),
+        "without the variable there are colors: {shown:?}"
+    );
     for variables in ["NO_COLOR=1", "CLICOLOR=0", "NO_COLOR=1 CLICOLOR=1"] {
         for command in [train.as_str(), "help train", "--help"] {
             let shown = on_terminal(&sandbox, variables, command).unwrap();

@@ -309,7 +309,8 @@ fn no_regular_files() {
         assert_eq!(ends(&sandbox, &["inspect", "run"]).code, Some(4), "{file}");
         fs::remove_file(&path).unwrap();
     }
-    // Where only the log cannot be written, the training goes on.
+    // Where only the log cannot be written, the training goes on, of which the result is left to make.
+    fs::remove_file(sandbox.path("run/result.json")).unwrap();
     let path = sandbox.path("run/log.txt");
     fs::remove_file(&path).unwrap();
     mkfifo(&path);

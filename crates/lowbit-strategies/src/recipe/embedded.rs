@@ -49,9 +49,33 @@ pub(super) fn meant(name: &str) -> String {
     let shortest = |name: &&&str| name.len();
     let begins =
         names.iter().filter(|known| !wanted.is_empty() && known.starts_with(&wanted)).min_by_key(shortest);
+    if let Some(bits) = other_bits(&wanted) {
+        return bits;
+    }
     match begins.or_else(|| names.iter().filter(has_parts).min_by_key(shortest)) {
         Some(name) => format!("; did you mean {name:?}?"),
         None => did_you_mean(name, &names),
+    }
+}
+
+/// What to write for the name of a recipe but for bit widths that none comes with.
+fn other_bits(name: &str) -> Option<String> {
+    let bits_of = |part: &str| -> Option<[u32; 2]> {
+        let (weight, act) = part.strip_prefix('w')?.split_once('a')?;
+        Some([weight.parse().ok()?, act.parse().ok()?])
+    };
+    let (part, bits) = name.split('-').find_map(|part| Some((part, bits_of(part)?)))?;
+    if BIT_WIDTHS.contains(&bits) {
+        return None;
+    }
+    let known = name.replacen(part, "w2a2", 1);
+    embedded().iter().find(|recipe| recipe.name == known)?;
+    let [weight, act] = bits;
+    match bits.iter().all(|bits| (1..=8).contains(bits)) {
+        true => Some(format!(
+            "; take \"{known}\" with --set quantization.weight_bits={weight} --set quantization.act_bits={act};"
+        )),
+        false => Some(format!("; bits are from 1 to 8, as in \"{known}\";")),
     }
 }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use globset::Glob;
 use lowbit_core::{Granularity, Precision};
 use lowbit_data::{Augmentation, DatasetName, LabelKind, MAX_IMAGES};
-use lowbit_models::{Family, InputShape, LayerRef, Layout, ModelConfig};
+use lowbit_models::{Family, InputShape, LayerPlan, LayerRef, Layout, ModelConfig, Plan};
 use lowbit_quantizers::{
     LayerOverride, LayerQuantization, LayerRole, Method, PrecisionFloor, QuantizationPolicy, QuantizerError,
 };
@@ -264,7 +264,7 @@ pub enum RecipeError {
     },
 }
 
-/// A hint that ends in a question mark needs no semicolon after it.
+/// A hint that ends in a question mark, or has a semicolon, needs none after it.
 fn or_semicolon(hint: String) -> String {
     if hint.is_empty() { ";".into() } else { hint }
 }
@@ -368,10 +368,12 @@ impl Recipe {
         *self == Self { name, seed, reference, checkpoint, ..other.clone() }
     }
 
-    /// The first key in which this recipe differs from `other`, and its values in both.
-    pub(crate) fn first_difference(&self, other: &Self) -> Option<(String, [String; 2])> {
+    /// The keys in which this recipe differs from `other`, in alphabetical order.
+    pub fn differences(&self, other: &Self) -> Vec<Difference> {
         let tree = |recipe: &Self| Value::try_from(recipe).expect("invariant: a recipe is a tree of tables");
-        first_difference("", Some(&tree(self)), Some(&tree(other)))
+        let mut differences = Vec::new();
+        collect_differences("", Some(&tree(self)), Some(&tree(other)), &mut differences);
+        differences
     }
 
     /// The resolved recipe as TOML, every default written out.
@@ -380,20 +382,30 @@ impl Recipe {
     }
 }
 
-/// The first place, from `key` on, in which two values differ, and what is there.
-fn first_difference(key: &str, a: Option<&Value>, b: Option<&Value>) -> Option<(String, [String; 2])> {
+/// A key in which two recipes differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Path of the key, as in `train.learning_rate`.
+    pub key: String,
+    /// Its values in TOML, or "not set".
+    pub values: [String; 2],
+}
+
+/// Collects the places, from `key` on, in which two values differ.
+fn collect_differences(key: &str, a: Option<&Value>, b: Option<&Value>, found: &mut Vec<Difference>) {
     if a == b {
-        return None;
+        return;
     }
     if let (Some(Value::Table(a)), Some(Value::Table(b))) = (a, b) {
         let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-        return keys.into_iter().find_map(|name| {
+        for name in keys {
             let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
-            first_difference(&key, a.get(name), b.get(name))
-        });
+            collect_differences(&key, a.get(name), b.get(name), found);
+        }
+        return;
     }
     let show = |value: Option<&Value>| value.map_or("not set".into(), ToString::to_string);
-    Some((key.into(), [show(a), show(b)]))
+    found.push(Difference { key: key.into(), values: [show(a), show(b)] });
 }
 
 /// Makes the paths of runs in a recipe's file relative to its `folder`. A path that no text can hold stays, to be refused
@@ -455,9 +467,13 @@ fn read(table: Table, problems: &Problems) -> Recipe {
     let model = read_network(root.section("model"), None);
     let quantization = read_quantization(root.section("quantization"), &model);
     let train = read_train(root.section("train"), &quantization, &model);
-    let so_far = RecipeSoFar { policy: &quantization.policy, model: &model, input: data.input_shape() };
+    let has_mistakes = problems.any_in(&["data", "model", "quantization"]);
+    let so_far =
+        RecipeSoFar { policy: &quantization.policy, model: &model, input: data.input_shape(), has_mistakes };
     let strategy = strategy::read_strategy(root.optional_section("strategy"), &so_far);
-    check_students(&root, &strategy, &quantization, &model);
+    if !has_mistakes {
+        check_students(&root, &strategy, &quantization, &model);
+    }
     let checkpoint = read_checkpoint(root.optional_section("checkpoint"));
     let phases = BTreeMap::new();
     let mut recipe = Recipe {
@@ -474,7 +490,9 @@ fn read(table: Table, problems: &Problems) -> Recipe {
         phases,
         checkpoint,
     };
-    check_norms(&root, &recipe);
+    if !has_mistakes {
+        check_norms(&root, &recipe);
+    }
     strategy::read_phases(&root, &mut recipe);
     root.finish();
     recipe
@@ -484,21 +502,24 @@ fn read_data(section: Section<'_>) -> DataRecipe {
     let choices: Vec<(&str, DatasetName)> =
         DatasetName::ALL.iter().map(|name| (name.as_str(), *name)).collect();
     let dataset = section.choice("dataset", &choices);
+    // What does not fit another data set may fit the one that is meant.
+    let is_known = !section.has_problems();
     let labels =
         section.optional_choice("labels", &[("fine", LabelKind::Fine), ("coarse", LabelKind::Coarse)]);
-    if labels == Some(LabelKind::Coarse) && dataset != DatasetName::Cifar100 {
+    if is_known && labels == Some(LabelKind::Coarse) && dataset != DatasetName::Cifar100 {
         section.problem("labels", format!("only cifar100 has coarse labels, not {dataset}"));
     }
     let augment = section.optional_section("augment").map(|augment| {
         let side = dataset.info().shape.height.min(dataset.info().shape.width) as u64;
-        let pad = augment.integer("pad", 0, 0..=side) as usize;
+        let pad = augment.integer("pad", 0, 0..=if is_known { side } else { u64::MAX }) as usize;
         let flip = augment.boolean("flip", false);
         augment.finish();
         Augmentation { pad, flip }
     });
     // What is built in is known; of files, they themselves decide, and may be data of the user's own.
     let info = dataset.info();
-    let limit = |n: usize| 1..=if info.files.is_empty() { n } else { MAX_IMAGES } as u64;
+    let is_built_in = is_known && info.files.is_empty();
+    let limit = |n: usize| 1..=if is_built_in { n } else { MAX_IMAGES } as u64;
     let recipe = DataRecipe {
         dataset,
         labels: labels.unwrap_or(LabelKind::Fine),
@@ -507,7 +528,7 @@ fn read_data(section: Section<'_>) -> DataRecipe {
         test_limit: section.optional_integer("test_limit", limit(info.n_test)).map(|n| n as usize),
         augment,
     };
-    let n_train = recipe.train_limit.or(info.files.is_empty().then_some(info.n_train));
+    let n_train = recipe.train_limit.or(is_built_in.then_some(info.n_train));
     if let Some(n_train) = n_train.filter(|&n| recipe.batch_size > n) {
         section.problem(
             "batch_size",
@@ -526,6 +547,8 @@ fn read_network(section: Section<'_>, like: Option<&ModelConfig>) -> ModelConfig
         Some(like) => section.optional_choice("family", &families).unwrap_or(like.family),
         None => section.choice("family", &families),
     };
+    let is_wrong = section.has("family") && section.has_problems();
+    let is_known = !is_wrong && (like.is_none() || !section.any_in("model"));
     // VGG-small has no other.
     let like_layout =
         like.filter(|_| family != Family::VggSmall).map_or(Layout::default(), |like| like.layout);
@@ -551,6 +574,8 @@ fn read_network(section: Section<'_>, like: Option<&ModelConfig>) -> ModelConfig
         stem_stride: section.integer("stem_stride", stem_stride as u64, 1..=2) as usize,
     };
     match (model.family, model.depth) {
+        // The depth that another family needs.
+        _ if !is_known => {}
         (Family::VggSmall, depth) => {
             if model.stem_stride != 1 {
                 section.problem("stem_stride", "vgg-small has none: remove this key");
@@ -656,10 +681,13 @@ impl Quantized {
 /// Checks what every layer of `model` gets, and that every pattern matches one; `keys` are those of the patterns.
 fn check_policy(section: &Section<'_>, policy: &QuantizationPolicy, keys: &[String], model: &ModelConfig) {
     let layers = layers_or_roles(model);
-    for layer in &layers {
-        check_layer(section, policy, keys, layer);
+    // With a mistake in it, it is not what was meant.
+    if !section.has_problems() {
+        for layer in &layers {
+            check_layer(section, policy, keys, layer);
+        }
     }
-    if model.layers().is_ok() {
+    if model.layers().is_ok() && !section.any_in("model") {
         let paths: Vec<String> = layers.into_iter().map(|layer| layer.path).collect();
         let mut list = format!("; the layers are {}", paths.join(", "));
         for ((pattern, _), key) in policy.patterns.iter().zip(keys) {
@@ -823,6 +851,10 @@ fn read_optimizer(section: Option<Section<'_>>) -> OptimizerRecipe {
     let default = OptimizerRecipe::Sgd { momentum: 0.9, nesterov: true };
     let Some(section) = section else { return default };
     let kind = section.choice("kind", &[("sgd", Kind::Sgd), ("adam", Kind::Adam), ("adamw", Kind::AdamW)]);
+    if section.has_problems() {
+        // Of which kind the other keys are is not known.
+        return default;
+    }
     let betas = || {
         let beta1 = section.number("beta1", 0.9, &NumberRange::FRACTION);
         let beta2 = section.number("beta2", 0.999, &NumberRange::FRACTION);
@@ -858,7 +890,11 @@ fn read_schedule(section: Option<Section<'_>>) -> ScheduleRecipe {
     }
     let Some(section) = section else { return ScheduleRecipe::Constant };
     let kinds = [("constant", Kind::Constant), ("cosine", Kind::Cosine), ("multi-step", Kind::MultiStep)];
-    let schedule = match section.choice("kind", &kinds) {
+    let kind = section.choice("kind", &kinds);
+    if section.has_problems() {
+        return ScheduleRecipe::Constant;
+    }
+    let schedule = match kind {
         Kind::Constant => ScheduleRecipe::Constant,
         Kind::Cosine => ScheduleRecipe::Cosine,
         Kind::MultiStep => {
@@ -947,12 +983,26 @@ impl QuantizationRecipe {
 
     /// The precision of layers without a role of their own, as "W2A2".
     pub fn summary(&self) -> String {
-        let show = |precision: Precision| match precision {
-            Precision::Bits(bits) => bits.to_string(),
-            Precision::FullPrecision => "32".into(),
-        };
-        format!("W{}A{}", show(self.policy.base.weight_bits), show(self.policy.base.act_bits))
+        precision_name(self.policy.base.weight_bits, self.policy.base.act_bits)
     }
+}
+
+/// The precision of a layer or a network for people to read: "W2A2", "W2A32" where only the weights are quantized, and "fp32"
+/// where nothing is.
+fn precision_name(weight_bits: Precision, act_bits: Precision) -> String {
+    match (weight_bits, act_bits) {
+        (Precision::FullPrecision, Precision::FullPrecision) => Precision::FullPrecision.to_string(),
+        _ => format!("W{}A{}", weight_bits.stored_bits(), act_bits.stored_bits()),
+    }
+}
+
+/// The lowest precision of weights and of activations in a network, for people to read.
+pub fn lowest_precision(plan: &Plan) -> String {
+    let lowest = |bits: fn(&LayerPlan) -> Precision| {
+        let bits = plan.layers.iter().map(bits).min_by_key(|bits| bits.stored_bits());
+        bits.unwrap_or(Precision::FullPrecision)
+    };
+    precision_name(lowest(|layer| layer.weight_bits), lowest(|layer| layer.act_bits))
 }
 
 #[cfg(test)]

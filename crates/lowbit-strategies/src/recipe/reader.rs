@@ -38,6 +38,12 @@ impl Problems {
         self.found.borrow_mut().push(Problem { key: key.into(), message: message.into() });
     }
 
+    /// Whether a mistake was reported in one of the `sections` of the top level.
+    pub(super) fn any_in(&self, sections: &[&str]) -> bool {
+        let is_in = |problem: &Problem| sections.contains(&problem.key.split('.').next().unwrap_or_default());
+        self.found.borrow().iter().any(is_in)
+    }
+
     fn push_unknown(&self, key: String, value: &Value, beside: Vec<String>) {
         self.unknown.borrow_mut().push((self.found.borrow().len(), beside));
         self.push(key, format!("unknown key, set to {}", show(value)));
@@ -234,6 +240,11 @@ impl<'a> Section<'a> {
     pub(super) fn has_problems(&self) -> bool {
         let inside = format!("{}.", self.path);
         self.problems.found.borrow().iter().any(|problem| problem.key.starts_with(&inside))
+    }
+
+    /// Whether a mistake was reported in the section `name` of the top level.
+    pub(super) fn any_in(&self, name: &str) -> bool {
+        self.problems.any_in(&[name])
     }
 
     /// Whether any mistake was reported.
@@ -530,11 +541,12 @@ pub(super) fn did_you_mean(word: &str, names: &[&str]) -> String {
     nearest(word, names).map_or(String::new(), |name| format!("; did you mean {name:?}?"))
 }
 
-/// The name most like `word`, if one is alike at all.
+/// The name most like `word`, whatever its case, if one is alike at all.
 fn nearest<'a>(word: &str, names: &[&'a str]) -> Option<&'a str> {
+    let word = word.to_lowercase();
     names
         .iter()
-        .map(|name| (strsim::jaro_winkler(word, name), *name))
+        .map(|name| (strsim::jaro_winkler(&word, name), *name))
         .filter(|(similarity, _)| *similarity > 0.8)
         .max_by(|(a, _), (b, _)| a.total_cmp(b))
         .map(|(_, name)| name)

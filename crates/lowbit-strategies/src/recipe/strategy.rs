@@ -9,7 +9,7 @@ use lowbit_quantizers::QuantizationPolicy;
 use serde::{Serialize, Serializer};
 
 use super::reader::{NumberRange, Section};
-use super::{Quantized, Recipe, ScheduleRecipe, TrainRecipe, read_network, read_schedule};
+use super::{Quantized, Recipe, ScheduleRecipe, TrainRecipe, precision_name, read_network, read_schedule};
 use crate::strategy::{
     DistillLoss, Hint, HintTarget, Joint, JointMode, OptimizerState, Phase, Probability, Progressive,
     QuantizerState, Selector, StochasticPrecision, Strategy, TeacherSchedule, TwoStage, Unit, compose_phases,
@@ -318,7 +318,7 @@ pub(super) fn read_strategy(section: Option<Section<'_>>, recipe: &RecipeSoFar<'
         joint: section.optional_section("joint").map(|section| read_joint(section, recipe)),
         hint: section.optional_section("hint").map(|section| read_hint(section, recipe)),
     };
-    if strategy.two_stage {
+    if strategy.two_stage && !recipe.has_mistakes {
         let quantized = recipe.quantized();
         let base = recipe.policy.base;
         if !quantized.weights || !quantized.activations {
@@ -331,7 +331,9 @@ pub(super) fn read_strategy(section: Option<Section<'_>>, recipe: &RecipeSoFar<'
             section.problem("two_stage", recipe.goes_by_the_base());
         }
     }
-    check_hint(&section, &strategy, recipe);
+    if !recipe.has_mistakes {
+        check_hint(&section, &strategy, recipe);
+    }
     section.finish();
     strategy
 }
@@ -341,12 +343,14 @@ pub(super) struct RecipeSoFar<'a> {
     pub(super) policy: &'a QuantizationPolicy,
     pub(super) model: &'a ModelConfig,
     pub(super) input: InputShape,
+    /// Whether a mistake in it was reported: then it is not what was meant, and what does not fit it may be right.
+    pub(super) has_mistakes: bool,
 }
 
 impl RecipeSoFar<'_> {
-    fn target_name(&self) -> String {
-        let name = |precision: Precision| precision.stored_bits();
-        format!("W{}A{}", name(self.policy.base.weight_bits), name(self.policy.base.act_bits))
+    /// The precision of the base.
+    fn target(&self) -> String {
+        precision_name(self.policy.base.weight_bits, self.policy.base.act_bits)
     }
 
     /// What is quantized in any layer, by whatever key.
@@ -364,13 +368,13 @@ impl RecipeSoFar<'_> {
         format!(
             "goes by quantization.weight_bits and act_bits, and has nothing to do at {}: lower these, and give \"fp32\" to \
              the layers that stay in full precision",
-            self.target_name()
+            self.target()
         )
     }
 
     /// Reports a strategy that has nothing to quantize. Returns whether it did.
     fn refuse_full_precision(&self, section: &Section<'_>, what: &str) -> bool {
-        let refused = self.quantized() == Quantized::NOTHING;
+        let refused = !self.has_mistakes && self.quantized() == Quantized::NOTHING;
         if refused {
             section.problem_here(format!("{what}, but nothing is quantized: remove it, or lower the bits"));
         }
@@ -381,7 +385,7 @@ impl RecipeSoFar<'_> {
 fn read_progressive(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> Progressive {
     let ladder = section.optional_precisions("ladder").unwrap_or_else(Progressive::default_ladder);
     let refused = recipe.refuse_full_precision(&section, "lowers bit widths step by step");
-    if !refused && recipe.has_full_precision_base() {
+    if !refused && !recipe.has_mistakes && recipe.has_full_precision_base() {
         section.problem_here(recipe.goes_by_the_base());
     }
     let descends = ladder.windows(2).all(|pair| pair[0].stored_bits() > pair[1].stored_bits());
@@ -390,9 +394,9 @@ fn read_progressive(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> Progressi
     }
     let base = recipe.policy.base;
     let target = base.weight_bits.stored_bits().min(base.act_bits.stored_bits());
-    if ladder.first().is_none_or(|first| first.stored_bits() <= target) && !recipe.has_full_precision_base() {
-        section
-            .problem("ladder", format!("has no rung above {}: got {}", recipe.target_name(), names(&ladder)));
+    let is_low = ladder.first().is_none_or(|first| first.stored_bits() <= target);
+    if is_low && !recipe.has_mistakes && !recipe.has_full_precision_base() {
+        section.problem("ladder", format!("has no rung above {}: got {}", recipe.target(), names(&ladder)));
     }
     section.finish();
     Progressive { ladder }
@@ -429,7 +433,7 @@ fn read_stochastic(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> Stochastic
         final_share: section.number("final_share", 0.2, &NumberRange::FRACTION),
         selector: section.optional_choice("selector", &selectors).unwrap_or(Selector::Bernoulli),
     };
-    if stochastic.selector == Selector::Roulette && !recipe.quantized().weights {
+    if stochastic.selector == Selector::Roulette && !recipe.has_mistakes && !recipe.quantized().weights {
         section
             .problem("selector", "\"roulette\" weighs by the error of quantized weights, and there are none");
     }
@@ -453,6 +457,10 @@ fn read_probability(section: Option<Section<'_>>) -> Probability {
         ("stepped", Kind::Stepped),
     ];
     let kind = section.choice("kind", &kinds);
+    if section.has_problems() {
+        // Of which kind the other keys are is not known.
+        return Probability::Linear { from: 0.0 };
+    }
     let from = || section.number("from", 0.0, &NumberRange::FRACTION);
     let probability = match kind {
         Kind::Linear => Probability::Linear { from: from() },
@@ -528,7 +536,8 @@ fn read_joint(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> JointRecipe {
             act_bits: student.precision("act_bits"),
         };
         let policy = with_base_bits(recipe.policy, bits);
-        if !student.has_problems() && Quantized::of(&policy, recipe.model) == Quantized::NOTHING {
+        let is_known = !recipe.has_mistakes && !student.has_problems();
+        if is_known && Quantized::of(&policy, recipe.model) == Quantized::NOTHING {
             student.problem_here("has nothing quantized: the full-precision network is the teacher");
         }
         student.finish();
@@ -546,7 +555,11 @@ fn read_distance(section: Option<Section<'_>>) -> DistillLoss {
         LogitsMse,
     }
     let Some(section) = section else { return DistillLoss::Kl { temperature: 1.0 } };
-    let distance = match section.choice("kind", &[("kl", Kind::Kl), ("logits-mse", Kind::LogitsMse)]) {
+    let kind = section.choice("kind", &[("kl", Kind::Kl), ("logits-mse", Kind::LogitsMse)]);
+    if section.has_problems() {
+        return DistillLoss::Kl { temperature: 1.0 };
+    }
+    let distance = match kind {
         Kind::Kl => {
             DistillLoss::Kl { temperature: section.number("temperature", 1.0, &NumberRange::POSITIVE) }
         }
@@ -620,6 +633,7 @@ pub(super) fn read_phases(root: &Section<'_>, recipe: &mut Recipe) {
 }
 
 fn read_changes(section: Section<'_>, recipe: &mut Recipe) {
+    let has_mistakes = section.problems_anywhere();
     let mut phases = recipe.composed_phases(&recipe.strategies());
     let n_phases = phases.len() as u64;
     // Where there are too few, the phases may have epochs of their own.
@@ -634,6 +648,8 @@ fn read_changes(section: Section<'_>, recipe: &mut Recipe) {
             Some(phase) => {
                 changes.insert(name, read_phase(table, phase.train.clone()));
             }
+            // Of a precision that is not the one that is meant, the phases have other names.
+            None if has_mistakes => drop(read_phase(table, recipe.train.clone())),
             None => section.problem(&name, format!("no such phase; the phases are {}", names.join(", "))),
         }
     }

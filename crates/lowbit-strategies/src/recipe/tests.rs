@@ -463,7 +463,8 @@ fn overrides_take_values_texts_and_tables() {
     );
     assert!(matches!(Recipe::parse("a = = 1", "broken.toml", &[]), Err(RecipeError::Syntax { .. })));
     let unknown = Recipe::embedded("digits-preresnet8-w2a3", &[]).unwrap_err().to_string();
-    assert!(unknown.contains("did you mean \"digits-preresnet8-w2a2\"?"), "{unknown}");
+    let meant = "take \"digits-preresnet8-w2a2\" with --set quantization.weight_bits=2 --set quantization.act_bits=3; `";
+    assert!(unknown.contains(meant), "{unknown}");
 }
 
 /// The ladder of the paper, in its own words.
@@ -697,7 +698,7 @@ fn strategies_look_at_all_layers() {
     for strategy in [stochastic, "strategy.joint={}"] {
         parse(&[fp32[0], fp32[1], some, strategy]).unwrap_or_else(|error| panic!("{error}"));
     }
-    let message = "goes by quantization.weight_bits and act_bits, and has nothing to do at W32A32: lower these, and give \
+    let message = "goes by quantization.weight_bits and act_bits, and has nothing to do at fp32: lower these, and give \
                    \"fp32\" to the layers that stay in full precision";
     for (key, strategy) in [
         ("strategy.two_stage", "strategy.two_stage=true"),
@@ -829,6 +830,7 @@ fn an_unknown_name_suggests_the_recipe_that_is_meant() {
         ("cifar10-w4a4-ts", "cifar10-resnet20-w4a4-ts"),
         ("digits-preresnet8-w2a2-tspq", "digits-preresnet8-w2a2-ts-pq"),
         ("Digits-PreResNet8-W2A2", "digits-preresnet8-w2a2"),
+        ("digit-preresnet8-w2a7", "digits-preresnet8-w2a2"),
     ] {
         assert!(suggested(name).contains(&format!("did you mean {expected:?}?")), "{}", suggested(name));
     }
