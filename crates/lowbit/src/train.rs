@@ -334,7 +334,12 @@ impl Observer for Follower<'_> {
 /// What was changed of a recipe, in a line.
 fn describe_changes(changes: &[Difference]) -> String {
     let show = |Difference { key, values: [before, after] }: &Difference| {
-        format!("{key} {} -> {}", before.trim_matches('"'), after.trim_matches('"'))
+        // A table has all its defaults, which nobody has asked for.
+        let is_new_table = before == "not set" && after.starts_with('{');
+        match is_new_table {
+            true => format!("{key} added"),
+            false => format!("{key} {} -> {}", before.trim_matches('"'), after.trim_matches('"')),
+        }
     };
     match changes.is_empty() {
         true => "nothing; the recipe has these values".into(),

@@ -106,6 +106,8 @@ fn what_set_changes_is_said() {
     let expected = format!("{tiny}, quantization.method dorefa -> lsq, train.epochs 30 -> 1");
     assert_eq!(changed(&method), Some(expected));
     assert_eq!(changed(&["-q"]), None);
+    let expected = format!("{tiny}, strategy.joint added, train.epochs 30 -> 1");
+    assert_eq!(changed(&["--set", "strategy.joint={}"]), Some(expected));
     // Of a file of one's own, too; and what changes nothing is said to.
     let recipe = sandbox.run(&["recipes", "show", "digits-preresnet8-w2a2"]).stdout;
     let mut recipe =
