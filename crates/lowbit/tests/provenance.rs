@@ -215,7 +215,7 @@ fn resumed_on_another_device_or_by_another_build_for_the_result() {
     let outcome = sandbox.run(&["train", "--resume", "run", "--checkpoint", "step-00000004"]);
     succeeds(&outcome);
     assert!(outcome.stderr.contains("other device: ndarray then, flex now"), "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("run/processes.jsonl was changed"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("processes.jsonl was changed"), "{}", outcome.stderr);
     assert!(fs::read_to_string(&path).unwrap().starts_with(&process.to_string()), "it is kept");
 
     // The result is of who evaluated, not of who wrote it down.
