@@ -83,9 +83,19 @@ pub fn add_to(error: &mut clap::Error, arguments: &[OsString]) {
                 |name: String| command_for(&name, arguments).map(|command| format!("use `lowbit {command}`"));
             context(ContextKind::InvalidSubcommand).and_then(meant)
         }
-        ErrorKind::ArgumentConflict => tip_for_resuming(arguments),
+        ErrorKind::ArgumentConflict => {
+            // Each is named in one of the two places, as in `--set <KEY=VALUE>`.
+            let named = [ContextKind::InvalidArg, ContextKind::PriorArg].map(|kind| error.get(kind));
+            let named: String = named.into_iter().flatten().map(ToString::to_string).collect();
+            let is_new = ["--set", "--out", "RECIPE"].iter().any(|part| named.contains(part));
+            if is_new { tip_for_resuming(arguments) } else { None }
+        }
         _ => None,
     };
+    if error.kind() == ErrorKind::UnknownArgument {
+        // That an unknown option can be passed as a value helps nobody.
+        error.remove(ContextKind::Suggested);
+    }
     if let Some(tip) = tip {
         for kind in
             [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::SuggestedCommand]

@@ -159,6 +159,14 @@ fn what_is_meant_is_said() {
         ),
         (&["eval", "run/checkpoints"], "`lowbit eval run`"),
     ];
+    for args in [
+        &["train", "--resume", "run", "--or-resume"][..],
+        &["train", "--resume", "run", "--checkpoint", "4", "--or-previous"],
+        &["inspect", "run", "--network", "teacher"],
+    ] {
+        let outcome = sandbox.run(args);
+        assert!(outcome.code == Some(2) && !outcome.stderr.contains("tip:"), "{args:?}: {}", outcome.stderr);
+    }
     for (args, expected) in cases {
         let outcome = sandbox.run(args);
         assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(2), ""), "{args:?}: {}", outcome.stderr);
