@@ -433,7 +433,8 @@ impl Checkpoints {
             let Some(name) = chosen.clone() else { continue };
             match read(&name) {
                 Ok(checkpoint) => return Ok(Some((name, checkpoint))),
-                Err(CheckpointError::Damaged { path, .. }) if !path.exists() => {
+                // A link to nothing is something.
+                Err(CheckpointError::Damaged { path, .. }) if fs::symlink_metadata(&path).is_err() => {
                     if wanted.is_some() {
                         return Err(CheckpointError::Removed { path });
                     }

@@ -203,7 +203,7 @@ pub enum TrainError {
         .path.display(), explain(source)
     )]
     NotWritable {
-        /// The file of its lock.
+        /// The file of its lock, or the directory.
         path: PathBuf,
         /// What the system said.
         source: io::Error,

@@ -309,7 +309,13 @@ impl RunDir {
     /// # Errors
     /// [`TrainError::FileSystem`] if it cannot, [`TrainError::ProbeLeft`] if what it was tried by stays.
     pub(crate) fn probe(&mut self) -> Result<(), TrainError> {
-        match disk::probe(&self.path).context("try the file system of", &self.path)? {
+        let probe = match disk::probe(&self.path) {
+            Err(source) if is_not_writable(&source) => {
+                return Err(TrainError::NotWritable { path: self.path.clone(), source });
+            }
+            probe => probe.context("try the file system of", &self.path)?,
+        };
+        match probe {
             Probe::Complete => Ok(()),
             Probe::NoSync => {
                 self.warn(NO_SYNC.into());

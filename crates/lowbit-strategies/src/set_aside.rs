@@ -96,19 +96,27 @@ fn cut(path: &Path, bytes: u64) -> io::Result<()> {
 /// is nothing.
 pub(crate) fn set_aside(run: &Path, back: &GoingBack) -> Result<Option<PathBuf>, TrainError> {
     let Some((path, actions)) = plan(run, back)? else { return Ok(None) };
-    actions.iter().try_for_each(Action::perform)?;
-    Ok(Some(path))
+    let performed = actions.iter().try_for_each(Action::perform);
+    if performed.is_err() {
+        // Copies that could not be completed are of no use; that they cannot be removed either changes nothing.
+        let _ = remove_leftovers(run);
+    }
+    performed.map(|()| Some(path))
 }
 
 /// Removes copies that a process made which was killed before they were complete: what they are of is still in its place.
 pub(crate) fn remove_leftovers(run: &Path) -> Result<(), TrainError> {
     let folder = run.join(SET_ASIDE);
+    let mut left = names(&folder)?;
+    left.retain(|name| name.starts_with(".after-") && name.ends_with(TEMPORARY));
     let mut result = Ok(());
-    for name in names(&folder)?.iter().filter(|name| name.starts_with(".after-") && name.ends_with(TEMPORARY))
-    {
-        let path = folder.join(name);
+    for path in left.iter().map(|name| folder.join(name)) {
         // One that cannot be removed keeps no other.
         result = result.and(remove_all(&path).context("remove", &path));
+    }
+    if !left.is_empty() {
+        // Only an empty one goes.
+        let _ = fs::remove_dir(&folder);
     }
     result
 }
@@ -359,11 +367,13 @@ mod tests {
             let run = run();
             fs::remove_file(run.path().join(name)).unwrap();
             fs::create_dir(run.path().join(name)).unwrap();
+            let before = names(run.path()).unwrap();
             let later = names(&run.path().join(CHECKPOINTS)).unwrap();
             let error = set_aside(run.path(), &back(run.path())).unwrap_err().to_string();
             let expected = format!("failed to read {}: ", run.path().join(name).display());
             assert!(error.starts_with(&expected), "{error}");
             assert_eq!(names(&run.path().join(CHECKPOINTS)).unwrap(), later);
+            assert_eq!(names(run.path()).unwrap(), before, "no half of a copy is left");
         }
     }
 

@@ -309,6 +309,14 @@ fn no_regular_files() {
         assert_eq!(ends(&sandbox, &["inspect", "run"]).code, Some(4), "{file}");
         fs::remove_file(&path).unwrap();
     }
+    // A link to nothing in the place of a checkpoint was not removed meanwhile: it is damaged.
+    symlink(sandbox.path("nothing"), sandbox.path("run/checkpoints/step-00000099")).unwrap();
+    for args in [&["train", "--resume", "run"][..], &["eval", "run"], &["inspect", "run"]] {
+        let Outcome { code, stderr, .. } = ends(&sandbox, args);
+        assert_eq!(code, Some(4), "{stderr}");
+        assert!(stderr.contains("step-00000099 is damaged"), "{stderr}");
+    }
+    fs::remove_file(sandbox.path("run/checkpoints/step-00000099")).unwrap();
     // Where only the log cannot be written, the training goes on, of which the result is left to make.
     fs::remove_file(sandbox.path("run/result.json")).unwrap();
     let path = sandbox.path("run/log.txt");
