@@ -345,15 +345,10 @@ impl RunDir {
     pub fn open(path: &Path) -> Result<Self, TrainError> {
         expect_text(path)?;
         let info = path.join(RUN_INFO);
-        match fs::metadata(&info) {
-            Ok(metadata) if metadata.is_file() => {
-                Ok(Self { path: path.into(), _lock: None, warnings: Vec::new() })
-            }
-            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                Err(error).context("read", &info)
-            }
-            Ok(_) => Err(TrainError::DamagedFile { path: info, message: "it is not a regular file".into() }),
-            Err(_) => Err(TrainError::NotARun { path: path.into(), exists: path.exists() }),
+        match regular_length(&info) {
+            Ok(Some(_)) => Ok(Self { path: path.into(), _lock: None, warnings: Vec::new() }),
+            Err(error) if error.kind() != io::ErrorKind::NotADirectory => Err(error).context("read", &info),
+            Ok(None) | Err(_) => Err(TrainError::NotARun { path: path.into(), exists: path.exists() }),
         }
     }
 

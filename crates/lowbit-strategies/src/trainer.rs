@@ -279,7 +279,7 @@ pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result
         let Some((name, checkpoint)) = loaded else { break None };
         match trainer.restore(&mut run, &name, checkpoint) {
             Ok(()) => break Some(name),
-            Err(error) => candidates.pass_over(error)?,
+            Err(error) => candidates.pass_over(name, error)?,
         }
         loaded = candidates.load_next(path, &trainer.recipe_sha256)?;
     };
@@ -306,8 +306,12 @@ pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result
         run.warn(error.to_string());
     }
     if let Some(name) = name {
-        for error in candidates.passed {
-            run.warn(format!("{}; the run goes on from {name}", without_offer(&error)));
+        for (passed, error) in candidates.passed {
+            let problem = match error {
+                TrainError::Checkpoint(error) => error.without_offer(),
+                other => format!("checkpoint {passed} cannot be gone on from: {other}"),
+            };
+            run.warn(format!("{problem}; the run goes on from {name}"));
         }
         trainer.go_back(&run, name)?;
     }
@@ -323,8 +327,8 @@ struct Candidates<'a> {
     from: ResumeFrom<'a>,
     names: std::vec::IntoIter<String>,
     n: usize,
-    /// What is wrong with those that cannot be gone on from.
-    passed: Vec<TrainError>,
+    /// Those that cannot be gone on from, by name, and what is wrong with them.
+    passed: Vec<(String, TrainError)>,
 }
 
 impl<'a> Candidates<'a> {
@@ -346,12 +350,12 @@ impl<'a> Candidates<'a> {
         while let Some(name) = self.names.next() {
             match self.load(&name, recipe_sha256) {
                 Ok(checkpoint) => return Ok(Some((name, checkpoint))),
-                Err(error) => self.pass_over(error)?,
+                Err(error) => self.pass_over(name, error)?,
             }
         }
         match std::mem::take(&mut self.passed).into_iter().next() {
             None => Ok(None),
-            Some(newest) => {
+            Some((_, newest)) => {
                 let newest = Box::new(newest);
                 Err(TrainError::NoneUsable { path: path.into(), n_checkpoints: self.n, newest })
             }
@@ -369,25 +373,19 @@ impl<'a> Candidates<'a> {
     }
 
     /// Remembers what is wrong with a checkpoint, if another may be taken for it; other errors end the attempt.
-    fn pass_over(&mut self, error: TrainError) -> Result<(), TrainError> {
+    fn pass_over(&mut self, name: String, error: TrainError) -> Result<(), TrainError> {
         let is_of_checkpoint = matches!(
             error,
             // A file that was only appended to may be what it was when an earlier checkpoint was made.
             TrainError::Checkpoint(_) | TrainError::NoPhase { .. } | TrainError::DamagedFile { .. }
         );
         match is_of_checkpoint && self.from == ResumeFrom::NewestIntact {
-            true => self.passed.push(error),
-            false => return Err(error),
+            true => {
+                self.passed.push((name, error));
+                Ok(())
+            }
+            false => Err(error),
         }
-        Ok(())
-    }
-}
-
-/// What is wrong with a checkpoint, without what else there is to go on from.
-fn without_offer(error: &TrainError) -> String {
-    match error {
-        TrainError::Checkpoint(error) => error.without_offer(),
-        other => other.to_string(),
     }
 }
 
