@@ -13,7 +13,10 @@ fuzz_target!(|data: &[u8]| {
     let (labels, images) = rest.split_at(n_labels.min(rest.len()));
     let (part, split) = if choice & 1 == 0 { ("t10k", Split::Test) } else { ("train", Split::Train) };
     let end = if choice & 2 == 0 { ".gz" } else { "" };
-    let files = [(format!("{part}-images-idx3-ubyte{end}"), images), (format!("{part}-labels-idx1-ubyte{end}"), labels)];
+    let files = [
+        (format!("{part}-images-idx3-ubyte{end}"), images),
+        (format!("{part}-labels-idx1-ubyte{end}"), labels),
+    ];
     for (name, bytes) in &files {
         lowbit_fuzz::write(name, bytes);
     }

@@ -9,7 +9,8 @@ fuzz_target!(|text: &str| {
     let overrides: Vec<String> = overrides.lines().map(String::from).collect();
     if let Ok(recipe) = Recipe::parse(text, "fuzz.toml", &overrides) {
         lowbit_strategies::plan(&recipe).expect("a recipe's network is defined");
-        let again = Recipe::parse(&recipe.to_toml(), "again.toml", &[]).expect("a recipe is written as it is read");
+        let again =
+            Recipe::parse(&recipe.to_toml(), "again.toml", &[]).expect("a recipe is written as it is read");
         assert!(again == recipe, "a recipe reads back as another");
     }
 });

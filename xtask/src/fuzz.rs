@@ -1,5 +1,7 @@
 //! `cargo xtask fuzz`: feeds every reader of files with inputs that libFuzzer makes.
 
+use std::process::Stdio;
+
 use anyhow::Context;
 use clap::Args;
 
@@ -45,17 +47,24 @@ pub fn run(args: &FuzzArgs) -> anyhow::Result<()> {
     let needs_burn = targets.iter().any(|(_, needs_burn)| *needs_burn);
     let features: &[&str] = if needs_burn { &["--features", "training"] } else { &[] };
     let folder = workspace::root().join("fuzz");
-    // cargo-fuzz has no --locked: that the lock file fits is found here.
-    let mut seeds = cargo(&["run", "--locked", "--quiet", "--release", "--bin", "seeds"]);
-    seeds.args(features).current_dir(&folder);
+    // cargo-fuzz has no --locked: whether the lock file fits is checked here.
+    let mut metadata = cargo(&["metadata", "--locked", "--format-version", "1"]);
+    metadata.current_dir(&folder).stdout(Stdio::null());
+    crate::run("lock file", metadata)?;
+    // No sanitizer: what is fuzzed is safe code. The compiler's flags are of nightly, which libFuzzer needs.
+    let fuzz = |target: &str| {
+        let mut fuzz = cargo(&["fuzz", "run", "--sanitizer", "none"]);
+        fuzz.args(features).args([target, "--"]);
+        fuzz.env("RUSTC_BOOTSTRAP", "1").current_dir(&folder);
+        fuzz
+    };
+    let mut seeds = fuzz("seeds");
+    seeds.args(["-runs=1"]);
     crate::run("seeds", seeds)?;
     let seconds = format!("-max_total_time={}", 60 * args.minutes);
     for (target, _) in targets {
-        // No sanitizer: what is fuzzed is safe code. The compiler's flags are of nightly, which libFuzzer needs.
-        let mut fuzz = cargo(&["fuzz", "run", "--sanitizer", "none"]);
-        fuzz.args(features).args([target, "--", &seconds, "-timeout=10", "-rss_limit_mb=2048"]);
-        fuzz.args(["-max_len=65536", "-print_final_stats=1"]);
-        fuzz.env("RUSTC_BOOTSTRAP", "1").current_dir(&folder);
+        let mut fuzz = fuzz(target);
+        fuzz.args([&seconds, "-timeout=10", "-rss_limit_mb=2048", "-max_len=65536", "-print_final_stats=1"]);
         crate::run(target, fuzz)?;
     }
     Ok(())

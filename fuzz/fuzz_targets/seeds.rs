@@ -1,4 +1,6 @@
-//! Writes the seeds of every target into `corpus/TARGET/`: small files that are read without an error.
+//! Writes the seeds of every target into `corpus/TARGET/`: small files that are read without an error. It is built as a target
+//! so that it shares their build of burn; its input means nothing.
+#![no_main]
 
 use std::fs;
 use std::io::Write;
@@ -6,8 +8,11 @@ use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use libfuzzer_sys::fuzz_target;
 
-fn main() {
+fuzz_target!(|_input: &[u8]| all());
+
+fn all() {
     let (images, labels) = (idx(0x803, &[2, 28, 28], 2 * 784), idx(0x801, &[2], 2));
     for (choice, name, images, labels) in [
         (0, "plain", images.clone(), labels.clone()),
@@ -61,9 +66,13 @@ fn training() {
         let plan = plan(&recipe).expect("the network is defined");
         seed("plan", name, serde_json::to_string(&plan).expect("a plan is plain data").as_bytes());
     }
-    seed("manifest", "manifest", include_bytes!("../../seeds/manifest.json"));
-    seed("run_json", "run", include_bytes!("../../seeds/run.json"));
-    seed("run_json", "run-1", br#"{"schema":1,"lowbit":"0.0.0","burn":"0.22.1","device":"flex","n_threads":2}"#);
+    seed("manifest", "manifest", include_bytes!("../seeds/manifest.json"));
+    seed("run_json", "run", include_bytes!("../seeds/run.json"));
+    seed(
+        "run_json",
+        "run-1",
+        br#"{"schema":1,"lowbit":"0.0.0","burn":"0.22.1","device":"flex","n_threads":2}"#,
+    );
     let sum = "0123456789abcdef".repeat(4);
     seed("sums", "sums", format!("{sum}  manifest.json\n{sum}  model.safetensors\n").as_bytes());
     let header = br#"{"a":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[],"data_offsets":[8,12]}}"#;
@@ -72,12 +81,15 @@ fn training() {
     seed("burnpack", "adamw", &fuzzing::optimizer_seed());
     let time = r#"{"epoch":1,"seconds":1.5,"images_per_second":100.0}"#;
     let warning = r#"{"step":3,"kind":"data","message":"text"}"#;
-    let process = r#"{"started":"2026-11-26T14:31:02Z","step":3,"device":"flex","origin":{"lowbit":"0.1.0"}}"#;
-    for (name, choice, end) in [("cut", 128, ""), ("whole", 128, "\n"), ("longer", 129, "\n"), ("shorter", 64, "\n")] {
+    let process =
+        r#"{"started":"2026-11-26T14:31:02Z","step":3,"device":"flex","origin":{"lowbit":"0.1.0"}}"#;
+    for (name, choice, end) in
+        [("cut", 128, ""), ("whole", 128, "\n"), ("longer", 129, "\n"), ("shorter", 64, "\n")]
+    {
         let lines = format!("{time}\n{warning}\n{process}\n{time}{end}");
         seed("lines", name, &[&[choice], lines.as_bytes()].concat());
     }
-    seed("result", "result", include_bytes!("../../seeds/result.json"));
+    seed("result", "result", include_bytes!("../seeds/result.json"));
 }
 
 fn seed(target: &str, name: &str, bytes: &[u8]) {
