@@ -341,7 +341,8 @@ fn checkpoints_that_nothing_can_go_on_from_are_passed_over() {
         |folder: &Path| edit_manifest(folder, |manifest| manifest["recipe_sha256"] = recipe.clone());
     let phase = |folder: &Path| edit_manifest(folder, |manifest| manifest["progress"]["phase"] = 7.into());
     let as_it_is = |_: &Path| {};
-    let cases: [(&str, &dyn Fn(&Path), &str); 5] = [
+    type Edit<'a> = &'a dyn Fn(&Path);
+    let cases: [(&str, Edit<'_>, &str); 5] = [
         ("adam", &as_it_is, "step-00000012 is of another recipe"),
         ("adam", &of_recipe, "step-00000012: optimizer.burnpack is not of this network and recipe"),
         ("wide", &of_recipe, "step-00000012 is of another model"),
