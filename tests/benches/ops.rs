@@ -3,7 +3,7 @@
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, Divan};
-use lowbit_kernels::allocator::{Allocator, keep_memory};
+use lowbit_cpu::allocator::{Allocator, keep_memory};
 use lowbit_tests::default_device;
 use lowbit_tests::ops::{Case, Work, cases};
 

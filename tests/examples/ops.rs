@@ -6,8 +6,8 @@
 use std::io::{BufRead, Write, stdin, stdout};
 use std::time::Instant;
 
-use lowbit_kernels::allocator::{Allocator, keep_memory};
-use lowbit_kernels::cpu::on_compute_thread;
+use lowbit_cpu::allocator::{Allocator, keep_memory};
+use lowbit_cpu::on_compute_thread;
 use lowbit_tests::default_device;
 use lowbit_tests::ops::{Case, Work, cases};
 use serde::{Deserialize, Serialize};

@@ -8,7 +8,7 @@ use burn::backend::Dispatch;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
-use lowbit_kernels::cpu::limits;
+use lowbit_cpu::limits;
 use lowbit_kernels::{
     Activation, ActivationKind, CodeBounds, Grid, KernelBackend, MaxGradient, Scale, batch_norm, conv2d,
     conv2d_codes, dorefa_weights, fake_quantize_affine, fake_quantize_learned, fake_quantize_unit,

@@ -10,8 +10,8 @@ use burn::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::ConvOptions;
 
 use crate::backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend};
-use crate::cpu::fake_quantize::Grid;
-use crate::cpu::weights::MaxGradient;
+use lowbit_cpu::fake_quantize::Grid;
+use lowbit_cpu::weights::MaxGradient;
 
 impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn lowbit_conv2d(

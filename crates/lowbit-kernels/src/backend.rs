@@ -4,12 +4,12 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, backend_extension};
 use burn::tensor::ops::ConvOptions;
 
-use crate::cpu::conv::ConvShape;
-use crate::cpu::fake_quantize::Grid;
-use crate::cpu::integer::CodeBounds;
-use crate::cpu::packed::PackedImages;
-use crate::cpu::weights::MaxGradient;
 use crate::reference;
+use lowbit_cpu::conv::ConvShape;
+use lowbit_cpu::fake_quantize::Grid;
+use lowbit_cpu::integer::CodeBounds;
+use lowbit_cpu::packed::PackedImages;
+use lowbit_cpu::weights::MaxGradient;
 
 /// What follows a normalization, apart from its learned parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -171,7 +171,7 @@ pub trait KernelBackend: Backend {
         )
     }
 
-    /// Fake quantization of the weights of DoReFa: see [`cpu::weights`](crate::cpu::weights).
+    /// Fake quantization of the weights of DoReFa: see [`lowbit_cpu::weights`].
     fn lowbit_dorefa_weights(w: FloatTensor<Self>, n: f32, _max_gradient: MaxGradient) -> FloatTensor<Self> {
         Self::lowbit_dorefa_grid(Self::lowbit_tanh(w), n)
     }

@@ -1,7 +1,7 @@
 //! Operations on GPUs, through CubeCL: fake quantization, one kernel forward and one backward, and the gradient of a
 //! convolution's weights.
 //!
-//! The formulas are those of [`crate::cpu::activation`], operation by operation, and codes are those of the CPU: a quotient that
+//! The formulas are those of [`lowbit_cpu::activation`], operation by operation, and codes are those of the CPU: a quotient that
 //! is rounded is the float nearest to the exact one, which Vulkan and WebGPU do not promise. (A GPU may take subnormal numbers for
 //! zero, and its tanh may differ in the last digit.) Values may be an ulp off where a driver contracts a product and a difference.
 //! The sum of a parameter's gradient is burn's.
@@ -24,10 +24,10 @@ use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
 
 use self::weight_gradient::weight_gradient;
 use crate::backend::{KeepCodes, KernelBackend};
-use crate::cpu::fake_quantize::Grid;
-use crate::cpu::weights::MaxGradient;
 use crate::reduce::sum_of_each;
 use crate::reference;
+use lowbit_cpu::fake_quantize::Grid;
+use lowbit_cpu::weights::MaxGradient;
 
 /// `clip(x, low, high)`; `NaN` stays.
 #[cube]

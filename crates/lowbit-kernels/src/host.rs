@@ -1,4 +1,4 @@
-//! The operations on the backends whose tensors lie in host memory, by the kernels of [`crate::cpu`].
+//! The operations on the backends whose tensors lie in host memory, by the kernels of [`lowbit_cpu`].
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};
@@ -7,15 +7,15 @@ use burn::tensor::{DType, TensorData};
 
 use crate::backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend, ScaleKind};
 use crate::choice::{is_nan_filled, is_reference};
-use crate::cpu::activation::{Activation, AffineGrid, ClipGrid, SignGrid, StepGrid, UnitGrid};
-use crate::cpu::conv::{self, ConvShape};
-use crate::cpu::fake_quantize::{self, Grid};
-use crate::cpu::integer::IntegerConv;
-use crate::cpu::norm::{self, NormParameters, NormShape};
-use crate::cpu::packed::PackedImages;
-use crate::cpu::weights::{self, MaxGradient};
 use crate::reference;
 use crate::times::{Kind, timed};
+use lowbit_cpu::activation::{Activation, AffineGrid, ClipGrid, SignGrid, StepGrid, UnitGrid};
+use lowbit_cpu::conv::{self, ConvShape};
+use lowbit_cpu::fake_quantize::{self, Grid};
+use lowbit_cpu::integer::IntegerConv;
+use lowbit_cpu::norm::{self, NormParameters, NormShape};
+use lowbit_cpu::packed::PackedImages;
+use lowbit_cpu::weights::{self, MaxGradient};
 
 /// A backend whose float tensors can be read as slices.
 trait Host: Backend {

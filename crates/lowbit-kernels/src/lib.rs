@@ -18,14 +18,11 @@
 //! assert_eq!(gradient.into_data().to_vec::<f32>().unwrap(), [0.0, 1.0, 1.0, 0.0]);
 //! ```
 
-#[cfg(feature = "allocator")]
-pub mod allocator;
 mod autodiff;
 #[allow(deprecated, reason = "burn has deprecated ndarray, which this project keeps")]
 mod backend;
 mod choice;
 mod composed;
-pub mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
@@ -43,9 +40,9 @@ use burn::tensor::ops::ConvOptions;
 pub use backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend, ScaleKind};
 use choice::is_composed;
 pub use choice::{Implementation, fill_outputs_with_nan, use_implementation};
-pub use cpu::fake_quantize::Grid;
-pub use cpu::integer::CodeBounds;
-pub use cpu::weights::MaxGradient;
+pub use lowbit_cpu::fake_quantize::Grid;
+pub use lowbit_cpu::integer::CodeBounds;
+pub use lowbit_cpu::weights::MaxGradient;
 pub use reduce::reduce_in_parts;
 pub use times::{KernelTime, take_times};
 
@@ -239,7 +236,7 @@ fn normalize(
     ))
 }
 
-/// Fake quantization of weights by DoReFa-Net, Zhou16 Eq. 9, with `n` steps; see [`cpu::weights`].
+/// Fake quantization of weights by DoReFa-Net, Zhou16 Eq. 9, with `n` steps; see [`lowbit_cpu::weights`].
 ///
 /// # Equation
 /// `(2 c - n) / n` with `c = round(n (tanh(w) / (2 max|tanh(w)|) + 1/2))`, ties to even. The gradient is straight through
@@ -260,7 +257,7 @@ pub fn fake_quantize_unit<const D: usize>(x: Tensor<D>, n: f32) -> Tensor<D> {
 }
 
 /// Fake quantization with a learned parameter, positive: one for all, shape `[1]`, or one for each slice along the first
-/// axis. See [`Grid`] for the formulas; gradients are those of [`cpu::fake_quantize::learned_gradient`].
+/// axis. See [`Grid`] for the formulas; gradients are those of [`lowbit_cpu::fake_quantize::learned_gradient`].
 ///
 /// # Panics
 /// If there is another number of parameters.

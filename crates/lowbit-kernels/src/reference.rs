@@ -7,9 +7,9 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{IndexingUpdateOp, Slice};
 
 use crate::backend::{ActivationKind, KernelBackend};
-use crate::cpu::fake_quantize::Grid;
-use crate::cpu::weights::MaxGradient;
 use crate::reduce::{place_of_max, reduce_rows, sum_of_each};
+use lowbit_cpu::fake_quantize::Grid;
+use lowbit_cpu::weights::MaxGradient;
 
 pub(crate) fn conv2d<B: KernelBackend>(
     input: FloatTensor<B>,

@@ -24,8 +24,8 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use lowbit_kernels::allocator::{Allocator, keep_memory};
-use lowbit_kernels::cpu::on_compute_thread;
+use lowbit_cpu::allocator::{Allocator, keep_memory};
+use lowbit_cpu::on_compute_thread;
 
 use crate::cli::{Cli, Command, CompletionsArgs, Verbosity};
 use crate::exit_code::Code;

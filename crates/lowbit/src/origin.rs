@@ -1,6 +1,6 @@
 //! What this program is built from, and the machine it runs on.
 
-use lowbit_kernels::cpu::instruction_sets;
+use lowbit_cpu::instruction_sets;
 use lowbit_strategies::Origin;
 
 use crate::device::DeviceName;

@@ -8,8 +8,8 @@ use rayon::prelude::*;
 use super::forward::{padded_input, window_steps};
 use super::shape::ConvShape;
 use super::source::{Source, grow, table_index, with_scratch};
-use crate::cpu::simd::multiversion;
-use crate::cpu::task_items;
+use crate::simd::multiversion;
+use crate::task_items;
 
 /// Sums that are taken together, in registers.
 const SUMS: usize = 64;

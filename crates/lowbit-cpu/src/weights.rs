@@ -1,11 +1,11 @@
 //! Fake quantization of the weights of DoReFa-Net, Zhou et al. 2016 (arXiv 1606.06160), Eq. 9.
 //!
-//! Weights of LSQ are [`super::fake_quantize::learned`] with one step or one for each output channel.
+//! Weights of LSQ are [`crate::fake_quantize::learned`] with one step or one for each output channel.
 
 use rayon::prelude::*;
 
-use super::simd::multiversion;
-use super::task_items;
+use crate::simd::multiversion;
+use crate::task_items;
 
 /// Values that one thread takes at a time; sums are added up by these chunks, whatever the number of threads.
 const CHUNK: usize = 1 << 12;

@@ -3,7 +3,7 @@
 //! Kernels are plain loops over arrays of fixed length. They are compiled for the baseline and for AVX2, and the compiler makes
 //! vector instructions of them; which one runs is decided when it is called. The microkernel has a tile for AVX-512 besides.
 
-use super::transpose::transpose8;
+use crate::transpose::transpose8;
 
 /// Instructions that the processor has: a value is the proof, as only [`Baseline`] can be made without asking the processor.
 pub trait Instructions: Copy {
@@ -92,7 +92,7 @@ macro_rules! multiversion {
             {
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
-                if $crate::cpu::simd::Avx2::detect().is_some() {
+                if $crate::simd::Avx2::detect().is_some() {
                     // SAFETY: the processor has the instructions.
                     return unsafe { avx2($($arg),*) };
                 }

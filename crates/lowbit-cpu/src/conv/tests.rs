@@ -1,7 +1,7 @@
 //! All three passes against their definition in double precision.
 
 use super::*;
-use crate::cpu::packed::PackedImages;
+use crate::packed::PackedImages;
 
 fn random(seed: &mut u64, n: usize) -> Vec<f32> {
     (0..n)

@@ -1,7 +1,7 @@
 //! Equality with the definition and with the convolution in single precision.
 
 use super::*;
-use crate::cpu::conv;
+use crate::conv;
 
 struct Random(u64);
 

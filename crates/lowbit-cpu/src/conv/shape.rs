@@ -51,7 +51,7 @@ impl ConvShape {
     }
 
     /// Positions of the kernel.
-    pub(in crate::cpu) fn taps(&self) -> usize {
+    pub(crate) fn taps(&self) -> usize {
         self.kernel[0] * self.kernel[1]
     }
 

@@ -4,7 +4,7 @@ use super::direct;
 use super::pass::{Job, Pass, images_together, targets};
 use super::shape::ConvShape;
 use super::source::Source;
-use crate::cpu::transpose::to_panel;
+use crate::transpose::to_panel;
 
 /// The images that the forward pass and the gradient of the weights read, and the step between windows in them.
 pub(super) fn padded_input(shape: &ConvShape) -> (Source, [usize; 2]) {

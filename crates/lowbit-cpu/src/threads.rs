@@ -1,27 +1,13 @@
-//! Kernels over slices in host memory, parallel over the batch. Results do not depend on the number of threads.
-
-pub mod activation;
-mod codes;
-pub mod conv;
-pub mod fake_quantize;
-pub mod integer;
-pub mod limits;
-pub mod norm;
-pub mod packed;
-mod simd;
-mod transpose;
-pub mod weights;
+//! The threads that compute.
 
 use std::error::Error;
 use std::io;
-
-pub use simd::instruction_sets;
 
 /// Values that a task passes over, at least: fewer take less time than waking a thread for them.
 const TASK_LEN: usize = 1 << 15;
 
 /// How many items of `len` values a task has, at least.
-fn task_items(len: usize) -> usize {
+pub(crate) fn task_items(len: usize) -> usize {
     TASK_LEN.div_ceil(len.max(1))
 }
 

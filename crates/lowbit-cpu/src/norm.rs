@@ -5,10 +5,10 @@
 
 use rayon::prelude::*;
 
-pub use super::activation::Activation;
-use super::activation::{Pointwise, with_activation};
-use super::simd::multiversion;
-use super::task_items;
+pub use crate::activation::Activation;
+use crate::activation::{Pointwise, with_activation};
+use crate::simd::multiversion;
+use crate::task_items;
 
 /// Sizes of a normalization.
 #[derive(Clone, Copy, Debug)]

@@ -5,8 +5,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::source::{Source, grow, table_index, with_scratch};
-use crate::cpu::simd::{self, BLOCK, Instructions, Operands, Sink, store_transposed};
-use crate::cpu::task_items;
+use crate::simd::{self, BLOCK, Instructions, Operands, Sink, store_transposed};
+use crate::task_items;
 
 /// Pixels for which a part of a panel is used before the next part is: their sums stay in the nearest cache.
 const PIXELS: usize = 264;

@@ -6,10 +6,10 @@
 //!
 //! ```
 //! #[global_allocator]
-//! static ALLOCATOR: lowbit_kernels::allocator::Allocator = lowbit_kernels::allocator::Allocator;
+//! static ALLOCATOR: lowbit_cpu::allocator::Allocator = lowbit_cpu::allocator::Allocator;
 //!
 //! // First in `main`:
-//! lowbit_kernels::allocator::keep_memory();
+//! lowbit_cpu::allocator::keep_memory();
 //! ```
 
 use std::alloc::{GlobalAlloc, Layout};

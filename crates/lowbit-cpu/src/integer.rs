@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
-use super::codes::{integer, low_byte, low_half};
-use super::conv::{ConvShape, tables};
+use crate::codes::{integer, low_byte, low_half};
+use crate::conv::{ConvShape, tables};
 #[cfg(target_arch = "x86_64")]
-use super::simd::{Avx2, Avx512Vnni};
-use super::simd::{BLOCK, Baseline, Instructions, multiversion, store_transposed};
-use super::task_items;
+use crate::simd::{Avx2, Avx512Vnni};
+use crate::simd::{BLOCK, Baseline, Instructions, multiversion, store_transposed};
+use crate::task_items;
 
 /// Channels in a word.
 const WORD: usize = 4;

@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::activation::{AffineGrid, ClipGrid, Pointwise, SignGrid, StepGrid, UnitGrid};
-use super::simd::multiversion;
-use super::task_items;
+use crate::activation::{AffineGrid, ClipGrid, Pointwise, SignGrid, StepGrid, UnitGrid};
+use crate::simd::multiversion;
+use crate::task_items;
 
 /// Values that one thread takes at a time. Sums are added up by these chunks, whatever the number of threads.
 const CHUNK: usize = 1 << 14;

@@ -54,7 +54,7 @@ pub struct ClipGrid {
     pub n: f32,
 }
 
-/// `sign(x) s` with `sign(0) = 1`: weights of one bit. See [`Grid::Sign`](super::fake_quantize::Grid::Sign).
+/// `sign(x) s` with `sign(0) = 1`: weights of one bit. See [`Grid::Sign`](crate::fake_quantize::Grid::Sign).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SignGrid {
     /// The scale; at zero all results are.
@@ -248,18 +248,18 @@ pub enum Activation {
 macro_rules! with_activation {
     ($any:expr, $name:ident => $body:expr) => {
         match $any {
-            $crate::cpu::activation::Activation::Identity => {
-                let $name = $crate::cpu::activation::Identity;
+            $crate::activation::Activation::Identity => {
+                let $name = $crate::activation::Identity;
                 $body
             }
-            $crate::cpu::activation::Activation::Relu => {
-                let $name = $crate::cpu::activation::Relu;
+            $crate::activation::Activation::Relu => {
+                let $name = $crate::activation::Relu;
                 $body
             }
-            $crate::cpu::activation::Activation::Unit($name) => $body,
-            $crate::cpu::activation::Activation::Step($name) => $body,
-            $crate::cpu::activation::Activation::Clip($name) => $body,
-            $crate::cpu::activation::Activation::Sign($name) => $body,
+            $crate::activation::Activation::Unit($name) => $body,
+            $crate::activation::Activation::Step($name) => $body,
+            $crate::activation::Activation::Clip($name) => $body,
+            $crate::activation::Activation::Sign($name) => $body,
         }
     };
 }

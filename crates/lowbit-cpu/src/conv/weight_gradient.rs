@@ -9,10 +9,10 @@ use super::forward::{padded_input, window_steps, windows};
 use super::pass::{Add, Block, blocks, even_parts, images_together};
 use super::shape::ConvShape;
 use super::source::{Source, grow, with_scratch};
-use crate::cpu::packed::PackedImages;
-use crate::cpu::simd::{self, BLOCK, Operands};
-use crate::cpu::task_items;
-use crate::cpu::transpose::{from_panel, to_panel};
+use crate::packed::PackedImages;
+use crate::simd::{self, BLOCK, Operands};
+use crate::task_items;
+use crate::transpose::{from_panel, to_panel};
 
 /// Pixels that are summed up before the sums are added to those of other pixels: their panel takes half of a nearest
 /// cache of 32 KiB, and the order of the sum is nearer to pairwise.

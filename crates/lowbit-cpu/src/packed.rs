@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
-use super::codes::{integer, low_byte};
-use super::simd::multiversion;
-use super::task_items;
+use crate::codes::{integer, low_byte};
+use crate::simd::multiversion;
+use crate::task_items;
 
 /// Images of codes.
 #[derive(Clone, Debug)]

@@ -1,0 +1,57 @@
+//! CPU kernels of low-bit networks: functions of slices, forward and backward, parallel over the threads of rayon.
+//!
+//! Convolution in single precision and in codes, batch normalization with the activation that follows it, fake quantization,
+//! packed codes. Results do not depend on the number of threads. The instructions are those of the processor that it runs on.
+//!
+//! What it does not do: no tensors, no burn, no gradients by itself, no state but the threads and their buffers.
+//!
+//! Sums of products of codes are exact:
+//!
+//! ```
+//! use lowbit_cpu::conv::ConvShape;
+//! use lowbit_cpu::integer::{CodeBounds, IntegerConv};
+//!
+//! let shape = ConvShape {
+//!     batch: 1,
+//!     in_channels: 1,
+//!     out_channels: 1,
+//!     size: [3, 3],
+//!     kernel: [3, 3],
+//!     stride: [1, 1],
+//!     padding: [1, 1],
+//!     groups: 1,
+//! };
+//! // Codes of 2 bits times their scale.
+//! let weight = [0.5, -0.5, 0.5, 0.0, 1.0, 0.0, -0.5, 0.5, -0.5];
+//! let image = [0.75, 0.0, 0.25, 0.5, 0.75, 0.0, 0.25, 0.25, 0.5];
+//! let bounds = CodeBounds { activation: 3, weight: 2 };
+//! let kernel = IntegerConv::new(shape, &weight, &[0.5], bounds).expect("these weights are codes");
+//! let mut out = [0.0; 9];
+//! assert!(kernel.forward(&image, 0.25, &mut out), "these values are codes");
+//! assert_eq!(out[4], 1.0);
+//! ```
+
+pub mod activation;
+#[cfg(feature = "allocator")]
+pub mod allocator;
+mod codes;
+pub mod conv;
+pub mod fake_quantize;
+pub mod integer;
+#[doc(hidden)]
+pub mod limits;
+pub mod norm;
+pub mod packed;
+mod simd;
+mod threads;
+mod transpose;
+pub mod weights;
+
+pub use simd::instruction_sets;
+pub use threads::on_compute_thread;
+use threads::task_items;
+
+/// The code of the README, compiled and run with the documentation's tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
