@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::activation::{AffineGrid, ClipGrid, Pointwise, SignGrid, StepGrid, UnitGrid};
-use crate::simd::multiversion;
+use crate::instructions::multiversion;
 use crate::task_items;
 
 /// Values that one thread takes at a time. Sums are added up by these chunks, whatever the number of threads.

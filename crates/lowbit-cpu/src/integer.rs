@@ -12,9 +12,10 @@ use rayon::prelude::*;
 use crate::codes::{integer, low_byte, low_half};
 use crate::conv::{ConvShape, tables};
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{Avx2, Avx512Vnni};
-use crate::simd::{BLOCK, Baseline, Instructions, multiversion, store_transposed};
+use crate::instructions::{Avx2, Avx512Vnni};
+use crate::instructions::{Baseline, Instructions, multiversion};
 use crate::task_items;
+use crate::tile::{BLOCK, store_transposed};
 
 /// Channels in a word.
 const WORD: usize = 4;
@@ -177,7 +178,7 @@ impl Store<'_> {
 }
 
 /// # Safety
-/// No start plus a step is beyond the words.
+/// `start + step < words.len()` for every start and step.
 unsafe fn tiles_plain(operands: Operands<'_>, store: &mut Store<'_>) {
     const TILE: usize = 6;
     for first in (0..operands.starts.len()).step_by(TILE) {
@@ -185,7 +186,7 @@ unsafe fn tiles_plain(operands: Operands<'_>, store: &mut Store<'_>) {
         let mut sums = [[0i32; BLOCK]; TILE];
         for (&step, row) in operands.steps.iter().zip(operands.panel) {
             for (sums, window) in sums.iter_mut().zip(windows) {
-                // SAFETY: the caller says so.
+                // SAFETY: `start + step < words.len()`, which the caller promises.
                 let codes = unsafe { *window.add(step as usize) }.to_le_bytes();
                 for (sum, weights) in sums.iter_mut().zip(row.as_chunks::<WORD>().0) {
                     for (code, weight) in codes.iter().zip(weights) {
@@ -201,7 +202,7 @@ unsafe fn tiles_plain(operands: Operands<'_>, store: &mut Store<'_>) {
 /// Two products of 8 bits become a sum of 16 in one instruction, which the compiler does not find from a loop.
 ///
 /// # Safety
-/// No start plus a step is beyond the words.
+/// `start + step < words.len()` for every start and step.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn tiles_avx2(proof: Avx2, operands: Operands<'_>, store: &mut Store<'_>) {
@@ -218,7 +219,7 @@ unsafe fn tiles_avx2(proof: Avx2, operands: Operands<'_>, store: &mut Store<'_>)
                 // SAFETY: a row has the size of two registers.
                 let weights: [__m256i; 2] = unsafe { std::mem::transmute(*row) };
                 for p in 0..TILE {
-                    // SAFETY: the caller says so.
+                    // SAFETY: `start + step < words.len()`, which the caller promises.
                     let codes = _mm256_set1_epi32(unsafe { *windows[p].add(step as usize) } as i32);
                     for v in 0..2 {
                         // At most `narrow_steps` of these fit 16 bits, see `CodeBounds::steps`.
@@ -242,7 +243,7 @@ unsafe fn tiles_avx2(proof: Avx2, operands: Operands<'_>, store: &mut Store<'_>)
 /// A row is one register.
 ///
 /// # Safety
-/// No start plus a step is beyond the words.
+/// `start + step < words.len()` for every start and step.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512vnni,avx2,fma")]
 unsafe fn tiles_avx512_vnni(proof: Avx512Vnni, operands: Operands<'_>, store: &mut Store<'_>) {
@@ -256,7 +257,7 @@ unsafe fn tiles_avx512_vnni(proof: Avx512Vnni, operands: Operands<'_>, store: &m
             // SAFETY: a row has the size of a register.
             let weights: __m512i = unsafe { std::mem::transmute(*row) };
             for p in 0..TILE {
-                // SAFETY: the caller says so.
+                // SAFETY: `start + step < words.len()`, which the caller promises.
                 let codes = _mm512_set1_epi32(unsafe { *windows[p].add(step as usize) } as i32);
                 sums[p] = _mm512_dpbusd_epi32(sums[p], codes, weights);
             }
@@ -270,7 +271,7 @@ unsafe fn tiles_avx512_vnni(proof: Avx512Vnni, operands: Operands<'_>, store: &m
 /// The instruction has no stable intrinsic.
 ///
 /// # Safety
-/// No start plus a step is beyond the words.
+/// `start + step < words.len()` for every start and step.
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn tiles_dotprod(operands: Operands<'_>, store: &mut Store<'_>) {
@@ -284,7 +285,7 @@ unsafe fn tiles_dotprod(operands: Operands<'_>, store: &mut Store<'_>) {
             // SAFETY: a row has the size of four registers.
             let weights: [int8x16_t; PARTS] = unsafe { std::mem::transmute(*row) };
             for p in 0..TILE {
-                // SAFETY: the caller says so.
+                // SAFETY: `start + step < words.len()`, which the caller promises.
                 let codes = vdupq_n_u32(unsafe { *windows[p].add(step as usize) });
                 for v in 0..PARTS {
                     // SAFETY: the instruction reads and writes these registers only, and the processor has it.

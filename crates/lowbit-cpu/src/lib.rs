@@ -37,17 +37,18 @@ pub mod allocator;
 mod codes;
 pub mod conv;
 pub mod fake_quantize;
+mod instructions;
 pub mod integer;
 #[doc(hidden)]
 pub mod limits;
 pub mod norm;
 pub mod packed;
-mod simd;
 mod threads;
+mod tile;
 mod transpose;
 pub mod weights;
 
-pub use simd::instruction_sets;
+pub use instructions::instruction_sets;
 pub use threads::on_compute_thread;
 use threads::task_items;
 

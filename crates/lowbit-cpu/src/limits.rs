@@ -5,7 +5,7 @@ use std::hint::black_box;
 use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{Avx2, Avx512};
+use crate::instructions::{Avx2, Avx512};
 
 /// Sums that are computed side by side. A multiplication with addition takes 4 or 5 cycles and two begin in each: fewer
 /// than 10 sums would wait for each other, more than 14 would not fit 16 registers.

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 pub use crate::activation::Activation;
 use crate::activation::{Pointwise, with_activation};
-use crate::simd::multiversion;
+use crate::instructions::multiversion;
 use crate::task_items;
 
 /// Sizes of a normalization.

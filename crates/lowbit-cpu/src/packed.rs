@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 
 use crate::codes::{integer, low_byte};
-use crate::simd::multiversion;
+use crate::instructions::multiversion;
 use crate::task_items;
 
 /// Images of codes.

@@ -1,8 +1,8 @@
 //! Transposition of matrices into panels: rows of few channels become rows of few lanes.
 
 #[cfg(target_arch = "x86_64")]
-use crate::simd::Avx2;
-use crate::simd::{Baseline, Instructions};
+use crate::instructions::Avx2;
+use crate::instructions::{Baseline, Instructions};
 
 /// The transpose of an 8 by 8 matrix.
 #[inline(always)]

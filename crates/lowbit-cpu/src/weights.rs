@@ -4,7 +4,7 @@
 
 use rayon::prelude::*;
 
-use crate::simd::multiversion;
+use crate::instructions::multiversion;
 use crate::task_items;
 
 /// Values that one thread takes at a time; sums are added up by these chunks, whatever the number of threads.

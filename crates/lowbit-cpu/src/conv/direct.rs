@@ -5,10 +5,10 @@
 
 use rayon::prelude::*;
 
-use super::forward::{padded_input, window_steps};
 use super::shape::ConvShape;
 use super::source::{Source, grow, table_index, with_scratch};
-use crate::simd::multiversion;
+use super::tables::{padded_input, window_steps};
+use crate::instructions::multiversion;
 use crate::task_items;
 
 /// Sums that are taken together, in registers.

@@ -5,8 +5,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::source::{Source, grow, table_index, with_scratch};
-use crate::simd::{self, BLOCK, Instructions, Operands, Sink, store_transposed};
+use crate::instructions::Instructions;
 use crate::task_items;
+use crate::tile::{self, BLOCK, Operands, Sink, store_transposed};
 
 /// Pixels for which a part of a panel is used before the next part is: their sums stay in the nearest cache.
 const PIXELS: usize = 264;
@@ -169,11 +170,11 @@ impl Pass {
                     let steps = &self.steps[row..(row + rows).min(n_steps)];
                     let operands = Operands { image, starts, steps, panel: &panel[row * lanes..] };
                     if row + rows < n_steps {
-                        simd::run(operands, lanes, &mut Add { out: &mut sums[..starts.len() * lanes] });
+                        tile::run(operands, lanes, &mut Add { out: &mut sums[..starts.len() * lanes] });
                         continue;
                     }
                     let earlier = if row > 0 { &sums[..starts.len() * lanes] } else { &[] };
-                    simd::run(operands, lanes, &mut Store { out, plane, channels, targets, earlier });
+                    tile::run(operands, lanes, &mut Store { out, plane, channels, targets, earlier });
                 }
             }
         }

@@ -5,13 +5,13 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::direct;
-use super::forward::{padded_input, window_steps, windows};
 use super::pass::{Add, Block, blocks, even_parts, images_together};
 use super::shape::ConvShape;
 use super::source::{Source, grow, with_scratch};
+use super::tables::{padded_input, window_steps, windows};
 use crate::packed::PackedImages;
-use crate::simd::{self, BLOCK, Operands};
 use crate::task_items;
+use crate::tile::{self, BLOCK, Operands};
 use crate::transpose::{from_panel, to_panel};
 
 /// Pixels that are summed up before the sums are added to those of other pixels: their panel takes half of a nearest
@@ -182,7 +182,7 @@ impl Tables {
                     let len = even_parts(steps.len(), PIXELS);
                     for (steps, panel) in steps.chunks(len).zip(panel.chunks(len * block.lanes)) {
                         let operands = Operands { image, starts: &self.starts, steps, panel };
-                        simd::run(operands, block.lanes, &mut Add { out });
+                        tile::run(operands, block.lanes, &mut Add { out });
                     }
                 }
             }

@@ -1,107 +1,10 @@
-//! The choice of instructions for all kernels, and the one microkernel of all convolutions.
-//!
-//! Kernels are plain loops over arrays of fixed length. They are compiled for the baseline and for AVX2, and the compiler makes
-//! vector instructions of them; which one runs is decided when it is called. The microkernel has a tile for AVX-512 besides.
+//! The one microkernel of all convolutions in single precision. It has a tile for AVX-512 besides what the compiler makes of
+//! its loops.
 
+#[cfg(target_arch = "x86_64")]
+use crate::instructions::{Avx2, Avx512};
+use crate::instructions::{Baseline, Instructions};
 use crate::transpose::transpose8;
-
-/// Instructions that the processor has: a value is the proof, as only [`Baseline`] can be made without asking the processor.
-pub trait Instructions: Copy {
-    /// Whether AVX is among them.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "others have none"))]
-    const AVX: bool;
-}
-
-/// What every processor of the architecture has.
-#[derive(Clone, Copy, Debug)]
-pub struct Baseline;
-
-impl Instructions for Baseline {
-    const AVX: bool = false;
-}
-
-/// Defines a set of instructions with its detection.
-#[cfg(target_arch = "x86_64")]
-macro_rules! instructions {
-    ($(#[$attribute:meta])* $name:ident: $($feature:tt),+) => {
-        $(#[$attribute])*
-        #[derive(Clone, Copy, Debug)]
-        pub struct $name(());
-
-        impl $name {
-            /// The proof, if the processor has them.
-            #[inline]
-            pub fn detect() -> Option<Self> {
-                ($(std::is_x86_feature_detected!($feature))&&+).then_some(Self(()))
-            }
-        }
-
-        impl Instructions for $name {
-            const AVX: bool = true;
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-instructions! {
-    /// AVX2 with fused multiplication and addition.
-    Avx2: "avx2", "fma"
-}
-
-#[cfg(target_arch = "x86_64")]
-instructions! {
-    /// AVX-512 and the above.
-    Avx512: "avx512f", "avx2", "fma"
-}
-
-#[cfg(target_arch = "x86_64")]
-instructions! {
-    /// Products of bytes summed up in 32 bits, and the above.
-    Avx512Vnni: "avx512vnni", "avx512f", "avx2", "fma"
-}
-
-/// Instruction sets that this processor has, of those by which code is chosen when it runs: by these kernels, by burn's
-/// backends and by the system's mathematical functions. Processors with the same ones compute the same bits.
-pub fn instruction_sets() -> Vec<&'static str> {
-    macro_rules! detected {
-        ($detected:ident: $($feature:tt)+) => {
-            [$(($feature, std::arch::$detected!($feature))),+]
-        };
-    }
-    #[cfg(target_arch = "x86_64")]
-    let known = detected!(is_x86_feature_detected: "sse4.1" "sse4.2" "avx" "avx2" "fma" "f16c" "avx512f" "avx512bw"
-        "avx512cd" "avx512dq" "avx512vl" "avx512vnni" "avx512bf16" "avx512fp16" "avxvnni");
-    #[cfg(target_arch = "aarch64")]
-    let known = detected!(is_aarch64_feature_detected: "neon" "fp16" "dotprod" "i8mm" "bf16" "sve" "sve2");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let known: [(&str, bool); 0] = [];
-    known.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| name).collect()
-}
-
-/// Defines a function that is compiled for each instruction set. It may have one type parameter.
-macro_rules! multiversion {
-    ($(#[$attribute:meta])* $vis:vis fn $name:ident $(<$generic:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?)
-        $(-> $ret:ty)? $body:block
-    ) => {
-        $(#[$attribute])*
-        #[allow(clippy::too_many_arguments, reason = "inner loops take their buffers one by one")]
-        $vis fn $name $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
-            #[inline(always)]
-            fn body $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? $body
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx2,fma")]
-                fn avx2 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
-                if $crate::simd::Avx2::detect().is_some() {
-                    // SAFETY: the processor has the instructions.
-                    return unsafe { avx2($($arg),*) };
-                }
-            }
-            body($($arg),*)
-        }
-    };
-}
-pub(crate) use multiversion;
 
 /// Channels that are computed together.
 pub const BLOCK: usize = 16;
@@ -137,7 +40,7 @@ pub trait Sink {
 /// A row of the panel has `L` values. The sum is taken in the order of `k`.
 ///
 /// # Safety
-/// No start plus a step is beyond the image.
+/// `start + step < image.len()` for every start and step.
 #[inline(always)]
 unsafe fn tile<const P: usize, const L: usize, const FMA: bool>(
     operands: Operands<'_>,
@@ -148,7 +51,7 @@ unsafe fn tile<const P: usize, const L: usize, const FMA: bool>(
     let (rows, _) = operands.panel.as_chunks::<L>();
     for (&step, row) in operands.steps.iter().zip(rows) {
         for p in 0..P {
-            // SAFETY: the caller says so.
+            // SAFETY: `start + step < image.len()`, which the caller promises.
             let x = unsafe { *windows[p].add(step as usize) };
             for v in 0..L {
                 sums[p][v] = if FMA { x.mul_add(row[v], sums[p][v]) } else { x * row[v] + sums[p][v] };
@@ -161,7 +64,7 @@ unsafe fn tile<const P: usize, const L: usize, const FMA: bool>(
 /// Computes [`tile`]s for all starts and hands them to `sink`.
 ///
 /// # Safety
-/// No start plus a step is beyond the image.
+/// `start + step < image.len()` for every start and step.
 #[inline(always)]
 unsafe fn tiles<const P: usize, const L: usize, const FMA: bool>(
     instructions: impl Instructions,
@@ -172,14 +75,14 @@ unsafe fn tiles<const P: usize, const L: usize, const FMA: bool>(
     let last = starts.len() - 1;
     for first in (0..starts.len()).step_by(P) {
         let group: [u32; P] = std::array::from_fn(|p| starts[(first + p).min(last)]);
-        // SAFETY: the caller says so.
+        // SAFETY: `start + step < image.len()`, which the caller promises.
         let sums = unsafe { tile::<P, L, FMA>(operands, &group) };
         sink.take::<P, L>(instructions, first, &sums);
     }
 }
 
 /// # Safety
-/// No start plus a step is beyond the image.
+/// `start + step < image.len()` for every start and step.
 #[inline(always)]
 unsafe fn by_lanes<const WIDE: usize, const NARROW: usize, const FMA: bool>(
     instructions: impl Instructions,
@@ -187,7 +90,7 @@ unsafe fn by_lanes<const WIDE: usize, const NARROW: usize, const FMA: bool>(
     lanes: usize,
     sink: &mut impl Sink,
 ) {
-    // SAFETY: the caller says so.
+    // SAFETY: `start + step < image.len()`, which the caller promises.
     unsafe {
         match lanes {
             BLOCK => tiles::<WIDE, BLOCK, FMA>(instructions, operands, sink),
@@ -197,18 +100,18 @@ unsafe fn by_lanes<const WIDE: usize, const NARROW: usize, const FMA: bool>(
 }
 
 /// # Safety
-/// No start plus a step is beyond the image.
+/// `start + step < image.len()` for every start and step.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2(proof: Avx2, operands: Operands<'_>, lanes: usize, sink: &mut impl Sink) {
-    // SAFETY: the caller says so.
+    // SAFETY: `start + step < image.len()`, which the caller promises.
     unsafe { by_lanes::<6, 8, true>(proof, operands, lanes, sink) }
 }
 
 /// Tiles of [`BLOCK`] lanes, each a register. Of [`tile`]'s loops the compiler would make gathers of single values here.
 ///
 /// # Safety
-/// No start plus a step is beyond the image.
+/// `start + step < image.len()` for every start and step.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx2,fma")]
 unsafe fn avx512(proof: Avx512, operands: Operands<'_>, sink: &mut impl Sink) {
@@ -226,7 +129,7 @@ unsafe fn avx512(proof: Avx512, operands: Operands<'_>, sink: &mut impl Sink) {
             // SAFETY: a row has the size of a register.
             let row = unsafe { _mm512_loadu_ps(row.as_ptr()) };
             for p in 0..P {
-                // SAFETY: the caller says so.
+                // SAFETY: `start + step < image.len()`, which the caller promises.
                 let x = _mm512_set1_ps(unsafe { *windows[p].add(step as usize) });
                 sums[p] = _mm512_fmadd_ps(x, row, sums[p]);
             }
@@ -306,16 +209,6 @@ pub fn store_transposed<const P: usize, const L: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[cfg(target_arch = "x86_64")]
-    #[test]
-    fn instruction_sets_are_those_that_kernels_find() {
-        let names = instruction_sets();
-        let has = |wanted: &[&str]| wanted.iter().all(|name| names.contains(name));
-        assert_eq!(Avx2::detect().is_some(), has(&["avx2", "fma"]));
-        assert_eq!(Avx512::detect().is_some(), has(&["avx512f", "avx2", "fma"]));
-        assert_eq!(Avx512Vnni::detect().is_some(), has(&["avx512vnni", "avx512f", "avx2", "fma"]));
-    }
 
     /// Collects transposed results, as a store does.
     struct Collect {

@@ -1,0 +1,116 @@
+//! The choice of instructions for all kernels.
+//!
+//! Kernels are plain loops over arrays of fixed length. They are compiled for the baseline and for AVX2, and the compiler makes
+//! vector instructions of them; which one runs is decided when it is called.
+
+/// Instructions that the processor has: a value is the proof, as only [`Baseline`] can be made without asking the processor.
+pub trait Instructions: Copy {
+    /// Whether AVX is among them.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "others have none"))]
+    const AVX: bool;
+}
+
+/// What every processor of the architecture has.
+#[derive(Clone, Copy, Debug)]
+pub struct Baseline;
+
+impl Instructions for Baseline {
+    const AVX: bool = false;
+}
+
+/// Defines a set of instructions with its detection.
+#[cfg(target_arch = "x86_64")]
+macro_rules! instructions {
+    ($(#[$attribute:meta])* $name:ident: $($feature:tt),+) => {
+        $(#[$attribute])*
+        #[derive(Clone, Copy, Debug)]
+        pub struct $name(());
+
+        impl $name {
+            /// The proof, if the processor has them.
+            #[inline]
+            pub fn detect() -> Option<Self> {
+                ($(std::is_x86_feature_detected!($feature))&&+).then_some(Self(()))
+            }
+        }
+
+        impl Instructions for $name {
+            const AVX: bool = true;
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+instructions! {
+    /// AVX2 with fused multiplication and addition.
+    Avx2: "avx2", "fma"
+}
+
+#[cfg(target_arch = "x86_64")]
+instructions! {
+    /// AVX-512 and the above.
+    Avx512: "avx512f", "avx2", "fma"
+}
+
+#[cfg(target_arch = "x86_64")]
+instructions! {
+    /// Products of bytes summed up in 32 bits, and the above.
+    Avx512Vnni: "avx512vnni", "avx512f", "avx2", "fma"
+}
+
+/// Instruction sets that this processor has, of those by which code is chosen when it runs: by these kernels, by burn's
+/// backends and by the system's mathematical functions. Processors with the same ones compute the same bits.
+pub fn instruction_sets() -> Vec<&'static str> {
+    macro_rules! detected {
+        ($detected:ident: $($feature:tt)+) => {
+            [$(($feature, std::arch::$detected!($feature))),+]
+        };
+    }
+    #[cfg(target_arch = "x86_64")]
+    let known = detected!(is_x86_feature_detected: "sse4.1" "sse4.2" "avx" "avx2" "fma" "f16c" "avx512f" "avx512bw"
+        "avx512cd" "avx512dq" "avx512vl" "avx512vnni" "avx512bf16" "avx512fp16" "avxvnni");
+    #[cfg(target_arch = "aarch64")]
+    let known = detected!(is_aarch64_feature_detected: "neon" "fp16" "dotprod" "i8mm" "bf16" "sve" "sve2");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let known: [(&str, bool); 0] = [];
+    known.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| name).collect()
+}
+
+/// Defines a function that is compiled for each instruction set. It may have one type parameter.
+macro_rules! multiversion {
+    ($(#[$attribute:meta])* $vis:vis fn $name:ident $(<$generic:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?)
+        $(-> $ret:ty)? $body:block
+    ) => {
+        $(#[$attribute])*
+        #[allow(clippy::too_many_arguments, reason = "inner loops take their buffers one by one")]
+        $vis fn $name $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                if $crate::instructions::Avx2::detect().is_some() {
+                    // SAFETY: the processor has the instructions.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body($($arg),*)
+        }
+    };
+}
+pub(crate) use multiversion;
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instruction_sets_are_those_that_kernels_find() {
+        let names = instruction_sets();
+        let has = |wanted: &[&str]| wanted.iter().all(|name| names.contains(name));
+        assert_eq!(Avx2::detect().is_some(), has(&["avx2", "fma"]));
+        assert_eq!(Avx512::detect().is_some(), has(&["avx512f", "avx2", "fma"]));
+        assert_eq!(Avx512Vnni::detect().is_some(), has(&["avx512vnni", "avx512f", "avx2", "fma"]));
+    }
+}
