@@ -14,7 +14,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use lowbit_core::Precision;
 use lowbit_cpu::allocator::{Allocator, keep_memory};
 use lowbit_cpu::on_compute_thread;
-use lowbit_kernels::take_times;
+use lowbit_kernels::testing::take_times;
 use lowbit_models::{Family, InputShape, ModelConfig, Network};
 use lowbit_quantizers::{LayerQuantization, Method, QuantizationPolicy};
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};

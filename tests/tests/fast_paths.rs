@@ -6,7 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{Device, Tensor};
 use lowbit_core::{Granularity, Precision};
-use lowbit_kernels::{Activation, batch_norm, take_times};
+use lowbit_kernels::testing::take_times;
+use lowbit_kernels::{Activation, batch_norm};
 use lowbit_models::{Family, InputShape, ModelConfig, Network};
 use lowbit_quantizers::{
     LayerQuantization, Method, QuantConv2d, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork,

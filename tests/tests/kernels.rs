@@ -10,10 +10,10 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
 use lowbit_core::Precision;
 use lowbit_data::{DatasetName, LabelKind, Locations, Split, open};
+use lowbit_kernels::testing::{Implementation, use_implementation};
 use lowbit_kernels::{
-    Activation, CodeBounds, Grid, Implementation, MaxGradient, Scale, batch_norm, conv2d, conv2d_codes,
-    dorefa_weights, fake_quantize_affine, fake_quantize_learned, fake_quantize_unit, fill_outputs_with_nan,
-    use_implementation, value_range,
+    Activation, CodeBounds, Grid, MaxGradient, Scale, batch_norm, conv2d, conv2d_codes, dorefa_weights,
+    fake_quantize_affine, fake_quantize_learned, fake_quantize_unit, value_range,
 };
 use lowbit_models::{Family, InputShape, ModelConfig, Network};
 use lowbit_quantizers::{
@@ -39,11 +39,9 @@ struct Switch {
 }
 
 impl Switch {
-    /// With the kernels, whose outputs start full of NaN.
+    /// With the kernels.
     fn lock() -> Self {
-        let lock = SWITCH.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        fill_outputs_with_nan(true);
-        Self { _lock: lock }
+        Self { _lock: SWITCH.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) }
     }
 }
 

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use crate::activation::{AffineGrid, ClipGrid, Pointwise, SignGrid, StepGrid, UnitGrid};
 use crate::instructions::multiversion;
+use crate::output::{Slot, collect};
 use crate::task_items;
 
 /// Values that one thread takes at a time. Sums are added up by these chunks, whatever the number of threads.
@@ -32,9 +33,9 @@ pub enum Grid {
 }
 
 multiversion! {
-    fn forward_chunk<A: Pointwise>(x: &[f32], activation: A, y: &mut [f32]) {
+    fn forward_chunk<A: Pointwise>(x: &[f32], activation: A, y: &mut [Slot]) {
         for (y, &x) in y.iter_mut().zip(x) {
-            *y = activation.value(x);
+            y.write(activation.value(x));
         }
     }
 }
@@ -44,11 +45,11 @@ const LANES: usize = 16;
 
 multiversion! {
     /// Writes `dx` and returns the gradient of the parameter.
-    fn gradient_chunk<A: Pointwise>(x: &[f32], g: &[f32], activation: A, dx: &mut [f32]) -> f32 {
+    fn gradient_chunk<A: Pointwise>(x: &[f32], g: &[f32], activation: A, dx: &mut [Slot]) -> f32 {
         let mut sums = [0.0; LANES];
-        let mut at = |i: usize, x: f32, g: f32, dx: &mut f32| {
+        let mut at = |i: usize, x: f32, g: f32, dx: &mut Slot| {
             sums[i] += g * activation.slope(x);
-            *dx = if activation.passes(x) { g } else { 0.0 };
+            dx.write(if activation.passes(x) { g } else { 0.0 });
         };
         let ((xs, x_rest), (gs, g_rest)) = (x.as_chunks::<LANES>(), g.as_chunks::<LANES>());
         let (dxs, dx_rest) = dx.as_chunks_mut::<LANES>();
@@ -64,13 +65,15 @@ multiversion! {
     }
 }
 
-fn forward<A: Pointwise>(x: &[f32], activation: A, y: &mut [f32]) {
+/// Writes a value for each of as many values of `x`.
+fn forward<A: Pointwise>(x: &[f32], activation: A, y: &mut [Slot]) {
     assert_eq!(x.len(), y.len(), "length of the result");
     let chunks = y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK));
     chunks.with_min_len(task_items(CHUNK)).for_each(|(y, x)| forward_chunk(x, activation, y));
 }
 
-fn gradient<A: Pointwise>(x: &[f32], activation: A, g: &[f32], dx: &mut [f32]) -> f32 {
+/// Writes a gradient for each of as many values of `x` and `g`; returns that of the parameter.
+fn gradient<A: Pointwise>(x: &[f32], activation: A, g: &[f32], dx: &mut [Slot]) -> f32 {
     assert!(x.len() == g.len() && x.len() == dx.len(), "length of the gradients");
     let inputs = x.par_chunks(CHUNK).zip(g.par_chunks(CHUNK));
     let chunks = dx.par_chunks_mut(CHUNK).zip(inputs);
@@ -81,14 +84,29 @@ fn gradient<A: Pointwise>(x: &[f32], activation: A, g: &[f32], dx: &mut [f32]) -
     sums.iter().map(|&sum| f64::from(sum)).sum::<f64>() as f32
 }
 
+fn values<A: Pointwise>(x: &[f32], activation: A) -> Vec<f32> {
+    // SAFETY: `forward` writes a value for each of `x`.
+    unsafe { collect(x.len(), |y| forward(x, activation, y)) }
+}
+
+fn input_gradient<A: Pointwise>(x: &[f32], activation: A, g: &[f32]) -> Vec<f32> {
+    assert_eq!(x.len(), g.len(), "length of the gradient");
+    let write = |dx: &mut [Slot]| _ = gradient(x, activation, g, dx);
+    // SAFETY: `gradient` writes a value for each of `x` and `g`, which are as long as each other.
+    unsafe { collect(x.len(), write) }
+}
+
 /// `y = round(clip(x, 0, 1) n) / n`, the activations of DoReFa.
-pub fn unit(x: &[f32], n: f32, y: &mut [f32]) {
-    forward(x, UnitGrid { n }, y);
+pub fn unit(x: &[f32], n: f32) -> Vec<f32> {
+    values(x, UnitGrid { n })
 }
 
 /// `dx = g` where `0 <= x <= 1`, else 0.
-pub fn unit_gradient(x: &[f32], g: &[f32], dx: &mut [f32]) {
-    gradient(x, UnitGrid { n: 1.0 }, g, dx);
+///
+/// # Panics
+/// If the lengths differ.
+pub fn unit_gradient(x: &[f32], g: &[f32]) -> Vec<f32> {
+    input_gradient(x, UnitGrid { n: 1.0 }, g)
 }
 
 multiversion! {
@@ -125,13 +143,16 @@ pub fn range(x: &[f32]) -> [f32; 2] {
 }
 
 /// `y = (clip(round(x / s) + z, 0, n) - z) s`, min-max activations.
-pub fn affine(x: &[f32], grid: AffineGrid, y: &mut [f32]) {
-    forward(x, grid, y);
+pub fn affine(x: &[f32], grid: AffineGrid) -> Vec<f32> {
+    values(x, grid)
 }
 
 /// `dx = g` where the code was not clipped, else 0.
-pub fn affine_gradient(x: &[f32], grid: AffineGrid, g: &[f32], dx: &mut [f32]) {
-    gradient(x, grid, g, dx);
+///
+/// # Panics
+/// If the lengths differ.
+pub fn affine_gradient(x: &[f32], grid: AffineGrid, g: &[f32]) -> Vec<f32> {
+    input_gradient(x, grid, g)
 }
 
 impl Grid {
@@ -151,21 +172,29 @@ fn row(x: &[f32], parameters: &[f32]) -> usize {
 ///
 /// # Panics
 /// If the lengths do not fit each other.
-pub fn learned(x: &[f32], parameters: &[f32], grid: Grid, y: &mut [f32]) {
-    assert_eq!(x.len(), y.len(), "length of the result");
+pub fn learned(x: &[f32], parameters: &[f32], grid: Grid) -> Vec<f32> {
     let row = row(x, parameters);
-    if row == 0 {
-        return;
-    }
-    let rows = y.par_chunks_mut(row).zip(x.par_chunks(row)).zip(parameters);
-    rows.with_min_len(task_items(row)).for_each(|((y, x), &parameter)| match grid {
-        Grid::Step { q_min, q_max } => forward(x, Grid::step(q_min, q_max, parameter), y),
-        Grid::Clip { n } => forward(x, ClipGrid { clip_value: parameter, n }, y),
-        Grid::Sign { is_bounded } => forward(x, SignGrid { scale: parameter, is_bounded }, y),
-    });
+    let write = |y: &mut [Slot]| {
+        let rows = y.par_chunks_mut(row.max(1)).zip(x.par_chunks(row.max(1))).zip(parameters);
+        rows.with_min_len(task_items(row)).for_each(|((y, x), &parameter)| match grid {
+            Grid::Step { q_min, q_max } => forward(x, Grid::step(q_min, q_max, parameter), y),
+            Grid::Clip { n } => forward(x, ClipGrid { clip_value: parameter, n }, y),
+            Grid::Sign { is_bounded } => forward(x, SignGrid { scale: parameter, is_bounded }, y),
+        });
+    };
+    // SAFETY: there are as many rows of `row` values as parameters, of the result as of `x`, and `forward` writes a row.
+    unsafe { collect(x.len(), write) }
 }
 
-/// Writes the gradient of `x` and returns those of the parameters.
+/// The gradients of [`learned`].
+pub struct LearnedGradients {
+    /// Of the input.
+    pub input: Vec<f32>,
+    /// Of the parameters.
+    pub parameters: Vec<f32>,
+}
+
+/// The gradients of `x` and of the parameters from the gradient `g` of [`learned`]'s result.
 ///
 /// With `v = x / s`: `dx = g` where `q_min < v < q_max`, else 0; `ds = sum g (round(v) - v)` there and `sum g q` with
 /// the bound `q` elsewhere (Esser20, Eq. 3 and 5). For a clip value: `dx = g` where `0 <= x < a`; `da = sum g` where `x >= a`
@@ -174,20 +203,25 @@ pub fn learned(x: &[f32], parameters: &[f32], grid: Grid, y: &mut [f32]) {
 ///
 /// # Panics
 /// If the lengths do not fit each other.
-pub fn learned_gradient(x: &[f32], parameters: &[f32], grid: Grid, g: &[f32], dx: &mut [f32]) -> Vec<f32> {
-    assert!(x.len() == g.len() && x.len() == dx.len(), "length of the gradients");
+pub fn learned_gradients(x: &[f32], parameters: &[f32], grid: Grid, g: &[f32]) -> LearnedGradients {
+    assert_eq!(x.len(), g.len(), "length of the gradient");
     let row = row(x, parameters);
-    if row == 0 {
-        return vec![0.0; parameters.len()];
-    }
-    let rows = dx.par_chunks_mut(row).zip(x.par_chunks(row).zip(g.par_chunks(row))).zip(parameters);
-    rows.with_min_len(task_items(row))
-        .map(|((dx, (x, g)), &parameter)| match grid {
-            Grid::Step { q_min, q_max } => gradient(x, Grid::step(q_min, q_max, parameter), g, dx),
-            Grid::Clip { n } => gradient(x, ClipGrid { clip_value: parameter, n }, g, dx),
-            Grid::Sign { is_bounded } => gradient(x, SignGrid { scale: parameter, is_bounded }, g, dx),
-        })
-        .collect()
+    let mut of_parameters = vec![0.0; parameters.len()];
+    let write = |dx: &mut [Slot]| {
+        let [xs, gs] = [x, g].map(|values| values.par_chunks(row.max(1)));
+        let rows = dx.par_chunks_mut(row.max(1)).zip(xs.zip(gs)).zip(parameters).zip(&mut of_parameters);
+        rows.with_min_len(task_items(row)).for_each(|(((dx, (x, g)), &parameter), sum)| {
+            *sum = match grid {
+                Grid::Step { q_min, q_max } => gradient(x, Grid::step(q_min, q_max, parameter), g, dx),
+                Grid::Clip { n } => gradient(x, ClipGrid { clip_value: parameter, n }, g, dx),
+                Grid::Sign { is_bounded } => gradient(x, SignGrid { scale: parameter, is_bounded }, g, dx),
+            };
+        });
+    };
+    // SAFETY: there are as many rows of `row` values as parameters, of the result as of `x` and `g`, and `gradient` writes
+    // a row.
+    let input = unsafe { collect(x.len(), write) };
+    LearnedGradients { input, parameters: of_parameters }
 }
 
 #[cfg(test)]
@@ -219,12 +253,10 @@ mod tests {
     fn unit_grid_is_the_formula() {
         for n in [1.0, 3.0, 7.0, 15.0, 255.0] {
             let x = values(1.0 / n);
-            let mut y = vec![f32::NAN; x.len()];
-            unit(&x, n, &mut y);
+            let y = unit(&x, n);
             assert_same_bits(&y, x.iter().map(|x| (x.clamp(0.0, 1.0) * n).round_ties_even() / n));
             let g: Vec<f32> = x.iter().rev().map(|x| x.clamp(-2.0, 2.0)).collect();
-            let mut dx = vec![f32::NAN; x.len()];
-            unit_gradient(&x, &g, &mut dx);
+            let dx = unit_gradient(&x, &g);
             let expected = x.iter().zip(&g).map(|(x, g)| if (0.0..=1.0).contains(x) { *g } else { 0.0 });
             assert_same_bits(&dx, expected);
         }
@@ -235,13 +267,11 @@ mod tests {
         for (q_min, q_max) in [(0.0, 1.0), (0.0, 3.0), (-2.0, 1.0), (-128.0, 127.0), (0.0, 255.0)] {
             for s in [0.1, 1.0, 0.37, 3e-3] {
                 let x = values(s);
-                let mut y = vec![f32::NAN; x.len()];
                 let grid = Grid::Step { q_min, q_max };
-                learned(&x, &[s], grid, &mut y);
+                let y = learned(&x, &[s], grid);
                 assert_same_bits(&y, x.iter().map(|x| (x / s).clamp(q_min, q_max).round_ties_even() * s));
                 let g: Vec<f32> = x.iter().rev().map(|x| (x / s).clamp(-2.0, 2.0)).collect();
-                let mut dx = vec![f32::NAN; x.len()];
-                let ds = learned_gradient(&x, &[s], grid, &g, &mut dx);
+                let LearnedGradients { input: dx, parameters: ds } = learned_gradients(&x, &[s], grid, &g);
                 let inside = |x: f32| x / s > q_min && x / s < q_max;
                 assert_same_bits(&dx, x.iter().zip(&g).map(|(x, g)| if inside(*x) { *g } else { 0.0 }));
                 let (mut sum, mut size) = (0.0, 0.0);
@@ -261,15 +291,14 @@ mod tests {
     fn clip_grid_is_the_formula() {
         for (a, n) in [(1.0, 1.0), (8.0, 3.0), (0.3, 15.0), (6.1, 255.0)] {
             let x = values(a / n);
-            let mut y = vec![f32::NAN; x.len()];
-            learned(&x, &[a], Grid::Clip { n }, &mut y);
+            let y = learned(&x, &[a], Grid::Clip { n });
             // -0 stays, as in a comparison.
             let clipped = |x: f32| if x < 0.0 { 0.0 } else { x.min(a) };
             let value = |x: f32| (clipped(x) / a * n).round_ties_even() / n * a;
             assert_same_bits(&y, x.iter().map(|&x| value(x)));
             let g: Vec<f32> = x.iter().rev().map(|x| x.clamp(-2.0, 2.0)).collect();
-            let mut dx = vec![f32::NAN; x.len()];
-            let da = learned_gradient(&x, &[a], Grid::Clip { n }, &g, &mut dx);
+            let LearnedGradients { input: dx, parameters: da } =
+                learned_gradients(&x, &[a], Grid::Clip { n }, &g);
             assert_same_bits(&dx, x.iter().zip(&g).map(|(&x, &g)| if x >= 0.0 && x < a { g } else { 0.0 }));
             let above: f64 = x.iter().zip(&g).filter(|(x, _)| **x >= a).map(|(_, g)| f64::from(*g)).sum();
             assert!((f64::from(da[0]) - above).abs() <= 1e-2 * above.abs().max(1.0));
@@ -280,14 +309,12 @@ mod tests {
     fn sign_grid_is_the_formula() {
         for (s, is_bounded) in [(0.1, true), (0.1, false), (3.0, true), (0.37, false)] {
             let x = values(s);
-            let mut y = vec![f32::NAN; x.len()];
             let grid = Grid::Sign { is_bounded };
-            learned(&x, &[s], grid, &mut y);
+            let y = learned(&x, &[s], grid);
             let sign = |x: f32| if x < 0.0 { -1.0 } else { 1.0 };
             assert_same_bits(&y, x.iter().map(|&x| sign(x) * s));
             let g: Vec<f32> = x.iter().rev().map(|x| (x / s).clamp(-2.0, 2.0)).collect();
-            let mut dx = vec![f32::NAN; x.len()];
-            let ds = learned_gradient(&x, &[s], grid, &g, &mut dx);
+            let LearnedGradients { input: dx, parameters: ds } = learned_gradients(&x, &[s], grid, &g);
             let inside = |x: f32| x / s > -1.0 && x / s < 1.0;
             let passes = |x: f32| !is_bounded || inside(x);
             assert_same_bits(&dx, x.iter().zip(&g).map(|(x, g)| if passes(*x) { *g } else { 0.0 }));
@@ -298,10 +325,9 @@ mod tests {
             let sum: f64 = products.iter().sum();
             assert!((f64::from(ds[0]) - sum).abs() <= 1e-5 * size, "{} {sum}", ds[0]);
         }
-        let (mut y, mut dx) = ([f32::NAN; 3], [f32::NAN; 3]);
         let unbounded = Grid::Sign { is_bounded: false };
-        learned(&[0.0, -0.0, f32::NAN], &[0.0], unbounded, &mut y);
-        learned_gradient(&[0.0, -0.0, 0.0], &[0.0], unbounded, &[1.0, 2.0, 3.0], &mut dx);
+        let y = learned(&[0.0, -0.0, f32::NAN], &[0.0], unbounded);
+        let dx = learned_gradients(&[0.0, -0.0, 0.0], &[0.0], unbounded, &[1.0, 2.0, 3.0]).input;
         assert!(y[0] == 0.0 && y[1] == 0.0 && y[2].is_nan(), "{y:?}");
         assert_eq!(dx, [1.0, 2.0, 3.0], "the gradient of weights that are all zero");
     }
@@ -313,13 +339,11 @@ mod tests {
         {
             let grid = AffineGrid { scale, zero_point, n };
             let x = values(scale);
-            let mut y = vec![f32::NAN; x.len()];
-            affine(&x, grid, &mut y);
+            let y = affine(&x, grid);
             let free = |x: f32| (x / scale).round_ties_even() + zero_point;
             assert_same_bits(&y, x.iter().map(|&x| (free(x).clamp(0.0, n) - zero_point) * scale));
             let g: Vec<f32> = x.iter().rev().map(|x| x.clamp(-2.0, 2.0)).collect();
-            let mut dx = vec![f32::NAN; x.len()];
-            affine_gradient(&x, grid, &g, &mut dx);
+            let dx = affine_gradient(&x, grid, &g);
             let expected =
                 x.iter().zip(&g).map(|(&x, &g)| if (0.0..=n).contains(&free(x)) { g } else { 0.0 });
             assert_same_bits(&dx, expected);
@@ -357,19 +381,16 @@ mod tests {
         let x = &x[..3 * row];
         let g: Vec<f32> = x.iter().map(|x| x.clamp(-1.0, 1.0)).collect();
         let grid = Grid::Step { q_min: -4.0, q_max: 3.0 };
-        let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-        learned(x, &steps, grid, &mut y);
-        let ds = learned_gradient(x, &steps, grid, &g, &mut dx);
+        let y = learned(x, &steps, grid);
+        let all = learned_gradients(x, &steps, grid, &g);
         for (i, &step) in steps.iter().enumerate() {
             let part = i * row..(i + 1) * row;
-            let (mut y_row, mut dx_row) = (vec![0.0; row], vec![0.0; row]);
-            learned(&x[part.clone()], &[step], grid, &mut y_row);
-            let ds_row = learned_gradient(&x[part.clone()], &[step], grid, &g[part.clone()], &mut dx_row);
-            assert_eq!(y[part.clone()], y_row);
-            assert_eq!(dx[part], dx_row);
-            assert_eq!(ds[i], ds_row[0]);
+            let of_row = learned_gradients(&x[part.clone()], &[step], grid, &g[part.clone()]);
+            assert_eq!(y[part.clone()], learned(&x[part.clone()], &[step], grid));
+            assert_eq!(all.input[part], of_row.input);
+            assert_eq!(all.parameters[i], of_row.parameters[0]);
         }
-        learned(&[], &steps, grid, &mut []);
-        assert_eq!(learned_gradient(&[], &steps, grid, &[], &mut []), [0.0; 3]);
+        assert!(learned(&[], &steps, grid).is_empty());
+        assert_eq!(learned_gradients(&[], &steps, grid, &[]).parameters, [0.0; 3]);
     }
 }

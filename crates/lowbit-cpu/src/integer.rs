@@ -14,6 +14,7 @@ use crate::conv::{ConvShape, tables};
 #[cfg(target_arch = "x86_64")]
 use crate::instructions::{Avx2, Avx512Vnni};
 use crate::instructions::{Baseline, Instructions, multiversion};
+use crate::output::{Slot, collect};
 use crate::task_items;
 use crate::tile::{BLOCK, store_transposed};
 
@@ -139,7 +140,7 @@ impl Operands<'_> {
 
 /// Where the sums of a tile go.
 struct Store<'a> {
-    out: &'a mut [f32],
+    out: &'a mut [Slot],
     plane: usize,
     /// For each channel of the block.
     scales: &'a [f32],
@@ -171,7 +172,7 @@ impl Store<'_> {
         }
         for v in 0..n {
             for (values, &target) in values.iter().zip(targets) {
-                self.out[v * self.plane + target as usize] = values[v];
+                self.out[v * self.plane + target as usize].write(values[v]);
             }
         }
     }
@@ -312,7 +313,7 @@ unsafe fn tiles_dotprod(operands: Operands<'_>, store: &mut Store<'_>) {
 /// # Panics
 /// If a start plus a step is beyond the words.
 fn run(tiles: Tiles, operands: Operands<'_>, store: &mut Store<'_>) {
-    let reach = |indices: &[u32]| indices.iter().copied().max().unwrap_or(0) as usize;
+    let reach = |indices: &[u32]| indices.iter().copied().max().expect("a sum has summands") as usize;
     let last = reach(operands.starts) + reach(operands.steps);
     assert!(last < operands.words.len(), "a tap is outside of the image");
     // SAFETY: the bounds are checked above, and each variant has the proof of its instructions.
@@ -348,8 +349,8 @@ impl IntegerConv {
     /// If there are groups, or a length does not fit the shape.
     pub fn new(shape: ConvShape, weight: &[f32], scales: &[f32], bounds: CodeBounds) -> Option<Self> {
         assert_eq!(shape.groups, 1, "codes are convolved without groups");
-        let taps = shape.kernel[0] * shape.kernel[1];
-        assert_eq!(weight.len(), shape.out_channels * shape.in_channels * taps, "length of the weight");
+        let taps = shape.taps();
+        shape.check(shape.batch * shape.in_image(), weight.len());
         let largest_sum =
             shape.in_channels * taps * usize::from(bounds.activation) * usize::from(bounds.weight);
         if largest_sum > i32::MAX as usize {
@@ -391,40 +392,37 @@ impl IntegerConv {
 
     /// The convolution of `input`, whose values are integers, but for roundings, times the scale.
     ///
-    /// The sum over codes is exact in 32 bits; its value in single precision is exact up to `2^24`. Returns whether all
-    /// are integers within the bounds; if not, `out` has no meaning.
+    /// The sum over codes is exact in 32 bits; its value in single precision is exact up to `2^24`. `None` if a value is no
+    /// integer within the bounds.
     ///
     /// # Panics
-    /// If a length does not fit the shape.
-    #[must_use]
-    pub fn forward(&self, input: &[f32], scale: f32, out: &mut [f32]) -> bool {
+    /// If the length does not fit the shape.
+    pub fn forward(&self, input: &[f32], scale: f32) -> Option<Vec<f32>> {
         let (shape, tables) = (&self.shape, &self.tables);
-        let in_image = shape.in_channels * shape.size[0] * shape.size[1];
-        let plane: usize = shape.out_size().iter().product();
-        let out_image = shape.out_channels * plane;
+        let (in_image, plane, out_image) = (shape.in_image(), shape.out_plane(), shape.out_image());
         assert_eq!(input.len(), shape.batch * in_image, "length of the input");
-        assert_eq!(out.len(), shape.batch * out_image, "length of the output");
-        if out.is_empty() {
-            return true;
-        }
         let fit = AtomicBool::new(true);
         let scales: Vec<f32> = self.scales.iter().map(|weight| weight * scale).collect();
         let together = tables.images.min(shape.batch / (2 * rayon::current_num_threads())).max(1);
-        out.par_chunks_mut(together * out_image).zip(input.par_chunks(together * in_image)).for_each(
-            |(out, input)| {
+        let write = |out: &mut [Slot]| {
+            let inputs = input.par_chunks(together * in_image);
+            out.par_chunks_mut(together * out_image).zip(inputs).for_each(|(out, input)| {
                 WORDS.with_borrow_mut(|words| {
                     if !self.load(input, 1.0 / scale, words) {
                         fit.store(false, Ordering::Relaxed);
                     }
                     self.run_images(words, input.len() / in_image * plane, &scales, out);
                 });
-            },
-        );
-        fit.into_inner()
+            });
+        };
+        // SAFETY: input and output have the same number of images, and `run_images` writes all pixels of theirs.
+        let out = unsafe { collect(shape.batch * out_image, write) };
+        fit.into_inner().then_some(out)
     }
 
-    fn run_images(&self, words: &[u32], values: usize, scales: &[f32], out: &mut [f32]) {
-        let plane: usize = self.shape.out_size().iter().product();
+    /// Writes the first `values` pixels of all channels, image after image.
+    fn run_images(&self, words: &[u32], values: usize, scales: &[f32], out: &mut [Slot]) {
+        let plane = self.shape.out_plane();
         let n_steps = self.tables.steps.len();
         for first in (0..values).step_by(PIXELS) {
             let pixels = first..(first + PIXELS).min(values);

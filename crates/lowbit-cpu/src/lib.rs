@@ -26,8 +26,7 @@
 //! let image = [0.75, 0.0, 0.25, 0.5, 0.75, 0.0, 0.25, 0.25, 0.5];
 //! let bounds = CodeBounds { activation: 3, weight: 2 };
 //! let kernel = IntegerConv::new(shape, &weight, &[0.5], bounds).expect("these weights are codes");
-//! let mut out = [0.0; 9];
-//! assert!(kernel.forward(&image, 0.25, &mut out), "these values are codes");
+//! let out = kernel.forward(&image, 0.25).expect("these values are codes");
 //! assert_eq!(out[4], 1.0);
 //! ```
 
@@ -42,6 +41,7 @@ pub mod integer;
 #[doc(hidden)]
 pub mod limits;
 pub mod norm;
+mod output;
 pub mod packed;
 mod threads;
 mod tile;

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 pub use crate::activation::Activation;
 use crate::activation::{Pointwise, with_activation};
 use crate::instructions::multiversion;
+use crate::output::{Slot, collect};
 use crate::task_items;
 
 /// Sizes of a normalization.
@@ -27,7 +28,8 @@ impl NormShape {
     }
 
     fn len(&self) -> usize {
-        self.batch * self.image()
+        let image = self.channels.checked_mul(self.plane);
+        image.and_then(|image| image.checked_mul(self.batch)).expect("the values can be counted")
     }
 
     /// Channels of a task, at least.
@@ -162,11 +164,11 @@ impl Affine {
 }
 
 multiversion! {
-    fn apply_image<A: Pointwise>(x: &[f32], affines: &[Affine], activation: A, y: &mut [f32]) {
+    fn apply_image<A: Pointwise>(x: &[f32], affines: &[Affine], activation: A, y: &mut [Slot]) {
         let plane = x.len() / affines.len();
         for ((x, y), &affine) in x.chunks_exact(plane).zip(y.chunks_exact_mut(plane)).zip(affines) {
             for (y, &x) in y.iter_mut().zip(x) {
-                *y = activation.value(affine.apply(x));
+                y.write(activation.value(affine.apply(x)));
             }
         }
     }
@@ -179,16 +181,21 @@ multiversion! {
 ///
 /// # Panics
 /// If a length does not fit the shape.
-pub fn apply(shape: NormShape, x: &[f32], parameters: NormParameters<'_>, y: &mut [f32]) {
-    assert!(x.len() == shape.len() && y.len() == shape.len(), "length of the input and the output");
+pub fn apply(shape: NormShape, x: &[f32], parameters: NormParameters<'_>) -> Vec<f32> {
+    assert_eq!(x.len(), shape.len(), "length of the input");
     let affines = parameters.affines(shape);
-    if shape.len() == 0 {
-        return;
+    if x.is_empty() {
+        return Vec::new();
     }
-    let images = y.par_chunks_mut(shape.image()).zip(x.par_chunks(shape.image()));
-    with_activation!(parameters.activation, activation => {
-        images.with_min_len(task_items(shape.image())).for_each(|(y, x)| apply_image(x, &affines, activation, y));
-    });
+    let write = |y: &mut [Slot]| {
+        let images = y.par_chunks_mut(shape.image()).zip(x.par_chunks(shape.image()));
+        let images = images.with_min_len(task_items(shape.image()));
+        with_activation!(parameters.activation, activation => {
+            images.for_each(|(y, x)| apply_image(x, &affines, activation, y));
+        });
+    };
+    // SAFETY: `x` is as long, and each of its images has as many planes as there are channels.
+    unsafe { collect(x.len(), write) }
 }
 
 /// Sums over a channel that its gradients are made of; `g'` is `g` where it passes the activation.
@@ -246,21 +253,23 @@ struct Line {
 
 multiversion! {
     fn gradient_image<A: Pointwise>(
-        x: &[f32], g: &[f32], affines: &[Affine], lines: &[Line], activation: A, dx: &mut [f32],
+        x: &[f32], g: &[f32], affines: &[Affine], lines: &[Line], activation: A, dx: &mut [Slot],
     ) {
         let plane = x.len() / affines.len();
         let planes = dx.chunks_exact_mut(plane).zip(x.chunks_exact(plane).zip(g.chunks_exact(plane)));
         for ((dx, (x, g)), (&affine, &line)) in planes.zip(affines.iter().zip(lines)) {
             for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(g) {
                 let passed = if activation.passes(affine.apply(x)) { g } else { 0.0 };
-                *dx = affine.factor * passed + (line.slope * (x - affine.mean) + line.constant);
+                dx.write(affine.factor * passed + (line.slope * (x - affine.mean) + line.constant));
             }
         }
     }
 }
 
-/// The gradients of the parameters of [`apply`] with the statistics of the batch.
+/// The gradients of [`apply`] with the statistics of the batch.
 pub struct NormGradients {
+    /// Of the input.
+    pub input: Vec<f32>,
     /// Of `gamma`.
     pub gamma: Vec<f32>,
     /// Of `beta`.
@@ -269,7 +278,7 @@ pub struct NormGradients {
     pub parameter: f32,
 }
 
-/// Writes the gradient of `x` and returns those of the parameters, from the gradient `g` of the output.
+/// The gradients of `x` and of the parameters from the gradient `g` of the output.
 ///
 /// # Equation
 /// With `x^ = (x - mean) / sqrt(variance + epsilon)`, `g'` the gradient before the activation and `n` the values of a
@@ -280,17 +289,10 @@ pub struct NormGradients {
 ///
 /// # Panics
 /// If a length does not fit the shape.
-pub fn gradients(
-    shape: NormShape,
-    x: &[f32],
-    g: &[f32],
-    parameters: NormParameters<'_>,
-    dx: &mut [f32],
-) -> NormGradients {
+pub fn gradients(shape: NormShape, x: &[f32], g: &[f32], parameters: NormParameters<'_>) -> NormGradients {
     assert!(x.len() == shape.len() && g.len() == shape.len(), "length of the input and the gradient");
-    assert_eq!(dx.len(), shape.len(), "length of the result");
     let affines = parameters.affines(shape);
-    let (sums, lines): (Vec<Sums>, Vec<Line>);
+    let (sums, input): (Vec<Sums>, Vec<f32>);
     with_activation!(parameters.activation, activation => {
         sums = affines
             .par_iter()
@@ -298,18 +300,24 @@ pub fn gradients(
             .with_min_len(shape.task_channels())
             .map(|(channel, &affine)| channel_sums(shape, x, g, channel, affine, activation))
             .collect();
-        lines = affines.iter().zip(&sums).map(|(affine, sums)| line(shape, affine, sums)).collect();
-        if shape.len() > 0 {
-            let inputs = x.par_chunks(shape.image()).zip(g.par_chunks(shape.image()));
-            let images = dx.par_chunks_mut(shape.image()).zip(inputs);
-            images.with_min_len(task_items(shape.image())).for_each(|(dx, (x, g))| {
-                gradient_image(x, g, &affines, &lines, activation, dx);
-            });
-        }
+        let lines: Vec<Line> =
+            affines.iter().zip(&sums).map(|(affine, sums)| line(shape, affine, sums)).collect();
+        let write = |dx: &mut [Slot]| {
+            if !dx.is_empty() {
+                let inputs = x.par_chunks(shape.image()).zip(g.par_chunks(shape.image()));
+                let images = dx.par_chunks_mut(shape.image()).zip(inputs);
+                images.with_min_len(task_items(shape.image())).for_each(|(dx, (x, g))| {
+                    gradient_image(x, g, &affines, &lines, activation, dx);
+                });
+            }
+        };
+        // SAFETY: `x` and `g` are as long, and each of their images has as many planes as there are channels.
+        input = unsafe { collect(x.len(), write) };
     });
     let gamma =
         affines.iter().zip(&sums).map(|(affine, sums)| (sums.gx / f64::from(affine.deviation)) as f32);
     NormGradients {
+        input,
         gamma: gamma.collect(),
         beta: sums.iter().map(|sums| sums.g as f32).collect(),
         parameter: sums.iter().map(|sums| sums.parameter).sum::<f64>() as f32,

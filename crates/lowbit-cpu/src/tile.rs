@@ -4,6 +4,7 @@
 #[cfg(target_arch = "x86_64")]
 use crate::instructions::{Avx2, Avx512};
 use crate::instructions::{Baseline, Instructions};
+use crate::output::Slot;
 use crate::transpose::transpose8;
 
 /// Channels that are computed together.
@@ -143,12 +144,12 @@ unsafe fn avx512(proof: Avx512, operands: Operands<'_>, sink: &mut impl Sink) {
 /// [`tile`]s of all starts with the fastest instructions there are.
 ///
 /// # Panics
-/// If a start plus a step is beyond the image, or the panel has fewer rows than there are steps.
+/// If a start plus a step is beyond the image, or the panel has fewer rows than there are steps, or there are none.
 pub fn run(operands: Operands<'_>, lanes: usize, sink: &mut impl Sink) {
-    if operands.starts.is_empty() || operands.steps.is_empty() {
+    if operands.starts.is_empty() {
         return;
     }
-    let reach = |indices: &[u32]| indices.iter().copied().max().unwrap_or(0) as usize;
+    let reach = |indices: &[u32]| indices.iter().copied().max().expect("a sum has summands") as usize;
     let last = reach(operands.starts) + reach(operands.steps);
     assert!(last < operands.image.len(), "a tap is outside of the image");
     assert!(operands.panel.len() >= operands.steps.len() * lanes, "the panel is too short");
@@ -181,7 +182,7 @@ pub fn run(operands: Operands<'_>, lanes: usize, sink: &mut impl Sink) {
 pub fn store_transposed<const P: usize, const L: usize>(
     instructions: impl Instructions,
     sums: &[[f32; L]; P],
-    out: &mut [f32],
+    out: &mut [Slot],
     stride: usize,
     channels: usize,
 ) {
@@ -197,10 +198,11 @@ pub fn store_transposed<const P: usize, const L: usize>(
             let n = (P - first).min(8);
             for (v, column) in columns.iter().enumerate().take(channels - half) {
                 let start = (half + v) * stride + first;
-                // SAFETY: checked above; `n` values fit from `start` on.
+                // SAFETY: `start + n <= (channels - 1) * stride + P <= out.len()`, as `half + v < channels` and
+                // `first + n <= P`.
                 let target = unsafe { out.as_mut_ptr().add(start) };
-                // SAFETY: as above; the column has 8 values.
-                unsafe { std::ptr::copy_nonoverlapping(column.as_ptr(), target, n) };
+                // SAFETY: as above, and `n <= 8`, the values of the column.
+                unsafe { std::ptr::copy_nonoverlapping(column.as_ptr(), target.cast::<f32>(), n) };
             }
         }
     }
@@ -209,6 +211,7 @@ pub fn store_transposed<const P: usize, const L: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::collect;
 
     /// Collects transposed results, as a store does.
     struct Collect {
@@ -223,8 +226,8 @@ mod tests {
             first: usize,
             sums: &[[f32; L]; P],
         ) {
-            let mut rows = vec![f32::NAN; P * L];
-            store_transposed(instructions, sums, &mut rows, P, L);
+            // SAFETY: for each of `L` channels, `P` values that lie `P` apart.
+            let rows = unsafe { collect(P * L, |rows| store_transposed(instructions, sums, rows, P, L)) };
             for v in 0..L {
                 for p in 0..P.min(self.n - first) {
                     self.out[v * self.n + first + p] = rows[v * P + p];

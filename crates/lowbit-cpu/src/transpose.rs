@@ -3,6 +3,7 @@
 #[cfg(target_arch = "x86_64")]
 use crate::instructions::Avx2;
 use crate::instructions::{Baseline, Instructions};
+use crate::output::Slot;
 
 /// The transpose of an 8 by 8 matrix.
 #[inline(always)]
@@ -112,7 +113,7 @@ fn from_panel_body(
     lanes: usize,
     columns: usize,
     n_rows: usize,
-    rows: &mut [f32],
+    rows: &mut [Slot],
 ) {
     for first in (0..n_rows).step_by(8) {
         let present = (n_rows - first).min(8);
@@ -127,8 +128,8 @@ fn from_panel_body(
             for (i, row) in square.iter().enumerate().take(present) {
                 let out = &mut rows[(first + i) * columns + column..][..width];
                 match out.first_chunk_mut::<8>() {
-                    Some(all) => *all = *row,
-                    None => out.copy_from_slice(&row[..width]),
+                    Some(all) => *all = row.map(Slot::new),
+                    None => drop(out.write_copy_of_slice(&row[..width])),
                 }
             }
         }
@@ -139,12 +140,12 @@ fn from_panel_body(
 ///
 /// # Panics
 /// If a slice is too short.
-pub fn from_panel(panel: &[f32], lanes: usize, columns: usize, n_rows: usize, rows: &mut [f32]) {
+pub fn from_panel(panel: &[f32], lanes: usize, columns: usize, n_rows: usize, rows: &mut [Slot]) {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2,fma")]
         #[allow(clippy::too_many_arguments, reason = "inner loops take their buffers one by one")]
-        fn avx2(proof: Avx2, panel: &[f32], lanes: usize, columns: usize, n_rows: usize, rows: &mut [f32]) {
+        fn avx2(proof: Avx2, panel: &[f32], lanes: usize, columns: usize, n_rows: usize, rows: &mut [Slot]) {
             from_panel_body(proof, panel, lanes, columns, n_rows, rows);
         }
         if let Some(proof) = Avx2::detect() {
@@ -158,6 +159,7 @@ pub fn from_panel(panel: &[f32], lanes: usize, columns: usize, n_rows: usize, ro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::collect;
 
     #[test]
     fn panel_is_the_transpose_with_zeros() {
@@ -174,8 +176,10 @@ mod tests {
                             assert_eq!(panel[column * lanes + row], expected);
                         }
                     }
-                    let mut back = vec![f32::NAN; n_rows * columns];
-                    from_panel(&panel, lanes, columns, n_rows, &mut back);
+                    // SAFETY: `n_rows` rows of `columns` values.
+                    let back = unsafe {
+                        collect(n_rows * columns, |back| from_panel(&panel, lanes, columns, n_rows, back))
+                    };
                     for row in 0..n_rows {
                         assert_eq!(back[row * columns..][..columns], rows[row * stride..][..columns]);
                     }

@@ -5,6 +5,7 @@
 use rayon::prelude::*;
 
 use crate::instructions::multiversion;
+use crate::output::{Slot, collect};
 use crate::task_items;
 
 /// Values that one thread takes at a time; sums are added up by these chunks, whatever the number of threads.
@@ -62,21 +63,21 @@ fn tanh(x: f32) -> f32 {
 }
 
 multiversion! {
-    fn tanh_chunk(w: &[f32], squashed: &mut [f32]) {
+    fn tanh_chunk(w: &[f32], squashed: &mut [Slot]) {
         for (t, &w) in squashed.iter_mut().zip(w) {
-            *t = tanh(w);
+            t.write(tanh(w));
         }
     }
 }
 
-/// Writes `tanh(w)`.
-///
-/// # Panics
-/// If the lengths differ.
-pub fn squash(w: &[f32], squashed: &mut [f32]) {
-    assert_eq!(w.len(), squashed.len(), "length of the result");
-    let chunks = squashed.par_chunks_mut(CHUNK).zip(w.par_chunks(CHUNK));
-    chunks.with_min_len(task_items(CHUNK)).for_each(|(squashed, w)| tanh_chunk(w, squashed));
+/// `tanh(w)`.
+pub fn squash(w: &[f32]) -> Vec<f32> {
+    let write = |squashed: &mut [Slot]| {
+        let chunks = squashed.par_chunks_mut(CHUNK).zip(w.par_chunks(CHUNK));
+        chunks.with_min_len(task_items(CHUNK)).for_each(|(squashed, w)| tanh_chunk(w, squashed));
+    };
+    // SAFETY: there is a weight for each value, chunk by chunk.
+    unsafe { collect(w.len(), write) }
 }
 
 /// The largest magnitude of [`squash`]ed weights.
@@ -107,9 +108,9 @@ fn code(squashed: f32, divisor: f32, n: f32) -> f32 {
 }
 
 multiversion! {
-    fn quantize_chunk(squashed: &[f32], divisor: f32, n: f32, y: &mut [f32]) {
+    fn quantize_chunk(squashed: &[f32], divisor: f32, n: f32, y: &mut [Slot]) {
         for (y, &t) in y.iter_mut().zip(squashed) {
-            *y = (code(t, divisor, n) * 2.0 - n) / n;
+            y.write((code(t, divisor, n) * 2.0 - n) / n);
         }
     }
 }
@@ -121,15 +122,15 @@ multiversion! {
 /// c = round(n (tanh(w) / (2 max|tanh(w)|) + 1/2))      ties to even, n = 2^bits - 1
 /// y = (2 c - n) / n
 /// ```
-///
-/// # Panics
-/// If the lengths differ.
-pub fn dorefa(squashed: &[f32], max: SquashedMax, n: f32, y: &mut [f32]) {
-    assert_eq!(squashed.len(), y.len(), "length of the result");
-    let chunks = y.par_chunks_mut(CHUNK).zip(squashed.par_chunks(CHUNK));
-    chunks
-        .with_min_len(task_items(CHUNK))
-        .for_each(|(y, squashed)| quantize_chunk(squashed, max.divisor(), n, y));
+pub fn dorefa(squashed: &[f32], max: SquashedMax, n: f32) -> Vec<f32> {
+    let write = |y: &mut [Slot]| {
+        let chunks = y.par_chunks_mut(CHUNK).zip(squashed.par_chunks(CHUNK));
+        chunks
+            .with_min_len(task_items(CHUNK))
+            .for_each(|(y, squashed)| quantize_chunk(squashed, max.divisor(), n, y));
+    };
+    // SAFETY: there is a squashed weight for each value, chunk by chunk.
+    unsafe { collect(squashed.len(), write) }
 }
 
 /// Parallel sums of a chunk.
@@ -137,11 +138,11 @@ const LANES: usize = 16;
 
 multiversion! {
     /// Writes `dw` without the part through the maximum and returns `sum g t`.
-    fn gradient_chunk(squashed: &[f32], g: &[f32], divisor: f32, dw: &mut [f32]) -> f32 {
+    fn gradient_chunk(squashed: &[f32], g: &[f32], divisor: f32, dw: &mut [Slot]) -> f32 {
         let mut sums = [0.0; LANES];
-        let mut at = |i: usize, t: f32, g: f32, dw: &mut f32| {
+        let mut at = |i: usize, t: f32, g: f32, dw: &mut Slot| {
             sums[i] += g * t;
-            *dw = g * 2.0 / divisor * (1.0 - t * t);
+            dw.write(g * 2.0 / divisor * (1.0 - t * t));
         };
         let ((ts, t_rest), (gs, g_rest)) = (squashed.as_chunks::<LANES>(), g.as_chunks::<LANES>());
         let (dws, dw_rest) = dw.as_chunks_mut::<LANES>();
@@ -168,27 +169,24 @@ multiversion! {
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn dorefa_gradient(
-    squashed: &[f32],
-    max: SquashedMax,
-    through_max: MaxGradient,
-    g: &[f32],
-    dw: &mut [f32],
-) {
-    assert!(squashed.len() == g.len() && squashed.len() == dw.len(), "length of the gradients");
+pub fn dorefa_gradient(squashed: &[f32], max: SquashedMax, through_max: MaxGradient, g: &[f32]) -> Vec<f32> {
+    assert_eq!(squashed.len(), g.len(), "length of the gradient");
     let divisor = max.divisor();
-    let inputs = squashed.par_chunks(CHUNK).zip(g.par_chunks(CHUNK));
-    let chunks = dw.par_chunks_mut(CHUNK).zip(inputs);
-    let sums: Vec<f32> = chunks
-        .with_min_len(task_items(CHUNK))
-        .map(|(dw, (t, g))| gradient_chunk(t, g, divisor, dw))
-        .collect();
+    let mut sums = Vec::new();
+    let write = |dw: &mut [Slot]| {
+        let inputs = squashed.par_chunks(CHUNK).zip(g.par_chunks(CHUNK));
+        let chunks = dw.par_chunks_mut(CHUNK).zip(inputs).with_min_len(task_items(CHUNK));
+        sums = chunks.map(|(dw, (t, g))| gradient_chunk(t, g, divisor, dw)).collect();
+    };
+    // SAFETY: there is a squashed weight and a gradient for each value, chunk by chunk.
+    let mut dw = unsafe { collect(squashed.len(), write) };
     if through_max == MaxGradient::Detached || max.value == 0.0 || dw.is_empty() {
-        return;
+        return dw;
     }
     let sum: f64 = sums.iter().map(|&sum| f64::from(sum)).sum();
     let (t, m) = (f64::from(squashed[max.index]), f64::from(max.value));
     dw[max.index] -= (t.signum() * (1.0 - t * t) / (m * m) * sum) as f32;
+    dw
 }
 
 #[cfg(test)]
@@ -209,21 +207,18 @@ mod tests {
             for seed in 0..5 {
                 let (w, g) = (random(seed, len), random(seed + 100, len));
                 let n = ((1u32 << bits) - 1) as f32;
-                let mut squashed = vec![f32::NAN; len];
-                squash(&w, &mut squashed);
+                let squashed = squash(&w);
                 let max = squashed_max(&squashed);
                 let expected_max = squashed.iter().map(|t| t.abs()).fold(0.0, f32::max);
                 assert_eq!(max.value, expected_max);
                 assert_eq!(Some(max.index), squashed.iter().position(|t| t.abs() == expected_max));
-                let mut y = vec![f32::NAN; len];
-                dorefa(&squashed, max, n, &mut y);
+                let y = dorefa(&squashed, max, n);
                 for (y, t) in y.iter().zip(&squashed) {
                     let z = t / (expected_max * 2.0) + 0.5;
                     assert_eq!(y.to_bits(), (((z * n).round_ties_even() * 2.0 - n) / n).to_bits());
                 }
                 for through_max in [MaxGradient::Differentiated, MaxGradient::Detached] {
-                    let mut dw = vec![f32::NAN; len];
-                    dorefa_gradient(&squashed, max, through_max, &g, &mut dw);
+                    let dw = dorefa_gradient(&squashed, max, through_max, &g);
                     let t: Vec<f64> = w.iter().map(|w| f64::from(*w).tanh()).collect();
                     let m = t[max.index].abs();
                     let sum: f64 = t.iter().zip(&g).map(|(t, g)| t * f64::from(*g)).sum();
@@ -258,14 +253,12 @@ mod tests {
 
     #[test]
     fn weights_of_zero_have_the_middle_code() {
-        let mut squashed = [f32::NAN; 3];
-        squash(&[0.0; 3], &mut squashed);
+        let squashed = squash(&[0.0; 3]);
         let max = squashed_max(&squashed);
-        let (mut y, mut dw) = ([f32::NAN; 3], [f32::NAN; 3]);
-        dorefa(&squashed, max, 3.0, &mut y);
+        let y = dorefa(&squashed, max, 3.0);
         // 1.5 rounds to 2: (4 - 3) / 3.
         assert_eq!(y, [1.0 / 3.0; 3]);
-        dorefa_gradient(&squashed, max, MaxGradient::Differentiated, &[1.0; 3], &mut dw);
+        let dw = dorefa_gradient(&squashed, max, MaxGradient::Differentiated, &[1.0; 3]);
         assert_eq!(dw, [2.0; 3]);
         assert_eq!(squashed_max(&[]).value, 0.0);
     }
@@ -278,11 +271,9 @@ mod tests {
             let m = w.iter().map(|w| w.tanh().abs()).fold(0.0, f64::max);
             w.iter().zip(&g).map(|(w, g)| w.tanh() / m * f64::from(*g)).sum()
         };
-        let mut squashed = vec![0.0; 20];
-        squash(&w, &mut squashed);
+        let squashed = squash(&w);
         let max = squashed_max(&squashed);
-        let mut dw = vec![0.0; 20];
-        dorefa_gradient(&squashed, max, MaxGradient::Differentiated, &g, &mut dw);
+        let dw = dorefa_gradient(&squashed, max, MaxGradient::Differentiated, &g);
         let w: Vec<f64> = w.iter().map(|w| f64::from(*w)).collect();
         for i in 0..20 {
             let at = |h: f64| {

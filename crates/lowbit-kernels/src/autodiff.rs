@@ -8,10 +8,10 @@ use burn::backend::autodiff::{Autodiff, NodeId};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::ConvOptions;
-
-use crate::backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend};
 use lowbit_cpu::fake_quantize::Grid;
 use lowbit_cpu::weights::MaxGradient;
+
+use crate::backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend};
 
 impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn lowbit_conv2d(

@@ -3,13 +3,13 @@
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, backend_extension};
 use burn::tensor::ops::ConvOptions;
-
-use crate::reference;
 use lowbit_cpu::conv::ConvShape;
 use lowbit_cpu::fake_quantize::Grid;
 use lowbit_cpu::integer::CodeBounds;
 use lowbit_cpu::packed::PackedImages;
 use lowbit_cpu::weights::MaxGradient;
+
+use crate::reference;
 
 /// What follows a normalization, apart from its learned parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,6 +1,6 @@
 //! What computes an operation.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use burn::backend::DispatchDevice;
 use burn::tensor::{Device, Tensor};
@@ -23,19 +23,6 @@ static CHOICE: AtomicU8 = AtomicU8::new(Implementation::Kernels as u8);
 /// Chooses an implementation for the whole process, on backends that have it: to compare them.
 pub fn use_implementation(implementation: Implementation) {
     CHOICE.store(implementation as u8, Ordering::Relaxed);
-}
-
-static NAN_FILL: AtomicBool = AtomicBool::new(false);
-
-/// Has the kernels' outputs start full of NaN instead of whatever the memory holds, for the whole process: a test would see
-/// what a kernel leaves out.
-pub fn fill_outputs_with_nan(is_filled: bool) {
-    NAN_FILL.store(is_filled, Ordering::Relaxed);
-}
-
-#[cfg(any(feature = "flex", feature = "ndarray"))]
-pub(crate) fn is_nan_filled() -> bool {
-    NAN_FILL.load(Ordering::Relaxed)
 }
 
 fn is_chosen(implementation: Implementation) -> bool {

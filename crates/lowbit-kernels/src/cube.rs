@@ -21,13 +21,13 @@ use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
+use lowbit_cpu::fake_quantize::Grid;
+use lowbit_cpu::weights::MaxGradient;
 
 use self::weight_gradient::weight_gradient;
 use crate::backend::{KeepCodes, KernelBackend};
 use crate::reduce::sum_of_each;
 use crate::reference;
-use lowbit_cpu::fake_quantize::Grid;
-use lowbit_cpu::weights::MaxGradient;
 
 /// `clip(x, low, high)`; `NaN` stays.
 #[cube]

@@ -4,11 +4,6 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, TensorData};
-
-use crate::backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend, ScaleKind};
-use crate::choice::{is_nan_filled, is_reference};
-use crate::reference;
-use crate::times::{Kind, timed};
 use lowbit_cpu::activation::{Activation, AffineGrid, ClipGrid, SignGrid, StepGrid, UnitGrid};
 use lowbit_cpu::conv::{self, ConvShape};
 use lowbit_cpu::fake_quantize::{self, Grid};
@@ -16,6 +11,11 @@ use lowbit_cpu::integer::IntegerConv;
 use lowbit_cpu::norm::{self, NormParameters, NormShape};
 use lowbit_cpu::packed::PackedImages;
 use lowbit_cpu::weights::{self, MaxGradient};
+
+use crate::backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend, ScaleKind};
+use crate::choice::is_reference;
+use crate::reference;
+use crate::times::{Kind, timed};
 
 /// A backend whose float tensors can be read as slices.
 trait Host: Backend {
@@ -30,23 +30,6 @@ trait Host: Backend {
 /// Whether the kernels do an operation on `tensors`, which are all that it reads. They are for single precision.
 fn is_served<const N: usize>(tensors: [&impl TensorMetadata; N]) -> bool {
     tensors.iter().all(|tensor| tensor.dtype() == DType::F32) && !is_reference()
-}
-
-/// `n` values that `write` writes, all of them.
-fn filled(n: usize, write: impl FnOnce(&mut [f32])) -> Vec<f32> {
-    let mut values = Vec::with_capacity(n);
-    if is_nan_filled() {
-        values.resize(n, f32::NAN);
-    } else {
-        // SAFETY: every kernel writes all of its output and reads nothing of it before, which tests check with outputs full of
-        // NaN, of the kernels and through this function; an `f32` needs no drop. Zeros would cost as much as a normalization.
-        #[allow(clippy::uninit_vec, reason = "the kernels write all of it before they read")]
-        unsafe {
-            values.set_len(n);
-        }
-    }
-    write(&mut values);
-    values
 }
 
 /// The sizes of a convolution, if a kernel is to do it: without dilation, padded alike on both sides.
@@ -71,10 +54,7 @@ fn conv2d<B: Host>(input: FloatTensor<B>, weight: FloatTensor<B>, shape: &ConvSh
     let (input, weight) = (B::contiguous(input), B::contiguous(weight));
     let [height, width] = shape.out_size();
     let dims = [shape.batch, shape.out_channels, height, width];
-    let output = filled(dims.iter().product(), |output| {
-        conv::forward(shape, B::slice(&input), B::slice(&weight), output);
-    });
-    B::tensor(output, &dims)
+    B::tensor(conv::forward(shape, B::slice(&input), B::slice(&weight)), &dims)
 }
 
 /// The scales of an operand's codes.
@@ -100,12 +80,9 @@ fn conv2d_codes<B: Host>(
     let dims = [shape.batch, shape.out_channels, height, width];
     let (input, weight) = (B::slice(&input), B::slice(&weight));
     let kernel = IntegerConv::new(*shape, weight, &weight_scales, codes.bounds);
-    let output = filled(dims.iter().product(), |output| {
-        // What is no code, as NaN, has to reach the loss.
-        if !kernel.is_some_and(|kernel| kernel.forward(input, input_scale, output)) {
-            timed(Kind::ConvForward, || conv::forward(shape, input, weight, output));
-        }
-    });
+    let output = kernel.and_then(|kernel| kernel.forward(input, input_scale));
+    // What is no code, as NaN, has to reach the loss.
+    let output = output.unwrap_or_else(|| timed(Kind::ConvForward, || conv::forward(shape, input, weight)));
     B::tensor(output, &dims)
 }
 
@@ -116,10 +93,7 @@ fn conv2d_input_gradient<B: Host>(
 ) -> FloatTensor<B> {
     let (weight, gradient) = (B::contiguous(weight), B::contiguous(gradient));
     let dims = [shape.batch, shape.in_channels, shape.size[0], shape.size[1]];
-    let result = filled(dims.iter().product(), |result| {
-        conv::input_gradient(shape, B::slice(&weight), B::slice(&gradient), result);
-    });
-    B::tensor(result, &dims)
+    B::tensor(conv::input_gradient(shape, B::slice(&weight), B::slice(&gradient)), &dims)
 }
 
 fn conv2d_weight_gradient<B: Host>(
@@ -129,10 +103,7 @@ fn conv2d_weight_gradient<B: Host>(
 ) -> FloatTensor<B> {
     let (input, gradient) = (B::contiguous(input), B::contiguous(gradient));
     let dims = [shape.out_channels, shape.in_channels / shape.groups, shape.kernel[0], shape.kernel[1]];
-    let result = filled(dims.iter().product(), |result| {
-        conv::weight_gradient(shape, B::slice(&input), B::slice(&gradient), result);
-    });
-    B::tensor(result, &dims)
+    B::tensor(conv::weight_gradient(shape, B::slice(&input), B::slice(&gradient)), &dims)
 }
 
 fn keep_codes<B: Host>(
@@ -156,10 +127,7 @@ fn keep_codes<B: Host>(
 fn weight_gradient_of_codes<B: Host>(kept: &KeptCodes, gradient: FloatTensor<B>) -> FloatTensor<B> {
     let (shape, gradient) = (&kept.shape, B::contiguous(gradient));
     let dims = [shape.out_channels, shape.in_channels, shape.kernel[0], shape.kernel[1]];
-    let result = filled(dims.iter().product(), |result| {
-        conv::weight_gradient_of_codes(shape, &kept.input, B::slice(&gradient), result);
-    });
-    B::tensor(result, &dims)
+    B::tensor(conv::weight_gradient_of_codes(shape, &kept.input, B::slice(&gradient)), &dims)
 }
 
 fn norm_shape<B: Backend>(input: &FloatTensor<B>) -> NormShape {
@@ -208,9 +176,7 @@ fn batch_norm<B: Host>(
         epsilon,
         activation: activation(kind, B::slice(&parameter)),
     };
-    let output =
-        filled(dims.num_elements(), |output| norm::apply(shape, B::slice(&input), parameters, output));
-    B::tensor(output, dims.as_slice())
+    B::tensor(norm::apply(shape, B::slice(&input), parameters), dims.as_slice())
 }
 
 fn batch_norm_gradients<B: Host>(
@@ -230,25 +196,19 @@ fn batch_norm_gradients<B: Host>(
         epsilon,
         activation: activation(kind, B::slice(&parameter)),
     };
-    let mut sums = None;
-    let result = filled(dims.num_elements(), |result| {
-        sums = Some(norm::gradients(shape, B::slice(&input), B::slice(&gradient), parameters, result));
-    });
-    let sums = sums.expect("invariant: the kernel has run");
+    let gradients = norm::gradients(shape, B::slice(&input), B::slice(&gradient), parameters);
     let channels = [shape.channels];
     [
-        B::tensor(result, dims.as_slice()),
-        B::tensor(sums.gamma, &channels),
-        B::tensor(sums.beta, &channels),
-        B::tensor(vec![sums.parameter], &[1]),
+        B::tensor(gradients.input, dims.as_slice()),
+        B::tensor(gradients.gamma, &channels),
+        B::tensor(gradients.beta, &channels),
+        B::tensor(vec![gradients.parameter], &[1]),
     ]
 }
 
 fn tanh<B: Host>(w: FloatTensor<B>) -> FloatTensor<B> {
     let dims = w.shape();
-    let squashed =
-        filled(dims.num_elements(), |squashed| weights::squash(B::slice(&B::contiguous(w)), squashed));
-    B::tensor(squashed, dims.as_slice())
+    B::tensor(weights::squash(B::slice(&B::contiguous(w))), dims.as_slice())
 }
 
 fn dorefa_grid<B: Host>(squashed: FloatTensor<B>, n: f32) -> FloatTensor<B> {
@@ -256,8 +216,7 @@ fn dorefa_grid<B: Host>(squashed: FloatTensor<B>, n: f32) -> FloatTensor<B> {
     let squashed = B::contiguous(squashed);
     let squashed = B::slice(&squashed);
     let max = weights::squashed_max(squashed);
-    let y = filled(dims.num_elements(), |y| weights::dorefa(squashed, max, n, y));
-    B::tensor(y, dims.as_slice())
+    B::tensor(weights::dorefa(squashed, max, n), dims.as_slice())
 }
 
 fn dorefa_gradient<B: Host>(
@@ -269,25 +228,18 @@ fn dorefa_gradient<B: Host>(
     let (squashed, gradient) = (B::contiguous(squashed), B::contiguous(gradient));
     let (squashed, gradient) = (B::slice(&squashed), B::slice(&gradient));
     let max = weights::squashed_max(squashed);
-    let result = filled(dims.num_elements(), |result| {
-        weights::dorefa_gradient(squashed, max, max_gradient, gradient, result);
-    });
-    B::tensor(result, dims.as_slice())
+    B::tensor(weights::dorefa_gradient(squashed, max, max_gradient, gradient), dims.as_slice())
 }
 
 fn fake_quantize_unit<B: Host>(x: FloatTensor<B>, n: f32) -> FloatTensor<B> {
     let dims = x.shape();
-    let y = filled(dims.num_elements(), |y| fake_quantize::unit(B::slice(&B::contiguous(x)), n, y));
-    B::tensor(y, dims.as_slice())
+    B::tensor(fake_quantize::unit(B::slice(&B::contiguous(x)), n), dims.as_slice())
 }
 
 fn fake_quantize_unit_gradient<B: Host>(x: FloatTensor<B>, gradient: FloatTensor<B>) -> FloatTensor<B> {
     let dims = x.shape();
     let (x, gradient) = (B::contiguous(x), B::contiguous(gradient));
-    let result = filled(dims.num_elements(), |result| {
-        fake_quantize::unit_gradient(B::slice(&x), B::slice(&gradient), result);
-    });
-    B::tensor(result, dims.as_slice())
+    B::tensor(fake_quantize::unit_gradient(B::slice(&x), B::slice(&gradient)), dims.as_slice())
 }
 
 fn fake_quantize_learned<B: Host>(
@@ -297,10 +249,7 @@ fn fake_quantize_learned<B: Host>(
 ) -> FloatTensor<B> {
     let dims = x.shape();
     let (x, parameter) = (B::contiguous(x), B::contiguous(parameter));
-    let y = filled(dims.num_elements(), |y| {
-        fake_quantize::learned(B::slice(&x), B::slice(&parameter), grid, y);
-    });
-    B::tensor(y, dims.as_slice())
+    B::tensor(fake_quantize::learned(B::slice(&x), B::slice(&parameter), grid), dims.as_slice())
 }
 
 fn fake_quantize_learned_gradients<B: Host>(
@@ -312,12 +261,8 @@ fn fake_quantize_learned_gradients<B: Host>(
     let dims = x.shape();
     let [x, parameter, gradient] = [x, parameter, gradient].map(B::contiguous);
     let (x, parameter, gradient) = (B::slice(&x), B::slice(&parameter), B::slice(&gradient));
-    let mut sums = Vec::new();
-    let result = filled(dims.num_elements(), |result| {
-        sums = fake_quantize::learned_gradient(x, parameter, grid, gradient, result);
-    });
-    let n_parameters = [sums.len()];
-    (B::tensor(result, dims.as_slice()), B::tensor(sums, &n_parameters))
+    let gradients = fake_quantize::learned_gradients(x, parameter, grid, gradient);
+    (B::tensor(gradients.input, dims.as_slice()), B::tensor(gradients.parameters, &[parameter.len()]))
 }
 
 fn affine_grid<B: Host>(scale: FloatTensor<B>, zero_point: FloatTensor<B>, n: f32) -> AffineGrid {
@@ -327,8 +272,7 @@ fn affine_grid<B: Host>(scale: FloatTensor<B>, zero_point: FloatTensor<B>, n: f3
 
 fn fake_quantize_affine<B: Host>(x: FloatTensor<B>, grid: AffineGrid) -> FloatTensor<B> {
     let dims = x.shape();
-    let y = filled(dims.num_elements(), |y| fake_quantize::affine(B::slice(&B::contiguous(x)), grid, y));
-    B::tensor(y, dims.as_slice())
+    B::tensor(fake_quantize::affine(B::slice(&B::contiguous(x)), grid), dims.as_slice())
 }
 
 fn fake_quantize_affine_gradient<B: Host>(
@@ -338,10 +282,7 @@ fn fake_quantize_affine_gradient<B: Host>(
 ) -> FloatTensor<B> {
     let dims = x.shape();
     let (x, gradient) = (B::contiguous(x), B::contiguous(gradient));
-    let result = filled(dims.num_elements(), |result| {
-        fake_quantize::affine_gradient(B::slice(&x), grid, B::slice(&gradient), result);
-    });
-    B::tensor(result, dims.as_slice())
+    B::tensor(fake_quantize::affine_gradient(B::slice(&x), grid, B::slice(&gradient)), dims.as_slice())
 }
 
 /// The extension on a host backend. What the kernels do not do, the backend does itself.

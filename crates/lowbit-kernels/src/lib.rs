@@ -29,6 +29,8 @@ mod cube;
 mod host;
 mod reduce;
 mod reference;
+#[doc(hidden)]
+pub mod testing;
 mod times;
 
 use burn::backend::Dispatch;
@@ -36,15 +38,13 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
 use burn::tensor::module;
 use burn::tensor::ops::ConvOptions;
-
-pub use backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend, ScaleKind};
-use choice::is_composed;
-pub use choice::{Implementation, fill_outputs_with_nan, use_implementation};
 pub use lowbit_cpu::fake_quantize::Grid;
 pub use lowbit_cpu::integer::CodeBounds;
 pub use lowbit_cpu::weights::MaxGradient;
+
+pub use backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend, ScaleKind};
+use choice::is_composed;
 pub use reduce::reduce_in_parts;
-pub use times::{KernelTime, take_times};
 
 /// Convolution without bias; as `burn::tensor::module::conv2d`.
 ///
@@ -257,7 +257,7 @@ pub fn fake_quantize_unit<const D: usize>(x: Tensor<D>, n: f32) -> Tensor<D> {
 }
 
 /// Fake quantization with a learned parameter, positive: one for all, shape `[1]`, or one for each slice along the first
-/// axis. See [`Grid`] for the formulas; gradients are those of [`lowbit_cpu::fake_quantize::learned_gradient`].
+/// axis. See [`Grid`] for the formulas; gradients are those of [`lowbit_cpu::fake_quantize::learned_gradients`].
 ///
 /// # Panics
 /// If there is another number of parameters.

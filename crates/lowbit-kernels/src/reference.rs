@@ -5,11 +5,11 @@ use burn::backend::tensor::{BoolTensor, FloatTensor};
 use burn::backend::{Backend, TensorMetadata, get_or_init_device_settings};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{IndexingUpdateOp, Slice};
+use lowbit_cpu::fake_quantize::Grid;
+use lowbit_cpu::weights::MaxGradient;
 
 use crate::backend::{ActivationKind, KernelBackend};
 use crate::reduce::{place_of_max, reduce_rows, sum_of_each};
-use lowbit_cpu::fake_quantize::Grid;
-use lowbit_cpu::weights::MaxGradient;
 
 pub(crate) fn conv2d<B: KernelBackend>(
     input: FloatTensor<B>,

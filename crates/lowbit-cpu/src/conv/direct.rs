@@ -9,6 +9,7 @@ use super::shape::ConvShape;
 use super::source::{Source, grow, table_index, with_scratch};
 use super::tables::{padded_input, window_steps};
 use crate::instructions::multiversion;
+use crate::output::{Slot, collect};
 use crate::task_items;
 
 /// Sums that are taken together, in registers.
@@ -51,14 +52,14 @@ struct Windows {
 }
 
 impl Windows {
-    /// The [`correlate`]d windows, row after row; `image` begins at the first of them.
+    /// Writes the [`correlate`]d windows, row after row; `image` begins at the first of them.
     fn correlate(
         &self,
         image: &[f32],
         steps: &[u32],
         weights: &[f32],
         buffer: &mut Vec<f32>,
-        out: &mut [f32],
+        out: &mut [Slot],
     ) {
         let [[height, width], [stride_y, stride_x]] = [self.size, self.stride];
         let row = (width - 1) * stride_x + 1;
@@ -71,8 +72,10 @@ impl Windows {
             correlate(&image[i * stride_y * self.row_len..], steps, weights, sums);
             for (sums, out) in sums.chunks(self.row_len).zip(out.chunks_exact_mut(width)) {
                 match stride_x {
-                    1 => out.copy_from_slice(&sums[..width]),
-                    _ => out.iter_mut().zip(sums.iter().step_by(stride_x)).for_each(|(out, sum)| *out = *sum),
+                    1 => drop(out.write_copy_of_slice(&sums[..width])),
+                    _ => out.iter_mut().zip(sums.iter().step_by(stride_x)).for_each(|(out, sum)| {
+                        out.write(*sum);
+                    }),
                 }
             }
         }
@@ -111,22 +114,24 @@ fn taps_of(shape: &ConvShape) -> impl Iterator<Item = (usize, [usize; 2])> {
 }
 
 /// See [`super::forward()`].
-pub fn forward(shape: &ConvShape, input: &[f32], weight: &[f32], out: &mut [f32]) {
+pub fn forward(shape: &ConvShape, input: &[f32], weight: &[f32]) -> Vec<f32> {
     let (source, stride) = padded_input(shape);
     let steps = window_steps(shape, &source);
     let windows = Windows { row_len: source.row_len(), size: shape.out_size(), stride };
     let (in_len, out_len) = (shape.group_in() * shape.in_plane(), shape.group_out() * shape.out_plane());
-    let groups = out.par_chunks_mut(out_len).enumerate();
-    groups.with_min_len(task_items(out_len * steps.len())).for_each(|(part, out)| {
-        let weight = &weight[part % shape.groups * shape.group_weight()..];
-        with_scratch(|[padded, sums, _]| {
-            let image = source.load(&input[part * in_len..], 1, padded);
-            for (out, weight) in out.chunks_exact_mut(shape.out_plane()).zip(weight.chunks_exact(steps.len()))
-            {
-                windows.correlate(image, &steps, weight, sums, out);
-            }
+    let write = |out: &mut [Slot]| {
+        let groups = out.par_chunks_mut(out_len).enumerate();
+        groups.with_min_len(task_items(out_len * steps.len())).for_each(|(part, out)| {
+            let weight = &weight[part % shape.groups * shape.group_weight()..];
+            with_scratch(|[padded, sums, _]| {
+                let image = source.load(&input[part * in_len..], 1, padded);
+                let channels = out.chunks_exact_mut(shape.out_plane()).zip(weight.chunks_exact(steps.len()));
+                channels.for_each(|(out, weight)| windows.correlate(image, &steps, weight, sums, out));
+            });
         });
-    });
+    };
+    // SAFETY: every group has as many kernels as planes of the output, and every plane as many values as windows.
+    unsafe { collect(shape.batch * shape.out_image(), write) }
 }
 
 /// Along one axis, how the gradient of the input is a convolution of the gradient of the output: spread over the places that
@@ -152,7 +157,7 @@ impl Spread {
 }
 
 /// See [`super::input_gradient()`].
-pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32], gradient: &mut [f32]) {
+pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32]) -> Vec<f32> {
     let axes = [0, 1].map(|i| Spread::new(shape, i));
     let [rows, columns] = &axes;
     let (out_plane, taps, [_, out_width]) = (shape.out_plane(), shape.taps(), shape.out_size());
@@ -173,31 +178,37 @@ pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32], g
     let windows = Windows { row_len: columns.len, size: shape.size, stride: [1, 1] };
     let first = shape.padding[0] * columns.len + shape.padding[1];
     let (in_len, out_len) = (shape.group_in() * shape.in_plane(), shape.group_out() * out_plane);
-    let groups = gradient.par_chunks_mut(in_len).enumerate();
-    groups.with_min_len(task_items(in_len * steps.len())).for_each(|(part, gradient)| {
-        let weights = turned[part % shape.groups * shape.group_weight()..].chunks_exact(steps.len());
-        with_scratch(|[spread, sums, _]| {
-            grow(spread, shape.group_out() * plane);
-            let spread = &mut spread[..shape.group_out() * plane];
-            let planes = out_gradient[part * out_len..].chunks_exact(out_plane);
-            for (spread, out_gradient) in spread.chunks_exact_mut(plane).zip(planes) {
-                spread.fill(0.0);
-                let places = spread.chunks_exact_mut(columns.len).skip(rows.before).step_by(rows.stride);
-                for (place, g) in places.zip(out_gradient.chunks_exact(out_width)).take(rows.n) {
-                    let place = &mut place[columns.before..];
-                    match columns.stride {
-                        1 => place[..columns.n].copy_from_slice(&g[..columns.n]),
-                        stride => {
-                            place.iter_mut().step_by(stride).zip(&g[..columns.n]).for_each(|(p, g)| *p = *g)
+    let write = |gradient: &mut [Slot]| {
+        let groups = gradient.par_chunks_mut(in_len).enumerate();
+        groups.with_min_len(task_items(in_len * steps.len())).for_each(|(part, gradient)| {
+            let weights = turned[part % shape.groups * shape.group_weight()..].chunks_exact(steps.len());
+            with_scratch(|[spread, sums, _]| {
+                grow(spread, shape.group_out() * plane);
+                let spread = &mut spread[..shape.group_out() * plane];
+                let planes = out_gradient[part * out_len..].chunks_exact(out_plane);
+                for (spread, out_gradient) in spread.chunks_exact_mut(plane).zip(planes) {
+                    spread.fill(0.0);
+                    let places = spread.chunks_exact_mut(columns.len).skip(rows.before).step_by(rows.stride);
+                    for (place, g) in places.zip(out_gradient.chunks_exact(out_width)).take(rows.n) {
+                        let place = &mut place[columns.before..];
+                        match columns.stride {
+                            1 => place[..columns.n].copy_from_slice(&g[..columns.n]),
+                            stride => place
+                                .iter_mut()
+                                .step_by(stride)
+                                .zip(&g[..columns.n])
+                                .for_each(|(p, g)| *p = *g),
                         }
                     }
                 }
-            }
-            for (gradient, weights) in gradient.chunks_exact_mut(shape.in_plane()).zip(weights) {
-                windows.correlate(&spread[first..], &steps, weights, sums, gradient);
-            }
+                for (gradient, weights) in gradient.chunks_exact_mut(shape.in_plane()).zip(weights) {
+                    windows.correlate(&spread[first..], &steps, weights, sums, gradient);
+                }
+            });
         });
-    });
+    };
+    // SAFETY: every group has the weights of each of its planes, and every plane as many values as windows.
+    unsafe { collect(shape.batch * shape.in_image(), write) }
 }
 
 /// See [`super::weight_gradient()`].
@@ -205,10 +216,12 @@ pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32], g
 /// The gradient of the output is spread over the places of the padded input at which windows begin. Then each position of
 /// the kernel has one long sum of products, most of them with zeros where the stride is above 1: what is not finite spreads
 /// to all positions.
-pub fn weight_gradient(shape: &ConvShape, input: &[f32], out_gradient: &[f32], gradient: &mut [f32]) {
+pub fn weight_gradient(shape: &ConvShape, input: &[f32], out_gradient: &[f32]) -> Vec<f32> {
     let (in_plane, out_plane, [_, out_width]) = (shape.in_plane(), shape.out_plane(), shape.out_size());
     let source = Source::with_zeros(&ConvShape { in_channels: 1, groups: 1, ..*shape });
     let row = shape.stride[0] * source.row_len();
+    // Few values, which cost nothing to set to zero first.
+    let mut gradient = vec![0.0; shape.out_channels * shape.group_in() * shape.taps()];
     gradient.par_chunks_mut(shape.taps()).enumerate().for_each(|(part, gradient)| {
         let (o, c) = (part / shape.group_in(), part % shape.group_in());
         let channel = o / shape.group_out() * shape.group_in() + c;
@@ -231,4 +244,5 @@ pub fn weight_gradient(shape: &ConvShape, input: &[f32], out_gradient: &[f32], g
         });
         gradient.iter_mut().zip(sums).for_each(|(gradient, sum)| *gradient = sum as f32);
     });
+    gradient
 }

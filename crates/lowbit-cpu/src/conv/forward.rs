@@ -4,23 +4,27 @@ use super::direct;
 use super::pass::{Job, Pass, images_together, targets};
 use super::shape::ConvShape;
 use super::tables::{padded_input, window_steps, windows};
+use crate::output::collect;
 use crate::transpose::to_panel;
 
 /// Convolution without bias.
 ///
 /// # Shapes
-/// Those of [`ConvShape`]; every value of `out` is written.
+/// Those of [`ConvShape`].
 ///
 /// # Equation
 /// `out[b][o][y][x] = sum over c, i, j of input[b][c][y s + i - p][x s + j - p] weight[o][c][i][j]`, `c` in the group of
 /// `o`
 ///
 /// # Panics
-/// If a length does not fit the shape.
-pub fn forward(shape: &ConvShape, input: &[f32], weight: &[f32], out: &mut [f32]) {
-    shape.check(input.len(), weight.len(), out.len());
+/// If a length does not fit the shape, or the shape has a size of 0 but for the padding and the batch.
+pub fn forward(shape: &ConvShape, input: &[f32], weight: &[f32]) -> Vec<f32> {
+    shape.check(input.len(), weight.len());
+    if shape.batch == 0 {
+        return Vec::new();
+    }
     if shape.has_tiny_groups() {
-        return direct::forward(shape, input, weight, out);
+        return direct::forward(shape, input, weight);
     }
     let ((source, stride), plane) = (padded_input(shape), shape.out_plane());
     let images = images_together(plane);
@@ -47,5 +51,6 @@ pub fn forward(shape: &ConvShape, input: &[f32], weight: &[f32], out: &mut [f32]
         plane,
         has_gaps: false,
     };
-    job.run(out);
+    // SAFETY: one pass has all pixels as targets, and all groups and blocks of channels have it.
+    unsafe { collect(shape.batch * shape.out_image(), |out| job.run(out)) }
 }

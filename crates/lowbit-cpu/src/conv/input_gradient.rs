@@ -4,6 +4,7 @@ use super::direct;
 use super::pass::{Job, Pass, images_together};
 use super::shape::ConvShape;
 use super::source::{Source, table_index};
+use crate::output::collect;
 
 /// Output coordinates that an input coordinate meets through the kernel, along one axis.
 #[derive(Clone, Copy)]
@@ -63,17 +64,22 @@ impl Axis {
 /// Gradient of the input from the gradient of the output.
 ///
 /// # Shapes
-/// Those of [`ConvShape`]; every value of `gradient` is written.
+/// Those of [`ConvShape`].
 ///
 /// # Equation
 /// `gradient[b][c][y s + i - p][x s + j - p] += out_gradient[b][o][y][x] weight[o][c][i][j]`
 ///
 /// # Panics
-/// If a length does not fit the shape.
-pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32], gradient: &mut [f32]) {
-    shape.check(gradient.len(), weight.len(), out_gradient.len());
+/// If a length does not fit the shape, or the shape has a size of 0 but for the padding and the batch.
+pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32]) -> Vec<f32> {
+    let len = shape.batch * shape.in_image();
+    shape.check(len, weight.len());
+    shape.check_output(out_gradient.len());
+    if shape.batch == 0 {
+        return Vec::new();
+    }
     if shape.has_tiny_groups() {
-        return direct::input_gradient(shape, weight, out_gradient, gradient);
+        return direct::input_gradient(shape, weight, out_gradient);
     }
     let axes = [Axis::new(shape, 0), Axis::new(shape, 1)];
     let source = Source::new(
@@ -100,7 +106,9 @@ pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32], g
         plane: shape.in_plane(),
         has_gaps: !phases.iter().all(is_met),
     };
-    job.run(gradient);
+    // SAFETY: each pixel has one phase. Those whose phase meets the kernel are targets of its pass, the others are gaps, which
+    // are filled. All groups and blocks of channels have all passes.
+    unsafe { collect(len, |gradient| job.run(gradient)) }
 }
 
 /// The input pixels whose coordinates plus padding are `phase` modulo the stride.

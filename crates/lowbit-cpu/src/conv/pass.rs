@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::source::{Source, grow, table_index, with_scratch};
 use crate::instructions::Instructions;
+use crate::output::Slot;
 use crate::task_items;
 use crate::tile::{self, BLOCK, Operands, Sink, store_transposed};
 
@@ -54,7 +55,7 @@ pub fn blocks(channels: usize) -> impl Iterator<Item = Block> {
 
 /// Writes sums to `out[channel][targets[start]]`.
 struct Store<'a> {
-    out: &'a mut [f32],
+    out: &'a mut [Slot],
     plane: usize,
     channels: usize,
     targets: &'a [u32],
@@ -86,7 +87,7 @@ impl Sink for Store<'_> {
         }
         for (sums, &target) in sums.iter().zip(targets) {
             for (v, &sum) in sums.iter().enumerate().take(self.channels) {
-                self.out[v * self.plane + target as usize] = sum;
+                self.out[v * self.plane + target as usize].write(sum);
             }
         }
     }
@@ -147,7 +148,7 @@ impl Pass {
         range: Range<usize>,
         job: &Job<'_>,
         sums: &mut Vec<f32>,
-        out: &mut [f32],
+        out: &mut [Slot],
     ) {
         let n_steps = self.steps.len();
         let rows = even_parts(n_steps, PANEL_ROWS);
@@ -198,10 +199,10 @@ pub struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Computes the result.
+    /// Writes the result, of the targets of all passes, and of the gaps if there are any.
     ///
     /// Every value is one sum in a fixed order, so the division of the work may depend on the number of threads.
-    pub fn run(&self, out: &mut [f32]) {
+    pub fn run(&self, out: &mut [Slot]) {
         let out_image = self.groups.len() * self.channels * self.plane;
         if self.batch == 0 || out_image == 0 {
             return;
@@ -230,14 +231,14 @@ impl Job<'_> {
         });
     }
 
-    fn run_part(&self, first: usize, n: usize, group: usize, range: Range<usize>, out: &mut [f32]) {
+    fn run_part(&self, first: usize, n: usize, group: usize, range: Range<usize>, out: &mut [Slot]) {
         let input = &self.input[first * self.input_len[0] + group * self.input_len[1]..];
         with_scratch(|[padded, sums, _]| {
             let image = self.source.load(input, n, padded);
             if self.has_gaps {
                 let out_image = self.groups.len() * self.channels * self.plane;
                 let channels = (range.len() * BLOCK).min(self.channels - range.start * BLOCK);
-                out.chunks_mut(out_image).for_each(|out| out[..channels * self.plane].fill(0.0));
+                out.chunks_mut(out_image).for_each(|out| out[..channels * self.plane].fill(Slot::new(0.0)));
             }
             for pass in &self.groups[group] {
                 let values = pass.starts.len() / images_together(self.plane) * n;

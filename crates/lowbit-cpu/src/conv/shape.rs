@@ -46,7 +46,7 @@ impl ConvShape {
     }
 
     /// Values of a channel of the output.
-    pub(super) fn out_plane(&self) -> usize {
+    pub(crate) fn out_plane(&self) -> usize {
         self.out_size().iter().product()
     }
 
@@ -56,12 +56,12 @@ impl ConvShape {
     }
 
     /// Values of an image of the input.
-    pub(super) fn in_image(&self) -> usize {
+    pub(crate) fn in_image(&self) -> usize {
         self.in_channels * self.in_plane()
     }
 
     /// Values of an image of the output.
-    pub(super) fn out_image(&self) -> usize {
+    pub(crate) fn out_image(&self) -> usize {
         self.out_channels * self.out_plane()
     }
 
@@ -85,16 +85,35 @@ impl ConvShape {
         self.groups > 1 && self.group_in().min(self.group_out()) < 4
     }
 
-    /// Compares the lengths of the slices with the sizes.
+    /// Compares the lengths of an input and of weights with the sizes.
+    ///
+    /// # Panics
+    /// If they differ, if a size is 0 that has to be larger (all but the padding and the batch), or if the values are more than
+    /// can be counted.
+    pub(crate) fn check(&self, input: usize, weight: usize) {
+        let Self { batch, in_channels, out_channels, size, kernel, stride, padding: _, groups } = *self;
+        let is_positive = |sizes: [usize; 2]| sizes.iter().all(|&size| size > 0);
+        assert!(in_channels > 0 && out_channels > 0, "a convolution without channels");
+        assert!([size, kernel, stride].into_iter().all(is_positive), "a size, a kernel or a stride of 0");
+        let divides = |channels: usize| groups > 0 && channels.is_multiple_of(groups);
+        assert!(divides(in_channels) && divides(out_channels), "groups");
+        // What passes here passes in any order and for any part of it, of an empty batch too.
+        let is_counted = |factors: [usize; 4]| {
+            factors.iter().try_fold(1usize, |product, &factor| product.checked_mul(factor)).is_some()
+        };
+        let images = |channels: usize, [height, width]: [usize; 2]| [batch.max(1), channels, height, width];
+        let kernels = [out_channels, in_channels, kernel[0], kernel[1]];
+        let all = [images(in_channels, size), images(out_channels, self.out_size()), kernels];
+        assert!(all.into_iter().all(is_counted), "more values than can be counted");
+        assert_eq!(input, batch * self.in_image(), "length of the input");
+        assert_eq!(weight, groups * self.group_weight(), "length of the weight");
+    }
+
+    /// Compares the length of an output with the sizes.
     ///
     /// # Panics
     /// If they differ.
-    pub(super) fn check(&self, input: usize, weight: usize, output: usize) {
-        let groups = self.groups;
-        let divides = |channels: usize| groups > 0 && channels.is_multiple_of(groups);
-        assert!(divides(self.in_channels) && divides(self.out_channels), "groups");
-        assert_eq!(input, self.batch * self.in_image(), "length of the input");
-        assert_eq!(weight, groups * self.group_weight(), "length of the weight");
+    pub(super) fn check_output(&self, output: usize) {
         assert_eq!(output, self.batch * self.out_image(), "length of the output");
     }
 }

@@ -73,14 +73,11 @@ fn check(s: &ConvShape, seed: &mut u64) {
     let weight = random(seed, s.groups * s.group_weight());
     let g = random(seed, s.batch * s.out_image());
     let r = reference(s, &input, &weight, &g);
-    let mut out = vec![f32::NAN; g.len()];
-    forward(s, &input, &weight, &mut out);
+    let out = forward(s, &input, &weight);
     close(&format!("{s:?} out"), &out, &r.out, s.group_in() * s.taps());
-    let mut dx = vec![f32::NAN; input.len()];
-    input_gradient(s, &weight, &g, &mut dx);
+    let dx = input_gradient(s, &weight, &g);
     close(&format!("{s:?} dx"), &dx, &r.input_gradient, s.group_out() * s.taps());
-    let mut dw = vec![f32::NAN; weight.len()];
-    weight_gradient(s, &input, &g, &mut dw);
+    let dw = weight_gradient(s, &input, &g);
     close(&format!("{s:?} dw"), &dw, &r.weight_gradient, s.batch * s.out_plane());
     if s.groups == 1 {
         // Of packed codes, it is the same to the last bit.
@@ -88,10 +85,8 @@ fn check(s: &ConvShape, seed: &mut u64) {
         let codes: Vec<f32> =
             input.iter().map(|x| (x.abs() * largest as f32).round_ties_even() * 0.25).collect();
         let packed = PackedImages::pack(&codes, s.in_image(), 0.25, largest).expect("these are codes");
-        let mut of_codes = vec![f32::NAN; weight.len()];
-        weight_gradient(s, &codes, &g, &mut dw);
-        weight_gradient_of_codes(s, &packed, &g, &mut of_codes);
-        assert!(dw == of_codes, "{s:?} dw of codes");
+        let dw = weight_gradient(s, &codes, &g);
+        assert!(dw == weight_gradient_of_codes(s, &packed, &g), "{s:?} dw of codes");
     }
 }
 
@@ -211,14 +206,57 @@ fn does_not_depend_on_threads() {
         let g = random(&mut seed, batch * shape.out_image());
         let results = [1, 2, 7].map(|threads| {
             pool(threads).install(|| {
-                let (mut out, mut dx, mut dw) =
-                    (vec![0.0; g.len()], vec![0.0; input.len()], vec![0.0; weight.len()]);
-                forward(&shape, &input, &weight, &mut out);
-                input_gradient(&shape, &weight, &g, &mut dx);
-                weight_gradient(&shape, &input, &g, &mut dw);
+                let out = forward(&shape, &input, &weight);
+                let dx = input_gradient(&shape, &weight, &g);
+                let dw = weight_gradient(&shape, &input, &g);
                 [out, dx, dw].map(|values| values.into_iter().map(f32::to_bits).collect::<Vec<u32>>())
             })
         });
         assert!(results[0] == results[1] && results[0] == results[2]);
+    }
+}
+
+/// What cannot be a convolution is refused before a result is made, whose values nobody would write.
+#[test]
+fn impossible_shapes_are_refused() {
+    let good = ConvShape {
+        batch: 1,
+        in_channels: 2,
+        out_channels: 2,
+        size: [3, 3],
+        kernel: [1, 1],
+        stride: [1, 1],
+        padding: [0, 0],
+        groups: 1,
+    };
+    let huge = [1 << 31, 1 << 31];
+    let bad = [
+        ConvShape { in_channels: 0, ..good },
+        ConvShape { out_channels: 0, ..good },
+        ConvShape { size: [0, 3], padding: [1, 1], ..good },
+        ConvShape { kernel: [1, 0], ..good },
+        ConvShape { stride: [0, 1], ..good },
+        ConvShape { groups: 0, ..good },
+        ConvShape { in_channels: 3, groups: 2, ..good },
+        ConvShape { kernel: [5, 1], ..good },
+        // The numbers of values, modulo 2^64, are those of empty slices.
+        ConvShape { batch: 8, size: huge, ..good },
+        ConvShape { batch: 0, size: huge, in_channels: 4, out_channels: 4, ..good },
+        ConvShape { batch: 0, size: huge, kernel: huge, in_channels: 4, out_channels: 4, ..good },
+    ];
+    let is_refused =
+        |pass: fn(&ConvShape, &[f32], &[f32]) -> Vec<f32>, shape: &ConvShape, lengths: [usize; 2]| {
+            let [first, second] = lengths.map(|n| vec![1.0; n]);
+            std::panic::catch_unwind(|| pass(shape, &first, &second)).is_err()
+        };
+    assert!(!is_refused(forward, &good, [18, 4]));
+    for shape in &bad {
+        let (batch, [height, width]) = (shape.batch, shape.size);
+        let n_in = batch.wrapping_mul(shape.in_channels).wrapping_mul(height).wrapping_mul(width);
+        for n_weights in [0, 2, 4, 6] {
+            assert!(is_refused(forward, shape, [n_in, n_weights]), "{shape:?}");
+            assert!(is_refused(input_gradient, shape, [n_weights, n_in]), "{shape:?}");
+        }
+        assert!(is_refused(weight_gradient, shape, [n_in, n_in]), "{shape:?}");
     }
 }

@@ -9,6 +9,7 @@ use super::pass::{Add, Block, blocks, even_parts, images_together};
 use super::shape::ConvShape;
 use super::source::{Source, grow, with_scratch};
 use super::tables::{padded_input, window_steps, windows};
+use crate::output::{Slot, collect};
 use crate::packed::PackedImages;
 use crate::task_items;
 use crate::tile::{self, BLOCK, Operands};
@@ -45,45 +46,49 @@ impl Partition {
 /// Gradient of the weights from the gradient of the output.
 ///
 /// # Shapes
-/// Those of [`ConvShape`]; every value of `gradient` is written.
+/// Those of [`ConvShape`].
 ///
 /// # Equation
 /// `gradient[o][c][i][j] = sum over b, y, x of input[b][c][y s + i - p][x s + j - p] out_gradient[b][o][y][x]`
 ///
 /// # Panics
-/// If a length does not fit the shape.
-pub fn weight_gradient(shape: &ConvShape, input: &[f32], out_gradient: &[f32], gradient: &mut [f32]) {
-    shape.check(input.len(), gradient.len(), out_gradient.len());
+/// If a length does not fit the shape, or the shape has a size of 0 but for the padding and the batch.
+pub fn weight_gradient(shape: &ConvShape, input: &[f32], out_gradient: &[f32]) -> Vec<f32> {
+    let len = shape.groups * shape.group_weight();
+    shape.check(input.len(), len);
+    shape.check_output(out_gradient.len());
     if shape.batch == 0 {
-        return gradient.fill(0.0);
+        return vec![0.0; len];
     }
     if shape.has_tiny_groups() {
-        return direct::weight_gradient(shape, input, out_gradient, gradient);
+        return direct::weight_gradient(shape, input, out_gradient);
     }
-    for (group, gradient) in gradient.chunks_exact_mut(shape.group_weight()).enumerate() {
-        let input = Images::Values(&input[group * shape.group_in() * shape.in_plane()..]);
-        let out_gradient = &out_gradient[group * shape.group_out() * shape.out_plane()..];
-        group_gradient(shape, input, out_gradient, gradient);
-    }
+    let write = |gradient: &mut [Slot]| {
+        for (group, gradient) in gradient.chunks_exact_mut(shape.group_weight()).enumerate() {
+            let input = Images::Values(&input[group * shape.group_in() * shape.in_plane()..]);
+            let out_gradient = &out_gradient[group * shape.group_out() * shape.out_plane()..];
+            group_gradient(shape, input, out_gradient, gradient);
+        }
+    };
+    // SAFETY: the groups are all of the weights, and each is written.
+    unsafe { collect(len, write) }
 }
 
 /// [`weight_gradient`] of an input whose codes were packed, for a convolution without groups.
 ///
 /// # Panics
-/// If there are groups, or a length does not fit the shape.
-pub fn weight_gradient_of_codes(
-    shape: &ConvShape,
-    input: &PackedImages,
-    out_gradient: &[f32],
-    gradient: &mut [f32],
-) {
+/// If there are groups, a length does not fit the shape, or the shape has a size of 0 but for the padding and the batch.
+pub fn weight_gradient_of_codes(shape: &ConvShape, input: &PackedImages, out_gradient: &[f32]) -> Vec<f32> {
     assert_eq!(shape.groups, 1, "codes are convolved without groups");
     assert_eq!(input.image_len(), shape.in_image(), "length of an image");
-    shape.check(input.n_images() * input.image_len(), gradient.len(), out_gradient.len());
+    let len = shape.group_weight();
+    shape.check(input.n_images() * input.image_len(), len);
+    shape.check_output(out_gradient.len());
     if shape.batch == 0 {
-        return gradient.fill(0.0);
+        return vec![0.0; len];
     }
-    group_gradient(shape, Images::Codes(input), out_gradient, gradient);
+    // SAFETY: one group is all of the weights.
+    unsafe { collect(len, |gradient| group_gradient(shape, Images::Codes(input), out_gradient, gradient)) }
 }
 
 /// Input of the gradient.
@@ -107,8 +112,8 @@ impl<'a> Images<'a> {
     }
 }
 
-/// The gradient of one group, whose channels begin at the start of the slices.
-fn group_gradient(shape: &ConvShape, input: Images<'_>, out_gradient: &[f32], gradient: &mut [f32]) {
+/// Writes the gradient of one group, whose channels begin at the start of the slices.
+fn group_gradient(shape: &ConvShape, input: Images<'_>, out_gradient: &[f32], gradient: &mut [Slot]) {
     let (source, stride) = padded_input(shape);
     let images = images_together(shape.out_plane());
     let (starts, steps) = (window_steps(shape, &source), windows(shape, &source, stride, images));

@@ -20,11 +20,9 @@ fn check(shape: ConvShape, bounds: CodeBounds, random: &mut Random) {
     let n_codes = shape.batch * shape.in_channels * shape.size[0] * shape.size[1];
     let input: Vec<f32> =
         (0..n_codes).map(|_| random.below(u32::from(bounds.activation) + 1) as f32).collect();
-    let n_out = shape.batch * shape.out_channels * shape.out_size().iter().product::<usize>();
-    let (mut got, mut expected) = (vec![f32::NAN; n_out], vec![f32::NAN; n_out]);
     let kernel = IntegerConv::new(shape, &weight, &[1.0], bounds).expect("the weights fit");
-    assert!(kernel.forward(&input, 1.0, &mut got));
-    conv::forward(&shape, &input, &weight, &mut expected);
+    let got = kernel.forward(&input, 1.0).expect("the input fits");
+    let expected = conv::forward(&shape, &input, &weight);
     assert!(got == expected, "{shape:?} {bounds:?}");
 
     // The same codes at other scales, as fake quantizers yield them.
@@ -34,7 +32,7 @@ fn check(shape: ConvShape, bounds: CodeBounds, random: &mut Random) {
         weight.iter().enumerate().map(|(i, code)| code * scales[i / per_channel]).collect();
     let input: Vec<f32> = input.iter().map(|code| code / 3.0).collect();
     let kernel = IntegerConv::new(shape, &weight, &scales, bounds).expect("the weights fit");
-    assert!(kernel.forward(&input, 1.0 / 3.0, &mut got));
+    let got = kernel.forward(&input, 1.0 / 3.0).expect("the input fits");
     let plane: usize = shape.out_size().iter().product();
     for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
         assert_eq!(*got, expected * (scales[i / plane % shape.out_channels] * (1.0 / 3.0)));
@@ -101,10 +99,9 @@ fn sums_at_the_bounds_do_not_overflow() {
             };
             let weights = vec![f32::from(weight * sign); 17 * 900 * 9];
             let bounds = CodeBounds { activation, weight: weight.unsigned_abs() };
-            let mut out = [f32::NAN; 17];
             let input = vec![f32::from(activation); 8100];
             let kernel = IntegerConv::new(shape, &weights, &[1.0], bounds).expect("the weights fit");
-            assert!(kernel.forward(&input, 1.0, &mut out));
+            let out = kernel.forward(&input, 1.0).expect("the input fits");
             let expected = 8100 * i32::from(activation) * i32::from(weight * sign);
             assert_eq!(out, [expected as f32; 17]);
         }
@@ -127,13 +124,12 @@ fn values_beyond_the_bounds_are_told() {
     let bounds = CodeBounds { activation: 3, weight: 3 };
     let (input, weight) = (vec![1.0; 2 * 6 * 35], vec![-2.0; 3 * 6 * 9]);
     let kernel = IntegerConv::new(shape, &weight, &[1.0], bounds).expect("the weights fit");
-    let mut out = vec![f32::NAN; 2 * 3 * 35];
-    assert!(kernel.forward(&input, 1.0, &mut out));
+    assert!(kernel.forward(&input, 1.0).is_some());
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 4.0, -1.0, 255.0, 1e30, 0.3, 2.98] {
         for place in [0, 34, 35, 149, 200, input.len() - 1] {
             let mut input = input.clone();
             input[place] = bad;
-            assert!(!kernel.forward(&input, 1.0, &mut out), "{bad} at {place}");
+            assert!(kernel.forward(&input, 1.0).is_none(), "{bad} at {place}");
         }
         let places = if bad == -1.0 { vec![] } else { vec![0, 15, 16, 53, 100, weight.len() - 1] };
         for place in places {
@@ -167,9 +163,11 @@ fn tiles_of_all_instructions_are_the_same() {
         let operands =
             Operands { words: &words, starts: &starts, steps: &steps, panel: &panel, narrow_steps: 3 };
         for tiles in Tiles::serving(bounds) {
-            let mut out = vec![f32::NAN; n * BLOCK];
-            let mut store = Store { out: &mut out, plane: n, scales: &[1.0; BLOCK], targets: &starts };
-            run(tiles, operands, &mut store);
+            let write = |out: &mut [Slot]| {
+                run(tiles, operands, &mut Store { out, plane: n, scales: &[1.0; BLOCK], targets: &starts });
+            };
+            // SAFETY: `n` targets of each of the channels.
+            let out = unsafe { collect(n * BLOCK, write) };
             assert_eq!(out, expected, "{tiles:?}, {n} pixels");
         }
     }
@@ -195,8 +193,7 @@ fn sums_beyond_32_bits_are_refused() {
         let kernel = IntegerConv::new(shape(in_channels), &weight, &[1.0], bounds);
         assert_eq!(kernel.is_some(), fits);
         if let Some(kernel) = kernel {
-            let mut out = [f32::NAN];
-            assert!(kernel.forward(&vec![255.0; in_channels], 1.0, &mut out));
+            let out = kernel.forward(&vec![255.0; in_channels], 1.0).expect("the input fits");
             assert_eq!(out, [(in_channels * 255 * 127) as f32]);
         }
     }
