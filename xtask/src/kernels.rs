@@ -1,14 +1,12 @@
-//! `cargo xtask kernels`: the unit tests of the CPU kernels in a package of their own, without burn, so that they build in a
-//! minute for another processor or with a sanitizer.
+//! `cargo xtask kernels`: the unit tests of the CPU kernels as a change of these has to pass them: with all checks of the
+//! compiler, for another processor, with a sanitizer.
 
-use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, bail};
 use clap::Args;
 
-use crate::{cargo, workspace};
+use crate::cargo;
 
 /// What `cargo xtask kernels` is asked for.
 #[derive(Args)]
@@ -26,37 +24,26 @@ pub struct KernelsArgs {
     arguments: Vec<String>,
 }
 
+/// What the workspace switches off for the kernels, which are to be fast in its other tests.
+const CHECKS: [&str; 4] = [
+    "--config",
+    "profile.dev.package.lowbit-cpu.debug-assertions=true",
+    "--config",
+    "profile.dev.package.lowbit-cpu.overflow-checks=true",
+];
+
 pub fn run(args: &KernelsArgs) -> anyhow::Result<()> {
-    let directory = workspace::target_dir()?.join("kernels");
-    write_package(&directory)?;
     let target = match &args.target {
         Some(target) => target.clone(),
         None => host()?,
     };
-    let mut test = cargo(&["test", "--lib", "--target", &target]);
-    test.current_dir(&directory);
+    let mut test = cargo(&["test", "--locked", "-p", "lowbit-cpu", "--lib", "--target", &target]);
+    test.args(CHECKS);
     if let Some(sanitizer) = &args.sanitizer {
         test.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", format!("-Zsanitizer={sanitizer}"));
     }
     test.arg("--").args(&args.arguments);
     crate::run(&format!("kernels on {target}"), test)
-}
-
-/// A package of the module `cpu` alone, with the versions of the workspace.
-fn write_package(directory: &Path) -> anyhow::Result<()> {
-    let module = workspace::root().join("crates/lowbit-kernels/src/cpu/mod.rs");
-    let manifest = "[package]\nname = \"kernels\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n\
-                    [dependencies]\nrayon = \"1\"\n\n\
-                    [profile.dev]\nopt-level = 2\n\n[workspace]\n";
-    let source = format!("#[path = {module:?}]\npub mod cpu;\n");
-    fs::create_dir_all(directory.join("src"))
-        .with_context(|| format!("failed to make {}", directory.display()))?;
-    for (name, text) in [("Cargo.toml", manifest), ("src/lib.rs", &source)] {
-        fs::write(directory.join(name), text).with_context(|| format!("failed to write {name}"))?;
-    }
-    fs::copy(workspace::root().join("Cargo.lock"), directory.join("Cargo.lock"))
-        .context("failed to copy Cargo.lock")?;
-    Ok(())
 }
 
 /// The triple of this machine.

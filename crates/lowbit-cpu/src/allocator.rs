@@ -72,3 +72,18 @@ pub fn keep_memory() {
     // SAFETY: sets an integer; -1 is the documented value for never.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The number means what it did when it was written: 10 ms is the default of this option and of no other near it.
+    #[test]
+    fn the_delay_is_the_option_that_is_set() {
+        // SAFETY: reads an integer.
+        let delay = || unsafe { libmimalloc_sys::mi_option_get(PURGE_DELAY) };
+        assert_eq!(delay(), 10);
+        keep_memory();
+        assert_eq!(delay(), -1);
+    }
+}
