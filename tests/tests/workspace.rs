@@ -223,6 +223,25 @@ fn no_other_code_is_compiled_for_some_backends_only() {
     assert!(n_allowed > 10, "only {n_allowed} conditions were found where they are allowed");
 }
 
+/// What is public for this package only: switches of the whole process, and what benchmarks compare with.
+const FOR_TESTS_ONLY: [&str; 2] = ["lowbit_kernels::testing", "lowbit_cpu::limits"];
+
+#[test]
+fn no_other_package_uses_what_is_for_tests() {
+    let mut n_here = 0;
+    for (name, package) in packages() {
+        for path in all_sources(&package.dir().join("src")) {
+            let source = read(&path);
+            let used = FOR_TESTS_ONLY.iter().find(|used| source.contains(**used));
+            match name.as_str() {
+                "lowbit-tests" => n_here += usize::from(used.is_some()),
+                _ => assert_eq!(used, None, "in {}", path.display()),
+            }
+        }
+    }
+    assert!(n_here > 0, "the search finds nothing");
+}
+
 /// Rust files under `dir`.
 fn all_sources(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
