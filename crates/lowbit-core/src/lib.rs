@@ -1,5 +1,5 @@
 //! The vocabulary of low-bit networks, shared by every other crate: bit widths and precisions, integer code ranges,
-//! scale granularity, and reproducible random streams.
+//! scale granularity, networks as graphs, and reproducible random streams.
 //!
 //! This crate knows neither burn nor any file: it can be used by an inference runtime as well as by training.
 //!
@@ -13,9 +13,11 @@
 //! ```
 
 mod bits;
+pub mod graph;
 mod seed;
 
 pub use bits::{BitWidth, BitWidthError, CodeRange, Granularity, Precision};
+pub use graph::{Graph, GraphBuilder, GraphError, LayerRole};
 pub use seed::{Purpose, stream};
 
 /// The code of the README, compiled and run with the documentation's tests.

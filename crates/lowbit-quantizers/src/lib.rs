@@ -38,9 +38,11 @@ pub use error::QuantizerError;
 pub use layers::{
     LayerMut, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantLinearConfig, QuantizedNetwork, Selection,
 };
-pub use lowbit_core::{BitWidth, BitWidthError, CodeRange, Granularity, Precision, Purpose, stream};
+pub use lowbit_core::{
+    BitWidth, BitWidthError, CodeRange, Granularity, LayerRole, Precision, Purpose, stream,
+};
 pub use parameter::is_quantizer_state;
-pub use policy::{LayerOverride, LayerRole, PrecisionFloor, QuantizationPolicy, pattern_matches};
+pub use policy::{LayerOverride, PrecisionFloor, QuantizationPolicy, pattern_matches};
 pub use qparams::QParams;
 pub use quantizer::{ActivationQuantizer, LayerQuantization, Method, Operand, WeightQuantizer};
 

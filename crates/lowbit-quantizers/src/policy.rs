@@ -1,24 +1,10 @@
 //! Which layer gets which precision.
 
 use globset::Glob;
-use lowbit_core::{BitWidth, Granularity, Precision};
+use lowbit_core::{BitWidth, Granularity, LayerRole, Precision};
 use serde::{Deserialize, Serialize};
 
 use crate::{LayerQuantization, Method};
-
-/// The part a layer plays in its network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LayerRole {
-    /// The first convolution, whose input is the image.
-    First,
-    /// Every layer without another role.
-    Hidden,
-    /// A 1x1 convolution beside a residual block.
-    Shortcut,
-    /// The classifier.
-    Last,
-}
 
 /// What a policy changes for some layers; what is absent stays as for the rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
