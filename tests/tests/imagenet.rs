@@ -25,18 +25,13 @@ fn init(config: &ModelConfig, input: InputShape, policy: &QuantizationPolicy, de
     config.init(input, 5, policy, 0, device).expect("the network is defined")
 }
 
-/// The dotted path of a tensor as torchvision has it: without the variant of [`Network`], and with its names of
-/// BatchNorm's parameters.
+/// The dotted path of a tensor as torchvision has it: with its names of BatchNorm's parameters.
 #[derive(Default)]
-struct TorchPath(Vec<Option<String>>);
+struct TorchPath(Vec<String>);
 
 impl TorchPath {
-    fn enter(&mut self, name: &str, container: &str) {
-        self.0.push((!container.starts_with("Enum:")).then(|| name.into()));
-    }
-
     fn name(&self) -> String {
-        let parts = self.0.iter().flatten().map(|part| match part.as_str() {
+        let parts = self.0.iter().map(|part| match part.as_str() {
             "gamma" => "weight",
             "beta" => "bias",
             part => part,
@@ -50,8 +45,8 @@ fn shapes(network: &Network) -> BTreeMap<String, Vec<usize>> {
     #[derive(Default)]
     struct Collect(TorchPath, BTreeMap<String, Vec<usize>>);
     impl ModuleVisitor for Collect {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.0.enter(name, container);
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.0.0.push(name.into());
         }
         fn exit_module(&mut self, _: &str, _: &str) {
             self.0.0.pop();
@@ -172,8 +167,8 @@ fn value(idx: usize, name: &str, shape: &[usize]) -> Vec<f32> {
 fn with_values(network: Network, case: &ImageNetCase) -> Network {
     struct Load<'a>(TorchPath, BTreeMap<&'a str, (usize, &'a str)>);
     impl ModuleMapper for Load<'_> {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.0.enter(name, container);
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.0.0.push(name.into());
         }
         fn exit_module(&mut self, _: &str, _: &str) {
             self.0.0.pop();
@@ -254,10 +249,7 @@ fn check_golden(file: &ImageNetFile, case: &ImageNetCase, backend: &Backend) {
     let mut found: BTreeMap<String, Vec<f32>> = gradients(&network, &backward)
         .into_iter()
         .map(|(path, gradient)| (path, gradient.unwrap_or_else(|| panic!("{what}: no gradient"))))
-        .map(|(path, gradient)| {
-            let path = path.replace(".gamma", ".weight").replace(".beta", ".bias");
-            (path.split_once('.').expect("invariant: it begins with the variant").1.into(), gradient)
-        })
+        .map(|(path, gradient)| (path.replace(".gamma", ".weight").replace(".beta", ".bias"), gradient))
         .collect();
     for (idx, tensor) in case.tensors.iter().enumerate() {
         let (Some(norm), Some(dot)) = (tensor.gradient_norm, tensor.gradient_dot) else { continue };

@@ -7,8 +7,8 @@ use lowbit_quantizers::methods::lsq::{LsqActivations, LsqWeights};
 use lowbit_quantizers::methods::minmax::{MinMaxActivations, MinMaxWeights};
 use lowbit_quantizers::methods::pact::PactActivations;
 use lowbit_quantizers::{
-    ActivationQuantizer, BitWidth, Granularity, LayerMut, LayerQuantization, Method, Precision, QuantConv2d,
-    QuantConv2dConfig, QuantLinearConfig, QuantizedNetwork, Selection, WeightQuantizer,
+    ActivationQuantizer, BitWidth, Granularity, LayerMut, LayerQuantization, LayerRef, Method, Precision,
+    QuantConv2d, QuantConv2dConfig, QuantLinearConfig, QuantizedNetwork, Selection, WeightQuantizer,
 };
 use lowbit_tests::{backends, integers, rng, tensor, values};
 
@@ -23,8 +23,12 @@ struct OneLayer {
 }
 
 impl QuantizedNetwork for OneLayer {
-    fn for_each_layer(&mut self, visit: &mut dyn FnMut(&str, LayerMut<'_>)) {
-        visit("conv", LayerMut::Conv(&mut self.conv));
+    fn layers(&self) -> impl Iterator<Item = (&str, LayerRef<'_>)> {
+        std::iter::once(("conv", LayerRef::Conv(&self.conv)))
+    }
+
+    fn layers_mut(&mut self) -> impl Iterator<Item = (&str, LayerMut<'_>)> {
+        std::iter::once(("conv", LayerMut::Conv(&mut self.conv)))
     }
 }
 
@@ -230,7 +234,7 @@ fn quantizers_take_the_values_of_parameters() {
                 let mut network = one_layer(method, 2, &device);
                 network.calibrate(|_| true, |network| drop(network.conv.forward(image.val())));
                 network.conv.forward(image.val());
-                LayerMut::Conv(&mut network.conv).weight_error();
+                LayerRef::Conv(&network.conv).weight_error();
                 if let Some(ActivationQuantizer::MinMax(quantizer)) = &network.conv.input_quantizer {
                     assert!(!quantizer.running_max.value_sync().is_require_grad());
                 }
@@ -402,8 +406,8 @@ fn the_fewest_values_of_a_channel_are_those_of_the_last_map() {
         (ModelConfig::vgg_small(), 8, 4),
     ] {
         let input = InputShape { channels: 1, height: side, width: side };
-        let plan = config.plan(input, 10, &QuantizationPolicy::full_precision()).unwrap();
-        assert_eq!(plan.fewest_values_per_channel(), expected, "{config:?}, {side}");
+        let graph = config.graph(input, 10).unwrap();
+        assert_eq!(graph.fewest_values_per_norm(), Some(expected), "{config:?}, {side}");
     }
 }
 
@@ -416,12 +420,13 @@ fn an_empty_batch_moves_no_running_statistics() {
         let policy = QuantizationPolicy::new(LayerQuantization::new(Method::DoReFa, two_bits, two_bits));
         let input = InputShape { channels: 1, height: 8, width: 8 };
         let config = ModelConfig::new(Family::PreResNet, 8).with_width(0.25);
-        let mut network = config.init(input, 10, &policy, 0, &device).unwrap().network;
+        let network = config.init(input, 10, &policy, 0, &device).unwrap().network;
         let logits = network.forward(tensor(&[], [0, 1, 8, 8], &device));
         assert_eq!(logits.dims(), [0, 10], "{}", backend.name);
-        network.for_each_norm(&mut |norm| {
-            assert!(values(norm.running_mean.value_sync()).iter().all(|mean| *mean == 0.0));
-            assert!(values(norm.running_var.value_sync()).iter().all(|variance| *variance == 1.0));
-        });
+        for (path, norm) in network.norms() {
+            let is_still = |running: Tensor<1>, value: f32| values(running).iter().all(|got| *got == value);
+            assert!(is_still(norm.running_mean.value_sync(), 0.0), "{path}");
+            assert!(is_still(norm.running_var.value_sync(), 1.0), "{path}");
+        }
     }
 }

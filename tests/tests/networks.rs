@@ -1,11 +1,15 @@
 //! What networks are made of: shapes of their feature maps, quantized layers, initial weights. That backends agree on what
 //! they compute is in `parity`.
 
+use burn::module::Module;
 use burn::tensor::{Device, Tensor};
+use lowbit_core::graph::{Conv, Graph, GraphBuilder, GraphError, LayerRole, Linear, Op};
 use lowbit_core::{Granularity, Precision};
-use lowbit_models::{Family, InputShape, Model, ModelConfig, ModelError};
-use lowbit_quantizers::{LayerQuantization, Method, QuantizationPolicy, QuantizedNetwork};
-use lowbit_tests::{Backend, backends, default_device, gradients, normal, rng, tensor, values};
+use lowbit_models::{Family, InputShape, Model, ModelConfig, ModelError, Network};
+use lowbit_quantizers::{LayerQuantization, LayerRef, Method, QuantizationPolicy, QuantizedNetwork};
+use lowbit_tests::{
+    Backend, Tolerance, assert_close, backends, default_device, gradients, normal, rng, tensor, values,
+};
 
 const N_CLASSES: usize = 5;
 const BATCH: usize = 3;
@@ -48,10 +52,15 @@ fn feature_maps_have_the_documented_shapes() {
         let network = build(&tiny(family), input, &policy, &device).network;
         let taps = network.forward_features(images(input, &device)).taps;
         assert_eq!(taps.iter().map(Tensor::dims).collect::<Vec<_>>(), expected, "{family}");
-        assert_eq!(network.tap_names().len(), taps.len());
+        let without_batch: Vec<[usize; 3]> = expected.iter().map(|[_, c, h, w]| [*c, *h, *w]).collect();
+        assert_eq!(tiny(family).tap_shapes(input), Ok(without_batch), "{family}");
+        assert_eq!(network.tap_names(), tiny(family).tap_names(), "{family}");
     }
     let too_small = tiny(Family::VggSmall).init(input(2, 9, 7), N_CLASSES, &policy, 0, &device);
-    assert_eq!(too_small.unwrap_err(), ModelError::InputTooSmall { height: 9, width: 7 });
+    assert_eq!(
+        too_small.unwrap_err(),
+        ModelError::InputTooSmall { family: Family::VggSmall, least: 8, height: 9, width: 7 }
+    );
 }
 
 /// A plan is made of the networks that can be built, and of no other.
@@ -64,7 +73,7 @@ fn networks_of_nothing_are_refused() {
         assert_eq!(plan, init);
         plan
     };
-    for family in [Family::ResNet, Family::PreResNet, Family::VggSmall] {
+    for family in FAMILIES {
         for (input, n_classes) in
             [(input(0, 9, 9), 2), (input(3, 0, 9), 2), (input(3, 9, 0), 2), (input(3, 9, 9), 0)]
         {
@@ -146,15 +155,12 @@ fn initial_weights_do_not_depend_on_backend_or_precision() {
     ];
     for family in FAMILIES {
         let weights = |policy: &QuantizationPolicy, device: &Device| {
-            let mut network = build(&tiny(family), input(1, 8, 8), policy, device).network;
-            let mut weights = Vec::new();
-            network.for_each_layer(&mut |_, layer| {
-                weights.push(match layer {
-                    lowbit_quantizers::LayerMut::Conv(conv) => values(conv.weight.val()),
-                    lowbit_quantizers::LayerMut::Linear(linear) => values(linear.weight.val()),
-                });
+            let network = build(&tiny(family), input(1, 8, 8), policy, device).network;
+            let weights = network.layers().map(|(_, layer)| match layer {
+                LayerRef::Conv(conv) => values(conv.weight.val()),
+                LayerRef::Linear(linear) => values(linear.weight.val()),
             });
-            weights
+            weights.collect::<Vec<_>>()
         };
         let expected = weights(&policies[0], &backends()[0].device);
         for Backend { name, device } in backends() {
@@ -163,4 +169,110 @@ fn initial_weights_do_not_depend_on_backend_or_precision() {
             }
         }
     }
+}
+
+/// Parameters have the paths of the graph, whatever looks at a network: burn's visitors, its records, layers and norms by path.
+#[test]
+fn parameters_have_the_paths_of_the_graph() {
+    let device = default_device().autodiff();
+    for family in FAMILIES {
+        let mut network =
+            build(&tiny(family), input(3, 32, 32), &QuantizationPolicy::full_precision(), &device).network;
+        let images = images(input(3, 32, 32), &device);
+        let loss = network.forward(images).square().sum();
+        let paths: Vec<String> =
+            gradients(&network, &loss.backward()).into_iter().map(|(path, _)| path).collect();
+        let mut expected = Vec::new();
+        for node in network.graph().nodes() {
+            let names: &[&str] = match node.op {
+                Op::Conv(conv) if conv.bias => &["weight", "bias"],
+                Op::Conv(_) => &["weight"],
+                Op::Linear(linear) if linear.bias => &["weight", "bias"],
+                Op::Linear(_) => &["weight"],
+                Op::Norm { .. } => &["gamma", "beta"],
+                _ => &[],
+            };
+            expected.extend(names.iter().map(|name| format!("{}.{name}", node.path)));
+        }
+        assert_eq!(paths, expected, "{family}");
+        let layers: Vec<String> = network.layers().map(|(path, _)| path.to_string()).collect();
+        assert_eq!(layers, network.layers_mut().map(|(path, _)| path.to_string()).collect::<Vec<_>>());
+        let norms: Vec<String> = network.norms().map(|(path, _)| path.to_string()).collect();
+        assert_eq!(norms, network.norms_mut().map(|(path, _)| path.to_string()).collect::<Vec<_>>());
+        assert!(layers.iter().chain(&norms).all(|path| expected.iter().any(|name| name.starts_with(path))));
+    }
+}
+
+/// A record of one network fills another, whose outputs are then the same.
+#[test]
+fn records_carry_a_network() {
+    let device = default_device();
+    let policy = QuantizationPolicy::full_precision();
+    for family in FAMILIES {
+        let network = |seed| {
+            tiny(family)
+                .init(input(3, 16, 16), N_CLASSES, &policy, seed, &device)
+                .expect("it is defined")
+                .network
+        };
+        let (one, other) = (network(1), network(2));
+        let logits = |network: &Network| values(network.forward(images(input(3, 16, 16), &device)));
+        assert_ne!(logits(&one), logits(&other), "{family}");
+        let loaded = other.load_record(one.clone().into_record());
+        assert_eq!(logits(&loaded), logits(&one), "{family}");
+    }
+}
+
+/// A graph of one's own is a network: two branches of the image, one of them grouped, and feature maps that would be fused away.
+#[test]
+fn graphs_of_ones_own_run() {
+    let build = || -> Result<Graph, GraphError> {
+        let mut graph = GraphBuilder::default();
+        let image = graph.input([2, 6, 5])?;
+        let conv = Conv::new([2, 4], 3, LayerRole::First);
+        let one = graph.conv("branch.one", conv, image)?;
+        let two = graph.conv("branch.two", Conv { groups: 2, ..conv }, image)?;
+        let three = graph.conv("branch.three", conv.with_bias(), image)?;
+        let sum = graph.add([one, two])?;
+        let sum = graph.add([sum, three])?;
+        let normalized = graph.norm("norm", sum)?;
+        let activated = graph.relu(normalized)?;
+        graph.tap("activated", activated)?;
+        let twice = graph.add([activated, activated])?;
+        let hidden = graph.conv("last", Conv::new([4, 4], 3, LayerRole::Hidden), twice)?;
+        let pooled = graph.global_avg_pool(hidden)?;
+        let logits = graph.linear("fc", Linear::new([4, 3], LayerRole::Last).without_bias(), pooled)?;
+        graph.finish(logits)
+    };
+    let device = default_device();
+    let graph = build().expect("the graph fits together");
+    let network =
+        Network::new(graph, &QuantizationPolicy::full_precision(), 1, &device).expect("it is defined");
+    let image = images(input(2, 6, 5), &device);
+    let features = network.forward_features(image.clone());
+    assert_eq!(network.tap_names(), ["activated"]);
+    // By hand, from the same layers.
+    let layers: Vec<LayerRef<'_>> = network.layers().map(|(_, layer)| layer).collect();
+    let [
+        LayerRef::Conv(one),
+        LayerRef::Conv(two),
+        LayerRef::Conv(three),
+        LayerRef::Conv(last),
+        LayerRef::Linear(fc),
+    ] = layers[..]
+    else {
+        panic!("the graph has four convolutions and a linear layer");
+    };
+    let (_, norm) = network.norms().next().expect("the graph has a norm");
+    let sum = [one, two, three].map(|conv| conv.forward(image.clone())).into_iter().reduce(|a, b| a + b);
+    let activated = norm.forward(sum.expect("there are three")).clamp_min(0.0);
+    assert_close(
+        "map",
+        &values(features.taps[0].clone()),
+        &values(activated.clone()),
+        Tolerance::relative(1e-6),
+    );
+    let hidden = last.forward(activated * 2.0);
+    let logits = fc.forward(hidden.mean_dim(3).mean_dim(2).flatten(1, 3));
+    assert_close("logits", &values(features.logits), &values(logits), Tolerance::relative(1e-5));
 }

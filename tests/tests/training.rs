@@ -8,7 +8,7 @@ use lowbit_core::{Granularity, Precision};
 use lowbit_kernels::{Activation, batch_norm};
 use lowbit_models::{Family, InputShape, Layout, ModelConfig};
 use lowbit_quantizers::{
-    ActivationQuantizer, LayerMut, LayerQuantization, LayerRole, Method, QuantizationPolicy, QuantizedNetwork,
+    ActivationQuantizer, LayerQuantization, LayerRef, LayerRole, Method, QuantizationPolicy, QuantizedNetwork,
 };
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};
 use lowbit_strategies::optimizer::Optimizer;
@@ -222,29 +222,21 @@ fn running_statistics_follow_the_batch() {
     for Backend { name, device } in backends() {
         let device = device.autodiff();
         let policy = QuantizationPolicy::full_precision();
-        let mut network =
-            config.init(input, 10, &policy, 0, &device).expect("the network is defined").network;
+        let network = config.init(input, 10, &policy, 0, &device).expect("the network is defined").network;
         let images = tensor(&pixels, [4, 2, 6, 5], &device);
-        let mut stem = None;
-        network.for_each_layer(&mut |path, layer| {
-            if let (None, LayerMut::Conv(conv)) = (&stem, layer) {
-                stem = Some((path.to_string(), conv.forward(images.clone())));
-            }
-        });
         // [channels, everything else]
-        let (_, map) = stem.expect("there is a convolution");
+        let Some((_, LayerRef::Conv(stem))) = network.layers().next() else {
+            panic!("no convolution is first")
+        };
+        let map = stem.forward(images.clone());
         let channels = map.dims()[1];
         let map = map.swap_dims(0, 1).reshape([channels, 120]);
         let mean = map.clone().mean_dim(1);
         let variance = (map - mean.clone()).square().mean_dim(1);
         drop(network.forward(images));
-        let mut first = None;
-        network.for_each_norm(&mut |norm| {
-            first.get_or_insert_with(|| {
-                [&norm.running_mean, &norm.running_var].map(|running| values(running.value_sync()))
-            });
-        });
-        let [running_mean, running_var] = first.expect("there is a normalization");
+        let (_, norm) = network.norms().next().expect("there is a normalization");
+        let [running_mean, running_var] =
+            [&norm.running_mean, &norm.running_var].map(|running| values(running.value_sync()));
         // They begin as 0 and 1.
         assert_close(&format!("mean on {name}"), &running_mean, &values(mean * 0.1), NORM);
         assert_close(&format!("variance on {name}"), &running_var, &values(variance * 0.1 + 0.9), NORM);
@@ -363,18 +355,17 @@ fn plans_are_those_of_the_built_networks() {
     let policy = QuantizationPolicy::full_precision();
     for config in configs {
         let model = config.init(input, 10, &policy, 0, &default_device()).expect("the network is defined");
-        let mut network = model.network;
+        let network = model.network;
         let plan = config.plan(input, 10, &policy).expect("the network is defined");
-        let mut built = Vec::new();
-        network.for_each_layer(&mut |path, layer| built.push((path.to_string(), layer.weight_shape())));
+        let built: Vec<_> =
+            network.layers().map(|(path, layer)| (path.to_string(), layer.weight_shape())).collect();
         let planned: Vec<_> =
             plan.layers.iter().map(|layer| (layer.path.clone(), layer.shape.clone())).collect();
         assert_eq!(planned, built, "{config:?}");
         // The module counts the running statistics too, as many as the parameters of BatchNorm.
         let n_parameters = plan.n_parameters() + plan.n_norm_parameters;
         assert_eq!(n_parameters, network.num_params(), "{config:?}");
-        let mut n_norm_parameters = 0;
-        network.for_each_norm(&mut |norm| n_norm_parameters += norm.gamma.val().dims()[0] * 2);
+        let n_norm_parameters: usize = network.norms().map(|(_, norm)| norm.gamma.val().dims()[0] * 2).sum();
         assert_eq!(plan.n_norm_parameters, n_norm_parameters, "{config:?}");
         let layers = config.layers().expect("the network is defined").into_iter();
         let planned: Vec<_> = plan.layers.into_iter().map(|layer| (layer.path, layer.role)).collect();

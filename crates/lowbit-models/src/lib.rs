@@ -1,8 +1,9 @@
 //! Convolutional networks made of quantized layers: ResNet and PreResNet, CIFAR-style of depth 6n+2 and ImageNet-style
 //! of depth 18, 34 and 50, and VGG-small, for images of any size and number of channels.
 //!
-//! A network is built from a [`ModelConfig`] and a [`QuantizationPolicy`],
-//! knows nothing of training, and exposes its feature maps as named taps.
+//! A [`ModelConfig`] is made into a [graph](lowbit_core::graph), and that into a [`Network`] at the precision of a
+//! [`QuantizationPolicy`]. A network knows nothing of training, and exposes its feature maps as named taps. A graph of one's own
+//! becomes a network, too: [`Network::new`].
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
@@ -17,28 +18,25 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod builder;
-mod imagenet;
-mod layout;
+mod config;
+mod error;
+mod families;
 mod network;
 mod norm;
 mod plan;
-mod preresnet;
-mod resnet;
-mod vgg;
+mod program;
 
+pub use config::{Family, InputShape, Layout, Model, ModelConfig, NamedLayer};
+pub use error::ModelError;
+pub use families::Settings;
+pub use lowbit_core::{Graph, GraphBuilder, GraphError, graph};
 // What it takes to ask for a network, so that a program that only builds one depends on this crate alone.
-pub use imagenet::{ImageNetBlock, ImageNetResNet};
-pub use layout::Layout;
 pub use lowbit_quantizers::{
     BitWidth, Granularity, LayerOverride, LayerQuantization, Method, Precision, QuantizationPolicy,
     QuantizedNetwork,
 };
-pub use network::{Family, Features, InputShape, LayerRef, Model, ModelConfig, ModelError, Network};
+pub use network::{Features, Network};
 pub use plan::{LayerPlan, Plan};
-pub use preresnet::{PreActivationBlock, PreResNet};
-pub use resnet::{BasicBlock, ResNet};
-pub use vgg::VggSmall;
 
 /// The code of the README, compiled and run with the documentation's tests.
 #[cfg(doctest)]

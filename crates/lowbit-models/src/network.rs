@@ -1,370 +1,421 @@
-//! The closed set of networks and how one is asked for.
+//! The burn module of a graph.
 
-use std::fmt;
+use std::sync::Arc;
 
-use burn::module::Module;
-use burn::nn::BatchNorm;
+use burn::module::{
+    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
+};
+use burn::nn::{BatchNorm, BatchNormConfig};
+use burn::tensor::activation::relu;
+use burn::tensor::module::max_pool2d;
+use burn::tensor::ops::MaxPoolOptions;
 use burn::tensor::{Device, Tensor};
-use lowbit_quantizers::{LayerMut, LayerRole, QuantizationPolicy, QuantizedNetwork, QuantizerError};
-use serde::{Deserialize, Serialize};
+use lowbit_core::graph::{Conv, Graph, Linear, Node, Op};
+use lowbit_core::{Purpose, stream};
+use lowbit_kernels::Activation;
+use lowbit_quantizers::{
+    LayerMut, LayerRef, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantLinearConfig, QuantizationPolicy,
+    QuantizedNetwork,
+};
+use rand::Rng;
 
-use crate::layout::ResidualLayout;
-use crate::plan::NetworkShapes;
-use crate::{ImageNetResNet, Layout, Plan, PreResNet, ResNet, VggSmall};
-
-/// A family of networks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Family {
-    /// Residual network.
-    #[serde(rename = "resnet")]
-    ResNet,
-    /// Pre-activation residual network.
-    #[serde(rename = "preresnet")]
-    PreResNet,
-    /// VGG-small; its depth is fixed.
-    VggSmall,
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Family::ResNet => "resnet",
-            Family::PreResNet => "preresnet",
-            Family::VggSmall => "vgg-small",
-        })
-    }
-}
-
-/// Size of the images that a network takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InputShape {
-    /// Channels.
-    pub channels: usize,
-    /// Height in pixels.
-    pub height: usize,
-    /// Width in pixels.
-    pub width: usize,
-}
-
-/// A network's architecture, apart from its input, classes and precision.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ModelConfig {
-    /// Family.
-    pub family: Family,
-    /// Arrangement of a residual network; the default for VGG-small.
-    pub layout: Layout,
-    /// Number of weighted layers: 8, 14, 20, 32, 44, 56, 110, or any other 6n+2 from 8 to 9998; in the ImageNet layout 18,
-    /// 34 or 50. Absent for VGG-small.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub depth: Option<usize>,
-    /// Multiplier of the number of channels.
-    pub width: f64,
-    /// Stride of a residual network's first convolution, 1 or 2: 2 halves the size of every feature map. 1 for VGG-small.
-    pub stem_stride: usize,
-}
-
-impl ModelConfig {
-    /// A CIFAR-style residual network of `depth` layers at width 1.
-    pub fn new(family: Family, depth: usize) -> Self {
-        Self::of(family, Layout::Cifar, Some(depth))
-    }
-
-    /// An ImageNet-style residual network of 18, 34 or 50 layers at width 1.
-    pub fn imagenet(family: Family, depth: usize) -> Self {
-        Self::of(family, Layout::ImageNet, Some(depth))
-    }
-
-    /// VGG-small at width 1.
-    pub fn vgg_small() -> Self {
-        Self::of(Family::VggSmall, Layout::default(), None)
-    }
-
-    fn of(family: Family, layout: Layout, depth: Option<usize>) -> Self {
-        Self { family, layout, depth, width: 1.0, stem_stride: layout.default_stem_stride() }
-    }
-
-    /// The same with another number of channels.
-    pub fn with_width(self, width: f64) -> Self {
-        Self { width, ..self }
-    }
-
-    /// Names of the feature maps: the paths of the stages, whose output they are.
-    pub fn tap_names(&self) -> &'static [&'static str] {
-        self.layout.stage_names()
-    }
-
-    /// Shapes of the feature maps of an `input`, `[channels, height, width]` each, in the order of
-    /// [`ModelConfig::tap_names`].
-    ///
-    /// # Errors
-    /// [`ModelError`] if the architecture is not defined.
-    pub fn tap_shapes(&self, input: InputShape) -> Result<Vec<[usize; 3]>, ModelError> {
-        match self.family {
-            Family::VggSmall => Ok(VggSmall::tap_shapes(self.width, input)),
-            _ => Ok(ResidualLayout::new(self)?.tap_shapes(input)),
-        }
-    }
-
-    /// The layers of the network in forward order, as in its [`Plan`].
-    ///
-    /// # Errors
-    /// [`ModelError`] if the architecture is not defined.
-    pub fn layers(&self) -> Result<Vec<LayerRef>, ModelError> {
-        // Which layers there are depends neither on the size of the images nor on the classes.
-        let shapes = self.shapes(InputShape { channels: 1, height: 1, width: 1 }, 1)?;
-        Ok(shapes.layers.into_iter().map(|layer| LayerRef { path: layer.path, role: layer.role }).collect())
-    }
-
-    fn shapes(&self, input: InputShape, n_classes: usize) -> Result<NetworkShapes, ModelError> {
-        match self.family {
-            Family::VggSmall => Ok(VggSmall::shapes(self.width, input, n_classes)),
-            _ => Ok(ResidualLayout::new(self)?.shapes(input, n_classes)),
-        }
-    }
-
-    /// The precision of every layer of the network, which takes neither a device nor memory for its weights.
-    ///
-    /// # Errors
-    /// [`ModelError`] if the architecture is not defined, a layer cannot be quantized as asked, or a pattern of the
-    /// policy matches no layer.
-    pub fn plan(
-        &self,
-        input: InputShape,
-        n_classes: usize,
-        policy: &QuantizationPolicy,
-    ) -> Result<Plan, ModelError> {
-        self.check(input, n_classes)?;
-        let plan = Plan::new(self.shapes(input, n_classes)?, policy)?;
-        let layers: Vec<String> = plan.layers.iter().map(|layer| layer.path.clone()).collect();
-        match policy.unmatched_patterns(&layers).first() {
-            Some(pattern) => Err(ModelError::UnmatchedPattern { pattern: (*pattern).into(), layers }),
-            None => Ok(plan),
-        }
-    }
-
-    /// Refuses an architecture that is not defined.
-    fn check(&self, input: InputShape, n_classes: usize) -> Result<(), ModelError> {
-        let Self { family, layout, depth, width, stem_stride } = *self;
-        if [n_classes, input.channels, input.height, input.width].contains(&0) {
-            return Err(ModelError::Empty { n_classes, input });
-        }
-        if !(width.is_finite() && width > 0.0 && width <= 64.0) {
-            return Err(ModelError::Width { got: width });
-        }
-        if !(1..=2).contains(&stem_stride) || (family == Family::VggSmall && stem_stride != 1) {
-            return Err(ModelError::StemStride { got: stem_stride });
-        }
-        if family != Family::VggSmall {
-            return Ok(());
-        }
-        let InputShape { height, width, .. } = input;
-        match depth {
-            Some(got) => Err(ModelError::FixedDepth { got }),
-            None if layout != Layout::default() => Err(ModelError::FixedLayout { got: layout }),
-            None if height < 8 || width < 8 => Err(ModelError::InputTooSmall { height, width }),
-            None => Ok(()),
-        }
-    }
-
-    /// A network with weights drawn from `seed`.
-    ///
-    /// # Errors
-    /// [`ModelError`] if the architecture is not defined, a layer cannot be quantized as asked, or a pattern of the
-    /// policy matches no layer.
-    pub fn init(
-        &self,
-        input: InputShape,
-        n_classes: usize,
-        policy: &QuantizationPolicy,
-        seed: u64,
-        device: &Device,
-    ) -> Result<Model, ModelError> {
-        let plan = self.plan(input, n_classes, policy)?;
-        let network = match (self.family, self.layout) {
-            (Family::VggSmall, _) => {
-                Network::VggSmall(VggSmall::new(self.width, input, n_classes, policy, seed, device)?)
-            }
-            (Family::ResNet | Family::PreResNet, Layout::ImageNet) => {
-                let layout = ResidualLayout::new(self)?;
-                Network::ImageNet(ImageNetResNet::new(layout, input, n_classes, policy, seed, device)?)
-            }
-            (Family::ResNet, Layout::Cifar) => {
-                let layout = ResidualLayout::new(self)?;
-                Network::ResNet(ResNet::new(layout, input, n_classes, policy, seed, device)?)
-            }
-            (Family::PreResNet, Layout::Cifar) => {
-                let layout = ResidualLayout::new(self)?;
-                Network::PreResNet(PreResNet::new(layout, input, n_classes, policy, seed, device)?)
-            }
-        };
-        Ok(Model { network, plan })
-    }
-}
-
-/// A layer of a network.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LayerRef {
-    /// Its path.
-    pub path: String,
-    /// The part it plays.
-    pub role: LayerRole,
-}
-
-/// A network as it was built, with the plan of its layers.
-#[derive(Clone, Debug)]
-pub struct Model {
-    /// The network.
-    pub network: Network,
-    /// What each of its layers is.
-    pub plan: Plan,
-}
-
-/// A network that cannot be built.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum ModelError {
-    /// A depth that the layout does not define.
-    #[error("no depth {got} in the {layout} layout; it has {}", layout.depths())]
-    Depth {
-        /// The layout.
-        layout: Layout,
-        /// The depth asked for.
-        got: usize,
-    },
-    /// A residual network without depth.
-    #[error("{family} needs a depth of {}", layout.depths())]
-    NoDepth {
-        /// The family.
-        family: Family,
-        /// The layout.
-        layout: Layout,
-    },
-    /// VGG-small with a depth.
-    #[error("vgg-small has a fixed depth: remove depth = {got}")]
-    FixedDepth {
-        /// The depth asked for.
-        got: usize,
-    },
-    /// VGG-small with the layout of another network.
-    #[error("vgg-small has a fixed layout: remove layout = {:?}", got.to_string())]
-    FixedLayout {
-        /// The layout asked for.
-        got: Layout,
-    },
-    /// A width that is no number of channels.
-    #[error("width must be greater than 0 and at most 64, got {got}")]
-    Width {
-        /// The width asked for.
-        got: f64,
-    },
-    /// A first stride that is not defined.
-    #[error("stem_stride must be 1 or 2, and 1 for vgg-small, got {got}")]
-    StemStride {
-        /// The stride asked for.
-        got: usize,
-    },
-    /// Images without pixels, or no class.
-    #[error(
-        "a network needs at least 1 class, channel and pixel, got {n_classes} classes and images of {}x{}x{} (channels, height, width)",
-        input.channels, input.height, input.width
-    )]
-    Empty {
-        /// The classes asked for.
-        n_classes: usize,
-        /// The images.
-        input: InputShape,
-    },
-    /// VGG-small halves its input three times.
-    #[error("vgg-small needs images of at least 8x8 pixels, got {height}x{width}")]
-    InputTooSmall {
-        /// Height of the images.
-        height: usize,
-        /// Width of the images.
-        width: usize,
-    },
-    /// A layer cannot be quantized as asked.
-    #[error("layer {layer}: {source}")]
-    Quantizer {
-        /// Path of the layer.
-        layer: String,
-        /// What is wrong.
-        source: QuantizerError,
-    },
-    /// A pattern of the policy that matches nothing.
-    #[error("layer pattern {pattern:?} matches no layer; the layers are {}", layers.join(", "))]
-    UnmatchedPattern {
-        /// The pattern.
-        pattern: String,
-        /// Paths of all layers.
-        layers: Vec<String>,
-    },
-}
+use crate::ModelError;
+use crate::norm::{norm_relu_convs, norm_then};
+use crate::program::{Operand, Program, Step};
 
 /// What a forward pass yields.
 #[derive(Clone, Debug)]
 pub struct Features {
     /// Class scores, `[batch, n_classes]`.
     pub logits: Tensor<2>,
-    /// Output of every stage, `[batch, channels, height, width]`, in the order of [`Network::tap_names`].
+    /// The feature maps, `[batch, channels, height, width]`, in the order of [`Network::tap_names`].
     pub taps: Vec<Tensor<4>>,
 }
 
-/// A network of any family.
-#[derive(Module, Debug)]
-#[expect(clippy::large_enum_variant, reason = "a program holds a few networks, whose tensors are elsewhere")]
-pub enum Network {
-    /// CIFAR-style residual network.
-    ResNet(ResNet),
-    /// CIFAR-style pre-activation residual network.
-    PreResNet(PreResNet),
-    /// ImageNet-style residual network of either kind.
-    ImageNet(ImageNetResNet),
-    /// VGG-small.
-    VggSmall(VggSmall),
+/// The layers of a [`Graph`], and what they do.
+///
+/// As a burn module it has the paths of its graph: the weights of the node "stages.0.1.conv1" are "stages.0.1.conv1.weight",
+/// whether they are visited, recorded or grouped by an optimizer. Clones share the graph.
+#[derive(Clone, Debug)]
+pub struct Network {
+    program: Arc<Program>,
+    /// In the order of [`Program::layers`].
+    layers: Vec<Layer>,
+}
+
+/// A layer with parameters.
+#[derive(Clone, Debug)]
+enum Layer {
+    Conv(QuantConv2d),
+    Linear(QuantLinear),
+    Norm(BatchNorm),
+}
+
+impl Layer {
+    /// The layer at `node`, if it has parameters. Convolutions and linear layers draw their weights from `rng`.
+    fn new(
+        node: &Node,
+        policy: &QuantizationPolicy,
+        rng: &mut impl Rng,
+        device: &Device,
+    ) -> Result<Option<Self>, ModelError> {
+        let layer = match node.op {
+            Op::Conv(Conv { in_channels, out_channels, kernel, stride, padding, groups, bias, role }) => {
+                let quantization = policy.resolve(&node.path, role);
+                let config = QuantConv2dConfig {
+                    in_channels,
+                    out_channels,
+                    kernel_size: kernel,
+                    stride,
+                    padding,
+                    groups,
+                    bias,
+                    quantization,
+                };
+                config.init(device, rng).map(Self::Conv)
+            }
+            Op::Linear(Linear { in_features, out_features, bias, role }) => {
+                let quantization = policy.resolve(&node.path, role);
+                let config = QuantLinearConfig { in_features, out_features, bias, quantization };
+                config.init(device, rng).map(Self::Linear)
+            }
+            Op::Norm { channels } => Ok(Self::Norm(BatchNormConfig::new(channels).init(device))),
+            _ => return Ok(None),
+        };
+        layer.map(Some).map_err(|source| ModelError::Quantizer { layer: node.path.clone(), source })
+    }
 }
 
 impl Network {
+    /// The network of `graph`, each layer at the precision that `policy` has for it, with weights drawn from `seed`: they do not
+    /// depend on the policy, so that networks of different precision start equal.
+    ///
+    /// # Errors
+    /// [`ModelError`] if a layer cannot be quantized as asked.
+    pub fn new(
+        graph: Graph,
+        policy: &QuantizationPolicy,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        let mut rng = stream(seed, Purpose::InitialWeights, 0, 0);
+        let layers = graph.nodes().iter().map(|node| Layer::new(node, policy, &mut rng, device));
+        let layers = layers.filter_map(Result::transpose).collect::<Result<_, _>>()?;
+        Ok(Self { program: Arc::new(Program::new(graph)), layers })
+    }
+
+    /// What the network is made of.
+    pub fn graph(&self) -> &Graph {
+        &self.program.graph
+    }
+
+    /// Names of the feature maps in [`Features::taps`].
+    pub fn tap_names(&self) -> Vec<&str> {
+        self.graph().taps().iter().map(|tap| tap.name.as_str()).collect()
+    }
+
+    /// Path and layer, for every BatchNorm in forward order.
+    pub fn norms(&self) -> impl Iterator<Item = (&str, &BatchNorm)> {
+        self.parts().filter_map(|(path, layer)| match layer {
+            Layer::Norm(norm) => Some((path, norm)),
+            Layer::Conv(_) | Layer::Linear(_) => None,
+        })
+    }
+
+    /// The same for change.
+    pub fn norms_mut(&mut self) -> impl Iterator<Item = (&str, &mut BatchNorm)> {
+        self.parts_mut().filter_map(|(path, layer)| match layer {
+            Layer::Norm(norm) => Some((path, norm)),
+            Layer::Conv(_) | Layer::Linear(_) => None,
+        })
+    }
+
+    fn parts(&self) -> impl Iterator<Item = (&str, &Layer)> {
+        self.layers.iter().enumerate().map(|(i, layer)| (self.program.path(i), layer))
+    }
+
+    fn parts_mut(&mut self) -> impl Iterator<Item = (&str, &mut Layer)> {
+        let program = &self.program;
+        self.layers.iter_mut().enumerate().map(|(i, layer)| (program.path(i), layer))
+    }
+
     /// Class scores. Shapes `[batch, channels, height, width]` to `[batch, n_classes]`.
     pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        self.forward_features(images).logits
+        self.run(images, |_, _| {})
     }
 
     /// Class scores and feature maps of `images`, `[batch, channels, height, width]`.
     pub fn forward_features(&self, images: Tensor<4>) -> Features {
-        match self {
-            Self::ResNet(network) => network.forward_features(images),
-            Self::PreResNet(network) => network.forward_features(images),
-            Self::ImageNet(network) => network.forward_features(images),
-            Self::VggSmall(network) => network.forward_features(images),
+        let mut taps = vec![None; self.graph().taps().len()];
+        let logits = self.run(images, |node, value| {
+            for (tap, map) in self.graph().taps().iter().zip(&mut taps) {
+                if tap.node.index() == node {
+                    *map = Some(value.clone().map());
+                }
+            }
+        });
+        Features { logits, taps: taps.into_iter().flatten().collect() }
+    }
+
+    /// Runs all steps; `see` gets every value that is made, with the index of its node.
+    fn run(&self, images: Tensor<4>, mut see: impl FnMut(usize, &Value)) -> Tensor<2> {
+        let mut values = Values(vec![None; self.graph().nodes().len()]);
+        let mut set = |values: &mut Values, node: usize, value: Value| {
+            see(node, &value);
+            values.0[node] = Some(value);
+        };
+        set(&mut values, 0, Value::Map(images));
+        for step in &self.program.steps {
+            match step {
+                Step::Convs { input, norm, convs } => {
+                    let x = values.read(*input).map();
+                    let layers: Vec<&QuantConv2d> =
+                        convs.iter().map(|(layer, _)| self.conv(*layer)).collect();
+                    let outputs = match norm {
+                        Some(norm) => norm_relu_convs(self.norm(*norm), x, &layers),
+                        None => QuantConv2d::forward_all(&layers, x),
+                    };
+                    for ((_, node), output) in convs.iter().zip(outputs) {
+                        set(&mut values, *node, Value::Map(output));
+                    }
+                }
+                Step::Norm { input, layer, is_relu, output } => {
+                    let activation = if *is_relu { Activation::Relu } else { Activation::Identity };
+                    let value = values.read(*input).normalized(self.norm(*layer), activation);
+                    set(&mut values, *output, value);
+                }
+                Step::Linear { input, layer, output } => {
+                    let value = self.linear(*layer).forward(values.read(*input).features());
+                    set(&mut values, *output, Value::Features(value));
+                }
+                Step::Plain { inputs, op, output } => {
+                    let inputs = inputs.iter().map(|input| values.read(*input)).collect();
+                    set(&mut values, *output, plain(*op, inputs));
+                }
+            }
+        }
+        let output = values.0.swap_remove(self.graph().output().index());
+        output.expect("invariant: the output was made").features()
+    }
+
+    fn conv(&self, layer: usize) -> &QuantConv2d {
+        match &self.layers[layer] {
+            Layer::Conv(conv) => conv,
+            _ => unreachable!("invariant: the step is of a convolution"),
         }
     }
 
-    /// Calls `visit` with every BatchNorm layer.
-    pub fn for_each_norm(&mut self, visit: &mut dyn FnMut(&mut BatchNorm)) {
-        match self {
-            Self::ResNet(network) => network.for_each_norm(visit),
-            Self::PreResNet(network) => network.for_each_norm(visit),
-            Self::ImageNet(network) => network.for_each_norm(visit),
-            Self::VggSmall(network) => network.for_each_norm(visit),
+    fn linear(&self, layer: usize) -> &QuantLinear {
+        match &self.layers[layer] {
+            Layer::Linear(linear) => linear,
+            _ => unreachable!("invariant: the step is of a linear layer"),
         }
     }
 
-    /// Names of the feature maps in [`Features::taps`]: the output of every stage.
-    pub fn tap_names(&self) -> &'static [&'static str] {
+    fn norm(&self, layer: usize) -> &BatchNorm {
+        match &self.layers[layer] {
+            Layer::Norm(norm) => norm,
+            _ => unreachable!("invariant: the step is of a normalization"),
+        }
+    }
+}
+
+/// The output of a node.
+#[derive(Clone)]
+enum Value {
+    /// `[batch, channels, height, width]`.
+    Map(Tensor<4>),
+    /// `[batch, features]`.
+    Features(Tensor<2>),
+}
+
+impl Value {
+    fn map(self) -> Tensor<4> {
         match self {
-            Self::ImageNet(_) => Layout::ImageNet.stage_names(),
-            Self::ResNet(_) | Self::PreResNet(_) | Self::VggSmall(_) => Layout::Cifar.stage_names(),
+            Self::Map(map) => map,
+            Self::Features(_) => unreachable!("invariant: the shapes of the graph are checked"),
+        }
+    }
+
+    fn features(self) -> Tensor<2> {
+        match self {
+            Self::Features(features) => features,
+            Self::Map(_) => unreachable!("invariant: the shapes of the graph are checked"),
+        }
+    }
+
+    /// `activation(norm(self))`.
+    fn normalized(self, norm: &BatchNorm, activation: Activation) -> Self {
+        match self {
+            Self::Map(map) => Self::Map(norm_then(norm, map, activation)),
+            Self::Features(features) => {
+                let [batch, channels] = features.dims();
+                let map = norm_then(norm, features.reshape([batch, channels, 1, 1]), activation);
+                Self::Features(map.reshape([batch, channels]))
+            }
+        }
+    }
+}
+
+/// The outputs of nodes that are still to be read.
+struct Values(Vec<Option<Value>>);
+
+impl Values {
+    /// A value for a step; the last one that reads it takes it.
+    fn read(&mut self, Operand { node, is_last }: Operand) -> Value {
+        let value = if is_last { self.0[node].take() } else { self.0[node].clone() };
+        value.expect("invariant: a value is made before it is read and dropped after its last use")
+    }
+}
+
+/// An operation without parameters.
+fn plain(op: Op, inputs: Vec<Value>) -> Value {
+    let mut inputs = inputs.into_iter();
+    let mut next = || inputs.next().expect("invariant: the numbers of inputs are checked");
+    match op {
+        Op::Relu => match next() {
+            Value::Map(map) => Value::Map(relu(map)),
+            Value::Features(features) => Value::Features(relu(features)),
+        },
+        Op::Add => match (next(), next()) {
+            (Value::Map(one), Value::Map(other)) => Value::Map(one + other),
+            (one, other) => Value::Features(one.features() + other.features()),
+        },
+        Op::MaxPool { kernel, stride, padding } => {
+            let options =
+                MaxPoolOptions::new([kernel; 2]).with_stride([stride; 2]).with_padding([padding; 2]);
+            Value::Map(max_pool2d(next().map(), options))
+        }
+        Op::GlobalAvgPool => {
+            let map = next().map();
+            let [batch, channels, height, width] = map.dims();
+            let mean = map.reshape([batch, channels, height * width]).mean_dim(2);
+            Value::Features(mean.reshape([batch, channels]))
+        }
+        Op::Flatten => Value::Features(next().map().flatten(1, 3)),
+        Op::Input(_) | Op::Conv(_) | Op::Linear(_) | Op::Norm { .. } => {
+            unreachable!("invariant: these are other steps")
         }
     }
 }
 
 impl QuantizedNetwork for Network {
-    fn for_each_layer(&mut self, visit: &mut dyn FnMut(&str, LayerMut<'_>)) {
-        match self {
-            Self::ResNet(network) => network.for_each_layer(visit),
-            Self::PreResNet(network) => network.for_each_layer(visit),
-            Self::ImageNet(network) => network.for_each_layer(visit),
-            Self::VggSmall(network) => network.for_each_layer(visit),
-        }
+    fn layers(&self) -> impl Iterator<Item = (&str, LayerRef<'_>)> {
+        self.parts().filter_map(|(path, layer)| match layer {
+            Layer::Conv(conv) => Some((path, LayerRef::Conv(conv))),
+            Layer::Linear(linear) => Some((path, LayerRef::Linear(linear))),
+            Layer::Norm(_) => None,
+        })
+    }
+
+    fn layers_mut(&mut self) -> impl Iterator<Item = (&str, LayerMut<'_>)> {
+        self.parts_mut().filter_map(|(path, layer)| match layer {
+            Layer::Conv(conv) => Some((path, LayerMut::Conv(conv))),
+            Layer::Linear(linear) => Some((path, LayerMut::Linear(linear))),
+            Layer::Norm(_) => None,
+        })
     }
 }
+
+/// What burn calls the module that holds the layers.
+const CONTAINER: &str = "Struct:Network";
+
+// By hand: a derived module has the names of fields, and this one those of its graph. A path of several parts is entered part by
+// part, as if there were modules in modules.
+impl Module for Network {
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        self.layers.iter().fold(devices, |devices, layer| match layer {
+            Layer::Conv(conv) => conv.collect_devices(devices),
+            Layer::Linear(linear) => linear.collect_devices(devices),
+            Layer::Norm(norm) => norm.collect_devices(devices),
+        })
+    }
+
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        for (path, layer) in self.parts() {
+            path.split('.').for_each(|part| visitor.enter_module(part, CONTAINER));
+            match layer {
+                Layer::Conv(conv) => conv.visit(visitor),
+                Layer::Linear(linear) => linear.visit(visitor),
+                Layer::Norm(norm) => norm.visit(visitor),
+            }
+            path.split('.').rev().for_each(|part| visitor.exit_module(part, CONTAINER));
+        }
+    }
+
+    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+        let Self { program, layers } = self;
+        let map = |(i, layer)| {
+            let path = program.path(i);
+            path.split('.').for_each(|part| mapper.enter_module(part, CONTAINER));
+            let layer = match layer {
+                Layer::Conv(conv) => Layer::Conv(conv.map(mapper)),
+                Layer::Linear(linear) => Layer::Linear(linear.map(mapper)),
+                Layer::Norm(norm) => Layer::Norm(norm.map(mapper)),
+            };
+            path.split('.').rev().for_each(|part| mapper.exit_module(part, CONTAINER));
+            layer
+        };
+        let layers = layers.into_iter().enumerate().map(map).collect();
+        Self { program, layers }
+    }
+
+    fn to_device(self, device: &Device) -> Self {
+        self.each(
+            |layer| layer.to_device(device),
+            |layer| layer.to_device(device),
+            |layer| layer.to_device(device),
+        )
+    }
+
+    fn fork(self, device: &Device) -> Self {
+        self.each(|layer| layer.fork(device), |layer| layer.fork(device), |layer| layer.fork(device))
+    }
+
+    fn valid(&self) -> Self {
+        self.clone().each(|layer| layer.valid(), |layer| layer.valid(), |layer| layer.valid())
+    }
+
+    fn train(self) -> Self {
+        self.each(Module::train, Module::train, Module::train)
+    }
+
+    fn materialize(self) -> Self {
+        self.each(Module::materialize, Module::materialize, Module::materialize)
+    }
+}
+
+impl Network {
+    /// Every layer replaced by the function for its kind.
+    fn each(
+        self,
+        conv: impl Fn(QuantConv2d) -> QuantConv2d,
+        linear: impl Fn(QuantLinear) -> QuantLinear,
+        norm: impl Fn(BatchNorm) -> BatchNorm,
+    ) -> Self {
+        let layers = self.layers.into_iter().map(|layer| match layer {
+            Layer::Conv(layer) => Layer::Conv(conv(layer)),
+            Layer::Linear(layer) => Layer::Linear(linear(layer)),
+            Layer::Norm(layer) => Layer::Norm(norm(layer)),
+        });
+        Self { program: self.program, layers: layers.collect() }
+    }
+}
+
+impl ModuleDisplayDefault for Network {
+    fn content(&self, content: Content) -> Option<Content> {
+        let content = content.set_top_level_type("Network");
+        let add = |content: Content, (path, layer): (&str, &Layer)| match layer {
+            Layer::Conv(conv) => content.add(path, conv),
+            Layer::Linear(linear) => content.add(path, linear),
+            Layer::Norm(norm) => content.add(path, norm),
+        };
+        self.parts().fold(content, add).optional()
+    }
+
+    fn num_params(&self) -> usize {
+        Module::num_params(self)
+    }
+}
+
+impl ModuleDisplay for Network {}

@@ -5,27 +5,16 @@ use burn::tensor::Tensor;
 use lowbit_kernels::{Activation, batch_norm, batch_norm_fixed};
 use lowbit_quantizers::QuantConv2d;
 
-/// `conv(relu(norm(x)))`, with the layer's quantization of its input in one operation with the normalization where that
-/// can be.
-pub(crate) fn norm_relu_conv(norm: &BatchNorm, x: Tensor<4>, conv: &QuantConv2d) -> Tensor<4> {
-    match conv.input_activation(x.dims()) {
-        Some(activation) => conv.forward_quantized(norm_then(norm, x, activation)),
-        None => conv.forward(norm_then(norm, x, Activation::Relu)),
-    }
-}
-
-/// The same for two layers.
-pub(crate) fn norm_relu_convs(norm: &BatchNorm, x: Tensor<4>, convs: [&QuantConv2d; 2]) -> [Tensor<4>; 2] {
-    let shared = convs[0].input_activation(x.dims()).filter(|_| convs[0].quantizes_input_like(convs[1]));
-    match shared {
+/// `conv(relu(norm(x)))` for each of `convs`, with the quantization of their input in one operation with the normalization where
+/// that can be.
+pub(crate) fn norm_relu_convs(norm: &BatchNorm, x: Tensor<4>, convs: &[&QuantConv2d]) -> Vec<Tensor<4>> {
+    let Some((first, others)) = convs.split_first() else { return Vec::new() };
+    let are_alike = others.iter().all(|conv| first.quantizes_input_like(conv));
+    match first.input_activation(x.dims()).filter(|_| are_alike) {
         Some(activation) => {
-            let input = norm_then(norm, x, activation);
-            convs.map(|conv| conv.forward_quantized(input.clone()))
+            QuantConv2d::on_each(convs, norm_then(norm, x, activation), QuantConv2d::forward_quantized)
         }
-        None => {
-            let input = norm_then(norm, x, Activation::Relu);
-            convs.map(|conv| conv.forward(input.clone()))
-        }
+        None => QuantConv2d::on_each(convs, norm_then(norm, x, Activation::Relu), QuantConv2d::forward),
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use lowbit_core::{Granularity, Precision};
-use lowbit_quantizers::{LayerQuantization, LayerRole, Method, QuantConv2dConfig, QuantizationPolicy};
+use lowbit_core::graph::{LayerRole, Linear, Node, Op, Shape};
+use lowbit_core::{Granularity, Graph, Precision};
+use lowbit_quantizers::{LayerQuantization, Method, QuantizationPolicy};
 use serde::{Deserialize, Serialize};
 
 use crate::ModelError;
@@ -46,70 +47,53 @@ pub struct LayerPlan {
 }
 
 /// One layer, whatever its precision.
-pub(crate) struct LayerShape {
-    pub(crate) path: String,
-    pub(crate) role: LayerRole,
+struct LayerShape {
+    path: String,
+    role: LayerRole,
     shape: Vec<usize>,
     n_biases: usize,
-    /// Places of the output image that the weights are applied at.
-    n_positions: usize,
+    /// Places of the output that the weights are applied at.
+    n_places: usize,
 }
 
-/// What a network is made of, in forward order.
-#[derive(Default)]
-pub(crate) struct NetworkShapes {
-    pub(crate) layers: Vec<LayerShape>,
-    n_norm_parameters: usize,
-}
-
-impl NetworkShapes {
-    /// A convolution of an input of `size` (height and width).
-    pub(crate) fn push_conv(
-        &mut self,
-        path: impl Into<String>,
-        role: LayerRole,
-        config: QuantConv2dConfig,
-        size: [usize; 2],
-    ) {
-        let QuantConv2dConfig { in_channels, out_channels, kernel_size, stride, groups, .. } = config;
-        self.layers.push(LayerShape {
-            path: path.into(),
-            role,
-            shape: vec![out_channels, in_channels / groups, kernel_size, kernel_size],
-            n_biases: 0,
-            n_positions: size.map(|side| side.div_ceil(stride)).iter().product(),
-        });
-    }
-
-    /// The classifier.
-    pub(crate) fn push_linear(&mut self, path: &str, in_features: usize, out_features: usize) {
-        self.layers.push(LayerShape {
-            path: path.into(),
-            role: LayerRole::Last,
-            shape: vec![out_features, in_features],
-            n_biases: out_features,
-            n_positions: 1,
-        });
-    }
-
-    /// A BatchNorm.
-    pub(crate) fn push_norm(&mut self, channels: usize) {
-        self.n_norm_parameters += 2 * channels;
+impl LayerShape {
+    /// The layer at `node`, if it has weights to quantize.
+    fn of(node: &Node, output: Shape) -> Option<Self> {
+        let (role, shape, bias) = match node.op {
+            Op::Conv(conv) => (conv.role, conv.weight_shape().to_vec(), conv.bias),
+            Op::Linear(Linear { in_features, out_features, bias, role }) => {
+                (role, vec![out_features, in_features], bias)
+            }
+            _ => return None,
+        };
+        let n_biases = if bias { output.channels() } else { 0 };
+        Some(Self { path: node.path.clone(), role, shape, n_biases, n_places: output.places() })
     }
 }
 
 impl Plan {
-    /// The plan of layers of these `shapes`, quantized as `policy` says.
-    pub(crate) fn new(shapes: NetworkShapes, policy: &QuantizationPolicy) -> Result<Self, ModelError> {
-        let layer = |shape: LayerShape| {
+    /// The plan of the layers of `graph`, quantized as `policy` says.
+    ///
+    /// # Errors
+    /// [`ModelError`] if a layer cannot be quantized as asked, or a pattern of the policy matches no layer.
+    pub fn new(graph: &Graph, policy: &QuantizationPolicy) -> Result<Self, ModelError> {
+        let mut plan = Self::default();
+        for (id, node) in graph.entries() {
+            if let Op::Norm { channels } = node.op {
+                plan.n_norm_parameters += 2 * channels;
+            }
+            let Some(shape) = LayerShape::of(node, graph.shape(id)) else { continue };
             let quantization = policy.resolve(&shape.path, shape.role);
             match quantization.check() {
-                Ok(()) => Ok(LayerPlan::new(shape, quantization)),
-                Err(source) => Err(ModelError::Quantizer { layer: shape.path, source }),
+                Ok(()) => plan.layers.push(LayerPlan::new(shape, quantization)),
+                Err(source) => return Err(ModelError::Quantizer { layer: shape.path, source }),
             }
-        };
-        let layers = shapes.layers.into_iter().map(layer).collect::<Result<_, _>>()?;
-        Ok(Self { layers, n_norm_parameters: shapes.n_norm_parameters })
+        }
+        let layers: Vec<String> = plan.layers.iter().map(|layer| layer.path.clone()).collect();
+        match policy.unmatched_patterns(&layers).first() {
+            Some(pattern) => Err(ModelError::UnmatchedPattern { pattern: (*pattern).into(), layers }),
+            None => Ok(plan),
+        }
     }
 
     /// All parameters, those of BatchNorm included.
@@ -120,14 +104,6 @@ impl Plan {
     /// Bytes of all packed layers and of BatchNorm's parameters.
     pub fn packed_bytes(&self) -> u64 {
         self.layers.iter().map(|layer| layer.packed_bytes).sum::<u64>() + 4 * self.n_norm_parameters as u64
-    }
-
-    /// The fewest values of a channel that a BatchNorm layer sees of one image: the places of the smallest feature map. In training
-    /// it normalizes by as many times the batch: by one value alone, whatever it is becomes zero.
-    pub fn fewest_values_per_channel(&self) -> u64 {
-        let convs = self.layers.iter().filter(|layer| layer.shape.len() == 4);
-        let places = convs.map(|conv| conv.macs / conv.shape.iter().product::<usize>().max(1) as u64);
-        places.min().unwrap_or(1)
     }
 
     /// Multiply-accumulates for one image.
@@ -143,10 +119,10 @@ impl Plan {
 
 impl LayerPlan {
     fn new(layer: LayerShape, quantization: LayerQuantization) -> Self {
-        let LayerShape { path, role, shape, n_biases, n_positions } = layer;
+        let LayerShape { path, role, shape, n_biases, n_places } = layer;
         let LayerQuantization { method, weight_bits, act_bits, weight_granularity } = quantization;
         let n_weights: usize = shape.iter().product();
-        let macs = n_weights as u64 * n_positions as u64;
+        let macs = n_weights as u64 * n_places as u64;
         let n_scales = match (weight_bits, weight_granularity) {
             (Precision::FullPrecision, _) => 0,
             (_, Granularity::PerTensor) => 1,

@@ -8,7 +8,7 @@ use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor, TensorData};
 use lowbit_core::Precision;
 use lowbit_quantizers::{
-    LayerMut, LayerQuantization, Method, QuantConv2d, QuantConv2dConfig, QuantizedNetwork,
+    LayerMut, LayerQuantization, LayerRef, Method, QuantConv2d, QuantConv2dConfig, QuantizedNetwork,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -31,8 +31,12 @@ impl MyModel {
 
 /// Needed only to calibrate the activation quantizers.
 impl QuantizedNetwork for MyModel {
-    fn for_each_layer(&mut self, visit: &mut dyn FnMut(&str, LayerMut<'_>)) {
-        visit("low_bit", LayerMut::Conv(&mut self.low_bit));
+    fn layers(&self) -> impl Iterator<Item = (&str, LayerRef<'_>)> {
+        std::iter::once(("low_bit", LayerRef::Conv(&self.low_bit)))
+    }
+
+    fn layers_mut(&mut self) -> impl Iterator<Item = (&str, LayerMut<'_>)> {
+        std::iter::once(("low_bit", LayerMut::Conv(&mut self.low_bit)))
     }
 }
 

@@ -262,7 +262,7 @@ impl Trainee {
             load().map_err(|source| TrainError::Init { key, source: Box::new(source) })?;
         self.learner.network = network;
         let mut quantizers = layer_quantizers(&self.spec.model, &self.spec.policy(recipe, phase));
-        self.learner.network.for_each_layer(&mut |path, mut layer| {
+        for (path, mut layer) in self.learner.network.layers_mut() {
             let (old, new) = (initial.quantizers.get(path), quantizers.remove(path));
             let is_kept = |same: fn(&LayerQuantization, &LayerQuantization) -> bool| {
                 old.zip(new.as_ref()).is_some_and(|(old, new)| old.method == new.method && same(old, new))
@@ -276,7 +276,7 @@ impl Trainee {
             if is_kept(|old, new| old.act_bits == new.act_bits) {
                 loaded.calibrated.insert(path.into());
             }
-        });
+        }
         if self.spec.role == Role::Teacher
             && let Some(other) = initial.other_data(&recipe.data, data)
         {
@@ -303,13 +303,13 @@ impl Trainee {
             // It has no quantizers, and its optimizer and its average go on.
             return Ok(());
         }
-        let old_bits = bit_widths(&mut self.learner.network);
+        let old_bits = bit_widths(&self.learner.network);
         let (next, plan) = self.spec.build(recipe, phase, device)?;
         let tensors = state::tensors(&self.learner.valid());
         let mut learner = state::load_weights(next, tensors)
             .expect("invariant: a network differs between phases in its quantizers only");
         let mut to_calibrate = Vec::new();
-        learner.network.for_each_layer(&mut |path, mut layer| {
+        for (path, mut layer) in learner.network.layers_mut() {
             let rescales = phase.quantizer_state == QuantizerState::Rescaled;
             let (old_weight_bits, old_act_bits) = old_bits[path];
             let weight_bits = layer.weight_quantizer().map(|quantizer| quantizer.bits());
@@ -324,7 +324,7 @@ impl Trainee {
                 (Some(old), Some(quantizer)) if rescales => quantizer.rescale(old),
                 _ => to_calibrate.push(path.to_string()),
             }
-        });
+        }
         if !to_calibrate.is_empty() {
             let is_new = |path: &str| to_calibrate.iter().any(|new| new == path);
             learner.network.calibrate(is_new, |network| calibrate(&detached(network)));
@@ -353,18 +353,16 @@ impl Trainee {
     }
 
     /// The layers that have a quantizer, with the error of their weights if `with_errors`.
-    pub(crate) fn quantized_layers(&mut self, with_errors: bool) -> Vec<QuantizedLayer> {
+    pub(crate) fn quantized_layers(&self, with_errors: bool) -> Vec<QuantizedLayer> {
         let mut layers = Vec::new();
         let mut errors = Vec::new();
-        self.learner.network.for_each_layer(&mut |path, mut layer| {
-            if layer.weight_quantizer().is_some() || layer.input_quantizer().is_some() {
-                // Quantizing all weights once more is worth it only for those who read the error.
-                if with_errors && let Some(error) = layer.weight_error() {
-                    errors.push((layers.len(), error));
-                }
-                layers.push(QuantizedLayer { path: path.into(), error: None });
+        for (path, layer) in self.learner.network.layers().filter(|(_, layer)| layer.is_quantized()) {
+            // Quantizing all weights once more is worth it only for those who read the error.
+            if with_errors && let Some(error) = layer.weight_error() {
+                errors.push((layers.len(), error));
             }
-        });
+            layers.push(QuantizedLayer { path: path.into(), error: None });
+        }
         if !errors.is_empty() {
             let (indices, errors): (Vec<usize>, Vec<Tensor<1>>) = errors.into_iter().unzip();
             let errors = Tensor::cat(errors, 0).into_data();
@@ -380,13 +378,13 @@ impl Trainee {
     pub(crate) fn select(&mut self, selections: Option<Vec<Selection>>) -> f64 {
         let mut selections = selections.into_iter().flatten();
         let mut shares = Vec::new();
-        self.learner.network.for_each_layer(&mut |_, mut layer| {
-            if layer.weight_quantizer().is_some() || layer.input_quantizer().is_some() {
+        for (_, mut layer) in self.learner.network.layers_mut() {
+            if layer.as_ref().is_quantized() {
                 let selection = selections.next().unwrap_or_default();
-                shares.push(selection.share(layer.weight_shape()[0]));
+                shares.push(selection.share(layer.as_ref().weight_shape()[0]));
                 layer.select(selection);
             }
-        });
+        }
         shares.iter().sum::<f64>() / shares.len().max(1) as f64
     }
 
@@ -447,7 +445,7 @@ impl Trainee {
         let mut probe = detached(&network);
         for (i, images) in batches.enumerate() {
             // The mean of i + 1 values is the mean of the first i, moved by 1 / (i + 1) towards the last.
-            probe.for_each_norm(&mut |norm| norm.momentum = 1.0 / (i + 1) as f64);
+            probe.norms_mut().for_each(|(_, norm)| norm.momentum = 1.0 / (i + 1) as f64);
             probe.forward(images);
         }
         let statistics = state::tensors(&probe.valid())
@@ -546,25 +544,24 @@ pub(crate) fn evaluated_tensors(
 /// they are: statistics that are estimated belong to the grids that are deployed.
 fn detached(network: &Network) -> Network {
     let mut copy = network.valid().train().no_grad();
-    copy.for_each_layer(&mut |_, mut layer| {
+    for (_, mut layer) in copy.layers_mut() {
         if let Some(quantizer) = layer.input_quantizer() {
             *quantizer = quantizer.clone().freeze();
         }
-    });
+    }
     copy
 }
 
 type BitWidths = (Option<BitWidth>, Option<BitWidth>);
 
 /// Bit widths of weights and input of every layer.
-fn bit_widths(network: &mut Network) -> BTreeMap<String, BitWidths> {
-    let mut bits = BTreeMap::new();
-    network.for_each_layer(&mut |path, mut layer| {
+fn bit_widths(network: &Network) -> BTreeMap<String, BitWidths> {
+    let layers = network.layers().map(|(path, layer)| {
         let weight_bits = layer.weight_quantizer().map(|quantizer| quantizer.bits());
         let act_bits = layer.input_quantizer().map(|quantizer| quantizer.bits());
-        bits.insert(path.to_string(), (weight_bits, act_bits));
+        (path.to_string(), (weight_bits, act_bits))
     });
-    bits
+    layers.collect()
 }
 
 /// What a network begins with.
@@ -698,7 +695,7 @@ mod tests {
     /// The error of weights in full precision is not 0, it is none.
     #[test]
     fn weights_in_full_precision_have_no_error() {
-        let (_, _, mut trainees) =
+        let (_, _, trainees) =
             trainees(&["quantization.layers=[{pattern='stages.0.0.conv1', weight_bits='fp32'}]"]);
         let layers = trainees[0].quantized_layers(true);
         assert_eq!((layers[0].path.as_str(), layers[0].error), ("stages.0.0.conv1", None));

@@ -46,6 +46,17 @@ impl OptimizerTensor {
     }
 }
 
+/// The path of a parameter as it is now: before a network was made from a graph it was the variant of an enum, whose name was a
+/// part of the path.
+fn without_variant(path: &str) -> String {
+    let variants = ["ResNet", "PreResNet", "ImageNet", "VggSmall"];
+    let rest = path.strip_prefix("network.").and_then(|rest| rest.split_once('.'));
+    match rest.filter(|(variant, _)| variants.contains(variant)) {
+        Some((_, rest)) => format!("network.{rest}"),
+        None => path.into(),
+    }
+}
+
 /// Whether a parameter may have no state: it gets none before its first gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MayLack {
@@ -71,7 +82,8 @@ impl OptimizerFile {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let reader = Reader::from_bytes(Bytes::from_bytes_vec(bytes.to_vec()));
         let reader = reader.map_err(|error| format!("is no burnpack: {}", one_line(&error)))?;
-        let (paths, scalars) = (reader.metadata().clone(), reader.scalars().clone());
+        let paths = reader.metadata().iter().map(|(id, path)| (id.clone(), without_variant(path))).collect();
+        let scalars = reader.scalars().clone();
         let mut tensors = BTreeMap::new();
         for tensor in reader.into_tensors().map_err(|error| one_line(&error))? {
             let Tensor { dtype, param_id, .. } = tensor;
@@ -432,6 +444,20 @@ mod tests {
             for length in 0..bytes.len() {
                 assert!(read(&bytes[..length], &like).is_err() || like.tensors.is_empty(), "{length}");
             }
+        }
+    }
+
+    /// Runs of lowbit before networks were graphs are read.
+    #[test]
+    fn paths_lose_the_variant_of_former_networks() {
+        for (before, now) in [
+            ("network.PreResNet.stages.0.0.conv1.weight", "network.stages.0.0.conv1.weight"),
+            ("network.ImageNet.conv1.weight", "network.conv1.weight"),
+            ("network.VggSmall.fc.bias", "network.fc.bias"),
+            ("network.stem.weight_quantizer.Lsq.step_size", "network.stem.weight_quantizer.Lsq.step_size"),
+            ("adapters.0.weight", "adapters.0.weight"),
+        ] {
+            assert_eq!(without_variant(before), now);
         }
     }
 }

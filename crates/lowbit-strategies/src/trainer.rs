@@ -1206,7 +1206,7 @@ impl<'a> Trainer<'a> {
             losses,
             test: self.progress.test.filter(|_| evaluated),
             quantized_fraction: self.progress.quantized_sum.map(|sum| sum / steps_per_epoch as f64),
-            quantizers: watched(&mut self.trainees[0].valid()),
+            quantizers: watched(&self.trainees[0].valid()),
         };
         let timing = EpochTiming {
             epoch: metrics.epoch,
@@ -1277,7 +1277,7 @@ impl<'a> Trainer<'a> {
             };
             let named =
                 move |learned: Learned| (format!("{network}{}.{}", learned.path, learned.name), learned);
-            learned_parameters(&mut trainee.valid()).into_iter().map(named)
+            learned_parameters(&trainee.valid()).into_iter().map(named)
         })
     }
 
@@ -1491,9 +1491,9 @@ struct Learned {
 }
 
 /// The learned parameters of all quantizers, by layer.
-fn learned_parameters(network: &mut Network) -> Vec<Learned> {
+fn learned_parameters(network: &Network) -> Vec<Learned> {
     let mut learned = Vec::new();
-    network.for_each_layer(&mut |path, mut layer| {
+    for (path, layer) in network.layers() {
         let weight =
             layer.weight_quantizer().and_then(|quantizer| quantizer.watched().zip(quantizer.n_at_floor()));
         let input =
@@ -1506,20 +1506,20 @@ fn learned_parameters(network: &mut Network) -> Vec<Learned> {
                 is_at_floor: n_at_floor.into_scalar::<i64>() > 0,
             });
         }
-    });
+    }
     learned
 }
 
 /// Means of the learned and running parameters of all quantizers, by layer path and name.
-fn watched(network: &mut Network) -> BTreeMap<String, f32> {
+fn watched(network: &Network) -> BTreeMap<String, f32> {
     let mut values = BTreeMap::new();
-    network.for_each_layer(&mut |path, mut layer| {
+    for (path, layer) in network.layers() {
         let weight = layer.weight_quantizer().and_then(|quantizer| quantizer.watched());
         let input = layer.input_quantizer().and_then(|quantizer| quantizer.watched());
         for (name, value) in weight.into_iter().chain(input) {
             values.insert(format!("{path}.{name}"), value.mean().into_scalar::<f32>());
         }
-    });
+    }
     values
 }
 

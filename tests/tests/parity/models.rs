@@ -116,18 +116,18 @@ impl ModelCase {
         let (mut network, mut rng) = (model.network, rng(self.seed + 1));
         // Sums of quantized products are multiples of a step. Where their mean happens to be one, a normalization without
         // shift yields zeros, and a ReLU's gradient there is up to the last digit of the mean.
-        network.for_each_norm(&mut |norm| {
+        for (_, norm) in network.norms_mut() {
             let channels = norm.beta.val().dims()[0];
             let mut vector = |mean| tensor(&normal(channels, mean, 0.2, &mut rng), [channels], device);
             norm.gamma = Param::from_tensor(vector(1.0));
             norm.beta = Param::from_tensor(vector(0.0));
-        });
+        }
         // PACT begins with a clip value of 8, below whose half one bit has only zeros: normalizations of nothing.
-        network.for_each_layer(&mut |_, mut layer| {
+        for (_, mut layer) in network.layers_mut() {
             if let Some(ActivationQuantizer::Pact(pact)) = layer.input_quantizer() {
                 pact.clip_value = Param::from_tensor(Tensor::from_floats([1.5], device));
             }
-        });
+        }
         network
     }
 

@@ -9,7 +9,7 @@ use rand_distr::{Distribution, Normal};
 
 use crate::{ActivationQuantizer, LayerQuantization, QuantizerError, Selection, WeightQuantizer};
 
-/// Configuration of a [`QuantConv2d`]. Kernels are square and padded to keep the size at stride 1.
+/// Configuration of a [`QuantConv2d`]. Kernels are square.
 #[derive(Clone, Copy, Debug)]
 pub struct QuantConv2dConfig {
     /// Channels of the input.
@@ -20,22 +20,37 @@ pub struct QuantConv2dConfig {
     pub kernel_size: usize,
     /// Stride in both directions.
     pub stride: usize,
+    /// Zeros at each side of the image.
+    pub padding: usize,
     /// Groups that both channel counts are split into.
     pub groups: usize,
+    /// Whether a constant is added to each output channel.
+    pub bias: bool,
     /// Precision of weights and input.
     pub quantization: LayerQuantization,
 }
 
 impl QuantConv2dConfig {
-    /// A full-precision convolution of stride 1 without groups.
+    /// A full-precision convolution of stride 1 without groups and bias, padded to keep the size.
     pub fn new([in_channels, out_channels]: [usize; 2], kernel_size: usize) -> Self {
+        let (stride, padding, groups, bias) = (1, kernel_size / 2, 1, false);
         let quantization = LayerQuantization::FULL_PRECISION;
-        Self { in_channels, out_channels, kernel_size, stride: 1, groups: 1, quantization }
+        Self { in_channels, out_channels, kernel_size, stride, padding, groups, bias, quantization }
     }
 
     /// The same with another stride.
     pub fn with_stride(self, stride: usize) -> Self {
         Self { stride, ..self }
+    }
+
+    /// The same with another padding.
+    pub fn with_padding(self, padding: usize) -> Self {
+        Self { padding, ..self }
+    }
+
+    /// The same with a bias.
+    pub fn with_bias(self) -> Self {
+        Self { bias: true, ..self }
     }
 
     /// The same with the channels split into `groups`.
@@ -48,13 +63,14 @@ impl QuantConv2dConfig {
         Self { quantization, ..self }
     }
 
-    /// A layer with He-normal weights by fan-out (He et al. 2015), drawn on the host from `rng`, without bias.
+    /// A layer with He-normal weights by fan-out (He et al. 2015), drawn on the host from `rng`. A bias begins as zeros.
     ///
     /// # Errors
     /// [`QuantizerError`] if the method does not define the precision asked for, if a number is zero, the kernel size is even, or
     /// `groups` does not divide both channel counts.
     pub fn init(&self, device: &Device, rng: &mut impl Rng) -> Result<QuantConv2d, QuantizerError> {
-        let Self { in_channels, out_channels, kernel_size, stride, groups, quantization } = *self;
+        let Self { in_channels, out_channels, kernel_size, stride, padding, groups, bias, quantization } =
+            *self;
         for (what, n) in [
             ("in_channels of a convolution", in_channels),
             ("out_channels of a convolution", out_channels),
@@ -80,9 +96,10 @@ impl QuantConv2dConfig {
             weight_quantizer: WeightQuantizer::new(&quantization, weight.clone())?,
             input_quantizer: ActivationQuantizer::new(&quantization, device)?,
             weight: Param::from_tensor(weight),
-            bias: None,
+            bias: bias.then(|| Param::from_tensor(Tensor::zeros([out_channels], device))),
             selection: Selection::default(),
             stride,
+            padding,
             groups,
         })
     }
@@ -103,6 +120,7 @@ pub struct QuantConv2d {
     #[module(skip)]
     pub selection: Selection,
     stride: usize,
+    padding: usize,
     groups: usize,
 }
 
@@ -111,26 +129,43 @@ impl QuantConv2d {
     ///
     /// # Shapes
     /// - input: `[batch, in_channels, height, width]`, after a ReLU if the input is quantized
-    /// - output: `[batch, out_channels, ceil(height / stride), ceil(width / stride)]`
+    /// - output: `[batch, out_channels, (height + 2 padding - kernel_size) / stride + 1, ...]`; with the padding of
+    ///   [`QuantConv2dConfig::new`], `ceil(height / stride)`
     pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
         self.forward_quantized(self.selection.input(&self.input_quantizer, input))
     }
 
-    /// [`forward`](Self::forward) of two layers on the same input, which is quantized once if both do it alike.
-    pub fn forward_both(layers: [&Self; 2], input: Tensor<4>) -> [Tensor<4>; 2] {
-        if !layers[0].quantizes_input_like(layers[1]) {
-            return layers.map(|layer| layer.forward(input.clone()));
+    /// [`forward`](Self::forward) of several layers on the same input, which is quantized once if all do it alike.
+    pub fn forward_all(layers: &[&Self], input: Tensor<4>) -> Vec<Tensor<4>> {
+        match layers {
+            [] => Vec::new(),
+            [first, others @ ..]
+                if !others.is_empty() && others.iter().all(|other| first.quantizes_input_like(other)) =>
+            {
+                let quantized = first.selection.input(&first.input_quantizer, input);
+                Self::on_each(layers, quantized, Self::forward_quantized)
+            }
+            _ => Self::on_each(layers, input, Self::forward),
         }
-        let quantized = layers[0].selection.input(&layers[0].input_quantizer, input);
-        layers.map(|layer| layer.forward_quantized(quantized.clone()))
+    }
+
+    /// `forward` of each layer on the same input, which the last one takes.
+    pub fn on_each(
+        layers: &[&Self],
+        input: Tensor<4>,
+        forward: impl Fn(&Self, Tensor<4>) -> Tensor<4>,
+    ) -> Vec<Tensor<4>> {
+        let Some((last, others)) = layers.split_last() else { return Vec::new() };
+        let mut outputs: Vec<_> = others.iter().map(|layer| forward(layer, input.clone())).collect();
+        outputs.push(forward(last, input));
+        outputs
     }
 
     /// Convolves an input that is quantized as this layer does it. That is not checked: any other input is convolved as it is,
     /// without being quantized.
     pub fn forward_quantized(&self, input: Tensor<4>) -> Tensor<4> {
         let weight = self.selection.weight(&self.weight_quantizer, self.weight.val());
-        let padding = weight.dims()[2] / 2;
-        let options = ConvOptions::new([self.stride; 2], [padding; 2], [1; 2], self.groups);
+        let options = ConvOptions::new([self.stride; 2], [self.padding; 2], [1; 2], self.groups);
         let output = match self.codes() {
             Some((scales, bounds)) => conv2d_codes(input, weight, scales, bounds, options),
             None => conv2d(input, weight, options),
@@ -176,10 +211,5 @@ impl QuantConv2d {
         let (input_scale, activation) = self.input_quantizer.as_ref()?.scale()?;
         let (weight_scale, weight) = self.weight_quantizer.as_ref()?.scale(self.weight.val())?;
         Some(([input_scale, weight_scale], CodeBounds { activation, weight }))
-    }
-
-    /// Stride in both directions.
-    pub fn stride(&self) -> usize {
-        self.stride
     }
 }

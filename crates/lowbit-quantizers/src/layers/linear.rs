@@ -14,14 +14,21 @@ pub struct QuantLinearConfig {
     pub in_features: usize,
     /// Features of the output.
     pub out_features: usize,
+    /// Whether a constant is added to each output.
+    pub bias: bool,
     /// Precision of weights and input.
     pub quantization: LayerQuantization,
 }
 
 impl QuantLinearConfig {
-    /// A full-precision linear layer.
+    /// A full-precision linear layer with a bias.
     pub fn new(in_features: usize, out_features: usize) -> Self {
-        Self { in_features, out_features, quantization: LayerQuantization::FULL_PRECISION }
+        Self { in_features, out_features, bias: true, quantization: LayerQuantization::FULL_PRECISION }
+    }
+
+    /// The same without a bias.
+    pub fn without_bias(self) -> Self {
+        Self { bias: false, ..self }
     }
 
     /// The same with quantized operands.
@@ -34,7 +41,7 @@ impl QuantLinearConfig {
     /// # Errors
     /// [`QuantizerError`] if the method does not define the precision asked for, or there are no features.
     pub fn init(&self, device: &Device, rng: &mut impl Rng) -> Result<QuantLinear, QuantizerError> {
-        let Self { in_features, out_features, quantization } = *self;
+        let Self { in_features, out_features, bias, quantization } = *self;
         for (what, n) in
             [("in_features of a linear layer", in_features), ("out_features of a linear layer", out_features)]
         {
@@ -46,13 +53,13 @@ impl QuantLinearConfig {
         let uniform = Uniform::new(-bound, bound).expect("invariant: the bound is positive and finite");
         let mut draw = |n: usize| uniform.sample_iter(&mut *rng).take(n).collect::<Vec<f32>>();
         let weight = TensorData::new(draw(out_features * in_features), [out_features, in_features]);
-        let bias = TensorData::new(draw(out_features), [out_features]);
+        let bias = bias.then(|| TensorData::new(draw(out_features), [out_features]));
         let weight = Tensor::<2>::from_data(weight, device);
         Ok(QuantLinear {
             weight_quantizer: WeightQuantizer::new(&quantization, weight.clone())?,
             input_quantizer: ActivationQuantizer::new(&quantization, device)?,
             weight: Param::from_tensor(weight),
-            bias: Some(Param::from_tensor(Tensor::from_data(bias, device))),
+            bias: bias.map(|bias| Param::from_tensor(Tensor::from_data(bias, device))),
             selection: Selection::default(),
         })
     }

@@ -16,7 +16,58 @@ use crate::parameter::constant;
 use crate::qparams::reduce;
 use crate::{ActivationQuantizer, WeightQuantizer};
 
-/// A quantized layer of a network, borrowed for inspection or change.
+/// A quantized layer of a network, borrowed for inspection.
+#[derive(Clone, Copy, Debug)]
+pub enum LayerRef<'a> {
+    /// A convolution.
+    Conv(&'a QuantConv2d),
+    /// A linear layer.
+    Linear(&'a QuantLinear),
+}
+
+impl<'a> LayerRef<'a> {
+    /// The quantizer of the input activations, or `None` in full precision.
+    pub fn input_quantizer(self) -> Option<&'a ActivationQuantizer> {
+        match self {
+            Self::Conv(layer) => layer.input_quantizer.as_ref(),
+            Self::Linear(layer) => layer.input_quantizer.as_ref(),
+        }
+    }
+
+    /// The quantizer of the weights, or `None` in full precision.
+    pub fn weight_quantizer(self) -> Option<&'a WeightQuantizer> {
+        match self {
+            Self::Conv(layer) => layer.weight_quantizer.as_ref(),
+            Self::Linear(layer) => layer.weight_quantizer.as_ref(),
+        }
+    }
+
+    /// Whether any operand is quantized.
+    pub fn is_quantized(self) -> bool {
+        self.weight_quantizer().is_some() || self.input_quantizer().is_some()
+    }
+
+    /// Error of quantizing the weights relative to their size, `sum|q - w| / sum|w|` with `w` before and `q` after the
+    /// rounding, shape `[1]`, without gradient; `None` in full precision.
+    pub fn weight_error(self) -> Option<Tensor<1>> {
+        match self {
+            Self::Conv(layer) => relative_error(&layer.weight_quantizer, layer.weight.val()),
+            Self::Linear(layer) => relative_error(&layer.weight_quantizer, layer.weight.val()),
+        }
+    }
+
+    /// Shape of the weights: `[out_channels, in_channels / groups, kernel height, kernel width]` or
+    /// `[out_features, in_features]`.
+    pub fn weight_shape(self) -> Vec<usize> {
+        match self {
+            Self::Conv(layer) => layer.weight.val().dims().to_vec(),
+            Self::Linear(layer) => layer.weight.val().dims().to_vec(),
+        }
+    }
+}
+
+/// A quantized layer of a network, borrowed for change.
+#[derive(Debug)]
 pub enum LayerMut<'a> {
     /// A convolution.
     Conv(&'a mut QuantConv2d),
@@ -25,6 +76,14 @@ pub enum LayerMut<'a> {
 }
 
 impl LayerMut<'_> {
+    /// The same layer for inspection.
+    pub fn as_ref(&self) -> LayerRef<'_> {
+        match self {
+            Self::Conv(layer) => LayerRef::Conv(layer),
+            Self::Linear(layer) => LayerRef::Linear(layer),
+        }
+    }
+
     /// The quantizer of the input activations, or `None` in full precision.
     pub fn input_quantizer(&mut self) -> Option<&mut ActivationQuantizer> {
         match self {
@@ -49,33 +108,6 @@ impl LayerMut<'_> {
         }
     }
 
-    /// Error of quantizing the weights relative to their size, `sum|q - w| / sum|w|` with `w` before and `q` after the
-    /// rounding, shape `[1]`, without gradient; `None` in full precision.
-    pub fn weight_error(&self) -> Option<Tensor<1>> {
-        match self {
-            Self::Conv(layer) => relative_error(&layer.weight_quantizer, layer.weight.val()),
-            Self::Linear(layer) => relative_error(&layer.weight_quantizer, layer.weight.val()),
-        }
-    }
-
-    /// Shape of the weights: `[out_channels, in_channels / groups, kernel height, kernel width]` or
-    /// `[out_features, in_features]`.
-    pub fn weight_shape(&self) -> Vec<usize> {
-        match self {
-            Self::Conv(layer) => layer.weight.val().dims().to_vec(),
-            Self::Linear(layer) => layer.weight.val().dims().to_vec(),
-        }
-    }
-
-    /// Number of biases, 0 without.
-    pub fn n_biases(&self) -> usize {
-        let bias = match self {
-            Self::Conv(layer) => &layer.bias,
-            Self::Linear(layer) => &layer.bias,
-        };
-        bias.as_ref().map_or(0, |bias| bias.val().dims()[0])
-    }
-
     /// Sets the learned parameters of the weight quantizer from the current weights.
     pub fn calibrate_weights(&mut self) {
         match self {
@@ -93,8 +125,11 @@ impl LayerMut<'_> {
 
 /// A network made of quantized layers.
 pub trait QuantizedNetwork {
-    /// Calls `visit` with the path and the layer, for every quantized layer in forward order.
-    fn for_each_layer(&mut self, visit: &mut dyn FnMut(&str, LayerMut<'_>));
+    /// Path and layer, for every quantized layer in forward order.
+    fn layers(&self) -> impl Iterator<Item = (&str, LayerRef<'_>)>;
+
+    /// The same for change.
+    fn layers_mut(&mut self) -> impl Iterator<Item = (&str, LayerMut<'_>)>;
 
     /// Runs `forward`, which is expected to pass data through this network, while the activation quantizers of the
     /// layers that `applies` to, by path, record what they see, and then sets their ranges from it.
@@ -102,14 +137,13 @@ pub trait QuantizedNetwork {
     where
         Self: Sized,
     {
-        self.for_each_layer(&mut |path, mut layer| {
-            let quantizer = layer.input_quantizer().filter(|_| applies(path));
-            quantizer.into_iter().for_each(ActivationQuantizer::start_calibration);
-        });
+        for (_, mut layer) in self.layers_mut().filter(|(path, _)| applies(path)) {
+            layer.input_quantizer().into_iter().for_each(ActivationQuantizer::start_calibration);
+        }
         forward(self);
-        self.for_each_layer(&mut |_, mut layer| {
+        for (_, mut layer) in self.layers_mut() {
             layer.input_quantizer().into_iter().for_each(ActivationQuantizer::finish_calibration);
-        });
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use globset::Glob;
 use lowbit_core::{Granularity, Precision};
 use lowbit_data::{Augmentation, DatasetName, LabelKind, MAX_IMAGES};
-use lowbit_models::{Family, InputShape, LayerPlan, LayerRef, Layout, ModelConfig, Plan};
+use lowbit_models::{Family, InputShape, LayerPlan, Layout, ModelConfig, ModelError, NamedLayer, Plan};
 use lowbit_quantizers::{
     LayerOverride, LayerQuantization, LayerRole, Method, PrecisionFloor, QuantizationPolicy, QuantizerError,
 };
@@ -491,7 +491,7 @@ fn read(table: Table, problems: &Problems) -> Recipe {
         checkpoint,
     };
     if !has_mistakes {
-        check_norms(&root, &recipe);
+        check_images(&root, &recipe);
     }
     strategy::read_phases(&root, &mut recipe);
     root.finish();
@@ -539,55 +539,55 @@ fn read_data(section: Section<'_>) -> DataRecipe {
     recipe
 }
 
-/// An architecture; what is absent is as in `like`, if there is one and its layout has it.
+/// An architecture; what is absent is as in `like`, if there is one and its family and layout have it.
 fn read_network(section: Section<'_>, like: Option<&ModelConfig>) -> ModelConfig {
-    let families =
-        [("preresnet", Family::PreResNet), ("resnet", Family::ResNet), ("vgg-small", Family::VggSmall)];
+    let families = Family::ALL.map(|family| (family.name(), family));
     let family = match like {
         Some(like) => section.optional_choice("family", &families).unwrap_or(like.family),
         None => section.choice("family", &families),
     };
+    // What another family has may be what the one that is meant needs.
     let is_wrong = section.has("family") && section.has_problems();
     let is_known = !is_wrong && (like.is_none() || !section.any_in("model"));
-    // VGG-small has no other.
-    let like_layout =
-        like.filter(|_| family != Family::VggSmall).map_or(Layout::default(), |like| like.layout);
+    let settings = family.settings();
+    let none = |key: &str| section.problem(key, format!("{family} has none: remove this key"));
+    let like_layout = like.map(|like| like.layout).filter(|layout| settings.layouts.contains(layout));
     let layouts = [("cifar", Layout::Cifar), ("imagenet", Layout::ImageNet)];
-    let mut layout = section.optional_choice("layout", &layouts).unwrap_or(like_layout);
-    if family == Family::VggSmall && layout != Layout::default() {
-        section.problem("layout", "vgg-small has none: remove this key");
-        layout = Layout::default();
+    let mut layout =
+        section.optional_choice("layout", &layouts).or(like_layout).unwrap_or(settings.layouts[0]);
+    if !settings.layouts.contains(&layout) {
+        none("layout");
+        layout = settings.layouts[0];
     }
-    let residual = |family: Family| family != Family::VggSmall;
-    let like_residual = like.filter(|like| residual(family) && residual(like.family));
-    let like_depth = like_residual.and_then(|like| like.depth).filter(|depth| layout.has_depth(*depth));
+    let like_depth =
+        like.and_then(|like| like.depth).filter(|depth| settings.has_depth && layout.has_depth(*depth));
     let depth = section.optional_integer("depth", 1..=10_000).map(|depth| depth as usize).or(like_depth);
-    let width = like.map_or(1.0, |like| like.width);
-    let stem_stride = like_residual
-        .filter(|like| like.layout == layout)
-        .map_or(layout.default_stem_stride(), |like| like.stem_stride);
-    let model = ModelConfig {
-        family,
-        layout,
-        depth,
-        width: section.number("width", width, &NumberRange { min: 0.0, max: 64.0, min_included: false }),
-        stem_stride: section.integer("stem_stride", stem_stride as u64, 1..=2) as usize,
-    };
-    match (model.family, model.depth) {
-        // The depth that another family needs.
-        _ if !is_known => {}
-        (Family::VggSmall, depth) => {
-            if model.stem_stride != 1 {
-                section.problem("stem_stride", "vgg-small has none: remove this key");
-            }
-            if depth.is_some() {
-                section.problem("depth", "vgg-small has a fixed depth: remove this key");
-            }
+    let like_width = like.map_or(1.0, |like| like.width);
+    let width =
+        section.number("width", like_width, &NumberRange { min: 0.0, max: 64.0, min_included: false });
+    let strides = (settings.stem_strides)(layout);
+    let like_stride = like
+        .filter(|like| like.layout == layout && like.family.settings().has_depth == settings.has_depth)
+        .map(|like| like.stem_stride)
+        .filter(|stride| strides.contains(stride));
+    let largest = strides.iter().copied().fold(2, usize::max) as u64;
+    let stem_stride = section.integer("stem_stride", like_stride.unwrap_or(strides[0]) as u64, 1..=largest);
+    let model = ModelConfig { family, layout, depth, width, stem_stride: stem_stride as usize };
+    if is_known && !strides.contains(&model.stem_stride) {
+        match strides {
+            [_] => none("stem_stride"),
+            _ => section.problem("stem_stride", format!("expected one of {strides:?}, got {stem_stride}")),
         }
-        (_, None) if !section.has("depth") => {
+    }
+    match model.depth {
+        _ if !is_known => {}
+        Some(_) if !settings.has_depth => {
+            section.problem("depth", format!("{family} has a fixed depth: remove this key"));
+        }
+        None if settings.has_depth && !section.has("depth") => {
             section.problem("depth", format!("is missing; expected {}", layout.depths()));
         }
-        (_, Some(depth)) if !layout.has_depth(depth) => {
+        Some(depth) if !layout.has_depth(depth) => {
             let other = layouts.iter().find(|(_, other)| other.has_depth(depth));
             let hint = other.map_or(String::new(), |(name, _)| format!("; layout = {name:?} has it"));
             section.problem("depth", format!("expected {}, got {depth}{hint}", layout.depths()));
@@ -652,7 +652,7 @@ fn read_override(section: Section<'_>, defaults: LayerOverride) -> LayerOverride
 }
 
 /// The layers of `model`. Of a network that is not defined, roles are all that is known: those of another one.
-fn layers_or_roles(model: &ModelConfig) -> Vec<LayerRef> {
+fn layers_or_roles(model: &ModelConfig) -> Vec<NamedLayer> {
     let other = || ModelConfig::new(Family::ResNet, 8).layers().expect("invariant: ResNet-8 is defined");
     model.layers().unwrap_or_else(|_| other())
 }
@@ -670,7 +670,7 @@ impl Quantized {
 
     /// What `policy` quantizes of `model`.
     pub(crate) fn of(policy: &QuantizationPolicy, model: &ModelConfig) -> Self {
-        let resolve = |layer: &LayerRef| policy.resolve(&layer.path, layer.role);
+        let resolve = |layer: &NamedLayer| policy.resolve(&layer.path, layer.role);
         layers_or_roles(model).iter().map(resolve).fold(Self::NOTHING, |quantized, layer| Self {
             weights: quantized.weights || layer.weight_bits != Precision::FullPrecision,
             activations: quantized.activations || layer.act_bits != Precision::FullPrecision,
@@ -702,7 +702,7 @@ fn check_policy(section: &Section<'_>, policy: &QuantizationPolicy, keys: &[Stri
 }
 
 /// Checks what a layer gets, and reports a mistake at the key that completes it.
-fn check_layer(section: &Section<'_>, policy: &QuantizationPolicy, keys: &[String], layer: &LayerRef) {
+fn check_layer(section: &Section<'_>, policy: &QuantizationPolicy, keys: &[String], layer: &NamedLayer) {
     let all = LayerOverride {
         method: Some(policy.base.method),
         weight_bits: Some(policy.base.weight_bits),
@@ -763,7 +763,7 @@ fn check_students(
     let students = strategy.joint.iter().flat_map(|joint| &joint.students).enumerate();
     for (i, student) in students {
         let policy = with_base_bits(&quantization.policy, *student);
-        for LayerRef { path, role } in model.layers().unwrap_or_default() {
+        for NamedLayer { path, role } in model.layers().unwrap_or_default() {
             let is_known = quantization.policy.resolve(&path, role).check().is_err();
             if let (false, Err(error)) = (is_known, policy.resolve(&path, role).check()) {
                 root.problem_once(&format!("strategy.joint.students[{i}].weight_bits"), error.to_string());
@@ -778,22 +778,28 @@ fn has_clip_values(quantization: &QuantizationRecipe, model: &ModelConfig) -> bo
     layers_or_roles(model).iter().any(|layer| policy.resolve(&layer.path, layer.role).method == Method::Pact)
 }
 
-/// Checks that BatchNorm has two values a channel: of one, the deviation is nothing.
-fn check_norms(root: &Section<'_>, recipe: &Recipe) {
-    let teacher = recipe.strategy.joint.as_ref().map(|joint| &joint.teacher.model);
-    for model in std::iter::once(&recipe.model).chain(teacher) {
-        // VGG-small halves each map after its last norm.
-        let halved = if model.family == Family::VggSmall { 2 } else { 1 };
-        let maps = model.tap_shapes(recipe.data.input_shape()).unwrap_or_default();
-        let smallest = maps.iter().map(|[_, height, width]| height * halved * width * halved).min();
-        if recipe.data.batch_size == 1 && smallest == Some(1) {
-            root.problem_once(
-                "data.batch_size",
-                format!(
-                    "1 image leaves BatchNorm of {} a single value a channel, where it is 1x1: take at least 2",
-                    model.family
-                ),
-            );
+/// Checks that the images are large enough for every network, and that BatchNorm has two values a channel: of one, the deviation
+/// is nothing.
+fn check_images(root: &Section<'_>, recipe: &Recipe) {
+    let teacher =
+        recipe.strategy.joint.as_ref().map(|joint| ("strategy.joint.teacher", &joint.teacher.model));
+    for (section, model) in std::iter::once(("model", &recipe.model)).chain(teacher) {
+        match model.graph(recipe.data.input_shape(), recipe.data.n_classes()) {
+            Err(error @ (ModelError::InputTooSmall { .. } | ModelError::Graph(_))) => {
+                root.problem(&format!("{section}.family"), error.to_string());
+            }
+            // Reported by its key.
+            Err(_) => {}
+            Ok(graph) if recipe.data.batch_size == 1 && graph.fewest_values_per_norm() == Some(1) => {
+                root.problem_once(
+                    "data.batch_size",
+                    format!(
+                        "1 image leaves BatchNorm of {} a single value a channel, where it is 1x1: take at least 2",
+                        model.family
+                    ),
+                );
+            }
+            Ok(_) => {}
         }
     }
 }
