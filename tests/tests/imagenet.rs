@@ -124,6 +124,50 @@ fn paths_shapes_and_counts_are_torchvisions() {
     }
 }
 
+/// AlexNet without BatchNorm has the layers of torchvision, which says 61,100,840 parameters and 0.71 billion
+/// multiply-accumulates; BatchNorm has two parameters a channel in the place of one bias.
+#[test]
+fn alexnet_is_torchvisions() {
+    let policy = QuantizationPolicy::full_precision();
+    let plain = ModelConfig::alexnet(Layout::ImageNet).without_norm();
+    let plan = plain.plan(FULL_SIZE, 1000, &policy).expect("the network is defined");
+    let layers: Vec<(&str, Vec<usize>)> =
+        plan.layers.iter().map(|layer| (layer.path.as_str(), layer.shape.clone())).collect();
+    let expected = [
+        ("features.0", vec![64, 3, 11, 11]),
+        ("features.3", vec![192, 64, 5, 5]),
+        ("features.6", vec![384, 192, 3, 3]),
+        ("features.8", vec![256, 384, 3, 3]),
+        ("features.10", vec![256, 256, 3, 3]),
+        ("classifier.1", vec![4096, 9216]),
+        ("classifier.4", vec![4096, 4096]),
+        ("classifier.6", vec![1000, 4096]),
+    ];
+    assert_eq!(layers, expected);
+    assert_eq!((plan.n_parameters(), plan.n_norm_parameters), (61_100_840, 0));
+    assert_eq!(format!("{:.3}", plan.macs() as f64 / 1e9), "0.714");
+    let roles: Vec<LayerRole> = plan.layers.iter().map(|layer| layer.role).collect();
+    assert_eq!((roles[0], roles[7]), (LayerRole::First, LayerRole::Last));
+    assert!(roles[1..7].iter().all(|role| *role == LayerRole::Hidden));
+
+    let normalized = ModelConfig::alexnet(Layout::ImageNet);
+    let plan = normalized.plan(FULL_SIZE, 1000, &policy).expect("the network is defined");
+    let n_channels = 64 + 192 + 384 + 256 + 256 + 4096 + 4096;
+    assert_eq!((plan.n_parameters(), plan.n_norm_parameters), (61_100_840 + n_channels, 2 * n_channels));
+
+    // The tensors of the module are those that torchvision's file has.
+    let network = init(&plain.with_width(1.0 / 16.0), FULL_SIZE, &policy, &default_device()).network;
+    let names: BTreeSet<String> = shapes(&network).into_keys().collect();
+    let expected =
+        expected.iter().flat_map(|(path, _)| ["weight", "bias"].map(|name| format!("{path}.{name}")));
+    assert_eq!(names, expected.collect());
+    assert_eq!(
+        normalized.tap_shapes(FULL_SIZE),
+        Ok(vec![[64, 27, 27], [192, 13, 13], [256, 6, 6]]),
+        "torchvision's maps after its pools"
+    );
+}
+
 #[test]
 fn parameter_counts_are_pytorchs() {
     let counts = load::<ImageNetFile>("imagenet").counts;
@@ -352,6 +396,17 @@ fn undefined_networks_are_refused() {
     );
     let vgg = ModelConfig { layout: Layout::ImageNet, ..ModelConfig::vgg_small() };
     assert_eq!(message(vgg), "vgg-small has a fixed layout: remove layout = \"imagenet\"");
+    let small = ModelConfig::alexnet(Layout::ImageNet).plan(
+        InputShape { height: 62, ..FULL_SIZE },
+        5,
+        &QuantizationPolicy::full_precision(),
+    );
+    let small = small.map(|_| ()).unwrap_err().to_string();
+    assert_eq!(small, "alexnet needs images of at least 63x63 pixels, got 62x224");
+    assert_eq!(
+        message(ModelConfig { norm: Some(false), ..resnet.clone() }),
+        "resnet has BatchNorm: remove norm = false"
+    );
     let strided = ModelConfig { stem_stride: 3, ..resnet };
     let refused = strided.init(FULL_SIZE, 5, &QuantizationPolicy::full_precision(), 0, &default_device());
     assert_eq!(refused.map(|_| ()).unwrap_err(), ModelError::StemStride { got: 3 });
@@ -366,8 +421,12 @@ fn every_parameter_learns() {
     let fp32 = Precision::FullPrecision;
     for (method, bits) in [(Method::DoReFa, fp32), (Method::DoReFa, two), (Method::Lsq, two)] {
         let policy = QuantizationPolicy::new(LayerQuantization::new(method, bits, bits));
-        for config in FAMILIES.into_iter().flat_map(|f| [18, 50].map(|d| ModelConfig::imagenet(f, d))) {
-            let what = format!("{}-{:?} by {method} at {bits}", config.family, config.depth);
+        let alexnets = [Layout::Cifar, Layout::ImageNet].map(ModelConfig::alexnet);
+        // Without normalization, products of weights up to 1 leave the range of DoReFa's activations: no gradient is left.
+        let plain = alexnets.clone().map(ModelConfig::without_norm).into_iter().filter(|_| bits == fp32);
+        let residual = FAMILIES.into_iter().flat_map(|f| [18, 50].map(|d| ModelConfig::imagenet(f, d)));
+        for config in residual.chain(alexnets.clone()).chain(plain) {
+            let what = format!("{config:?} by {method} at {bits}");
             check_learning(&what, &config.with_width(0.25), &policy, &default_device());
         }
     }

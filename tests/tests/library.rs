@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use lowbit_models::{Family, InputShape, ModelConfig, QuantizationPolicy};
+use lowbit_models::{Family, InputShape, Layout, ModelConfig, QuantizationPolicy};
 use lowbit_quantizers::methods::lsq::{LsqActivations, LsqWeights};
 use lowbit_quantizers::methods::minmax::{MinMaxActivations, MinMaxWeights};
 use lowbit_quantizers::methods::pact::PactActivations;
@@ -404,11 +404,16 @@ fn the_fewest_values_of_a_channel_are_those_of_the_last_map() {
         (ModelConfig::imagenet(Family::PreResNet, 18), 32, 1),
         // Its last normalization comes before the pool.
         (ModelConfig::vgg_small(), 8, 4),
+        // Behind linear layers there is one value.
+        (ModelConfig::alexnet(Layout::Cifar), 32, 1),
     ] {
         let input = InputShape { channels: 1, height: side, width: side };
         let graph = config.graph(input, 10).unwrap();
         assert_eq!(graph.fewest_values_per_norm(), Some(expected), "{config:?}, {side}");
     }
+    let plain = ModelConfig::alexnet(Layout::Cifar).without_norm();
+    let input = InputShape { channels: 1, height: 32, width: 32 };
+    assert_eq!(plain.graph(input, 10).unwrap().fewest_values_per_norm(), None);
 }
 
 /// An empty batch leaves the running statistics of a network alone.

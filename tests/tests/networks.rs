@@ -5,7 +5,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use lowbit_core::graph::{Conv, Graph, GraphBuilder, GraphError, LayerRole, Linear, Op};
 use lowbit_core::{Granularity, Precision};
-use lowbit_models::{Family, InputShape, Model, ModelConfig, ModelError, Network};
+use lowbit_models::{Family, InputShape, Layout, Model, ModelConfig, ModelError, Network};
 use lowbit_quantizers::{LayerQuantization, LayerRef, Method, QuantizationPolicy, QuantizedNetwork};
 use lowbit_tests::{
     Backend, Tolerance, assert_close, backends, default_device, gradients, normal, rng, tensor, values,
@@ -18,11 +18,12 @@ const BATCH: usize = 3;
 fn tiny(family: Family) -> ModelConfig {
     match family {
         Family::VggSmall => ModelConfig::vgg_small().with_width(1.0 / 16.0),
+        Family::AlexNet => ModelConfig::alexnet(Layout::Cifar).with_width(1.0 / 16.0),
         family => ModelConfig::new(family, 8).with_width(0.25),
     }
 }
 
-const FAMILIES: [Family; 3] = [Family::ResNet, Family::PreResNet, Family::VggSmall];
+const FAMILIES: [Family; 4] = [Family::ResNet, Family::PreResNet, Family::VggSmall, Family::AlexNet];
 
 fn build(config: &ModelConfig, input: InputShape, policy: &QuantizationPolicy, device: &Device) -> Model {
     config.init(input, N_CLASSES, policy, 7, device).expect("the network is defined")
@@ -48,6 +49,7 @@ fn feature_maps_have_the_documented_shapes() {
         (Family::PreResNet, input(3, 32, 32), [[BATCH, 4, 32, 32], [BATCH, 8, 16, 16], [BATCH, 16, 8, 8]]),
         (Family::PreResNet, input(1, 1, 1), [[BATCH, 4, 1, 1], [BATCH, 8, 1, 1], [BATCH, 16, 1, 1]]),
         (Family::VggSmall, input(2, 9, 11), [[BATCH, 8, 4, 5], [BATCH, 16, 2, 2], [BATCH, 32, 1, 1]]),
+        (Family::AlexNet, input(2, 19, 11), [[BATCH, 4, 9, 5], [BATCH, 12, 4, 2], [BATCH, 16, 2, 1]]),
     ] {
         let network = build(&tiny(family), input, &policy, &device).network;
         let taps = network.forward_features(images(input, &device)).taps;
@@ -106,7 +108,9 @@ fn quantized_networks_run() {
                 ..LayerQuantization::new(method, precision, precision)
             };
             let what = format!("{method} W{bits}A{bits}");
-            check_quantized(&what, quantization, FAMILIES[bits as usize % 3], &device);
+            for family in [FAMILIES[bits as usize % 3], Family::AlexNet] {
+                check_quantized(&format!("{family}: {what}"), quantization, family, &device);
+            }
         }
     }
 }

@@ -22,11 +22,14 @@ pub enum Family {
     PreResNet,
     /// VGG-small; its depth is fixed.
     VggSmall,
+    /// AlexNet; its depth is fixed.
+    #[serde(rename = "alexnet")]
+    AlexNet,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::PreResNet, Self::ResNet, Self::VggSmall];
+    pub const ALL: [Self; 4] = [Self::PreResNet, Self::ResNet, Self::VggSmall, Self::AlexNet];
 
     /// Its name, as in recipes.
     pub fn name(self) -> &'static str {
@@ -34,6 +37,7 @@ impl Family {
             Self::ResNet => "resnet",
             Self::PreResNet => "preresnet",
             Self::VggSmall => "vgg-small",
+            Self::AlexNet => "alexnet",
         }
     }
 }
@@ -101,6 +105,9 @@ pub struct ModelConfig {
     /// Stride of the first convolution, one of [`Settings::stem_strides`](crate::Settings): 2 instead of 1 halves the size of
     /// every feature map.
     pub stem_stride: usize,
+    /// Whether AlexNet has BatchNorm; absent is with. Absent for other families, which have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm: Option<bool>,
 }
 
 impl ModelConfig {
@@ -119,14 +126,24 @@ impl ModelConfig {
         Self::of(Family::VggSmall, Layout::default())
     }
 
+    /// AlexNet with BatchNorm at width 1.
+    pub fn alexnet(layout: Layout) -> Self {
+        Self { norm: Some(true), ..Self::of(Family::AlexNet, layout) }
+    }
+
     fn of(family: Family, layout: Layout) -> Self {
         let stem_stride = (family.settings().stem_strides)(layout)[0];
-        Self { family, layout, depth: None, width: 1.0, stem_stride }
+        Self { family, layout, depth: None, width: 1.0, stem_stride, norm: None }
     }
 
     /// The same with another number of channels.
     pub fn with_width(self, width: f64) -> Self {
         Self { width, ..self }
+    }
+
+    /// The same without BatchNorm, which AlexNet has.
+    pub fn without_norm(self) -> Self {
+        Self { norm: Some(false), ..self }
     }
 
     /// The network as data: its layers, how they are connected, their paths, feature maps and shapes.
@@ -191,7 +208,7 @@ impl ModelConfig {
 
     /// Refuses what is not among the settings of the family.
     fn check(&self, input: InputShape, n_classes: usize) -> Result<(), ModelError> {
-        let Self { family, layout, depth, width, stem_stride } = *self;
+        let Self { family, layout, depth, width, stem_stride, norm } = *self;
         let settings = family.settings();
         if input.dims().contains(&0) || n_classes == 0 {
             return Err(ModelError::Empty { n_classes, input });
@@ -207,6 +224,9 @@ impl ModelConfig {
         }
         if !(settings.stem_strides)(layout).contains(&stem_stride) {
             return Err(ModelError::StemStride { got: stem_stride });
+        }
+        if let (Some(got), false) = (norm, settings.has_norm) {
+            return Err(ModelError::FixedNorm { family, got });
         }
         let InputShape { height, width, .. } = input;
         let least = (settings.least_side)(layout, stem_stride);

@@ -40,6 +40,14 @@ pub enum ModelError {
         /// The layout asked for.
         got: Layout,
     },
+    /// BatchNorm asked for or left out where there is nothing to choose.
+    #[error("{family} has BatchNorm: remove norm = {got}")]
+    FixedNorm {
+        /// The family.
+        family: Family,
+        /// What was asked for.
+        got: bool,
+    },
     /// A width that is no number of channels.
     #[error("width must be greater than 0 and at most 64, got {got}")]
     Width {
@@ -47,7 +55,9 @@ pub enum ModelError {
         got: f64,
     },
     /// A first stride that is not defined.
-    #[error("stem_stride must be 1 or 2, and 1 for vgg-small, got {got}")]
+    #[error(
+        "stem_stride must be 1 or 2, 1 for vgg-small, and 4 for alexnet in the imagenet layout, got {got}"
+    )]
     StemStride {
         /// The stride asked for.
         got: usize,

@@ -125,7 +125,7 @@ fn steps(graph: &Graph, layers: &[NodeId]) -> Vec<Step> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Family, InputShape, ModelConfig};
+    use crate::{Family, InputShape, Layout, ModelConfig};
 
     fn describe(config: &ModelConfig) -> Vec<String> {
         let input = InputShape { channels: 3, height: 64, width: 64 };
@@ -176,6 +176,14 @@ mod tests {
         let vgg = describe(&ModelConfig::vgg_small());
         let expected = ["convs.0", "norms.0+relu+convs.1", "norms.1", "maxpool", "relu", "convs.2"];
         assert_eq!(vgg[..6], expected);
+        let alexnet = describe(&ModelConfig::alexnet(Layout::ImageNet));
+        let expected =
+            ["norms.2+relu+features.8", "norms.3+relu+features.10", "norms.4+relu", "maxpool", "flatten"];
+        assert_eq!(alexnet[7..12], expected);
+        assert_eq!(
+            alexnet[12..],
+            ["classifier.1", "norms.5+relu", "classifier.4", "norms.6+relu", "classifier.6"]
+        );
     }
 
     /// Every value is read for the last time once, and the output never.

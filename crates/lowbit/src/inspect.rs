@@ -308,7 +308,8 @@ pub fn describe_recipe(recipe: &Recipe) -> String {
         Layout::Cifar => "",
         Layout::ImageNet => ", imagenet layout",
     };
-    format!("{} ({}{depth}{layout}, {precision})", recipe.name, recipe.model.family)
+    let norm = if recipe.model.norm == Some(false) { ", without BatchNorm" } else { "" };
+    format!("{} ({}{depth}{layout}{norm}, {precision})", recipe.name, recipe.model.family)
 }
 
 /// The strategies of a recipe, if it has any.

@@ -1,7 +1,7 @@
 //! Every model: logits in training and evaluation, feature maps, gradients of all parameters.
 
 use lowbit_core::{Granularity, Precision};
-use lowbit_models::{Family, InputShape, ModelConfig, Network};
+use lowbit_models::{Family, InputShape, Layout, ModelConfig, Network};
 use lowbit_quantizers::{
     ActivationQuantizer, LayerQuantization, Method, QuantizationPolicy, QuantizedNetwork,
 };
@@ -25,9 +25,7 @@ const OTHER_SEEDS: [u64; 2] = [103, 203];
 
 #[derive(Clone, Debug)]
 pub struct ModelCase {
-    family: Family,
-    /// Of the layout for ImageNet; else that for CIFAR.
-    imagenet_depth: Option<usize>,
+    config: ModelConfig,
     input: [usize; 3],
     /// Method, bits of weights and input.
     precision: Option<(Method, u32, Option<u32>)>,
@@ -37,7 +35,14 @@ pub struct ModelCase {
     nudge: f32,
 }
 
-const FAMILIES: [Family; 3] = [Family::ResNet, Family::PreResNet, Family::VggSmall];
+/// The families of the literature on CIFAR, with few channels.
+fn families() -> [ModelConfig; 3] {
+    [
+        ModelConfig::new(Family::ResNet, 8).with_width(0.25),
+        ModelConfig::new(Family::PreResNet, 8).with_width(0.25),
+        ModelConfig::vgg_small().with_width(1.0 / 16.0),
+    ]
+}
 
 /// Channels, height and width of the images: digits, Fashion-MNIST, CIFAR, and sizes that are no multiples of anything.
 const INPUTS: [[usize; 3]; 4] = [[1, 8, 8], [1, 28, 28], [3, 32, 32], [2, 9, 11]];
@@ -52,16 +57,17 @@ const NUDGES: [f32; 4] = [1.0 + f32::EPSILON, 1.0 - f32::EPSILON, 1.0 + 1e-6, 1.
 
 pub fn cases() -> Vec<ModelCase> {
     let mut cases = Vec::new();
-    for family in FAMILIES {
+    let two_bits = Some((Method::DoReFa, 2, None));
+    let alexnet = |layout| ModelConfig::alexnet(layout).with_width(1.0 / 16.0);
+    for config in families().into_iter().chain([alexnet(Layout::Cifar)]) {
         for input in INPUTS {
-            for precision in [None, Some((Method::DoReFa, 2, None))] {
-                cases.push(ModelCase::new(family, input, precision));
+            for precision in [None, two_bits] {
+                cases.push(ModelCase::new(config.clone(), input, precision));
             }
         }
     }
     // A stem with a max pool and basic blocks; bottlenecks in full precision only, as fifty layers of quantized weights make so
     // much of a rounding that gradients differ in the second digit.
-    let two_bits = Some((Method::DoReFa, 2, None));
     for (family, depth, precision) in [
         (Family::ResNet, 18, None),
         (Family::ResNet, 18, two_bits),
@@ -69,33 +75,35 @@ pub fn cases() -> Vec<ModelCase> {
         (Family::PreResNet, 18, two_bits),
         (Family::ResNet, 50, None),
     ] {
-        let case = ModelCase::new(family, IMAGENET_INPUT, precision);
-        cases.push(ModelCase { imagenet_depth: Some(depth), ..case });
+        let config = ModelConfig::imagenet(family, depth).with_width(1.0 / 16.0);
+        cases.push(ModelCase::new(config, IMAGENET_INPUT, precision));
+    }
+    // A stem of 11x11 with a padding of its own, biases, and quantized linear layers.
+    for precision in [None, two_bits] {
+        cases.push(ModelCase::new(alexnet(Layout::ImageNet), IMAGENET_INPUT, precision));
+        cases.push(ModelCase::new(alexnet(Layout::ImageNet).without_norm(), IMAGENET_INPUT, precision));
+    }
+    for method in METHODS {
+        cases.push(ModelCase::new(alexnet(Layout::Cifar), INPUTS[0], Some((method, 2, Some(2)))));
     }
     // Every method at every bit width of both operands, the families in turn.
     for method in METHODS {
         let from = if method == Method::MinMax { 2 } else { 1 };
         for bits in from..=8 {
-            let family = FAMILIES[bits as usize % 3];
+            let config = families()[bits as usize % 3].clone();
             let precision = Some((method, bits, Some(bits)));
-            cases.push(ModelCase::new(family, INPUTS[0], precision));
+            cases.push(ModelCase::new(config, INPUTS[0], precision));
         }
     }
     cases
 }
 
 impl ModelCase {
-    fn new(family: Family, input: [usize; 3], precision: Option<(Method, u32, Option<u32>)>) -> Self {
-        Self { family, imagenet_depth: None, input, precision, seed: SEED, nudge: 1.0 }
+    fn new(config: ModelConfig, input: [usize; 3], precision: Option<(Method, u32, Option<u32>)>) -> Self {
+        Self { config, input, precision, seed: SEED, nudge: 1.0 }
     }
 
-    /// The network with few channels.
     fn network(&self, device: &Device) -> Network {
-        let config = match (self.family, self.imagenet_depth) {
-            (Family::VggSmall, _) => ModelConfig::vgg_small().with_width(1.0 / 16.0),
-            (family, Some(depth)) => ModelConfig::imagenet(family, depth).with_width(1.0 / 16.0),
-            (family, None) => ModelConfig::new(family, 8).with_width(0.25),
-        };
         let policy = match self.precision {
             None => QuantizationPolicy::full_precision(),
             Some((method, weight, act)) => {
@@ -112,7 +120,7 @@ impl ModelCase {
         let [channels, height, width] = self.input;
         let input = InputShape { channels, height, width };
         let model =
-            config.init(input, N_CLASSES, &policy, self.seed, device).expect("the network is defined");
+            self.config.init(input, N_CLASSES, &policy, self.seed, device).expect("the network is defined");
         let (mut network, mut rng) = (model.network, rng(self.seed + 1));
         // Sums of quantized products are multiples of a step. Where their mean happens to be one, a normalization without
         // shift yields zeros, and a ReLU's gradient there is up to the last digit of the mean.
@@ -134,13 +142,14 @@ impl ModelCase {
     /// What is allowed, by a tolerance for ten layers: roundings add up, and a network of bottlenecks has fifty, the last of which
     /// normalize 27 values a channel. (Of ten times as much, an NVIDIA H200 took 1.09 times.)
     fn allowed(&self, Tolerance { relative, absolute }: Tolerance) -> Tolerance {
-        let factor = if self.imagenet_depth == Some(50) { 30.0 } else { 1.0 };
+        let factor = if self.config.depth == Some(50) { 30.0 } else { 1.0 };
         Tolerance { relative: relative * factor, absolute: absolute * factor }
     }
 
     /// Whether equal multiples of a step compete in a max pool: their last digits decide which one gets the gradient.
     fn has_ties_in_pools(&self) -> bool {
-        self.family == Family::VggSmall && matches!(self.precision, Some((_, _, Some(_))))
+        let has_pools = matches!(self.config.family, Family::VggSmall | Family::AlexNet);
+        has_pools && matches!(self.precision, Some((_, _, Some(_))))
     }
 
     fn images(&self, device: &Device) -> Tensor<4> {

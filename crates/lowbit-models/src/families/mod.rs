@@ -1,5 +1,6 @@
 //! The families of networks: each is one file that builds a graph.
 
+mod alexnet;
 mod preresnet;
 mod residual;
 mod resnet;
@@ -16,6 +17,8 @@ pub struct Settings {
     pub layouts: &'static [Layout],
     /// Whether the depth is chosen.
     pub has_depth: bool,
+    /// Whether BatchNorm may be left out.
+    pub has_norm: bool,
     /// Strides of the first convolution in a layout, the default first; a single one is no setting.
     pub stem_strides: fn(Layout) -> &'static [usize],
     /// Names of the feature maps in a layout.
@@ -30,6 +33,7 @@ impl Family {
         match self {
             Self::ResNet | Self::PreResNet => &residual::SETTINGS,
             Self::VggSmall => &vgg_small::SETTINGS,
+            Self::AlexNet => &alexnet::SETTINGS,
         }
     }
 }
@@ -40,6 +44,7 @@ pub(crate) fn graph(config: &ModelConfig, input: InputShape, n_classes: usize) -
         Family::ResNet => resnet::graph(config, input, n_classes),
         Family::PreResNet => preresnet::graph(config, input, n_classes),
         Family::VggSmall => vgg_small::graph(config, input, n_classes),
+        Family::AlexNet => alexnet::graph(config, input, n_classes),
     }
 }
 

@@ -12,6 +12,7 @@ const MAX_DEPTH: usize = 10_000;
 pub(super) const SETTINGS: Settings = Settings {
     layouts: &[Layout::Cifar, Layout::ImageNet],
     has_depth: true,
+    has_norm: false,
     stem_strides: |layout| match layout {
         Layout::Cifar => &[1, 2],
         Layout::ImageNet => &[2, 1],

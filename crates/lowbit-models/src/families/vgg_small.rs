@@ -17,6 +17,7 @@ const STAGES: [&str; 3] = ["stages.0", "stages.1", "stages.2"];
 pub(super) const SETTINGS: Settings = Settings {
     layouts: &[Layout::Cifar],
     has_depth: false,
+    has_norm: false,
     stem_strides: |_| &[1],
     taps: |_| &STAGES,
     least_side: |_, _| 8,

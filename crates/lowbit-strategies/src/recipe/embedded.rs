@@ -106,6 +106,7 @@ macro_rules! parts {
 
 /// Networks on data sets.
 pub const BASES: &[Part] = parts!("bases":
+    "cifar10-alexnet-bn",
     "cifar10-preresnet20",
     "cifar10-resnet20",
     "cifar10-resnet56",

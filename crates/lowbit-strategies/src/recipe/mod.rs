@@ -572,7 +572,18 @@ fn read_network(section: Section<'_>, like: Option<&ModelConfig>) -> ModelConfig
         .filter(|stride| strides.contains(stride));
     let largest = strides.iter().copied().fold(2, usize::max) as u64;
     let stem_stride = section.integer("stem_stride", like_stride.unwrap_or(strides[0]) as u64, 1..=largest);
-    let model = ModelConfig { family, layout, depth, width, stem_stride: stem_stride as usize };
+    let like_norm = like.filter(|like| like.family == family).and_then(|like| like.norm);
+    let norm = match (section.optional_boolean("norm"), settings.has_norm) {
+        (norm, true) => norm.or(like_norm).or(Some(true)),
+        (None, false) => None,
+        (Some(_), false) => {
+            if is_known {
+                section.problem("norm", format!("{family} has BatchNorm: remove this key"));
+            }
+            None
+        }
+    };
+    let model = ModelConfig { family, layout, depth, width, stem_stride: stem_stride as usize, norm };
     if is_known && !strides.contains(&model.stem_stride) {
         match strides {
             [_] => none("stem_stride"),

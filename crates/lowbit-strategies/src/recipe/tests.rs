@@ -738,6 +738,49 @@ fn a_teacher_has_of_the_student_what_its_layout_has() {
     );
 }
 
+#[test]
+fn families_have_settings_of_their_own() {
+    let alexnet = |overrides: &[&str]| {
+        let model = ["model={family='alexnet'}"];
+        parse(&[&model[..], overrides].concat()).map(|recipe| recipe.model)
+    };
+    assert_eq!(alexnet(&[]).unwrap(), ModelConfig::alexnet(Layout::Cifar));
+    assert_eq!(alexnet(&["model.norm=false"]).unwrap().norm, Some(false));
+    let student = "model={family='alexnet', norm=false, width=0.5}";
+    let teacher = parse(&[student, "strategy.joint={}"]).unwrap().strategy.joint.unwrap().teacher.model;
+    assert_eq!((teacher.norm, teacher.width), (Some(false), 0.5));
+    let teacher =
+        parse(&["strategy.joint={teacher={family='alexnet'}}"]).unwrap().strategy.joint.unwrap().teacher;
+    assert_eq!(teacher.model, ModelConfig::alexnet(Layout::Cifar));
+    for (overrides, expected) in [
+        (&["model.norm=false"][..], "model.norm: preresnet has BatchNorm: remove this key"),
+        (&["model={family='alexnet', depth=8}"], "model.depth: alexnet has a fixed depth: remove this key"),
+        (
+            &["model={family='alexnet', stem_stride=2}"],
+            "model.family: alexnet needs images of at least 15x15 pixels, got 8x8",
+        ),
+        (
+            &["model={family='alexnet', layout='imagenet'}"],
+            "model.family: alexnet needs images of at least 63x63 pixels, got 8x8",
+        ),
+        (
+            &["model={family='alexnet', layout='imagenet', stem_stride=2}"],
+            "model.stem_stride: alexnet has none: remove this key",
+        ),
+        (
+            &["strategy.joint={teacher={family='alexnet', layout='imagenet'}}"],
+            "strategy.joint.teacher.family: alexnet needs images of at least 63x63 pixels, got 8x8",
+        ),
+        (
+            &["model={family='alexnet'}", "data.batch_size=1"],
+            "data.batch_size: 1 image leaves BatchNorm of alexnet a single value a channel, where it is 1x1: take at least 2",
+        ),
+    ] {
+        assert_eq!(mistakes(overrides), [expected], "{overrides:?}");
+    }
+    parse(&["model={family='alexnet', norm=false}", "data.batch_size=1"]).unwrap();
+}
+
 /// Zhuang et al. 2021: the settings of joint distillation by the logits' distance.
 #[test]
 fn logits_mse_has_weights_of_its_own() {
