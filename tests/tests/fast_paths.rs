@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor};
 use lowbit_core::{Granularity, Precision};
 use lowbit_kernels::testing::take_times;
 use lowbit_kernels::{Activation, batch_norm};
-use lowbit_models::{Family, InputShape, ModelConfig, Network};
+use lowbit_models::{Family, InputShape, Layout, ModelConfig, Network};
 use lowbit_quantizers::{
     LayerQuantization, Method, QuantConv2d, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork,
 };
@@ -139,6 +139,7 @@ fn network(family: Family, method: Method, device: &Device) -> (Network, Tensor<
     let policy = QuantizationPolicy::new(LayerQuantization::new(method, two, two));
     let config = match family {
         Family::VggSmall => ModelConfig::vgg_small().with_width(0.125),
+        Family::AlexNet => ModelConfig::alexnet(Layout::Cifar).with_width(0.125),
         family => ModelConfig::new(family, 8),
     };
     let input = InputShape { channels: 3, height: 32, width: 32 };
@@ -154,9 +155,12 @@ fn networks_convolve_codes() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     for Backend { name, device } in fast_backends() {
         for method in METHODS {
-            for (family, n_codes, n_floats) in
-                [(Family::PreResNet, 6, 3), (Family::ResNet, 6, 3), (Family::VggSmall, 5, 1)]
-            {
+            for (family, n_codes, n_floats) in [
+                (Family::PreResNet, 6, 3),
+                (Family::ResNet, 6, 3),
+                (Family::VggSmall, 5, 1),
+                (Family::AlexNet, 4, 1),
+            ] {
                 let what = format!("{family} by {method} on {name}");
                 let (evaluated, images) = network(family, method, &device);
                 let calls = Calls::of(|| drop(evaluated.forward(images)));
@@ -168,6 +172,13 @@ fn networks_convolve_codes() {
                         calls.assert(&what, &[("fake quantization alone", 0)])
                     }
                     (Family::PreResNet, Method::Pact) => {
+                        calls.assert(&what, &[("fake quantization alone", 4)])
+                    }
+                    // What comes after a pool is quantized by itself, and the input of a linear layer.
+                    (Family::VggSmall, Method::DoReFa | Method::Pact) => {
+                        calls.assert(&what, &[("fake quantization alone", 2)])
+                    }
+                    (Family::AlexNet, Method::DoReFa | Method::Pact) => {
                         calls.assert(&what, &[("fake quantization alone", 4)])
                     }
                     _ => {}

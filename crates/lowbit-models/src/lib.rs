@@ -1,7 +1,7 @@
 //! Convolutional networks made of quantized layers: ResNet and PreResNet, CIFAR-style of depth 6n+2 and ImageNet-style
 //! of depth 18, 34 and 50, VGG-small and AlexNet, for images of any size and number of channels.
 //!
-//! A [`ModelConfig`] is made into a [graph](lowbit_core::graph), and that into a [`Network`] at the precision of a
+//! A [`ModelConfig`] is made into a [`Graph`], and that into a [`Network`] at the precision of a
 //! [`QuantizationPolicy`]. A network knows nothing of training, and exposes its feature maps as named taps. A graph of one's own
 //! becomes a network, too: [`Network::new`].
 //!
