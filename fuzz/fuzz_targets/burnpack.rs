@@ -4,5 +4,5 @@
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    lowbit_strategies::fuzzing::optimizer(bytes);
+    lowbit_train::fuzzing::optimizer(bytes);
 });

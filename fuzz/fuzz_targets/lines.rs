@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use lowbit_fuzz::{run_with, write};
-use lowbit_strategies::fuzzing::{records, timing_bytes};
+use lowbit_train::fuzzing::{records, timing_bytes};
 
 fuzz_target!(|data: &[u8]| {
     let Some((&choice, bytes)) = data.split_first() else { return };

@@ -2,13 +2,13 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use lowbit_strategies::Recipe;
+use lowbit_train::Recipe;
 
 fuzz_target!(|text: &str| {
     let (text, overrides) = text.split_once("\n---\n").unwrap_or((text, ""));
     let overrides: Vec<String> = overrides.lines().map(String::from).collect();
     if let Ok(recipe) = Recipe::parse(text, "fuzz.toml", &overrides) {
-        lowbit_strategies::plan(&recipe).expect("a recipe's network is defined");
+        lowbit_train::plan(&recipe).expect("a recipe's network is defined");
         let again =
             Recipe::parse(&recipe.to_toml(), "again.toml", &[]).expect("a recipe is written as it is read");
         assert!(again == recipe, "a recipe reads back as another");

@@ -3,5 +3,5 @@
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    lowbit_strategies::fuzzing::safetensors(bytes);
+    lowbit_train::fuzzing::safetensors(bytes);
 });

@@ -55,7 +55,7 @@ fn all() {
 
 #[cfg(feature = "training")]
 fn training() {
-    use lowbit_strategies::{Recipe, fuzzing, plan, recipe};
+    use lowbit_train::{Recipe, fuzzing, plan, recipe};
 
     for name in ["digits-preresnet8-w2a2", "cifar10-vgg-small-w1a2", "digits-preresnet8-w2a2-ts-pq-joint"] {
         let Some(recipe) = recipe::embedded().iter().find(|recipe| recipe.name == name) else { continue };

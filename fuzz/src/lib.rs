@@ -44,8 +44,8 @@ pub fn open(name: DatasetName, split: Split, labels: LabelKind, file: &str) {
 
 /// A run directory whose file `name` has these bytes.
 #[cfg(feature = "training")]
-pub fn run_with(name: &str, bytes: &[u8]) -> lowbit_strategies::RunDir {
+pub fn run_with(name: &str, bytes: &[u8]) -> lowbit_train::RunDir {
     write("run.json", b"{}");
     write(name, bytes);
-    lowbit_strategies::RunDir::open(directory()).expect("it has a run.json")
+    lowbit_train::RunDir::open(directory()).expect("it has a run.json")
 }

@@ -11,9 +11,9 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
 use lowbit_data::Locations;
 use lowbit_kernels::conv2d;
-use lowbit_strategies::strategy::{Loss, Outputs, Role, Strategy};
-use lowbit_strategies::{Observer, Outcome, Recipe, Session, StepReport, train};
+use lowbit_strategies::{Loss, Outputs, Role, Strategy};
 use lowbit_tests::{Backend, Tolerance, assert_close, normal, rng, tensor, values};
+use lowbit_train::{Observer, Outcome, Recipe, Session, StepReport, train};
 
 /// Counts what wgpu logs.
 struct Counter {
@@ -107,7 +107,7 @@ fn run(
     let session = Session {
         device: device.clone(),
         device_name: "wgpu".into(),
-        origin: lowbit_strategies::Origin::here(),
+        origin: lowbit_train::Origin::here(),
         locations: Locations::default_with(None),
         stop: &AtomicBool::new(false),
         observer,

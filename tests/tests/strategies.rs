@@ -2,7 +2,7 @@
 //! to whole runs on digits: who is asked and trained when, what one phase hands over to the next, what is evaluated.
 
 // The worked example of the documentation.
-#[path = "../../crates/lowbit-strategies/examples/own_strategy.rs"]
+#[path = "../../crates/lowbit-train/examples/own_strategy.rs"]
 #[expect(dead_code, reason = "its main function is for running it by hand")]
 mod own_strategy;
 
@@ -17,14 +17,9 @@ use lowbit_data::{DatasetName, LabelKind, Locations, Normalization, open};
 use lowbit_models::Features;
 use lowbit_quantizers::Selection;
 use lowbit_strategies::loss::{cross_entropy, kl_divergence, mean_square, target_probabilities};
-use lowbit_strategies::recipe::Recipe;
-use lowbit_strategies::strategy::{
+use lowbit_strategies::{
     DistillLoss, Hint, HintTarget, Joint, JointMode, Loss, Moment, OptimizerState, Outputs, Phase,
     Probability, QuantizedLayer, Role, Selector, StochasticPrecision, Strategy, StudentOutput, Unit,
-};
-use lowbit_strategies::{
-    Divergence, EpochMetrics, EpochTiming, Evaluation, Observer, Outcome, ResumeFrom, RunDir, Session,
-    StepReport, Subject, TrainError, evaluate, inspect, resume, train,
 };
 use lowbit_tests::golden::{
     ComposedCase, ComposedCases, DistillationCase, HintCase, HintCases, JointCase, JointWeights, Strategies,
@@ -32,6 +27,11 @@ use lowbit_tests::golden::{
 };
 use lowbit_tests::{
     Backend, Tolerance, assert_close, assert_close_f64, backends, default_device, tensor, values,
+};
+use lowbit_train::recipe::Recipe;
+use lowbit_train::{
+    Divergence, EpochMetrics, EpochTiming, Evaluation, Observer, Outcome, ResumeFrom, RunDir, Session,
+    StepReport, Subject, TrainError, evaluate, inspect, resume, train,
 };
 use safetensors::SafeTensors;
 
@@ -390,7 +390,7 @@ fn session<'a>(
     Session {
         device: default_device(),
         device_name: "default".into(),
-        origin: lowbit_strategies::Origin::here(),
+        origin: lowbit_train::Origin::here(),
         locations: Locations::default_with(None),
         stop,
         observer,
@@ -1226,7 +1226,7 @@ fn the_documentation_quotes_the_example() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     };
-    let example = read("crates/lowbit-strategies/examples/own_strategy.rs");
+    let example = read("crates/lowbit-train/examples/own_strategy.rs");
     let (_, rest) = example.split_once("docs/methods/strategies.md.\n").expect("the beginning is marked");
     let (code, _) = rest.split_once("// end\n").expect("the end is marked");
     assert!(

@@ -11,13 +11,13 @@ use lowbit_quantizers::{
     ActivationQuantizer, LayerQuantization, LayerRef, LayerRole, Method, QuantizationPolicy, QuantizedNetwork,
 };
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};
-use lowbit_strategies::optimizer::Optimizer;
-use lowbit_strategies::recipe::{OptimizerRecipe, Recipe, TrainRecipe};
 use lowbit_tests::golden::{
     BatchNormCase, ClippingCase, CrossEntropyCase, OptimizerCase, OptimizerOptions, ResNetCase, ResNetFile,
     Shortcut, Training, load,
 };
 use lowbit_tests::{Backend, Tolerance, assert_close, backends, default_device, normal, rng, tensor, values};
+use lowbit_train::optimizer::Optimizer;
+use lowbit_train::recipe::{OptimizerRecipe, Recipe, TrainRecipe};
 
 /// Some ulp of the largest value: the same few operations in another order.
 const FEW_ULP: Tolerance = Tolerance::relative(8.0 * f32::EPSILON as f64);

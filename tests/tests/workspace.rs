@@ -53,14 +53,18 @@ fn packages() -> BTreeMap<String, Package> {
 }
 
 /// Crates that each crate may depend on. A new crate needs a line here, and one in the architecture.
-const MAY_DEPEND_ON: [(&str, &[&str]); 8] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 9] = [
     ("lowbit-core", &[]),
     ("lowbit-cpu", &["lowbit-core"]),
     ("lowbit-data", &["lowbit-core"]),
     ("lowbit-kernels", &["lowbit-core", "lowbit-cpu"]),
     ("lowbit-quantizers", &["lowbit-core", "lowbit-kernels"]),
     ("lowbit-models", &["lowbit-core", "lowbit-kernels", "lowbit-quantizers"]),
-    ("lowbit-strategies", &["lowbit-core", "lowbit-quantizers", "lowbit-models", "lowbit-data"]),
+    ("lowbit-strategies", &["lowbit-core", "lowbit-quantizers", "lowbit-models"]),
+    (
+        "lowbit-train",
+        &["lowbit-core", "lowbit-quantizers", "lowbit-models", "lowbit-data", "lowbit-strategies"],
+    ),
     (
         "lowbit",
         &[
@@ -71,6 +75,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 8] = [
             "lowbit-models",
             "lowbit-data",
             "lowbit-strategies",
+            "lowbit-train",
         ],
     ),
 ];
@@ -79,8 +84,8 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 8] = [
 const WITHOUT_BURN: [&str; 3] = ["lowbit-core", "lowbit-cpu", "lowbit-data"];
 
 /// Packages whose every backend is the caller's choice. The kernels, which are backends' own, are not among them.
-const LIBRARIES: [&str; 5] =
-    ["lowbit-core", "lowbit-data", "lowbit-quantizers", "lowbit-models", "lowbit-strategies"];
+const LIBRARIES: [&str; 6] =
+    ["lowbit-core", "lowbit-data", "lowbit-quantizers", "lowbit-models", "lowbit-strategies", "lowbit-train"];
 
 /// Not crates of the product: build automation, and this package.
 const TOOLS: [&str; 2] = ["xtask", "lowbit-tests"];
@@ -291,7 +296,7 @@ fn every_package_is_described_and_unpublished() {
 }
 
 /// Packages that must have a README.md.
-const WITH_README: [&str; 9] = [
+const WITH_README: [&str; 10] = [
     "lowbit",
     "lowbit-core",
     "lowbit-cpu",
@@ -300,6 +305,7 @@ const WITH_README: [&str; 9] = [
     "lowbit-models",
     "lowbit-quantizers",
     "lowbit-strategies",
+    "lowbit-train",
     "lowbit-tests",
 ];
 
@@ -318,7 +324,7 @@ fn the_recorded_version_of_burn_is_the_pinned_one() {
     let root = packages["lowbit-tests"].dir().parent().expect("the package lies in the workspace");
     let manifest = read(&root.join("Cargo.toml"));
     let pin = manifest.lines().find(|line| line.starts_with("burn = ")).expect("burn is pinned");
-    let origin = read(&packages["lowbit-strategies"].dir().join("src/origin.rs"));
+    let origin = read(&packages["lowbit-train"].dir().join("src/origin.rs"));
     let version =
         origin.split("const BURN_VERSION: &str = \"").nth(1).and_then(|rest| rest.split('"').next());
     let version = version.expect("the version is a constant");

@@ -1,67 +1,50 @@
-//! Low-bit training: recipes, the training loop, checkpoints and metrics.
+//! Strategies: what sets the training of a low-bit network apart from plain training, one file each.
 //!
-//! A [`Recipe`] decides everything about a training. [`train`] runs one in a new run directory, [`resume`] goes on with
-//! a run that was stopped or killed and ends as if it had not been, [`evaluate`] scores a checkpoint, [`inspect()`] shows
-//! what a run holds. The device is the caller's: no backend is named here.
+//! A [`Strategy`] is data that answers three questions of the training loop, each with a default answer: into which
+//! [phases](Strategy::phases) a training is divided, which part of each layer is quantized
+//! [in a step](Strategy::select), and what the [loss](Strategy::loss) of each network is. The loop asks all strategies of
+//! a training in turn, each starting from what the one before answered, so strategies compose; models and quantizers
+//! know of none. This crate trains nothing: the loop is in `lowbit-train`.
 //!
 //! ```
-//! use lowbit_strategies::Recipe;
+//! use lowbit_quantizers::Selection;
+//! use lowbit_strategies::{Moment, QuantizedLayer, Strategy};
 //!
-//! let recipe = Recipe::embedded("digits-preresnet8-w2a2", &["train.epochs=3".into()])?;
-//! assert_eq!(recipe.train.epochs, 3);
+//! /// Quantizes nothing in the first half of a phase.
+//! #[derive(Debug)]
+//! struct Late;
 //!
-//! let error = Recipe::embedded("digits-preresnet8-w2a2", &["quantization.weight_bits=9".into()]).unwrap_err();
-//! assert!(error.to_string().contains("quantization.weight_bits: expected a bit width from 1 to 8"));
-//! # Ok::<(), lowbit_strategies::RecipeError>(())
+//! impl Strategy for Late {
+//!     fn select(&self, moment: &Moment, layers: &[QuantizedLayer]) -> Option<Vec<Selection>> {
+//!         let is_early = 2 * moment.phase_step < moment.phase_steps;
+//!         is_early.then(|| vec![Selection::None; layers.len()])
+//!     }
+//! }
+//!
+//! let layers = [QuantizedLayer { path: "conv".into(), error: None }];
+//! let at = |phase_step| Moment { seed: 0, step: phase_step, phase_step, phase_steps: 10 };
+//! assert_eq!(Late.select(&at(0), &layers), Some(vec![Selection::None]));
+//! assert_eq!(Late.select(&at(5), &layers), None);
 //! ```
 
-mod checkpoint;
-mod disk;
-mod error;
-mod files;
-#[doc(hidden)]
-pub mod fuzzing;
-mod inspect;
-mod learner;
+mod hint;
+mod joint;
 pub mod loss;
-mod metrics;
-#[doc(hidden)]
-pub mod optimizer;
-mod optimizer_file;
-mod origin;
-pub mod recipe;
-mod run_dir;
-mod schedule;
-mod set_aside;
-mod state;
-pub mod strategy;
-mod trainer;
-mod warning;
+mod phase;
+mod progressive;
+mod settings;
+mod stochastic;
+mod strategy;
+mod two_stage;
 
-// What a session and a strategy of one's own need, so that such a program depends on this crate alone.
-pub use lowbit_data::Locations;
-pub use lowbit_quantizers::Selection;
-
-pub use checkpoint::{CheckpointError, Pending, Progress, Record};
-pub use error::{Divergence, TrainError, shell_quoted};
-pub use files::{MAX_TEXT, open_regular, read_regular, read_regular_text};
-pub use inspect::{
-    CheckpointInspection, Evaluation, Inspection, Subject, best_checkpoint, evaluate, inspect,
+pub use hint::{Hint, HintTarget};
+pub use joint::{DistillLoss, Joint, JointMode, TeacherSchedule};
+pub use phase::{OptimizerState, Phase, QuantizerState, phase_name};
+pub use progressive::Progressive;
+pub use settings::{OptimizerRecipe, QuantizerGroup, ScheduleRecipe, TrainRecipe};
+pub use stochastic::{Probability, Selector, StochasticPrecision, Unit};
+pub use strategy::{
+    Loss, LossPart, Moment, Outputs, QuantizedLayer, Role, Strategy, StudentOutput, TOTAL, compose_loss,
+    compose_phases,
 };
-pub use metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
-pub use origin::{Origin, RunProcess, utc_now};
-pub use recipe::{Recipe, RecipeError};
-pub use run_dir::{ImageSet, NewRun, RunData, RunDir, RunInfo};
-pub use schedule::learning_rate;
-pub use set_aside::SetAside;
-pub use state::StateError;
-pub use trainer::{
-    BestCheckpoint, EpochTiming, Observer, Outcome, PhaseReport, ResumeFrom, RunResult, Session, StartReport,
-    StepReport, plan, resume, train,
-};
-pub use warning::{Warning, WarningKind};
-
-/// The code of the README, compiled and run with the documentation's tests.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
+pub use two_stage::TwoStage;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use lowbit_data::DataError;
-use lowbit_strategies::{CheckpointError, RecipeError, TrainError, shell_quoted};
+use lowbit_train::{CheckpointError, RecipeError, TrainError, shell_quoted};
 
 use crate::device::DeviceError;
 

@@ -6,8 +6,8 @@ use std::path::{Component, Path};
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use lowbit_data::DatasetName;
-use lowbit_strategies::recipe::embedded;
-use lowbit_strategies::shell_quoted;
+use lowbit_train::recipe::embedded;
+use lowbit_train::shell_quoted;
 
 use crate::recipes;
 
@@ -178,8 +178,8 @@ pub fn expect_no_tilde(path: &Path) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use lowbit_strategies::Recipe;
-    use lowbit_strategies::recipe::DEFAULT;
+    use lowbit_train::Recipe;
+    use lowbit_train::recipe::DEFAULT;
 
     use super::*;
 

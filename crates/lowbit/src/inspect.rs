@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::path::Path;
 
 use lowbit_models::{Layout, Plan};
-use lowbit_strategies::strategy::Phase;
-use lowbit_strategies::{
+use lowbit_train::strategy::Phase;
+use lowbit_train::{
     CheckpointInspection, Inspection, Origin, Pending, Recipe, RecipeError, RunData, RunDir, RunProcess,
     SetAside, shell_quoted,
 };
@@ -54,7 +54,7 @@ fn inspect_run(path: &Path, args: &InspectArgs) -> anyhow::Result<()> {
         return Err(UsageError("--set changes a recipe; a run is what it is".into()).into());
     }
     let checkpoint = args.checkpoint.as_deref().map(|name| checkpoint_named(path, name)).transpose()?;
-    let inspection = lowbit_strategies::inspect(path, checkpoint.as_deref())
+    let inspection = lowbit_train::inspect(path, checkpoint.as_deref())
         .map_err(|error| exit_code::with_previous(error, "inspect", path))?;
     if args.json.json {
         let state_sha256 = inspection.checkpoint.as_ref().map(|checkpoint| checkpoint.state_sha256.as_str());
@@ -216,7 +216,7 @@ fn inspect_recipe(args: &InspectArgs) -> anyhow::Result<()> {
     if args.checkpoint.is_some() {
         return Err(UsageError("--checkpoint names one of a run, but this is a recipe".into()).into());
     }
-    let plan = lowbit_strategies::plan(&recipe)?;
+    let plan = lowbit_train::plan(&recipe)?;
     let phases = recipe.phases();
     if args.json.json {
         return output::print_json(&RecipeReport { recipe, plan, phases });
@@ -239,7 +239,7 @@ pub fn checkpoint_named(path: &Path, name: &str) -> anyhow::Result<String> {
     if name != BEST {
         return Ok(full_name(path, name));
     }
-    let best = lowbit_strategies::best_checkpoint(path)?;
+    let best = lowbit_train::best_checkpoint(path)?;
     Ok(best.ok_or_else(|| {
         let text = format!(
             "{} has no best checkpoint: none that is kept was evaluated in its last phase",

@@ -1,7 +1,7 @@
 //! What this program is built from, and the machine it runs on.
 
 use lowbit_cpu::instruction_sets;
-use lowbit_strategies::Origin;
+use lowbit_train::Origin;
 
 use crate::device::DeviceName;
 

@@ -2,8 +2,8 @@
 
 use std::path::{Path, is_separator};
 
-use lowbit_strategies::recipe::{BASES, BIT_WIDTHS, DEFAULT, Difference, EmbeddedRecipe, METHODS, embedded};
-use lowbit_strategies::{MAX_TEXT, Recipe, RecipeError, RunDir, read_regular_text, shell_quoted};
+use lowbit_train::recipe::{BASES, BIT_WIDTHS, DEFAULT, Difference, EmbeddedRecipe, METHODS, embedded};
+use lowbit_train::{MAX_TEXT, Recipe, RecipeError, RunDir, read_regular_text, shell_quoted};
 use serde::Serialize;
 
 use crate::cli::{RecipesArgs, RecipesCommand};

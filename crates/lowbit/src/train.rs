@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use lowbit_strategies::recipe::{DEFAULT, Difference, lowest_precision};
-use lowbit_strategies::{
+use lowbit_train::recipe::{DEFAULT, Difference, lowest_precision};
+use lowbit_train::{
     CheckpointError, EpochMetrics, EpochTiming, NewRun, Observer, Outcome, PhaseReport, Recipe, ResumeFrom,
     RunDir, RunResult, Scores, Session, StartReport, StepReport, TrainError, shell_quoted,
 };
@@ -74,12 +74,10 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
     };
     let result = match &start {
         Start::New { recipe } => match &args.out {
-            Some(out) => lowbit_strategies::train(recipe, out, session),
-            None => lowbit_strategies::train(
-                recipe,
-                NewRun::Numbered(&Path::new("runs").join(&recipe.name)),
-                session,
-            ),
+            Some(out) => lowbit_train::train(recipe, out, session),
+            None => {
+                lowbit_train::train(recipe, NewRun::Numbered(&Path::new("runs").join(&recipe.name)), session)
+            }
         },
         Start::Resume(run) => {
             let from = match &checkpoint {
@@ -87,7 +85,7 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
                 None if args.or_previous => ResumeFrom::NewestIntact,
                 None => ResumeFrom::Newest,
             };
-            lowbit_strategies::resume(run, from, session)
+            lowbit_train::resume(run, from, session)
         }
     };
     // Otherwise nothing was left to train, and nothing was written.

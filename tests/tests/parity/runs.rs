@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowbit_data::Locations;
-use lowbit_strategies::{
+use lowbit_tests::{Backend, Tolerance};
+use lowbit_train::{
     EpochMetrics, EpochTiming, Evaluation, Observer, Outcome as Ended, Recipe, ResumeFrom, Session,
     StepReport, Subject, evaluate, resume, train,
 };
-use lowbit_tests::{Backend, Tolerance};
 
 use crate::{Case, Outcome};
 
@@ -109,7 +109,7 @@ fn session<'a>(backend: &Backend, follow: &'a mut Follow<'_>, stop: &'a AtomicBo
     Session {
         device: backend.device.clone(),
         device_name: backend.name.into(),
-        origin: lowbit_strategies::Origin::here(),
+        origin: lowbit_train::Origin::here(),
         locations: Locations::default_with(None),
         stop,
         observer: follow,

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
 use lowbit_data::Locations;
-use lowbit_strategies::{EpochMetrics, EpochTiming, Observer, Recipe, Session, train};
+use lowbit_train::{EpochMetrics, EpochTiming, Observer, Recipe, Session, train};
 
 struct Print;
 
@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let session = Session {
         device: Device::default(),
         device_name: "default".into(),
-        origin: lowbit_strategies::Origin::here(),
+        origin: lowbit_train::Origin::here(),
         locations: Locations::default_with(None),
         stop: &stop,
         observer: &mut Print,

@@ -4,8 +4,8 @@
 use burn::tensor::Tensor;
 use serde::Serialize;
 
-use super::{Loss, Outputs, Role, Strategy};
 use crate::loss::{kl_divergence, mean_square};
+use crate::strategy::{Loss, Outputs, Role, Strategy};
 
 /// Name of the part of the loss that is the distance to the other networks.
 const DISTILL: &str = "distill";

@@ -10,8 +10,8 @@ use burn::tensor::{Gradients, Tensor};
 
 use lowbit_quantizers::is_quantizer_state;
 
-use crate::loss::sum_of_squares;
 use crate::recipe::{OptimizerRecipe, QuantizerGroup, TrainRecipe};
+use lowbit_strategies::loss::sum_of_squares;
 
 /// Updates the parameters of one network.
 #[derive(Clone)]

@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicBool;
 use burn::tensor::Device;
 use lowbit_data::Locations;
 use lowbit_quantizers::Selection;
-use lowbit_strategies::strategy::{Moment, QuantizedLayer, Strategy};
-use lowbit_strategies::{EpochMetrics, EpochTiming, Observer, Recipe, Session, train};
+use lowbit_train::strategy::{Moment, QuantizedLayer, Strategy};
+use lowbit_train::{EpochMetrics, EpochTiming, Observer, Recipe, Session, train};
 
 // What follows up to "end" is quoted in docs/methods/strategies.md.
 /// Quantizes the network stage by stage over a phase, from the output to the input: of `n` stages, the last one from
@@ -60,7 +60,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let session = Session {
         device: Device::default(),
         device_name: "default".into(),
-        origin: lowbit_strategies::Origin::here(),
+        origin: lowbit_train::Origin::here(),
         locations: Locations::default_with(None),
         stop: &stop,
         observer: &mut Print,

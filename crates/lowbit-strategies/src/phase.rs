@@ -4,7 +4,7 @@ use lowbit_core::Precision;
 use lowbit_quantizers::PrecisionFloor;
 use serde::Serialize;
 
-use crate::recipe::TrainRecipe;
+use crate::settings::TrainRecipe;
 
 /// A stretch of a training. Each phase begins with the weights at which the one before ended.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -3,7 +3,8 @@
 use lowbit_core::Precision;
 use lowbit_quantizers::PrecisionFloor;
 
-use super::{Phase, Strategy};
+use crate::phase::Phase;
+use crate::strategy::Strategy;
 
 /// Lowers the bits of the weights first, and from there those of the activations, the weights training on.
 ///

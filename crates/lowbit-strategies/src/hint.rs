@@ -6,8 +6,8 @@ use lowbit_core::Precision;
 use lowbit_quantizers::methods::dorefa::DoReFaActivations;
 use serde::Serialize;
 
-use super::{Loss, Outputs, Role, Strategy};
 use crate::loss::mean_square;
+use crate::strategy::{Loss, Outputs, Role, Strategy};
 
 /// Name of the part of the loss that is the distance of feature maps.
 const HINT: &str = "hint";

@@ -1,17 +1,4 @@
-//! Strategies: what sets the training of a low-bit network apart from plain training, one file each.
-//!
-//! A strategy is data that answers three questions of the training loop, each with a default answer: into which
-//! [phases](Strategy::phases) a training is divided, which part of each layer is quantized
-//! [in a step](Strategy::select), and what the [loss](Strategy::loss) of each network is. The loop asks all strategies of
-//! a training in turn, each starting from what the one before answered, so strategies compose; models and quantizers
-//! know of none.
-
-mod hint;
-mod joint;
-mod phase;
-mod progressive;
-mod stochastic;
-mod two_stage;
+//! The trait of all strategies, and what the training loop tells them and hears from them.
 
 use std::fmt;
 
@@ -20,14 +7,9 @@ use lowbit_core::Precision;
 use lowbit_models::Features;
 use lowbit_quantizers::Selection;
 
-pub use hint::{Hint, HintTarget};
-pub use joint::{DistillLoss, Joint, JointMode, TeacherSchedule};
-pub use phase::{OptimizerState, Phase, QuantizerState, phase_name};
-pub use progressive::Progressive;
-pub use stochastic::{Probability, Selector, StochasticPrecision, Unit};
-pub use two_stage::TwoStage;
+use crate::phase::Phase;
 
-/// One way to train a low-bit network. See the [module](self).
+/// One way to train a low-bit network. See the [crate](crate).
 pub trait Strategy: fmt::Debug + Send + Sync {
     /// The phases of the training, made from the `phases` of the strategies before; they begin as a single one at the
     /// precision of the recipe.
@@ -54,7 +36,7 @@ pub trait Strategy: fmt::Debug + Send + Sync {
 }
 
 /// Name of the sum of a loss's parts.
-pub(crate) const TOTAL: &str = "total";
+pub const TOTAL: &str = "total";
 
 /// The loss of one network: a sum of named parts, which are logged apart, beside their sum, `total`.
 #[derive(Clone, Debug)]
@@ -162,12 +144,12 @@ pub struct StudentOutput {
 }
 
 /// Phases of a training with all of `strategies`, from a single one.
-pub(crate) fn compose_phases(strategies: &[Box<dyn Strategy>], single: Phase) -> Vec<Phase> {
+pub fn compose_phases(strategies: &[Box<dyn Strategy>], single: Phase) -> Vec<Phase> {
     strategies.iter().fold(vec![single], |phases, strategy| strategy.phases(phases))
 }
 
 /// Loss of one network with all of `strategies`, from that of the labels.
-pub(crate) fn compose_loss(
+pub fn compose_loss(
     strategies: &[Box<dyn Strategy>],
     network: Role,
     outputs: &Outputs<'_>,

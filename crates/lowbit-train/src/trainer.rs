@@ -17,7 +17,6 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Checkpoints, Pending, Progr
 use crate::disk::{may_pass, with_retries};
 use crate::error::{Divergence, IoContext, TrainError};
 use crate::learner::{Trainee, network_specs};
-use crate::loss::{cross_entropy, target_probabilities};
 use crate::metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
 use crate::origin::{Origin, RunProcess, utc_now};
 use crate::recipe::{DataRecipe, Recipe, TrainRecipe};
@@ -27,6 +26,7 @@ use crate::set_aside::{self, GoingBack};
 use crate::state;
 use crate::strategy::{Loss, Moment, Outputs, Phase, Role, Strategy, StudentOutput, TOTAL, compose_loss};
 use crate::warning::{Warning, WarningKind, Warnings};
+use lowbit_strategies::loss::{cross_entropy, target_probabilities};
 
 /// Images per evaluation batch. Fixed, so that every evaluation of a checkpoint adds in the same order.
 const EVAL_BATCH_SIZE: usize = 256;

@@ -8,7 +8,7 @@ use lowbit_quantizers::Selection;
 use rand::{Rng, RngExt};
 use serde::Serialize;
 
-use super::{Moment, QuantizedLayer, Strategy};
+use crate::strategy::{Moment, QuantizedLayer, Strategy};
 
 /// Quantizes each unit of the network with a probability that rises to 1 over a phase.
 ///

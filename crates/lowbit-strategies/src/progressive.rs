@@ -3,7 +3,8 @@
 use lowbit_core::Precision;
 use lowbit_quantizers::PrecisionFloor;
 
-use super::{Phase, Strategy};
+use crate::phase::Phase;
+use crate::strategy::Strategy;
 
 /// Trains at high bit widths first and lowers them rung by rung to those of the recipe, each rung starting from the one
 /// before.
