@@ -88,6 +88,11 @@ impl LayerQuantization {
         Self { method, weight_bits, act_bits, weight_granularity: Granularity::PerTensor }
     }
 
+    /// Whether weights or activations are.
+    pub fn is_quantized(&self) -> bool {
+        [self.weight_bits, self.act_bits] != [Precision::FullPrecision; 2]
+    }
+
     /// Whether the method defines these bit widths and this granularity. Activations of 1 to 8 bits are defined by all.
     ///
     /// # Errors

@@ -58,7 +58,7 @@ pub(super) fn meant(name: &str) -> String {
     }
 }
 
-/// What to write for the name of a recipe but for bit widths that none comes with.
+/// What to write for the name of a recipe but for bit widths that none comes with; 32 bits are full precision.
 fn other_bits(name: &str) -> Option<String> {
     let bits_of = |part: &str| -> Option<[u32; 2]> {
         let (weight, act) = part.strip_prefix('w')?.split_once('a')?;
@@ -70,8 +70,13 @@ fn other_bits(name: &str) -> Option<String> {
     }
     let known = name.replacen(part, "w2a2", 1);
     embedded().iter().find(|recipe| recipe.name == known)?;
-    let [weight, act] = bits;
-    match bits.iter().all(|bits| (1..=8).contains(bits)) {
+    if bits == [32, 32] {
+        let base = name.split(part).next().unwrap_or_default();
+        let full = embedded().iter().find(|recipe| recipe.name == format!("{base}fp32"))?;
+        return Some(format!("; did you mean {:?}?", full.name));
+    }
+    let [weight, act] = bits.map(|bits| if bits == 32 { "fp32".into() } else { bits.to_string() });
+    match bits.iter().all(|bits| (1..=8).contains(bits) || *bits == 32) {
         true => Some(format!(
             "; take \"{known}\" with --set quantization.weight_bits={weight} --set quantization.act_bits={act};"
         )),

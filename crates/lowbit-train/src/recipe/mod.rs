@@ -363,7 +363,8 @@ fn read(table: Table, problems: &Problems) -> Recipe {
     let model = read_network(root.section("model"), None);
     let quantization = read_quantization(root.section("quantization"), &model);
     let train = read_train(root.section("train"), &quantization, &model);
-    let has_mistakes = problems.any_in(&["data", "model", "quantization"]);
+    // Of the data, only its images count here.
+    let has_mistakes = problems.any_in(&["data.dataset", "model", "quantization"]);
     let so_far =
         RecipeSoFar { policy: &quantization.policy, model: &model, input: data.input_shape(), has_mistakes };
     let strategy = strategy::read_strategy(root.optional_section("strategy"), &so_far);
@@ -444,7 +445,7 @@ fn read_network(section: Section<'_>, like: Option<&ModelConfig>) -> ModelConfig
     };
     // What another family has may be what the one that is meant needs.
     let is_wrong = section.has("family") && section.has_problems();
-    let is_known = !is_wrong && (like.is_none() || !section.any_in("model"));
+    let is_known = !is_wrong && (like.is_none() || !section.any_in(&["model"]));
     let settings = family.settings();
     let none = |key: &str| section.problem(key, format!("{family} has none: remove this key"));
     let like_layout = like.map(|like| like.layout).filter(|layout| settings.layouts.contains(layout));
@@ -594,7 +595,7 @@ fn check_policy(section: &Section<'_>, policy: &QuantizationPolicy, keys: &[Stri
             check_layer(section, policy, keys, layer);
         }
     }
-    if model.layers().is_ok() && !section.any_in("model") {
+    if model.layers().is_ok() && !section.any_in(&["model"]) {
         let paths: Vec<String> = layers.into_iter().map(|layer| layer.path).collect();
         let mut list = format!("; the layers are {}", paths.join(", "));
         for ((pattern, _), key) in policy.patterns.iter().zip(keys) {

@@ -38,10 +38,13 @@ impl Problems {
         self.found.borrow_mut().push(Problem { key: key.into(), message: message.into() });
     }
 
-    /// Whether a mistake was reported in one of the `sections` of the top level.
-    pub(super) fn any_in(&self, sections: &[&str]) -> bool {
-        let is_in = |problem: &Problem| sections.contains(&problem.key.split('.').next().unwrap_or_default());
-        self.found.borrow().iter().any(is_in)
+    /// Whether a mistake was reported that concerns one of the dotted `keys`: it, what is in it, or what it is in.
+    pub(super) fn any_in(&self, keys: &[&str]) -> bool {
+        let is_in =
+            |a: &str, b: &str| a.strip_prefix(b).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        let concerns =
+            |problem: &Problem| keys.iter().any(|key| is_in(&problem.key, key) || is_in(key, &problem.key));
+        self.found.borrow().iter().any(concerns)
     }
 
     fn push_unknown(&self, key: String, value: &Value, beside: Vec<String>) {
@@ -242,14 +245,9 @@ impl<'a> Section<'a> {
         self.problems.found.borrow().iter().any(|problem| problem.key.starts_with(&inside))
     }
 
-    /// Whether a mistake was reported in the section `name` of the top level.
-    pub(super) fn any_in(&self, name: &str) -> bool {
-        self.problems.any_in(&[name])
-    }
-
-    /// Whether any mistake was reported.
-    pub(super) fn problems_anywhere(&self) -> bool {
-        !self.problems.found.borrow().is_empty()
+    /// Whether a mistake was reported anywhere in the recipe that concerns one of the dotted `keys`.
+    pub(super) fn any_in(&self, keys: &[&str]) -> bool {
+        self.problems.any_in(keys)
     }
 
     pub(super) fn has(&self, key: &str) -> bool {

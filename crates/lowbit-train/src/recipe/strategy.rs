@@ -360,7 +360,7 @@ impl RecipeSoFar<'_> {
 
     /// Whether layers that no other key concerns are in full precision.
     fn has_full_precision_base(&self) -> bool {
-        [self.policy.base.weight_bits, self.policy.base.act_bits] == [Precision::FullPrecision; 2]
+        !self.policy.base.is_quantized()
     }
 
     /// What to say of a strategy that makes phases where the bits of the base do not give any.
@@ -624,16 +624,20 @@ pub(super) fn read_phases(root: &Section<'_>, recipe: &mut Recipe) {
     if let Some(section) = root.optional_section("phases") {
         read_changes(section, recipe);
     }
-    // With other mistakes, the phases are not those that are meant.
-    if !root.problems_anywhere()
+    // With mistakes in what makes them, the phases are not those that are meant.
+    if !root.any_in(&MAKES_PHASES)
+        && !root.any_in(&["train", "phases"])
         && let Err(error) = recipe.phases_with(&recipe.strategies())
     {
         root.problem("strategy", error.to_string());
     }
 }
 
+/// The keys that decide which phases there are, and their names.
+const MAKES_PHASES: [&str; 4] = ["data.dataset", "model", "quantization", "strategy"];
+
 fn read_changes(section: Section<'_>, recipe: &mut Recipe) {
-    let has_mistakes = section.problems_anywhere();
+    let has_mistakes = section.any_in(&MAKES_PHASES);
     let mut phases = recipe.composed_phases(&recipe.strategies());
     let n_phases = phases.len() as u64;
     // Where there are too few, the phases may have epochs of their own.

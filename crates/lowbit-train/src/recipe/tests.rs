@@ -465,6 +465,32 @@ fn overrides_take_values_texts_and_tables() {
     let unknown = Recipe::embedded("digits-preresnet8-w2a3", &[]).unwrap_err().to_string();
     let meant = "take \"digits-preresnet8-w2a2\" with --set quantization.weight_bits=2 --set quantization.act_bits=3; `";
     assert!(unknown.contains(meant), "{unknown}");
+    let weights_only = Recipe::embedded("digits-preresnet8-w4a32", &[]).unwrap_err().to_string();
+    let meant = "take \"digits-preresnet8-w2a2\" with --set quantization.weight_bits=4 --set quantization.act_bits=fp32; `";
+    assert!(weights_only.contains(meant), "{weights_only}");
+    for name in ["digits-preresnet8-w32a32", "digits-preresnet8-w32a32-joint"] {
+        let full = Recipe::embedded(name, &[]).unwrap_err().to_string();
+        assert!(full.contains("did you mean \"digits-preresnet8-fp32\"?"), "{full}");
+    }
+    let none = Recipe::embedded("digits-preresnet8-w9a9", &[]).unwrap_err().to_string();
+    assert!(none.contains("bits are from 1 to 8"), "{none}");
+}
+
+/// A mistake hides only what may follow from it.
+#[test]
+fn mistakes_that_have_nothing_to_do_with_each_other_are_told_together() {
+    let phase = "phases={w2a22={epochs=2}}";
+    let no_phase = "phases.w2a22: no such phase; the phases are w2a2";
+    for other in ["train.epochs=0", "data.batch_size=0", "checkpoint.keep_last=0", "seed=-1"] {
+        let found = mistakes(&[other, phase]);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found.contains(&no_phase.to_string()), "{found:?}");
+    }
+    // The phase may be one of the precision that is meant.
+    assert_eq!(mistakes(&["quantization.act_bits=99", phase]).len(), 1);
+    let full = ["quantization.weight_bits='fp32'", "quantization.act_bits='fp32'", "strategy.two_stage=true"];
+    assert_eq!(mistakes(&full).len(), 1);
+    assert_eq!(mistakes(&[&full[..], &["data.batch_size=0"]].concat()).len(), 2);
 }
 
 /// The ladder of the paper, in its own words.
