@@ -282,6 +282,19 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
+    /// Whether it is about what a checkpoint holds: another of the same run may be gone on from. What cannot be read, or is not
+    /// there, says nothing of it.
+    pub fn is_of_content(&self) -> bool {
+        match self {
+            Self::Damaged { .. }
+            | Self::OtherModel { .. }
+            | Self::OtherOptimizer { .. }
+            | Self::OtherRecipe { .. }
+            | Self::NoNetwork { .. } => true,
+            Self::Io { .. } | Self::Removed { .. } | Self::None { .. } | Self::Unknown { .. } => false,
+        }
+    }
+
     /// What is wrong, without what else there is to go on from.
     pub(crate) fn without_offer(&self) -> String {
         match self {

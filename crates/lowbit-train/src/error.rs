@@ -162,8 +162,7 @@ pub enum TrainError {
     },
     /// A run has a record, but no checkpoint.
     #[error(
-        "{} {}, but the run has a record in {}: nothing was changed; put its checkpoints back to go on, or train in a new \
-         directory", .path.display(), if *.is_there { "has no checkpoint" } else { "is missing" }, .record.display()
+        "{} {}, but the run has a record in {}: put its checkpoints back to go on, or train in a new directory", .path.display(), if *.is_there { "has no checkpoint" } else { "is missing" }, .record.display()
     )]
     NoCheckpointLeft {
         /// Where its checkpoints should be.
@@ -209,7 +208,7 @@ pub enum TrainError {
         source: io::Error,
     },
     /// A run has checkpoints, but none that can be gone on from.
-    #[error("no checkpoint of {} can be gone on from, of {n_checkpoints}; the newest: {newest}", .path.display())]
+    #[error("no checkpoint of {} can be gone on from, of {n_checkpoints}; the newest: {}", .path.display(), without_offer(newest))]
     NoneUsable {
         /// The run directory.
         path: PathBuf,
@@ -315,6 +314,14 @@ impl TrainError {
     }
 }
 
+/// What is wrong with a checkpoint, where no other is to be offered.
+fn without_offer(error: &TrainError) -> String {
+    match error {
+        TrainError::Checkpoint(error) => error.without_offer(),
+        other => other.to_string(),
+    }
+}
+
 fn by(process: Option<u32>) -> String {
     process.map(|id| format!(" (id {id})")).unwrap_or_default()
 }
@@ -370,23 +377,39 @@ pub(crate) fn explain(error: &io::Error) -> String {
         io::ErrorKind::NotADirectory => "not a directory".into(),
         io::ErrorKind::AlreadyExists => "there is a file of this name".into(),
         io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only".into(),
-        _ if cfg!(unix) && error.raw_os_error().is_some_and(|code| TOO_MANY_FILES.contains(&code)) => {
+        _ if cfg!(unix) && error.raw_os_error() == Some(EMFILE) => {
             "too many files are open: allow more (ulimit -n)".into()
         }
         _ => error.to_string(),
     }
 }
 
-/// ENFILE and EMFILE: of the system, of the process.
-const TOO_MANY_FILES: [i32; 2] = [23, 24];
+/// The process has as many files open as it may have. That the whole system has (ENFILE) is another error.
+const EMFILE: i32 = 24;
 
-/// A text in a line, without what a terminal would obey: it may come from a file.
-pub(crate) fn one_line(text: &impl fmt::Display) -> String {
+/// `text` as it can be shown, although it may come from a file: characters that [are not seen](is_unseen) are written out.
+/// Line breaks and tabs stay.
+pub fn escaped(text: &str) -> String {
     let escaped = |c: char| match c {
-        c if c.is_control() => c.escape_default().to_string(),
+        '\n' | '\t' => c.to_string(),
+        c if is_unseen(c) => c.escape_unicode().to_string(),
         c => c.to_string(),
     };
-    text.to_string().chars().map(escaped).collect()
+    text.chars().map(escaped).collect()
+}
+
+/// The same in one line.
+pub(crate) fn one_line(text: &impl fmt::Display) -> String {
+    escaped(&text.to_string()).replace('\n', "\\n").replace('\t', "\\t")
+}
+
+/// Whether a terminal obeys or hides a character instead of showing it: control characters, and those that Unicode calls format
+/// characters and separators of lines, which have no width or turn the direction of the text.
+pub fn is_unseen(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0001}' | '\u{e0020}'..='\u{e007f}')
 }
 
 /// Attaches what was done to which file to an I/O error.
@@ -405,6 +428,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_the_limit_of_the_process_can_be_raised() {
+        let is_advised = |code| explain(&io::Error::from_raw_os_error(code)).contains("ulimit -n");
+        if cfg!(unix) {
+            assert_eq!([23, 24].map(is_advised), [false, true]);
+        }
+    }
+
+    #[test]
+    fn what_is_not_seen_is_written_out() {
+        let text = "no \t\u{1b}[31mé\r\n\u{9b}1m\u{202e}a\u{200b}b\u{feff}";
+        let expected = "no \t\\u{1b}[31mé\\u{d}\n\\u{9b}1m\\u{202e}a\\u{200b}b\\u{feff}";
+        assert_eq!(escaped(text), expected);
+        assert_eq!(one_line(&"a\tb\nc\u{2028}d"), "a\\tb\\nc\\u{2028}d");
+    }
+
+    #[test]
     fn paths_are_quoted_for_a_shell() {
         let quoted = |path: &str| shell_quoted(Path::new(path));
         assert_eq!(quoted("runs/digits-preresnet8_w2a2.1"), "runs/digits-preresnet8_w2a2.1");
@@ -416,13 +455,5 @@ mod tests {
     #[test]
     fn messages_keep_their_quotes() {
         assert_eq!(one_line(&"Tensor 'a' \"b\"\n\u{1b}é"), r#"Tensor 'a' "b"\n\u{1b}é"#);
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn limits_of_the_process_say_what_to_do() {
-        for code in TOO_MANY_FILES {
-            assert!(explain(&io::Error::from_raw_os_error(code)).contains("ulimit -n"), "{code}");
-        }
     }
 }

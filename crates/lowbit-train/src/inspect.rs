@@ -1,5 +1,6 @@
 //! Reading a run: what a checkpoint scores, and what it holds.
 
+use std::io;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -19,7 +20,7 @@ use crate::set_aside::{self, SetAside};
 use crate::state;
 use crate::strategy::Phase;
 use crate::trainer::{RunResult, evaluate as evaluate_network, open_split, test_loader};
-use crate::warning::{Warning, WarningKind};
+use crate::warning::Warning;
 
 /// What the evaluation of a checkpoint yields.
 #[derive(Clone, Debug, Serialize)]
@@ -145,6 +146,8 @@ pub struct Inspection {
     pub steps: Option<u64>,
     /// The outcome, if the training is complete.
     pub result: Option<RunResult>,
+    /// What keeps the training from going on, and what to do; absent if nothing is known to.
+    pub obstacle: Option<String>,
     /// Names of its checkpoints, oldest first.
     pub checkpoints: Vec<String>,
     /// Name of the checkpoint with the highest test accuracy.
@@ -186,15 +189,15 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
     };
     let phases = recipe.phases();
     let info = run.info()?;
-    let mut warnings = run.warnings()?;
-    let result = match run.has_result().then(|| run.result()) {
+    let (result, obstacle) = match run.result() {
+        Ok(result) => (Some(result), None),
         // What else there is can be read nevertheless.
-        Some(Err(error @ TrainError::DamagedFile { .. })) => {
-            let step = inspection.as_ref().map_or(0, |checkpoint| checkpoint.progress.step);
-            warnings.push(Warning { step, kind: WarningKind::Storage, message: error.to_string() });
-            None
-        }
-        result => result.transpose()?,
+        Err(error @ TrainError::DamagedFile { .. }) => (None, Some(error)),
+        Err(TrainError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => match &inspection {
+            Some(_) => (None, None),
+            None => (None, run.expect_nothing_recorded().err()),
+        },
+        Err(error) => return Err(error),
     };
     let epochs: u64 = phases.iter().map(|phase| phase.train.epochs).sum();
     let steps_per_epoch = |data: &RunData| (data.train.n_images / recipe.data.batch_size) as u64;
@@ -209,7 +212,8 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
         best: checkpoints.best(phases.len() - 1)?,
         set_aside: set_aside::list(path)?,
         phases,
-        warnings,
+        warnings: run.warnings()?,
+        obstacle: obstacle.map(|error| error.to_string()),
         checkpoint: inspection,
     })
 }

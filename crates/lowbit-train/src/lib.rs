@@ -42,7 +42,7 @@ pub use lowbit_quantizers::Selection;
 pub use lowbit_strategies as strategy;
 
 pub use checkpoint::{CheckpointError, Pending, Progress, Record};
-pub use error::{Divergence, TrainError, shell_quoted};
+pub use error::{Divergence, TrainError, escaped, is_unseen, shell_quoted};
 pub use files::{MAX_TEXT, open_regular, read_regular, read_regular_text};
 pub use inspect::{
     CheckpointInspection, Evaluation, Inspection, Subject, best_checkpoint, evaluate, inspect,

@@ -31,8 +31,10 @@ use crate::disk::{
     self, Probe, append_line, create_directories, is_unsupported_lock, may_pass, remove_all, sync_directory,
     sync_parent, with_retries, write_synced,
 };
-use crate::error::{IoContext, TrainError};
-use crate::files::{MAX_RECORD, MAX_TEXT, open_regular, read_regular, read_regular_text, regular_length};
+use crate::error::{IoContext, TrainError, explain};
+use crate::files::{
+    MAX_RECORD, MAX_TEXT, is_no_such_file, open_regular, read_regular, read_regular_text, regular_length,
+};
 use crate::origin::{Origin, RunProcess, utc_now};
 use crate::recipe::{Difference, Recipe, StrategyRecipe};
 use crate::trainer::{EpochTiming, RunResult, with_absolute_paths};
@@ -266,8 +268,10 @@ impl RunDir {
             expect_unused(&path, BeforeLock::Yes)?;
         }
         let mut run = Self::locked(path.clone()).inspect_err(|_| {
-            // It is empty, unless another process was faster.
-            let _ = fs::remove_dir(&path);
+            if is_new {
+                // It is empty, unless another process was faster.
+                let _ = fs::remove_dir(&path);
+            }
         })?;
         // Another process may have been here in the meantime.
         let unused = expect_unused(&run.path, BeforeLock::No);
@@ -461,14 +465,20 @@ impl RunDir {
     /// The outcome, if the training is complete.
     ///
     /// # Errors
-    /// [`TrainError`] if it cannot be read.
+    /// [`TrainError::DamagedFile`], with what to do, if something else has its name; another [`TrainError`] if it is not
+    /// there or cannot be read.
     pub fn result(&self) -> Result<RunResult, TrainError> {
-        self.read_json(RESULT)
-    }
-
-    /// Whether there is an outcome, be it readable or not.
-    pub(crate) fn has_result(&self) -> bool {
-        self.path.join(RESULT).exists()
+        let damaged = |path, problem| TrainError::DamagedFile {
+            path,
+            message: format!("{problem}; move it away to have it made again"),
+        };
+        self.read_json(RESULT).map_err(|error| match error {
+            TrainError::Io { path, source, .. } if is_no_such_file(&source) => {
+                damaged(path, explain(&source))
+            }
+            TrainError::DamagedFile { path, message } => damaged(path, message),
+            other => other,
+        })
     }
 
     /// Refuses to begin a run anew that has recorded something, or whose directory of checkpoints, which it has from the
@@ -498,14 +508,16 @@ impl RunDir {
         }
     }
 
-    /// Whether it has an outcome, and its times are those of all its `epochs`, so that nothing is left to write.
-    pub(crate) fn is_left_complete(&self, epochs: u64) -> Result<bool, TrainError> {
-        let path = self.path.join(TIMING);
-        let length = match fs::metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            metadata => metadata.context("read", &path)?.len(),
+    /// Whether it has an outcome, and nothing after the first `metrics_bytes` of its metrics and the times of its `epochs`:
+    /// there is nothing to make and nothing to set aside.
+    pub(crate) fn is_left_complete(&self, metrics_bytes: u64, epochs: u64) -> Result<bool, TrainError> {
+        let length = |name| {
+            let path = self.path.join(name);
+            regular_length(&path).context("read", path)
         };
-        Ok(self.has_result() && self.timing_bytes(epochs)? == length)
+        Ok(length(RESULT)?.is_some()
+            && length(METRICS)? == Some(metrics_bytes)
+            && length(TIMING)?.unwrap_or(0) == self.timing_bytes(epochs)?)
     }
 
     /// Bytes of `timing.jsonl` that tell of the first `epochs` epochs: those before the first line of another, or that is none.
@@ -638,7 +650,7 @@ impl RunDir {
             let mut start = Start::default();
             match start.extend(&path, bytes) {
                 Err(error) if name != METRICS && error.kind() == io::ErrorKind::NotFound => {
-                    warnings.push(format!("{name} is missing: a new one is begun"));
+                    warnings.push(format!("{name} is missing: a new one is begun with what is trained next"));
                     continue;
                 }
                 read => read.context("read", &path)?,
@@ -843,7 +855,7 @@ mod tests {
         fs::write(&path, "one\n").unwrap();
         let expect = |text: &str| Some(Record { bytes: text.len() as u64, sha256: sha256(text.as_bytes()) });
         assert_eq!(record(), expect("one\n"));
-        // A file that begins with something else tells what is read.
+        // The first line is another now, and the digest still has the old one: those bytes were not read again.
         fs::write(&path, "two\nthree\n").unwrap();
         assert_eq!(record(), expect("one\nthree\n"));
         assert_eq!(record(), expect("one\nthree\n"));

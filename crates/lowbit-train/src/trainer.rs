@@ -289,8 +289,15 @@ pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result
         trainer.load_initial_weights()?;
     }
     let is_newest = candidates.passed.is_empty() && !matches!(from, ResumeFrom::Named(_));
-    if is_newest && trainer.is_done() && run.is_left_complete(trainer.schedule.epochs())? {
+    let Progress { metrics_bytes, .. } = trainer.progress;
+    if is_newest && trainer.is_done() && run.is_left_complete(metrics_bytes, trainer.schedule.epochs())? {
         // Nothing is written of a process that has nothing to do, but what a kill has left is tidied up.
+        for warning in run.take_warnings() {
+            trainer.session.observer.warning(&warning);
+        }
+        for warning in &trainer.data.warnings {
+            trainer.session.observer.warning(&warning.to_string());
+        }
         let tidied = [
             set_aside::remove_leftovers(path).err().map(|error| error.to_string()),
             checkpoints.remove_leftovers().err().map(|error| error.to_string()),
@@ -374,18 +381,23 @@ impl<'a> Candidates<'a> {
 
     /// Remembers what is wrong with a checkpoint, if another may be taken for it; other errors end the attempt.
     fn pass_over(&mut self, name: String, error: TrainError) -> Result<(), TrainError> {
-        let is_of_checkpoint = matches!(
-            error,
-            // A file that was only appended to may be what it was when an earlier checkpoint was made.
-            TrainError::Checkpoint(_) | TrainError::NoPhase { .. } | TrainError::DamagedFile { .. }
-        );
-        match is_of_checkpoint && self.from == ResumeFrom::NewestIntact {
+        match is_of_one_checkpoint(&error) && self.from == ResumeFrom::NewestIntact {
             true => {
                 self.passed.push((name, error));
                 Ok(())
             }
             false => Err(error),
         }
+    }
+}
+
+/// Whether what is wrong may be right with an earlier checkpoint. That a file cannot be read is no word on what it holds.
+fn is_of_one_checkpoint(error: &TrainError) -> bool {
+    match error {
+        TrainError::Checkpoint(error) => error.is_of_content(),
+        // A file that was only appended to may be what it was when an earlier checkpoint was made.
+        TrainError::NoPhase { .. } | TrainError::DamagedFile { .. } => true,
+        _ => false,
     }
 }
 
@@ -407,6 +419,11 @@ pub(crate) fn with_absolute_paths(recipe: &Recipe) -> Result<Recipe, TrainError>
 
 fn absolute(path: &PathBuf) -> Result<PathBuf, TrainError> {
     std::path::absolute(path).context("find", path)
+}
+
+/// The one name of the file at `path`, without links and `..`; an absolute one if there is none.
+fn resolved(path: &PathBuf) -> Result<PathBuf, TrainError> {
+    std::fs::canonicalize(path).or_else(|_| absolute(path))
 }
 
 /// The images of `recipe`; a stop is answered while a disk is slow.
@@ -473,7 +490,7 @@ impl Data {
         // A warning is recorded once in a run, however its place was spelled.
         let open = |split, limit| -> Result<Opened, TrainError> {
             let opened = open_split(recipe, split, limit, locations)?;
-            Ok(Opened { place: opened.place.as_ref().map(absolute).transpose()?, ..opened })
+            Ok(Opened { place: opened.place.as_ref().map(resolved).transpose()?, ..opened })
         };
         let train = open(Split::Train, recipe.train_limit)?;
         let test = open(Split::Test, recipe.test_limit)?;
@@ -1530,6 +1547,21 @@ fn to_json<T: Serialize>(value: &T) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What cannot be read now may be read the next time: no checkpoint is given up for it.
+    #[test]
+    fn a_read_error_is_no_damage() {
+        let path = PathBuf::from("run/checkpoints/step-00000008");
+        let source = io::Error::from_raw_os_error(5);
+        let unread = CheckpointError::Io { action: "read", path: path.clone(), source };
+        assert!(!is_of_one_checkpoint(&unread.into()));
+        let damaged = Checkpoints::damaged(&path, "manifest.json: no such file or directory".into());
+        assert!(is_of_one_checkpoint(&damaged.into()));
+        let no_network = CheckpointError::NoNetwork { path, network: "teacher".into() };
+        assert!(is_of_one_checkpoint(&no_network.into()));
+        assert!(is_of_one_checkpoint(&TrainError::NoPhase { phase: 3, n_phases: 2 }));
+        assert!(!is_of_one_checkpoint(&TrainError::Stopped));
+    }
 
     #[test]
     fn a_stop_does_not_wait_for_a_slow_disk() {

@@ -72,6 +72,7 @@ fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt
         phases,
         steps: _,
         result,
+        obstacle: _,
         checkpoints,
         best,
         warnings,
@@ -159,7 +160,7 @@ fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt
 
 /// How far a run is, and how it goes on, in a line.
 fn describe_status(path: &Path, inspection: &Inspection) -> String {
-    let Inspection { phases, steps, result, checkpoints, .. } = inspection;
+    let Inspection { phases, steps, result, obstacle, checkpoints, .. } = inspection;
     // The newest is named after its step.
     let step = checkpoints.last().and_then(|name| name.strip_prefix("step-")?.parse::<u64>().ok());
     if result.is_some() {
@@ -170,8 +171,13 @@ fn describe_status(path: &Path, inspection: &Inspection) -> String {
     }
     let step = step.unwrap_or(0);
     let of = steps.map(|steps| format!(" of {steps}")).unwrap_or_default();
-    let resume = format!("resume with `lowbit train --resume {}`", shell_quoted(path));
-    format!("step {step}{of}{}; {resume}", describe_place(phases, *steps, step))
+    let place = describe_place(phases, *steps, step);
+    match obstacle {
+        Some(obstacle) => format!("step {step}{of}{place}; {obstacle}"),
+        None => {
+            format!("step {step}{of}{place}; resume with `lowbit train --resume {}`", shell_quoted(path))
+        }
+    }
 }
 
 /// The phase of `step` in a training of several phases and, as far as known, `steps`.
@@ -300,9 +306,10 @@ pub fn describe_phase(phase: &Phase) -> String {
 /// A recipe in a line.
 pub fn describe_recipe(recipe: &Recipe) -> String {
     let depth = recipe.model.depth.map(|depth| format!("-{depth}")).unwrap_or_default();
-    let precision = match recipe.quantization.summary().as_str() {
-        "fp32" => "fp32".into(),
-        summary => format!("{summary} {}", recipe.quantization.policy.base.method),
+    let (summary, base) = (recipe.quantization.summary(), &recipe.quantization.policy.base);
+    let precision = match base.is_quantized() {
+        true => format!("{summary} {}", base.method),
+        false => summary,
     };
     let layout = match recipe.model.layout {
         Layout::Cifar => "",

@@ -153,10 +153,24 @@ fn is_run(path: &Path) -> bool {
 
 /// The error of a run that cannot go on, with the command by which it can, if there is one.
 fn with_advice(error: TrainError, start: &Start<'_>) -> anyhow::Error {
+    let is_of_checkpoint = match &error {
+        // It says what else is intact.
+        TrainError::Checkpoint(CheckpointError::Damaged { .. }) => false,
+        TrainError::Checkpoint(error) => error.is_of_content(),
+        TrainError::NoPhase { .. } => true,
+        _ => false,
+    };
     match (&error, start) {
         (TrainError::Checkpoint(CheckpointError::Damaged { previous: Some(_), .. }), Start::Resume(run)) => {
             let message = format!(
                 "{error}; go on from it with `lowbit train --resume {} --or-previous`",
+                shell_quoted(run)
+            );
+            anyhow::Error::from(error).context(message)
+        }
+        (_, Start::Resume(run)) if is_of_checkpoint => {
+            let message = format!(
+                "{error}; go on from the newest that can be with `lowbit train --resume {} --or-previous`",
                 shell_quoted(run)
             );
             anyhow::Error::from(error).context(message)

@@ -75,7 +75,16 @@ fn data_of_ones_own_under_a_name_is_told() {
 
     // Going on finds the same in the same place, however it is spelled.
     fs::remove_file(sandbox.path("run/result.json")).unwrap();
-    for data_dir in [&[][..], &["--data-dir", "./data"]] {
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(sandbox.path("data"), sandbox.path("link")).unwrap();
+    #[cfg(not(unix))]
+    fs::create_dir(sandbox.path("link")).unwrap();
+    for data_dir in [
+        &[][..],
+        &["--data-dir", "./data"],
+        &["--data-dir", "run/../data"],
+        &["--data-dir", if cfg!(unix) { "link" } else { "link/../data" }],
+    ] {
         let outcome = sandbox.run(&[&["train", "-q", "--resume", "run"], data_dir].concat());
         assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
         assert_eq!(recorded(&sandbox, "run"), warnings, "{data_dir:?}");

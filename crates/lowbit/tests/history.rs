@@ -85,6 +85,8 @@ fn a_run_without_checkpoints_is_left_as_it_is() {
             fs::create_dir(sandbox.path("run/checkpoints")).unwrap();
         }
         let before = files(&sandbox.path("run"));
+        let shown = sandbox.run(&["inspect", "run"]).stdout;
+        assert!(shown.contains("status      complete, but its checkpoints are gone\n"), "{shown}");
         for extra in [&[][..], &["--or-previous"]] {
             let outcome = sandbox.run(&[&["train", "--resume", "run"], extra].concat());
             assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(4), ""));
@@ -96,6 +98,13 @@ fn a_run_without_checkpoints_is_left_as_it_is() {
         assert_eq!(files(&sandbox.path("run")), before);
         assert_eq!(sandbox.path("run/checkpoints").exists(), is_there);
     }
+    // Without its result, it is not said that it can be resumed.
+    fs::rename(sandbox.path("run/result.json"), sandbox.path("result.json")).unwrap();
+    let shown = sandbox.run(&["inspect", "run"]).stdout;
+    let expected = "status      step 0 of 12; run/checkpoints has no checkpoint, but the run has a record in \
+                    run/metrics.jsonl: put its checkpoints back to go on, or train in a new directory\n";
+    assert!(shown.contains(expected), "{shown}");
+    fs::rename(sandbox.path("result.json"), sandbox.path("run/result.json")).unwrap();
     // A run that recorded nothing begins again, unless it had a checkpoint.
     for file in ["result.json", "metrics.jsonl", "timing.jsonl"] {
         fs::write(sandbox.path("run").join(file), "").unwrap();
@@ -156,7 +165,7 @@ fn files_that_decide_nothing_may_be_missing() {
     let outcome = sandbox.run(&["train", "--resume", "run", "--checkpoint", "step-00000008"]);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     for name in ["timing.jsonl", "processes.jsonl"] {
-        let expected = format!("{name} is missing: a new one is begun");
+        let expected = format!("{name} is missing: a new one is begun with what is trained next");
         assert!(outcome.stderr.contains(&expected), "{}", outcome.stderr);
         assert_eq!(fs::read_to_string(sandbox.path("run").join(name)).unwrap().lines().count(), 1);
     }
@@ -195,8 +204,44 @@ fn a_damaged_result_is_left_as_it_is() {
         assert!(outcome.stderr.contains("run/result.json is damaged"), "{}", outcome.stderr);
         assert_eq!(fs::read_to_string(&path).unwrap(), damaged);
     }
+    fs::write(&path, "[]").unwrap();
+    let advice = "; move it away to have it made again";
+    let outcome = sandbox.run(&["train", "--resume", "run"]);
+    assert!(outcome.stderr.trim_end().ends_with(advice), "{}", outcome.stderr);
+    let shown = sandbox.run(&["inspect", "run"]).stdout;
+    let status = shown.lines().nth(1).unwrap();
+    assert!(status.starts_with("status      step 12 of 12; run/result.json is damaged: "), "{status}");
+    assert!(status.ends_with(advice), "{status}");
     fs::remove_file(&path).unwrap();
     assert_eq!(sandbox.json(&["train", "--resume", "run"])["status"], "complete");
+}
+
+/// Nothing is written of a run that is complete, but what is wrong with it is said.
+#[test]
+fn a_complete_run_is_not_silent() {
+    let sandbox = sandbox_with_run();
+    let processes = sandbox.path("run/processes.jsonl");
+    let text = fs::read_to_string(&processes).unwrap();
+    fs::write(&processes, text.replacen("\"step\":0", "\"step\":3", 1)).unwrap();
+    fs::remove_file(sandbox.path("run/timing.jsonl")).unwrap();
+    let before = files(&sandbox.path("run"));
+    let outcome = sandbox.run(&["train", "-q", "--resume", "run"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    for expected in ["processes.jsonl was changed: ", "timing.jsonl is missing: "] {
+        assert!(outcome.stderr.contains(&format!("warning: {expected}")), "{}", outcome.stderr);
+    }
+    assert_eq!(files(&sandbox.path("run")), before);
+    // Lines that came after the checkpoint are set aside as they are of any other.
+    let metrics = sandbox.path("run/metrics.jsonl");
+    let whole = fs::read_to_string(&metrics).unwrap();
+    let longer = format!("{whole}{whole}");
+    fs::write(&metrics, &longer).unwrap();
+    let outcome = sandbox.run(&["train", "--resume", "run"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let aside = "run/set-aside/after-step-00000012";
+    assert!(outcome.stderr.contains(&format!("what came later is kept in {aside}\n")), "{}", outcome.stderr);
+    assert_eq!(fs::read_to_string(sandbox.path(aside).join("metrics.jsonl")).unwrap(), longer);
+    assert_eq!(fs::read_to_string(&metrics).unwrap(), whole);
 }
 
 #[test]
@@ -305,7 +350,9 @@ fn a_damaged_newest_checkpoint_is_named_with_the_way_on() {
     }
     let outcome = sandbox.run(&["train", "-q", "--resume", "run", "--or-previous"]);
     assert_eq!(outcome.code, Some(4));
-    assert!(outcome.stderr.contains("no other is intact"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("no checkpoint of run can be gone on from, of "), "{}", outcome.stderr);
+    // No other is offered, and none is denied: each was tried.
+    assert!(!outcome.stderr.contains("intact"), "{}", outcome.stderr);
 }
 
 /// Makes the checksums of a checkpoint fit what it holds.
@@ -365,6 +412,10 @@ fn checkpoints_that_nothing_can_go_on_from_are_passed_over() {
         let outcome = sandbox.run(&["train", "-q", "--resume", "tried"]);
         assert_eq!(outcome.code, Some(4), "{expected}: {}", outcome.stderr);
         assert_eq!(files(&sandbox.path("tried")), before, "{expected}");
+        // What is wrong with the record may be right for no checkpoint.
+        let advice = "; go on from the newest that can be with `lowbit train --resume tried --or-previous`\n";
+        let is_of_record = expected.contains("metrics.jsonl");
+        assert_eq!(outcome.stderr.ends_with(advice), !is_of_record, "{expected}: {}", outcome.stderr);
         let outcome = sandbox.run(&["train", "-q", "--resume", "tried", "--or-previous"]);
         assert_eq!(outcome.code, Some(0), "{expected}: {}", outcome.stderr);
         assert!(outcome.stderr.contains(expected), "{expected}: {}", outcome.stderr);
@@ -615,6 +666,11 @@ int rmdir(const char *n) {
     if (e) { errno = e; return -1; }
     return REAL(rmdir)(n);
 }
+/* What main sets first, once signals are held. */
+void (*signal(int number, void (*handler)(int)))(int) {
+    if (number == SIGXFSZ && getenv("SIGTERM_IN_MAIN")) kill(getpid(), SIGTERM);
+    return REAL(signal)(number, handler);
+}
 int open64(const char *path, int flags, ...) {
     va_list arguments;
     va_start(arguments, flags);
@@ -749,6 +805,12 @@ fn a_run_that_is_read_only() {
         }
     }
     assert_eq!(files(&sandbox.path("run")), before);
+    // Nor is a directory removed that the user made.
+    fs::remove_dir_all(sandbox.path("run")).unwrap();
+    fs::create_dir(sandbox.path("run")).unwrap();
+    let outcome = with_gap(&sandbox, &shim, ("READ_ONLY", "13"), &train(&["--out", "run"]));
+    assert_eq!(outcome.code, Some(4), "{}", outcome.stderr);
+    assert!(sandbox.path("run").exists());
 }
 
 /// A signal that comes before there is anything to stop is answered as any other.
@@ -759,15 +821,17 @@ fn a_stop_is_answered_from_the_beginning() {
     let shim = shim(&sandbox);
     let recipe = sandbox.run(&["recipes", "show", "digits-preresnet8-w2a2"]).stdout;
     fs::write(sandbox.path("mine.toml"), recipe).unwrap();
-    let at_recipe = ("SIGTERM_AT", "mine.toml");
     let args = ["train", "mine.toml", "--out", "run", "--set", "train.epochs=5000"];
-    let outcome = with_gap(&sandbox, &shim, at_recipe, &[&args, &TINY[2..]].concat());
-    assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("stopped before the training began"), "{}", outcome.stderr);
-    assert!(!sandbox.path("run").exists());
-    // What is no training ends by it.
-    let outcome = with_gap(&sandbox, &shim, at_recipe, &["inspect", "mine.toml"]);
-    assert_eq!((outcome.code, outcome.stdout.as_str()), (None, ""), "{}", outcome.stderr);
+    // Before it is known what the command is, and before the recipe is read.
+    for moment in [("SIGTERM_IN_MAIN", "1"), ("SIGTERM_AT", "mine.toml")] {
+        let outcome = with_gap(&sandbox, &shim, moment, &[&args, &TINY[2..]].concat());
+        assert_eq!(outcome.code, Some(130), "{moment:?}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains("stopped before the training began"), "{}", outcome.stderr);
+        assert!(!sandbox.path("run").exists());
+        // What is no training ends by it.
+        let outcome = with_gap(&sandbox, &shim, moment, &["inspect", "mine.toml"]);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (None, ""), "{moment:?}: {}", outcome.stderr);
+    }
 }
 
 /// One that was being replaced by a newer of the same step when the process was killed is put back.
