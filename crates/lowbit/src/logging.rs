@@ -1,11 +1,11 @@
 //! Logs: to stderr what the user asked to see, to the run directory what happened in the run.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lowbit_train::open_regular;
+use lowbit_train::{escaped, open_regular};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::{Format, Full, Writer};
@@ -16,7 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt};
 
 use crate::cli::Verbosity;
-use crate::output::{escaped, stderr_columns, wrapped};
+use crate::output::{stderr_columns, wrapped};
 use crate::progress::Screen;
 
 /// Target of events that [`Screen`] shows in its own form.
@@ -58,7 +58,8 @@ impl<'a> MakeWriter<'a> for LogFile {
     }
 }
 
-/// How events are written on the screen: warnings as errors are, `warning: ...`, the others as in a log.
+/// How events are written on the screen: warnings as errors are, `warning: ...`, in one paragraph, which is one line where it is
+/// not wrapped; the others as in a log. Warnings of other crates say which.
 struct OnScreen(Format<Full, ()>);
 
 impl<S, N> FormatEvent<S, N> for OnScreen
@@ -76,10 +77,12 @@ where
             return self.0.format_event(context, writer, event);
         }
         let mut text = String::new();
-        context.format_fields(Writer::new(&mut text), event)?;
-        // Elsewhere than on a terminal a warning is one line, to be found.
-        let columns = if io::stderr().is_terminal() { stderr_columns() } else { None };
-        let text = wrapped("warning: ", &escaped(&text), columns);
+        match event.metadata().target().starts_with("lowbit") {
+            true => context.format_fields(Writer::new(&mut text), event)?,
+            false => self.0.format_event(context, Writer::new(&mut text), event)?,
+        }
+        let text = text.trim_start().trim_start_matches("WARN ").lines().map(str::trim).collect::<Vec<_>>();
+        let text = wrapped("warning: ", &escaped(&text.join(" ")), stderr_columns());
         match text.strip_prefix("warning") {
             Some(rest) if writer.has_ansi_escapes() => writeln!(writer, "\u{1b}[1;33mwarning\u{1b}[0m{rest}"),
             _ => writeln!(writer, "{text}"),
@@ -112,4 +115,23 @@ pub fn start(verbosity: Verbosity, screen: &Screen) -> LogFile {
         .with_filter(ours(in_file).with_target(SHOWN, in_file));
     Registry::default().with(to_screen).with(to_file).init();
     file
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_are_one_line_that_says_of_which_crate() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        let log = LogFile(Arc::new(Mutex::new(Some(path.reopen().unwrap()))));
+        let layer = fmt::layer().event_format(OnScreen(Format::default().without_time())).with_ansi(false);
+        let subscriber = Registry::default().with(layer.with_writer(log));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(target: "lowbit::train", "one\n  two\u{202e}");
+            tracing::warn!(target: "wgpu_core::device", "no\nmemory");
+        });
+        let written = std::fs::read_to_string(path.path()).unwrap();
+        assert_eq!(written, "warning: one two\\u{202e}\nwarning: wgpu_core::device: no memory\n");
+    }
 }

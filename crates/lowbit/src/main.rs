@@ -93,7 +93,7 @@ fn version() -> String {
 
 /// Says why a command failed.
 fn report(error: &anyhow::Error) -> Code {
-    let message = output::escaped(&exit_code::message(error));
+    let message = lowbit_train::escaped(&exit_code::message(error));
     tracing::error!(target: logging::SHOWN, "{message}");
     // Nobody is left to tell if stderr is closed.
     let _ = writeln!(io::stderr(), "error: {message}");

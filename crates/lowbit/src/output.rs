@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use lowbit_train::{escaped, is_unseen};
 use serde::Serialize;
 use terminal_size::{Height, Width};
 
@@ -26,39 +27,34 @@ pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     print(&json(value)?)
 }
 
-/// `value` as JSON, in which a terminal finds no control characters either: JSON allows some, as DEL.
+/// `value` as JSON, in which a terminal finds nothing to obey or to hide either: JSON allows DEL, for one.
 fn json(value: &impl Serialize) -> serde_json::Result<String> {
     let escaped = |c: char| match c {
-        c if c.is_control() => format!("\\u{:04x}", u32::from(c)),
+        c if is_unseen(c) => {
+            c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect()
+        }
         c => c.to_string(),
     };
     Ok(serde_json::to_string(value)?.chars().map(escaped).collect())
 }
 
-/// `text` with control characters, which names of files may have, written out: a terminal would obey them. Line breaks and
-/// tabs stay.
-pub fn escaped(text: &str) -> String {
-    let escaped = |c: char| match c {
-        c if c.is_control() && c != '\n' && c != '\t' => c.escape_default().to_string(),
-        c => c.to_string(),
-    };
-    text.chars().map(escaped).collect()
-}
-
-/// Columns that lines on stdout have: those of the terminal, or of COLUMNS, which somebody has exported. `None` elsewhere: in
-/// a pipe or a file, lines are whole.
+/// Columns of the terminal on stdout; `None` in a pipe or a file, where lines are whole.
 pub fn stdout_columns() -> Option<usize> {
-    columns(io::stdout().is_terminal().then(|| terminal_size::terminal_size_of(io::stdout())).flatten())
+    let stdout = io::stdout();
+    stdout.is_terminal().then(|| columns(terminal_size::terminal_size_of(&stdout)))?
 }
 
-/// Columns that lines on stderr have, as [`stdout_columns`].
+/// Columns of the terminal on stderr, as [`stdout_columns`].
 pub fn stderr_columns() -> Option<usize> {
-    columns(io::stderr().is_terminal().then(|| terminal_size::terminal_size_of(io::stderr())).flatten())
+    let stderr = io::stderr();
+    stderr.is_terminal().then(|| columns(terminal_size::terminal_size_of(&stderr)))?
 }
 
+/// Columns of a terminal of this size. COLUMNS counts only where the size is not known: a shell that exports it does not
+/// change it with the window.
 fn columns(terminal: Option<(Width, Height)>) -> Option<usize> {
-    let asked_for = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
-    asked_for.or(terminal.map(|(Width(columns), _)| columns.into())).filter(|&columns| columns > 0)
+    let exported = || std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    terminal.map(|(Width(columns), _)| columns.into()).or_else(exported).filter(|&columns| columns > 0)
 }
 
 /// `start` and `text`, broken at spaces into lines of at most `columns`, each under the first word of the text if there is
@@ -177,16 +173,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_characters_are_written_out() {
-        assert_eq!(escaped("no \t\u{1b}[31mé\r\n\u{9b}1m"), "no \t\\u{1b}[31mé\\r\n\\u{9b}1m");
-    }
-
-    #[test]
     fn json_stays_json() {
-        let text = "\u{1b}[31m\u{7f}\u{9b}é\n\"";
+        let text = "\u{1b}[31m\u{7f}\u{9b}é\n\"\u{202e}\u{e0041}";
         let written = json(&text).unwrap();
         assert_eq!(serde_json::from_str::<String>(&written).unwrap(), text);
-        assert!(!written.contains(char::is_control), "{written:?}");
+        assert!(!written.contains(is_unseen), "{written:?}");
     }
 
     #[test]

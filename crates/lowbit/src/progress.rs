@@ -4,9 +4,10 @@ use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use lowbit_train::escaped;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::output::{escaped, stderr_columns, wrapped};
+use crate::output::{stderr_columns, wrapped};
 
 /// Time between plain progress lines.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(30);
