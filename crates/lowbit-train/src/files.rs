@@ -74,7 +74,7 @@ pub(crate) fn regular_length(path: &Path) -> io::Result<Option<u64>> {
 }
 
 /// Whether an error of reading a file says that something else has its name, or that it holds something else.
-pub(crate) fn is_no_such_file(error: &io::Error) -> bool {
+pub(crate) fn is_other_file(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, InvalidData, InvalidInput, IsADirectory};
     matches!(error.kind(), FileTooLarge | InvalidData | InvalidInput | IsADirectory)
 }

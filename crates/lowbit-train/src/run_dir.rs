@@ -33,7 +33,7 @@ use crate::disk::{
 };
 use crate::error::{IoContext, TrainError, explain};
 use crate::files::{
-    MAX_RECORD, MAX_TEXT, is_no_such_file, open_regular, read_regular, read_regular_text, regular_length,
+    MAX_RECORD, MAX_TEXT, is_other_file, open_regular, read_regular, read_regular_text, regular_length,
 };
 use crate::origin::{Origin, RunProcess, utc_now};
 use crate::recipe::{Difference, Recipe, StrategyRecipe};
@@ -473,9 +473,7 @@ impl RunDir {
             message: format!("{problem}; move it away to have it made again"),
         };
         self.read_json(RESULT).map_err(|error| match error {
-            TrainError::Io { path, source, .. } if is_no_such_file(&source) => {
-                damaged(path, explain(&source))
-            }
+            TrainError::Io { path, source, .. } if is_other_file(&source) => damaged(path, explain(&source)),
             TrainError::DamagedFile { path, message } => damaged(path, message),
             other => other,
         })

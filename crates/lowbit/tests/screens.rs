@@ -233,11 +233,11 @@ fn full_precision_is_called_fp32() {
 
 /// What a command shows on a terminal of so many columns, if there is the program that makes one.
 fn on_terminal(sandbox: &Sandbox, columns: usize, command: &str) -> Option<String> {
-    let script = format!("script -qec \"stty rows 24 cols {columns}; $L {command}\" /dev/null");
+    // The width of the terminal counts, whatever is exported.
+    let script = format!("script -qec \"stty rows 24 cols {columns}; COLUMNS=200 $L {command}\" /dev/null");
     let mut shell = Command::new("sh");
     shell.args(["-c", &script]).current_dir(sandbox.path(".")).env("L", LOWBIT).env("TERM", "dumb");
-    // The width of the terminal counts, whatever a shell has exported.
-    shell.env("NO_COLOR", "1").env("COLUMNS", "33").env("HOME", sandbox.path("home")).stdin(Stdio::null());
+    shell.env("NO_COLOR", "1").env_remove("COLUMNS").env("HOME", sandbox.path("home")).stdin(Stdio::null());
     let outcome = Outcome::of(&shell.output().unwrap());
     if outcome.code != Some(0) {
         let may_skip = std::env::var_os("LOWBIT_NO_SKIP").is_none_or(|value| value != "1");
