@@ -4,7 +4,7 @@
 //! implementation of it. `NaN` stays `NaN`, with no gradient where the formula compares.
 
 /// A function of one value with at most one learned parameter.
-pub trait Pointwise: Copy + Send + Sync {
+pub(crate) trait Pointwise: Copy + Send + Sync {
     /// The result.
     fn value(self, x: f32) -> f32;
 
@@ -17,11 +17,11 @@ pub trait Pointwise: Copy + Send + Sync {
 
 /// `x`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Identity;
+pub(crate) struct Identity;
 
 /// `max(x, 0)`; the gradient passes where `x > 0`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Relu;
+pub(crate) struct Relu;
 
 /// `round(clip(x, 0, 1) n) / n`: activations of DoReFa, Zhou16 Eq. 11. The gradient passes where `0 <= x <= 1`.
 #[derive(Clone, Copy, Debug, PartialEq)]

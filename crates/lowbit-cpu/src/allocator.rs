@@ -14,6 +14,7 @@
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::io::Write;
+use std::sync::OnceLock;
 
 use mimalloc::MiMalloc;
 
@@ -44,6 +45,14 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
+/// What the program says besides where memory runs out.
+static ADVICE: OnceLock<&str> = OnceLock::new();
+
+/// Adds to the message of a program that runs out of memory what its user can do, once; later calls change nothing.
+pub fn advise(advice: &'static str) {
+    let _ = ADVICE.set(advice);
+}
+
 /// Memory that is there.
 #[inline]
 fn there(memory: *mut u8, size: usize) -> *mut u8 {
@@ -56,10 +65,12 @@ fn there(memory: *mut u8, size: usize) -> *mut u8 {
 #[cold]
 fn out_of_memory(size: usize) -> ! {
     // Formatted without memory, into a stream without a buffer. Nobody is left to tell if stderr is closed.
+    let advice = ADVICE.get().map_or(("", ""), |advice| ("; ", *advice));
     let _ = writeln!(
         std::io::stderr(),
-        "error: out of memory: {size} bytes more are not to be had; free memory or raise the limit (ulimit -v); a \
-         training needs less with a smaller data.batch_size, model or data set"
+        "error: out of memory: {size} bytes more are unavailable; free memory or raise the limit (ulimit -v){}{}",
+        advice.0,
+        advice.1
     );
     std::process::exit(1)
 }
@@ -77,12 +88,13 @@ pub fn keep_memory() {
 mod tests {
     use super::*;
 
-    /// The number means what it did when it was written: 10 ms is the default of this option and of no other near it.
+    /// The number means what it did when it was written: 1,000 ms is the default of this option in mimalloc 3, and of no other
+    /// near it.
     #[test]
     fn the_delay_is_the_option_that_is_set() {
         // SAFETY: reads an integer.
         let delay = || unsafe { libmimalloc_sys::mi_option_get(PURGE_DELAY) };
-        assert_eq!(delay(), 10);
+        assert_eq!(delay(), 1000);
         keep_memory();
         assert_eq!(delay(), -1);
     }

@@ -244,6 +244,8 @@ mod tests {
     }
 
     fn assert_same_bits(got: &[f32], expected: impl Iterator<Item = f32>) {
+        let expected: Vec<f32> = expected.collect();
+        assert_eq!(got.len(), expected.len(), "number of values");
         for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
             assert_eq!(got.to_bits(), expected.to_bits(), "{i}: {got} {expected}");
         }

@@ -341,19 +341,20 @@ impl IntegerConv {
             && !matches!(Tiles::best(bounds), Tiles::Plain)
     }
 
-    /// Packs the weights, of the shape of [`ConvShape`]'s weight, as codes: `weight / scale`, integers but for roundings, with one scale for
-    /// all or one for each output channel. `None` if one is beyond the bounds or no integer, or if a sum could be
-    /// beyond 32 bits.
+    /// Packs the weights, of the shape of [`ConvShape`]'s weight, as codes: `weight / scale`, which is rounded to an integer, with
+    /// one scale for all or one for each output channel. `None` if a code is beyond the bounds or farther from an integer than
+    /// rounding errors are, or if a sum could be beyond 32 bits.
     ///
     /// # Panics
-    /// If there are groups, or a length does not fit the shape.
+    /// If there are groups, a length does not fit the shape, or the shape has a size of 0 but for the padding and the batch.
     pub fn new(shape: ConvShape, weight: &[f32], scales: &[f32], bounds: CodeBounds) -> Option<Self> {
         assert_eq!(shape.groups, 1, "codes are convolved without groups");
-        let taps = shape.taps();
+        shape.check_sizes();
         shape.check(shape.batch * shape.in_image(), weight.len());
+        let taps = shape.taps();
         let largest_sum =
-            shape.in_channels * taps * usize::from(bounds.activation) * usize::from(bounds.weight);
-        if largest_sum > i32::MAX as usize {
+            (shape.in_channels * taps) as u128 * u128::from(bounds.activation) * u128::from(bounds.weight);
+        if largest_sum > i32::MAX as u128 {
             return None;
         }
         let scales = match scales {

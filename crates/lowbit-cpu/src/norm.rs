@@ -79,6 +79,9 @@ multiversion! {
         for first in (0..shape.batch).step_by(shape.together()) {
             let images = first..(first + shape.together()).min(shape.batch);
             let part_n = (images.len() * shape.plane) as f64;
+            if part_n == 0.0 {
+                continue;
+            }
             let mut sums = [0.0; LANES];
             for image in images.clone() {
                 add_lanes(&x[shape.range(image, channel)], &mut sums, |x| x);

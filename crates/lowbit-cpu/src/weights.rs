@@ -11,13 +11,13 @@ use crate::task_items;
 /// Values that one thread takes at a time; sums are added up by these chunks, whatever the number of threads.
 const CHUNK: usize = 1 << 12;
 
-/// `max|tanh(w)|` and the first place of it, which takes the maximum's gradient.
+/// `max|tanh(w)|` and the first place of it, which takes the maximum's gradient. Made by [`squashed_max`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SquashedMax {
     /// The maximum.
-    pub value: f32,
+    value: f32,
     /// Its first place.
-    pub index: usize,
+    index: usize,
 }
 
 impl SquashedMax {
@@ -168,7 +168,7 @@ multiversion! {
 /// ```
 ///
 /// # Panics
-/// If the lengths differ.
+/// If the lengths differ, or if `max` is that of more weights.
 pub fn dorefa_gradient(squashed: &[f32], max: SquashedMax, through_max: MaxGradient, g: &[f32]) -> Vec<f32> {
     assert_eq!(squashed.len(), g.len(), "length of the gradient");
     let divisor = max.divisor();
@@ -213,12 +213,14 @@ mod tests {
                 assert_eq!(max.value, expected_max);
                 assert_eq!(Some(max.index), squashed.iter().position(|t| t.abs() == expected_max));
                 let y = dorefa(&squashed, max, n);
+                assert_eq!(y.len(), len);
                 for (y, t) in y.iter().zip(&squashed) {
                     let z = t / (expected_max * 2.0) + 0.5;
                     assert_eq!(y.to_bits(), (((z * n).round_ties_even() * 2.0 - n) / n).to_bits());
                 }
                 for through_max in [MaxGradient::Differentiated, MaxGradient::Detached] {
                     let dw = dorefa_gradient(&squashed, max, through_max, &g);
+                    assert_eq!(dw.len(), len);
                     let t: Vec<f64> = w.iter().map(|w| f64::from(*w).tanh()).collect();
                     let m = t[max.index].abs();
                     let sum: f64 = t.iter().zip(&g).map(|(t, g)| t * f64::from(*g)).sum();

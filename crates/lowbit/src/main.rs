@@ -24,7 +24,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use lowbit_cpu::allocator::{Allocator, keep_memory};
+use lowbit_cpu::allocator::{Allocator, advise, keep_memory};
 use lowbit_cpu::on_compute_thread;
 
 use crate::cli::{Cli, Command, CompletionsArgs, Verbosity};
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
     // First: a training answers signals from its beginning on.
     signals::hold();
     keep_memory();
+    advise("a training needs less with a smaller data.batch_size, model or data set");
     panic::report_in_a_line();
     signals::let_large_writes_fail();
     let code = panic::caught(|| {

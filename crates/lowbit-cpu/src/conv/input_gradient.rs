@@ -72,6 +72,7 @@ impl Axis {
 /// # Panics
 /// If a length does not fit the shape, or the shape has a size of 0 but for the padding and the batch.
 pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32]) -> Vec<f32> {
+    shape.check_sizes();
     let len = shape.batch * shape.in_image();
     shape.check(len, weight.len());
     shape.check_output(out_gradient.len());
@@ -89,12 +90,11 @@ pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32]) -
         axes.map(|axis| axis.padded),
         shape.out_image(),
     );
-    let phases: Vec<[usize; 2]> =
-        (0..shape.stride[0]).flat_map(|y| (0..shape.stride[1]).map(move |x| [y, x])).collect();
-    let is_met = |phase: &[usize; 2]| (0..2).all(|i| axes[i].most_back(phase[i]).is_some());
+    // The phases that the kernel meets: from a stride beyond its size on, pixels of the other ones are in no window.
+    let met: [usize; 2] = std::array::from_fn(|i| shape.stride[i].min(shape.kernel[i]));
     let passes = |weight: &[f32]| -> Vec<Pass> {
-        let met = phases.iter().filter(|phase| is_met(phase));
-        met.map(|&phase| phase_pass(shape, &source, &axes, weight, phase)).collect()
+        let phases = (0..met[0]).flat_map(|y| (0..met[1]).map(move |x| [y, x]));
+        phases.map(|phase| phase_pass(shape, &source, &axes, weight, phase)).collect()
     };
     let job = Job {
         batch: shape.batch,
@@ -104,7 +104,7 @@ pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32]) -
         input_len: [shape.out_image(), shape.group_out() * shape.out_plane()],
         channels: shape.group_in(),
         plane: shape.in_plane(),
-        has_gaps: !phases.iter().all(is_met),
+        has_gaps: met != shape.stride,
     };
     // SAFETY: each pixel has one phase. Those whose phase meets the kernel are targets of its pass, the others are gaps, which
     // are filled. All groups and blocks of channels have all passes.

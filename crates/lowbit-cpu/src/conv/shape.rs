@@ -30,12 +30,14 @@ impl ConvShape {
     /// Height and width of the output.
     ///
     /// # Panics
-    /// If the kernel is larger than the padded input.
+    /// If the kernel is larger than the padded input, the stride is 0, or the padding is more than can be counted.
     pub fn out_size(&self) -> [usize; 2] {
         std::array::from_fn(|i| {
-            let padded = self.size[i] + 2 * self.padding[i];
+            let padded = self.padding[i].checked_mul(2).and_then(|zeros| zeros.checked_add(self.size[i]));
+            let padded = padded.expect("a padding of more than can be counted");
             let room =
                 padded.checked_sub(self.kernel[i]).expect("the kernel is larger than the padded input");
+            assert!(self.stride[i] > 0, "a stride of 0");
             room / self.stride[i] + 1
         })
     }
@@ -85,28 +87,43 @@ impl ConvShape {
         self.groups > 1 && self.group_in().min(self.group_out()) < 4
     }
 
-    /// Compares the lengths of an input and of weights with the sizes.
+    /// Refuses what is no convolution. The kernels rely on it that no product of sizes wraps: of images with their padding, and
+    /// with the places that windows begin at.
     ///
     /// # Panics
-    /// If they differ, if a size is 0 that has to be larger (all but the padding and the batch), or if the values are more than
-    /// can be counted.
-    pub(crate) fn check(&self, input: usize, weight: usize) {
-        let Self { batch, in_channels, out_channels, size, kernel, stride, padding: _, groups } = *self;
+    /// If a size is 0 that has to be larger (all but the padding and the batch), the groups do not divide the channels, the kernel
+    /// is larger than the padded input, or the values are more than can be counted.
+    pub(crate) fn check_sizes(&self) {
+        let Self { batch, in_channels, out_channels, size, kernel, stride, padding, groups } = *self;
         let is_positive = |sizes: [usize; 2]| sizes.iter().all(|&size| size > 0);
         assert!(in_channels > 0 && out_channels > 0, "a convolution without channels");
         assert!([size, kernel, stride].into_iter().all(is_positive), "a size, a kernel or a stride of 0");
         let divides = |channels: usize| groups > 0 && channels.is_multiple_of(groups);
-        assert!(divides(in_channels) && divides(out_channels), "groups");
-        // What passes here passes in any order and for any part of it, of an empty batch too.
-        let is_counted = |factors: [usize; 4]| {
-            factors.iter().try_fold(1usize, |product, &factor| product.checked_mul(factor)).is_some()
+        assert!(divides(in_channels) && divides(out_channels), "groups that do not divide the channels");
+        let product = |factors: &[Option<usize>]| {
+            factors.iter().try_fold(1usize, |product, factor| product.checked_mul((*factor)?))
         };
-        let images = |channels: usize, [height, width]: [usize; 2]| [batch.max(1), channels, height, width];
-        let kernels = [out_channels, in_channels, kernel[0], kernel[1]];
-        let all = [images(in_channels, size), images(out_channels, self.out_size()), kernels];
-        assert!(all.into_iter().all(is_counted), "more values than can be counted");
-        assert_eq!(input, batch * self.in_image(), "length of the input");
-        assert_eq!(weight, groups * self.group_weight(), "length of the weight");
+        // No row or column of any kernel is longer: a padded image, with a window on both sides, and a step to the next.
+        let extent = |i: usize| {
+            let parts = [size[i], padding[i], padding[i], kernel[i], kernel[i], stride[i]];
+            parts.iter().try_fold(0usize, |sum, &part| sum.checked_add(part))
+        };
+        // What passes here passes for any part of it, of an empty batch too.
+        let channels = Some(in_channels.max(out_channels));
+        let images = product(&[Some(batch.max(1)), channels, extent(0), extent(1)]);
+        let kernels = product(&[out_channels, in_channels, kernel[0], kernel[1]].map(Some));
+        assert!(images.is_some() && kernels.is_some(), "more values than can be counted");
+        self.out_size();
+    }
+
+    /// Compares the lengths of an input and of weights with the sizes.
+    ///
+    /// # Panics
+    /// If they differ, or as [`Self::check_sizes`].
+    pub(crate) fn check(&self, input: usize, weight: usize) {
+        self.check_sizes();
+        assert_eq!(input, self.batch * self.in_image(), "length of the input");
+        assert_eq!(weight, self.groups * self.group_weight(), "length of the weight");
     }
 
     /// Compares the length of an output with the sizes.

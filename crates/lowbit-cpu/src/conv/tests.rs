@@ -59,6 +59,7 @@ fn reference(s: &ConvShape, input: &[f32], weight: &[f32], g: &[f32]) -> Referen
 }
 
 fn close(what: &str, got: &[f32], expected: &[f64], terms: usize) {
+    assert_eq!(got.len(), expected.len(), "{what}: number of values");
     let tolerance = 1e-7 * (terms as f64).sqrt().max(1.0) * 8.0;
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
         assert!(
@@ -229,34 +230,45 @@ fn impossible_shapes_are_refused() {
         padding: [0, 0],
         groups: 1,
     };
-    let huge = [1 << 31, 1 << 31];
+    let (huge, counted) = ([1 << 31, 1 << 31], "more values than can be counted");
     let bad = [
-        ConvShape { in_channels: 0, ..good },
-        ConvShape { out_channels: 0, ..good },
-        ConvShape { size: [0, 3], padding: [1, 1], ..good },
-        ConvShape { kernel: [1, 0], ..good },
-        ConvShape { stride: [0, 1], ..good },
-        ConvShape { groups: 0, ..good },
-        ConvShape { in_channels: 3, groups: 2, ..good },
-        ConvShape { kernel: [5, 1], ..good },
+        (ConvShape { in_channels: 0, ..good }, "without channels"),
+        (ConvShape { out_channels: 0, ..good }, "without channels"),
+        (ConvShape { size: [0, 3], padding: [1, 1], ..good }, "of 0"),
+        (ConvShape { kernel: [1, 0], ..good }, "of 0"),
+        (ConvShape { stride: [0, 1], ..good }, "of 0"),
+        (ConvShape { groups: 0, ..good }, "groups"),
+        (ConvShape { in_channels: 3, groups: 2, ..good }, "groups"),
+        (ConvShape { kernel: [5, 1], ..good }, "larger than the padded input"),
         // The numbers of values, modulo 2^64, are those of empty slices.
-        ConvShape { batch: 8, size: huge, ..good },
-        ConvShape { batch: 0, size: huge, in_channels: 4, out_channels: 4, ..good },
-        ConvShape { batch: 0, size: huge, kernel: huge, in_channels: 4, out_channels: 4, ..good },
+        (ConvShape { batch: 8, size: huge, ..good }, counted),
+        (ConvShape { batch: 0, size: huge, in_channels: 4, out_channels: 4, ..good }, counted),
+        (ConvShape { batch: 0, size: huge, kernel: huge, in_channels: 4, out_channels: 4, ..good }, counted),
+        // The size of the output is that of a small one, modulo 2^64, or the padded image is not counted where the output is.
+        (ConvShape { groups: 2, padding: [1, 1 << 63], ..good }, counted),
+        (ConvShape { groups: 2, padding: [3, 1 << 62], stride: [1, 1 << 62], ..good }, counted),
+        (ConvShape { groups: 2, padding: [1 << 31, 1 << 31], stride: [1 << 31, 1 << 31], ..good }, counted),
+        (ConvShape { stride: [1, usize::MAX], ..good }, counted),
     ];
-    let is_refused =
-        |pass: fn(&ConvShape, &[f32], &[f32]) -> Vec<f32>, shape: &ConvShape, lengths: [usize; 2]| {
-            let [first, second] = lengths.map(|n| vec![1.0; n]);
-            std::panic::catch_unwind(|| pass(shape, &first, &second)).is_err()
-        };
-    assert!(!is_refused(forward, &good, [18, 4]));
-    for shape in &bad {
-        let (batch, [height, width]) = (shape.batch, shape.size);
-        let n_in = batch.wrapping_mul(shape.in_channels).wrapping_mul(height).wrapping_mul(width);
-        for n_weights in [0, 2, 4, 6] {
-            assert!(is_refused(forward, shape, [n_in, n_weights]), "{shape:?}");
-            assert!(is_refused(input_gradient, shape, [n_weights, n_in]), "{shape:?}");
+    type Operation = fn(&ConvShape, &[f32], &[f32]) -> Vec<f32>;
+    let refusal = |pass: Operation, shape: &ConvShape, lengths: [usize; 2]| {
+        let [first, second] = lengths.map(|n| vec![1.0; n]);
+        let panic = std::panic::catch_unwind(|| pass(shape, &first, &second)).err()?;
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+    };
+    assert_eq!(refusal(forward, &good, [18, 4]), None);
+    for (shape, reason) in &bad {
+        for (name, pass) in [
+            ("forward", forward as Operation),
+            ("input_gradient", input_gradient),
+            ("weight_gradient", weight_gradient),
+        ] {
+            for lengths in [[0, 0], [18, 2], [18, 4], [2, 30]] {
+                let got =
+                    refusal(pass, shape, lengths).unwrap_or_else(|| panic!("{name} of {shape:?} is made"));
+                assert!(got.contains(reason), "{name} of {shape:?}: {got}");
+            }
         }
-        assert!(is_refused(weight_gradient, shape, [n_in, n_in]), "{shape:?}");
     }
 }

@@ -54,6 +54,7 @@ impl Partition {
 /// # Panics
 /// If a length does not fit the shape, or the shape has a size of 0 but for the padding and the batch.
 pub fn weight_gradient(shape: &ConvShape, input: &[f32], out_gradient: &[f32]) -> Vec<f32> {
+    shape.check_sizes();
     let len = shape.groups * shape.group_weight();
     shape.check(input.len(), len);
     shape.check_output(out_gradient.len());
@@ -81,6 +82,7 @@ pub fn weight_gradient(shape: &ConvShape, input: &[f32], out_gradient: &[f32]) -
 pub fn weight_gradient_of_codes(shape: &ConvShape, input: &PackedImages, out_gradient: &[f32]) -> Vec<f32> {
     assert_eq!(shape.groups, 1, "codes are convolved without groups");
     assert_eq!(input.image_len(), shape.in_image(), "length of an image");
+    shape.check_sizes();
     let len = shape.group_weight();
     shape.check(input.n_images() * input.image_len(), len);
     shape.check_output(out_gradient.len());

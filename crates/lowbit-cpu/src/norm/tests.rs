@@ -128,14 +128,17 @@ fn equals_the_definition() {
 
 #[test]
 fn nothing_is_normalized_to_nothing() {
-    let shape = NormShape { batch: 0, channels: 2, plane: 3 };
-    let parameters = NormParameters {
-        gamma: &[1.0; 2],
-        beta: &[0.0; 2],
-        statistics: &[0.0; 4],
-        epsilon: 1e-5,
-        activation: Activation::Relu,
-    };
-    assert!(apply(shape, &[], parameters).is_empty());
-    assert_eq!(gradients(shape, &[], &[], parameters).gamma, [0.0; 2]);
+    for (batch, plane) in [(0, 3), (1, 0), (3, 0)] {
+        let shape = NormShape { batch, channels: 2, plane };
+        assert_eq!(statistics(shape, &[]), [0.0; 4]);
+        let parameters = NormParameters {
+            gamma: &[1.0; 2],
+            beta: &[0.0; 2],
+            statistics: &[0.0; 4],
+            epsilon: 1e-5,
+            activation: Activation::Relu,
+        };
+        assert!(apply(shape, &[], parameters).is_empty());
+        assert_eq!(gradients(shape, &[], &[], parameters).gamma, [0.0; 2]);
+    }
 }
