@@ -11,7 +11,7 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
 use lowbit_data::Locations;
 use lowbit_kernels::conv2d;
-use lowbit_strategies::{Loss, Outputs, Role, Strategy};
+use lowbit_strategies::{Loss, Output, Outputs, Settings, Strategy};
 use lowbit_tests::{Backend, Tolerance, assert_close, normal, rng, tensor, values};
 use lowbit_train::{Observer, Outcome, Recipe, Session, StepReport, train};
 
@@ -167,7 +167,15 @@ fn a_step_reads_once() {
 struct Curious;
 
 impl Strategy for Curious {
-    fn loss(&self, _: Role, _: &Outputs<'_>, loss: Loss) -> Loss {
+    fn name(&self) -> &str {
+        "curious"
+    }
+
+    fn settings(&self) -> Settings {
+        Settings::none()
+    }
+
+    fn loss(&self, _: &Output, _: &Outputs<'_>, loss: Loss) -> Loss {
         let value: f32 = loss.total().into_scalar();
         assert!(value.is_finite());
         loss
@@ -248,8 +256,16 @@ fn memory_does_not_grow() {
 struct Leak(Mutex<Vec<Tensor<2>>>);
 
 impl Strategy for Leak {
-    fn loss(&self, _: Role, outputs: &Outputs<'_>, loss: Loss) -> Loss {
-        let logits = outputs.students[0].features.logits.clone().detach();
+    fn name(&self) -> &str {
+        "leak"
+    }
+
+    fn settings(&self) -> Settings {
+        Settings::none()
+    }
+
+    fn loss(&self, network: &Output, _: &Outputs<'_>, loss: Loss) -> Loss {
+        let logits = network.features.logits.clone().detach();
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(logits);
         loss
     }

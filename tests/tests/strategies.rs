@@ -5,6 +5,10 @@
 #[path = "../../crates/lowbit-train/examples/own_strategy.rs"]
 #[expect(dead_code, reason = "its main function is for running it by hand")]
 mod own_strategy;
+// The strategy of a user's crate.
+#[path = "../../examples/second-teacher/src/main.rs"]
+#[expect(dead_code, reason = "its main function is for running it by hand")]
+mod second_teacher;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,12 +18,13 @@ use std::sync::{Arc, Mutex};
 use burn::tensor::{Device, Gradients, Tensor};
 use lowbit_core::Precision;
 use lowbit_data::{DatasetName, LabelKind, Locations, Normalization, open};
-use lowbit_models::Features;
+use lowbit_models::{Family, Features, ModelConfig};
 use lowbit_quantizers::Selection;
 use lowbit_strategies::loss::{cross_entropy, kl_divergence, mean_square, target_probabilities};
 use lowbit_strategies::{
-    DistillLoss, Hint, HintTarget, Joint, JointMode, Loss, Moment, OptimizerState, Outputs, Phase,
-    Probability, QuantizedLayer, Role, Selector, StochasticPrecision, Strategy, StudentOutput, Unit,
+    DistillLoss, Hint, HintTarget, Joint, JointLosses, JointMode, JointTeacher, Loss, Moment, NetworkSpec,
+    OptimizerState, Output, Outputs, Phase, Probability, QuantizedLayer, Role, Selector, Settings,
+    StochasticPrecision, Strategy, TEACHER, TeacherSchedule, Unit,
 };
 use lowbit_tests::golden::{
     ComposedCase, ComposedCases, DistillationCase, HintCase, HintCases, JointCase, JointWeights, Strategies,
@@ -103,7 +108,7 @@ fn check_distance(what: &str, case: &DistillationCase, device: &Device) {
 }
 
 fn joint(weights: JointWeights, temperature: Option<f64>, mode: &str) -> Joint {
-    Joint {
+    let losses = JointLosses {
         distance: temperature.map_or(DistillLoss::LogitsMse, |temperature| DistillLoss::Kl { temperature }),
         student_label_weight: weights.student_label,
         student_distill_weight: weights.student_distill,
@@ -115,13 +120,30 @@ fn joint(weights: JointWeights, temperature: Option<f64>, mode: &str) -> Joint {
             "frozen" => JointMode::Frozen,
             other => panic!("unknown mode {other}"),
         },
+    };
+    let teacher = JointTeacher {
+        model: ModelConfig::new(Family::ResNet, 8),
+        learning_rate_scale: 1.0,
+        schedule: TeacherSchedule::default(),
+        init: None,
+    };
+    Joint { losses, teacher, students: Vec::new() }
+}
+
+/// What network `name` makes of a batch.
+fn output(name: impl Into<String>, role: Role, logits: Tensor<2>) -> Output {
+    Output {
+        name: name.into(),
+        role,
+        features: Features { logits, taps: Vec::new() },
+        adapted_taps: Vec::new(),
+        act_bits: Precision::FullPrecision,
     }
 }
 
 /// What the networks of a golden case make of a batch; the last is the teacher.
 struct Batch {
-    students: Vec<StudentOutput>,
-    teacher: Features,
+    networks: Vec<Output>,
     targets: Tensor<2>,
 }
 
@@ -131,28 +153,17 @@ impl Batch {
         let teacher = logits.pop().expect("invariant: there is a teacher");
         let [_, n_classes] = teacher.dims();
         let targets = target_probabilities(labels, n_classes, 0.0, &teacher.device());
-        let student = |logits| StudentOutput {
-            features: Features { logits, taps: Vec::new() },
-            adapted_taps: Vec::new(),
-            act_bits: Precision::FullPrecision,
-        };
-        let students = logits.into_iter().map(student).collect();
-        Self { students, teacher: Features { logits: teacher, taps: Vec::new() }, targets }
-    }
-
-    fn roles(&self) -> Vec<Role> {
-        (0..self.students.len()).map(Role::Student).chain([Role::Teacher]).collect()
+        let student = |(i, logits)| output(format!("student{i}"), Role::Student, logits);
+        let students = logits.into_iter().enumerate().map(student);
+        Self { networks: students.chain([output(TEACHER, Role::Teacher, teacher)]).collect(), targets }
     }
 
     /// The loss of a network by `strategies`, in turn, from its cross entropy.
-    fn loss(&self, role: Role, strategies: &[&dyn Strategy]) -> Tensor<1> {
-        let logits = match role {
-            Role::Student(student) => &self.students[student].features.logits,
-            Role::Teacher => &self.teacher.logits,
-        };
-        let own = Loss::new("labels", cross_entropy(logits.clone(), self.targets.clone()));
-        let outputs = Outputs { students: &self.students, teacher: Some(&self.teacher) };
-        strategies.iter().fold(own, |loss, strategy| strategy.loss(role, &outputs, loss)).total()
+    fn loss(&self, network: &Output, strategies: &[&dyn Strategy]) -> Tensor<1> {
+        let logits = network.features.logits.clone();
+        let own = Loss::new("labels", cross_entropy(logits, self.targets.clone()));
+        let outputs = Outputs { networks: &self.networks };
+        strategies.iter().fold(own, |loss, strategy| strategy.loss(network, &outputs, loss)).total()
     }
 }
 
@@ -170,14 +181,14 @@ fn check_joint(what: &str, case: &JointCase, device: &Device) {
     let logits: Vec<Tensor<2>> = case.logits.iter().map(leaf).collect();
     let batch = Batch::of_logits(logits.clone(), &case.labels);
     let joint = joint(case.weights, case.temperature, &case.mode);
-    for ((role, loss), grads) in batch.roles().into_iter().zip(&case.losses).zip(&case.grads) {
-        let what = format!("{what}, {role:?}");
+    for ((network, loss), grads) in batch.networks.iter().zip(&case.losses).zip(&case.grads) {
+        let what = format!("{what}, {}", network.name);
         // A frozen teacher is not asked, which `a_frozen_teacher_stays_as_it_is` checks.
         let (Some(expected), Some(grads)) = (loss, grads) else {
-            assert!(role == Role::Teacher && joint.mode == JointMode::Frozen, "{what}");
+            assert!(network.name == TEACHER && joint.losses.mode == JointMode::Frozen, "{what}");
             continue;
         };
-        let loss = batch.loss(role, &[&joint]);
+        let loss = batch.loss(network, &[&joint]);
         let gradients = loss.backward();
         check_loss(&what, loss, *expected);
         for (i, (logits, expected)) in logits.iter().zip(grads).enumerate() {
@@ -197,10 +208,12 @@ fn without_a_teacher_losses_stay() {
     );
     let joint = joint(case.weights, case.temperature, &case.mode);
     let hint = Hint { weight: 1.0, target: HintTarget::Both, taps: vec![0] };
-    let outputs = Outputs { students: &batch.students, teacher: None };
+    let (teacher, students) = batch.networks.split_last().expect("invariant: there is a teacher");
+    assert_eq!(teacher.name, TEACHER);
+    let outputs = Outputs { networks: students };
     for strategy in [&joint as &dyn Strategy, &hint] {
         let loss = Loss::new("labels", Tensor::<1>::from_floats([1.25], &device));
-        assert_eq!(values(strategy.loss(Role::Student(0), &outputs, loss).total()), [1.25]);
+        assert_eq!(values(strategy.loss(&students[0], &outputs, loss).total()), [1.25]);
     }
 }
 
@@ -220,19 +233,17 @@ fn check_hint(what: &str, cases: &HintCases, case: &HintCase, device: &Device) {
     let mu = tensor(&cases.mu, cases.shape, device).require_grad();
     let nu = tensor(&cases.nu, cases.shape, device).require_grad();
     let no_logits = || Tensor::zeros([cases.shape[0], 2], device);
-    let students = [StudentOutput {
-        features: Features { logits: no_logits(), taps: vec![mu.clone()] },
-        adapted_taps: vec![mu.clone()],
-        act_bits: case.bits,
-    }];
-    let teacher = Features { logits: no_logits(), taps: vec![nu.clone()] };
-    let outputs = Outputs { students: &students, teacher: Some(&teacher) };
-    let loss = |target, role| {
+    let mut networks = [("student", Role::Student), (TEACHER, Role::Teacher)]
+        .map(|(name, role)| output(name, role, no_logits()));
+    (networks[0].adapted_taps, networks[0].act_bits) = (vec![mu.clone()], case.bits);
+    networks[1].features.taps = vec![nu.clone()];
+    let outputs = Outputs { networks: &networks };
+    let loss = |target, network: usize| {
         let hint = Hint { weight: cases.weight, target, taps: vec![0] };
-        hint.loss(role, &outputs, Loss::new("labels", Tensor::zeros([1], device))).total()
+        hint.loss(&networks[network], &outputs, Loss::new("labels", Tensor::zeros([1], device))).total()
     };
     for target in [HintTarget::Student, HintTarget::Both] {
-        let loss = loss(target, Role::Student(0));
+        let loss = loss(target, 0);
         let gradients = loss.backward();
         check_loss(&format!("{what}, student"), loss, case.loss_student);
         let grad_mu = gradient(&mu, &gradients);
@@ -242,7 +253,7 @@ fn check_hint(what: &str, cases: &HintCases, case: &HintCase, device: &Device) {
         check_gradient(&format!("{what}: gradient of mu"), &grad_mu, Some(&case.grad_mu), MAP_GRADIENT);
         check_gradient(&format!("{what}: gradient of nu"), &gradient(&nu, &gradients), None, MAP_GRADIENT);
     }
-    let both = loss(HintTarget::Both, Role::Teacher);
+    let both = loss(HintTarget::Both, 1);
     let gradients = both.backward();
     check_loss(&format!("{what}, teacher"), both, case.loss_teacher);
     let grad_nu = gradient(&nu, &gradients);
@@ -257,7 +268,7 @@ fn check_hint(what: &str, cases: &HintCases, case: &HintCase, device: &Device) {
         None,
         MAP_GRADIENT,
     );
-    assert_eq!(values(loss(HintTarget::Student, Role::Teacher)), [0.0], "{what}: the teacher's loss");
+    assert_eq!(values(loss(HintTarget::Student, 1)), [0.0], "{what}: the teacher's loss");
 }
 
 /// The teacher's map is on the student's grid, code for code: `mu - grad_mu * elements / weight` is the quantized map.
@@ -291,20 +302,21 @@ fn check_composed(what: &str, cases: &ComposedCases, case: &ComposedCase, device
     let student_maps: Vec<Vec<Tensor<4>>> = cases.student_maps.iter().map(maps).collect();
     let teacher_maps = maps(&cases.teacher_maps);
     let mut batch = Batch::of_logits(logits.clone(), &cases.labels);
-    for ((student, maps), bits) in batch.students.iter_mut().zip(&student_maps).zip(&cases.bits) {
+    for ((student, maps), bits) in batch.networks.iter_mut().zip(&student_maps).zip(&cases.bits) {
         student.adapted_taps.clone_from(maps);
         // Of another shape than the teacher's: only the adapted ones are to be used.
         student.features.taps = vec![Tensor::zeros([1, 1, 1, 1], device); maps.len()];
         student.act_bits = *bits;
     }
-    batch.teacher.taps.clone_from(&teacher_maps);
+    let teacher = batch.networks.last_mut().expect("invariant: there is a teacher");
+    teacher.features.taps.clone_from(&teacher_maps);
     let joint = joint(cases.weights, Some(cases.temperature), &case.mode);
     let target = if case.target == "both" { HintTarget::Both } else { HintTarget::Student };
     let hint = Hint { weight: cases.hint_weight, target, taps: cases.taps.clone() };
-    for ((role, loss), grads) in batch.roles().into_iter().zip(&case.losses).zip(&case.grads) {
-        let what = format!("{what}, {role:?}");
+    for ((network, loss), grads) in batch.networks.iter().zip(&case.losses).zip(&case.grads) {
+        let what = format!("{what}, {}", network.name);
         let (Some(expected), Some(grads)) = (loss, grads) else { continue };
-        let loss = batch.loss(role, &[&joint, &hint]);
+        let loss = batch.loss(network, &[&joint, &hint]);
         let gradients = loss.backward();
         check_loss(&what, loss, *expected);
         let (of_logits, of_maps) = grads.split_at(logits.len());
@@ -493,8 +505,8 @@ fn checkpoint(run: &Path, step: u64, network: &str) -> BTreeMap<String, Vec<u8>>
 enum Event {
     /// A strategy is asked for a loss.
     Loss {
-        role: Role,
-        /// Bits of the logits of the students and the teacher.
+        network: String,
+        /// Bits of the logits of all networks.
         logits: Vec<Vec<u32>>,
         /// The loss of the strategies before.
         loss: f32,
@@ -513,11 +525,19 @@ impl Log {
 }
 
 impl Strategy for Log {
-    fn loss(&self, role: Role, outputs: &Outputs<'_>, loss: Loss) -> Loss {
-        let students = outputs.students.iter().map(|student| &student.features);
-        let networks = students.chain(outputs.teacher);
-        let logits = networks.map(|network| lowbit_tests::bits(&values(network.logits.clone()))).collect();
-        self.push(Event::Loss { role, logits, loss: values(loss.total())[0] });
+    fn name(&self) -> &str {
+        "log"
+    }
+
+    fn settings(&self) -> Settings {
+        Settings::none()
+    }
+
+    fn loss(&self, network: &Output, outputs: &Outputs<'_>, loss: Loss) -> Loss {
+        let logits = outputs.networks.iter().map(|network| network.features.logits.clone());
+        let logits = logits.map(|logits| lowbit_tests::bits(&values(logits))).collect();
+        let network = network.name.clone();
+        self.push(Event::Loss { network, logits, loss: values(loss.total())[0] });
         let one = loss.total().zeros_like() + 1.0;
         loss.plus("own", one)
     }
@@ -539,12 +559,15 @@ fn logged(name: &str, recipe: &Recipe) -> Vec<Vec<Event>> {
     events.split_inclusive(|event| matches!(event, Event::Step { .. })).map(<[Event]>::to_vec).collect()
 }
 
-fn roles(step: &[Event]) -> Vec<Role> {
-    let role = |event: &Event| match event {
-        Event::Loss { role, .. } => Some(*role),
-        Event::Step { .. } => None,
-    };
-    step.iter().filter_map(role).collect()
+/// The networks whose loss is asked for, in turn.
+fn asked(step: &[Event]) -> Vec<&str> {
+    fn network(event: &Event) -> Option<&str> {
+        match event {
+            Event::Loss { network, .. } => Some(network),
+            Event::Step { .. } => None,
+        }
+    }
+    step.iter().filter_map(network).collect()
 }
 
 /// One image order apart, every step sees the same images: what changes the logits is an update.
@@ -555,7 +578,7 @@ fn all_losses_come_from_outputs_before_any_update() {
     assert_eq!(steps.len(), 3);
     let mut earlier: Option<Vec<Vec<u32>>> = None;
     for step in &steps {
-        assert_eq!(roles(step), [Role::Student(0), Role::Student(1), Role::Teacher]);
+        assert_eq!(asked(step), ["student", "student2", "teacher"]);
         let Event::Loss { logits: first, loss: of_deployed, .. } = &step[0] else { panic!("{step:?}") };
         assert_eq!(first.len(), 3, "two students and a teacher");
         for event in &step[1..3] {
@@ -628,7 +651,7 @@ fn a_frozen_teacher_stays_as_it_is() {
     let [before, after] = run.last_two("");
     assert_ne!(before, after, "the student does not change");
     let steps = logged("frozen-roles", &recipe(&[&joint, "train.epochs=1"]));
-    assert!(steps.iter().all(|step| roles(step) == [Role::Student(0)]), "{steps:?}");
+    assert!(steps.iter().all(|step| asked(step) == ["student"]), "{steps:?}");
 }
 
 fn train_error(name: &str, recipe: &Recipe) -> TrainError {
@@ -894,6 +917,14 @@ fn nested_in_progressive_two_stage_keeps_the_step_sizes_of_the_other_operand() {
 struct Split(OptimizerState);
 
 impl Strategy for Split {
+    fn name(&self) -> &str {
+        "split"
+    }
+
+    fn settings(&self) -> Settings {
+        Settings::of(&self.0)
+    }
+
     fn phases(&self, phases: Vec<Phase>) -> Vec<Phase> {
         let halves = |phase: Phase| {
             let name = |half: &str| format!("{}-{half}", phase.name);
@@ -1066,8 +1097,16 @@ fn the_parts_of_a_loss_are_logged_apart() {
 struct Infinite;
 
 impl Strategy for Infinite {
-    fn loss(&self, _: Role, outputs: &Outputs<'_>, loss: Loss) -> Loss {
-        let zero = outputs.students[0].features.logits.clone().sum() * 0.0;
+    fn name(&self) -> &str {
+        "infinite"
+    }
+
+    fn settings(&self) -> Settings {
+        Settings::none()
+    }
+
+    fn loss(&self, network: &Output, _: &Outputs<'_>, loss: Loss) -> Loss {
+        let zero = network.features.logits.clone().sum() * 0.0;
         loss.plus("own", (zero * 1e-30).sqrt())
     }
 }
@@ -1218,6 +1257,127 @@ fn own_strategy_trains() {
     let expected: Vec<f32> = [3.0, 6.0, 8.0].map(|layers| layers / 8.0).to_vec();
     let got: Vec<f32> = fractions.iter().map(|fraction| *fraction as f32).collect();
     assert_close("share of the layers", &got, &expected, Tolerance::relative(1e-6));
+}
+
+// A strategy of a user's crate.
+
+fn second_teacher(weight: f64) -> Vec<Box<dyn Strategy>> {
+    let model = ModelConfig { width: 0.5, ..ModelConfig::new(Family::ResNet, 8) };
+    vec![Box::new(second_teacher::SecondTeacher { model, weight })]
+}
+
+/// It adds a network and a part of the loss, to a training that has a teacher already.
+#[test]
+fn a_second_teacher_trains_along_and_resumes_exactly() {
+    let recipe = recipe(&[MUTUAL, "strategy.two_stage=true"]);
+    let run = Run::new("second-teacher", &recipe, second_teacher(0.5));
+    let [before, after] = run.last_two("second-teacher");
+    assert!(before.keys().eq(after.keys()) && before != after, "the second teacher does not learn");
+    for epoch in &run.epochs {
+        let parts = |network: &str| epoch.losses[network].keys().map(String::as_str).collect::<Vec<_>>();
+        assert_eq!(parts("student"), ["distill", "labels", "second_teacher", "total"]);
+        assert_eq!(parts("teacher"), ["distill", "labels", "total"], "it is not this strategy's");
+        assert_eq!(parts("second-teacher"), ["labels", "total"], "it is not joint's");
+        assert!(epoch.networks["second-teacher"].test.is_some());
+    }
+    // It is what trains the student.
+    assert_ne!(Run::new("one-teacher", &recipe, Vec::new()).model(), run.model());
+
+    let (path, stop) = (run_dir("second-teacher-stopped"), AtomicBool::new(false));
+    let mut observer = StopAfter { step: 6, stop: &stop };
+    let outcome = train(&recipe, &path, session(&stop, &mut observer, second_teacher(0.5)));
+    assert!(matches!(outcome, Ok(Outcome::Interrupted { step: 6, .. })), "{outcome:?}");
+    stop.store(false, Ordering::Relaxed);
+    let resumed = |strategies| resume(&path, ResumeFrom::Newest, session(&stop, &mut (), strategies));
+    for (strategies, message) in [
+        (Vec::new(), "strategy \"second-teacher\", which it was made with, is missing"),
+        (second_teacher(0.25), "strategy \"second-teacher\" had the settings {\"model\":"),
+        (
+            second_teacher(0.5).into_iter().chain([Box::new(Log::default()) as Box<dyn Strategy>]).collect(),
+            "it was made without strategy \"log\"",
+        ),
+    ] {
+        let error = resumed(strategies).expect_err("it is refused");
+        assert!(matches!(error, TrainError::OtherStrategies { .. }), "{error}");
+        assert!(error.to_string().contains(message), "{error}");
+    }
+    let outcome = resumed(second_teacher(0.5));
+    assert!(matches!(outcome, Ok(Outcome::Complete(_))), "{outcome:?}");
+    let digest = |run: &Path| inspect(run, None).expect("it is a run").checkpoint.map(|c| c.state_sha256);
+    assert_eq!(digest(&path), digest(&run.path));
+    let metrics = |run: &Path| std::fs::read(run.join("metrics.jsonl")).expect("a run has metrics");
+    assert!(metrics(&path) == metrics(&run.path), "the metrics differ");
+}
+
+/// Answers what no training can go by.
+#[derive(Debug)]
+enum Wrong {
+    Select(fn(usize) -> Vec<Selection>),
+    Networks(fn(&mut Vec<NetworkSpec>)),
+}
+
+impl Strategy for Wrong {
+    fn name(&self) -> &str {
+        "wrong"
+    }
+
+    fn settings(&self) -> Settings {
+        Settings::none()
+    }
+
+    fn networks(&self, mut networks: Vec<NetworkSpec>) -> Vec<NetworkSpec> {
+        if let Self::Networks(change) = self {
+            change(&mut networks);
+        }
+        networks
+    }
+
+    fn select(&self, _: &Moment, layers: &[QuantizedLayer]) -> Option<Vec<Selection>> {
+        match self {
+            Self::Select(selections) => Some(selections(layers.len())),
+            Self::Networks(_) => None,
+        }
+    }
+}
+
+#[test]
+fn answers_that_no_training_can_go_by_are_refused_by_name() {
+    let teacher = || NetworkSpec::teacher("own", ModelConfig::new(Family::ResNet, 8));
+    assert!(teacher().is_trained);
+    for (index, (wrong, problem)) in [
+        (Wrong::Select(|n| vec![Selection::All; n - 1]), "selects parts of 7 layers, but 8 are quantized"),
+        (Wrong::Select(|n| vec![Selection::All; n + 1]), "selects parts of 9 layers, but 8 are quantized"),
+        (
+            Wrong::Select(|n| vec![Selection::ChannelGroups(Vec::new()); n]),
+            "selects from no group of channels of layer stages.0.0.conv1",
+        ),
+        (Wrong::Networks(Vec::clear), "moves the network \"student\""),
+        (Wrong::Networks(|networks| networks[0].name = "own".into()), "moves the network \"student\""),
+        (
+            Wrong::Networks(|networks| networks.extend(networks.clone())),
+            "makes two networks named \"student\": each needs a name of its own",
+        ),
+        (
+            Wrong::Networks(|networks| {
+                networks.push(NetworkSpec { name: "../x".into(), ..networks[0].clone() })
+            }),
+            "names a network \"../x\"",
+        ),
+        (Wrong::Networks(|networks| networks[0].trains_throughout = true), "lets network \"student\" train"),
+        (
+            Wrong::Networks(|networks| networks[0].adapts_to = Some("none".into())),
+            "adapts the feature maps of network \"student\" to \"none\"",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (stop, path) = (AtomicBool::new(false), run_dir(&format!("wrong-{index}")));
+        let outcome = train(&recipe(&[]), &path, session(&stop, &mut (), vec![Box::new(wrong)]));
+        let error = outcome.expect_err("it is refused");
+        assert!(matches!(error, TrainError::Strategy(_)), "{error}");
+        assert!(error.to_string().starts_with(&format!("strategy \"wrong\" {problem}")), "{error}");
+    }
 }
 
 #[test]

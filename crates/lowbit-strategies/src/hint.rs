@@ -6,8 +6,11 @@ use lowbit_core::Precision;
 use lowbit_quantizers::methods::dorefa::DoReFaActivations;
 use serde::Serialize;
 
+use crate::fingerprint::Settings;
+use crate::joint::TEACHER;
 use crate::loss::mean_square;
-use crate::strategy::{Loss, Outputs, Role, Strategy};
+use crate::network::{NetworkSpec, Output, Outputs, Role};
+use crate::strategy::{Loss, Strategy};
 
 /// Name of the part of the loss that is the distance of feature maps.
 const HINT: &str = "hint";
@@ -44,23 +47,39 @@ pub enum HintTarget {
 }
 
 impl Strategy for Hint {
-    fn loss(&self, network: Role, outputs: &Outputs<'_>, loss: Loss) -> Loss {
-        let Some(teacher) = outputs.teacher else { return loss };
+    fn name(&self) -> &str {
+        "hint"
+    }
+
+    fn settings(&self) -> Settings {
+        Settings::of(self)
+    }
+
+    /// The feature maps of students are adapted to the teacher's.
+    fn networks(&self, mut networks: Vec<NetworkSpec>) -> Vec<NetworkSpec> {
+        if networks.iter().any(|network| network.name == TEACHER) {
+            let students = networks.iter_mut().filter(|network| network.role == Role::Student);
+            students.for_each(|student| student.adapts_to = Some(TEACHER.into()));
+        }
+        networks
+    }
+
+    fn loss(&self, network: &Output, outputs: &Outputs<'_>, loss: Loss) -> Loss {
+        let Some(teacher) = outputs.named(TEACHER) else { return loss };
         // Each tap's student map, teacher map and precision.
-        let pairs = |student: usize| {
-            let output = &outputs.students[student];
-            let maps = move |&tap: &usize| {
-                (output.adapted_taps[tap].clone(), teacher.taps[tap].clone(), output.act_bits)
+        let pairs = |student: &Output| -> Vec<(Tensor<4>, Tensor<4>, Precision)> {
+            let maps = |&tap: &usize| {
+                (student.adapted_taps[tap].clone(), teacher.features.taps[tap].clone(), student.act_bits)
             };
-            self.taps.iter().map(maps)
+            self.taps.iter().map(maps).collect()
         };
-        match network {
-            Role::Student(j) => pairs(j).fold(loss, |loss, (mu, nu, bits)| {
+        match network.role {
+            Role::Student => pairs(network).into_iter().fold(loss, |loss, (mu, nu, bits)| {
                 loss.plus(HINT, half_mean_square(mu, quantized(nu.detach(), bits)) * self.weight)
             }),
-            Role::Teacher if self.target == HintTarget::Both => {
-                let n = outputs.students.len();
-                (0..n).flat_map(pairs).fold(loss, |loss, (mu, nu, bits)| {
+            Role::Teacher if network.name == TEACHER && self.target == HintTarget::Both => {
+                let n = outputs.students().count();
+                outputs.students().flat_map(pairs).fold(loss, |loss, (mu, nu, bits)| {
                     let distance = half_mean_square(mu.detach(), quantized(nu, bits));
                     loss.plus(HINT, distance * (self.weight / n as f64))
                 })

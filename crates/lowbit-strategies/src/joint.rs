@@ -1,14 +1,70 @@
 //! Joint knowledge distillation ("guided training"): a full-precision network trains beside low-bit ones on the same
 //! batches, and each learns from the labels and from the other. Zhuang et al. 2018 and 2021.
 
+use std::path::PathBuf;
+
 use burn::tensor::Tensor;
+use lowbit_core::Precision;
+use lowbit_models::ModelConfig;
+use lowbit_quantizers::QuantizationPolicy;
 use serde::Serialize;
 
+use crate::fingerprint::Settings;
 use crate::loss::{kl_divergence, mean_square};
-use crate::strategy::{Loss, Outputs, Role, Strategy};
+use crate::network::{Init, NetworkSpec, Output, Outputs, Role, STUDENT};
+use crate::strategy::{Loss, Strategy};
 
 /// Name of the part of the loss that is the distance to the other networks.
 const DISTILL: &str = "distill";
+
+/// Name of the full-precision network.
+pub const TEACHER: &str = "teacher";
+
+/// Adds a teacher and students to the training, and to their losses.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Joint {
+    /// The losses.
+    #[serde(flatten)]
+    pub losses: JointLosses,
+    /// The full-precision network.
+    pub teacher: JointTeacher,
+    /// Students beside the one that is deployed.
+    pub students: Vec<JointStudent>,
+}
+
+/// The full-precision network of a joint training.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct JointTeacher {
+    /// Its architecture.
+    #[serde(flatten)]
+    pub model: ModelConfig,
+    /// Its learning rate as a multiple of the students'.
+    pub learning_rate_scale: f64,
+    /// Which schedule it trains by.
+    pub schedule: TeacherSchedule,
+    /// Run directory or checkpoint that it begins with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+}
+
+/// A further student of a joint training: like the deployed network, but for its bits.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct JointStudent {
+    /// Precision of its weights.
+    pub weight_bits: Precision,
+    /// Precision of its input activations.
+    pub act_bits: Precision,
+}
+
+impl JointStudent {
+    /// Its precision, where that of the deployed network is `policy`.
+    pub fn policy(self, policy: &QuantizationPolicy) -> QuantizationPolicy {
+        let mut policy = policy.clone();
+        policy.base.weight_bits = self.weight_bits;
+        policy.base.act_bits = self.act_bits;
+        policy
+    }
+}
 
 /// Mixes the loss with the distance to the other networks' logits.
 ///
@@ -21,7 +77,7 @@ const DISTILL: &str = "distill";
 /// ```
 /// All outputs are those before any update; the students are updated first, each network by an optimizer of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Joint {
+pub struct JointLosses {
     /// `D`.
     pub distance: DistillLoss,
     /// `a_s`.
@@ -73,7 +129,7 @@ pub enum TeacherSchedule {
     PerPhase,
 }
 
-impl Joint {
+impl JointLosses {
     fn distance(&self, from: &Tensor<2>, to: &Tensor<2>) -> Tensor<1> {
         let constant = from.clone().detach();
         match self.distance {
@@ -84,22 +140,54 @@ impl Joint {
 }
 
 impl Strategy for Joint {
-    fn loss(&self, network: Role, outputs: &Outputs<'_>, loss: Loss) -> Loss {
-        let Some(teacher) = outputs.teacher else { return loss };
-        match network {
-            Role::Student(j) => {
-                let student = &outputs.students[j].features.logits;
-                let distance = self.distance(&teacher.logits, student);
+    fn name(&self) -> &str {
+        "joint"
+    }
+
+    fn settings(&self) -> Settings {
+        Settings::of(self)
+    }
+
+    fn networks(&self, mut networks: Vec<NetworkSpec>) -> Vec<NetworkSpec> {
+        let Some(deployed) = networks.first().cloned() else { return networks };
+        for (number, student) in (2..).zip(&self.students) {
+            let (name, policy) = (format!("{STUDENT}{number}"), student.policy(&deployed.policy));
+            networks.push(NetworkSpec { name, policy, ..deployed.clone() });
+        }
+        let JointTeacher { model, learning_rate_scale, schedule, init } = self.teacher.clone();
+        networks.push(NetworkSpec {
+            init: init.map(|path| Init { path, key: "strategy.joint.teacher.init" }),
+            learning_rate_scale,
+            is_trained: self.losses.mode != JointMode::Frozen,
+            trains_throughout: schedule == TeacherSchedule::WholeTraining,
+            ..NetworkSpec::teacher(TEACHER, model)
+        });
+        networks
+    }
+
+    fn loss(&self, network: &Output, outputs: &Outputs<'_>, loss: Loss) -> Loss {
+        match outputs.named(TEACHER) {
+            Some(teacher) => self.losses.of(network, teacher, outputs, loss),
+            None => loss,
+        }
+    }
+}
+
+impl JointLosses {
+    fn of(&self, network: &Output, teacher: &Output, outputs: &Outputs<'_>, loss: Loss) -> Loss {
+        match network.role {
+            Role::Student => {
+                let distance = self.distance(&teacher.features.logits, &network.features.logits);
                 loss.scaled(self.student_label_weight).plus(DISTILL, distance * self.student_distill_weight)
             }
+            // Another strategy's.
+            Role::Teacher if network.name != TEACHER => loss,
             Role::Teacher if self.mode == JointMode::Mutual => {
-                let distances = outputs
-                    .students
-                    .iter()
-                    .map(|student| self.distance(&student.features.logits, &teacher.logits));
+                let students = || outputs.students().map(|student| &student.features.logits);
+                let distances = students().map(|student| self.distance(student, &teacher.features.logits));
                 let sum = distances.reduce(|sum, distance| sum + distance);
                 let sum = sum.expect("invariant: there is a student");
-                let share = self.teacher_distill_weight / outputs.students.len() as f64;
+                let share = self.teacher_distill_weight / students().count() as f64;
                 loss.scaled(self.teacher_label_weight).plus(DISTILL, sum * share)
             }
             Role::Teacher => loss.scaled(self.teacher_label_weight),

@@ -1,20 +1,28 @@
 //! Strategies: what sets the training of a low-bit network apart from plain training, one file each.
 //!
-//! A [`Strategy`] is data that answers three questions of the training loop, each with a default answer: into which
-//! [phases](Strategy::phases) a training is divided, which part of each layer is quantized
-//! [in a step](Strategy::select), and what the [loss](Strategy::loss) of each network is. The loop asks all strategies of
-//! a training in turn, each starting from what the one before answered, so strategies compose; models and quantizers
-//! know of none. This crate trains nothing: the loop is in `lowbit-train`.
+//! A [`Strategy`] is data that answers four questions of the training loop, each with a default answer: which
+//! [networks](Strategy::networks) there are, into which [phases](Strategy::phases) a training is divided, which part of each
+//! layer is quantized [in a step](Strategy::select), and what the [loss](Strategy::loss) of each network is. The loop asks all
+//! strategies of a training in turn, each starting from what the one before answered, so strategies compose; models and
+//! quantizers know of none. This crate trains nothing: the loop is in `lowbit-train`.
 //!
 //! ```
 //! use lowbit_quantizers::Selection;
-//! use lowbit_strategies::{Moment, QuantizedLayer, Strategy};
+//! use lowbit_strategies::{Moment, QuantizedLayer, Settings, Strategy};
 //!
 //! /// Quantizes nothing in the first half of a phase.
 //! #[derive(Debug)]
 //! struct Late;
 //!
 //! impl Strategy for Late {
+//!     fn name(&self) -> &str {
+//!         "late"
+//!     }
+//!
+//!     fn settings(&self) -> Settings {
+//!         Settings::none()
+//!     }
+//!
 //!     fn select(&self, moment: &Moment, layers: &[QuantizedLayer]) -> Option<Vec<Selection>> {
 //!         let is_early = 2 * moment.phase_step < moment.phase_steps;
 //!         is_early.then(|| vec![Selection::None; layers.len()])
@@ -27,9 +35,12 @@
 //! assert_eq!(Late.select(&at(5), &layers), None);
 //! ```
 
+mod compose;
+mod fingerprint;
 mod hint;
 mod joint;
 pub mod loss;
+mod network;
 mod phase;
 mod progressive;
 mod settings;
@@ -37,14 +48,18 @@ mod stochastic;
 mod strategy;
 mod two_stage;
 
+pub use compose::{
+    StrategyError, StrategyProblem, compose_loss, compose_networks, compose_phases, compose_selections,
+};
+pub use fingerprint::{Fingerprint, Settings, StrategyDifference};
 pub use hint::{Hint, HintTarget};
-pub use joint::{DistillLoss, Joint, JointMode, TeacherSchedule};
+pub use joint::{
+    DistillLoss, Joint, JointLosses, JointMode, JointStudent, JointTeacher, TEACHER, TeacherSchedule,
+};
+pub use network::{Init, NetworkSpec, Output, Outputs, Role, STUDENT};
 pub use phase::{OptimizerState, Phase, QuantizerState, phase_name};
 pub use progressive::Progressive;
 pub use settings::{OptimizerRecipe, QuantizerGroup, ScheduleRecipe, TrainRecipe};
 pub use stochastic::{Probability, Selector, StochasticPrecision, Unit};
-pub use strategy::{
-    Loss, LossPart, Moment, Outputs, QuantizedLayer, Role, Strategy, StudentOutput, TOTAL, compose_loss,
-    compose_phases,
-};
+pub use strategy::{Loss, LossPart, Moment, QuantizedLayer, Strategy, TOTAL};
 pub use two_stage::TwoStage;

@@ -1,8 +1,11 @@
 //! Progressive quantization: the bit width is lowered in steps. Zhuang et al. 2018 and 2021, "progressive quantization".
 
+use std::collections::BTreeMap;
+
 use lowbit_core::Precision;
 use lowbit_quantizers::PrecisionFloor;
 
+use crate::fingerprint::Settings;
 use crate::phase::Phase;
 use crate::strategy::Strategy;
 
@@ -27,6 +30,14 @@ impl Progressive {
 }
 
 impl Strategy for Progressive {
+    fn name(&self) -> &str {
+        "progressive"
+    }
+
+    fn settings(&self) -> Settings {
+        Settings::of(&BTreeMap::from([("ladder", &self.ladder)]))
+    }
+
     fn phases(&self, phases: Vec<Phase>) -> Vec<Phase> {
         phases.into_iter().flat_map(|target| self.rungs(target)).collect()
     }

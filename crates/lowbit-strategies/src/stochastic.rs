@@ -8,6 +8,7 @@ use lowbit_quantizers::Selection;
 use rand::{Rng, RngExt};
 use serde::Serialize;
 
+use crate::fingerprint::Settings;
 use crate::strategy::{Moment, QuantizedLayer, Strategy};
 
 /// Quantizes each unit of the network with a probability that rises to 1 over a phase.
@@ -114,6 +115,14 @@ impl StochasticPrecision {
 }
 
 impl Strategy for StochasticPrecision {
+    fn name(&self) -> &str {
+        "stochastic_precision"
+    }
+
+    fn settings(&self) -> Settings {
+        Settings::of(self)
+    }
+
     fn select(&self, moment: &Moment, layers: &[QuantizedLayer]) -> Option<Vec<Selection>> {
         let probability = self.probability(moment);
         let units = self.units(layers);

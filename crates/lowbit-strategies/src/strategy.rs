@@ -3,14 +3,26 @@
 use std::fmt;
 
 use burn::tensor::Tensor;
-use lowbit_core::Precision;
-use lowbit_models::Features;
 use lowbit_quantizers::Selection;
 
+use crate::fingerprint::Settings;
+use crate::network::{NetworkSpec, Output, Outputs};
 use crate::phase::Phase;
 
 /// One way to train a low-bit network. See the [crate](crate).
 pub trait Strategy: fmt::Debug + Send + Sync {
+    /// Its name, as in "joint": runs record it, and errors name it.
+    fn name(&self) -> &str;
+
+    /// All that decides its answers, besides their arguments: runs record it, and go on only with the same.
+    fn settings(&self) -> Settings;
+
+    /// The networks of the training, made from the `networks` of the strategies before; they begin as the single one that is
+    /// deployed, which stays the first. What a network begins with depends on its place, so that new ones belong to the end.
+    fn networks(&self, networks: Vec<NetworkSpec>) -> Vec<NetworkSpec> {
+        networks
+    }
+
     /// The phases of the training, made from the `phases` of the strategies before; they begin as a single one at the
     /// precision of the recipe.
     fn phases(&self, phases: Vec<Phase>) -> Vec<Phase> {
@@ -28,9 +40,9 @@ pub trait Strategy: fmt::Debug + Send + Sync {
         false
     }
 
-    /// The loss of one network, made from the `loss` of the strategies before, which begins as the cross entropy with
-    /// the labels. What is not to be trained through must be detached.
-    fn loss(&self, _network: Role, _outputs: &Outputs<'_>, loss: Loss) -> Loss {
+    /// The loss of a network that makes `network` of the batch, one of the `outputs`; made from the `loss` of the strategies
+    /// before, which begins as the cross entropy with the labels. What is not to be trained through must be detached.
+    fn loss(&self, _network: &Output, _outputs: &Outputs<'_>, loss: Loss) -> Loss {
         loss
     }
 }
@@ -114,48 +126,6 @@ pub struct QuantizedLayer {
     /// Relative error of quantizing the weights, `sum|q - w| / sum|w|`; `None` where they are in full precision, and
     /// unless a strategy [needs it](Strategy::needs_errors).
     pub error: Option<f64>,
-}
-
-/// The part that a network plays in a training.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// A low-bit network; the first is the one that is deployed.
-    Student(usize),
-    /// The full-precision network beside them.
-    Teacher,
-}
-
-/// What all networks make of one batch, before any of them is updated.
-pub struct Outputs<'a> {
-    /// The students, the deployed one first.
-    pub students: &'a [StudentOutput],
-    /// The full-precision network, if there is one.
-    pub teacher: Option<&'a Features>,
-}
-
-/// What a student makes of a batch.
-pub struct StudentOutput {
-    /// Class scores and feature maps.
-    pub features: Features,
-    /// The feature maps in the teacher's number of channels, `[batch, channels, height, width]`.
-    pub adapted_taps: Vec<Tensor<4>>,
-    /// Precision of its activations in this phase.
-    pub act_bits: Precision,
-}
-
-/// Phases of a training with all of `strategies`, from a single one.
-pub fn compose_phases(strategies: &[Box<dyn Strategy>], single: Phase) -> Vec<Phase> {
-    strategies.iter().fold(vec![single], |phases, strategy| strategy.phases(phases))
-}
-
-/// Loss of one network with all of `strategies`, from that of the labels.
-pub fn compose_loss(
-    strategies: &[Box<dyn Strategy>],
-    network: Role,
-    outputs: &Outputs<'_>,
-    labels: Loss,
-) -> Loss {
-    strategies.iter().fold(labels, |loss, strategy| strategy.loss(network, outputs, loss))
 }
 
 #[cfg(test)]

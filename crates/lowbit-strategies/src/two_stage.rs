@@ -3,6 +3,7 @@
 use lowbit_core::Precision;
 use lowbit_quantizers::PrecisionFloor;
 
+use crate::fingerprint::Settings;
 use crate::phase::Phase;
 use crate::strategy::Strategy;
 
@@ -15,6 +16,14 @@ use crate::strategy::Strategy;
 pub struct TwoStage;
 
 impl Strategy for TwoStage {
+    fn name(&self) -> &str {
+        "two_stage"
+    }
+
+    fn settings(&self) -> Settings {
+        Settings::none()
+    }
+
     fn phases(&self, phases: Vec<Phase>) -> Vec<Phase> {
         let mut before =
             PrecisionFloor { weight_bits: Precision::FullPrecision, act_bits: Precision::FullPrecision };

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use burn::tensor::Device;
 use lowbit_data::Locations;
 use lowbit_quantizers::Selection;
-use lowbit_train::strategy::{Moment, QuantizedLayer, Strategy};
+use lowbit_train::strategy::{Moment, QuantizedLayer, Settings, Strategy};
 use lowbit_train::{EpochMetrics, EpochTiming, Observer, Recipe, Session, train};
 
 // What follows up to "end" is quoted in docs/methods/strategies.md.
@@ -16,6 +16,14 @@ use lowbit_train::{EpochMetrics, EpochTiming, Observer, Recipe, Session, train};
 pub struct BackToFront;
 
 impl Strategy for BackToFront {
+    fn name(&self) -> &str {
+        "back-to-front"
+    }
+
+    fn settings(&self) -> Settings {
+        Settings::none()
+    }
+
     fn select(&self, moment: &Moment, layers: &[QuantizedLayer]) -> Option<Vec<Selection>> {
         let mut stages: Vec<&str> = layers.iter().map(|layer| stage(&layer.path)).collect();
         stages.dedup();

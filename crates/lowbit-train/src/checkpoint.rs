@@ -26,14 +26,15 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::disk::{remove_all, sync_directory, write_synced};
-use crate::error::{explain, one_line};
+use crate::error::{TrainError, explain, one_line};
 use crate::files::{MAX_TEXT, read_regular};
-use crate::learner::{DEPLOYED, network_specs};
+use crate::learner::networks_of_recipe;
 use crate::metrics::{Scores, Tally};
 use crate::optimizer_file::OptimizerFile;
 use crate::origin::Origin;
 use crate::run_dir::{METRICS, RunDir};
 use crate::state::{NamedTensors, StateError};
+use crate::strategy::STUDENT;
 
 /// Version of the manifest, which since 3 has digests of the state and of the record.
 const SCHEMA: u32 = 3;
@@ -516,7 +517,7 @@ impl Checkpoints {
             recipe_sha256: manifest.recipe_sha256,
             state_sha256: manifest.state_sha256,
             progress: manifest.progress,
-            deployed: network("", DEPLOYED)?,
+            deployed: network("", STUDENT)?,
             others: others.map(|name| network(&format!("{name}."), name)).collect::<Result<_, _>>()?,
         })
     }
@@ -530,9 +531,14 @@ impl Checkpoints {
 
     /// Bytes that a file of tensors can have at most. The plan of the networks needs no memory, however large they are.
     fn max_bytes(&self) -> Result<u64, String> {
-        let recipe = RunDir::open(&self.run).and_then(|run| run.recipe());
-        let recipe = recipe.map_err(|error| format!("the networks of its run are not known: {error}"))?;
-        let n_parameters = network_specs(&recipe).iter().map(|spec| spec.n_parameters(&recipe)).max();
+        let unknown = |error: TrainError| format!("the networks of its run are not known: {error}");
+        let run = RunDir::open(&self.run).map_err(unknown)?;
+        let recipe = run.recipe().map_err(unknown)?;
+        let of_recipe = networks_of_recipe(&recipe).into_iter().map(|spec| spec.n_parameters(&recipe));
+        let of_recipe: Vec<usize> = of_recipe.collect::<Result<_, _>>().map_err(unknown)?;
+        // Strategies of a caller's own may have added larger ones.
+        let of_run = run.info().ok().and_then(|info| info.n_parameters);
+        let n_parameters = of_recipe.into_iter().chain(of_run).max();
         // Two moments of each parameter in an optimizer's file, and as many for adapters, statistics and quantizers.
         Ok((n_parameters.unwrap_or_default() as u64).saturating_mul(4 * 4).saturating_add(64 << 20))
     }

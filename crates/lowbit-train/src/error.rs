@@ -10,6 +10,7 @@ use lowbit_models::ModelError;
 use crate::checkpoint::CheckpointError;
 use crate::recipe::{PhasesError, RecipeError};
 use crate::run_dir::ImageSet;
+use crate::strategy::{StrategyDifference, StrategyError};
 
 /// A training, evaluation or inspection that failed.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,9 @@ pub enum TrainError {
     /// The strategies make phases that no training can have.
     #[error(transparent)]
     Phases(#[from] PhasesError),
+    /// A strategy gave an answer that no training can go by.
+    #[error(transparent)]
+    Strategy(#[from] StrategyError),
     /// The data cannot be had.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -141,16 +145,11 @@ pub enum TrainError {
         /// The setting, and what it was.
         setting: &'static str,
     },
-    /// A run is to go on with other strategies of the caller's own.
-    #[error(
-        "the run was made with the own strategies [{}], it cannot go on with [{}]: give the session the same",
-        .expected.join(", "), .given.join(", ")
-    )]
+    /// A run is to go on with other strategies than those that it was made with.
+    #[error("the run cannot go on: {difference}; a program that has its strategies goes on with it")]
     OtherStrategies {
-        /// Those of the run.
-        expected: Vec<String>,
-        /// Those of the session.
-        given: Vec<String>,
+        /// How they differ.
+        difference: Box<StrategyDifference>,
     },
     /// Another process trains in the run directory.
     #[error("run directory {} is in use by another lowbit process{}: wait for it to end", .path.display(), by(*.process))]

@@ -11,14 +11,14 @@ use serde::Serialize;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Progress};
 use crate::error::TrainError;
-use crate::learner::{DEPLOYED, evaluated_tensors, network_specs};
+use crate::learner::{evaluated_tensors, networks_of_recipe};
 use crate::metrics::Scores;
 use crate::origin::{Origin, RunProcess};
 use crate::recipe::Recipe;
 use crate::run_dir::{ImageSet, RunData, RunDir, RunInfo, RunRecipe};
 use crate::set_aside::{self, SetAside};
 use crate::state;
-use crate::strategy::Phase;
+use crate::strategy::{Phase, STUDENT};
 use crate::trainer::{RunResult, evaluate as evaluate_network, open_split, test_loader};
 use crate::warning::Warning;
 
@@ -85,8 +85,8 @@ pub fn evaluate(
     let loader = test_loader(&recipe.data, test)?;
     let data = ImageSet::of(loader.dataset());
     let same_data = info.data.map(|run| run.test == data);
-    let specs = network_specs(&recipe);
-    let wanted = subject.network.unwrap_or(DEPLOYED);
+    let specs = networks_of_recipe(&recipe);
+    let wanted = subject.network.unwrap_or(STUDENT);
     let no_network = || TrainError::UnknownNetwork {
         network: wanted.into(),
         known: specs.iter().map(|spec| spec.name.clone()).collect(),
@@ -106,7 +106,7 @@ pub fn evaluate(
         .and_then(|tensors| state::load(network, tensors))
         .map_err(other_model)?;
     has_its_state?;
-    let reported = if wanted == DEPLOYED { test } else { tests.remove(wanted) };
+    let reported = if wanted == STUDENT { test } else { tests.remove(wanted) };
     let reported = reported.filter(|_| test_step == Some(step));
     Ok(Evaluation {
         scores: evaluate_network(&network, &loader, device, &AtomicBool::new(false))

@@ -1,7 +1,8 @@
 //! The networks of a training: which there are, what each is in a phase, and how it goes from one phase to the next.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::ops::Deref;
+use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -17,18 +18,13 @@ use crate::checkpoint::{Checkpoint, CheckpointError, NetworkState, OPTIMIZER, Pr
 use crate::error::TrainError;
 use crate::optimizer::{GradientNorm, Optimizer};
 use crate::optimizer_file::{MayLack, OptimizerFile, optimizer_bytes};
-use crate::recipe::{DataRecipe, QuantizationRecipe, Quantized, Recipe, TrainRecipe, with_base_bits};
+use crate::recipe::{DataRecipe, Quantized, Recipe, TrainRecipe};
 use crate::run_dir::{RunData, RunDir};
 use crate::state::{self, StateError};
 use crate::strategy::{
-    JointMode, OptimizerState, Phase, QuantizedLayer, QuantizerState, Role, StudentOutput, TeacherSchedule,
+    Init, NetworkSpec, OptimizerState, Output, Phase, QuantizedLayer, QuantizerState, Role, STUDENT,
+    Strategy, TEACHER, compose_networks,
 };
-
-/// Name of the network that a training is for.
-pub(crate) const DEPLOYED: &str = "student";
-
-/// Name of the full-precision network beside it.
-const TEACHER: &str = "teacher";
 
 /// Endings of files with weights of other programs.
 const FOREIGN: [&str; 9] = ["pth", "pt", "safetensors", "onnx", "ckpt", "bin", "npz", "h5", "burnpack"];
@@ -36,72 +32,61 @@ const FOREIGN: [&str; 9] = ["pth", "pt", "safetensors", "onnx", "ckpt", "bin", "
 /// Prefix of the adapters' tensors in a checkpoint.
 const ADAPTERS: &str = "adapters";
 
-/// One network of a training, as the recipe describes it.
+/// One network of a training, with what follows from its place among the others.
 #[derive(Clone, Debug)]
-pub(crate) struct NetworkSpec {
-    /// "student", "student2", ..., "teacher".
-    pub(crate) name: String,
-    pub(crate) role: Role,
-    model: ModelConfig,
-    quantization: QuantizationRecipe,
+pub(crate) struct PlacedSpec {
+    spec: NetworkSpec,
     /// Initial weights are drawn from this.
     seed: u64,
-    /// Run directory or checkpoint that it begins with instead.
-    init: Option<PathBuf>,
-    learning_rate_scale: f64,
-    /// Whether it is trained, or only asked.
-    pub(crate) is_trained: bool,
-    /// Whether it trains by one schedule through all phases.
-    pub(crate) trains_throughout: bool,
-    /// Channels of each feature map and those of the teacher's, where it is to be adapted.
+    /// Channels of each feature map and those of the network that it is adapted to, where they differ.
     adapted_channels: Vec<Option<[usize; 2]>>,
 }
 
-/// The networks of a recipe: the deployed student, further students, the teacher.
-pub(crate) fn network_specs(recipe: &Recipe) -> Vec<NetworkSpec> {
-    let spec = |index: usize, name: String, role: Role, quantization: QuantizationRecipe| NetworkSpec {
-        name,
-        role,
-        model: recipe.model.clone(),
-        quantization,
-        // Networks beside the first begin elsewhere. The constant spreads the indices over all seeds.
-        seed: recipe.seed.wrapping_add((index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
-        init: recipe.init.clone(),
-        learning_rate_scale: 1.0,
-        is_trained: true,
-        trains_throughout: false,
-        adapted_channels: Vec::new(),
-    };
-    let mut specs = vec![spec(0, DEPLOYED.into(), Role::Student(0), recipe.quantization.clone())];
-    let Some(joint) = &recipe.strategy.joint else { return specs };
-    for (i, student) in (1..).zip(&joint.students) {
-        let policy = with_base_bits(&recipe.quantization.policy, *student);
-        let quantization = QuantizationRecipe { policy };
-        specs.push(spec(i, format!("{DEPLOYED}{}", i + 1), Role::Student(i), quantization));
+impl Deref for PlacedSpec {
+    type Target = NetworkSpec;
+
+    fn deref(&self) -> &NetworkSpec {
+        &self.spec
     }
-    if recipe.strategy.hint.is_some() {
-        let adapted_channels = adapted_channels(recipe, &joint.teacher.model);
-        specs.iter_mut().for_each(|student| student.adapted_channels = adapted_channels.clone());
-    }
-    let full_precision = QuantizationRecipe { policy: QuantizationPolicy::full_precision() };
-    let teacher = spec(specs.len(), TEACHER.into(), Role::Teacher, full_precision);
-    specs.push(NetworkSpec {
-        model: joint.teacher.model.clone(),
-        init: joint.teacher.init.clone(),
-        learning_rate_scale: joint.teacher.learning_rate_scale,
-        is_trained: joint.losses.mode != JointMode::Frozen,
-        trains_throughout: joint.teacher.schedule == TeacherSchedule::WholeTraining,
-        ..teacher
-    });
-    specs
 }
 
-fn adapted_channels(recipe: &Recipe, teacher: &ModelConfig) -> Vec<Option<[usize; 2]>> {
-    let shapes = |model: &ModelConfig| {
-        model.tap_shapes(recipe.data.input_shape()).expect("invariant: a recipe's networks are checked")
+/// The networks of a training of `recipe` with `strategies`, the deployed one first.
+///
+/// # Errors
+/// [`TrainError`] if a strategy makes networks that cannot train together or are not defined.
+pub(crate) fn network_specs(
+    recipe: &Recipe,
+    strategies: &[Box<dyn Strategy>],
+) -> Result<Vec<PlacedSpec>, TrainError> {
+    let init = recipe.init.clone().map(|path| Init { path, key: "init" });
+    let student = NetworkSpec::student(STUDENT, recipe.model.clone(), recipe.quantization.policy.clone());
+    let specs = compose_networks(strategies, NetworkSpec { init, ..student })?;
+    let place = |(index, spec): (usize, &NetworkSpec)| {
+        Ok(PlacedSpec {
+            // Networks beside the first begin elsewhere. The constant spreads the indices over all seeds.
+            seed: recipe.seed.wrapping_add((index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
+            adapted_channels: adapted_channels(recipe, spec, &specs)?,
+            spec: spec.clone(),
+        })
     };
-    let pairs = shapes(&recipe.model).into_iter().zip(shapes(teacher));
-    pairs.map(|([student, ..], [teacher, ..])| (student != teacher).then_some([student, teacher])).collect()
+    specs.iter().enumerate().map(place).collect()
+}
+
+/// The networks of a run that is read: those of its recipe. Those of a caller's own strategies are not known here.
+pub(crate) fn networks_of_recipe(recipe: &Recipe) -> Vec<PlacedSpec> {
+    network_specs(recipe, &recipe.strategies()).expect("invariant: a recipe's networks are checked")
+}
+
+fn adapted_channels(
+    recipe: &Recipe,
+    spec: &NetworkSpec,
+    all: &[NetworkSpec],
+) -> Result<Vec<Option<[usize; 2]>>, TrainError> {
+    let target = spec.adapts_to.as_ref().and_then(|to| all.iter().find(|other| other.name == *to));
+    let Some(target) = target else { return Ok(Vec::new()) };
+    let shapes = |model: &ModelConfig| model.tap_shapes(recipe.data.input_shape());
+    let pairs = shapes(&spec.model)?.into_iter().zip(shapes(&target.model)?);
+    Ok(pairs.map(|([own, ..], [target, ..])| (own != target).then_some([own, target])).collect())
 }
 
 /// A network with what is trained along with it.
@@ -112,24 +97,21 @@ pub(crate) struct Learner {
     adapters: Vec<Option<QuantConv2d>>,
 }
 
-impl NetworkSpec {
+impl PlacedSpec {
     /// Name of the file with its optimizer's state in a checkpoint.
     fn optimizer_file(&self) -> String {
-        match self.role {
-            Role::Student(0) => OPTIMIZER.into(),
-            _ => format!("{}.{OPTIMIZER}", self.name),
+        match self.name.as_str() {
+            STUDENT => OPTIMIZER.into(),
+            name => format!("{name}.{OPTIMIZER}"),
         }
     }
 
     /// The precision of its layers in `phase`.
     fn policy(&self, recipe: &Recipe, phase: &Phase) -> QuantizationPolicy {
         match self.role {
-            Role::Student(0) => self.quantization.policy_at(phase.floor),
-            // Its target is not the one that the phase's floor was made for.
-            Role::Student(_) => {
-                self.quantization.policy.with_floor(recipe.quantization.held_floor(phase.floor))
-            }
-            Role::Teacher => self.quantization.policy.clone(),
+            // The floor is made for the target of the deployed network, also where it holds back another student.
+            Role::Student => self.spec.policy.with_floor(recipe.quantization.held_floor(phase.floor)),
+            Role::Teacher => self.spec.policy.clone(),
         }
     }
 
@@ -171,11 +153,11 @@ impl NetworkSpec {
         self.build(recipe, phase, device).map(|(learner, _)| learner.network)
     }
 
-    /// Parameters of the network, whatever its precision. Of a recipe, which was checked, every network is defined.
-    pub(crate) fn n_parameters(&self, recipe: &Recipe) -> usize {
+    /// Parameters of the network, whatever its precision.
+    pub(crate) fn n_parameters(&self, recipe: &Recipe) -> Result<usize, TrainError> {
         let (input, n_classes) = (recipe.data.input_shape(), recipe.data.n_classes());
-        let plan = self.model.plan(input, n_classes, &QuantizationPolicy::full_precision());
-        plan.expect("invariant: a recipe's networks are checked").n_parameters()
+        let plan = self.model.plan(input, n_classes, &QuantizationPolicy::full_precision())?;
+        Ok(plan.n_parameters())
     }
 
     /// The precision of every layer in `phase`.
@@ -188,7 +170,7 @@ impl NetworkSpec {
 /// A network in training.
 #[derive(Clone)]
 pub(crate) struct Trainee {
-    pub(crate) spec: NetworkSpec,
+    pub(crate) spec: PlacedSpec,
     pub(crate) plan: Plan,
     /// Precision of its activations.
     act_bits: Precision,
@@ -224,7 +206,7 @@ impl Update {
 impl Trainee {
     /// The network at the start of a training: with its initial weights, not calibrated.
     pub(crate) fn new(
-        spec: NetworkSpec,
+        spec: PlacedSpec,
         recipe: &Recipe,
         phase: &Phase,
         device: &Device,
@@ -246,17 +228,13 @@ impl Trainee {
         data: &RunData,
     ) -> Result<Loaded, TrainError> {
         let mut loaded = Loaded::default();
-        let Some(path) = &self.spec.init else { return Ok(loaded) };
+        let Some(Init { path, key }) = &self.spec.init else { return Ok(loaded) };
         let load = || -> Result<(Network, Initial), TrainError> {
             let mut initial = Initial::load(path, self.spec.role)?;
             let other_model = |source| CheckpointError::OtherModel { path: path.clone(), source };
             let tensors = std::mem::take(&mut initial.tensors);
             let network = self.learner.network.clone();
             Ok((state::load_weights(network, tensors).map_err(other_model)?, initial))
-        };
-        let key = match self.spec.role {
-            Role::Student(_) => "init",
-            Role::Teacher => "strategy.joint.teacher.init",
         };
         let (network, initial) =
             load().map_err(|source| TrainError::Init { key, source: Box::new(source) })?;
@@ -390,7 +368,7 @@ impl Trainee {
 
     /// What the network makes of a batch, `[batch, channels, height, width]`. A network that is not trained is asked as
     /// in evaluation, and its output has no gradient.
-    pub(crate) fn forward(&self, images: Tensor<4>) -> Features {
+    fn forward(&self, images: Tensor<4>) -> Features {
         if self.spec.is_trained {
             return self.learner.network.forward_features(images);
         }
@@ -401,8 +379,8 @@ impl Trainee {
         }
     }
 
-    /// What a student makes of a batch in `phase`.
-    pub(crate) fn forward_student(&self, images: Tensor<4>) -> StudentOutput {
+    /// What the network makes of a batch, for strategies.
+    pub(crate) fn output(&self, images: Tensor<4>) -> Output {
         let features = self.forward(images);
         let adapters = self.learner.adapters.iter().map(Option::as_ref).chain(std::iter::repeat(None));
         let adapted_taps = features
@@ -414,7 +392,8 @@ impl Trainee {
                 None => tap.clone(),
             })
             .collect();
-        StudentOutput { features, adapted_taps, act_bits: self.act_bits }
+        let (name, role) = (self.spec.name.clone(), self.spec.role);
+        Output { name, role, features, adapted_taps, act_bits: self.act_bits }
     }
 
     /// One update from the `loss` of a batch.
@@ -649,7 +628,7 @@ mod tests {
         let recipe = Recipe::embedded("digits-preresnet8-w2a2", &overrides).unwrap();
         let phases = recipe.phases();
         let new = |spec| Trainee::new(spec, &recipe, &phases[0], &Device::default().autodiff()).unwrap();
-        let trainees = network_specs(&recipe).into_iter().map(new).collect();
+        let trainees = networks_of_recipe(&recipe).into_iter().map(new).collect();
         (recipe, phases, trainees)
     }
 
@@ -672,7 +651,7 @@ mod tests {
                 if i > 0 {
                     trainee.enter(&recipe, phase, &device, |_| {}).unwrap();
                 }
-                let output = trainee.forward_student(Tensor::zeros([2, 1, 8, 8], &device));
+                let output = trainee.output(Tensor::zeros([2, 1, 8, 8], &device));
                 output.act_bits.stored_bits()
             });
             seen.push(bits.collect::<Vec<_>>());
@@ -706,7 +685,7 @@ mod tests {
     fn estimate(batches: &[Tensor<4>]) -> [Vec<f32>; 2] {
         let recipe = Recipe::embedded("digits-preresnet8-w2a2", &[]).unwrap();
         let phase = &recipe.phases()[0];
-        let spec = network_specs(&recipe).swap_remove(0);
+        let spec = networks_of_recipe(&recipe).swap_remove(0);
         let mut trainee = Trainee::new(spec, &recipe, phase, &Device::default().autodiff()).unwrap();
         trainee.reestimate_norms(batches.iter().cloned());
         let tensors = state::tensors(&trainee.evaluated_network());

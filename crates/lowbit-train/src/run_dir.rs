@@ -31,12 +31,13 @@ use crate::disk::{
     self, Probe, append_line, create_directories, is_unsupported_lock, may_pass, remove_all, sync_directory,
     sync_parent, with_retries, write_synced,
 };
-use crate::error::{IoContext, TrainError, explain};
+use crate::error::{IoContext, TrainError, explain, one_line};
 use crate::files::{
     MAX_RECORD, MAX_TEXT, is_other_file, open_regular, read_regular, read_regular_text, regular_length,
 };
 use crate::origin::{Origin, RunProcess, utc_now};
 use crate::recipe::{Difference, Recipe, StrategyRecipe};
+use crate::strategy::{Fingerprint, StrategyDifference};
 use crate::trainer::{EpochTiming, RunResult, with_absolute_paths};
 use crate::warning::{self, WARNINGS, Warning};
 
@@ -52,7 +53,7 @@ pub(crate) const RUN_INFO: &str = "run.json";
 pub(crate) const PROCESSES: &str = "processes.jsonl";
 
 /// Version of the format of `run.json`.
-const SCHEMA: u32 = 2;
+const SCHEMA: u32 = 3;
 
 // A message is recorded once in a run: it must not depend on how the run was named.
 const NO_SYNC: &str = "the file system of this run cannot sync directories: after a power cut, the newest checkpoint may be \
@@ -129,9 +130,21 @@ pub struct RunInfo {
     /// The images; absent if an earlier lowbit made the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<RunData>,
-    /// The caller's own strategies, as they write themselves down (`Debug`).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub strategies: Vec<String>,
+    /// The strategies, those of the recipe first, then the caller's own; absent if an earlier lowbit made the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strategies: Option<Vec<Fingerprint>>,
+    /// Parameters of its largest network; absent if an earlier lowbit made the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_parameters: Option<usize>,
+}
+
+/// What the version before wrote: the caller's own strategies alone, in another form.
+#[derive(Deserialize)]
+struct RunInfo2 {
+    #[serde(default)]
+    strategies: Vec<String>,
+    #[serde(flatten)]
+    rest: serde_json::Map<String, serde_json::Value>,
 }
 
 /// What earlier versions wrote: less of who made it.
@@ -148,7 +161,16 @@ struct RunInfo1 {
 impl From<RunInfo1> for RunInfo {
     fn from(RunInfo1 { lowbit, burn, device, n_threads, data_dir, data }: RunInfo1) -> Self {
         let origin = Origin { lowbit, burn, n_threads, ..Origin::default() };
-        Self { schema: 1, origin, started: None, device, data_dir, data, strategies: Vec::new() }
+        Self {
+            schema: 1,
+            origin,
+            started: None,
+            device,
+            data_dir,
+            data,
+            strategies: None,
+            n_parameters: None,
+        }
     }
 }
 
@@ -211,24 +233,34 @@ impl RunInfo {
     }
 
     /// What is known of a run that is about to begin.
-    pub(crate) fn new(
-        origin: Origin,
-        device: String,
-        data_dir: Option<PathBuf>,
-        data: RunData,
-        strategies: Vec<String>,
-    ) -> Self {
-        let (data, started) = (Some(data), Some(utc_now()));
-        Self { schema: SCHEMA, origin, started, device, data_dir, data, strategies }
+    pub(crate) fn new(origin: Origin, device: String, data: RunData, strategies: Vec<Fingerprint>) -> Self {
+        Self {
+            schema: SCHEMA,
+            origin,
+            started: Some(utc_now()),
+            device,
+            data_dir: None,
+            data: Some(data),
+            strategies: Some(strategies),
+            n_parameters: None,
+        }
     }
 
-    /// Refuses to go on with other strategies of the caller's own. A run of schema 1 did not write them down.
-    pub(crate) fn expect_strategies(&self, given: &[String]) -> Result<(), TrainError> {
-        match self.schema == 1 || self.strategies == given {
-            true => Ok(()),
-            false => {
-                Err(TrainError::OtherStrategies { expected: self.strategies.clone(), given: given.to_vec() })
-            }
+    /// Refuses to go on with other strategies than those `of_recipe` and the caller's `own`.
+    pub(crate) fn expect_strategies(
+        &self,
+        of_recipe: &[Fingerprint],
+        own: &[Fingerprint],
+    ) -> Result<(), TrainError> {
+        // An earlier lowbit did not write down those of the recipe.
+        let difference = match &self.strategies {
+            Some(run) => StrategyDifference::between(run, &[of_recipe, own].concat()),
+            None if self.schema == 1 => None,
+            None => StrategyDifference::between(&[], own),
+        };
+        match difference {
+            Some(difference) => Err(TrainError::OtherStrategies { difference: Box::new(difference) }),
+            None => Ok(()),
         }
     }
 
@@ -433,11 +465,24 @@ impl RunDir {
         }
         match self.read_json::<Version>(RUN_INFO)?.schema {
             1 => self.read_json::<RunInfo1>(RUN_INFO).map(RunInfo::from),
+            2 => self.info_of_schema_2(),
             SCHEMA => self.read_json(RUN_INFO),
             other => Err(TrainError::DamagedFile {
                 path: self.path.join(RUN_INFO),
                 message: format!("it has schema {other}, this lowbit reads 1 to {SCHEMA}"),
             }),
+        }
+    }
+
+    fn info_of_schema_2(&self) -> Result<RunInfo, TrainError> {
+        let damaged = |message: String| TrainError::DamagedFile { path: self.path.join(RUN_INFO), message };
+        let RunInfo2 { strategies, rest } = self.read_json(RUN_INFO)?;
+        match strategies.first() {
+            None => serde_json::from_value(rest.into()).map_err(|error| damaged(one_line(&error))),
+            Some(own) => Err(damaged(format!(
+                "it has strategies of its caller's own ({own}) as lowbit 0.1.0 wrote them before they had names: that version \
+                 reads it"
+            ))),
         }
     }
 

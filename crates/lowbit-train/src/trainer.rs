@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor, TensorData, Transaction};
 use lowbit_data::{Batch, DataWarning, Loader, LoaderConfig, Locations, Normalization, Opened, Split};
-use lowbit_models::{Features, Network, Plan};
+use lowbit_models::{Network, Plan};
 use lowbit_quantizers::QuantizedNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Checkpoints, Pending, Progress, Scored, sha256};
 use crate::disk::{may_pass, with_retries};
 use crate::error::{Divergence, IoContext, TrainError};
-use crate::learner::{Trainee, network_specs};
+use crate::learner::{PlacedSpec, Trainee, network_specs, networks_of_recipe};
 use crate::metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
 use crate::origin::{Origin, RunProcess, utc_now};
 use crate::recipe::{DataRecipe, Recipe, TrainRecipe};
@@ -24,7 +24,10 @@ use crate::run_dir::{ImageSet, NewRun, RESULT, RunData, RunDir, RunInfo, RunReci
 use crate::schedule::learning_rate;
 use crate::set_aside::{self, GoingBack};
 use crate::state;
-use crate::strategy::{Loss, Moment, Outputs, Phase, Role, Strategy, StudentOutput, TOTAL, compose_loss};
+use crate::strategy::{
+    Fingerprint, Loss, Moment, Output, Outputs, Phase, Role, Strategy, TOTAL, compose_loss,
+    compose_selections,
+};
 use crate::warning::{Warning, WarningKind, Warnings};
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};
 
@@ -50,7 +53,7 @@ pub struct Session<'a> {
     /// Told of everything that happens.
     pub observer: &'a mut dyn Observer,
     /// Strategies of the caller's own, composed after those of the recipe. A run is resumed with the same: they are told
-    /// by their `Debug` text, which has their settings.
+    /// by their names and settings.
     pub strategies: Vec<Box<dyn Strategy>>,
 }
 
@@ -238,12 +241,20 @@ pub fn train<'a>(
     data_dir.as_deref().map_or(Ok(()), expect_text)?;
     let data = read_data(recipe, &session.locations, session.stop)?;
     let run_recipe = RunRecipe { recipe: recipe.clone(), sha256: sha256(recipe.to_toml().as_bytes()) };
-    let strategies = written_down(&session.strategies);
     let mut trainer = Trainer::new(run_recipe, data, session)?;
     trainer.build(0)?;
     trainer.load_initial_weights()?;
     let Session { origin, device_name, .. } = &trainer.session;
-    let info = RunInfo::new(origin.clone(), device_name.clone(), data_dir, trainer.data.info(), strategies);
+    let info = RunInfo {
+        data_dir,
+        n_parameters: trainer.n_parameters()?,
+        ..RunInfo::new(
+            origin.clone(),
+            device_name.clone(),
+            trainer.data.info(),
+            fingerprints(&trainer.strategies),
+        )
+    };
     if trainer.is_stopped() {
         return Err(TrainError::Stopped);
     }
@@ -263,7 +274,8 @@ pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result
     let recipe = run.recipe_with_digest()?;
     let info = run.info()?;
     info.expect_same_meaning(&recipe.recipe, path)?;
-    info.expect_strategies(&written_down(&session.strategies))?;
+    let [of_recipe, own] = [&recipe.recipe.strategies(), &session.strategies].map(|all| fingerprints(all));
+    info.expect_strategies(&of_recipe, &own)?;
     let mut candidates = Candidates::new(&checkpoints, from)?;
     let mut loaded = candidates.load_next(path, &recipe.sha256)?;
     if loaded.is_none() {
@@ -402,8 +414,8 @@ fn is_of_one_checkpoint(error: &TrainError) -> bool {
 }
 
 /// What tells `strategies` from others.
-fn written_down(strategies: &[Box<dyn Strategy>]) -> Vec<String> {
-    strategies.iter().map(|strategy| format!("{strategy:?}")).collect()
+fn fingerprints(strategies: &[Box<dyn Strategy>]) -> Vec<Fingerprint> {
+    strategies.iter().map(|strategy| Fingerprint::of(strategy.as_ref())).collect()
 }
 
 /// `recipe` with paths that are found from anywhere, as a run directory holds it.
@@ -472,7 +484,7 @@ fn unless_stopped<T: Send + 'static>(
 pub fn plan(recipe: &Recipe) -> Result<Plan, TrainError> {
     let phases = recipe.phases();
     let last = phases.last().expect("invariant: a training has a phase");
-    network_specs(recipe)[0].plan(recipe, last)
+    networks_of_recipe(recipe)[0].plan(recipe, last)
 }
 
 /// The training and test images of a recipe.
@@ -561,6 +573,7 @@ struct Trainer<'a> {
     device: Device,
     data: Data,
     strategies: Vec<Box<dyn Strategy>>,
+    specs: Vec<PlacedSpec>,
     schedule: Schedule,
     /// The phase that the networks are in.
     phase: usize,
@@ -697,6 +710,7 @@ impl<'a> Trainer<'a> {
         let device = session.device.clone().autodiff();
         let mut strategies = recipe.strategies();
         strategies.append(&mut session.strategies);
+        let specs = network_specs(&recipe, &strategies)?;
         let phases = recipe.phases_with(&strategies)?;
         let whole = recipe.train_over(phases.iter().map(|phase| phase.train.epochs).sum());
         Ok(Self {
@@ -705,6 +719,7 @@ impl<'a> Trainer<'a> {
             device,
             session,
             strategies,
+            specs,
             schedule: Schedule { phases, whole, steps_per_epoch: data.train.steps_per_epoch() },
             phase: 0,
             data,
@@ -728,9 +743,15 @@ impl<'a> Trainer<'a> {
         let no_phase = || TrainError::NoPhase { phase: phase + 1, n_phases: phases.len() };
         let settings = phases.get(phase).ok_or_else(no_phase)?;
         let new = |spec| Trainee::new(spec, &self.recipe, settings, &self.device);
-        self.trainees = network_specs(&self.recipe).into_iter().map(new).collect::<Result<_, _>>()?;
+        self.trainees = self.specs.iter().cloned().map(new).collect::<Result<_, _>>()?;
         self.phase = phase;
         Ok(())
+    }
+
+    /// Parameters of the largest network.
+    fn n_parameters(&self) -> Result<Option<usize>, TrainError> {
+        let sizes = self.specs.iter().map(|spec| spec.n_parameters(&self.recipe));
+        Ok(sizes.collect::<Result<Vec<_>, _>>()?.into_iter().max())
     }
 
     fn current(&self) -> &Phase {
@@ -867,7 +888,7 @@ impl<'a> Trainer<'a> {
         self.saved_at = Instant::now();
         if self.progress.pending != Some(Pending::Calibration) {
             self.report_phase();
-        } else if self.saved.is_none() && self.recipe.init_paths_mut().next().is_some() {
+        } else if self.saved.is_none() && self.specs.iter().any(|spec| spec.init.is_some()) {
             // The weights of other runs are read once, though the calibration be killed.
             self.save_checkpoint(run)?;
         }
@@ -1023,7 +1044,7 @@ impl<'a> Trainer<'a> {
 
     /// Lets the strategies decide which part of each student is quantized in this step. Returns the share of the deployed
     /// network's layers that is, if any strategy decided.
-    fn select(&mut self) -> Option<f64> {
+    fn select(&mut self) -> Result<Option<f64>, TrainError> {
         let start = self.schedule.start(self.phase);
         let moment = Moment {
             seed: self.recipe.seed,
@@ -1033,18 +1054,19 @@ impl<'a> Trainer<'a> {
         };
         let with_errors = self.strategies.iter().any(|strategy| strategy.needs_errors());
         let mut deployed_share = None;
-        for trainee in &mut self.trainees {
-            let Role::Student(student) = trainee.spec.role else { continue };
+        for (index, trainee) in self.trainees.iter_mut().enumerate() {
+            if trainee.spec.role != Role::Student {
+                continue;
+            }
             let layers = trainee.quantized_layers(with_errors);
-            let selections =
-                self.strategies.iter().rev().find_map(|strategy| strategy.select(&moment, &layers));
+            let selections = compose_selections(&self.strategies, &moment, &layers)?;
             let is_decided = selections.is_some();
             let share = trainee.select(selections);
-            if student == 0 && is_decided {
+            if index == 0 && is_decided {
                 deployed_share = Some(share);
             }
         }
-        deployed_share
+        Ok(deployed_share)
     }
 
     fn step(&mut self, mut batch: Batch) -> Result<(), TrainError> {
@@ -1054,7 +1076,7 @@ impl<'a> Trainer<'a> {
         let n_images = batch.labels.len() as u64;
         let targets =
             target_probabilities(&batch.labels, self.data.n_classes, train.label_smoothing, &self.device);
-        let quantized_share = self.select();
+        let quantized_share = self.select()?;
         let (losses, logits) = self.losses(images(&mut batch, &self.device), &targets);
         let phase_step = step - self.schedule.start(self.phase);
         let mut updates = Vec::new();
@@ -1118,30 +1140,20 @@ impl<'a> Trainer<'a> {
 
     /// The loss of each network for a batch, `None` if it is not trained, and the logits of the deployed one.
     fn losses(&self, images: Tensor<4>, targets: &Tensor<2>) -> (Vec<Option<StepLoss>>, Tensor<2>) {
-        let mut students: Vec<StudentOutput> = Vec::new();
-        let mut teacher: Option<Features> = None;
-        for trainee in &self.trainees {
-            match trainee.spec.role {
-                Role::Student(_) => students.push(trainee.forward_student(images.clone())),
-                Role::Teacher => teacher = Some(trainee.forward(images.clone())),
-            }
-        }
-        let outputs = Outputs { students: &students, teacher: teacher.as_ref() };
+        let networks: Vec<Output> =
+            self.trainees.iter().map(|trainee| trainee.output(images.clone())).collect();
+        let outputs = Outputs { networks: &networks };
         let labels = match self.current().train.label_smoothing {
             0.0 => "labels",
             _ => "smoothed_labels",
         };
-        let loss = |trainee: &Trainee| {
-            let logits = match trainee.spec.role {
-                Role::Student(student) => &students[student].features.logits,
-                Role::Teacher => &outputs.teacher?.logits,
-            };
-            let own = || Loss::new(labels, cross_entropy(logits.clone(), targets.clone()));
-            let role = trainee.spec.role;
-            let compose = || StepLoss::of(compose_loss(&self.strategies, role, &outputs, own()));
+        let loss = |(trainee, output): (&Trainee, &Output)| {
+            let own = || Loss::new(labels, cross_entropy(output.features.logits.clone(), targets.clone()));
+            let compose = || StepLoss::of(compose_loss(&self.strategies, output, &outputs, own()));
             trainee.spec.is_trained.then(compose)
         };
-        (self.trainees.iter().map(loss).collect(), students[0].features.logits.clone())
+        let losses = self.trainees.iter().zip(&networks).map(loss).collect();
+        (losses, networks[0].features.logits.clone())
     }
 
     /// Counts a step that is done.

@@ -74,6 +74,7 @@ fn of_train(error: &TrainError) -> Code {
     match error {
         TrainError::Recipe(_)
         | TrainError::Phases(_)
+        | TrainError::Strategy(_)
         | TrainError::Model(_)
         | TrainError::QuantizedTeacher { .. }
         | TrainError::ForeignWeights { .. }

@@ -292,6 +292,41 @@ fn run_of_an_earlier_version_with_other_meaning_is_refused() {
     }
 }
 
+/// A run goes on with the strategies that it was made with only. Earlier versions wrote down their callers' own alone, by
+/// their `Debug` text.
+#[test]
+fn run_of_other_strategies_is_refused() {
+    let sandbox = sandbox_with_run();
+    let path = sandbox.path("run/run.json");
+    let info = read_json(&path);
+    assert_eq!((&info["schema"], &info["strategies"]), (&json!(3), &json!([])));
+    let resume = ["train", "--resume", "run", "--checkpoint", "step-00000004"];
+    let with = |schema: u64, strategies: Value| {
+        let mut info = info.clone();
+        info["schema"] = schema.into();
+        info["strategies"] = strategies;
+        fs::write(&path, info.to_string()).unwrap();
+        sandbox.run(&resume)
+    };
+    for (schema, strategies, message) in [
+        (
+            3,
+            json!([{ "name": "second-teacher", "settings": { "weight": 0.5 } }]),
+            "the run cannot go on: strategy \"second-teacher\", which it was made with, is missing",
+        ),
+        (
+            2,
+            json!(["BackToFront"]),
+            "run/run.json is damaged: it has strategies of its caller's own (BackToFront)",
+        ),
+    ] {
+        let outcome = with(schema, strategies);
+        assert_eq!(outcome.code, Some(4), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(message), "{}", outcome.stderr);
+    }
+    succeeds(&with(2, json!([])));
+}
+
 #[test]
 fn run_of_a_later_version_is_refused() {
     let sandbox = sandbox_with_run();
@@ -302,7 +337,7 @@ fn run_of_a_later_version_is_refused() {
     for args in [&["eval", "run"][..], &["inspect", "run"], &["train", "--resume", "run"]] {
         let outcome = sandbox.run(args);
         assert_eq!(outcome.code, Some(4), "{args:?}: {}", outcome.stderr);
-        assert!(outcome.stderr.contains("schema 99, this lowbit reads 1 to 2"), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("schema 99, this lowbit reads 1 to 3"), "{}", outcome.stderr);
     }
 }
 

@@ -28,10 +28,7 @@ pub use embedded::{BASES, BIT_WIDTHS, DEFAULT, EmbeddedRecipe, METHODS, Part, em
 pub use reader::Problem;
 use reader::{NumberRange, Problems, Section};
 use strategy::RecipeSoFar;
-pub(crate) use strategy::with_base_bits;
-pub use strategy::{
-    HintRecipe, JointRecipe, PhaseRecipe, PhasesError, StrategyRecipe, StudentRecipe, TeacherRecipe,
-};
+pub use strategy::{HintRecipe, PhaseRecipe, PhasesError, StrategyRecipe};
 
 /// Version of the recipe format.
 const SCHEMA: u64 = 1;
@@ -670,7 +667,7 @@ fn check_students(
 ) {
     let students = strategy.joint.iter().flat_map(|joint| &joint.students).enumerate();
     for (i, student) in students {
-        let policy = with_base_bits(&quantization.policy, *student);
+        let policy = student.policy(&quantization.policy);
         for NamedLayer { path, role } in model.layers().unwrap_or_default() {
             let is_known = quantization.policy.resolve(&path, role).check().is_err();
             if let (false, Err(error)) = (is_known, policy.resolve(&path, role).check()) {

@@ -11,9 +11,9 @@ use serde::{Serialize, Serializer};
 use super::reader::{NumberRange, Section};
 use super::{Quantized, Recipe, ScheduleRecipe, TrainRecipe, precision_name, read_network, read_schedule};
 use crate::strategy::{
-    DistillLoss, Hint, HintTarget, Joint, JointMode, OptimizerState, Phase, Probability, Progressive,
-    QuantizerState, Selector, StochasticPrecision, Strategy, TeacherSchedule, TwoStage, Unit, compose_phases,
-    phase_name,
+    DistillLoss, Hint, HintTarget, Joint, JointLosses, JointMode, JointStudent, JointTeacher, OptimizerState,
+    Phase, Probability, Progressive, QuantizerState, Selector, StochasticPrecision, Strategy, StrategyError,
+    TeacherSchedule, TwoStage, Unit, compose_phases, phase_name,
 };
 
 /// Temperature from which distillation is known to hurt low-bit students.
@@ -35,7 +35,7 @@ pub struct StrategyRecipe {
     pub stochastic_precision: Option<StochasticPrecision>,
     /// A full-precision network trains alongside.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub joint: Option<JointRecipe>,
+    pub joint: Option<Joint>,
     /// Feature maps are drawn to the teacher's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<HintRecipe>,
@@ -58,50 +58,6 @@ impl HintRecipe {
         let index = |name: &&str| model.tap_names().iter().position(|known| known == name);
         self.taps.iter().filter_map(index).collect()
     }
-}
-
-/// `[strategy.joint]`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct JointRecipe {
-    /// The losses.
-    #[serde(flatten)]
-    pub losses: Joint,
-    /// The full-precision network.
-    pub teacher: TeacherRecipe,
-    /// Students beside the one that the rest of the recipe describes.
-    pub students: Vec<StudentRecipe>,
-}
-
-/// `[strategy.joint.teacher]`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct TeacherRecipe {
-    /// Its architecture.
-    #[serde(flatten)]
-    pub model: ModelConfig,
-    /// Its learning rate as a multiple of the students'.
-    pub learning_rate_scale: f64,
-    /// Which schedule it trains by.
-    pub schedule: TeacherSchedule,
-    /// Run directory or checkpoint that it begins with.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub init: Option<PathBuf>,
-}
-
-/// One of `[[strategy.joint.students]]`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct StudentRecipe {
-    /// Precision of its weights.
-    pub weight_bits: Precision,
-    /// Precision of its input activations.
-    pub act_bits: Precision,
-}
-
-/// `policy` with the bits of a further student.
-pub(crate) fn with_base_bits(policy: &QuantizationPolicy, student: StudentRecipe) -> QuantizationPolicy {
-    let mut policy = policy.clone();
-    policy.base.weight_bits = student.weight_bits;
-    policy.base.act_bits = student.act_bits;
-    policy
 }
 
 /// `[phases.NAME]`: what a phase changes of `[train]`.
@@ -150,7 +106,7 @@ impl Recipe {
             strategies.push(Box::new(stochastic.clone()));
         }
         if let Some(joint) = joint {
-            strategies.push(Box::new(joint.losses));
+            strategies.push(Box::new(joint.clone()));
         }
         if let Some(hint) = hint {
             let HintRecipe { weight, target, .. } = *hint;
@@ -175,14 +131,7 @@ impl Recipe {
     /// # Errors
     /// [`PhasesError`] if two phases have the same name, one has no epoch, or there is none.
     pub fn phases_with(&self, strategies: &[Box<dyn Strategy>]) -> Result<Vec<Phase>, PhasesError> {
-        let mut phases = self.composed_phases(strategies);
-        if phases.is_empty() {
-            return Err(PhasesError::None);
-        }
-        let is_repeated = |i: usize| phases[..i].iter().any(|earlier| earlier.name == phases[i].name);
-        if let Some(i) = (0..phases.len()).find(|&i| is_repeated(i)) {
-            return Err(PhasesError::Repeated { name: phases[i].name.clone() });
-        }
+        let mut phases = self.composed_phases(strategies)?;
         let names: Vec<String> = phases.iter().map(|phase| phase.name.clone()).collect();
         let too_few = || PhasesError::TooFewEpochs { epochs: self.train.epochs, phases: names.clone() };
         let are_own = phases.iter().any(|phase| phase.train.epochs != self.train.epochs);
@@ -212,7 +161,7 @@ impl Recipe {
     }
 
     /// The phases as `strategies` make them, each with the settings of `[train]`.
-    fn composed_phases(&self, strategies: &[Box<dyn Strategy>]) -> Vec<Phase> {
+    fn composed_phases(&self, strategies: &[Box<dyn Strategy>]) -> Result<Vec<Phase>, StrategyError> {
         let floor = self.quantization.target();
         let single = Phase {
             name: phase_name(floor.weight_bits, floor.act_bits),
@@ -267,21 +216,15 @@ pub enum PhasesError {
         /// Names of the phases.
         phases: Vec<String>,
     },
-    /// Two phases have the same name, by which settings and metrics tell them apart.
-    #[error("the strategies make two phases named {name:?}: each needs a name of its own")]
-    Repeated {
-        /// The name.
-        name: String,
-    },
+    /// A strategy makes phases that cannot be told apart, or none.
+    #[error(transparent)]
+    Strategy(#[from] StrategyError),
     /// A strategy gives a phase no epoch.
     #[error("the strategies give phase {name:?} no epoch")]
     NoEpochs {
         /// Its name.
         name: String,
     },
-    /// There is no phase.
-    #[error("the strategies leave no phase to train in")]
-    None,
 }
 
 /// The epochs of each of `n_phases` phases of a training of `epochs`: half for the last, equal shares for the others, of
@@ -479,7 +422,7 @@ fn read_probability(section: Option<Section<'_>>) -> Probability {
     probability
 }
 
-fn read_joint(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> JointRecipe {
+fn read_joint(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> Joint {
     recipe.refuse_full_precision(&section, "trains a low-bit student beside a full-precision network");
     let modes = [
         ("mutual", JointMode::Mutual),
@@ -489,7 +432,7 @@ fn read_joint(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> JointRecipe {
     let mode = section.optional_choice("mode", &modes).unwrap_or(JointMode::Mutual);
     let weight = |key: &str, default: f64| section.number(key, default, &NumberRange::NOT_NEGATIVE);
     // Zhuang et al. 2021, CIFAR-100.
-    let losses = Joint {
+    let losses = JointLosses {
         distance: read_distance(section.optional_section("distance")),
         student_label_weight: weight("student_label_weight", 0.7),
         student_distill_weight: weight("student_distill_weight", 0.7),
@@ -529,13 +472,13 @@ fn read_joint(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> JointRecipe {
         teacher.problem("schedule", "has no effect on a frozen teacher: remove this key");
     }
     let model = read_network(teacher, Some(recipe.model));
-    let teacher = TeacherRecipe { model, learning_rate_scale, schedule, init };
+    let teacher = JointTeacher { model, learning_rate_scale, schedule, init };
     let students = section.sections("students").into_iter().map(|student| {
-        let bits = StudentRecipe {
+        let bits = JointStudent {
             weight_bits: student.precision("weight_bits"),
             act_bits: student.precision("act_bits"),
         };
-        let policy = with_base_bits(recipe.policy, bits);
+        let policy = bits.policy(recipe.policy);
         let is_known = !recipe.has_mistakes && !student.has_problems();
         if is_known && Quantized::of(&policy, recipe.model) == Quantized::NOTHING {
             student.problem_here("has nothing quantized: the full-precision network is the teacher");
@@ -543,7 +486,7 @@ fn read_joint(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> JointRecipe {
         student.finish();
         bits
     });
-    let joint = JointRecipe { losses, teacher, students: students.collect() };
+    let joint = Joint { losses, teacher, students: students.collect() };
     section.finish();
     joint
 }
@@ -638,7 +581,8 @@ const MAKES_PHASES: [&str; 4] = ["data.dataset", "model", "quantization", "strat
 
 fn read_changes(section: Section<'_>, recipe: &mut Recipe) {
     let has_mistakes = section.any_in(&MAKES_PHASES);
-    let mut phases = recipe.composed_phases(&recipe.strategies());
+    // What is wrong with the phases themselves is said once all is read.
+    let Ok(mut phases) = recipe.composed_phases(&recipe.strategies()) else { return };
     let n_phases = phases.len() as u64;
     // Where there are too few, the phases may have epochs of their own.
     let shares = divided_epochs(recipe.train.epochs, n_phases).unwrap_or_else(|| vec![1; phases.len()]);

@@ -306,6 +306,12 @@ fn phases_of_own_strategies_are_checked_and_keep_their_epochs() {
     #[derive(Debug)]
     struct Epochs(&'static [(&'static str, u64)]);
     impl Strategy for Epochs {
+        fn name(&self) -> &str {
+            "own"
+        }
+        fn settings(&self) -> crate::strategy::Settings {
+            crate::strategy::Settings::of(&self.0)
+        }
         fn phases(&self, phases: Vec<crate::strategy::Phase>) -> Vec<crate::strategy::Phase> {
             let phase = |&(name, epochs): &(&str, u64)| {
                 let mut phase = phases[0].clone();
@@ -323,10 +329,10 @@ fn phases_of_own_strategies_are_checked_and_keep_their_epochs() {
     assert_eq!(phases(&[("a", 1), ("b", 1), ("c", 8)]), Ok(vec![1, 1, 8]));
     assert_eq!(phases(&[("a", 10), ("b", 1)]), Ok(vec![10, 1]));
     assert_eq!(phases(&[("a", 10), ("b", 10)]), Ok(vec![5, 5]));
-    let repeated = "the strategies make two phases named \"a\": each needs a name of its own";
+    let repeated = "strategy \"own\" makes two phases named \"a\": each needs a name of its own";
     assert_eq!(phases(&[("a", 10), ("b", 10), ("a", 10)]), Err(repeated.into()));
     assert_eq!(phases(&[("a", 0), ("b", 10)]), Err("the strategies give phase \"a\" no epoch".into()));
-    assert_eq!(phases(&[]), Err("the strategies leave no phase to train in".into()));
+    assert_eq!(phases(&[]), Err("strategy \"own\" leaves no phase to train in".into()));
 }
 
 /// A number that single precision makes 0, 1 or infinite is none in the range.
