@@ -73,7 +73,8 @@ pub struct Conv {
 }
 
 impl Conv {
-    /// A convolution of an odd kernel that keeps the size of the image at stride 1, without bias.
+    /// A convolution of stride 1 without groups and bias, padded by `kernel / 2`, which keeps the size of the image if the kernel is
+    /// odd.
     pub fn new([in_channels, out_channels]: [usize; 2], kernel: usize, role: LayerRole) -> Self {
         Self {
             in_channels,
@@ -255,6 +256,11 @@ impl Graph {
         self.taps.iter().map(shape).collect()
     }
 
+    /// The image, which is the first node.
+    pub fn input(&self) -> NodeId {
+        NodeId(0)
+    }
+
     /// The node whose output is the network's.
     pub fn output(&self) -> NodeId {
         self.output
@@ -374,6 +380,12 @@ pub enum GraphError {
         /// What it takes.
         expected: String,
     },
+    /// A second image.
+    #[error("{node}: a network has one input, which is its first node")]
+    SecondInput {
+        /// The node.
+        node: String,
+    },
     /// A node reads what does not come before it.
     #[error("{node}: it reads node {got}, which does not come before it")]
     Order {
@@ -425,10 +437,10 @@ pub struct GraphBuilder {
 }
 
 impl GraphBuilder {
-    /// Adds the image.
+    /// Adds the image, the first node of every graph.
     ///
     /// # Errors
-    /// [`GraphError`] if it has no pixels.
+    /// [`GraphError`] if it has no pixels, or there is one already.
     pub fn input(&mut self, shape: [usize; 3]) -> Result<NodeId, GraphError> {
         self.push(Node { path: String::new(), op: Op::Input(shape), inputs: Vec::new() })
     }
@@ -597,6 +609,9 @@ impl GraphBuilder {
             None => Ok(()),
         };
         let shape = match node.op {
+            Op::Input(_) if !self.nodes.is_empty() => {
+                return Err(GraphError::SecondInput { node: name() });
+            }
             Op::Input(shape) => {
                 let [channels, height, width] = shape;
                 positive(&[("channels", channels), ("height", height), ("width", width)])?;
@@ -784,6 +799,10 @@ mod tests {
             message(&|b, x| b.conv("a", Conv { out_channels: usize::MAX / 2, ..conv }, x)),
             "a: it has more values than can be counted"
         );
+        assert_eq!(
+            message(&|b, _| b.input([3, 4, 2])),
+            "node 1 (Input([3, 4, 2])): a network has one input, which is its first node"
+        );
         let image_only = |builder: &mut GraphBuilder| builder.input([1, 1, 1]).unwrap();
         let mut builder = GraphBuilder::default();
         let image = image_only(&mut builder);
@@ -807,5 +826,8 @@ mod tests {
         assert_ne!(altered, text);
         let error = serde_json::from_str::<Graph>(&altered).unwrap_err().to_string();
         assert!(error.contains("it reads node 60, which does not come before it"), "{error}");
+        let second = r#"{"nodes":[{"op":{"input":[3,7,5]}},{"op":{"input":[1,1,1]}}],"output":1}"#;
+        let error = serde_json::from_str::<Graph>(second).unwrap_err().to_string();
+        assert!(error.contains("a network has one input"), "{error}");
     }
 }
