@@ -124,7 +124,7 @@ struct Conv {
     groups: usize,
 }
 
-const CONVS: [Conv; 12] = [
+const CONVS: [Conv; 14] = [
     Conv { input: [2, 3, 8, 8], weight: [16, 3, 3, 3], stride: 1, padding: 1, groups: 1 },
     Conv { input: [3, 16, 9, 7], weight: [20, 16, 3, 3], stride: 2, padding: 1, groups: 1 },
     Conv { input: [2, 5, 11, 11], weight: [7, 5, 5, 5], stride: 1, padding: 2, groups: 1 },
@@ -135,6 +135,8 @@ const CONVS: [Conv; 12] = [
     Conv { input: [2, 6, 9, 7], weight: [6, 1, 3, 3], stride: 2, padding: 1, groups: 6 },
     Conv { input: [2, 6, 7, 7], weight: [12, 2, 5, 5], stride: 1, padding: 2, groups: 3 },
     Conv { input: [2, 8, 8, 8], weight: [16, 4, 3, 3], stride: 1, padding: 1, groups: 2 },
+    Conv { input: [2, 3, 8, 9], weight: [5, 3, 2, 2], stride: 2, padding: 0, groups: 1 },
+    Conv { input: [2, 6, 7, 8], weight: [18, 6, 4, 4], stride: 1, padding: 1, groups: 1 },
     Conv { input: [1, 1, 1, 1], weight: [1, 1, 1, 1], stride: 1, padding: 0, groups: 1 },
     Conv { input: [1, 2, 1, 1], weight: [3, 2, 3, 3], stride: 1, padding: 1, groups: 1 },
 ];

@@ -3,10 +3,13 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
+use globset::Glob;
 use lowbit_core::graph::{Conv, Graph, GraphBuilder, GraphError, LayerRole, Linear, Op};
 use lowbit_core::{Granularity, Precision};
 use lowbit_models::{Family, InputShape, Layout, Model, ModelConfig, ModelError, Network};
-use lowbit_quantizers::{LayerQuantization, LayerRef, Method, QuantizationPolicy, QuantizedNetwork};
+use lowbit_quantizers::{
+    LayerOverride, LayerQuantization, LayerRef, Method, QuantizationPolicy, QuantizedNetwork,
+};
 use lowbit_tests::{
     Backend, Tolerance, assert_close, backends, default_device, gradients, normal, rng, tensor, values,
 };
@@ -63,6 +66,27 @@ fn feature_maps_have_the_documented_shapes() {
         too_small.unwrap_err(),
         ModelError::InputTooSmall { family: Family::VggSmall, least: 8, height: 9, width: 7 }
     );
+}
+
+/// The least height and width, as a message says them.
+#[test]
+fn images_that_are_too_small_are_refused() {
+    let alexnet = ModelConfig::alexnet(Layout::Cifar);
+    let cases = [
+        (ModelConfig::vgg_small(), 8),
+        (alexnet.clone(), 8),
+        (ModelConfig { stem_stride: 2, ..alexnet }, 15),
+        (ModelConfig::alexnet(Layout::ImageNet), 63),
+    ];
+    for (config, least) in cases {
+        let family = config.family;
+        let graph = |height, width| config.graph(input(3, height, width), N_CLASSES).map(|_| ());
+        assert_eq!(graph(least, least), Ok(()), "{config:?}");
+        for (height, width) in [(least - 1, least), (least, least - 1), (1, 1)] {
+            let refused = Err(ModelError::InputTooSmall { family, least, height, width });
+            assert_eq!(graph(height, width), refused, "{config:?}");
+        }
+    }
 }
 
 /// A plan is made of the networks that can be built, and of no other.
@@ -204,6 +228,8 @@ fn parameters_have_the_paths_of_the_graph() {
         let norms: Vec<String> = network.norms().map(|(path, _)| path.to_string()).collect();
         assert_eq!(norms, network.norms_mut().map(|(path, _)| path.to_string()).collect::<Vec<_>>());
         assert!(layers.iter().chain(&norms).all(|path| expected.iter().any(|name| name.starts_with(path))));
+        let shown = network.to_string();
+        assert!(layers.iter().chain(&norms).all(|path| shown.contains(&format!("{path}: "))), "{shown}");
     }
 }
 
@@ -243,15 +269,23 @@ fn graphs_of_ones_own_run() {
         let activated = graph.relu(normalized)?;
         graph.tap("activated", activated)?;
         let twice = graph.add([activated, activated])?;
-        let hidden = graph.conv("last", Conv::new([4, 4], 3, LayerRole::Hidden), twice)?;
+        let even = Conv::new([4, 4], 2, LayerRole::Hidden).with_stride(2);
+        let hidden = graph.conv("last", even, twice)?;
         let pooled = graph.global_avg_pool(hidden)?;
         let logits = graph.linear("fc", Linear::new([4, 3], LayerRole::Last).without_bias(), pooled)?;
         graph.finish(logits)
     };
     let device = default_device();
     let graph = build().expect("the graph fits together");
-    let network =
-        Network::new(graph, &QuantizationPolicy::full_precision(), 1, &device).expect("it is defined");
+    let mut policy = QuantizationPolicy::full_precision();
+    policy.patterns.push((Glob::new("branch.*").expect("a pattern"), LayerOverride::default()));
+    let network = Network::new(graph.clone(), &policy, 1, &device).expect("it is defined");
+    policy.patterns.push((Glob::new("branches.*").expect("a pattern"), LayerOverride::default()));
+    let refused = Network::new(graph, &policy, 1, &device).map(|_| ()).unwrap_err();
+    assert!(
+        matches!(&refused, ModelError::UnmatchedPattern { pattern, .. } if pattern == "branches.*"),
+        "{refused}"
+    );
     let image = images(input(2, 6, 5), &device);
     let features = network.forward_features(image.clone());
     assert_eq!(network.tap_names(), ["activated"]);

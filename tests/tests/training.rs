@@ -351,9 +351,17 @@ fn plans_are_those_of_the_built_networks() {
     }
     configs.push(ModelConfig::new(Family::ResNet, 8).with_width(0.01));
     configs.push(ModelConfig::vgg_small().with_width(0.1));
-    let input = InputShape { channels: 3, height: 11, width: 9 };
+    for layout in [Layout::Cifar, Layout::ImageNet] {
+        let config = ModelConfig::alexnet(layout).with_width(0.05);
+        configs.extend([config.clone().without_norm(), config]);
+    }
     let policy = QuantizationPolicy::full_precision();
     for config in configs {
+        let [height, width] = match (config.family, config.layout) {
+            (Family::AlexNet, Layout::ImageNet) => [67, 64],
+            _ => [11, 9],
+        };
+        let input = InputShape { channels: 3, height, width };
         let model = config.init(input, 10, &policy, 0, &default_device()).expect("the network is defined");
         let network = model.network;
         let plan = config.plan(input, 10, &policy).expect("the network is defined");

@@ -3,27 +3,26 @@
 use std::fmt;
 
 use burn::tensor::Device;
-use lowbit_core::Graph;
 use lowbit_core::graph::{LayerRole, Op};
+use lowbit_core::{Graph, GraphError};
 use lowbit_quantizers::QuantizationPolicy;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{ModelError, Network, Plan, families};
+use crate::{ModelError, Network, Plan};
 
 /// A family of networks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+///
+/// By serde it is its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     /// Residual network.
-    #[serde(rename = "resnet")]
     ResNet,
     /// Pre-activation residual network.
-    #[serde(rename = "preresnet")]
     PreResNet,
     /// VGG-small; its depth is fixed.
     VggSmall,
     /// AlexNet; its depth is fixed.
-    #[serde(rename = "alexnet")]
     AlexNet,
 }
 
@@ -33,12 +32,22 @@ impl Family {
 
     /// Its name, as in recipes.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::ResNet => "resnet",
-            Self::PreResNet => "preresnet",
-            Self::VggSmall => "vgg-small",
-            Self::AlexNet => "alexnet",
-        }
+        self.settings().name
+    }
+}
+
+impl Serialize for Family {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Family {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let family = Self::ALL.into_iter().find(|family| family.name() == name);
+        let names = || Self::ALL.map(Self::name).join(", ");
+        family.ok_or_else(|| D::Error::custom(format!("no family {name:?}, expected one of {}", names())))
     }
 }
 
@@ -152,7 +161,19 @@ impl ModelConfig {
     /// [`ModelError`] if the architecture is not defined.
     pub fn graph(&self, input: InputShape, n_classes: usize) -> Result<Graph, ModelError> {
         self.check(input, n_classes)?;
-        families::graph(self, input, n_classes)
+        let is_too_small = |graph: &Result<Graph, ModelError>| {
+            matches!(graph, Err(ModelError::Graph(GraphError::TooSmall { .. })))
+        };
+        let graph = (self.family.settings().graph)(self, input, n_classes);
+        if !is_too_small(&graph) {
+            return graph;
+        }
+        let square = |side| InputShape { height: side, width: side, ..input };
+        let fits =
+            |side: &usize| !is_too_small(&(self.family.settings().graph)(self, square(*side), n_classes));
+        let least = (1..).find(fits).expect("invariant: a family takes images of some size");
+        let InputShape { height, width, .. } = input;
+        Err(ModelError::InputTooSmall { family: self.family, least, height, width })
     }
 
     /// The graph for images of some size that every network can take. Paths and roles depend neither on the images nor on the
@@ -216,24 +237,20 @@ impl ModelConfig {
         if !(width.is_finite() && width > 0.0 && width <= 64.0) {
             return Err(ModelError::Width { got: width });
         }
-        if let (Some(got), false) = (depth, settings.has_depth) {
+        if let (Some(got), false) = (depth, settings.depths.is_some()) {
             return Err(ModelError::FixedDepth { family, got });
         }
         if !settings.layouts.contains(&layout) {
             return Err(ModelError::FixedLayout { family, got: layout });
         }
-        if !(settings.stem_strides)(layout).contains(&stem_stride) {
-            return Err(ModelError::StemStride { got: stem_stride });
+        let expected = (settings.stem_strides)(layout);
+        if !expected.contains(&stem_stride) {
+            return Err(ModelError::StemStride { family, layout, expected, got: stem_stride });
         }
-        if let (Some(got), false) = (norm, settings.has_norm) {
+        if let (Some(got), false) = (norm, settings.may_drop_norm) {
             return Err(ModelError::FixedNorm { family, got });
         }
-        let InputShape { height, width, .. } = input;
-        let least = (settings.least_side)(layout, stem_stride);
-        match height < least || width < least {
-            true => Err(ModelError::InputTooSmall { family, least, height, width }),
-            false => Ok(()),
-        }
+        Ok(())
     }
 
     /// A network with weights drawn from `seed`.
@@ -249,9 +266,9 @@ impl ModelConfig {
         seed: u64,
         device: &Device,
     ) -> Result<Model, ModelError> {
-        let graph = self.graph(input, n_classes)?;
-        let plan = Plan::new(&graph, policy)?;
-        Ok(Model { network: Network::new(graph, policy, seed, device)?, plan })
+        let network = Network::new(self.graph(input, n_classes)?, policy, seed, device)?;
+        let plan = Plan::new(network.graph(), policy)?;
+        Ok(Model { network, plan })
     }
 }
 

@@ -9,20 +9,22 @@ use crate::{Family, InputShape, Layout};
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ModelError {
     /// A depth that the layout does not define.
-    #[error("no depth {got} in the {layout} layout; it has {}", layout.depths())]
+    #[error("no depth {got} in the {layout} layout; it has {expected}")]
     Depth {
         /// The layout.
         layout: Layout,
         /// The depth asked for.
         got: usize,
+        /// Those of the layout.
+        expected: &'static str,
     },
     /// A residual network without depth.
-    #[error("{family} needs a depth of {}", layout.depths())]
+    #[error("{family} needs a depth of {expected}")]
     NoDepth {
         /// The family.
         family: Family,
-        /// The layout.
-        layout: Layout,
+        /// Those of the layout.
+        expected: &'static str,
     },
     /// A depth where there is nothing to choose.
     #[error("{family} has a fixed depth: remove depth = {got}")]
@@ -55,10 +57,14 @@ pub enum ModelError {
         got: f64,
     },
     /// A first stride that is not defined.
-    #[error(
-        "stem_stride must be 1 or 2, 1 for vgg-small, and 4 for alexnet in the imagenet layout, got {got}"
-    )]
+    #[error("stem_stride of {family} in the {layout} layout must be one of {expected:?}, got {got}")]
     StemStride {
+        /// The family.
+        family: Family,
+        /// The layout.
+        layout: Layout,
+        /// The strides that it has.
+        expected: &'static [usize],
         /// The stride asked for.
         got: usize,
     },

@@ -28,7 +28,7 @@ mod program;
 
 pub use config::{Family, InputShape, Layout, Model, ModelConfig, NamedLayer};
 pub use error::ModelError;
-pub use families::Settings;
+pub use families::{Depths, Settings};
 pub use lowbit_core::{Graph, GraphBuilder, GraphError, graph};
 // What it takes to ask for a network, so that a program that only builds one depends on this crate alone.
 pub use lowbit_quantizers::{

@@ -1,16 +1,18 @@
 //! The burn module of a graph.
 
+use std::fmt;
 use std::sync::Arc;
 
 use burn::module::{
-    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
+    Content, Devices, DisplaySettings, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper,
+    ModuleVisitor,
 };
 use burn::nn::{BatchNorm, BatchNormConfig};
 use burn::tensor::activation::relu;
 use burn::tensor::module::max_pool2d;
 use burn::tensor::ops::MaxPoolOptions;
 use burn::tensor::{Device, Tensor};
-use lowbit_core::graph::{Conv, Graph, Linear, Node, Op};
+use lowbit_core::graph::{Conv, Graph, Linear, Node, NodeId, Op};
 use lowbit_core::{Purpose, stream};
 use lowbit_kernels::Activation;
 use lowbit_quantizers::{
@@ -19,9 +21,9 @@ use lowbit_quantizers::{
 };
 use rand::Rng;
 
-use crate::ModelError;
 use crate::norm::{norm_relu_convs, norm_then};
 use crate::program::{Operand, Program, Step};
+use crate::{ModelError, Plan};
 
 /// What a forward pass yields.
 #[derive(Clone, Debug)]
@@ -91,13 +93,15 @@ impl Network {
     /// depend on the policy, so that networks of different precision start equal.
     ///
     /// # Errors
-    /// [`ModelError`] if a layer cannot be quantized as asked.
+    /// [`ModelError`] if a layer cannot be quantized as asked, or a pattern of the policy matches no layer.
     pub fn new(
         graph: Graph,
         policy: &QuantizationPolicy,
         seed: u64,
         device: &Device,
     ) -> Result<Self, ModelError> {
+        // What has no plan is no network: there the policy is checked, before anything takes memory.
+        Plan::new(&graph, policy)?;
         let mut rng = stream(seed, Purpose::InitialWeights, 0, 0);
         let layers = graph.nodes().iter().map(|node| Layer::new(node, policy, &mut rng, device));
         let layers = layers.filter_map(Result::transpose).collect::<Result<_, _>>()?;
@@ -141,61 +145,49 @@ impl Network {
 
     /// Class scores. Shapes `[batch, channels, height, width]` to `[batch, n_classes]`.
     pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        self.run(images, |_, _| {})
+        self.run(&self.program.for_logits, images).get(self.graph().output()).features()
     }
 
     /// Class scores and feature maps of `images`, `[batch, channels, height, width]`.
     pub fn forward_features(&self, images: Tensor<4>) -> Features {
-        let mut taps = vec![None; self.graph().taps().len()];
-        let logits = self.run(images, |node, value| {
-            for (tap, map) in self.graph().taps().iter().zip(&mut taps) {
-                if tap.node.index() == node {
-                    *map = Some(value.clone().map());
-                }
-            }
-        });
-        Features { logits, taps: taps.into_iter().flatten().collect() }
+        let values = self.run(&self.program.for_features, images);
+        let taps = self.graph().taps().iter().map(|tap| values.get(tap.node).map());
+        Features { logits: values.get(self.graph().output()).features(), taps: taps.collect() }
     }
 
-    /// Runs all steps; `see` gets every value that is made, with the index of its node.
-    fn run(&self, images: Tensor<4>, mut see: impl FnMut(usize, &Value)) -> Tensor<2> {
+    /// The values that no step takes: those that the steps are for.
+    fn run(&self, steps: &[Step], images: Tensor<4>) -> Values {
         let mut values = Values(vec![None; self.graph().nodes().len()]);
-        let mut set = |values: &mut Values, node: usize, value: Value| {
-            see(node, &value);
-            values.0[node] = Some(value);
-        };
-        set(&mut values, 0, Value::Map(images));
-        for step in &self.program.steps {
+        values.set(self.graph().input(), Value::Map(images));
+        for step in steps {
             match step {
                 Step::Convs { input, norm, convs } => {
                     let x = values.read(*input).map();
-                    let layers: Vec<&QuantConv2d> =
-                        convs.iter().map(|(layer, _)| self.conv(*layer)).collect();
+                    let layers: Vec<&QuantConv2d> = convs.iter().map(|conv| self.conv(conv.layer)).collect();
                     let outputs = match norm {
                         Some(norm) => norm_relu_convs(self.norm(*norm), x, &layers),
                         None => QuantConv2d::forward_all(&layers, x),
                     };
-                    for ((_, node), output) in convs.iter().zip(outputs) {
-                        set(&mut values, *node, Value::Map(output));
+                    for (conv, output) in convs.iter().zip(outputs) {
+                        values.set(conv.output, Value::Map(output));
                     }
                 }
                 Step::Norm { input, layer, is_relu, output } => {
                     let activation = if *is_relu { Activation::Relu } else { Activation::Identity };
                     let value = values.read(*input).normalized(self.norm(*layer), activation);
-                    set(&mut values, *output, value);
+                    values.set(*output, value);
                 }
                 Step::Linear { input, layer, output } => {
                     let value = self.linear(*layer).forward(values.read(*input).features());
-                    set(&mut values, *output, Value::Features(value));
+                    values.set(*output, Value::Features(value));
                 }
                 Step::Plain { inputs, op, output } => {
                     let inputs = inputs.iter().map(|input| values.read(*input)).collect();
-                    set(&mut values, *output, plain(*op, inputs));
+                    values.set(*output, plain(*op, inputs));
                 }
             }
         }
-        let output = values.0.swap_remove(self.graph().output().index());
-        output.expect("invariant: the output was made").features()
+        values
     }
 
     fn conv(&self, layer: usize) -> &QuantConv2d {
@@ -261,12 +253,21 @@ impl Value {
 struct Values(Vec<Option<Value>>);
 
 impl Values {
+    fn set(&mut self, node: NodeId, value: Value) {
+        self.0[node.index()] = Some(value);
+    }
+
     /// A value for a step; the last one that reads it takes it.
     fn read(&mut self, Operand { node, is_last }: Operand) -> Value {
-        let value = if is_last { self.0[node].take() } else { self.0[node].clone() };
-        value.expect("invariant: a value is made before it is read and dropped after its last use")
+        if is_last { self.0[node.index()].take().expect(IS_MADE) } else { self.get(node) }
+    }
+
+    fn get(&self, node: NodeId) -> Value {
+        self.0[node.index()].clone().expect(IS_MADE)
     }
 }
+
+const IS_MADE: &str = "invariant: a value is made before it is read and dropped after its last use";
 
 /// An operation without parameters.
 fn plain(op: Op, inputs: Vec<Value>) -> Value {
@@ -419,3 +420,9 @@ impl ModuleDisplayDefault for Network {
 }
 
 impl ModuleDisplay for Network {}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&ModuleDisplay::format(self, DisplaySettings::default()))
+    }
+}

@@ -12,9 +12,10 @@ pub(crate) fn norm_relu_convs(norm: &BatchNorm, x: Tensor<4>, convs: &[&QuantCon
     let are_alike = others.iter().all(|conv| first.quantizes_input_like(conv));
     match first.input_activation(x.dims()).filter(|_| are_alike) {
         Some(activation) => {
-            QuantConv2d::on_each(convs, norm_then(norm, x, activation), QuantConv2d::forward_quantized)
+            let quantized = norm_then(norm, x, activation);
+            convs.iter().map(|conv| conv.forward_quantized(quantized.clone())).collect()
         }
-        None => QuantConv2d::on_each(convs, norm_then(norm, x, Activation::Relu), QuantConv2d::forward),
+        None => QuantConv2d::forward_all(convs, norm_then(norm, x, Activation::Relu)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a network does in a forward pass, in order: made once from its graph. Here it is recognized what runs as one operation:
 //! a normalization, the ReLU after it and the quantization of what the convolutions after that read; and convolutions
-//! of one input, which is quantized once.
+//! of one input, which those of them that quantize it alike share.
 
 use lowbit_core::Graph;
 use lowbit_core::graph::{NodeId, Op};
@@ -11,29 +11,41 @@ pub(crate) struct Program {
     pub(crate) graph: Graph,
     /// The nodes with parameters, in forward order: the layers of the module.
     pub(crate) layers: Vec<NodeId>,
-    pub(crate) steps: Vec<Step>,
+    /// The steps that make the output. What leads to feature maps alone is left out.
+    pub(crate) for_logits: Vec<Step>,
+    /// The steps that make the output and the feature maps.
+    pub(crate) for_features: Vec<Step>,
 }
 
 /// A value that a step reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Operand {
-    /// Index of the node whose output it is.
-    pub(crate) node: usize,
+    /// The node whose output it is.
+    pub(crate) node: NodeId,
     /// Whether nothing reads it later.
     pub(crate) is_last: bool,
 }
 
-/// An operation on the outputs of nodes, by their indices. Layers are indices in [`Program::layers`].
-#[derive(Debug, PartialEq, Eq)]
+/// A convolution of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConvStep {
+    /// Index in [`Program::layers`].
+    pub(crate) layer: usize,
+    /// The node whose output it makes.
+    pub(crate) output: NodeId,
+}
+
+/// An operation on the outputs of nodes. Layers are indices in [`Program::layers`].
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Convolutions, each with the node whose output it makes, after a normalization and a ReLU if there is one.
-    Convs { input: Operand, norm: Option<usize>, convs: Vec<(usize, usize)> },
+    /// Convolutions, after a normalization and a ReLU if there is one.
+    Convs { input: Operand, norm: Option<usize>, convs: Vec<ConvStep> },
     /// A normalization, with the ReLU after it if there is one.
-    Norm { input: Operand, layer: usize, is_relu: bool, output: usize },
+    Norm { input: Operand, layer: usize, is_relu: bool, output: NodeId },
     /// A linear layer.
-    Linear { input: Operand, layer: usize, output: usize },
+    Linear { input: Operand, layer: usize, output: NodeId },
     /// An operation without parameters.
-    Plain { inputs: Vec<Operand>, op: Op, output: usize },
+    Plain { inputs: Vec<Operand>, op: Op, output: NodeId },
 }
 
 impl Step {
@@ -45,6 +57,19 @@ impl Step {
             Self::Plain { inputs, .. } => inputs,
         }
     }
+
+    /// Leaves out the outputs that `keep` does not want; whether any is left.
+    fn retain(&mut self, keep: impl Fn(NodeId) -> bool) -> bool {
+        match self {
+            Self::Convs { convs, .. } => {
+                convs.retain(|conv| keep(conv.output));
+                !convs.is_empty()
+            }
+            Self::Norm { output, .. } | Self::Linear { output, .. } | Self::Plain { output, .. } => {
+                keep(*output)
+            }
+        }
+    }
 }
 
 impl Program {
@@ -54,20 +79,37 @@ impl Program {
             .filter(|(_, node)| matches!(node.op, Op::Conv(_) | Op::Linear(_) | Op::Norm { .. }))
             .map(|(id, _)| id)
             .collect();
-        let mut steps = steps(&graph, &layers);
-        // Backwards, the first to read a value is the last.
-        let mut is_read = vec![false; graph.nodes().len()];
-        is_read[graph.output().index()] = true;
-        for operand in steps.iter_mut().rev().flat_map(|step| step.operands_mut().iter_mut().rev()) {
-            operand.is_last = !std::mem::replace(&mut is_read[operand.node], true);
-        }
-        Self { graph, layers, steps }
+        // What is fused does not depend on whether feature maps are asked for: the logits have the same bits.
+        let steps = steps(&graph, &layers);
+        let n_nodes = graph.nodes().len();
+        let all = graph.taps().iter().map(|tap| tap.node).chain([graph.output()]);
+        let for_features = steps_for(steps.clone(), n_nodes, all);
+        let for_logits = steps_for(steps, n_nodes, [graph.output()]);
+        Self { graph, layers, for_logits, for_features }
     }
 
     /// Path of a layer.
     pub(crate) fn path(&self, layer: usize) -> &str {
         &self.graph.node(self.layers[layer]).path
     }
+}
+
+/// The `steps` that make the `wanted` outputs, and who reads a value last: nobody those that are wanted.
+fn steps_for(steps: Vec<Step>, n_nodes: usize, wanted: impl IntoIterator<Item = NodeId>) -> Vec<Step> {
+    let mut is_read = vec![false; n_nodes];
+    wanted.into_iter().for_each(|node| is_read[node.index()] = true);
+    let mut needed = Vec::new();
+    // Backwards, the first to read a value is the last.
+    for mut step in steps.into_iter().rev() {
+        if step.retain(|output| is_read[output.index()]) {
+            for operand in step.operands_mut().iter_mut().rev() {
+                operand.is_last = !std::mem::replace(&mut is_read[operand.node.index()], true);
+            }
+            needed.push(step);
+        }
+    }
+    needed.reverse();
+    needed
 }
 
 fn steps(graph: &Graph, layers: &[NodeId]) -> Vec<Step> {
@@ -77,8 +119,8 @@ fn steps(graph: &Graph, layers: &[NodeId]) -> Vec<Step> {
     // A value that something outside the steps asks for has to be made.
     let is_seen = |id: NodeId| graph.output() == id || graph.taps().iter().any(|tap| tap.node == id);
     let layer = |id: NodeId| layers.binary_search(&id).expect("invariant: it is a layer");
-    let operand = |id: NodeId| Operand { node: id.index(), is_last: false };
-    let convs = |ids: &[NodeId]| ids.iter().map(|id| (layer(*id), id.index())).collect();
+    let operand = |node: NodeId| Operand { node, is_last: false };
+    let convs = |ids: &[NodeId]| ids.iter().map(|id| ConvStep { layer: layer(*id), output: *id }).collect();
     let mut is_done = vec![false; graph.nodes().len()];
     let mut steps = Vec::new();
     for (id, node) in graph.entries() {
@@ -98,10 +140,10 @@ fn steps(graph: &Graph, layers: &[NodeId]) -> Vec<Step> {
                             after.iter().for_each(|conv| is_done[conv.index()] = true);
                             Step::Convs { input, norm: Some(layer), convs: convs(after) }
                         } else {
-                            Step::Norm { input, layer, is_relu: true, output: relu.index() }
+                            Step::Norm { input, layer, is_relu: true, output: *relu }
                         }
                     }
-                    _ => Step::Norm { input, layer, is_relu: false, output: id.index() },
+                    _ => Step::Norm { input, layer, is_relu: false, output: id },
                 }
             }
             Op::Conv(_) => {
@@ -110,12 +152,10 @@ fn steps(graph: &Graph, layers: &[NodeId]) -> Vec<Step> {
                 all.iter().for_each(|conv| is_done[conv.index()] = true);
                 Step::Convs { input: operand(node.inputs[0]), norm: None, convs: convs(&all) }
             }
-            Op::Linear(_) => {
-                Step::Linear { input: operand(node.inputs[0]), layer: layer(id), output: id.index() }
-            }
+            Op::Linear(_) => Step::Linear { input: operand(node.inputs[0]), layer: layer(id), output: id },
             op @ (Op::Relu | Op::Add | Op::MaxPool { .. } | Op::GlobalAvgPool | Op::Flatten) => {
                 let inputs = node.inputs.iter().copied().map(operand).collect();
-                Step::Plain { inputs, op, output: id.index() }
+                Step::Plain { inputs, op, output: id }
             }
         });
     }
@@ -124,16 +164,18 @@ fn steps(graph: &Graph, layers: &[NodeId]) -> Vec<Step> {
 
 #[cfg(test)]
 mod tests {
+    use lowbit_core::GraphError;
+    use lowbit_core::graph::{Conv, GraphBuilder, LayerRole, Linear};
+
     use super::*;
     use crate::{Family, InputShape, Layout, ModelConfig};
 
-    fn describe(config: &ModelConfig) -> Vec<String> {
-        let input = InputShape { channels: 3, height: 64, width: 64 };
-        let program = Program::new(config.graph(input, 10).unwrap());
+    /// A step in words.
+    fn words(program: &Program, step: &Step) -> String {
         let path = |layer: usize| program.path(layer);
-        let words = |step: &Step| match step {
+        match step {
             Step::Convs { norm, convs, .. } => {
-                let convs: Vec<&str> = convs.iter().map(|(layer, _)| path(*layer)).collect();
+                let convs: Vec<&str> = convs.iter().map(|conv| path(conv.layer)).collect();
                 let norm = norm.map(|norm| format!("{}+relu+", path(norm))).unwrap_or_default();
                 format!("{norm}{}", convs.join("|"))
             }
@@ -142,8 +184,13 @@ mod tests {
             }
             Step::Linear { layer, .. } => path(*layer).into(),
             Step::Plain { op, .. } => format!("{op:?}").split([' ', '{']).next().unwrap().to_lowercase(),
-        };
-        program.steps.iter().map(words).collect()
+        }
+    }
+
+    fn describe(config: &ModelConfig) -> Vec<String> {
+        let input = InputShape { channels: 3, height: 64, width: 64 };
+        let program = Program::new(config.graph(input, 10).unwrap());
+        program.for_logits.iter().map(|step| words(&program, step)).collect()
     }
 
     /// What runs as one operation, in every family.
@@ -186,29 +233,139 @@ mod tests {
         );
     }
 
-    /// Every value is read for the last time once, and the output never.
+    /// What becomes of a map between "stem" and "last", of 4 channels.
+    type Middle = fn(&mut GraphBuilder, NodeId) -> Result<NodeId, GraphError>;
+
+    fn program(middle: Middle) -> Program {
+        let build = || {
+            let mut graph = GraphBuilder::default();
+            let image = graph.input([3, 6, 5])?;
+            let stem = graph.conv("stem", Conv::new([3, 4], 3, LayerRole::First), image)?;
+            let x = middle(&mut graph, stem)?;
+            let last = graph.conv("last", Conv::new([4, 4], 3, LayerRole::Hidden), x)?;
+            let pooled = graph.global_avg_pool(last)?;
+            let logits = graph.linear("fc", Linear::new([4, 10], LayerRole::Last), pooled)?;
+            graph.finish(logits)
+        };
+        Program::new(build().unwrap())
+    }
+
+    /// A value that more than the next step asks for is not fused away.
+    const SEEN: [(Middle, &[&str]); 5] = [
+        // A normalization and the ReLU after it are feature maps.
+        (
+            |graph, x| {
+                let x = graph.norm("norm", x)?;
+                graph.tap("norm", x)?;
+                graph.relu(x)
+            },
+            &["norm", "relu", "last"],
+        ),
+        (
+            |graph, x| {
+                let x = graph.norm("norm", x)?;
+                let x = graph.relu(x)?;
+                graph.tap("relu", x)?;
+                Ok(x)
+            },
+            &["norm+relu", "last"],
+        ),
+        // They have two readers.
+        (
+            |graph, x| {
+                let normalized = graph.norm("norm", x)?;
+                let x = graph.relu(normalized)?;
+                graph.add([x, normalized])
+            },
+            &["norm", "relu", "add", "last"],
+        ),
+        (
+            |graph, x| {
+                let x = graph.norm("norm", x)?;
+                let x = graph.relu(x)?;
+                let hidden = graph.conv("hidden", Conv::new([4, 4], 3, LayerRole::Hidden), x)?;
+                graph.add([hidden, x])
+            },
+            &["norm+relu", "hidden", "add", "last"],
+        ),
+        // A normalization without ReLU.
+        (|graph, x| graph.norm("norm", x), &["norm", "last"]),
+    ];
+
+    #[test]
+    fn what_is_seen_is_not_fused() {
+        for (middle, expected) in SEEN {
+            let program = program(middle);
+            let expected = [&["stem"], expected, &["globalavgpool", "fc"]].concat();
+            for steps in [&program.for_logits, &program.for_features] {
+                assert_eq!(steps.iter().map(|step| words(&program, step)).collect::<Vec<_>>(), expected);
+            }
+        }
+    }
+
+    /// Branches that lead to feature maps are run for these alone, others not at all.
+    const BRANCHES: Middle = |graph, x| {
+        let conv = |stride| Conv::new([4, 4], 3, LayerRole::Hidden).with_stride(stride);
+        let side = graph.conv("side", conv(2), x)?;
+        graph.tap("side", side)?;
+        let nothing = graph.conv("nothing", conv(1), x)?;
+        graph.relu(nothing)?;
+        graph.conv("main", conv(1), x)
+    };
+
+    #[test]
+    fn what_nothing_asks_for_is_not_run() {
+        let program = program(BRANCHES);
+        let words =
+            |steps: &[Step]| -> Vec<String> { steps.iter().map(|step| words(&program, step)).collect() };
+        assert_eq!(words(&program.for_logits), ["stem", "main", "last", "globalavgpool", "fc"]);
+        assert_eq!(words(&program.for_features), ["stem", "side|main", "last", "globalavgpool", "fc"]);
+    }
+
+    /// The values that are left after `steps`, and the most that are held at a time.
+    fn run(program: &Program, steps: &[Step], what: &str) -> (Vec<NodeId>, usize) {
+        let mut alive = vec![program.graph.input()];
+        let mut most = 0;
+        for step in steps {
+            for operand in step.clone().operands_mut() {
+                assert!(alive.contains(&operand.node), "{what}: {operand:?} of {step:?}");
+                alive.retain(|node| !(operand.is_last && *node == operand.node));
+            }
+            match step {
+                Step::Convs { convs, .. } => alive.extend(convs.iter().map(|conv| conv.output)),
+                Step::Norm { output, .. } | Step::Linear { output, .. } | Step::Plain { output, .. } => {
+                    alive.push(*output);
+                }
+            }
+            most = most.max(alive.len());
+        }
+        alive.sort();
+        (alive, most)
+    }
+
+    /// Every value is read for the last time once, and what is asked for never.
     #[test]
     fn values_are_dropped_after_their_last_use() {
+        let input = InputShape { channels: 3, height: 8, width: 8 };
         for config in [ModelConfig::new(Family::ResNet, 8), ModelConfig::new(Family::PreResNet, 8)] {
-            let input = InputShape { channels: 3, height: 8, width: 8 };
-            let mut program = Program::new(config.graph(input, 10).unwrap());
-            let mut alive = vec![0];
-            let mut most = 0;
-            for step in &mut program.steps {
-                for operand in step.operands_mut() {
-                    assert!(alive.contains(&operand.node), "{config:?}: {step:?}", step = operand);
-                    alive.retain(|node| !(operand.is_last && *node == operand.node));
-                }
-                match step {
-                    Step::Convs { convs, .. } => alive.extend(convs.iter().map(|(_, output)| *output)),
-                    Step::Norm { output, .. } | Step::Linear { output, .. } | Step::Plain { output, .. } => {
-                        alive.push(*output);
-                    }
-                }
-                most = most.max(alive.len());
-            }
-            assert_eq!(alive, [program.graph.output().index()], "{config:?}");
+            let program = Program::new(config.graph(input, 10).unwrap());
+            let (_, most) = run(&program, &program.for_logits, "");
             assert_eq!(most, 2, "{config:?}");
+        }
+        let graphs = SEEN.iter().map(|(middle, _)| program(*middle)).chain([program(BRANCHES)]);
+        let families = [
+            ModelConfig::new(Family::ResNet, 8),
+            ModelConfig::new(Family::PreResNet, 8),
+            ModelConfig::vgg_small(),
+            ModelConfig::alexnet(Layout::Cifar),
+        ];
+        let families = families.map(|config| Program::new(config.graph(input, 10).unwrap()));
+        for program in graphs.chain(families) {
+            let what = format!("{:?}", program.graph);
+            assert_eq!(run(&program, &program.for_logits, &what).0, [program.graph.output()], "{what}");
+            let mut wanted: Vec<NodeId> = program.graph.taps().iter().map(|tap| tap.node).collect();
+            wanted.push(program.graph.output());
+            assert_eq!(run(&program, &program.for_features, &what).0, wanted, "{what}");
         }
     }
 }

@@ -31,17 +31,11 @@ pub enum QuantizerError {
         /// The one granularity that the method takes.
         allowed: Granularity,
     },
-    /// A layer without channels or features, or a convolution without stride or groups.
+    /// A layer without channels or features, or a convolution without kernel, stride or groups.
     #[error("{what} must be at least 1, got 0")]
     Zero {
         /// What is zero.
         what: &'static str,
-    },
-    /// A kernel that cannot be padded alike on both sides.
-    #[error("the kernel size of a convolution must be odd, got {got}")]
-    EvenKernel {
-        /// The size asked for.
-        got: usize,
     },
     /// Groups that do not divide the channels.
     #[error("groups must divide both {in_channels} input and {out_channels} output channels, got {groups}")]

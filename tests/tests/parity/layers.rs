@@ -54,7 +54,7 @@ impl After {
 }
 
 /// Sizes that no vector length divides, and some that all do.
-const WEIGHTED: [Kind; 11] = [
+const WEIGHTED: [Kind; 13] = [
     conv([3, 5], [3, 1, 1], [7, 9]),
     conv([16, 16], [3, 1, 1], [8, 8]),
     conv([4, 6], [3, 2, 1], [9, 7]),
@@ -63,6 +63,8 @@ const WEIGHTED: [Kind; 11] = [
     conv([6, 4], [3, 1, 2], [5, 6]),
     conv([8, 8], [3, 1, 8], [7, 6]),
     conv([3, 4], [5, 1, 1], [9, 7]),
+    conv([3, 5], [2, 2, 1], [7, 8]),
+    conv([4, 8], [4, 1, 1], [6, 9]),
     conv([3, 8], [7, 2, 1], [15, 13]),
     conv([3, 4], [11, 4, 1], [23, 27]),
     Kind::Linear { features: [13, 7] },

@@ -29,21 +29,19 @@ const CONV_PLACES: [usize; 5] = [0, 3, 6, 8, 10];
 const LINEAR_PLACES: [usize; 3] = [1, 4, 6];
 
 pub(super) const SETTINGS: Settings = Settings {
+    name: "alexnet",
     layouts: &[Layout::Cifar, Layout::ImageNet],
-    has_depth: false,
-    has_norm: true,
+    depths: None,
+    may_drop_norm: true,
     stem_strides: |layout| match layout {
         Layout::Cifar => &[1, 2],
         Layout::ImageNet => &[4],
     },
     taps: |_| &TAPS,
-    least_side: |layout, stem_stride| match layout {
-        Layout::Cifar => 7 * stem_stride + 1,
-        Layout::ImageNet => 63,
-    },
+    graph,
 };
 
-pub(super) fn graph(config: &ModelConfig, input: InputShape, n_classes: usize) -> Result<Graph, ModelError> {
+fn graph(config: &ModelConfig, input: InputShape, n_classes: usize) -> Result<Graph, ModelError> {
     let ModelConfig { layout, width, stem_stride, norm, .. } = *config;
     let norm = norm.unwrap_or(true);
     let (pool, n_hidden) = match layout {

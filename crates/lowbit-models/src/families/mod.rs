@@ -1,4 +1,4 @@
-//! The families of networks: each is one file that builds a graph.
+//! The families of networks: each is one file that says its settings and builds a graph. [`Family`] lists them.
 
 mod alexnet;
 mod preresnet;
@@ -13,38 +13,40 @@ use crate::{Family, InputShape, Layout, ModelConfig, ModelError};
 /// Which settings of a [`ModelConfig`] the networks of a family have.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
+    /// Its name, as in recipes.
+    pub name: &'static str,
     /// The layouts; a single one is no setting.
     pub layouts: &'static [Layout],
-    /// Whether the depth is chosen.
-    pub has_depth: bool,
+    /// The depths that are chosen from, if there are several.
+    pub depths: Option<Depths>,
     /// Whether BatchNorm may be left out.
-    pub has_norm: bool,
+    pub may_drop_norm: bool,
     /// Strides of the first convolution in a layout, the default first; a single one is no setting.
     pub stem_strides: fn(Layout) -> &'static [usize],
     /// Names of the feature maps in a layout.
     pub(crate) taps: fn(Layout) -> &'static [&'static str],
-    /// Smallest height and width of the images in a layout with a stride of the first convolution.
-    pub least_side: fn(Layout, usize) -> usize,
+    /// The network of a configuration that has only these settings.
+    pub(crate) graph: fn(&ModelConfig, InputShape, usize) -> Result<Graph, ModelError>,
+}
+
+/// Numbers of weighted layers.
+#[derive(Clone, Copy, Debug)]
+pub struct Depths {
+    /// Whether a layout has a network of so many.
+    pub has: fn(Layout, usize) -> bool,
+    /// Those of a layout, for messages.
+    pub list: fn(Layout) -> &'static str,
 }
 
 impl Family {
     /// The settings that it has.
     pub fn settings(self) -> &'static Settings {
         match self {
-            Self::ResNet | Self::PreResNet => &residual::SETTINGS,
+            Self::ResNet => &resnet::SETTINGS,
+            Self::PreResNet => &preresnet::SETTINGS,
             Self::VggSmall => &vgg_small::SETTINGS,
             Self::AlexNet => &alexnet::SETTINGS,
         }
-    }
-}
-
-/// The network of `config`, whose settings are among those of its family.
-pub(crate) fn graph(config: &ModelConfig, input: InputShape, n_classes: usize) -> Result<Graph, ModelError> {
-    match config.family {
-        Family::ResNet => resnet::graph(config, input, n_classes),
-        Family::PreResNet => preresnet::graph(config, input, n_classes),
-        Family::VggSmall => vgg_small::graph(config, input, n_classes),
-        Family::AlexNet => alexnet::graph(config, input, n_classes),
     }
 }
 

@@ -3,10 +3,14 @@
 //! BatchNorm and ReLU precede each convolution of a block, and the first ones that of a shortcut too; the stem has none, and
 //! they come once more before the average pool.
 
-use lowbit_core::graph::{Graph, GraphBuilder, GraphError, NodeId};
+use lowbit_core::graph::{GraphBuilder, GraphError, NodeId};
 
+use super::Settings;
 use super::residual::{self, Block, Parts};
-use crate::{InputShape, ModelConfig, ModelError};
+
+pub(super) const SETTINGS: Settings = residual::settings("preresnet", |config, input, n_classes| {
+    residual::graph(config, input, n_classes, &PARTS)
+});
 
 const PARTS: Parts = Parts {
     after_stem: |_, _, x| Ok(x),
@@ -16,10 +20,6 @@ const PARTS: Parts = Parts {
         graph.relu(x)
     },
 };
-
-pub(super) fn graph(config: &ModelConfig, input: InputShape, n_classes: usize) -> Result<Graph, ModelError> {
-    residual::graph(config, input, n_classes, &PARTS)
-}
 
 fn block(graph: &mut GraphBuilder, block: &Block, x: NodeId) -> Result<NodeId, GraphError> {
     let (mut hidden, mut activated) = (x, x);

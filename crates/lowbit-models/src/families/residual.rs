@@ -2,24 +2,30 @@
 
 use lowbit_core::graph::{Conv, Graph, GraphBuilder, GraphError, LayerRole, Linear, NodeId};
 
-use super::{Settings, scaled};
+use super::{Depths, Settings, scaled};
 use crate::{InputShape, Layout, ModelConfig, ModelError};
 
 /// No network is deeper: one layer more costs memory before anything can be refused.
 const MAX_DEPTH: usize = 10_000;
 
-/// Of both families.
-pub(super) const SETTINGS: Settings = Settings {
-    layouts: &[Layout::Cifar, Layout::ImageNet],
-    has_depth: true,
-    has_norm: false,
-    stem_strides: |layout| match layout {
-        Layout::Cifar => &[1, 2],
-        Layout::ImageNet => &[2, 1],
-    },
-    taps: |layout| Names::of(layout).stages,
-    least_side: |_, _| 1,
-};
+/// Of the family called `name`.
+pub(super) const fn settings(
+    name: &'static str,
+    graph: fn(&ModelConfig, InputShape, usize) -> Result<Graph, ModelError>,
+) -> Settings {
+    Settings {
+        name,
+        layouts: &[Layout::Cifar, Layout::ImageNet],
+        depths: Some(Depths { has: |layout, depth| blocks(layout, depth).is_some(), list: depths }),
+        may_drop_norm: false,
+        stem_strides: |layout| match layout {
+            Layout::Cifar => &[1, 2],
+            Layout::ImageNet => &[2, 1],
+        },
+        taps: |layout| Names::of(layout).stages,
+        graph,
+    }
+}
 
 /// Paths of the layers of a layout.
 pub(super) struct Names {
@@ -75,31 +81,24 @@ enum BlockKind {
     Bottleneck,
 }
 
-impl Layout {
-    /// The depths of its residual networks, for messages.
-    pub fn depths(self) -> &'static str {
-        match self {
-            Self::Cifar => "6n+2 up to 9998: 8, 14, 20, 32, 44, 56 or 110",
-            Self::ImageNet => "18, 34 or 50",
-        }
+/// The depths of a layout, for messages.
+fn depths(layout: Layout) -> &'static str {
+    match layout {
+        Layout::Cifar => "6n+2 up to 9998: 8, 14, 20, 32, 44, 56 or 110",
+        Layout::ImageNet => "18, 34 or 50",
     }
+}
 
-    /// Whether it has a residual network of `depth` weighted layers (the shortcuts do not count).
-    pub fn has_depth(self, depth: usize) -> bool {
-        self.blocks(depth).is_some()
-    }
-
-    /// The kind of the blocks and their number in every stage.
-    fn blocks(self, depth: usize) -> Option<(BlockKind, Vec<usize>)> {
-        match (self, depth) {
-            (Self::Cifar, 8..=MAX_DEPTH) if (depth - 2).is_multiple_of(6) => {
-                Some((BlockKind::Basic, vec![(depth - 2) / 6; 3]))
-            }
-            (Self::ImageNet, 18) => Some((BlockKind::Basic, vec![2, 2, 2, 2])),
-            (Self::ImageNet, 34) => Some((BlockKind::Basic, vec![3, 4, 6, 3])),
-            (Self::ImageNet, 50) => Some((BlockKind::Bottleneck, vec![3, 4, 6, 3])),
-            _ => None,
+/// The kind of the blocks and their number in every stage of a network of `depth` weighted layers (the shortcuts do not count).
+fn blocks(layout: Layout, depth: usize) -> Option<(BlockKind, Vec<usize>)> {
+    match (layout, depth) {
+        (Layout::Cifar, 8..=MAX_DEPTH) if (depth - 2).is_multiple_of(6) => {
+            Some((BlockKind::Basic, vec![(depth - 2) / 6; 3]))
         }
+        (Layout::ImageNet, 18) => Some((BlockKind::Basic, vec![2, 2, 2, 2])),
+        (Layout::ImageNet, 34) => Some((BlockKind::Basic, vec![3, 4, 6, 3])),
+        (Layout::ImageNet, 50) => Some((BlockKind::Bottleneck, vec![3, 4, 6, 3])),
+        _ => None,
     }
 }
 
@@ -181,8 +180,9 @@ pub(super) fn graph(
     parts: &Parts,
 ) -> Result<Graph, ModelError> {
     let ModelConfig { family, layout, depth, width, stem_stride, .. } = *config;
-    let got = depth.ok_or(ModelError::NoDepth { family, layout })?;
-    let (kind, n_blocks) = layout.blocks(got).ok_or(ModelError::Depth { layout, got })?;
+    let expected = depths(layout);
+    let got = depth.ok_or(ModelError::NoDepth { family, expected })?;
+    let (kind, n_blocks) = blocks(layout, got).ok_or(ModelError::Depth { layout, got, expected })?;
     let names = Names::of(layout);
     let (kernel, stem_channels) = match layout {
         Layout::Cifar => (3, scaled(16, width)),

@@ -5,10 +5,14 @@
 //! shortcuts are 1x1 projections with BatchNorm (option B of the paper), as in the networks of Zhuang et al.; the CIFAR
 //! networks of He et al. have parameter-free shortcuts (option A).
 
-use lowbit_core::graph::{Graph, GraphBuilder, GraphError, NodeId};
+use lowbit_core::graph::{GraphBuilder, GraphError, NodeId};
 
+use super::Settings;
 use super::residual::{self, Block, Parts};
-use crate::{InputShape, ModelConfig, ModelError};
+
+pub(super) const SETTINGS: Settings = residual::settings("resnet", |config, input, n_classes| {
+    residual::graph(config, input, n_classes, &PARTS)
+});
 
 const PARTS: Parts = Parts {
     after_stem: |graph, names, x| {
@@ -18,10 +22,6 @@ const PARTS: Parts = Parts {
     block,
     before_pool: |_, _, x| Ok(x),
 };
-
-pub(super) fn graph(config: &ModelConfig, input: InputShape, n_classes: usize) -> Result<Graph, ModelError> {
-    residual::graph(config, input, n_classes, &PARTS)
-}
 
 fn block(graph: &mut GraphBuilder, block: &Block, x: NodeId) -> Result<NodeId, GraphError> {
     let mut hidden = x;

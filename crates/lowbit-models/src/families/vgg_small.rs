@@ -15,15 +15,16 @@ const STAGE_CHANNELS: [usize; 3] = [128, 256, 512];
 const STAGES: [&str; 3] = ["stages.0", "stages.1", "stages.2"];
 
 pub(super) const SETTINGS: Settings = Settings {
+    name: "vgg-small",
     layouts: &[Layout::Cifar],
-    has_depth: false,
-    has_norm: false,
+    depths: None,
+    may_drop_norm: false,
     stem_strides: |_| &[1],
     taps: |_| &STAGES,
-    least_side: |_, _| 8,
+    graph,
 };
 
-pub(super) fn graph(config: &ModelConfig, input: InputShape, n_classes: usize) -> Result<Graph, ModelError> {
+fn graph(config: &ModelConfig, input: InputShape, n_classes: usize) -> Result<Graph, ModelError> {
     let mut graph = GraphBuilder::default();
     let mut x = graph.input(input.dims())?;
     let mut in_channels = input.channels;

@@ -16,7 +16,7 @@ pub struct QuantConv2dConfig {
     pub in_channels: usize,
     /// Channels of the output.
     pub out_channels: usize,
-    /// Height and width of the kernel, odd.
+    /// Height and width of the kernel.
     pub kernel_size: usize,
     /// Stride in both directions.
     pub stride: usize,
@@ -31,7 +31,8 @@ pub struct QuantConv2dConfig {
 }
 
 impl QuantConv2dConfig {
-    /// A full-precision convolution of stride 1 without groups and bias, padded to keep the size.
+    /// A full-precision convolution of stride 1 without groups and bias, padded by `kernel_size / 2`, which keeps the size of the
+    /// image if the kernel is odd.
     pub fn new([in_channels, out_channels]: [usize; 2], kernel_size: usize) -> Self {
         let (stride, padding, groups, bias) = (1, kernel_size / 2, 1, false);
         let quantization = LayerQuantization::FULL_PRECISION;
@@ -66,23 +67,20 @@ impl QuantConv2dConfig {
     /// A layer with He-normal weights by fan-out (He et al. 2015), drawn on the host from `rng`. A bias begins as zeros.
     ///
     /// # Errors
-    /// [`QuantizerError`] if the method does not define the precision asked for, if a number is zero, the kernel size is even, or
-    /// `groups` does not divide both channel counts.
+    /// [`QuantizerError`] if the method does not define the precision asked for, if a number is zero, or `groups` does not divide both channel counts.
     pub fn init(&self, device: &Device, rng: &mut impl Rng) -> Result<QuantConv2d, QuantizerError> {
         let Self { in_channels, out_channels, kernel_size, stride, padding, groups, bias, quantization } =
             *self;
         for (what, n) in [
             ("in_channels of a convolution", in_channels),
             ("out_channels of a convolution", out_channels),
+            ("kernel size of a convolution", kernel_size),
             ("stride of a convolution", stride),
             ("groups of a convolution", groups),
         ] {
             if n == 0 {
                 return Err(QuantizerError::Zero { what });
             }
-        }
-        if kernel_size.is_multiple_of(2) {
-            return Err(QuantizerError::EvenKernel { got: kernel_size });
         }
         if !(in_channels.is_multiple_of(groups) && out_channels.is_multiple_of(groups)) {
             return Err(QuantizerError::Groups { groups, in_channels, out_channels });
@@ -150,7 +148,7 @@ impl QuantConv2d {
     }
 
     /// `forward` of each layer on the same input, which the last one takes.
-    pub fn on_each(
+    fn on_each(
         layers: &[&Self],
         input: Tensor<4>,
         forward: impl Fn(&Self, Tensor<4>) -> Tensor<4>,

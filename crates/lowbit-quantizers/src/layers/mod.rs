@@ -124,6 +124,8 @@ impl LayerMut<'_> {
 }
 
 /// A network made of quantized layers.
+///
+/// Paths are borrowed from the network: they are constants, or the network keeps them, in a field that is `#[module(skip)]`.
 pub trait QuantizedNetwork {
     /// Path and layer, for every quantized layer in forward order.
     fn layers(&self) -> impl Iterator<Item = (&str, LayerRef<'_>)>;
@@ -133,10 +135,7 @@ pub trait QuantizedNetwork {
 
     /// Runs `forward`, which is expected to pass data through this network, while the activation quantizers of the
     /// layers that `applies` to, by path, record what they see, and then sets their ranges from it.
-    fn calibrate(&mut self, applies: impl Fn(&str) -> bool, forward: impl FnOnce(&Self))
-    where
-        Self: Sized,
-    {
+    fn calibrate(&mut self, applies: impl Fn(&str) -> bool, forward: impl FnOnce(&Self)) {
         for (_, mut layer) in self.layers_mut().filter(|(path, _)| applies(path)) {
             layer.input_quantizer().into_iter().for_each(ActivationQuantizer::start_calibration);
         }

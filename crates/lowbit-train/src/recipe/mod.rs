@@ -453,21 +453,26 @@ fn read_network(section: Section<'_>, like: Option<&ModelConfig>) -> ModelConfig
         none("layout");
         layout = settings.layouts[0];
     }
-    let like_depth =
-        like.and_then(|like| like.depth).filter(|depth| settings.has_depth && layout.has_depth(*depth));
+    let has_depth = |layout, depth| settings.depths.is_some_and(|depths| (depths.has)(layout, depth));
+    let like_depth = like.and_then(|like| like.depth).filter(|depth| has_depth(layout, *depth));
     let depth = section.optional_integer("depth", 1..=10_000).map(|depth| depth as usize).or(like_depth);
     let like_width = like.map_or(1.0, |like| like.width);
     let width =
         section.number("width", like_width, &NumberRange { min: 0.0, max: 64.0, min_included: false });
     let strides = (settings.stem_strides)(layout);
+    // Residual networks of a layout have one stem; other families have each their own.
+    let has_same_stem = |like: &ModelConfig| {
+        let are_residual = like.family.settings().depths.is_some() && settings.depths.is_some();
+        like.layout == layout && (like.family == family || are_residual)
+    };
     let like_stride = like
-        .filter(|like| like.layout == layout && like.family.settings().has_depth == settings.has_depth)
+        .filter(|like| has_same_stem(like))
         .map(|like| like.stem_stride)
         .filter(|stride| strides.contains(stride));
     let largest = strides.iter().copied().fold(2, usize::max) as u64;
     let stem_stride = section.integer("stem_stride", like_stride.unwrap_or(strides[0]) as u64, 1..=largest);
     let like_norm = like.filter(|like| like.family == family).and_then(|like| like.norm);
-    let norm = match (section.optional_boolean("norm"), settings.has_norm) {
+    let norm = match (section.optional_boolean("norm"), settings.may_drop_norm) {
         (norm, true) => norm.or(like_norm).or(Some(true)),
         (None, false) => None,
         (Some(_), false) => {
@@ -484,18 +489,16 @@ fn read_network(section: Section<'_>, like: Option<&ModelConfig>) -> ModelConfig
             _ => section.problem("stem_stride", format!("expected one of {strides:?}, got {stem_stride}")),
         }
     }
-    match model.depth {
+    match (settings.depths, model.depth) {
         _ if !is_known => {}
-        Some(_) if !settings.has_depth => {
-            section.problem("depth", format!("{family} has a fixed depth: remove this key"));
+        (None, Some(_)) => section.problem("depth", format!("{family} has a fixed depth: remove this key")),
+        (Some(depths), None) if !section.has("depth") => {
+            section.problem("depth", format!("is missing; expected {}", (depths.list)(layout)));
         }
-        None if settings.has_depth && !section.has("depth") => {
-            section.problem("depth", format!("is missing; expected {}", layout.depths()));
-        }
-        Some(depth) if !layout.has_depth(depth) => {
-            let other = layouts.iter().find(|(_, other)| other.has_depth(depth));
+        (Some(depths), Some(depth)) if !(depths.has)(layout, depth) => {
+            let other = layouts.iter().find(|(_, other)| (depths.has)(*other, depth));
             let hint = other.map_or(String::new(), |(name, _)| format!("; layout = {name:?} has it"));
-            section.problem("depth", format!("expected {}, got {depth}{hint}", layout.depths()));
+            section.problem("depth", format!("expected {}, got {depth}{hint}", (depths.list)(layout)));
         }
         _ => {}
     }

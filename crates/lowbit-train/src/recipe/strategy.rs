@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use lowbit_core::Precision;
+use lowbit_core::graph::LayerRole;
 use lowbit_models::{Family, InputShape, ModelConfig};
-use lowbit_quantizers::QuantizationPolicy;
+use lowbit_quantizers::{Method, QuantizationPolicy};
 use serde::{Serialize, Serializer};
 
 use super::reader::{NumberRange, Section};
@@ -201,7 +202,30 @@ impl Recipe {
                 )
             })
         });
-        hot.into_iter().chain(hint).collect()
+        let without_gradient = self.without_gradient().map(|layer| {
+            format!(
+                "model.norm = false leaves {layer} and all before it without a gradient: dorefa's weights reach up to 1, and \
+                 without BatchNorm their sums leave [0, 1], where alone its activations pass one: take model.norm = true or \
+                 quantization.method = \"lsq\""
+            )
+        });
+        hot.into_iter().chain(hint).chain(without_gradient).collect()
+    }
+
+    /// The last hidden layer with DoReFa's weights and input in a network without normalization.
+    fn without_gradient(&self) -> Option<String> {
+        if self.model.norm != Some(false) {
+            return None;
+        }
+        let layers = self.model.layers().unwrap_or_default().into_iter().rev();
+        let mut layers = layers.filter(|layer| layer.role == LayerRole::Hidden);
+        let found = layers.find(|layer| {
+            let quantization = self.quantization.policy.resolve(&layer.path, layer.role);
+            quantization.method == Method::DoReFa
+                && quantization.weight_bits != Precision::FullPrecision
+                && quantization.act_bits != Precision::FullPrecision
+        });
+        found.map(|layer| layer.path)
     }
 }
 

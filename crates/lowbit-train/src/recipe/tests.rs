@@ -1051,3 +1051,26 @@ fn hints_on_sums_without_normalization_are_warned_of() {
         "{found:?}"
     );
 }
+
+#[test]
+fn a_plain_network_by_dorefa_is_warned_of() {
+    let warnings = |changes: &[&str]| {
+        let plain = ["model={family='alexnet', norm=false}"];
+        parse(&[&plain, changes].concat()).unwrap().warnings()
+    };
+    let found = warnings(&[]);
+    assert!(
+        found.len() == 1
+            && found[0]
+                .starts_with("model.norm = false leaves classifier.4 and all before it without a gradient"),
+        "{found:?}"
+    );
+    for fine in [
+        "model.norm=true",
+        "quantization.method=lsq",
+        "quantization.act_bits=fp32",
+        "quantization.weight_bits=fp32",
+    ] {
+        assert_eq!(warnings(&[fine]), [""; 0], "{fine}");
+    }
+}
