@@ -76,7 +76,7 @@ pub struct QuantizerCase {
     pub qparams: Option<QParams>,
     /// Input.
     pub x: Vec<f32>,
-    /// Expected codes.
+    /// Expected codes as the paper counts them; see [`codes`](Self::codes).
     pub codes: Vec<i32>,
     /// Expected real values.
     pub y: Vec<f32>,
@@ -95,6 +95,18 @@ impl QuantizerCase {
     /// If it is none.
     pub fn bit_width(&self) -> BitWidth {
         BitWidth::new(self.bits).expect("invariant: golden files hold bit widths")
+    }
+
+    /// The expected codes in the integers of lowbit: `2 c - n` for the level `c` of DoReFa weights, `y = (2 c - n) / n`.
+    pub fn codes(&self, method: lowbit_quantizers::Method) -> Vec<i32> {
+        use lowbit_quantizers::Method;
+        let n = self.bit_width().unsigned_range().q_max;
+        match (method, self.operand) {
+            (Method::DoReFa | Method::Pact, Operand::Weights) => {
+                self.codes.iter().map(|c| 2 * c - n).collect()
+            }
+            _ => self.codes.clone(),
+        }
     }
 }
 

@@ -2,12 +2,12 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
-use lowbit_core::{BitWidth, CodeRange, Granularity};
+use lowbit_core::{BitWidth, CodeRange, Granularity, IntegerGrid};
 use lowbit_quantizers::methods::dorefa::{DoReFaActivations, DoReFaWeights, MaxGradient};
 use lowbit_quantizers::methods::lsq::{LsqActivations, LsqWeights};
 use lowbit_quantizers::methods::minmax::{MinMaxActivations, MinMaxWeights};
 use lowbit_quantizers::methods::pact::PactActivations;
-use lowbit_quantizers::{ActivationQuantizer, QParams, WeightQuantizer};
+use lowbit_quantizers::{ActivationQuantizer, WeightQuantizer};
 
 /// A quantizer with its learned parameters, as data of a test case.
 #[derive(Clone, Debug, PartialEq)]
@@ -110,6 +110,15 @@ impl Spec {
         )
     }
 
+    /// Whether all codes at `bits` bits are odd.
+    pub fn has_odd_codes(&self, bits: BitWidth) -> bool {
+        match self {
+            Self::DoReFaWeights | Self::DoReFaWeightsDetachedMax => true,
+            Self::LsqWeights { .. } => bits.get() == 1,
+            _ => false,
+        }
+    }
+
     /// The bounds of the codes at `bits` bits, written down here once more.
     pub fn code_range(&self, bits: BitWidth) -> CodeRange {
         let half = 1 << (bits.get() - 1);
@@ -117,6 +126,9 @@ impl Spec {
             Self::LsqWeights { .. } if bits.get() == 1 => CodeRange { q_min: -1, q_max: 1 },
             Self::LsqWeights { .. } => CodeRange { q_min: -half, q_max: half - 1 },
             Self::MinMaxWeights { .. } => CodeRange { q_min: 1 - half, q_max: half - 1 },
+            Self::DoReFaWeights | Self::DoReFaWeightsDetachedMax => {
+                CodeRange { q_min: 1 - 2 * half, q_max: 2 * half - 1 }
+            }
             _ => CodeRange { q_min: 0, q_max: 2 * half - 1 },
         }
     }
@@ -152,11 +164,15 @@ impl Quantizer {
     }
 
     /// The grid for `x`.
-    pub fn qparams<const D: usize>(&self, x: Tensor<D>) -> QParams {
-        match self {
-            Self::Weights(quantizer) => quantizer.qparams(x),
-            Self::Activations(quantizer) => quantizer.qparams(&x.device()),
-        }
+    ///
+    /// # Panics
+    /// If there is none, as of parameters that are not finite.
+    pub fn grid<const D: usize>(&self, x: Tensor<D>) -> IntegerGrid {
+        let grid = match self {
+            Self::Weights(quantizer) => quantizer.grid(x),
+            Self::Activations(quantizer) => quantizer.grid(),
+        };
+        grid.unwrap_or_else(|error| panic!("{self:?}: {error}"))
     }
 
     /// The learned parameter and its name.

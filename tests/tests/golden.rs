@@ -86,24 +86,26 @@ fn check_case<const D: usize>(
     let spec = spec(method, case);
     let evaluate = spec.build(case.bit_width(), &backend.device);
     let x = tensor(&case.x, shape, &backend.device);
-    assert_eq!(integers(evaluate.codes(x.clone())), case.codes, "{what}: codes");
+    let codes = case.codes(method);
+    assert_eq!(integers(evaluate.codes(x.clone())), codes, "{what}: codes");
     let y = values(evaluate.fake_quantize(x.clone()));
     let tolerance = match spec {
         Spec::DoReFaWeights | Spec::DoReFaWeightsDetachedMax => DOREFA_WEIGHT,
         _ => VALUE,
     };
     assert_close(&format!("{what}: y"), &y, &case.y, tolerance);
+    let grid = evaluate.grid(x);
+    assert_close(&format!("{what}: values of the codes"), &grid.dequantize_all(&codes), &case.y, tolerance);
     if let Some(expected) = &case.qparams {
-        let qparams = evaluate.qparams(x);
-        assert_close(&format!("{what}: scale"), &values(qparams.scale), &expected.scale, VALUE);
-        let zero_point: Vec<f32> = expected.zero_point.iter().map(|&code| code as f32).collect();
-        assert_eq!(values(qparams.zero_point), zero_point, "{what}: zero point");
+        assert_eq!(grid.parts(), 1, "{what}");
+        assert_close(&format!("{what}: scale"), grid.units(), &expected.scale, VALUE);
+        assert!(expected.zero_point.iter().all(|&code| code == grid.zero_point()), "{what}: zero point");
     }
 
     let device = backend.device.clone().autodiff();
     let train = spec.build(case.bit_width(), &device);
     let x = tensor(&case.x, shape, &device).require_grad();
-    assert_eq!(integers(train.codes(x.clone())), case.codes, "{what}: codes in training");
+    assert_eq!(integers(train.codes(x.clone())), codes, "{what}: codes in training");
     let output = train.fake_quantize(x.clone());
     assert_eq!(values(output.clone()), y, "{what}: training and evaluation differ");
     let gradients = (output * tensor(&case.grad_y, shape, &device)).sum().backward();

@@ -45,7 +45,7 @@ fn one_bit_weights_of_zero_are_positive() {
             let w = tensor(&[0.0, -0.0, 0.5, -0.5], [4], &device);
             let dorefa = DoReFaWeights::new(bits(1), &device);
             assert_eq!(values(dorefa.fake_quantize(w.clone())), [0.25, 0.25, 0.25, -0.25], "{what}");
-            assert_eq!(integers(dorefa.codes(w.clone())), [1, 1, 1, 0], "{what}");
+            assert_eq!(integers(dorefa.codes(w.clone())), [1, 1, 1, -1], "{what}");
             let mut lsq = LsqWeights::new(bits(1), Granularity::PerTensor, w.clone());
             lsq.step_size = Param::from_tensor(tensor(&[0.25], [1], &device));
             assert_eq!(values(lsq.fake_quantize(w.clone())), [0.25, 0.25, 0.25, -0.25], "{what}");

@@ -635,8 +635,8 @@ fn results_do_not_depend_on_the_number_of_threads() {
                 quantizer.start_calibration();
                 quantizer.observe(&large);
                 quantizer.finish_calibration();
-                let scale = quantizer.qparams(&backend.device).scale;
-                let sums = [values(scale), values(mean_square(large)), values(loss.clone())];
+                let grid = quantizer.grid().expect("a grid");
+                let sums = [grid.units().to_vec(), values(mean_square(large)), values(loss.clone())];
                 (sums, gradients(&network, &loss.backward()))
             };
             let results = [1, 2, 7].map(|n_threads| {

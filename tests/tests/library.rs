@@ -7,10 +7,14 @@ use lowbit_quantizers::methods::lsq::{LsqActivations, LsqWeights};
 use lowbit_quantizers::methods::minmax::{MinMaxActivations, MinMaxWeights};
 use lowbit_quantizers::methods::pact::PactActivations;
 use lowbit_quantizers::{
-    ActivationQuantizer, BitWidth, Granularity, LayerMut, LayerQuantization, LayerRef, Method, Precision,
-    QuantConv2d, QuantConv2dConfig, QuantLinearConfig, QuantizedNetwork, Selection, WeightQuantizer,
+    ActivationQuantizer, BitWidth, CodeRange, Granularity, GridError, LayerMut, LayerQuantization, LayerRef,
+    Method, Precision, QuantConv2d, QuantConv2dConfig, QuantLinearConfig, QuantizedNetwork, Selection,
+    WeightQuantizer,
 };
-use lowbit_tests::{backends, integers, rng, tensor, values};
+use lowbit_tests::{Spec, Tolerance, assert_close, backends, integers, rng, tensor, values};
+
+/// Of a device that divides in its own way.
+const VALUE: Tolerance = Tolerance::relative(4.0 * f32::EPSILON as f64);
 
 fn bits(bits: u32) -> BitWidth {
     BitWidth::new(bits).unwrap()
@@ -79,6 +83,51 @@ fn calibration_sets_the_clip_value_of_pact() {
     }
 }
 
+/// The codes and the grid say all that `fake_quantize` does, to the last bit but the sign of zeros: of every method at every bit
+/// width, in evaluation and in training. What a grid is stored in are the bits of the quantizer.
+#[test]
+fn a_grid_gives_every_code_the_value_of_fake_quantize() {
+    let specs = [
+        Spec::DoReFaWeights,
+        Spec::DoReFaActivations,
+        Spec::PactActivations { clip_value: 1.7 },
+        Spec::LsqWeights { step_size: vec![0.013], granularity: Granularity::PerTensor },
+        Spec::LsqWeights { step_size: vec![0.37, 0.0029, 1.9], granularity: Granularity::PerChannel },
+        Spec::LsqActivations { step_size: 0.0131 },
+        Spec::MinMaxWeights { granularity: Granularity::PerTensor },
+        Spec::MinMaxWeights { granularity: Granularity::PerChannel },
+        Spec::MinMaxActivations { min: 0.0, max: 2.3 },
+        Spec::MinMaxActivations { min: -0.7, max: 2.3 },
+    ];
+    let shape = [3, 701];
+    // In each row another range, with the values of all codes.
+    let x: Vec<f32> =
+        (0..3 * 701).map(|i| (i % 701 - 350) as f32 / 117.0 * [1.0, 0.31, 2.9][i as usize / 701]).collect();
+    for backend in backends() {
+        for device in [backend.device.clone(), backend.device.autodiff()] {
+            for (spec, bits) in specs.iter().flat_map(|spec| BitWidth::ALL.map(|bits| (spec, bits))) {
+                if matches!(spec, Spec::MinMaxWeights { .. }) && bits.get() == 1 {
+                    continue;
+                }
+                let what = format!("{}: {spec:?}, {bits} bits", backend.name);
+                let quantizer = spec.build(bits, &device);
+                let x = tensor(&x, shape, &device);
+                let (codes, grid) = (integers(quantizer.codes(x.clone())), quantizer.grid(x.clone()));
+                let (y, dequantized) = (values(quantizer.fake_quantize(x)), grid.dequantize_all(&codes));
+                match backend.name {
+                    // Its divisions are not those of IEEE 754.
+                    "wgpu" => assert_close(&what, &y, &dequantized, VALUE),
+                    _ => assert!(y == dequantized, "{what}"),
+                }
+                assert_eq!((grid.bits(), grid.range()), (bits, spec.code_range(bits)), "{what}");
+                let packed = grid.pack(&codes, &shape).unwrap();
+                assert_eq!(packed.bytes().len(), 3 * (701 * bits.get() as usize).div_ceil(8), "{what}");
+                assert_eq!(grid.unpack(&packed).unwrap(), codes, "{what}");
+            }
+        }
+    }
+}
+
 /// Until the next batch is observed, a quantizer answers all questions for the same grid, however often it is asked.
 #[test]
 fn asking_a_quantizer_changes_nothing() {
@@ -100,22 +149,20 @@ fn asking_a_quantizer_changes_nothing() {
         for is_recording in [false, true] {
             for mut quantizer in quantizers(is_recording) {
                 let what = format!("{}: {quantizer:?}, recording: {is_recording}", backend.name);
-                let scale = |quantizer: &ActivationQuantizer| values(quantizer.qparams(&device).scale);
-                let before = scale(&quantizer);
+                let grid = |quantizer: &ActivationQuantizer| quantizer.grid().unwrap();
+                let before = grid(&quantizer);
                 let codes = quantizer.codes(x.clone());
                 quantizer.unrounded(x.clone());
                 quantizer.watched();
                 assert_eq!(integers(quantizer.codes(x.clone())), integers(codes.clone()), "{what}");
-                assert_eq!(scale(&quantizer), before, "{what}");
-                let dequantized = values(quantizer.qparams(&device).dequantize(codes));
-                for (got, expected) in values(quantizer.fake_quantize(x.clone())).iter().zip(&dequantized) {
-                    assert!((got - expected).abs() < 1e-6, "{what}: {got} {expected}");
-                }
-                assert_eq!(scale(&quantizer), before, "{what}");
+                assert_eq!(grid(&quantizer), before, "{what}");
+                let dequantized = before.dequantize_all(&integers(codes));
+                assert_close(&what, &values(quantizer.fake_quantize(x.clone())), &dequantized, VALUE);
+                assert_eq!(grid(&quantizer), before, "{what}");
                 // Nor does asking in between leave a trace in what a calibration yields.
                 if is_recording {
                     quantizer.finish_calibration();
-                    assert_eq!(scale(&quantizer), before, "{what}");
+                    assert_eq!(grid(&quantizer), before, "{what}");
                 }
             }
         }
@@ -193,8 +240,8 @@ fn quantizers_take_the_values_of_parameters() {
                         of_weights.calibrate(parameter.val());
                         of_weights.rescale(BitWidth::new(4).unwrap());
                         of_weights.watched();
-                        let codes = of_weights.codes(parameter.val());
-                        of_weights.qparams(parameter.val()).dequantize(codes);
+                        of_weights.codes(parameter.val());
+                        of_weights.grid(parameter.val()).unwrap();
                         let [y, exact] = [
                             of_weights.fake_quantize(parameter.val()),
                             of_weights.unrounded(parameter.val()),
@@ -209,8 +256,8 @@ fn quantizers_take_the_values_of_parameters() {
                             of_input.observe(&parameter.val());
                         }
                         of_input.watched();
-                        let codes = of_input.codes(parameter.val());
-                        of_input.qparams(&device).dequantize(codes);
+                        of_input.codes(parameter.val());
+                        of_input.grid().unwrap();
                         let [z, clipped] =
                             [of_input.fake_quantize(parameter.val()), of_input.unrounded(parameter.val())];
                         assert!(values(z.clone()).iter().all(|value| value.is_finite()), "{what}");
@@ -270,6 +317,7 @@ fn nan_has_the_code_of_zero() {
             let mut lsq = LsqActivations::new(bits(2), &device);
             lsq.step_size = Param::from_tensor(tensor(&[f32::NAN], [1], &device));
             assert_eq!(integers(lsq.codes(tensor(&[0.5, 2.0], [2], &device))), [0, 0]);
+            assert!(matches!(lsq.grid(), Err(GridError::Unit { channel: 0, got }) if got.is_nan()));
         }
     }
 }
@@ -378,8 +426,9 @@ fn rescaling_keeps_the_span_of_the_levels() {
         for to in 1..=8 {
             let (from, to) = (bits(from), bits(to));
             let span = |quantizer: &WeightQuantizer| {
-                let qparams = quantizer.qparams(tensor(&[1.0], [1], device));
-                values(qparams.scale)[0] * (qparams.range.q_max - qparams.range.q_min) as f32
+                let grid = quantizer.grid(tensor(&[1.0], [1], device)).unwrap();
+                let CodeRange { q_min, q_max } = grid.range();
+                grid.scale(0) * (q_max - q_min) as f32
             };
             let with_step = |bits, step: f32| {
                 let mut lsq = LsqWeights::new(bits, Granularity::PerTensor, tensor(&[1.0], [1], device));

@@ -1,5 +1,5 @@
 //! The vocabulary of low-bit networks, shared by every other crate: bit widths and precisions, integer code ranges,
-//! scale granularity, networks as graphs, and reproducible random streams.
+//! scale granularity, grids of integers, packed codes, networks as graphs, and reproducible random streams.
 //!
 //! This crate knows neither burn nor any file: it can be used by an inference runtime as well as by training.
 //!
@@ -14,10 +14,14 @@
 
 mod bits;
 pub mod graph;
+mod grid;
+mod packed;
 mod seed;
 
 pub use bits::{BitWidth, BitWidthError, CodeRange, Granularity, Precision};
 pub use graph::{Graph, GraphBuilder, GraphError, LayerRole};
+pub use grid::{CodeSet, GridError, IntegerGrid};
+pub use packed::{PackedCodes, PackedCodesError};
 pub use seed::{Purpose, stream};
 
 /// The code of the README, compiled and run with the documentation's tests.

@@ -83,6 +83,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "codes of the first kernel: {}",
         quantizer.codes(model.low_bit.weight.val()).slice([0..1, 0..1]).into_data()
     );
-    println!("step size: {}", quantizer.qparams(model.low_bit.weight.val()).scale.into_data());
+    println!("step size: {}", quantizer.grid(model.low_bit.weight.val())?.scale(0));
     Ok(())
 }

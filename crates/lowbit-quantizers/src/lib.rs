@@ -3,7 +3,7 @@
 //!
 //! Each method of the literature is one file of [`methods`], to be read beside its paper. A quantizer answers three
 //! questions: `codes` (the integers of a tensor), `fake_quantize` (their real values, with the method's gradient) and
-//! `qparams` (the grid). `codes` reads the integers from the values that `fake_quantize` has rounded, so that there is one rounding.
+//! `grid` (which integers there are and what each is worth). `codes` reads the integers from the values that `fake_quantize` has rounded, so that there is one rounding.
 //! Two are so simple that they have a formula of their own: DoReFa's activations, whose grid is fixed, and weights of 1 bit, whose
 //! codes are signs.
 //!
@@ -24,12 +24,12 @@
 //! ```
 
 mod calibration;
+mod codes;
 mod error;
 mod layers;
 pub mod methods;
 mod parameter;
 mod policy;
-mod qparams;
 mod quantizer;
 
 pub use calibration::Calibration;
@@ -40,11 +40,11 @@ pub use layers::{
     Selection,
 };
 pub use lowbit_core::{
-    BitWidth, BitWidthError, CodeRange, Granularity, LayerRole, Precision, Purpose, stream,
+    BitWidth, BitWidthError, CodeRange, CodeSet, Granularity, GridError, IntegerGrid, LayerRole, Precision,
+    Purpose, stream,
 };
 pub use parameter::is_quantizer_state;
 pub use policy::{LayerOverride, PrecisionFloor, QuantizationPolicy, pattern_matches};
-pub use qparams::QParams;
 pub use quantizer::{ActivationQuantizer, LayerQuantization, Method, Operand, WeightQuantizer};
 
 /// The code of the README, compiled and run with the documentation's tests.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
-use lowbit_core::{BitWidth, Granularity, Precision};
+use lowbit_core::{BitWidth, Granularity, GridError, IntegerGrid, Precision};
 use lowbit_kernels::{Activation, Scale};
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,6 @@ use crate::methods::lsq::{LsqActivations, LsqWeights};
 use crate::methods::minmax::{MinMaxActivations, MinMaxWeights};
 use crate::methods::pact::PactActivations;
 use crate::parameter::constant;
-use crate::qparams::QParams;
 
 /// A quantization method, by the name of its paper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -184,12 +183,16 @@ impl WeightQuantizer {
         }
     }
 
-    /// The parameters of the grid for the weights `w`.
-    pub fn qparams<const D: usize>(&self, w: Tensor<D>) -> QParams {
+    /// The grid of the weights `w`: its codes are those of [`codes`](Self::codes), and their real values what
+    /// [`fake_quantize`](Self::fake_quantize) yields. Reads from the device what the method learns or measures, once.
+    ///
+    /// # Errors
+    /// [`GridError`] if that is not finite.
+    pub fn grid<const D: usize>(&self, w: Tensor<D>) -> Result<IntegerGrid, GridError> {
         match self {
-            Self::DoReFa(quantizer) => quantizer.qparams(w),
-            Self::Lsq(quantizer) => quantizer.qparams(),
-            Self::MinMax(quantizer) => quantizer.qparams(w),
+            Self::DoReFa(quantizer) => quantizer.grid(w),
+            Self::Lsq(quantizer) => quantizer.grid(),
+            Self::MinMax(quantizer) => quantizer.grid(w),
         }
     }
 
@@ -310,7 +313,7 @@ impl ActivationQuantizer {
     /// Takes in a batch that is about to be quantized: a calibration records it, and in training (on a device with autodiff, unless
     /// the module is frozen) a running range moves towards it. Layers call this in their forward pass; who uses a quantizer
     /// without a layer calls it once a step. No other method changes the quantizer: `codes`, `fake_quantize`, `unrounded` and
-    /// `qparams` all answer for the same grid until the next call.
+    /// `grid` all answer for the same grid until the next call.
     pub fn observe<const D: usize>(&self, x: &Tensor<D>) {
         match self {
             Self::DoReFa(_) => {}
@@ -342,13 +345,17 @@ impl ActivationQuantizer {
         }
     }
 
-    /// The parameters of the grid, on `device` where the method has fixed ones.
-    pub fn qparams(&self, device: &Device) -> QParams {
+    /// The grid in force: its codes are those of [`codes`](Self::codes), and their real values what
+    /// [`fake_quantize`](Self::fake_quantize) yields. Reads from the device what the method learns or measures, once.
+    ///
+    /// # Errors
+    /// [`GridError`] if that is not finite.
+    pub fn grid(&self) -> Result<IntegerGrid, GridError> {
         match self {
-            Self::DoReFa(quantizer) => quantizer.qparams(device),
-            Self::Pact(quantizer) => quantizer.qparams(),
-            Self::Lsq(quantizer) => quantizer.qparams(),
-            Self::MinMax(quantizer) => quantizer.qparams(),
+            Self::DoReFa(quantizer) => Ok(quantizer.grid()),
+            Self::Pact(quantizer) => quantizer.grid(),
+            Self::Lsq(quantizer) => quantizer.grid(),
+            Self::MinMax(quantizer) => quantizer.grid(),
         }
     }
 

@@ -12,8 +12,8 @@ use burn::tensor::Tensor;
 
 use lowbit_core::Granularity;
 
+use crate::codes::reduce;
 use crate::parameter::constant;
-use crate::qparams::reduce;
 use crate::{ActivationQuantizer, WeightQuantizer};
 
 /// A quantized layer of a network, borrowed for inspection.

@@ -5,23 +5,25 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
-use lowbit_core::{BitWidth, CodeRange, Granularity};
+use lowbit_core::{BitWidth, CodeSet, Granularity, GridError, IntegerGrid};
 pub use lowbit_kernels::MaxGradient;
 use lowbit_kernels::{Activation, Grid, Scale, dorefa_weights, fake_quantize_learned, fake_quantize_unit};
 
+use crate::codes::{is_negative, read, reduce, zero_if_nan};
 use crate::parameter::{constant, recorded_bits};
-use crate::qparams::{QParams, is_negative, reduce, zero_if_nan};
 
-/// DoReFa weights, Zhou16 Eq. 9 (2 to 8 bits) and Eq. 7 (1 bit). Codes are unsigned, `0..=2^bits - 1`.
+/// DoReFa weights, Zhou16 Eq. 9 (2 to 8 bits) and Eq. 7 (1 bit). Codes are the odd integers `-n, -n + 2, ..., n` with
+/// `n = 2^bits - 1`: the grid is symmetric and does not contain zero.
 ///
 /// # Equation
 /// ```text
 /// z = tanh(w) / (2 max|tanh(w)|) + 1/2        the maximum over the whole tensor
-/// c = round(n z)                              ties to even, n = 2^bits - 1
-/// y = (2 c - n) / n                           = 2 c / n - 1
+/// c = 2 round(n z) - n                        ties to even, n = 2^bits - 1
+/// y = c / n
 /// ```
+/// (The paper counts the levels from 0, `round(n z)`.)
 /// The gradient is straight through the rounding only: the tanh, the division and the maximum are differentiated as
-/// written. At 1 bit `y = sign(w) mean|w|` with `sign(0) = 1`, also of -0, and the gradient passes through unchanged.
+/// written. At 1 bit `c = sign(w)` and `y = c mean|w|` with `sign(0) = 1`, also of -0, and the gradient passes through unchanged.
 #[derive(Module, Debug)]
 pub struct DoReFaWeights {
     recorded_bits: Param<Tensor<1, Int>>,
@@ -47,14 +49,14 @@ impl DoReFaWeights {
         self.bits
     }
 
-    /// Codes in `0..=2^bits - 1`, of `w`'s shape; `NaN` has the code of 0.
+    /// Odd codes in `-n..=n`, of `w`'s shape; `NaN` has the code of 0.
     pub fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
         match self.bits.get() {
-            1 => is_negative(w).neg() + 1,
+            1 => is_negative(w) * -2 + 1,
             _ => {
                 // From what the forward pass uses: another tanh might round to another code.
                 let n = steps(self.bits);
-                ((dorefa_weights(zero_if_nan(w), n, self.max_gradient) * n + n) / 2.0).round().int()
+                (dorefa_weights(zero_if_nan(w), n, self.max_gradient) * n).round().int()
             }
         }
     }
@@ -68,7 +70,7 @@ impl DoReFaWeights {
         dorefa_weights(w, steps(self.bits), self.max_gradient)
     }
 
-    /// What the quantized weights are multiples of, and the largest multiple: `2 c - n`.
+    /// What the quantized weights are multiples of, and the largest multiple.
     pub(crate) fn scale<const D: usize>(&self, w: Tensor<D>) -> (Scale, u8) {
         match self.bits.get() {
             1 => (Scale::Learned { parameter: mean_magnitude(constant(w)), parts: 1.0 }, 1),
@@ -98,17 +100,16 @@ impl DoReFaWeights {
         }
     }
 
-    /// The grid's parameters for the weights `w`.
-    pub fn qparams<const D: usize>(&self, w: Tensor<D>) -> QParams {
-        let range = self.bits.unsigned_range();
-        let (scale, zero_point) = match self.bits.get() {
-            1 => (mean_magnitude(w) * 2.0, 0.5),
-            _ => {
-                let n = steps(self.bits);
-                (Tensor::full([1], 2.0 / n, &w.device()), n / 2.0)
-            }
+    /// The grid of the weights `w`. At 1 bit, and only there, it depends on them.
+    ///
+    /// # Errors
+    /// [`GridError`] if their mean magnitude is not finite, at 1 bit.
+    pub fn grid<const D: usize>(&self, w: Tensor<D>) -> Result<IntegerGrid, GridError> {
+        let units = match self.bits.get() {
+            1 => read(mean_magnitude(constant(w))),
+            _ => vec![1.0],
         };
-        QParams { zero_point: scale.full_like(zero_point), scale, range }
+        IntegerGrid::new(CodeSet::odd(self.bits), units, largest_code(self.bits).into())
     }
 }
 
@@ -167,14 +168,10 @@ impl DoReFaActivations {
         (Scale::Constant(1.0 / steps(self.bits)), largest_code(self.bits))
     }
 
-    /// The grid's parameters, on `device`.
-    pub fn qparams(&self, device: &Device) -> QParams {
-        let range: CodeRange = self.bits.unsigned_range();
-        QParams {
-            scale: Tensor::full([1], 1.0 / steps(self.bits), device),
-            zero_point: Tensor::zeros([1], device),
-            range,
-        }
+    /// The grid, which is always the same.
+    pub fn grid(&self) -> IntegerGrid {
+        let grid = IntegerGrid::new(self.bits.unsigned_range(), vec![1.0], largest_code(self.bits).into());
+        grid.expect("invariant: its values lie between 0 and 1")
     }
 }
 

@@ -2,12 +2,12 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
-use lowbit_core::{BitWidth, CodeRange, Granularity};
+use lowbit_core::{BitWidth, CodeRange, CodeSet, Granularity, GridError, IntegerGrid};
 use lowbit_kernels::{Activation, Grid, Scale, fake_quantize_learned};
 
 use crate::calibration::Calibration;
+use crate::codes::{codes_of, is_negative, per_channel, read, reduce, zero_if_nan};
 use crate::parameter::{constant, n_at_floor, positive_parameter, recorded_bits, replace};
-use crate::qparams::{QParams, codes_of, is_negative, per_channel, reduce, zero_if_nan};
 
 /// The step size never falls below this: the smallest weights that training produces are orders of magnitude larger.
 const MIN_STEP_SIZE: f32 = 1e-7;
@@ -89,7 +89,7 @@ impl LsqWeights {
     fn on_grid<const D: usize>(&self, w: Tensor<D>, steps: Tensor<1>) -> Tensor<D> {
         let grid = match self.bits.get() {
             1 => Grid::Sign { is_bounded: true },
-            _ => grid(weight_range(self.bits)),
+            _ => step_grid(weight_range(self.bits)),
         };
         fake_quantize_learned(w, steps, grid)
     }
@@ -122,10 +122,16 @@ impl LsqWeights {
         (Scale::Learned { parameter, parts: 1.0 }, weight_range(self.bits).q_min.unsigned_abs() as u8)
     }
 
-    /// The grid's parameters.
-    pub fn qparams(&self) -> QParams {
-        let scale = self.step_in_force();
-        QParams { zero_point: scale.zeros_like(), scale, range: weight_range(self.bits) }
+    /// The grid: its unit is the step size in force.
+    ///
+    /// # Errors
+    /// [`GridError`] if a step size is not finite.
+    pub fn grid(&self) -> Result<IntegerGrid, GridError> {
+        let codes = match self.bits.get() {
+            1 => CodeSet::odd(self.bits),
+            _ => weight_range(self.bits).into(),
+        };
+        IntegerGrid::new(codes, read(self.step_in_force()), 1)
     }
 }
 
@@ -199,7 +205,7 @@ impl LsqActivations {
     }
 
     fn on_grid<const D: usize>(&self, x: Tensor<D>, step: Tensor<1>) -> Tensor<D> {
-        fake_quantize_learned(x, step, grid(self.bits.unsigned_range()))
+        fake_quantize_learned(x, step, step_grid(self.bits.unsigned_range()))
     }
 
     /// [`fake_quantize`](Self::fake_quantize) without the rounding: `x` clipped to the range of the codes.
@@ -218,7 +224,7 @@ impl LsqActivations {
         let (range, per_sample) = (self.bits.unsigned_range(), dims[1..].iter().product());
         (!self.calibration.is_recording()).then(|| Activation::Learned {
             parameter: learned_step(self.step_size.val(), range, per_sample),
-            grid: grid(range),
+            grid: step_grid(range),
         })
     }
 
@@ -242,10 +248,12 @@ impl LsqActivations {
         (!self.calibration.is_recording()).then_some((Scale::Learned { parameter, parts: 1.0 }, largest))
     }
 
-    /// The grid's parameters.
-    pub fn qparams(&self) -> QParams {
-        let scale = self.step_in_force();
-        QParams { zero_point: scale.zeros_like(), scale, range: self.bits.unsigned_range() }
+    /// The grid: its unit is the step size in force.
+    ///
+    /// # Errors
+    /// [`GridError`] if the step size is not finite.
+    pub fn grid(&self) -> Result<IntegerGrid, GridError> {
+        IntegerGrid::new(self.bits.unsigned_range(), read(self.step_in_force()), 1)
     }
 }
 
@@ -257,7 +265,8 @@ fn weight_range(bits: BitWidth) -> CodeRange {
     }
 }
 
-fn grid(range: CodeRange) -> Grid {
+/// The formula of the kernels.
+fn step_grid(range: CodeRange) -> Grid {
     Grid::Step { q_min: range.q_min as f32, q_max: range.q_max as f32 }
 }
 

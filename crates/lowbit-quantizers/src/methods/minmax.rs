@@ -3,12 +3,12 @@
 
 use burn::module::{Flag, Module, Param, RunningState};
 use burn::tensor::{Device, Int, Tensor};
-use lowbit_core::{BitWidth, CodeRange, Granularity, Precision};
+use lowbit_core::{BitWidth, CodeRange, Granularity, GridError, IntegerGrid, Precision};
 use lowbit_kernels::{Grid, fake_quantize_affine, fake_quantize_learned, quotient, value_range};
 
 use crate::calibration::Calibration;
+use crate::codes::{codes_of, per_channel, read, reduce, zero_if_nan};
 use crate::parameter::{constant, recorded_bits};
-use crate::qparams::{QParams, codes_of, per_channel, reduce, zero_if_nan};
 use crate::{Method, Operand, QuantizerError};
 
 /// Share of the newest batch in the running range, as in batch normalization.
@@ -95,10 +95,12 @@ impl MinMaxWeights {
         w
     }
 
-    /// The grid's parameters for the weights `w`.
-    pub fn qparams<const D: usize>(&self, w: Tensor<D>) -> QParams {
-        let scale = self.scale(w);
-        QParams { zero_point: scale.zeros_like(), scale, range: self.range() }
+    /// The grid of the weights `w`: its unit is their scale.
+    ///
+    /// # Errors
+    /// [`GridError`] if a scale is not finite.
+    pub fn grid<const D: usize>(&self, w: Tensor<D>) -> Result<IntegerGrid, GridError> {
+        IntegerGrid::new(self.range(), read(self.scale(w)), 1)
     }
 }
 
@@ -190,7 +192,7 @@ impl MinMaxActivations {
     }
 
     /// Scale and zero point of the range in force.
-    fn grid(&self) -> [Tensor<1>; 2] {
+    fn parameters(&self) -> [Tensor<1>; 2] {
         let ((min, max), n) = (self.range(), self.steps());
         let range = max - min.clone();
         let scale = usable(quotient(range.clone(), range.full_like(n)));
@@ -200,19 +202,19 @@ impl MinMaxActivations {
 
     /// Codes in `0..=2^bits - 1`, of `x`'s shape; `NaN` has the code of 0.
     pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
-        let grid = self.grid();
-        let [scale, zero_point] = grid.clone();
-        codes_of(self.rounded(zero_if_nan(x), grid), scale) + per_channel(zero_if_nan(zero_point)).int()
+        let parameters = self.parameters();
+        let [scale, zero_point] = parameters.clone();
+        codes_of(self.rounded(zero_if_nan(x), parameters), scale) + per_channel(zero_if_nan(zero_point)).int()
     }
 
     /// `x` on the grid's real values, of `x`'s shape, with a straight-through gradient.
     pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        self.rounded(x, self.grid())
+        self.rounded(x, self.parameters())
     }
 
     /// [`fake_quantize`](Self::fake_quantize) without the rounding: `x` clipped to the range of the codes.
     pub fn unrounded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let [scale, zero_point] = self.grid().map(per_channel::<D>);
+        let [scale, zero_point] = self.parameters().map(per_channel::<D>);
         ((x / scale.clone() + zero_point.clone()).clamp(0.0, self.steps()) - zero_point) * scale
     }
 
@@ -220,10 +222,17 @@ impl MinMaxActivations {
         fake_quantize_affine(x, scale, zero_point, self.steps())
     }
 
-    /// The grid's parameters.
-    pub fn qparams(&self) -> QParams {
-        let [scale, zero_point] = self.grid();
-        QParams { scale, zero_point, range: self.bits.unsigned_range() }
+    /// The grid over the range in force.
+    ///
+    /// # Errors
+    /// [`GridError`] if the range is not finite.
+    pub fn grid(&self) -> Result<IntegerGrid, GridError> {
+        // Both in one read.
+        let mut units = read(Tensor::cat(self.parameters().to_vec(), 0));
+        let zero_point = units.pop().expect("invariant: a scale and a zero point");
+        let grid = IntegerGrid::new(self.bits.unsigned_range(), units, 1)?;
+        // An integer from 0 to n, as the scale is finite.
+        grid.with_zero_point(zero_point as i32)
     }
 }
 

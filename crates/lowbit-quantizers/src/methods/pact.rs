@@ -2,12 +2,12 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
-use lowbit_core::{BitWidth, Granularity};
+use lowbit_core::{BitWidth, Granularity, GridError, IntegerGrid};
 use lowbit_kernels::{Activation, Grid, Scale, fake_quantize_learned, value_range};
 
 use crate::calibration::Calibration;
+use crate::codes::{codes_of, per_channel, read, reduce, zero_if_nan};
 use crate::parameter::{constant, n_at_floor, positive_parameter, recorded_bits, replace};
-use crate::qparams::{QParams, codes_of, per_channel, reduce, zero_if_nan};
 
 /// Clip value until a calibration: within the range that the paper finds insensitive (Choi18, section 3: 8 to 20 are equal) for
 /// a clip value that decays. It is far beyond what follows a normalization.
@@ -121,22 +121,23 @@ impl PactActivations {
     /// Codes in `0..=2^bits - 1`, of `x`'s shape; `NaN` has the code of 0.
     pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
         let clip = self.clip();
-        codes_of(fake_quantize_learned(zero_if_nan(x), clip.clone(), self.grid()) * self.steps(), clip)
+        codes_of(fake_quantize_learned(zero_if_nan(x), clip.clone(), self.clip_grid()) * self.steps(), clip)
     }
 
     /// `x` on the grid's real values, of `x`'s shape, with the gradients of Choi18 Eq. 3.
     pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        fake_quantize_learned(x, self.clip(), self.grid())
+        fake_quantize_learned(x, self.clip(), self.clip_grid())
     }
 
-    fn grid(&self) -> Grid {
+    /// The formula of the kernels.
+    fn clip_grid(&self) -> Grid {
         Grid::Clip { n: self.steps() }
     }
 
     /// A ReLU and the quantizer in one; `None` during calibration, which sees the values.
     pub(crate) fn activation(&self) -> Option<Activation> {
         let is_fixed = !self.calibration.is_recording();
-        is_fixed.then(|| Activation::Learned { parameter: self.clip(), grid: self.grid() })
+        is_fixed.then(|| Activation::Learned { parameter: self.clip(), grid: self.clip_grid() })
     }
 
     /// What the quantized values are multiples of, and the largest multiple; `None` during calibration.
@@ -151,10 +152,12 @@ impl PactActivations {
         self.clipped(x, clip)
     }
 
-    /// The grid's parameters.
-    pub fn qparams(&self) -> QParams {
-        let scale = constant(self.clip()) / self.steps();
-        QParams { zero_point: scale.zeros_like(), scale, range: self.bits.unsigned_range() }
+    /// The grid: its unit, which is divided by `n`, is the clip value in force.
+    ///
+    /// # Errors
+    /// [`GridError`] if the clip value is not finite.
+    pub fn grid(&self) -> Result<IntegerGrid, GridError> {
+        IntegerGrid::new(self.bits.unsigned_range(), read(self.clip()), self.bits.levels() - 1)
     }
 }
 

@@ -1,30 +1,13 @@
-//! What maps the integer codes of a tensor to real values.
+//! Reductions, codes and grids from the tensors of a quantizer.
 
 use burn::tensor::{Int, Tensor};
-use lowbit_core::CodeRange;
 use lowbit_kernels::reduce_in_parts;
 
-/// The parameters of an integer grid: `value = scale * (code - zero_point)`.
-#[derive(Clone, Debug)]
-pub struct QParams {
-    /// Real value of one code step. Positive, but zero for 1-bit DoReFa weights that are all zero. Shape `[1]`, or
-    /// `[channels]` per output channel (the first axis).
-    pub scale: Tensor<1>,
-    /// The code of real zero, same shape as `scale`. An integer, except for DoReFa weights, whose grid does not contain
-    /// zero: there it is the half-integer between the two codes around it.
-    pub zero_point: Tensor<1>,
-    /// Inclusive bounds of the codes.
-    pub range: CodeRange,
-}
+use crate::parameter::constant;
 
-impl QParams {
-    /// Real values of `codes`, up to float rounding of the affine map. Shapes `[...]` to `[...]`.
-    ///
-    /// A quantizer's own `fake_quantize` evaluates the same grid in the order of its paper's formula and is what
-    /// evaluation and export use bit for bit.
-    pub fn dequantize<const D: usize>(&self, codes: Tensor<D, Int>) -> Tensor<D> {
-        (codes.float() - per_channel::<D>(self.zero_point.clone())) * per_channel::<D>(self.scale.clone())
-    }
+/// The numbers of a tensor, read from its device.
+pub(crate) fn read(tensor: Tensor<1>) -> Vec<f32> {
+    constant(tensor).into_data().iter::<f32>().collect()
 }
 
 /// The integers that fake-quantized values are multiples of, of their shape: what was rounded once is not rounded to another
