@@ -9,7 +9,7 @@ use crate::fingerprint::Settings;
 use crate::network::{NetworkSpec, Output, Outputs};
 use crate::phase::Phase;
 
-/// One way to train a low-bit network. See the [crate](crate).
+/// One way to train a low-bit network. See the [crate].
 pub trait Strategy: fmt::Debug + Send + Sync {
     /// Its name, as in "joint": runs record it, and errors name it.
     fn name(&self) -> &str;
