@@ -136,6 +136,7 @@ fn output(name: impl Into<String>, role: Role, logits: Tensor<2>) -> Output {
         name: name.into(),
         role,
         features: Features { logits, taps: Vec::new() },
+        adapts_to: (role == Role::Student).then(|| TEACHER.into()),
         adapted_taps: Vec::new(),
         act_bits: Precision::FullPrecision,
     }

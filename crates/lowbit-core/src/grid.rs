@@ -1,7 +1,7 @@
 //! The integer codes of a quantized tensor and their real values.
 //!
 //! Every quantizer has one system of integers, its *codes*: what a kernel multiplies and an export writes. An [`IntegerGrid`]
-//! says which integers these are and what each is worth. [`PackedCodes`](crate::PackedCodes) stores a tensor of them in the bits
+//! says which integers these are and what each is worth. [`PackedCodes`] stores a tensor of them in the bits
 //! of the grid.
 
 use serde::{Deserialize, Serialize};

@@ -94,7 +94,7 @@ impl PackedCodes {
             return Err(PackedCodesError::Bytes { got: bytes.len(), expected: sizes.bytes });
         }
         // Fewer than 8, of the last byte of a row.
-        let n_unused = sizes.row_bytes * 8 - sizes.row * bits.get() as usize;
+        let n_unused = (8 - sizes.row % 8 * bits.get() as usize % 8) % 8;
         if n_unused > 0 {
             let is_set = |row: &[u8]| row.last().is_some_and(|byte| byte.leading_zeros() < n_unused as u32);
             if let Some(row) = bytes.chunks(sizes.row_bytes).position(is_set) {
@@ -275,7 +275,9 @@ mod tests {
         for shape in [vec![huge, 3], vec![1, 2 * huge], vec![3, huge / 2, 2], vec![0, huge, huge]] {
             assert_eq!(read(&[], &shape), Err(PackedCodesError::Size { shape: shape.clone() }));
         }
-        // Rows of nothing take no bytes, however many there are.
-        assert!(read(&[], &[huge, 0]).unwrap().unpack().is_empty());
+        // Rows of nothing take no bytes, however many there are, nor do no rows, however long.
+        for shape in [[huge, 0], [0, huge]] {
+            assert!(read(&[], &shape).unwrap().unpack().is_empty());
+        }
     }
 }

@@ -230,9 +230,9 @@ fn clip(x: f32, min: f32, max: f32) -> f32 {
 /// Any of the activations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
-    /// See [`Identity`].
+    /// `x`.
     Identity,
-    /// See [`Relu`].
+    /// `max(x, 0)`; the gradient passes where `x > 0`.
     Relu,
     /// See [`UnitGrid`].
     Unit(UnitGrid),

@@ -73,13 +73,16 @@ impl Strategy for Hint {
             };
             self.taps.iter().map(maps).collect()
         };
+        // A student that another strategy added may adapt to none, or to another network.
+        let is_adapted = |student: &&Output| student.adapts_to.as_deref() == Some(TEACHER);
         match network.role {
+            Role::Student if !is_adapted(&network) => loss,
             Role::Student => pairs(network).into_iter().fold(loss, |loss, (mu, nu, bits)| {
                 loss.plus(HINT, half_mean_square(mu, quantized(nu.detach(), bits)) * self.weight)
             }),
             Role::Teacher if network.name == TEACHER && self.target == HintTarget::Both => {
-                let n = outputs.students().count();
-                outputs.students().flat_map(pairs).fold(loss, |loss, (mu, nu, bits)| {
+                let n = outputs.students().filter(is_adapted).count();
+                outputs.students().filter(is_adapted).flat_map(pairs).fold(loss, |loss, (mu, nu, bits)| {
                     let distance = half_mean_square(mu.detach(), quantized(nu, bits));
                     loss.plus(HINT, distance * (self.weight / n as f64))
                 })

@@ -90,8 +90,10 @@ pub struct Output {
     pub role: Role,
     /// Class scores and feature maps. Without a gradient if the network is not trained.
     pub features: Features,
-    /// The feature maps in the number of channels of the network that it [adapts to](NetworkSpec::adapts_to),
-    /// `[batch, channels, height, width]`.
+    /// The network that it [adapts to](NetworkSpec::adapts_to).
+    pub adapts_to: Option<String>,
+    /// The feature maps in the number of channels of that network, `[batch, channels, height, width]`; the feature maps as they are
+    /// without one.
     pub adapted_taps: Vec<Tensor<4>>,
     /// Precision of its activations in this phase.
     pub act_bits: Precision,

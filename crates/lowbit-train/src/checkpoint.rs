@@ -32,7 +32,7 @@ use crate::learner::networks_of_recipe;
 use crate::metrics::{Scores, Tally};
 use crate::optimizer_file::OptimizerFile;
 use crate::origin::Origin;
-use crate::run_dir::{METRICS, RunDir};
+use crate::run_dir::{METRICS, RunDir, RunInfo};
 use crate::state::{NamedTensors, StateError};
 use crate::strategy::STUDENT;
 
@@ -536,11 +536,11 @@ impl Checkpoints {
         let recipe = run.recipe().map_err(unknown)?;
         let of_recipe = networks_of_recipe(&recipe).into_iter().map(|spec| spec.n_parameters(&recipe));
         let of_recipe: Vec<usize> = of_recipe.collect::<Result<_, _>>().map_err(unknown)?;
-        // Strategies of a caller's own may have added larger ones.
-        let of_run = run.info().ok().and_then(|info| info.n_parameters);
-        let n_parameters = of_recipe.into_iter().chain(of_run).max();
+        let n_of_recipe = of_recipe.into_iter().max().unwrap_or_default();
+        let n_strategies = recipe.strategies().len();
+        let n_of_run = run.info().map_or(0, |info| n_of_own_strategies(&info, n_strategies));
         // Two moments of each parameter in an optimizer's file, and as many for adapters, statistics and quantizers.
-        Ok((n_parameters.unwrap_or_default() as u64).saturating_mul(4 * 4).saturating_add(64 << 20))
+        Ok((n_of_recipe.max(n_of_run) as u64).saturating_mul(4 * 4).saturating_add(64 << 20))
     }
 
     /// The checksums of the checkpoint in `folder`, by file: those of all its files but hidden ones, which are of
@@ -866,4 +866,41 @@ pub(crate) fn from_safetensors(bytes: &[u8]) -> Result<NamedTensors, String> {
 /// The SHA-256 of `bytes` in hexadecimal.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
+}
+
+/// Parameters that a network of a caller's own strategies can have at most: about those of the largest vision models.
+const MAX_OWN_PARAMETERS: usize = 1 << 32;
+
+/// Parameters of a run's largest network, where strategies of a caller's own, which are not known here, may have added it; else
+/// 0. No checksum covers what `run.json` says, so that it has a bound.
+fn n_of_own_strategies(info: &RunInfo, n_of_recipe: usize) -> usize {
+    let has_own = info.strategies.as_ref().is_some_and(|strategies| strategies.len() > n_of_recipe);
+    if has_own { info.n_parameters.unwrap_or_default().min(MAX_OWN_PARAMETERS) } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_own_strategies_make_files_larger_and_not_without_bound() {
+        let n_parameters = |n: usize, strategies: &str| {
+            let info = RunInfo {
+                schema: 3,
+                origin: Origin::default(),
+                started: None,
+                device: "flex".into(),
+                data_dir: None,
+                data: None,
+                strategies: serde_json::from_str(strategies).expect("a list, or none"),
+                n_parameters: Some(n),
+            };
+            n_of_own_strategies(&info, 1)
+        };
+        let own = r#"[{"name":"joint","settings":{}},{"name":"own","settings":{}}]"#;
+        assert_eq!(n_parameters(7, own), 7);
+        assert_eq!(n_parameters(usize::MAX, own), MAX_OWN_PARAMETERS);
+        assert_eq!(n_parameters(7, r#"[{"name":"joint","settings":{}}]"#), 0);
+        assert_eq!(n_parameters(7, "null"), 0);
+    }
 }

@@ -392,8 +392,8 @@ impl Trainee {
                 None => tap.clone(),
             })
             .collect();
-        let (name, role) = (self.spec.name.clone(), self.spec.role);
-        Output { name, role, features, adapted_taps, act_bits: self.act_bits }
+        let NetworkSpec { name, role, adapts_to, .. } = self.spec.spec.clone();
+        Output { name, role, features, adapts_to, adapted_taps, act_bits: self.act_bits }
     }
 
     /// One update from the `loss` of a batch.

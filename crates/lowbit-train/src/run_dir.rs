@@ -480,8 +480,8 @@ impl RunDir {
         match strategies.first() {
             None => serde_json::from_value(rest.into()).map_err(|error| damaged(one_line(&error))),
             Some(own) => Err(damaged(format!(
-                "it has strategies of its caller's own ({own}) as lowbit 0.1.0 wrote them before they had names: that version \
-                 reads it"
+                "it has a strategy of its caller's own ({own}) without a name, as lowbit wrote them before run.json had schema 3, \
+                 up to revision 3ff692d: that lowbit reads it, this one does not"
             ))),
         }
     }
