@@ -629,7 +629,7 @@ fn result_of_a_run_that_goes_on() {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for(&sandbox.path("run/set-aside/after-step-00000004/checkpoints/step-00000120"));
     wait_for(&sandbox.path("run/checkpoints/step-00000008"));
-    assert!(works(&["kill", "-INT", &child.id().to_string()]));
+    assert!(works(&["kill", common::stop_signal(), &child.id().to_string()]));
     let outcome = Outcome::of(&child.wait_with_output().unwrap());
     assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
     assert!(!sandbox.path("run/result.json").exists());
@@ -656,7 +656,7 @@ fn printed_commands_work() {
     let mut command = sandbox.command(&args);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for(&sandbox.path("my runs/one/checkpoints/step-00000004"));
-    assert!(works(&["kill", "-INT", &child.id().to_string()]));
+    assert!(works(&["kill", common::stop_signal(), &child.id().to_string()]));
     let outcome = Outcome::of(&child.wait_with_output().unwrap());
     assert_eq!(outcome.stdout, "saved; continue with: lowbit train --resume 'my runs/one'\n");
     assert!(outcome.stderr.contains("data    mnist: 128 training and 64 test images"), "{}", outcome.stderr);
@@ -687,7 +687,7 @@ fn printed_commands_work() {
     while newest() == before {
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert!(works(&["kill", "-INT", &child.id().to_string()]));
+    assert!(works(&["kill", common::stop_signal(), &child.id().to_string()]));
     let outcome = Outcome::of(&child.wait_with_output().unwrap());
     let options = match device {
         "flex" => "--data-dir 'new data'".to_string(),
@@ -1492,7 +1492,7 @@ fn interrupted_and_resumed_equals_uninterrupted() {
     let mut command = sandbox.command(&args("stopped"));
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for(&sandbox.path("stopped/checkpoints/step-00000004"));
-    assert!(works(&["kill", "-INT", &child.id().to_string()]));
+    assert!(works(&["kill", common::stop_signal(), &child.id().to_string()]));
     let outcome = Outcome::of(&child.wait_with_output().unwrap());
     assert_eq!(outcome.code, Some(130), "{}{}", outcome.stdout, outcome.stderr);
     let interrupted: Value = serde_json::from_str(&outcome.stdout).unwrap();
@@ -1539,7 +1539,7 @@ fn aborted_by_a_later_signal() {
     let child = sandbox.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // The program listens before it makes the directory, and stops after its first step at the earliest.
     wait_for(&sandbox.path("run/run.json"));
-    let signal = || assert!(works(&["kill", "-INT", &child.id().to_string()]));
+    let signal = || assert!(works(&["kill", common::stop_signal(), &child.id().to_string()]));
     signal();
     // Within half a second it would be the same wish.
     std::thread::sleep(Duration::from_millis(800));

@@ -94,3 +94,13 @@ pub fn copy_dir(from: &Path, to: &Path) {
         }
     }
 }
+
+/// Option of `kill` for the signal that asks a training to stop: SIGINT; SIGTERM where these tests have SIGINT ignored, as in a
+/// shell's background job, since the programs that they start inherit that, and lowbit keeps it.
+pub fn stop_signal() -> &'static str {
+    const SIGINT: u64 = 1 << 1;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    if ignored.is_some_and(|mask| mask & SIGINT != 0) { "-TERM" } else { "-INT" }
+}
