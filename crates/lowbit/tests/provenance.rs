@@ -317,7 +317,7 @@ fn run_of_other_strategies_is_refused() {
         (
             2,
             json!(["BackToFront"]),
-            "run/run.json is damaged: it has strategies of its caller's own (BackToFront)",
+            "run/run.json is damaged: it has a strategy of its caller's own (BackToFront)",
         ),
     ] {
         let outcome = with(schema, strategies);
