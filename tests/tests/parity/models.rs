@@ -142,9 +142,14 @@ impl ModelCase {
     }
 
     /// What is allowed, by a tolerance for ten layers: roundings add up, and a network of bottlenecks has fifty, the last of which
-    /// normalize 27 values a channel. (Of ten times as much, an NVIDIA H200 took 1.09 times.)
+    /// normalize 27 values a channel. (Of ten times as much, an NVIDIA H200 took 1.09 times.) AlexNet's linear layers normalize the
+    /// 3 values of the batch, whose differences may be small beside them. (Of one time, Mesa's software driver took 3.83 times.)
     fn allowed(&self, Tolerance { relative, absolute }: Tolerance) -> Tolerance {
-        let factor = if self.config.depth == Some(50) { 30.0 } else { 1.0 };
+        let factor = match self.config {
+            ModelConfig { depth: Some(50), .. } => 30.0,
+            ModelConfig { family: Family::AlexNet, .. } => 10.0,
+            _ => 1.0,
+        };
         Tolerance { relative: relative * factor, absolute: absolute * factor }
     }
 
