@@ -230,6 +230,29 @@ fn hints() {
     });
 }
 
+/// A student of a caller's own strategy, which adapts to no network, has no hint and no share in the teacher's.
+#[test]
+fn a_student_that_does_not_adapt_has_no_hint() {
+    let device = Device::default();
+    let map = |value: f32| Tensor::<4>::full([1, 1, 2, 2], value, &device);
+    let no_logits = || Tensor::zeros([1, 2], &device);
+    let mut student = output("student", Role::Student, no_logits());
+    student.adapted_taps = vec![map(0.0)];
+    let mut teacher = output(TEACHER, Role::Teacher, no_logits());
+    teacher.features.taps = vec![map(1.0)];
+    let own = Output { adapts_to: None, ..output("own", Role::Student, no_logits()) };
+    let hint = Hint { weight: 1.0, target: HintTarget::Both, taps: vec![0] };
+    let loss = |network: &Output, networks: &[Output]| {
+        let labels = Loss::new("labels", Tensor::zeros([1], &device));
+        hint.loss(network, &Outputs { networks }, labels).total().into_scalar::<f32>()
+    };
+    let (without, with) =
+        ([student.clone(), teacher.clone()], [student.clone(), own.clone(), teacher.clone()]);
+    assert_eq!(loss(&own, &with), 0.0);
+    assert_eq!([loss(&student, &with), loss(&teacher, &with)], [0.5, 0.5]);
+    assert_eq!([loss(&student, &without), loss(&teacher, &without)], [0.5, 0.5]);
+}
+
 fn check_hint(what: &str, cases: &HintCases, case: &HintCase, device: &Device) {
     let mu = tensor(&cases.mu, cases.shape, device).require_grad();
     let nu = tensor(&cases.nu, cases.shape, device).require_grad();
