@@ -235,20 +235,30 @@ const IN_FLIGHT: i64 = 4 << 10;
 /// The process allocates in pages of the allocator's choice; 200 leaked batches of images alone would be more than this.
 const NOISE: i64 = 8 << 20;
 
+/// How often memory is watched for 200 steps: a leak grows every time, the arenas of a driver's threads do not.
+const WATCHES: usize = 3;
+
 #[test]
 #[cfg_attr(not(feature = "wgpu"), ignore = "needs --features wgpu")]
 fn memory_does_not_grow() {
     let Some((backend, _turn)) = gpu() else { return };
-    let steps = memory(&backend.device, 25, Vec::new());
-    let [in_use, reserved, resident] = growth(&steps);
-    eprintln!(
-        "wgpu memory over 200 steps: at the end {:?}, growth {:?}",
-        steps[199],
-        [in_use, reserved, resident]
-    );
-    assert!(in_use <= IN_FLIGHT, "{in_use} bytes more in use");
-    assert!(reserved <= 0, "{reserved} bytes more reserved");
-    assert!(resident <= NOISE, "{resident} bytes more resident");
+    let mut growths = Vec::new();
+    while growths.last().is_none_or(|&resident| resident > NOISE) {
+        assert!(
+            growths.len() < WATCHES,
+            "{growths:?} bytes more resident in {WATCHES} trainings of 200 steps"
+        );
+        let steps = memory(&backend.device, 25, Vec::new());
+        let [in_use, reserved, resident] = growth(&steps);
+        eprintln!(
+            "wgpu memory over 200 steps: at the end {:?}, growth {:?}",
+            steps[199],
+            [in_use, reserved, resident]
+        );
+        assert!(in_use <= IN_FLIGHT, "{in_use} bytes more in use");
+        assert!(reserved <= 0, "{reserved} bytes more reserved");
+        growths.push(resident);
+    }
 }
 
 /// Keeps the logits of every step.
