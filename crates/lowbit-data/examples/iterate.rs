@@ -38,6 +38,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     };
     let loader = Loader::new(Arc::new(train), config)?;
     for batch in loader.epoch(0, 0) {
+        let batch = batch?;
         let mean = batch.images.iter().sum::<f32>() / batch.images.len() as f32;
         if batch.step < 3 || batch.step + 1 == loader.steps_per_epoch() {
             println!("step {:4}: shape {:?}, mean {mean:+.3}", batch.step, batch.shape);

@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         n_classes: 100,
         images: (0..n_samples * shape.n_values()).map(|idx| (idx * 31 % 256) as u8).collect(),
         max_value: 255,
-        labels: (0..n_samples).map(|idx| (idx % 100) as u8).collect(),
+        labels: (0..n_samples).map(|idx| (idx % 100) as u16).collect(),
     });
     for n_threads in [0, 1, 2] {
         let config = LoaderConfig {
@@ -31,13 +31,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             n_threads,
             ..LoaderConfig::training(128, 1, Normalization::of(DatasetName::Cifar100))
         };
-        let loader = Loader::new(Arc::clone(&dataset), config)?;
+        let loader = Loader::new(dataset.clone(), config)?;
         let n_epochs = 3;
         let start = Instant::now();
         let mut n_images = 0;
         for epoch in 0..n_epochs {
             for batch in loader.epoch(epoch, 0) {
-                n_images += batch.labels.len();
+                n_images += batch?.labels.len();
             }
         }
         let rate = n_images as f64 / start.elapsed().as_secs_f64();

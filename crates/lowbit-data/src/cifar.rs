@@ -105,7 +105,7 @@ struct Parser {
     split: Split,
     label_kind: LabelKind,
     images: Vec<u8>,
-    labels: Vec<u8>,
+    labels: Vec<u16>,
     /// The files read, each with the SHA-256 of its content.
     contents: Vec<(PathBuf, Option<String>)>,
 }
@@ -152,7 +152,7 @@ impl Parser {
                 let n_classes = if idx + 1 == self.layout.n_labels { fine_classes } else { COARSE_CLASSES };
                 check_label(path, record_idx, label, n_classes)?;
             }
-            self.labels.push(labels[label_idx]);
+            self.labels.push(labels[label_idx].into());
             self.images.extend_from_slice(pixels);
         }
         Ok(())

@@ -1,11 +1,16 @@
 //! A data set in memory, and how its pixels become numbers.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{identify, published_contents};
-use crate::{DataError, DatasetName, LabelKind, Locations, Split, cifar, digits, idx, locate};
+use crate::source::label_len;
+use crate::{
+    DataError, DatasetName, Digest, Image, LabelKind, Locations, SampleError, SampleFailure, Source,
+    SourceInfo, Split, cifar, digits, idx, locate,
+};
 
 /// The shape of one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -25,7 +30,13 @@ impl ImageShape {
     }
 }
 
-/// Labeled images of 8 bits per value, all of one shape.
+impl fmt::Display for ImageShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}x{}", self.channels, self.height, self.width)
+    }
+}
+
+/// Labeled images in memory, of 8 bits per value, all of one shape.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
     /// Name for messages: that of the catalog, or any other for data made by the caller.
@@ -39,7 +50,7 @@ pub struct Dataset {
     /// The pixel value that stands for 1.0: 16 for digits, 255 for the others.
     pub max_value: u8,
     /// One class index per image, each below `n_classes`.
-    pub labels: Vec<u8>,
+    pub labels: Vec<u16>,
 }
 
 impl Dataset {
@@ -58,25 +69,16 @@ impl Dataset {
                 got: self.images.len(),
             });
         }
-        let beyond = |what, values: &[u8], max: usize| match values.iter().position(|&v| usize::from(v) > max)
-        {
-            Some(idx) => {
-                Err(DataError::ValueOutOfRange { name: self.name.clone(), what, idx, got: values[idx], max })
-            }
-            None => Ok(()),
-        };
-        beyond("pixel", &self.images, self.max_value.into())?;
-        match self.n_classes.checked_sub(1) {
-            Some(max) => beyond("label", &self.labels, max),
-            None if self.labels.is_empty() => Ok(()),
-            None => Err(DataError::ValueOutOfRange {
+        if let Some(idx) = self.images.iter().position(|&pixel| pixel > self.max_value) {
+            return Err(DataError::ValueOutOfRange {
                 name: self.name.clone(),
-                what: "label",
-                idx: 0,
-                got: self.labels[0],
-                max: 0,
-            }),
+                what: "pixel",
+                idx,
+                got: self.images[idx].into(),
+                max: self.max_value.into(),
+            });
         }
+        check_labels(&self.name, self.n_classes, self.labels.iter().copied())
     }
 
     /// Number of samples.
@@ -92,7 +94,14 @@ impl Dataset {
     /// CRC-32 of the labels and the pixels, by which another data set is noticed at once. It does not withstand a forger.
     pub fn crc32(&self) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&self.labels);
+        // In pieces: a copy of all labels as bytes is not needed.
+        for labels in self.labels.chunks(1 << 12) {
+            let bytes: Vec<u8> = labels
+                .iter()
+                .flat_map(|label| label.to_le_bytes().into_iter().take(label_len(self.n_classes)))
+                .collect();
+            hasher.update(&bytes);
+        }
         hasher.update(&self.images);
         hasher.finalize()
     }
@@ -101,7 +110,7 @@ impl Dataset {
     ///
     /// # Panics
     /// If there is no image of that index.
-    pub fn image(&self, sample_idx: usize) -> &[u8] {
+    pub fn pixels(&self, sample_idx: usize) -> &[u8] {
         let n_values = self.shape.n_values();
         &self.images[sample_idx * n_values..(sample_idx + 1) * n_values]
     }
@@ -131,6 +140,59 @@ impl Dataset {
         self.labels.shrink_to_fit();
         self.images.shrink_to_fit();
         Ok(self)
+    }
+}
+
+impl Source for Dataset {
+    fn info(&self) -> SourceInfo {
+        let Dataset { name, shape, n_classes, max_value, .. } = self;
+        SourceInfo {
+            name: name.clone(),
+            n_samples: self.len(),
+            n_classes: *n_classes,
+            shape: Some(*shape),
+            max_value: *max_value,
+            normalization: None,
+        }
+    }
+
+    fn label(&self, sample_idx: usize) -> u16 {
+        self.labels[sample_idx]
+    }
+
+    fn image(&self, sample_idx: usize) -> Result<Image<'_>, SampleError> {
+        Ok(Image { shape: self.shape, pixels: self.pixels(sample_idx).into() })
+    }
+
+    fn digest(&self) -> Result<Digest, DataError> {
+        Ok(Digest::crc32(self.crc32()))
+    }
+
+    fn check(&self) -> Result<(), DataError> {
+        self.validate()
+    }
+}
+
+/// Refuses a label that is no class of `name`.
+pub(crate) fn check_labels(
+    name: &str,
+    n_classes: usize,
+    mut labels: impl Iterator<Item = u16>,
+) -> Result<(), DataError> {
+    let mut got = 0;
+    let is_beyond = |label: u16| {
+        got = label;
+        usize::from(label) >= n_classes
+    };
+    match labels.position(is_beyond) {
+        Some(idx) => Err(DataError::ValueOutOfRange {
+            name: name.into(),
+            what: "label",
+            idx,
+            got,
+            max: n_classes.saturating_sub(1),
+        }),
+        None => Ok(()),
     }
 }
 
@@ -254,30 +316,45 @@ impl Normalization {
         Normalization { mean: mean.to_vec(), std: std.to_vec() }
     }
 
-    /// Mean and (population) standard deviation of all pixels of a data set, per channel. Not a number for an empty
-    /// data set.
+    /// Mean and (population) standard deviation of all pixels of a source, per channel. Not a number for a source without
+    /// samples.
     ///
     /// # Equation
     /// `std^2 = E[x^2] - E[x]^2`, from exact integer sums.
-    pub fn measure(dataset: &Dataset) -> Self {
-        let shape = dataset.shape;
-        let plane = shape.height * shape.width;
-        let (mut sum, mut sum_of_squares) = (vec![0u64; shape.channels], vec![0u64; shape.channels]);
-        for (idx, pixels) in dataset.images.chunks_exact(plane).enumerate() {
-            let channel = idx % shape.channels;
-            for &pixel in pixels {
-                sum[channel] += u64::from(pixel);
-                sum_of_squares[channel] += u64::from(pixel) * u64::from(pixel);
+    ///
+    /// # Errors
+    /// If an image cannot be read, or has another number of channels than the first.
+    pub fn measure(source: &dyn Source) -> Result<Self, DataError> {
+        let info = source.info();
+        let channels = info.shape.map(|shape| shape.channels);
+        let mut sums = vec![[0u64; 2]; channels.unwrap_or(0)];
+        let mut n_pixels = 0;
+        for sample_idx in 0..info.n_samples {
+            let Image { shape, pixels } = info.read(source, sample_idx)?;
+            if sample_idx == 0 {
+                sums.resize(shape.channels, [0; 2]);
+            } else if shape.channels != sums.len() {
+                let expected = ImageShape { channels: sums.len(), ..shape };
+                let failure = SampleFailure::Shape { expected, got: shape };
+                return Err(DataError::Sample { name: info.name, sample: sample_idx, failure });
+            }
+            let plane = shape.height * shape.width;
+            n_pixels += plane as u64;
+            for (channel, [sum, sum_of_squares]) in sums.iter_mut().enumerate() {
+                for &pixel in &pixels[channel * plane..(channel + 1) * plane] {
+                    *sum += u64::from(pixel);
+                    *sum_of_squares += u64::from(pixel) * u64::from(pixel);
+                }
             }
         }
-        let n_pixels = (dataset.len() * plane) as f64;
-        let max = f64::from(dataset.max_value);
-        let mean: Vec<f64> = sum.iter().map(|&sum| sum as f64 / n_pixels).collect();
-        let std = mean.iter().zip(&sum_of_squares).map(|(m, &sq)| (sq as f64 / n_pixels - m * m).sqrt());
-        Normalization {
+        let n_pixels = n_pixels as f64;
+        let max = f64::from(info.max_value);
+        let mean: Vec<f64> = sums.iter().map(|&[sum, _]| sum as f64 / n_pixels).collect();
+        let std = mean.iter().zip(&sums).map(|(m, &[_, sq])| (sq as f64 / n_pixels - m * m).sqrt());
+        Ok(Normalization {
             std: std.map(|std| (std / max) as f32).collect(),
             mean: mean.iter().map(|mean| (mean / max) as f32).collect(),
-        }
+        })
     }
 
     /// One table per channel from pixel value to network input.
@@ -318,7 +395,7 @@ mod tests {
 
     #[test]
     fn measured_per_channel() {
-        let normalization = Normalization::measure(&tiny());
+        let normalization = Normalization::measure(&tiny()).unwrap();
         assert_eq!(normalization, Normalization { mean: vec![0.5, 0.5], std: vec![0.5, 0.0] });
     }
 
@@ -382,6 +459,16 @@ mod tests {
             change(&mut other);
             assert_ne!(other.crc32(), sum, "{i}");
         }
+    }
+
+    /// Runs know their images by this: it stays as it was when labels had 8 bits.
+    #[test]
+    fn labels_have_one_byte_in_the_checksum_of_up_to_256_classes() {
+        let crc32_of = |bytes: &[u8]| crc32fast::hash(bytes);
+        assert_eq!(tiny().crc32(), crc32_of(&[1, 0, 0, 10, 5, 5, 10, 0, 5, 5]));
+        let many = |n_classes| Dataset { n_classes, labels: vec![255, 1], ..tiny() };
+        assert_eq!(many(256).crc32(), crc32_of(&[255, 1, 0, 10, 5, 5, 10, 0, 5, 5]));
+        assert_eq!(many(257).crc32(), crc32_of(&[255, 0, 1, 0, 0, 10, 5, 5, 10, 0, 5, 5]));
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(crate) fn read(split: Split) -> Dataset {
     let records = BYTES.chunks_exact(RECORD).enumerate().filter(|(idx, _)| split_of(*idx) == split);
     let (mut images, mut labels) = (Vec::new(), Vec::new());
     for (_, record) in records {
-        labels.push(record[0]);
+        labels.push(u16::from(record[0]));
         images.extend_from_slice(&record[1..]);
     }
     Dataset {
@@ -58,7 +58,7 @@ mod tests {
         // scikit-learn's load_digits().target starts 0 1 2 3 4 5 6 7 8 9.
         assert_eq!(train.labels[..5], [0, 1, 2, 3, 5]);
         assert_eq!(test.labels[..2], [4, 9]);
-        assert_eq!(train.image(0)[..8], [0, 0, 5, 13, 9, 1, 0, 0]);
+        assert_eq!(train.pixels(0)[..8], [0, 0, 5, 13, 9, 1, 0, 0]);
         for class in 0..10 {
             assert!(test.labels.contains(&class));
         }
@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn normalization_is_that_of_the_training_part() {
         let (measured, constant) =
-            (Normalization::measure(&read(Split::Train)), Normalization::of(DatasetName::Digits));
+            (Normalization::measure(&read(Split::Train)).unwrap(), Normalization::of(DatasetName::Digits));
         let round =
             |values: &[f32]| values.iter().map(|v| (v * 1e4).round_ties_even() / 1e4).collect::<Vec<_>>();
         assert_eq!(round(&measured.mean), constant.mean);

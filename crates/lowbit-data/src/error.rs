@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{DatasetName, FileKind, Split};
+use crate::{DatasetName, FileKind, SampleFailure, Split};
 
 /// Advice for a file that may have been fetched, or made by the user.
 const FETCH_OR_MAKE: &str = "fetch or make the file once more";
@@ -342,7 +342,7 @@ pub enum DataError {
         /// Index of the value.
         idx: usize,
         /// The value.
-        got: u8,
+        got: u16,
         /// The largest value allowed.
         max: usize,
     },
@@ -358,6 +358,34 @@ pub enum DataError {
         asked: usize,
         /// Samples there are.
         available: usize,
+    },
+
+    /// A sample that cannot be served.
+    #[error("read sample {sample} of {name}: {failure}")]
+    Sample {
+        /// The source.
+        name: String,
+        /// Index of the sample.
+        sample: usize,
+        /// What is wrong.
+        #[source]
+        failure: SampleFailure,
+    },
+
+    /// Images of several sizes.
+    #[error("serve {name}: its images differ in shape; a source gives all in one")]
+    SeveralShapes {
+        /// The source.
+        name: String,
+    },
+
+    /// More samples than are counted.
+    #[error("serve {name}: it has {n_samples} samples, more than {}", u32::MAX)]
+    TooManySamples {
+        /// The source.
+        name: String,
+        /// Its samples.
+        n_samples: usize,
     },
 
     /// A data set without a sample.

@@ -49,7 +49,7 @@ pub(crate) fn read(
         n_classes: info.n_classes,
         images: image_file.data,
         max_value: info.max_value,
-        labels: label_file.data,
+        labels: label_file.data.into_iter().map(u16::from).collect(),
     };
     Ok(Parts { dataset, contents: vec![(images, image_file.sha256), (labels, label_file.sha256)] })
 }

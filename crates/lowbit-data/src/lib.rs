@@ -4,8 +4,10 @@
 //! The batches of a run depend on data set, seed, epoch and step only, bit for bit: not on the number of threads, the
 //! prefetch depth, or whether a run was interrupted.
 //!
-//! This crate knows no tensor and no model: batches are host buffers. It does not resize images, does not read image
-//! files such as PNG or JPEG, and holds each data set in memory as a whole.
+//! Images come from a [`Source`]: a data set of the catalog, which is held in memory as a whole, or your own.
+//!
+//! This crate knows no tensor and no model: batches are host buffers. It does not resize images, and does not read image
+//! files such as PNG or JPEG.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -19,6 +21,7 @@
 //!
 //! let mut n_images = 0;
 //! for batch in loader.epoch(0, 0) {
+//!     let batch = batch?;
 //!     assert_eq!(batch.shape, [32, 1, 8, 8]);
 //!     n_images += batch.labels.len();
 //! }
@@ -39,6 +42,7 @@ mod loader;
 mod locate;
 mod prefetch;
 mod read;
+mod source;
 mod verify;
 mod warning;
 
@@ -51,8 +55,9 @@ pub use file_kind::FileKind;
 pub use idx::MAX_IMAGES;
 pub use loader::{Batch, EpochIter, Loader, LoaderConfig};
 pub use locate::{Locations, places_of};
+pub use source::{Digest, Image, SampleError, SampleFailure, Source, SourceInfo, head};
 pub use verify::{FileReport, FileStatus, SplitReport, VerifyReport, verify};
-pub use warning::{DataWarning, warnings};
+pub use warning::{DataWarning, source_warnings, warnings};
 
 /// The code of the README, compiled and run with the documentation's tests.
 #[cfg(doctest)]

@@ -6,17 +6,18 @@ use lowbit_core::{Purpose, stream};
 use rand::seq::SliceRandom;
 
 use crate::augment::render;
+use crate::dataset::check_labels;
 use crate::prefetch::Prefetch;
-use crate::{Augmentation, DataError, Dataset, Normalization};
+use crate::{Augmentation, DataError, ImageShape, Normalization, Source, SourceInfo};
 
-/// How a [`Loader`] serves a data set.
+/// How a [`Loader`] serves a source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoaderConfig {
     /// Images per batch, at least 1.
     pub batch_size: usize,
     /// The run's seed, from which order and augmentation follow.
     pub seed: u64,
-    /// Whether each epoch has its own random order; otherwise the order is that of the data set.
+    /// Whether each epoch has its own random order; otherwise the order is that of the source.
     pub shuffle: bool,
     /// How images are varied; `None` for evaluation.
     pub augmentation: Option<Augmentation>,
@@ -51,7 +52,7 @@ impl LoaderConfig {
         }
     }
 
-    /// All images once, in the order of the data set.
+    /// All images once, in the order of the source.
     pub fn evaluation(batch_size: usize, normalization: Normalization) -> Self {
         LoaderConfig {
             shuffle: false,
@@ -74,9 +75,9 @@ pub struct Batch {
     pub step: u64,
 }
 
-/// Serves a data set in batches, epoch by epoch.
+/// Serves a source in batches, epoch by epoch.
 ///
-/// Order and content of the batches are a pure function of data set, seed, epoch and step: number of threads,
+/// Order and content of the batches are a pure function of source, seed, epoch and step: number of threads,
 /// prefetch and the step an epoch is entered at have no influence. The order of an epoch is drawn from the stream
 /// `(seed, Shuffle, epoch, 0)` by `rand`'s `SliceRandom::shuffle` (Fisher-Yates); the variation of a sample from
 /// `(seed, Augment, epoch, sample index)`, see [`Augmentation::draw`]. `rand` may change what its functions draw
@@ -87,35 +88,44 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Prepares serving a data set; nothing is decoded yet.
+    /// Prepares serving a source; no image is read yet.
     ///
     /// # Errors
-    /// - that of [`Dataset::validate`]
+    /// - that of [`Source::check`]; [`DataError::ValueOutOfRange`] for a label that is no class
+    /// - [`DataError::SeveralShapes`], [`DataError::TooManySamples`]
     /// - [`DataError::Empty`], [`DataError::ZeroBatchSize`], [`DataError::Normalization`]
     /// - [`DataError::BatchTooLarge`] if `drop_last` would leave no batch
-    pub fn new(dataset: Arc<Dataset>, config: LoaderConfig) -> Result<Self, DataError> {
-        dataset.validate()?;
-        let name = || dataset.name.clone();
+    pub fn new(source: Arc<dyn Source>, config: LoaderConfig) -> Result<Self, DataError> {
+        let info = source.info();
+        let SourceInfo { n_samples, n_classes, .. } = info;
+        let name = || info.name.clone();
+        source.check()?;
+        check_labels(&info.name, n_classes, (0..n_samples).map(|sample_idx| source.label(sample_idx)))?;
+        if u32::try_from(n_samples).is_err() {
+            return Err(DataError::TooManySamples { name: name(), n_samples });
+        }
+        let shape = info.shape.ok_or_else(|| DataError::SeveralShapes { name: name() })?;
         if config.batch_size == 0 {
             return Err(DataError::ZeroBatchSize);
         }
-        if dataset.is_empty() {
+        if n_samples == 0 {
             return Err(DataError::Empty { name: name() });
         }
-        if config.drop_last && config.batch_size > dataset.len() {
-            return Err(DataError::BatchTooLarge {
-                name: name(),
-                batch_size: config.batch_size,
-                n_samples: dataset.len(),
-            });
+        if config.drop_last && config.batch_size > n_samples {
+            return Err(DataError::BatchTooLarge { name: name(), batch_size: config.batch_size, n_samples });
         }
-        let tables = config.normalization.tables(dataset.shape.channels, dataset.max_value)?;
-        Ok(Loader { decoder: Arc::new(Decoder { dataset, config, tables }) })
+        let tables = config.normalization.tables(shape.channels, info.max_value)?;
+        Ok(Loader { decoder: Arc::new(Decoder { source, info, shape, config, tables }) })
     }
 
-    /// The data set served.
-    pub fn dataset(&self) -> &Arc<Dataset> {
-        &self.decoder.dataset
+    /// The source served.
+    pub fn source(&self) -> &Arc<dyn Source> {
+        &self.decoder.source
+    }
+
+    /// Number of samples.
+    pub fn n_samples(&self) -> usize {
+        self.decoder.info.n_samples
     }
 
     /// How it is served.
@@ -125,7 +135,7 @@ impl Loader {
 
     /// Number of batches of each epoch.
     pub fn steps_per_epoch(&self) -> u64 {
-        let (n_samples, batch_size) = (self.decoder.dataset.len(), self.decoder.config.batch_size);
+        let (n_samples, batch_size) = (self.n_samples(), self.decoder.config.batch_size);
         let steps = if self.decoder.config.drop_last {
             n_samples / batch_size
         } else {
@@ -136,8 +146,7 @@ impl Loader {
 
     /// The order of the samples in an epoch.
     pub fn order(&self, epoch: u64) -> Vec<u32> {
-        let n_samples = u32::try_from(self.decoder.dataset.len())
-            .expect("invariant: 2^32 images of a byte or more are not held in memory");
+        let n_samples = u32::try_from(self.n_samples()).expect("invariant: a source of more is refused");
         let mut order: Vec<u32> = (0..n_samples).collect();
         if self.decoder.config.shuffle {
             order.shuffle(&mut stream(self.decoder.config.seed, Purpose::Shuffle, epoch, 0));
@@ -164,16 +173,16 @@ impl Loader {
 
 /// The batches of an epoch; see [`Loader::epoch`].
 ///
-/// Dropping it early stops its threads: it waits for at most one batch per thread. A panic in a thread is resumed in
-/// [`next`](Iterator::next).
+/// A batch with a sample that cannot be read is an error ([`DataError::Sample`]) in its place. Dropping it early stops its
+/// threads: it waits for at most one batch per thread. A panic in a thread is resumed in [`next`](Iterator::next).
 pub struct EpochIter {
-    batches: Prefetch<Batch>,
+    batches: Prefetch<Result<Batch, DataError>>,
 }
 
 impl Iterator for EpochIter {
-    type Item = Batch;
+    type Item = Result<Batch, DataError>;
 
-    fn next(&mut self) -> Option<Batch> {
+    fn next(&mut self) -> Option<Self::Item> {
         self.batches.next()
     }
 
@@ -194,15 +203,18 @@ impl std::fmt::Debug for EpochIter {
 /// Makes batches: all that is needed but the epoch.
 #[derive(Debug)]
 struct Decoder {
-    dataset: Arc<Dataset>,
+    source: Arc<dyn Source>,
+    info: SourceInfo,
+    /// The shape of every image.
+    shape: ImageShape,
     config: LoaderConfig,
     /// Per channel, from pixel to network input.
     tables: Vec<[f32; 256]>,
 }
 
 impl Decoder {
-    fn decode(&self, epoch: u64, step: u64, order: &[u32]) -> Batch {
-        let shape = self.dataset.shape;
+    fn decode(&self, epoch: u64, step: u64, order: &[u32]) -> Result<Batch, DataError> {
+        let shape = self.shape;
         let start = step as usize * self.config.batch_size;
         let samples = &order[start..order.len().min(start + self.config.batch_size)];
         let mut images = vec![0.0; samples.len() * shape.n_values()];
@@ -212,18 +224,19 @@ impl Decoder {
             let variation = self.config.augmentation.map(|augmentation| {
                 (augmentation.pad, augmentation.draw(self.config.seed, epoch, sample_idx))
             });
-            render(self.dataset.image(sample_idx), shape, &self.tables, variation, output);
-            labels.push(i64::from(self.dataset.labels[sample_idx]));
+            let image = self.info.read(&*self.source, sample_idx)?;
+            render(&image.pixels, shape, &self.tables, variation, output);
+            labels.push(i64::from(self.source.label(sample_idx)));
         }
         let shape = [samples.len(), shape.channels, shape.height, shape.width];
-        Batch { images, labels, shape, step }
+        Ok(Batch { images, labels, shape, step })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ImageShape;
+    use crate::{Dataset, Image, SampleError};
 
     fn dataset(n_samples: usize) -> Arc<Dataset> {
         let shape = ImageShape { channels: 3, height: 5, width: 4 };
@@ -233,7 +246,7 @@ mod tests {
             n_classes: 100,
             images: (0..n_samples * shape.n_values()).map(|idx| (idx * 7 % 251) as u8).collect(),
             max_value: 255,
-            labels: (0..n_samples).map(|idx| (idx % 100) as u8).collect(),
+            labels: (0..n_samples).map(|idx| (idx % 100) as u16).collect(),
         })
     }
 
@@ -249,7 +262,7 @@ mod tests {
     }
 
     fn batches(config: LoaderConfig, epoch: u64, first_step: u64) -> Vec<Batch> {
-        Loader::new(dataset(100), config).unwrap().epoch(epoch, first_step).collect()
+        Loader::new(dataset(100), config).unwrap().epoch(epoch, first_step).map(Result::unwrap).collect()
     }
 
     #[test]
@@ -277,7 +290,8 @@ mod tests {
     #[test]
     fn every_sample_comes_once_and_epochs_differ() {
         let loader = Loader::new(dataset(100), LoaderConfig { drop_last: false, ..config() }).unwrap();
-        let labels = |epoch| loader.epoch(epoch, 0).flat_map(|batch| batch.labels).collect::<Vec<_>>();
+        let labels =
+            |epoch| loader.epoch(epoch, 0).flat_map(|batch| batch.unwrap().labels).collect::<Vec<_>>();
         let (first, second) = (labels(0), labels(1));
         assert_ne!(first, second);
         assert_ne!(first, (0..100).collect::<Vec<_>>());
@@ -292,11 +306,10 @@ mod tests {
     #[test]
     fn evaluation_is_in_order_with_the_last_partial_batch() {
         let dataset = dataset(100);
-        let loader =
-            Loader::new(Arc::clone(&dataset), LoaderConfig::evaluation(32, normalization())).unwrap();
+        let loader = Loader::new(dataset.clone(), LoaderConfig::evaluation(32, normalization())).unwrap();
         assert_eq!(loader.steps_per_epoch(), 4);
         assert_eq!(loader.epoch(0, 1).len(), 3);
-        let batches: Vec<Batch> = loader.epoch(9, 0).collect();
+        let batches: Vec<Batch> = loader.epoch(9, 0).map(Result::unwrap).collect();
         assert_eq!(batches[3].shape, [4, 3, 5, 4]);
         assert_eq!(batches.iter().map(|batch| batch.step).collect::<Vec<_>>(), [0, 1, 2, 3]);
         let images: Vec<f32> = batches.iter().flat_map(|batch| batch.images.clone()).collect();
@@ -311,7 +324,7 @@ mod tests {
     #[test]
     fn dropping_an_epoch_early_leaves_nothing() {
         let dataset = dataset(100);
-        let loader = Loader::new(Arc::clone(&dataset), config()).unwrap();
+        let loader = Loader::new(dataset.clone(), config()).unwrap();
         let mut epoch = loader.epoch(0, 0);
         epoch.next();
         drop(epoch);
@@ -339,6 +352,111 @@ mod tests {
             |c| c.normalization.mean.truncate(1),
             "normalize 3-channel images: need 3 means and 3 positive standard deviations, got mean [0.5] and std \
              [0.5, 0.25, 2.0]",
+        );
+    }
+
+    /// A source that gives its images away, and may do so wrongly.
+    #[derive(Debug)]
+    struct Decoded {
+        of: Dataset,
+        shape: Option<ImageShape>,
+        break_last: fn(&mut Image<'static>) -> Result<(), SampleError>,
+    }
+
+    impl Source for Decoded {
+        fn info(&self) -> SourceInfo {
+            SourceInfo { shape: self.shape, ..self.of.info() }
+        }
+
+        fn label(&self, sample_idx: usize) -> u16 {
+            self.of.labels[sample_idx]
+        }
+
+        fn image(&self, sample_idx: usize) -> Result<Image<'_>, SampleError> {
+            let mut image =
+                Image { shape: self.of.shape, pixels: self.of.pixels(sample_idx).to_vec().into() };
+            if sample_idx + 1 == self.of.len() {
+                (self.break_last)(&mut image)?;
+            }
+            Ok(image)
+        }
+    }
+
+    fn decoded(break_last: fn(&mut Image<'static>) -> Result<(), SampleError>) -> Decoded {
+        let of = Dataset { n_classes: 1000, max_value: 250, ..(*dataset(100)).clone() };
+        let labels = (0..100).map(|idx| idx * 10 + 9).collect();
+        Decoded { shape: Some(of.shape), of: Dataset { labels, ..of }, break_last }
+    }
+
+    #[test]
+    fn what_is_decoded_is_served_like_what_is_in_memory() {
+        let (source, in_memory) = (Arc::new(decoded(|_| Ok(()))), Arc::new(decoded(|_| Ok(())).of));
+        assert_eq!(source.digest().unwrap(), in_memory.digest().unwrap());
+        let measured = Normalization::measure(&*source).unwrap();
+        assert_eq!(measured, Normalization::measure(&*in_memory).unwrap());
+        let batches = |source: Arc<dyn Source>| -> Vec<Batch> {
+            Loader::new(source, config()).unwrap().epoch(3, 2).map(Result::unwrap).collect()
+        };
+        let got = batches(source);
+        assert!(got.iter().any(|batch| batch.labels.contains(&999)), "labels of more than a byte");
+        assert_eq!(got, batches(in_memory));
+    }
+
+    #[test]
+    fn a_sample_that_cannot_be_served_is_an_error_in_its_place() {
+        let check = |break_last: fn(&mut Image<'static>) -> Result<(), SampleError>, expected: &str| {
+            let source = Arc::new(decoded(break_last));
+            for n_threads in [0, 1, 3] {
+                let config = LoaderConfig { n_threads, ..LoaderConfig::evaluation(30, normalization()) };
+                let results: Vec<_> = Loader::new(source.clone(), config).unwrap().epoch(0, 0).collect();
+                let is_read: Vec<bool> = results.iter().map(Result::is_ok).collect();
+                assert_eq!(is_read, [true, true, true, false]);
+                assert_eq!(results[3].as_ref().unwrap_err().to_string(), expected);
+            }
+            assert_eq!(source.digest().unwrap_err().to_string(), expected);
+            assert_eq!(Normalization::measure(&*source).unwrap_err().to_string(), expected);
+        };
+        check(
+            |_| Err("faces/17.jpg is cut short".into()),
+            "read sample 99 of synthetic: faces/17.jpg is cut short",
+        );
+        check(
+            |image| {
+                image.shape.width = 5;
+                Ok(())
+            },
+            "read sample 99 of synthetic: its image is 3x5x5, those of the source are 3x5x4 (channels, height, width)",
+        );
+        check(
+            |image| {
+                image.pixels.to_mut().pop();
+                Ok(())
+            },
+            "read sample 99 of synthetic: its image of 3x5x4 has 59 pixel values, not 60",
+        );
+        check(
+            |image| {
+                image.pixels.to_mut()[7] = 251;
+                Ok(())
+            },
+            "read sample 99 of synthetic: its image has a pixel of 251, larger than the largest allowed, 250",
+        );
+    }
+
+    #[test]
+    fn sources_that_cannot_be_served_are_refused() {
+        let check = |edit: fn(&mut Decoded), expected: &str| {
+            let mut source = decoded(|_| Ok(()));
+            edit(&mut source);
+            assert_eq!(Loader::new(Arc::new(source), config()).unwrap_err().to_string(), expected);
+        };
+        check(
+            |source| source.shape = None,
+            "serve synthetic: its images differ in shape; a source gives all in one",
+        );
+        check(
+            |source| source.of.n_classes = 999,
+            "assemble synthetic: label 999 at index 99 is larger than the largest allowed, 998",
         );
     }
 

@@ -1,10 +1,11 @@
 //! What is doubtful about images that can be read.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::{Dataset, DatasetName, Opened, Split};
+use crate::{DatasetName, Image, Opened, Source, Split};
 
 /// Something about the images of a training that makes its result mean less than it seems to.
 ///
@@ -55,7 +56,7 @@ pub enum DataWarning {
         n_images: usize,
         /// Classes of the data set.
         n_classes: usize,
-        /// Those with an image.
+        /// Those with an image, in ascending order.
         present: Vec<usize>,
     },
     /// Every pixel of every image has the same value.
@@ -131,7 +132,7 @@ impl fmt::Display for DataWarning {
                     [class] => write!(f, "one class only, {class}, of {n_classes}: {consequence}"),
                     present => {
                         let missing: Vec<usize> =
-                            (0..*n_classes).filter(|class| !present.contains(class)).collect();
+                            (0..*n_classes).filter(|class| present.binary_search(class).is_err()).collect();
                         write!(
                             f,
                             "{} of {n_classes} classes, without {}: {consequence}",
@@ -211,7 +212,9 @@ pub fn warnings(train: Option<&Opened>, test: &Opened) -> Vec<DataWarning> {
     for part in train.into_iter().chain([test]) {
         warnings.extend(of_classes(part.split, &part.dataset));
         if part.published.is_none() {
-            warnings.extend(of_pixels(part.split, &part.dataset));
+            warnings.extend(
+                at_hand(&part.dataset).and_then(|images| of_pixels(part.split, &images, &part.dataset)),
+            );
         }
     }
     if let Some(train) =
@@ -220,6 +223,31 @@ pub fn warnings(train: Option<&Opened>, test: &Opened) -> Vec<DataWarning> {
         warnings.extend(of_copies(&train.dataset, &test.dataset));
     }
     warnings
+}
+
+/// The same of a caller's own sources, of whose origin nothing is known. Images are looked at where a source lends them from
+/// memory; none is decoded for this.
+pub fn source_warnings(train: Option<&dyn Source>, test: &dyn Source) -> Vec<DataWarning> {
+    let mut warnings = Vec::new();
+    let parts = train.map(|train| (Split::Train, train)).into_iter().chain([(Split::Test, test)]);
+    for (split, source) in parts {
+        warnings.extend(of_classes(split, source));
+        warnings.extend(at_hand(source).and_then(|images| of_pixels(split, &images, source)));
+    }
+    if let Some(train) = train {
+        warnings.extend(of_copies(train, test));
+    }
+    warnings
+}
+
+/// The pixels of all images, where the source lends them; `None` where it has to make any.
+fn at_hand(source: &dyn Source) -> Option<Vec<&[u8]>> {
+    let pixels = |sample_idx| match source.image(sample_idx) {
+        Ok(Image { pixels: Cow::Borrowed(pixels), .. }) => Some(pixels),
+        // What cannot be read is the training's to tell.
+        _ => None,
+    };
+    (0..source.info().n_samples).map(pixels).collect()
 }
 
 fn of_origin(part: &Opened) -> Option<DataWarning> {
@@ -249,16 +277,17 @@ fn of_places(train: &Opened, test: &Opened) -> Option<DataWarning> {
     }
 }
 
-fn of_classes(split: Split, dataset: &Dataset) -> Option<DataWarning> {
-    let mut has_image = vec![false; dataset.n_classes];
-    for &label in &dataset.labels {
+fn of_classes(split: Split, source: &dyn Source) -> Option<DataWarning> {
+    let info = source.info();
+    let (n_images, n_classes) = (info.n_samples, info.n_classes);
+    let mut has_image = vec![false; n_classes];
+    for label in (0..n_images).map(|sample_idx| source.label(sample_idx)) {
         if let Some(has_image) = has_image.get_mut(usize::from(label)) {
             *has_image = true;
         }
     }
-    let present: Vec<usize> = (0..dataset.n_classes).filter(|&class| has_image[class]).collect();
-    let (n_images, n_classes) = (dataset.len(), dataset.n_classes);
-    (!dataset.is_empty() && present.len() < n_classes).then_some(DataWarning::MissingClasses {
+    let present: Vec<usize> = (0..n_classes).filter(|&class| has_image[class]).collect();
+    (n_images > 0 && present.len() < n_classes).then_some(DataWarning::MissingClasses {
         split,
         n_images,
         n_classes,
@@ -266,11 +295,10 @@ fn of_classes(split: Split, dataset: &Dataset) -> Option<DataWarning> {
     })
 }
 
-fn of_pixels(split: Split, dataset: &Dataset) -> Option<DataWarning> {
-    let (n_images, max_value) = (dataset.len(), dataset.max_value);
-    let (Some(&smallest), Some(&largest)) = (dataset.images.iter().min(), dataset.images.iter().max()) else {
-        return None;
-    };
+fn of_pixels(split: Split, images: &[&[u8]], source: &dyn Source) -> Option<DataWarning> {
+    let (n_images, max_value) = (images.len(), source.info().max_value);
+    let smallest = images.iter().filter_map(|image| image.iter().min()).min().copied()?;
+    let largest = images.iter().filter_map(|image| image.iter().max()).max().copied()?;
     match largest {
         value if smallest == largest => Some(DataWarning::Blank { split, n_images, value }),
         // An eighth of the range: values of 0 to 1, or of 0 to 16 as in digits.
@@ -283,17 +311,16 @@ fn of_pixels(split: Split, dataset: &Dataset) -> Option<DataWarning> {
 
 /// Published data sets have a few such images too: of CIFAR-100, one test image in ten has a near copy among the training
 /// images (Barz and Denzler, "Do we train on test data?", 2020). Less than that is not worth a warning.
-fn of_copies(train: &Dataset, test: &Dataset) -> Vec<DataWarning> {
-    if train.is_empty() || test.is_empty() || train.shape != test.shape {
-        return Vec::new();
-    }
-    let n_values = train.shape.n_values();
-    let different: HashSet<&[u8]> = train.images.chunks_exact(n_values).collect();
+fn of_copies(train: &dyn Source, test: &dyn Source) -> Vec<DataWarning> {
+    let is_alike = train.info().shape == test.info().shape;
+    let images = at_hand(train).filter(|train| is_alike && !train.is_empty()).zip(at_hand(test));
+    let Some((train, test)) = images.filter(|(_, test)| !test.is_empty()) else { return Vec::new() };
+    let different: HashSet<&[u8]> = train.iter().copied().collect();
     // Blank images have a warning of their own.
     if different.len() == 1 {
         return Vec::new();
     }
-    let n_shared = test.images.chunks_exact(n_values).filter(|image| different.contains(image)).count();
+    let n_shared = test.iter().filter(|image| different.contains(**image)).count();
     let mut warnings = Vec::new();
     if different.len() <= train.len() / 2 {
         warnings.push(DataWarning::Copies { n_images: train.len(), n_different: different.len() });

@@ -97,7 +97,7 @@ fn idx_raw_or_gzip_under_both_names() {
         places.write(&format!("given/{labels}"), &pack(idx_labels(&[7, 0, 9])));
         let dataset = places.open(DatasetName::Mnist, Split::Train).unwrap();
         assert_eq!(dataset.labels, [7, 0, 9]);
-        assert_eq!(dataset.image(1)[..3], [784 % 251, 785 % 251, 786 % 251].map(|v: u32| v as u8));
+        assert_eq!(dataset.pixels(1)[..3], [784 % 251, 785 % 251, 786 % 251].map(|v: u32| v as u8));
         assert_eq!((dataset.name.as_str(), dataset.n_classes, dataset.max_value), ("mnist", 10, 255));
         dataset.validate().unwrap();
     }
@@ -110,7 +110,7 @@ fn places_are_searched_in_order() {
     for (label, place) in ["system/mnist", "home/mnist", "given", "given/mnist"].into_iter().enumerate() {
         places.write(&format!("{place}/t10k-images-idx3-ubyte"), &idx_images(1));
         places.write(&format!("{place}/t10k-labels-idx1-ubyte"), &idx_labels(&[label as u8]));
-        assert_eq!(places.open(DatasetName::Mnist, Split::Test).unwrap().labels, [label as u8]);
+        assert_eq!(places.open(DatasetName::Mnist, Split::Test).unwrap().labels, [label as u16]);
     }
 }
 
@@ -376,7 +376,7 @@ fn cifar10_batches_are_read_in_order() {
         let dataset = places.open(DatasetName::Cifar10, Split::Train).unwrap();
         assert_eq!(dataset.len(), 50_000);
         assert_eq!((dataset.labels[10_000], dataset.labels[10_001], dataset.labels[40_000]), (2, 9, 5));
-        let image = dataset.image(20_000);
+        let image = dataset.pixels(20_000);
         assert_eq!((image[0], image[1], image[3071]), (200, 0, 7));
         dataset.validate().unwrap();
     }
@@ -394,7 +394,7 @@ fn cifar100_has_coarse_and_fine_labels() {
     assert_eq!((fine.labels[9_999], fine.n_classes), (99, 100));
     assert_eq!((coarse.labels[9_999], coarse.n_classes), (19, 20));
     assert_eq!(fine.images, coarse.images);
-    assert_eq!(fine.image(9_999)[0], 1);
+    assert_eq!(fine.pixels(9_999)[0], 1);
 }
 
 #[test]
@@ -938,7 +938,7 @@ fn debian_fashion_mnist_is_the_published_one() {
         warnings[0]
     );
     let train = open(DatasetName::FashionMnist, Split::Train, LabelKind::Fine, &locations).unwrap().dataset;
-    let measured = lowbit_data::Normalization::measure(&train);
+    let measured = lowbit_data::Normalization::measure(&train).unwrap();
     let constant = lowbit_data::Normalization::of(DatasetName::FashionMnist);
     assert!((measured.mean[0] - constant.mean[0]).abs() < 5.1e-5, "{measured:?}");
     assert!((measured.std[0] - constant.std[0]).abs() < 5.1e-5, "{measured:?}");

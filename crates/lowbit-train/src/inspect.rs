@@ -83,7 +83,7 @@ pub fn evaluate(
     let test = open_split(&recipe.data, Split::Test, recipe.data.test_limit, &info.locations(locations))?;
     let data_warnings = lowbit_data::warnings(None, &test);
     let loader = test_loader(&recipe.data, test)?;
-    let data = ImageSet::of(loader.dataset());
+    let data = ImageSet::of(&**loader.source())?;
     let same_data = info.data.map(|run| run.test == data);
     let specs = networks_of_recipe(&recipe);
     let wanted = subject.network.unwrap_or(STUDENT);
@@ -109,7 +109,7 @@ pub fn evaluate(
     let reported = if wanted == STUDENT { test } else { tests.remove(wanted) };
     let reported = reported.filter(|_| test_step == Some(step));
     Ok(Evaluation {
-        scores: evaluate_network(&network, &loader, device, &AtomicBool::new(false))
+        scores: evaluate_network(&network, &loader, device, &AtomicBool::new(false))?
             .expect("invariant: nobody stops it"),
         reported_on: test_device.filter(|_| reported.is_some()),
         reported_by: test_origin.filter(|_| reported.is_some()),

@@ -7,7 +7,7 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use lowbit_core::{BitWidth, Precision, Purpose, stream};
-use lowbit_data::LabelKind;
+use lowbit_data::{DataError, LabelKind};
 use lowbit_models::{Features, ModelConfig, Network, Plan};
 use lowbit_quantizers::{
     LayerQuantization, QuantConv2d, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork, QuantizerError,
@@ -419,13 +419,19 @@ impl Trainee {
 
     /// Replaces BatchNorm's running statistics by their mean over `batches` of training images, seen by the network as
     /// it is now.
-    pub(crate) fn reestimate_norms(&mut self, batches: impl Iterator<Item = Tensor<4>>) {
+    ///
+    /// # Errors
+    /// If there is none of the batches to be had; then all stays as it was.
+    pub(crate) fn reestimate_norms(
+        &mut self,
+        batches: impl Iterator<Item = Result<Tensor<4>, DataError>>,
+    ) -> Result<(), DataError> {
         let network = self.evaluated_network();
         let mut probe = detached(&network);
         for (i, images) in batches.enumerate() {
             // The mean of i + 1 values is the mean of the first i, moved by 1 / (i + 1) towards the last.
             probe.norms_mut().for_each(|(_, norm)| norm.momentum = 1.0 / (i + 1) as f64);
-            probe.forward(images);
+            probe.forward(images?);
         }
         let statistics = state::tensors(&probe.valid())
             .into_iter()
@@ -439,6 +445,7 @@ impl Trainee {
             // A fresh copy: burn's running statistics would otherwise keep a pending update.
             None => self.learner.network = load(self.learner.network.valid().train()),
         }
+        Ok(())
     }
 
     /// All state, for a checkpoint.
@@ -687,7 +694,7 @@ mod tests {
         let phase = &recipe.phases()[0];
         let spec = networks_of_recipe(&recipe).swap_remove(0);
         let mut trainee = Trainee::new(spec, &recipe, phase, &Device::default().autodiff()).unwrap();
-        trainee.reestimate_norms(batches.iter().cloned());
+        trainee.reestimate_norms(batches.iter().cloned().map(Ok)).unwrap();
         let tensors = state::tensors(&trainee.evaluated_network());
         ["running_mean", "running_var"]
             .map(|name| tensors[&format!("stages.0.0.norm1.{name}")].iter::<f32>().collect())

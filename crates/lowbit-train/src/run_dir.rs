@@ -21,7 +21,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use lowbit_data::{Dataset, Locations};
+use lowbit_data::{DataError, Digest as DataDigest, Locations, Source};
 use lowbit_models::Plan;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -188,19 +188,20 @@ pub struct RunData {
 pub struct ImageSet {
     /// Images.
     pub n_images: usize,
-    /// CRC-32 of labels and pixels, in hexadecimal.
-    pub crc32: String,
+    /// What is told by their content: in `run.json`, `crc32` of labels and pixels, or a `digest` that their source makes.
+    #[serde(flatten)]
+    pub digest: DataDigest,
 }
 
 impl ImageSet {
-    pub(crate) fn of(dataset: &Dataset) -> Self {
-        Self { n_images: dataset.len(), crc32: format!("{:08x}", dataset.crc32()) }
+    pub(crate) fn of(source: &dyn Source) -> Result<Self, DataError> {
+        Ok(Self { n_images: source.info().n_samples, digest: source.digest()? })
     }
 }
 
 impl fmt::Display for ImageSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} with crc32 {}", self.n_images, self.crc32)
+        write!(f, "{} with {}", self.n_images, self.digest)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The training loop: from images to loss to update to checkpoint, and back from a checkpoint to the very next step.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,9 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor, TensorData, Transaction};
-use lowbit_data::{Batch, DataWarning, Loader, LoaderConfig, Locations, Normalization, Opened, Split};
+use lowbit_data::{
+    Batch, DataError, DataWarning, Loader, LoaderConfig, Locations, Normalization, Opened, Split,
+};
 use lowbit_models::{Network, Plan};
 use lowbit_quantizers::QuantizedNetwork;
 use serde::{Deserialize, Serialize};
@@ -491,6 +494,8 @@ pub fn plan(recipe: &Recipe) -> Result<Plan, TrainError> {
 struct Data {
     train: Loader,
     test: Loader,
+    train_set: ImageSet,
+    test_set: ImageSet,
     n_classes: usize,
     /// Whether they are those that are published, each in its own part.
     are_published: bool,
@@ -515,16 +520,25 @@ impl Data {
             ..LoaderConfig::training(recipe.batch_size, seed, Normalization::of(recipe.dataset))
         };
         let train = Loader::new(Arc::new(train.dataset), config)?;
-        Ok(Self { train, test: test_loader(recipe, test)?, n_classes, are_published, warnings })
+        let test = test_loader(recipe, test)?;
+        Ok(Self {
+            train_set: ImageSet::of(&**train.source())?,
+            test_set: ImageSet::of(&**test.source())?,
+            train,
+            test,
+            n_classes,
+            are_published,
+            warnings,
+        })
     }
 
     /// The first `n` training batches from the start of `epoch` on: those of the next epochs follow where it has fewer.
-    fn batches(&self, epoch: u64, n: usize) -> impl Iterator<Item = Batch> {
+    fn batches(&self, epoch: u64, n: usize) -> impl Iterator<Item = Result<Batch, DataError>> {
         (epoch..).flat_map(|epoch| self.train.epoch(epoch, 0)).take(n)
     }
 
     fn info(&self) -> RunData {
-        RunData { train: ImageSet::of(self.train.dataset()), test: ImageSet::of(self.test.dataset()) }
+        RunData { train: self.train_set.clone(), test: self.test_set.clone() }
     }
 
     /// Refuses images that are not those of the run, with which it would end elsewhere.
@@ -823,11 +837,9 @@ impl<'a> Trainer<'a> {
             step < self.steps() || test_step == Some(step) || pending == Some(Pending::Evaluation);
         match is_in_phase && train.n_images == n_images && is_evaluated {
             true => Ok(()),
-            false => Err(TrainError::OtherSteps {
-                step,
-                n_images: self.data.train.dataset().len(),
-                steps_per_epoch,
-            }),
+            false => {
+                Err(TrainError::OtherSteps { step, n_images: self.data.train.n_samples(), steps_per_epoch })
+            }
         }
     }
 
@@ -870,8 +882,8 @@ impl<'a> Trainer<'a> {
             recipe: &self.recipe,
             plan: &plan,
             step: self.progress.step,
-            n_train: self.data.train.dataset().len(),
-            n_test: self.data.test.dataset().len(),
+            n_train: self.data.train.n_samples(),
+            n_test: self.data.test.n_samples(),
         });
         self.warnings.attach(run.path(), self.session.observer);
         for warning in run.take_warnings() {
@@ -931,7 +943,7 @@ impl<'a> Trainer<'a> {
         let steps_per_epoch = self.schedule.steps_per_epoch;
         let (epoch, first) = (self.progress.step / steps_per_epoch, self.progress.step % steps_per_epoch);
         for batch in self.data.train.epoch(epoch, first) {
-            self.step(batch)?;
+            self.step(batch?)?;
             if self.progress.step.is_multiple_of(steps_per_epoch) {
                 self.progress.pending = Some(Pending::Evaluation);
             } else if self.is_stopped() {
@@ -997,6 +1009,7 @@ impl<'a> Trainer<'a> {
             let is_new = |path: &str| calibrated.is_none_or(|layers| !layers.contains(path));
             trainee.begin(is_new, |network| calibration.run(network));
         }
+        calibration.finish()?;
         if self.is_stopped() {
             self.trainees = before;
             return Ok(());
@@ -1019,6 +1032,7 @@ impl<'a> Trainer<'a> {
         for trainee in &mut self.trainees {
             trainee.enter(&self.recipe, &phase, &self.device, |network| calibration.run(network))?;
         }
+        calibration.finish()?;
         if self.is_stopped() {
             self.trainees = before;
             return Ok(());
@@ -1262,14 +1276,14 @@ impl<'a> Trainer<'a> {
                 let stop = self.session.stop;
                 let batches = self.data.batches(epoch, n_batches);
                 let batches = batches.take_while(|_| !stop.load(Ordering::Relaxed));
-                trainee.reestimate_norms(batches.map(|mut batch| images(&mut batch, &self.device)));
+                trainee.reestimate_norms(batches.map(|batch| Ok(images(&mut batch?, &self.device))))?;
             }
             if let Some(scores) = self.frozen_scores.get(&trainee.spec.name) {
                 self.progress.tests.insert(trainee.spec.name.clone(), *scores);
                 continue;
             }
             let network = trainee.evaluated_network();
-            let scores = evaluate(&network, &self.data.test, &self.session.device, self.session.stop);
+            let scores = evaluate(&network, &self.data.test, &self.session.device, self.session.stop)?;
             let Some(scores) = scores else { return Ok(false) };
             if !trainee.spec.is_trained {
                 self.frozen_scores.insert(trainee.spec.name.clone(), scores);
@@ -1463,41 +1477,59 @@ struct Calibration<'a> {
     epoch: u64,
     n_batches: usize,
     stop: &'a AtomicBool,
+    /// Why a batch could not be had.
+    failure: RefCell<Option<DataError>>,
 }
 
 impl<'a> Calibration<'a> {
     fn of(data: &'a Data, device: &'a Device, train: &TrainRecipe, epoch: u64, stop: &'a AtomicBool) -> Self {
-        Self { data, device, epoch, n_batches: train.calibration_batches, stop }
+        Self { data, device, epoch, n_batches: train.calibration_batches, stop, failure: RefCell::default() }
     }
 
-    /// Runs the batches, or, after a stop, only the first: what comes of it is then dropped.
+    /// Runs the batches, or, after a stop or a failure, only the first: what comes of it is then dropped.
     fn run(&self, network: &Network) {
-        for mut batch in self.data.batches(self.epoch, self.n_batches) {
-            network.forward(images(&mut batch, self.device));
+        for batch in self.data.batches(self.epoch, self.n_batches) {
+            match batch {
+                Ok(mut batch) => drop(network.forward(images(&mut batch, self.device))),
+                Err(error) => {
+                    self.failure.replace(Some(error));
+                    break;
+                }
+            }
             if self.stop.load(Ordering::Relaxed) {
                 break;
             }
         }
     }
+
+    /// # Errors
+    /// If not all batches could be had.
+    fn finish(self) -> Result<(), DataError> {
+        self.failure.into_inner().map_or(Ok(()), Err)
+    }
 }
 
 /// Scores of `network`, which is in validation mode, on all images of `loader`; `None` after a stop.
+///
+/// # Errors
+/// If an image cannot be had.
 pub(crate) fn evaluate(
     network: &Network,
     loader: &Loader,
     device: &Device,
     stop: &AtomicBool,
-) -> Option<Scores> {
+) -> Result<Option<Scores>, DataError> {
     let mut tally = Tally::default();
-    for mut batch in loader.epoch(0, 0) {
+    for batch in loader.epoch(0, 0) {
         if stop.load(Ordering::Relaxed) {
-            return None;
+            return Ok(None);
         }
+        let mut batch = batch?;
         let logits = network.forward(images(&mut batch, device)).into_data();
         let logits: Vec<f32> = logits.iter::<f32>().collect();
         tally.add(&logits, &batch.labels, mean_cross_entropy(&logits, &batch.labels));
     }
-    Some(tally.scores())
+    Ok(Some(tally.scores()))
 }
 
 /// Mean over the rows of `logits` of the cross entropy with `labels`, in double precision.
