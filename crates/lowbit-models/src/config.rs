@@ -9,7 +9,7 @@ use lowbit_quantizers::QuantizationPolicy;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{ModelError, Network, Plan};
+use crate::{Footprint, Kept, ModelError, Network, Plan};
 
 /// A family of networks.
 ///
@@ -225,6 +225,20 @@ impl ModelConfig {
         policy: &QuantizationPolicy,
     ) -> Result<Plan, ModelError> {
         Plan::new(&self.graph(input, n_classes)?, policy)
+    }
+
+    /// What memory the network takes in training, without building it; `inputs` says as what the inputs of convolutions are kept.
+    ///
+    /// # Errors
+    /// [`ModelError`] if the architecture is not defined.
+    pub fn footprint(
+        &self,
+        input: InputShape,
+        n_classes: usize,
+        policy: &QuantizationPolicy,
+        inputs: Kept,
+    ) -> Result<Footprint, ModelError> {
+        Ok(Footprint::new(&self.graph(input, n_classes)?, policy, inputs))
     }
 
     /// Refuses what is not among the settings of the family.

@@ -21,6 +21,7 @@
 mod config;
 mod error;
 mod families;
+mod footprint;
 mod network;
 mod norm;
 mod plan;
@@ -29,6 +30,7 @@ mod program;
 pub use config::{Family, InputShape, Layout, Model, ModelConfig, NamedLayer};
 pub use error::ModelError;
 pub use families::{Depths, Settings};
+pub use footprint::{Footprint, Kept};
 pub use lowbit_core::{Graph, GraphBuilder, GraphError, graph};
 // What it takes to ask for a network, so that a program that only builds one depends on this crate alone.
 pub use lowbit_quantizers::{

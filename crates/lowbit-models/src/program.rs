@@ -58,6 +58,19 @@ impl Step {
         }
     }
 
+    /// What it reads, and the nodes whose outputs it makes.
+    pub(crate) fn ends(&self) -> (Vec<Operand>, Vec<NodeId>) {
+        match self {
+            Self::Convs { input, convs, .. } => {
+                (vec![*input], convs.iter().map(|conv| conv.output).collect())
+            }
+            Self::Norm { input, output, .. } | Self::Linear { input, output, .. } => {
+                (vec![*input], vec![*output])
+            }
+            Self::Plain { inputs, output, .. } => (inputs.clone(), vec![*output]),
+        }
+    }
+
     /// Leaves out the outputs that `keep` does not want; whether any is left.
     fn retain(&mut self, keep: impl Fn(NodeId) -> bool) -> bool {
         match self {

@@ -107,7 +107,7 @@ impl PlacedSpec {
     }
 
     /// The precision of its layers in `phase`.
-    fn policy(&self, recipe: &Recipe, phase: &Phase) -> QuantizationPolicy {
+    pub(crate) fn policy(&self, recipe: &Recipe, phase: &Phase) -> QuantizationPolicy {
         match self.role {
             // The floor is made for the target of the deployed network, also where it holds back another student.
             Role::Student => self.spec.policy.with_floor(recipe.quantization.held_floor(phase.floor)),

@@ -23,6 +23,7 @@ mod files;
 pub mod fuzzing;
 mod inspect;
 mod learner;
+mod memory;
 mod metrics;
 #[doc(hidden)]
 pub mod optimizer;
@@ -38,6 +39,7 @@ mod warning;
 
 // What a session and a strategy of one's own need, so that such a program depends on this crate alone.
 pub use lowbit_data::Locations;
+pub use lowbit_models::Kept;
 pub use lowbit_quantizers::Selection;
 pub use lowbit_strategies as strategy;
 
@@ -47,6 +49,7 @@ pub use files::{MAX_TEXT, open_regular, read_regular, read_regular_text};
 pub use inspect::{
     CheckpointInspection, Evaluation, Inspection, Subject, best_checkpoint, evaluate, inspect,
 };
+pub use memory::MemoryEstimate;
 pub use metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
 pub use origin::{Origin, RunProcess, utc_now};
 pub use recipe::{Recipe, RecipeError};

@@ -35,7 +35,10 @@ use crate::warning::{Warning, WarningKind, Warnings};
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};
 
 /// Images per evaluation batch. Fixed, so that every evaluation of a checkpoint adds in the same order.
-const EVAL_BATCH_SIZE: usize = 256;
+pub(crate) const EVAL_BATCH_SIZE: usize = 256;
+
+/// Batches on the host at a time: those prepared ahead, one that is being prepared, and the one in use.
+pub(crate) const N_PREPARED: u64 = LoaderConfig::DEFAULT_PREFETCH as u64 + 2;
 
 /// Threads that decode and augment images beside the training.
 const LOADER_THREADS: usize = 1;

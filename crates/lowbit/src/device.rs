@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use burn::tensor::Device;
 
+use crate::memory::GpuLimits;
+
 /// The backends there are, fastest first.
 const BACKENDS: [Backend; 3] = [Backend::Flex, Backend::NdArray, Backend::Wgpu];
 
@@ -87,6 +89,22 @@ impl DeviceName {
             backend => Err(DeviceError::NotCompiledIn { backend: backend.name() }),
         }
     }
+}
+
+/// What a device says of its memory, if it is a GPU.
+#[cfg(feature = "wgpu")]
+pub fn gpu_limits(device: &Device) -> Option<GpuLimits> {
+    use burn::backend::DispatchDevice;
+
+    let DispatchDevice::Cube(device) = device.as_dispatch() else { return None };
+    let memory = device.client().properties().memory.clone();
+    Some(GpuLimits { largest_tensor: memory.max_page_size, total: memory.max_memory() })
+}
+
+/// No other device is one.
+#[cfg(not(feature = "wgpu"))]
+pub fn gpu_limits(_: &Device) -> Option<GpuLimits> {
+    None
 }
 
 /// Looks for a GPU before anything is computed, since burn panics at the first tensor if there is none.

@@ -11,6 +11,7 @@ mod exit_code;
 mod hints;
 mod inspect;
 mod logging;
+mod memory;
 mod origin;
 mod output;
 mod panic;

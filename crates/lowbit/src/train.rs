@@ -2,20 +2,23 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use lowbit_train::recipe::{DEFAULT, Difference, lowest_precision};
 use lowbit_train::{
-    CheckpointError, EpochMetrics, EpochTiming, NewRun, Observer, Outcome, PhaseReport, Recipe, ResumeFrom,
-    RunDir, RunResult, Scores, Session, StartReport, StepReport, TrainError, shell_quoted,
+    CheckpointError, EpochMetrics, EpochTiming, Kept, MemoryEstimate, NewRun, Observer, Outcome, PhaseReport,
+    Recipe, ResumeFrom, RunDir, RunResult, Scores, Session, StartReport, StepReport, TrainError,
+    shell_quoted,
 };
 use serde::Serialize;
 
 use crate::cli::TrainArgs;
-use crate::device::DeviceName;
+use crate::device::{DeviceName, gpu_limits};
 use crate::exit_code::Code;
 use crate::inspect::{
     checkpoint_named, describe_phase, describe_recipe, describe_strategies, expect_no_checkpoint,
 };
 use crate::logging::{LogFile, SHOWN};
+use crate::memory;
 use crate::output::{self, clock, counted, percent, percent_exact};
 use crate::progress::{Progress, Screen};
 use crate::recipes;
@@ -54,8 +57,10 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         _ => None,
     };
     let device = name.open()?;
+    let memory = memory_of(&start, &device)?;
     let mut follower = Follower {
         device: name.to_string(),
+        memory,
         screen,
         log,
         changed,
@@ -146,6 +151,28 @@ enum Start<'a> {
     Resume(&'a Path),
 }
 
+/// What a training takes of the memory, in words, or `None` where nothing is left to train. One that cannot fit is an error:
+/// it would end in the middle of its first step, or be ended by the system without a word.
+fn memory_of(start: &Start<'_>, device: &Device) -> anyhow::Result<Option<String>> {
+    let limits = gpu_limits(device);
+    let kept = if limits.is_some() { Kept::Floats } else { Kept::Codes };
+    let estimate = match start {
+        Start::New { recipe } => MemoryEstimate::new(recipe, kept)?,
+        Start::Resume(path) => {
+            let run = RunDir::open(path)?;
+            if run.result().is_ok() {
+                return Ok(None);
+            }
+            // What is wrong with its recipe is said where the run is resumed.
+            let Ok(recipe) = run.recipe() else { return Ok(None) };
+            MemoryEstimate::new(&recipe, kept)?
+        }
+    };
+    let may_change = matches!(start, Start::New { .. });
+    memory::expect_room(&estimate, limits, memory::room(), may_change)?;
+    Ok(Some(memory::describe(&estimate, limits.is_some())))
+}
+
 /// Whether `path` holds a run.
 fn is_run(path: &Path) -> bool {
     !matches!(RunDir::open(path), Err(TrainError::NotARun { .. }))
@@ -207,6 +234,8 @@ struct Interrupted<'a> {
 /// Shows and logs what happens in a training.
 struct Follower<'a> {
     device: String,
+    /// What the training takes of its memory.
+    memory: Option<String>,
     screen: &'a Screen,
     log: &'a LogFile,
     /// What --set changed of the recipe.
@@ -264,6 +293,10 @@ impl Observer for Follower<'_> {
         let epochs = counted(epochs, "epoch");
         self.show_entry("plan    ", &format!("{epochs} in batches of {batch}, seed {}", recipe.seed));
         self.show(&format!("device  {}", self.device));
+        if let Some(memory) = &self.memory {
+            tracing::info!(target: SHOWN, "memory: {memory}");
+            self.show_entry("memory  ", memory);
+        }
         self.show(&format!("run     {}", run.display()));
         if step > 0 {
             self.show(&format!("resumed at step {step}"));
