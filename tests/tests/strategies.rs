@@ -22,9 +22,9 @@ use lowbit_models::{Family, Features, ModelConfig};
 use lowbit_quantizers::Selection;
 use lowbit_strategies::loss::{cross_entropy, kl_divergence, mean_square, target_probabilities};
 use lowbit_strategies::{
-    DistillLoss, Hint, HintTarget, Joint, JointLosses, JointMode, JointTeacher, Loss, Moment, NetworkSpec,
-    OptimizerState, Output, Outputs, Phase, Probability, QuantizedLayer, Role, Selector, Settings,
-    StochasticPrecision, Strategy, TEACHER, TeacherSchedule, Unit,
+    DistillLoss, Hint, HintTarget, Init, Joint, JointLosses, JointMode, JointTeacher, Loss, Moment,
+    NetworkSpec, OptimizerState, Output, Outputs, Phase, Probability, QuantizedLayer, Role, Selector,
+    Settings, StochasticPrecision, Strategy, TEACHER, TeacherSchedule, TrainRecipe, Unit,
 };
 use lowbit_tests::golden::{
     ComposedCase, ComposedCases, DistillationCase, HintCase, HintCases, JointCase, JointWeights, Strategies,
@@ -784,6 +784,15 @@ fn a_path_to_begin_with_is_checked_first_and_kept_absolute() {
         let left = Path::new(env!("CARGO_TARGET_TMPDIR")).join("strategies/init-missing");
         assert!(!left.exists(), "a run directory was left behind after {error}");
     }
+    // So is that of a caller's own strategy.
+    let stop = AtomicBool::new(false);
+    let own = vec![Box::new(Wrong::Networks(|networks| {
+        networks[0].init = Some(Init { path: "runs/nope".into(), key: "own.init" });
+    })) as Box<dyn Strategy>];
+    let error = train(&recipe(&[]), &run_dir("init-missing"), session(&stop, &mut (), own));
+    let error = error.expect_err("it is refused").to_string();
+    let expected = format!("own.init: {}", cwd.join("runs/nope").display());
+    assert!(error.starts_with(&expected), "{error}, expected {expected}");
     let overrides = [format!("init='{}'", relative.display()), frozen(&relative), "train.epochs=1".into()];
     let run = Run::new("init-relative", &recipe(&overrides.each_ref().map(String::as_str)), Vec::new());
     let kept = RunDir::open(&run.path).and_then(|run| run.recipe()).expect("it has a recipe");
@@ -1338,6 +1347,7 @@ fn a_second_teacher_trains_along_and_resumes_exactly() {
 enum Wrong {
     Select(fn(usize) -> Vec<Selection>),
     Networks(fn(&mut Vec<NetworkSpec>)),
+    Phases(fn(Phase) -> Vec<Phase>),
 }
 
 impl Strategy for Wrong {
@@ -1359,7 +1369,14 @@ impl Strategy for Wrong {
     fn select(&self, _: &Moment, layers: &[QuantizedLayer]) -> Option<Vec<Selection>> {
         match self {
             Self::Select(selections) => Some(selections(layers.len())),
-            Self::Networks(_) => None,
+            Self::Networks(_) | Self::Phases(_) => None,
+        }
+    }
+
+    fn phases(&self, phases: Vec<Phase>) -> Vec<Phase> {
+        match self {
+            Self::Phases(change) => phases.into_iter().flat_map(change).collect(),
+            Self::Networks(_) | Self::Select(_) => phases,
         }
     }
 }
@@ -1392,16 +1409,45 @@ fn answers_that_no_training_can_go_by_are_refused_by_name() {
             Wrong::Networks(|networks| networks[0].adapts_to = Some("none".into())),
             "adapts the feature maps of network \"student\" to \"none\"",
         ),
+        (
+            Wrong::Phases(|phase| vec![phase; 2]),
+            "makes two phases named \"w2a2\": each needs a name of its own",
+        ),
+        (Wrong::Phases(|_| Vec::new()), "leaves no phase to train in"),
     ]
     .into_iter()
     .enumerate()
     {
         let (stop, path) = (AtomicBool::new(false), run_dir(&format!("wrong-{index}")));
+        let is_asked_in_steps = matches!(wrong, Wrong::Select(_));
         let outcome = train(&recipe(&[]), &path, session(&stop, &mut (), vec![Box::new(wrong)]));
         let error = outcome.expect_err("it is refused");
-        assert!(matches!(error, TrainError::Strategy(_)), "{error}");
+        assert!(matches!(error, TrainError::Strategy(_) | TrainError::Phases(_)), "{error}");
         assert!(error.to_string().starts_with(&format!("strategy \"wrong\" {problem}")), "{error}");
+        assert_eq!(path.exists(), is_asked_in_steps, "{problem}");
     }
+}
+
+/// Epochs that a strategy overrules are said, and are in the run's record.
+#[test]
+fn epochs_of_a_strategy_are_said() {
+    let recipe = recipe(&["train.epochs=1"]);
+    let own = |epochs: fn(Phase) -> Vec<Phase>| -> (PathBuf, Vec<String>) {
+        let (mut warned, stop, path) = (Warned::default(), AtomicBool::new(false), run_dir("own-epochs"));
+        train(&recipe, &path, session(&stop, &mut warned, vec![Box::new(Wrong::Phases(epochs))]))
+            .expect("it trains");
+        (path, warned.0)
+    };
+    let (path, warned) = own(|phase| {
+        let train = TrainRecipe { epochs: 2, ..phase.train.clone() };
+        vec![Phase { train, ..phase }]
+    });
+    let expected = "train.epochs=1 has no effect: strategy \"wrong\" gives its phases epochs of their own; they train 2 of w2a2";
+    assert_eq!(warned, [expected]);
+    let recorded = RunDir::open(&path).and_then(|run| run.warnings()).expect("it is a run");
+    assert_eq!(recorded.iter().map(|warning| warning.message.as_str()).collect::<Vec<_>>(), [expected]);
+    let (_, warned) = own(|phase| vec![phase]);
+    assert_eq!(warned, [""; 0]);
 }
 
 #[test]

@@ -30,6 +30,10 @@ impl Settings {
 
     /// Those that `settings` serializes to.
     ///
+    /// They have to come out the same in every process: a `HashSet` does not, whose order is another each time, so that the run
+    /// would be known by none; take a `BTreeSet`. (Maps may be of any kind: their keys are sorted.) A number that is not finite
+    /// is `null` in JSON, so that `NaN` and the infinities are not told apart: write down what they stand for.
+    ///
     /// # Panics
     /// If that is no JSON: a map has keys that are no texts, or a type refuses to be serialized.
     pub fn of(settings: &impl Serialize) -> Self {
@@ -141,6 +145,9 @@ mod tests {
         }
         let settings = Settings::of(&Mixed { z: 0.1, a: Inner { y: 1, b: vec![None, Some(true)] } });
         assert_eq!(settings.to_string(), r#"{"a":{"b":[null,true],"y":1},"z":0.1}"#);
+        let map = std::collections::HashMap::from([("b", 1), ("a", 2), ("c", 3)]);
+        assert_eq!(Settings::of(&map).to_string(), r#"{"a":2,"b":1,"c":3}"#);
+        assert_eq!(Settings::of(&[f64::NAN, f64::INFINITY, 1.0]).to_string(), "[null,null,1.0]");
         let text = serde_json::to_string(&settings).unwrap();
         assert_eq!(serde_json::from_str::<Settings>(&text).unwrap(), settings);
     }

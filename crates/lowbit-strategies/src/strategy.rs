@@ -14,7 +14,8 @@ pub trait Strategy: fmt::Debug + Send + Sync {
     /// Its name, as in "joint": runs record it, and errors name it.
     fn name(&self) -> &str;
 
-    /// All that decides its answers, besides their arguments: runs record it, and go on only with the same.
+    /// All that decides its answers, besides their arguments: runs record it, and go on only with the same. It is to be the same in
+    /// every process: [`Settings::of`] says what is not.
     fn settings(&self) -> Settings;
 
     /// The networks of the training, made from the `networks` of the strategies before; they begin as the single one that is

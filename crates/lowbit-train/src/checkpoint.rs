@@ -893,6 +893,7 @@ mod tests {
                 data_dir: None,
                 data: None,
                 strategies: serde_json::from_str(strategies).expect("a list, or none"),
+                unnamed_strategies: Vec::new(),
                 n_parameters: Some(n),
             };
             n_of_own_strategies(&info, 1)

@@ -151,6 +151,15 @@ pub enum TrainError {
         /// How they differ.
         difference: Box<StrategyDifference>,
     },
+    /// A run of an earlier lowbit is to go on, but with what strategies of its caller's own is not known.
+    #[error(
+        "the run cannot go on: it has a strategy of its caller's own ({strategy}) without a name, as lowbit wrote them before \
+         run.json had schema 3, up to revision 3ff692d: that lowbit goes on with it, this one evaluates and inspects it"
+    )]
+    UnnamedStrategy {
+        /// The strategy as it was written.
+        strategy: String,
+    },
     /// Another process trains in the run directory.
     #[error("run directory {} is in use by another lowbit process{}: wait for it to end", .path.display(), by(*.process))]
     RunLocked {

@@ -15,7 +15,7 @@ use lowbit_quantizers::{
 };
 
 use crate::checkpoint::{Checkpoint, CheckpointError, NetworkState, OPTIMIZER, Progress};
-use crate::error::TrainError;
+use crate::error::{IoContext, TrainError};
 use crate::optimizer::{GradientNorm, Optimizer};
 use crate::optimizer_file::{MayLack, OptimizerFile, optimizer_bytes};
 use crate::recipe::{DataRecipe, Quantized, Recipe, TrainRecipe};
@@ -98,6 +98,14 @@ pub(crate) struct Learner {
 }
 
 impl PlacedSpec {
+    /// Makes the path of what it begins with one that is found from anywhere, as those of a recipe are.
+    pub(crate) fn place_init(&mut self) -> Result<(), TrainError> {
+        if let Some(init) = &mut self.spec.init {
+            init.path = std::path::absolute(&init.path).context("find", &init.path)?;
+        }
+        Ok(())
+    }
+
     /// Name of the file with its optimizer's state in a checkpoint.
     fn optimizer_file(&self) -> String {
         match self.name.as_str() {

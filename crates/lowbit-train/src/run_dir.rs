@@ -133,6 +133,9 @@ pub struct RunInfo {
     /// The strategies, those of the recipe first, then the caller's own; absent if an earlier lowbit made the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strategies: Option<Vec<Fingerprint>>,
+    /// Strategies of the caller's own as an earlier lowbit wrote them, without a name by which they are known again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unnamed_strategies: Vec<String>,
     /// Parameters of its largest network; absent if an earlier lowbit made the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_parameters: Option<usize>,
@@ -169,6 +172,7 @@ impl From<RunInfo1> for RunInfo {
             data_dir,
             data,
             strategies: None,
+            unnamed_strategies: Vec::new(),
             n_parameters: None,
         }
     }
@@ -243,19 +247,32 @@ impl RunInfo {
             data_dir: None,
             data: Some(data),
             strategies: Some(strategies),
+            unnamed_strategies: Vec::new(),
             n_parameters: None,
         }
     }
 
     /// Refuses to go on with other strategies than those `of_recipe` and the caller's `own`.
+    ///
+    /// Those of the recipe are compared by name alone: what they do follows from the recipe, whose digest is compared, while the
+    /// form in which a lowbit writes down their settings is its own affair.
     pub(crate) fn expect_strategies(
         &self,
         of_recipe: &[Fingerprint],
         own: &[Fingerprint],
     ) -> Result<(), TrainError> {
+        if let Some(strategy) = self.unnamed_strategies.first() {
+            return Err(TrainError::UnnamedStrategy { strategy: strategy.clone() });
+        }
         // An earlier lowbit did not write down those of the recipe.
         let difference = match &self.strategies {
-            Some(run) => StrategyDifference::between(run, &[of_recipe, own].concat()),
+            Some(run) => {
+                let as_in_run = |(i, of): (usize, &Fingerprint)| {
+                    run.get(i).filter(|run| run.name == of.name).unwrap_or(of).clone()
+                };
+                let of_recipe: Vec<Fingerprint> = of_recipe.iter().enumerate().map(as_in_run).collect();
+                StrategyDifference::between(run, &[&of_recipe, own].concat())
+            }
             None if self.schema == 1 => None,
             None => StrategyDifference::between(&[], own),
         };
@@ -476,15 +493,12 @@ impl RunDir {
     }
 
     fn info_of_schema_2(&self) -> Result<RunInfo, TrainError> {
-        let damaged = |message: String| TrainError::DamagedFile { path: self.path.join(RUN_INFO), message };
         let RunInfo2 { strategies, rest } = self.read_json(RUN_INFO)?;
-        match strategies.first() {
-            None => serde_json::from_value(rest.into()).map_err(|error| damaged(one_line(&error))),
-            Some(own) => Err(damaged(format!(
-                "it has a strategy of its caller's own ({own}) without a name, as lowbit wrote them before run.json had schema 3, \
-                 up to revision 3ff692d: that lowbit reads it, this one does not"
-            ))),
-        }
+        let info = serde_json::from_value(rest.into()).map_err(|error| TrainError::DamagedFile {
+            path: self.path.join(RUN_INFO),
+            message: one_line(&error),
+        })?;
+        Ok(RunInfo { unnamed_strategies: strategies, ..info })
     }
 
     /// The processes that trained here, oldest first. Lines that say nothing are left out: a process was killed while it

@@ -727,7 +727,8 @@ impl<'a> Trainer<'a> {
         let device = session.device.clone().autodiff();
         let mut strategies = recipe.strategies();
         strategies.append(&mut session.strategies);
-        let specs = network_specs(&recipe, &strategies)?;
+        let mut specs = network_specs(&recipe, &strategies)?;
+        specs.iter_mut().try_for_each(PlacedSpec::place_init)?;
         let phases = recipe.phases_with(&strategies)?;
         let whole = recipe.train_over(phases.iter().map(|phase| phase.train.epochs).sum());
         Ok(Self {
@@ -892,7 +893,9 @@ impl<'a> Trainer<'a> {
         for warning in run.take_warnings() {
             self.warn(WarningKind::Storage, warning);
         }
-        for message in self.recipe.warnings().into_iter().chain(self.schedule.long_averages()) {
+        let overruled = self.recipe.overruled_epochs(&self.strategies)?;
+        let warnings = self.recipe.warnings().into_iter().chain(overruled);
+        for message in warnings.chain(self.schedule.long_averages()) {
             self.warn(WarningKind::Recipe, message);
         }
         for warning in std::mem::take(&mut self.data.warnings) {

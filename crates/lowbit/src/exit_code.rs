@@ -92,6 +92,7 @@ fn of_train(error: &TrainError) -> Code {
         | TrainError::DamagedRecipe { .. }
         | TrainError::EarlierMeaning { .. }
         | TrainError::OtherStrategies { .. }
+        | TrainError::UnnamedStrategy { .. }
         | TrainError::RunLocked { .. }
         | TrainError::NoPhase { .. }
         | TrainError::NoCheckpointLeft { .. }

@@ -317,14 +317,38 @@ fn run_of_other_strategies_is_refused() {
         (
             2,
             json!(["BackToFront"]),
-            "run/run.json is damaged: it has a strategy of its caller's own (BackToFront)",
+            "the run cannot go on: it has a strategy of its caller's own (BackToFront) without a name",
         ),
     ] {
         let outcome = with(schema, strategies);
         assert_eq!(outcome.code, Some(4), "{}", outcome.stderr);
         assert!(outcome.stderr.contains(message), "{}", outcome.stderr);
+        // What is there is read nevertheless.
+        succeeds(&sandbox.run(&["eval", "run"]));
+        succeeds(&sandbox.run(&["inspect", "run"]));
     }
     succeeds(&with(2, json!([])));
+}
+
+/// The settings of a recipe's own strategies follow from the recipe: a lowbit that writes them down in another form goes on.
+#[test]
+fn strategies_of_the_recipe_are_known_by_name() {
+    let sandbox = Sandbox::new();
+    let args = ["train", "-q", "digits-preresnet8-w2a2-joint", "--out", "run", "--device", "flex"];
+    succeeds(&sandbox.run(&[&args[..], &TINY, &["--set", "train.epochs=2"]].concat()));
+    let path = sandbox.path("run/run.json");
+    let mut info = read_json(&path);
+    assert_eq!(info["strategies"][0]["name"], "joint");
+    info["strategies"][0]["settings"] = json!({ "another form": 1 });
+    fs::write(&path, info.to_string()).unwrap();
+    let resume = ["train", "--resume", "run", "--checkpoint", "step-00000004"];
+    succeeds(&sandbox.run(&resume));
+    info["strategies"][0]["name"] = "hint".into();
+    fs::write(&path, info.to_string()).unwrap();
+    let outcome = sandbox.run(&resume);
+    assert_eq!(outcome.code, Some(4));
+    let message = "the run cannot go on: strategy \"hint\", which it was made with, is missing";
+    assert!(outcome.stderr.contains(message), "{}", outcome.stderr);
 }
 
 #[test]

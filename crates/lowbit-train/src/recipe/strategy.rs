@@ -154,6 +154,30 @@ impl Recipe {
         Ok(phases)
     }
 
+    /// What to say of a strategy that gives phases epochs of its own, so that those of `[train]` have no effect.
+    ///
+    /// # Errors
+    /// [`PhasesError`] if there can be no such phases.
+    pub(crate) fn overruled_epochs(
+        &self,
+        strategies: &[Box<dyn Strategy>],
+    ) -> Result<Option<String>, PhasesError> {
+        for (i, strategy) in strategies.iter().enumerate() {
+            let phases = self.composed_phases(&strategies[..=i])?;
+            if phases.iter().any(|phase| phase.train.epochs != self.train.epochs) {
+                let epochs = |phase: &Phase| format!("{} of {}", phase.train.epochs, phase.name);
+                let epochs: Vec<String> = self.phases_with(strategies)?.iter().map(epochs).collect();
+                return Ok(Some(format!(
+                    "train.epochs={} has no effect: strategy {:?} gives its phases epochs of their own; they train {}",
+                    self.train.epochs,
+                    strategy.name(),
+                    epochs.join(", "),
+                )));
+            }
+        }
+        Ok(None)
+    }
+
     /// The settings of `[train]` for a training of `epochs`.
     pub(crate) fn train_over(&self, epochs: u64) -> TrainRecipe {
         let mut train = self.train.clone();
