@@ -108,7 +108,7 @@ fn run(
         device: device.clone(),
         device_name: "wgpu".into(),
         origin: lowbit_train::Origin::here(),
-        locations: Locations::default_with(None),
+        images: Locations::default_with(None).into(),
         stop: &AtomicBool::new(false),
         observer,
         strategies,

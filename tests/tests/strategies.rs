@@ -427,7 +427,7 @@ fn session<'a>(
         device: default_device(),
         device_name: "default".into(),
         origin: lowbit_train::Origin::here(),
-        locations: Locations::default_with(None),
+        images: Locations::default_with(None).into(),
         stop,
         observer,
         strategies,
@@ -511,8 +511,8 @@ impl Run {
 }
 
 fn evaluation(run: &Path) -> Evaluation {
-    let locations = Locations::default_with(None);
-    evaluate(run, Subject::default(), &default_device(), &locations).expect("the run is evaluated")
+    let images = Locations::default_with(None).into();
+    evaluate(run, Subject::default(), &default_device(), &images).expect("the run is evaluated")
 }
 
 /// The tensors of a network's `model.safetensors`, by path.

@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         device: Device::default(),
         device_name: "default".into(),
         origin: lowbit_train::Origin::here(),
-        locations: Locations::default_with(None),
+        images: Locations::default_with(None).into(),
         stop: &stop,
         observer: &mut Print,
         strategies: Vec::new(),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use lowbit_data::{DataError, Split};
+use lowbit_data::{DataError, DatasetName, Split};
 use lowbit_models::ModelError;
 
 use crate::checkpoint::CheckpointError;
@@ -78,6 +78,42 @@ pub enum TrainError {
     NotText {
         /// The path.
         path: PathBuf,
+    },
+    /// The recipe leaves the images to the program, which gives none.
+    #[error(
+        "the recipe has data.dataset=\"own\": it is for a program that gives images of its own, which this one does not"
+    )]
+    NoImages,
+    /// The program gives images of its own, but the recipe names others.
+    #[error(
+        "the program gives images of its own, but the recipe has data.dataset=\"{name}\": take data.dataset=\"own\" with \
+         data.shape and data.classes"
+    )]
+    NamedImages {
+        /// The data set.
+        name: DatasetName,
+    },
+    /// The images of the program are not what the recipe says.
+    #[error("the {} images {name:?} have {key}={got}, the recipe has {expected}", split_name(*.split))]
+    OtherImages {
+        /// Which images.
+        split: Split,
+        /// Name of their source.
+        name: String,
+        /// Key of the recipe.
+        key: &'static str,
+        /// Its value.
+        expected: String,
+        /// What it would be for these images.
+        got: String,
+    },
+    /// Nothing says how the images of the program become numbers.
+    #[error(
+        "images {name:?} have no normalization: their source has to give it, or the recipe data.normalization"
+    )]
+    NoNormalization {
+        /// Name of their source.
+        name: String,
     },
     /// The images are not those that the run was made with.
     #[error(

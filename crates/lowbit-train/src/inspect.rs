@@ -5,11 +5,11 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
-use lowbit_data::{Locations, Split};
 use lowbit_models::Plan;
 use serde::Serialize;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Progress};
+use crate::data::{Images, Served, test_images};
 use crate::error::TrainError;
 use crate::learner::{evaluated_tensors, networks_of_recipe};
 use crate::metrics::Scores;
@@ -19,7 +19,7 @@ use crate::run_dir::{ImageSet, RunData, RunDir, RunInfo, RunRecipe};
 use crate::set_aside::{self, SetAside};
 use crate::state;
 use crate::strategy::{Phase, STUDENT};
-use crate::trainer::{RunResult, evaluate as evaluate_network, open_split, test_loader};
+use crate::trainer::{RunResult, evaluate as evaluate_network};
 use crate::warning::Warning;
 
 /// What the evaluation of a checkpoint yields.
@@ -69,7 +69,7 @@ pub fn evaluate(
     path: &Path,
     subject: Subject<'_>,
     device: &Device,
-    locations: &Locations,
+    images: &Images,
 ) -> Result<Evaluation, TrainError> {
     let run = RunDir::open(path)?;
     let RunRecipe { recipe, sha256 } = run.recipe_with_digest()?;
@@ -80,10 +80,8 @@ pub fn evaluate(
     loaded.expect_recipe(&sha256, &path)?;
     // Said after what the network says, who names the difference.
     let has_its_state = loaded.expect_state(&path);
-    let test = open_split(&recipe.data, Split::Test, recipe.data.test_limit, &info.locations(locations))?;
-    let data_warnings = lowbit_data::warnings(None, &test);
-    let loader = test_loader(&recipe.data, test)?;
-    let data = ImageSet::of(&**loader.source())?;
+    let images = images.with_run_dir(info.data_dir.as_deref());
+    let (Served { loader, set: data }, data_warnings) = test_images(&recipe.data, &images)?;
     let same_data = info.data.map(|run| run.test == data);
     let specs = networks_of_recipe(&recipe);
     let wanted = subject.network.unwrap_or(STUDENT);

@@ -614,7 +614,7 @@ impl Initial {
     /// What it was trained on, if that is not what `recipe` and `data` are.
     fn other_data(&self, recipe: &DataRecipe, data: &RunData) -> Option<String> {
         let DataRecipe { dataset, labels, .. } = &self.trained_on;
-        if (*dataset, *labels) != (recipe.dataset, recipe.labels) {
+        if (dataset.as_str(), *labels) != (recipe.dataset.as_str(), recipe.labels) {
             let name = |recipe: &DataRecipe| match recipe.labels {
                 LabelKind::Fine => recipe.dataset.to_string(),
                 LabelKind::Coarse => format!("{} with coarse labels", recipe.dataset),

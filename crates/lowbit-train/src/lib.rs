@@ -16,6 +16,7 @@
 //! ```
 
 mod checkpoint;
+mod data;
 mod disk;
 mod error;
 mod files;
@@ -38,12 +39,13 @@ mod trainer;
 mod warning;
 
 // What a session and a strategy of one's own need, so that such a program depends on this crate alone.
-pub use lowbit_data::Locations;
+pub use lowbit_data::{Digest, Image, ImageShape, Locations, Normalization, SampleError, Source, SourceInfo};
 pub use lowbit_models::Kept;
 pub use lowbit_quantizers::Selection;
 pub use lowbit_strategies as strategy;
 
 pub use checkpoint::{CheckpointError, Pending, Progress, Record};
+pub use data::Images;
 pub use error::{Divergence, TrainError, escaped, is_unseen, shell_quoted};
 pub use files::{MAX_TEXT, open_regular, read_regular, read_regular_text};
 pub use inspect::{

@@ -2,10 +2,10 @@
 
 use lowbit_models::Kept;
 
+use crate::data::{EVAL_BATCH_SIZE, N_PREPARED};
 use crate::error::TrainError;
 use crate::learner::network_specs;
-use crate::recipe::{OptimizerRecipe, Recipe};
-use crate::trainer::{EVAL_BATCH_SIZE, N_PREPARED};
+use crate::recipe::{DatasetChoice, OptimizerRecipe, Recipe};
 
 /// Bytes of a number.
 const FLOAT: u64 = 4;
@@ -110,9 +110,11 @@ impl MemoryEstimate {
     }
 }
 
-/// Images that are trained on and evaluated. Of data of the user's own under the name of a data set, there may be others.
+/// Images that are trained on and evaluated, and held here. Of data of the user's own under the name of a data set, there may
+/// be others; what a program gives it holds itself.
 fn n_images(recipe: &Recipe) -> u64 {
-    let info = recipe.data.dataset.info();
+    let DatasetChoice::Named(name) = recipe.data.dataset else { return 0 };
+    let info = name.info();
     let limited = |n: usize, limit: Option<usize>| limit.map_or(n, |limit| limit.min(n)) as u64;
     limited(info.n_train, recipe.data.train_limit) + limited(info.n_test, recipe.data.test_limit)
 }

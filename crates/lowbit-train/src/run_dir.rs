@@ -21,7 +21,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use lowbit_data::{DataError, Digest as DataDigest, Locations, Source};
+use lowbit_data::Digest as DataDigest;
 use lowbit_models::Plan;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -190,6 +190,9 @@ pub struct RunData {
 /// By what a set of images is told from another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageSet {
+    /// Name of their source, if the program gave it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
     /// Images.
     pub n_images: usize,
     /// What is told by their content: in `run.json`, `crc32` of labels and pixels, or a `digest` that their source makes.
@@ -197,15 +200,12 @@ pub struct ImageSet {
     pub digest: DataDigest,
 }
 
-impl ImageSet {
-    pub(crate) fn of(source: &dyn Source) -> Result<Self, DataError> {
-        Ok(Self { n_images: source.info().n_samples, digest: source.digest()? })
-    }
-}
-
 impl fmt::Display for ImageSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} with {}", self.n_images, self.digest)
+        match &self.source {
+            Some(name) => write!(f, "{} of {name:?} with {}", self.n_images, self.digest),
+            None => write!(f, "{} with {}", self.n_images, self.digest),
+        }
     }
 }
 
@@ -280,11 +280,6 @@ impl RunInfo {
             Some(difference) => Err(TrainError::OtherStrategies { difference: Box::new(difference) }),
             None => Ok(()),
         }
-    }
-
-    /// `locations`, and after the directory given there that of the run.
-    pub(crate) fn locations(&self, locations: &Locations) -> Locations {
-        Locations { run_data_dir: self.data_dir.clone(), ..locations.clone() }
     }
 }
 

@@ -5,25 +5,23 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use burn::tensor::{Device, Tensor, TensorData, Transaction};
-use lowbit_data::{
-    Batch, DataError, DataWarning, Loader, LoaderConfig, Locations, Normalization, Opened, Split,
-};
+use burn::tensor::{Device, Tensor, Transaction};
+use lowbit_data::{Batch, DataError, Loader};
 use lowbit_models::{Network, Plan};
 use lowbit_quantizers::QuantizedNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Checkpoints, Pending, Progress, Scored, sha256};
+use crate::data::{Data, Images, tensor};
 use crate::disk::{may_pass, with_retries};
 use crate::error::{Divergence, IoContext, TrainError};
 use crate::learner::{PlacedSpec, Trainee, network_specs, networks_of_recipe};
 use crate::metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
 use crate::origin::{Origin, RunProcess, utc_now};
-use crate::recipe::{DataRecipe, Recipe, TrainRecipe};
-use crate::run_dir::{ImageSet, NewRun, RESULT, RunData, RunDir, RunInfo, RunRecipe, Starts, expect_text};
+use crate::recipe::{Recipe, TrainRecipe};
+use crate::run_dir::{NewRun, RESULT, RunData, RunDir, RunInfo, RunRecipe, Starts, expect_text};
 use crate::schedule::learning_rate;
 use crate::set_aside::{self, GoingBack};
 use crate::state;
@@ -34,15 +32,6 @@ use crate::strategy::{
 use crate::warning::{Warning, WarningKind, Warnings};
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};
 
-/// Images per evaluation batch. Fixed, so that every evaluation of a checkpoint adds in the same order.
-pub(crate) const EVAL_BATCH_SIZE: usize = 256;
-
-/// Batches on the host at a time: those prepared ahead, one that is being prepared, and the one in use.
-pub(crate) const N_PREPARED: u64 = LoaderConfig::DEFAULT_PREFETCH as u64 + 2;
-
-/// Threads that decode and augment images beside the training.
-const LOADER_THREADS: usize = 1;
-
 /// Where a training runs.
 pub struct Session<'a> {
     /// Device of the network, without autodiff.
@@ -51,8 +40,8 @@ pub struct Session<'a> {
     pub device_name: String,
     /// The program and the machine, for the record: [`Origin::here`], and what only the program knows.
     pub origin: Origin,
-    /// Where data sets are looked for.
-    pub locations: Locations,
+    /// The images, or where they are looked for.
+    pub images: Images,
     /// Set to end the training with a checkpoint: after the current step, or the current batch of a calibration or an
     /// evaluation, which is then made again when the run is resumed.
     pub stop: &'a AtomicBool,
@@ -243,9 +232,9 @@ pub fn train<'a>(
     let out = out.into();
     expect_text(out.path())?;
     let recipe = &with_absolute_paths(recipe)?;
-    let data_dir = session.locations.data_dir.as_ref().map(absolute).transpose()?;
+    let data_dir = session.images.data_dir().map(absolute).transpose()?;
     data_dir.as_deref().map_or(Ok(()), expect_text)?;
-    let data = read_data(recipe, &session.locations, session.stop)?;
+    let data = Data::read(recipe, &session.images, session.stop)?;
     let run_recipe = RunRecipe { recipe: recipe.clone(), sha256: sha256(recipe.to_toml().as_bytes()) };
     let mut trainer = Trainer::new(run_recipe, data, session)?;
     trainer.build(0)?;
@@ -287,8 +276,8 @@ pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result
     if loaded.is_none() {
         run.expect_nothing_recorded()?;
     }
-    let locations = info.locations(&session.locations);
-    let data = read_data(&recipe.recipe, &locations, session.stop)?;
+    let images = session.images.with_run_dir(info.data_dir.as_deref());
+    let data = Data::read(&recipe.recipe, &images, session.stop)?;
     if let Some(expected) = info.data {
         data.expect(expected)?;
     }
@@ -439,50 +428,6 @@ fn absolute(path: &PathBuf) -> Result<PathBuf, TrainError> {
     std::path::absolute(path).context("find", path)
 }
 
-/// The one name of the file at `path`, without links and `..`; an absolute one if there is none.
-fn resolved(path: &PathBuf) -> Result<PathBuf, TrainError> {
-    std::fs::canonicalize(path).or_else(|_| absolute(path))
-}
-
-/// The images of `recipe`; a stop is answered while a disk is slow.
-fn read_data(recipe: &Recipe, locations: &Locations, stop: &AtomicBool) -> Result<Data, TrainError> {
-    let (data, seed, places) = (recipe.data.clone(), recipe.seed, locations.clone());
-    match unless_stopped(stop, move || Data::open(&data, seed, &places)) {
-        Ok(data) => data.unwrap_or(Err(TrainError::Stopped)),
-        // Without a thread, it is read here.
-        Err(_) => Data::open(&recipe.data, recipe.seed, locations),
-    }
-}
-
-/// What `read` returns, in a thread of its own; `None` after a stop. The thread is then left to itself.
-///
-/// # Errors
-/// If there can be no further thread.
-fn unless_stopped<T: Send + 'static>(
-    stop: &AtomicBool,
-    read: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<Option<T>> {
-    /// Time between two looks at `stop`.
-    const INTERVAL: Duration = Duration::from_millis(50);
-
-    let (sender, receiver) = mpsc::channel();
-    let thread = std::thread::Builder::new().name("read data".into()).spawn(move || {
-        // Nobody listens any more after a stop.
-        let _ = sender.send(read());
-    })?;
-    loop {
-        match receiver.recv_timeout(INTERVAL) {
-            Ok(value) => return Ok(Some(value)),
-            Err(mpsc::RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => return Ok(None),
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
-            Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
-                Err(panic) => std::panic::resume_unwind(panic),
-                Ok(()) => unreachable!("the thread sends before it ends"),
-            },
-        }
-    }
-}
-
 /// The precision of every layer of a recipe's network, without building it.
 ///
 /// # Errors
@@ -491,95 +436,6 @@ pub fn plan(recipe: &Recipe) -> Result<Plan, TrainError> {
     let phases = recipe.phases();
     let last = phases.last().expect("invariant: a training has a phase");
     networks_of_recipe(recipe)[0].plan(recipe, last)
-}
-
-/// The training and test images of a recipe.
-struct Data {
-    train: Loader,
-    test: Loader,
-    train_set: ImageSet,
-    test_set: ImageSet,
-    n_classes: usize,
-    /// Whether they are those that are published, each in its own part.
-    are_published: bool,
-    warnings: Vec<DataWarning>,
-}
-
-impl Data {
-    fn open(recipe: &DataRecipe, seed: u64, locations: &Locations) -> Result<Self, TrainError> {
-        // A warning is recorded once in a run, however its place was spelled.
-        let open = |split, limit| -> Result<Opened, TrainError> {
-            let opened = open_split(recipe, split, limit, locations)?;
-            Ok(Opened { place: opened.place.as_ref().map(resolved).transpose()?, ..opened })
-        };
-        let train = open(Split::Train, recipe.train_limit)?;
-        let test = open(Split::Test, recipe.test_limit)?;
-        let n_classes = train.dataset.n_classes;
-        let warnings = lowbit_data::warnings(Some(&train), &test);
-        let are_published = [&train, &test].iter().all(|part| part.published == Some(part.split));
-        let config = LoaderConfig {
-            augmentation: recipe.augment,
-            n_threads: LOADER_THREADS,
-            ..LoaderConfig::training(recipe.batch_size, seed, Normalization::of(recipe.dataset))
-        };
-        let train = Loader::new(Arc::new(train.dataset), config)?;
-        let test = test_loader(recipe, test)?;
-        Ok(Self {
-            train_set: ImageSet::of(&**train.source())?,
-            test_set: ImageSet::of(&**test.source())?,
-            train,
-            test,
-            n_classes,
-            are_published,
-            warnings,
-        })
-    }
-
-    /// The first `n` training batches from the start of `epoch` on: those of the next epochs follow where it has fewer.
-    fn batches(&self, epoch: u64, n: usize) -> impl Iterator<Item = Result<Batch, DataError>> {
-        (epoch..).flat_map(|epoch| self.train.epoch(epoch, 0)).take(n)
-    }
-
-    fn info(&self) -> RunData {
-        RunData { train: self.train_set.clone(), test: self.test_set.clone() }
-    }
-
-    /// Refuses images that are not those of the run, with which it would end elsewhere.
-    fn expect(&self, run: RunData) -> Result<(), TrainError> {
-        let found = self.info();
-        let splits = [(Split::Train, run.train, found.train), (Split::Test, run.test, found.test)];
-        match splits.into_iter().find(|(_, expected, got)| expected != got) {
-            Some((split, expected, got)) => Err(TrainError::OtherData { split, expected, got }),
-            None => Ok(()),
-        }
-    }
-}
-
-pub(crate) fn open_split(
-    recipe: &DataRecipe,
-    split: Split,
-    limit: Option<usize>,
-    locations: &Locations,
-) -> Result<Opened, TrainError> {
-    let opened = lowbit_data::open(recipe.dataset, split, recipe.labels, locations)?;
-    Ok(match limit {
-        Some(limit) => opened.head(limit)?,
-        None => opened,
-    })
-}
-
-/// The test images of a recipe, in order.
-pub(crate) fn test_loader(recipe: &DataRecipe, test: Opened) -> Result<Loader, TrainError> {
-    let config = LoaderConfig {
-        n_threads: LOADER_THREADS,
-        ..LoaderConfig::evaluation(EVAL_BATCH_SIZE, Normalization::of(recipe.dataset))
-    };
-    Ok(Loader::new(Arc::new(test.dataset), config)?)
-}
-
-/// Images of a batch on `device`, `[batch, channels, height, width]`.
-fn images(batch: &mut Batch, device: &Device) -> Tensor<4> {
-    Tensor::from_data(TensorData::new(std::mem::take(&mut batch.images), batch.shape), device)
 }
 
 struct Trainer<'a> {
@@ -1097,7 +953,7 @@ impl<'a> Trainer<'a> {
         let targets =
             target_probabilities(&batch.labels, self.data.n_classes, train.label_smoothing, &self.device);
         let quantized_share = self.select()?;
-        let (losses, logits) = self.losses(images(&mut batch, &self.device), &targets);
+        let (losses, logits) = self.losses(tensor(&mut batch, &self.device), &targets);
         let phase_step = step - self.schedule.start(self.phase);
         let mut updates = Vec::new();
         for (trainee, loss) in self.trainees.iter_mut().zip(&losses) {
@@ -1282,7 +1138,7 @@ impl<'a> Trainer<'a> {
                 let stop = self.session.stop;
                 let batches = self.data.batches(epoch, n_batches);
                 let batches = batches.take_while(|_| !stop.load(Ordering::Relaxed));
-                trainee.reestimate_norms(batches.map(|batch| Ok(images(&mut batch?, &self.device))))?;
+                trainee.reestimate_norms(batches.map(|batch| Ok(tensor(&mut batch?, &self.device))))?;
             }
             if let Some(scores) = self.frozen_scores.get(&trainee.spec.name) {
                 self.progress.tests.insert(trainee.spec.name.clone(), *scores);
@@ -1496,7 +1352,7 @@ impl<'a> Calibration<'a> {
     fn run(&self, network: &Network) {
         for batch in self.data.batches(self.epoch, self.n_batches) {
             match batch {
-                Ok(mut batch) => drop(network.forward(images(&mut batch, self.device))),
+                Ok(mut batch) => drop(network.forward(tensor(&mut batch, self.device))),
                 Err(error) => {
                     self.failure.replace(Some(error));
                     break;
@@ -1531,7 +1387,7 @@ pub(crate) fn evaluate(
             return Ok(None);
         }
         let mut batch = batch?;
-        let logits = network.forward(images(&mut batch, device)).into_data();
+        let logits = network.forward(tensor(&mut batch, device)).into_data();
         let logits: Vec<f32> = logits.iter::<f32>().collect();
         tally.add(&logits, &batch.labels, mean_cross_entropy(&logits, &batch.labels));
     }
@@ -1611,14 +1467,5 @@ mod tests {
         assert!(is_of_one_checkpoint(&no_network.into()));
         assert!(is_of_one_checkpoint(&TrainError::NoPhase { phase: 3, n_phases: 2 }));
         assert!(!is_of_one_checkpoint(&TrainError::Stopped));
-    }
-
-    #[test]
-    fn a_stop_does_not_wait_for_a_slow_disk() {
-        let (slow, never) = mpsc::channel::<()>();
-        let stop = AtomicBool::new(true);
-        assert_eq!(unless_stopped(&stop, move || never.recv().is_ok()).unwrap(), None);
-        drop(slow);
-        assert_eq!(unless_stopped(&AtomicBool::new(false), || 7).unwrap(), Some(7));
     }
 }

@@ -38,7 +38,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Code> {
     tracing::debug!(device = %name, run = %args.run.display(), "evaluating");
     let checkpoint = args.checkpoint.as_deref().map(|name| checkpoint_named(&args.run, name)).transpose()?;
     let subject = Subject { checkpoint: checkpoint.as_deref(), network: args.network.as_deref() };
-    let evaluation = lowbit_train::evaluate(&args.run, subject, &device, &args.data_dir.locations())
+    let evaluation = lowbit_train::evaluate(&args.run, subject, &device, &args.data_dir.locations().into())
         .map_err(|error| exit_code::with_previous(error, "eval", &args.run))?;
     for warning in &evaluation.warnings {
         tracing::warn!("{warning}");

@@ -80,10 +80,15 @@ fn of_train(error: &TrainError) -> Code {
         | TrainError::ForeignWeights { .. }
         | TrainError::UnknownNetwork { .. }
         | TrainError::OtherRecipe { .. }
+        | TrainError::NoImages
+        | TrainError::NamedImages { .. }
         | TrainError::NotText { .. } => Code::Usage,
         TrainError::Init { source, .. } | TrainError::Unsaved { source, .. } => of_train(source),
         TrainError::Data(error) => of_data(error),
-        TrainError::OtherData { .. } | TrainError::OtherSteps { .. } => Code::Data,
+        TrainError::OtherData { .. }
+        | TrainError::OtherSteps { .. }
+        | TrainError::OtherImages { .. }
+        | TrainError::NoNormalization { .. } => Code::Data,
         TrainError::Checkpoint(_)
         | TrainError::RunExists { .. }
         | TrainError::NotEmpty { .. }

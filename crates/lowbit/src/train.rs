@@ -72,7 +72,7 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         device,
         device_name: name.to_string(),
         origin: crate::origin::here(),
-        locations: args.data_dir.locations(),
+        images: args.data_dir.locations().into(),
         stop: &stop,
         observer: &mut follower,
         strategies: Vec::new(),

@@ -70,7 +70,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         device: Device::default(),
         device_name: "default".into(),
         origin: Origin::here(),
-        locations: Locations::default_with(None),
+        images: Locations::default_with(None).into(),
         stop: &stop,
         observer: &mut Print,
         strategies: vec![Box::new(SecondTeacher { model: ModelConfig::new(Family::ResNet, 8), weight: 0.5 })],

@@ -110,7 +110,7 @@ fn session<'a>(backend: &Backend, follow: &'a mut Follow<'_>, stop: &'a AtomicBo
         device: backend.device.clone(),
         device_name: backend.name.into(),
         origin: lowbit_train::Origin::here(),
-        locations: Locations::default_with(None),
+        images: Locations::default_with(None).into(),
         stop,
         observer: follow,
         strategies: Vec::new(),
@@ -227,9 +227,9 @@ impl RoundTrip {
         let mut follow = Follow::new(&stop, None);
         let ended = resume(&path, ResumeFrom::Newest, session(to, &mut follow, &stop));
         assert!(matches!(ended, Ok(Ended::Complete(_))), "{self:?}: {ended:?}");
-        let locations = Locations::default_with(None);
+        let images = Locations::default_with(None).into();
         let evaluate = |backend: &Backend| {
-            evaluate(&path, Subject::default(), &backend.device, &locations).expect("the run is evaluated")
+            evaluate(&path, Subject::default(), &backend.device, &images).expect("the run is evaluated")
         };
         let own = evaluate(to);
         assert_eq!(Some(own.scores), own.reported, "{self:?}: evaluated in training and afterwards");

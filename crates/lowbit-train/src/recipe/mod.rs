@@ -4,6 +4,7 @@
 //! is valid, so no later code checks again. A recipe serializes to the TOML of its resolved form, with every default
 //! written out, which reads back as the same recipe.
 
+mod data;
 mod embedded;
 mod reader;
 mod strategy;
@@ -13,8 +14,7 @@ use std::path::{Path, PathBuf};
 
 use globset::Glob;
 use lowbit_core::{Granularity, Precision};
-use lowbit_data::{Augmentation, DatasetName, LabelKind, MAX_IMAGES};
-use lowbit_models::{Family, InputShape, LayerPlan, Layout, ModelConfig, ModelError, NamedLayer, Plan};
+use lowbit_models::{Family, LayerPlan, Layout, ModelConfig, ModelError, NamedLayer, Plan};
 use lowbit_quantizers::{
     LayerOverride, LayerQuantization, LayerRole, Method, PrecisionFloor, QuantizationPolicy, QuantizerError,
 };
@@ -24,6 +24,8 @@ use toml::{Table, Value};
 
 pub use lowbit_strategies::{OptimizerRecipe, QuantizerGroup, ScheduleRecipe, TrainRecipe};
 
+use data::read_data;
+pub use data::{DataRecipe, DatasetChoice};
 pub use embedded::{BASES, BIT_WIDTHS, DEFAULT, EmbeddedRecipe, METHODS, Part, embedded};
 pub use reader::Problem;
 use reader::{NumberRange, Problems, Section};
@@ -32,9 +34,6 @@ pub use strategy::{HintRecipe, PhaseRecipe, PhasesError, StrategyRecipe};
 
 /// Version of the recipe format.
 const SCHEMA: u64 = 1;
-
-/// Superclasses of CIFAR-100.
-const N_COARSE_CLASSES: usize = 20;
 
 /// A checked recipe.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -65,42 +64,6 @@ pub struct Recipe {
     pub phases: BTreeMap<String, PhaseRecipe>,
     /// What is kept of the training.
     pub checkpoint: CheckpointRecipe,
-}
-
-/// `[data]`: the images and how they are served.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct DataRecipe {
-    /// Data set.
-    pub dataset: DatasetName,
-    /// Which labels of CIFAR-100.
-    pub labels: LabelKind,
-    /// Images per step.
-    pub batch_size: usize,
-    /// Use only the first so many training images.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub train_limit: Option<usize>,
-    /// Evaluate on only the first so many test images.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub test_limit: Option<usize>,
-    /// Random changes of the training images.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub augment: Option<Augmentation>,
-}
-
-impl DataRecipe {
-    /// Shape of the images as the network takes them.
-    pub fn input_shape(&self) -> InputShape {
-        let shape = self.dataset.info().shape;
-        InputShape { channels: shape.channels, height: shape.height, width: shape.width }
-    }
-
-    /// Number of classes.
-    pub fn n_classes(&self) -> usize {
-        match self.labels {
-            LabelKind::Fine => self.dataset.info().n_classes,
-            LabelKind::Coarse => N_COARSE_CLASSES,
-        }
-    }
 }
 
 /// `[quantization]`: the precision of every layer.
@@ -361,7 +324,8 @@ fn read(table: Table, problems: &Problems) -> Recipe {
     let quantization = read_quantization(root.section("quantization"), &model);
     let train = read_train(root.section("train"), &quantization, &model);
     // Of the data, only its images count here.
-    let has_mistakes = problems.any_in(&["data.dataset", "model", "quantization"]);
+    let has_mistakes =
+        problems.any_in(&["data.dataset", "data.shape", "data.classes", "model", "quantization"]);
     let so_far =
         RecipeSoFar { policy: &quantization.policy, model: &model, input: data.input_shape(), has_mistakes };
     let strategy = strategy::read_strategy(root.optional_section("strategy"), &so_far);
@@ -389,47 +353,6 @@ fn read(table: Table, problems: &Problems) -> Recipe {
     }
     strategy::read_phases(&root, &mut recipe);
     root.finish();
-    recipe
-}
-
-fn read_data(section: Section<'_>) -> DataRecipe {
-    let choices: Vec<(&str, DatasetName)> =
-        DatasetName::ALL.iter().map(|name| (name.as_str(), *name)).collect();
-    let dataset = section.choice("dataset", &choices);
-    // What does not fit another data set may fit the one that is meant.
-    let is_known = !section.has_problems();
-    let labels =
-        section.optional_choice("labels", &[("fine", LabelKind::Fine), ("coarse", LabelKind::Coarse)]);
-    if is_known && labels == Some(LabelKind::Coarse) && dataset != DatasetName::Cifar100 {
-        section.problem("labels", format!("only cifar100 has coarse labels, not {dataset}"));
-    }
-    let augment = section.optional_section("augment").map(|augment| {
-        let side = dataset.info().shape.height.min(dataset.info().shape.width) as u64;
-        let pad = augment.integer("pad", 0, 0..=if is_known { side } else { u64::MAX }) as usize;
-        let flip = augment.boolean("flip", false);
-        augment.finish();
-        Augmentation { pad, flip }
-    });
-    // What is built in is known; of files, they themselves decide, and may be data of the user's own.
-    let info = dataset.info();
-    let is_built_in = is_known && info.files.is_empty();
-    let limit = |n: usize| 1..=if is_built_in { n } else { MAX_IMAGES } as u64;
-    let recipe = DataRecipe {
-        dataset,
-        labels: labels.unwrap_or(LabelKind::Fine),
-        batch_size: section.integer("batch_size", 128, 1..=65_536) as usize,
-        train_limit: section.optional_integer("train_limit", limit(info.n_train)).map(|n| n as usize),
-        test_limit: section.optional_integer("test_limit", limit(info.n_test)).map(|n| n as usize),
-        augment,
-    };
-    let n_train = recipe.train_limit.or(is_built_in.then_some(info.n_train));
-    if let Some(n_train) = n_train.filter(|&n| recipe.batch_size > n) {
-        section.problem(
-            "batch_size",
-            format!("{} is more than the {n_train} training images", recipe.batch_size),
-        );
-    }
-    section.finish();
     recipe
 }
 

@@ -323,11 +323,14 @@ impl<'a> Section<'a> {
         self.or_missing(key, value, &integer_range(&range))
     }
 
-    pub(super) fn integers(&self, key: &str) -> Vec<u64> {
-        let value = self.read(key, "a list of integers", |value| {
+    pub(super) fn optional_integers(&self, key: &str) -> Option<Vec<u64>> {
+        self.read(key, "a list of integers", |value| {
             value.as_array()?.iter().map(|item| u64::try_from(item.as_integer()?).ok()).collect()
-        });
-        self.or_missing(key, value, "a list of integers")
+        })
+    }
+
+    pub(super) fn integers(&self, key: &str) -> Vec<u64> {
+        self.or_missing(key, self.optional_integers(key), "a list of integers")
     }
 
     pub(super) fn optional_numbers(&self, key: &str) -> Option<Vec<f64>> {
@@ -335,6 +338,10 @@ impl<'a> Section<'a> {
             let number = |item: &Value| item.as_float().or_else(|| item.as_integer().map(|n| n as f64));
             value.as_array()?.iter().map(number).collect()
         })
+    }
+
+    pub(super) fn numbers(&self, key: &str) -> Vec<f64> {
+        self.or_missing(key, self.optional_numbers(key), "a list of numbers")
     }
 
     pub(super) fn optional_precisions(&self, key: &str) -> Option<Vec<Precision>> {

@@ -1074,3 +1074,70 @@ fn a_plain_network_by_dorefa_is_warned_of() {
         assert_eq!(warnings(&[fine]), [""; 0], "{fine}");
     }
 }
+
+const OWN: [&str; 3] = ["data.dataset=own", "data.shape=[3, 48, 40]", "data.classes=1000"];
+
+/// The recipe says of the program's images what decides the network, and holds it resolved.
+#[test]
+fn images_of_the_program_are_described_by_the_recipe() {
+    let normalization = "data.normalization={mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 1]}";
+    let recipe = parse(&[&OWN[..], &[normalization, "data.augment={pad=40}"]].concat()).unwrap();
+    assert_eq!((recipe.data.input_shape().dims(), recipe.data.n_classes()), ([3, 48, 40], 1000));
+    assert_eq!(recipe.data.normalization.as_ref().unwrap().mean[0], 0.485);
+    let text = recipe.to_toml();
+    for line in ["dataset = \"own\"", "shape = [3, 48, 40]", "classes = 1000", "mean = [0.485, 0.456, 0.406]"]
+    {
+        assert!(text.contains(&format!("{line}\n")), "{line} in {text}");
+    }
+    assert_eq!(Recipe::parse(&text, "test", &[]).unwrap(), recipe);
+    // A data set may be normalized in another way too.
+    let digits = parse(&["data.normalization={mean=[0.25], std=[0.5]}"]).unwrap();
+    assert_eq!(Recipe::parse(&digits.to_toml(), "test", &[]).unwrap(), digits);
+    assert!(digits.to_toml().contains("std = [0.5]\n"));
+}
+
+#[test]
+fn mistakes_in_the_description_of_images_are_told() {
+    let own = |changes: &[&str]| mistakes(&[&OWN[..], changes].concat());
+    let sides = "expected channels, height and width, each from 1 to 65535, as in [3, 32, 32]";
+    assert_eq!(
+        mistakes(&OWN[..1]),
+        [
+            format!("data.shape: is missing; {sides}"),
+            "data.classes: is missing; expected the number of classes".into()
+        ]
+    );
+    assert_eq!(own(&["data.shape=[3, 48]"]), [format!("data.shape: {sides}, got [3, 48]")]);
+    assert_eq!(own(&["data.shape=[3, 48, 0]"]), [format!("data.shape: {sides}, got [3, 48, 0]")]);
+    assert_eq!(own(&["data.shape=48"]), ["data.shape: expected a list of integers, got 48"]);
+    assert_eq!(
+        own(&["data.classes=65537"]),
+        ["data.classes: expected an integer from 1 to 65536, got 65537"]
+    );
+    assert_eq!(
+        own(&["data.augment={pad=41}"]),
+        ["data.augment.pad: expected an integer from 0 to 40, got 41"]
+    );
+    assert_eq!(own(&["data.labels=coarse"]), ["data.labels: only cifar100 has coarse labels, not own"]);
+    assert_eq!(
+        own(&["data.normalization={mean=[0, 0.5], std=[1, 1, 0]}"]),
+        [
+            "data.normalization.mean: expected 3 numbers, one for each channel, got 2",
+            "data.normalization.std: expected numbers greater than 0, got [1.0, 1.0, 0.0]",
+        ]
+    );
+    assert_eq!(
+        own(&["data.normalization={mean=[0, 0, 0]}"]),
+        ["data.normalization.std: is missing; expected a list of numbers"]
+    );
+    // A network without layers for it, by the shape that is said.
+    let small = own(&["data.shape=[3, 2, 2]", "model={family='vgg-small'}"]);
+    assert!(small.len() == 1 && small[0].starts_with("model.family: "), "{small:?}");
+    assert_eq!(
+        mistakes(&["data.shape=[1, 8, 8]", "data.classes=10"]),
+        [
+            "data.shape: that of digits is known: remove this key",
+            "data.classes: that of digits is known: remove this key"
+        ]
+    );
+}
