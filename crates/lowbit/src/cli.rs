@@ -257,9 +257,9 @@ pub struct RecipesArgs {
 pub enum RecipesCommand {
     /// List all recipes (what `lowbit recipes` does)
     List,
-    /// Print the TOML of a recipe
+    /// Print all of a recipe, with every default and what it extends
     Show {
-        /// Name of the recipe
+        /// Name of the recipe, or path of a TOML file
         name: String,
     },
 }

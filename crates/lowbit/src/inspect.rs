@@ -211,7 +211,7 @@ fn describe_machine(origin: &Origin, started: Option<&str>) -> String {
 }
 
 fn inspect_recipe(args: &InspectArgs) -> anyhow::Result<()> {
-    let recipe = recipes::load(&args.target, &args.set.set).map_err(|error| {
+    let (recipe, _) = recipes::load(&args.target, &args.set.set).map_err(|error| {
         match error.downcast_ref::<RecipeError>() {
             Some(RecipeError::Unknown { name }) => {
                 UsageError(format!("no run directory {name:?}, and {error}")).into()

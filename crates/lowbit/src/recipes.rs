@@ -2,8 +2,10 @@
 
 use std::path::{Path, is_separator};
 
-use lowbit_train::recipe::{BASES, BIT_WIDTHS, DEFAULT, Difference, EmbeddedRecipe, METHODS, embedded};
-use lowbit_train::{MAX_TEXT, Recipe, RecipeError, RunDir, read_regular_text, shell_quoted};
+use lowbit_train::recipe::{
+    BASES, BIT_WIDTHS, DEFAULT, Difference, EmbeddedRecipe, METHODS, RecipeSource, embedded,
+};
+use lowbit_train::{Recipe, RecipeError, RunDir, shell_quoted};
 use serde::Serialize;
 
 use crate::cli::{RecipesArgs, RecipesCommand};
@@ -20,30 +22,53 @@ pub fn run(args: &RecipesArgs, screen: &Screen) -> anyhow::Result<Code> {
     Ok(Code::Success)
 }
 
-/// The recipe named `name` on the command line, a name or a path, with `--set` overrides.
-pub fn load(name: &str, overrides: &[String]) -> anyhow::Result<Recipe> {
-    let recipe = match is_path(name) {
-        true => read(name, overrides)?,
-        false => match Recipe::embedded(name, overrides) {
-            // `--set key value`: the value was taken for the recipe.
-            Err(RecipeError::Unknown { .. })
-                if let Some(key) = overrides.iter().find(|set| !set.contains('=')) =>
-            {
-                let text = format!("--set {key:?} is not of the form key=value: write --set {key}={name}");
-                return Err(UsageError(text).into());
-            }
-            Err(RecipeError::Unknown { .. }) if let Some(meant) = meant_path(name) => {
-                return Err(UsageError(format!("no recipe named {name:?}; {meant}")).into());
-            }
-            recipe => recipe?,
-        },
+/// The recipe named `name` on the command line, a name or a path, with `--set` overrides, and what these have changed: `None`
+/// without any, and of a file that is no recipe without them.
+pub fn load(name: &str, overrides: &[String]) -> anyhow::Result<(Recipe, Option<Vec<Difference>>)> {
+    let source = match source(name) {
+        // `--set key value`: the value was taken for the recipe.
+        Err(RecipeError::Unknown { .. })
+            if let Some(key) = overrides.iter().find(|set| !set.contains('=')) =>
+        {
+            let text = format!("--set {key:?} is not of the form key=value: write --set {key}={name}");
+            return Err(UsageError(text).into());
+        }
+        Err(RecipeError::Unknown { .. }) if let Some(meant) = meant_path(name) => {
+            return Err(UsageError(format!("no recipe named {name:?}; {meant}")).into());
+        }
+        source => source?,
     };
+    let recipe = source.recipe(overrides)?;
     let teacher = recipe.strategy.joint.as_ref().and_then(|joint| joint.teacher.init.as_ref());
     for (key, path) in [("init", recipe.init.as_ref()), ("strategy.joint.teacher.init", teacher)] {
         path.map_or(Ok(()), |path| expect_no_tilde(path))
             .map_err(|why| UsageError(format!("{key}: {why}")))?;
     }
-    Ok(recipe)
+    let written = if overrides.is_empty() { None } else { source.recipe(&[]).ok() };
+    if let Some(written) = &written
+        && is_path(name)
+        && written.reference.is_some()
+        && recipe.reference.is_none()
+    {
+        tracing::warn!("the reference of {name} is not shown: it is not of the training with these --set");
+    }
+    let changes = written.map(|written| {
+        let mut changes = written.differences(&recipe);
+        // That a reference is of another training follows, and is said where it matters.
+        changes.retain(|change| change.key != "reference" || recipe.reference.is_some());
+        changes
+    });
+    Ok((recipe, changes))
+}
+
+/// The recipe named `name`, a name or a path, as it is written.
+fn source(name: &str) -> Result<RecipeSource, RecipeError> {
+    if !is_path(name) {
+        return RecipeSource::embedded(name);
+    }
+    let path = Path::new(name);
+    expect_no_tilde(path).map_err(|message| RecipeError::Unreadable { path: path.into(), message })?;
+    RecipeSource::file(path)
 }
 
 /// What was meant by a name that is none of a recipe, but near a path.
@@ -59,37 +84,6 @@ fn meant_path(name: &str) -> Option<String> {
         _ if Path::new(&file).is_file() => Some(format!("did you mean ./{file}?")),
         _ => None,
     }
-}
-
-/// What `overrides` have changed of the recipe named `name`, which is now `recipe`. `None` without any, and of a file that is
-/// no recipe without them.
-pub fn changed(name: &str, overrides: &[String], recipe: &Recipe) -> Option<Vec<Difference>> {
-    let written = match (overrides, is_path(name)) {
-        ([], _) => return None,
-        (_, true) => {
-            let text = read_regular_text(Path::new(name), MAX_TEXT).ok()?;
-            Recipe::parse_file(&text, Path::new(name), &[]).ok()?
-        }
-        (_, false) => Recipe::embedded(name, &[]).ok()?,
-    };
-    let mut changes = written.differences(recipe);
-    // That a reference is of another training follows, and is said where it matters.
-    changes.retain(|change| change.key != "reference" || recipe.reference.is_some());
-    Some(changes)
-}
-
-fn read(path: &str, overrides: &[String]) -> anyhow::Result<Recipe> {
-    expect_no_tilde(Path::new(path)).map_err(UsageError)?;
-    let text = read_regular_text(Path::new(path), MAX_TEXT).map_err(|error| {
-        UsageError(format!("failed to read recipe {}: {error}", Path::new(path).display()))
-    })?;
-    let file = Path::new(path);
-    let recipe = Recipe::parse_file(&text, file, overrides)?;
-    let written = Recipe::parse_file(&text, file, &[]).ok().and_then(|recipe| recipe.reference);
-    if recipe.reference.is_none() && written.is_some() {
-        tracing::warn!("the reference of {path} is not shown: it is not of the training with these --set");
-    }
-    Ok(recipe)
 }
 
 /// Whether `name` is a path rather than the name of an embedded recipe.
@@ -145,18 +139,18 @@ fn overview(columns: Option<usize>) -> String {
     text
 }
 
+/// Prints the whole recipe, every default written out, below what it is and what it extends.
 fn show(name: &str, json: bool) -> anyhow::Result<()> {
-    if is_path(name) {
-        let text = "`lowbit recipes show` takes the name of a recipe that comes with lowbit; what is in a file of your own, and \
-                    what it leaves to defaults, shows";
-        return Err(
-            UsageError(format!("{text} `lowbit inspect {} --json`", shell_quoted(Path::new(name)))).into()
-        );
+    let source = source(name)?;
+    let recipe = source.recipe(&[])?;
+    if json {
+        return output::print_json(&recipe);
     }
-    let known = embedded().iter().find(|recipe| recipe.name == name);
-    let recipe = known.ok_or_else(|| RecipeError::Unknown { name: name.into() })?;
-    match json {
-        true => output::print_json(&Recipe::embedded(name, &[])?),
-        false => output::print(&recipe.text),
-    }
+    let embedded = embedded().iter().find(|recipe| recipe.name == name);
+    let header = embedded.map(EmbeddedRecipe::header).unwrap_or_default();
+    let extends = match source.extends() {
+        [] => String::new(),
+        bases => format!("# Extends {}.\n", bases.join(", which extends ")),
+    };
+    output::print(&format!("{header}{extends}{}", recipe.to_toml()))
 }

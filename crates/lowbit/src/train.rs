@@ -34,9 +34,8 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         }
         None => {
             let name = args.recipe.as_deref().unwrap_or(DEFAULT);
-            let recipe = recipes::load(name, &args.set.set)?;
-            changed =
-                recipes::changed(name, &args.set.set, &recipe).map(|changes| describe_changes(&changes));
+            let (recipe, changes) = recipes::load(name, &args.set.set)?;
+            changed = changes.map(|changes| describe_changes(&changes));
             match &args.out {
                 Some(out) if args.or_resume && is_run(out) => {
                     RunDir::open(out)?.expect_recipe(&recipe)?;

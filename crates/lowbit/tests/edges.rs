@@ -415,13 +415,44 @@ fn quiet_gives_no_hints() {
     assert!(!sandbox.run(&["data", "list", "-q"]).stdout.contains("lowbit data fetch"));
 }
 
+/// A recipe that extends another is shown whole, trains, and its run depends on no other file.
 #[test]
-fn recipes_show_takes_no_file() {
+fn a_recipe_that_extends_another() {
     let sandbox = Sandbox::new();
-    fs::write(sandbox.path("mine.toml"), "").unwrap();
-    let outcome = sandbox.run(&["recipes", "show", "./mine.toml"]);
+    fs::create_dir(sandbox.path("base")).unwrap();
+    let base = "schema = 1\nname = \"base\"\nextends = \"digits-preresnet8-w2a2\"\n[data]\ntrain_limit = 128\n\
+                test_limit = 64\nbatch_size = 32\n";
+    fs::write(sandbox.path("base/base.toml"), base).unwrap();
+    let mine = "schema = 1\nname = \"mine\"\nextends = \"base/base.toml\"\n[train]\nepochs = 2\n";
+    fs::write(sandbox.path("mine.toml"), mine).unwrap();
+    let shown = sandbox.run(&["recipes", "show", "./mine.toml"]).stdout;
+    let first = "# Extends ./base/base.toml, which extends digits-preresnet8-w2a2, which extends digits-preresnet8-fp32.\n";
+    assert!(shown.starts_with(first), "{shown}");
+    for line in
+        ["epochs = 2", "train_limit = 128", "depth = 8", "every_minutes = 10.0", "label_smoothing = 0.0"]
+    {
+        assert!(shown.lines().any(|shown| shown == line), "{line}: {shown}");
+    }
+    let trained = sandbox.run(&["train", "-q", "mine.toml", "--out", "run", "--set", "seed=3"]);
+    assert_eq!(trained.code, Some(0), "{}", trained.stderr);
+    fs::remove_dir_all(sandbox.path("base")).unwrap();
+    let kept = fs::read_to_string(sandbox.path("run/recipe.toml")).unwrap();
+    assert!(!kept.contains("extends") && kept.contains("train_limit = 128"), "{kept}");
+    for args in [&["train", "--resume", "run", "--checkpoint", "step-00000004"][..], &["eval", "run"]] {
+        let outcome = sandbox.run(args);
+        assert_eq!(outcome.code, Some(0), "{args:?}: {}", outcome.stderr);
+    }
+    let outcome = sandbox.run(&["train", "mine.toml"]);
     assert_eq!(outcome.code, Some(2));
-    assert!(outcome.stderr.contains("`lowbit inspect ./mine.toml --json`"), "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.starts_with("error: mine.toml, line 3: extends: cannot read base/base.toml: "),
+        "{}",
+        outcome.stderr
+    );
+    fs::write(sandbox.path("mine.toml"), mine.replace("base/base", "~/base")).unwrap();
+    let outcome = sandbox.run(&["inspect", "mine.toml"]);
+    assert_eq!(outcome.code, Some(2));
+    assert!(outcome.stderr.contains("no shell replaces ~ in a recipe"), "{}", outcome.stderr);
 }
 
 /// Names come from anywhere; a terminal must not obey them.

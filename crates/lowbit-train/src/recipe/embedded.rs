@@ -1,8 +1,7 @@
 //! The recipes that come with the program.
 //!
-//! Each is put together from a base (a network on a data set, with its settings), bit widths and a method:
-//! `<base>-fp32`, `<base>-w2a2`, `<base>-w2a2-<method>`. A base and a method are a TOML file each; where both have a
-//! key, the method's counts.
+//! `<base>-fp32` is a base, which is a TOML file: a network on a data set, with its settings. `<base>-w2a2` extends it by bit widths,
+//! and `<base>-w2a2-<method>` that by the TOML file of a method.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -27,6 +26,12 @@ impl EmbeddedRecipe {
     /// First line of the comment at the head of the recipe.
     pub fn summary(&self) -> &str {
         summary(&self.text)
+    }
+
+    /// The comment at the head of the recipe.
+    pub fn header(&self) -> String {
+        let lines = self.text.lines().take_while(|line| line.starts_with('#'));
+        lines.map(|line| format!("{line}\n")).collect()
     }
 }
 
@@ -97,6 +102,18 @@ impl Part {
     pub fn summary(&self) -> &'static str {
         summary(self.text)
     }
+
+    /// The comment at its head after the first line.
+    fn settings(&self) -> String {
+        let lines = self.text.lines().skip(1).take_while(|line| line.starts_with('#'));
+        lines.map(|line| format!("{line}\n")).collect()
+    }
+
+    /// Its text after that comment.
+    fn body(&self) -> String {
+        let lines = self.text.lines().skip_while(|line| line.starts_with('#'));
+        lines.map(|line| format!("{line}\n")).collect()
+    }
 }
 
 fn summary(text: &str) -> &str {
@@ -137,98 +154,41 @@ const MEASURED: &str = include_str!("../../recipes/measured.toml");
 fn of_base(base: &Part) -> Vec<EmbeddedRecipe> {
     let measured: BTreeMap<String, String> =
         toml::from_str(MEASURED).expect("invariant: the file is a table of texts");
-    let mut recipes = vec![compose(base, None, None, &measured)];
-    for bits in BIT_WIDTHS {
-        recipes.push(compose(base, Some(bits), None, &measured));
-        let methods = METHODS.iter();
-        recipes.extend(methods.map(|method| compose(base, Some(bits), Some(method), &measured)));
+    let recipe = |name: String, what: &str, text: String| {
+        let accuracy = measured.get(&name).map_or("not yet measured", String::as_str);
+        let title = format!("{}{what}\n{}", base.summary(), base.settings());
+        let header = format!("# {title}# lowbit train {name}\n# Accuracy and time: {accuracy}.\n");
+        EmbeddedRecipe { text: format!("{header}name = {name:?}\n{text}"), name }
+    };
+    let full = format!("{}-fp32", base.name);
+    let accuracy = measured.get(&full).map(|accuracy| accuracy.split(',').next().unwrap_or(accuracy));
+    let reference = accuracy.map_or(String::new(), |accuracy| {
+        format!("reference = \"full precision: {accuracy} (docs/results.md)\"\n")
+    });
+    let extending = |name: &str| format!("schema = 1\nextends = {name:?}\n{reference}\n");
+    let mut recipes = vec![recipe(full.clone(), ", full precision", base.body())];
+    for [weight, act] in BIT_WIDTHS {
+        let direct = format!("{}-w{weight}a{act}", base.name);
+        let bits = format!("[quantization]\nweight_bits = {weight}\nact_bits = {act}\n");
+        let what = format!(", W{weight}A{act}, ");
+        recipes.push(recipe(direct.clone(), &format!("{what}trained directly"), extending(&full) + &bits));
+        for method in METHODS {
+            let decay = if method.name == "modern" { halved_decay(base, weight) } else { String::new() };
+            recipes.push(recipe(
+                format!("{direct}-{}", method.name),
+                &(what.clone() + method.summary()),
+                extending(&direct) + &method.body() + &decay,
+            ));
+        }
     }
     recipes
 }
 
-/// The recipe of `base` at `bits`, or in full precision, by `method`, or directly.
-fn compose(
-    base: &Part,
-    bits: Option<[u32; 2]>,
-    method: Option<&Part>,
-    measured: &BTreeMap<String, String>,
-) -> EmbeddedRecipe {
-    let precision = bits.map_or("fp32".into(), |[weight, act]| format!("w{weight}a{act}"));
-    let suffix = method.map(|method| format!("-{}", method.name)).unwrap_or_default();
-    let name = format!("{}-{precision}{suffix}", base.name);
-    let mut table = part_table(base);
-    let quantization = section(&mut table, "quantization");
-    for (operand, key) in ["weight_bits", "act_bits"].into_iter().enumerate() {
-        let value = bits.map_or("fp32".into(), |bits| Value::Integer(bits[operand].into()));
-        quantization.insert(key.into(), value);
-    }
-    if let Some(method) = method {
-        merge(&mut table, part_table(method));
-    }
-    if let (Some("modern"), Some([weight_bits, _])) = (method.map(|method| method.name), bits) {
-        halve_decay_below_4_bits(section(&mut table, "train"), weight_bits);
-    }
-    table.insert("name".into(), Value::String(name.clone()));
-    if let (Some(_), Some(accuracy)) = (bits, measured.get(&format!("{}-fp32", base.name))) {
-        let accuracy = accuracy.split(',').next().unwrap_or(accuracy);
-        let reference = format!("full precision: {accuracy} (docs/results.md)");
-        table.insert("reference".into(), Value::String(reference));
-    }
-    let what = match (bits, method) {
-        (None, _) => "full precision",
-        (Some(_), None) => "trained directly",
-        (Some(_), Some(method)) => method.summary(),
-    };
-    let bits = bits.map_or(String::new(), |[weight, act]| format!(", W{weight}A{act}"));
-    let settings: String = base
-        .text
-        .lines()
-        .skip(1)
-        .take_while(|line| line.starts_with('#'))
-        .fold(String::new(), |text, line| format!("{text}{line}\n"));
-    let accuracy = measured.get(&name).map_or("not yet measured", String::as_str);
-    let header = format!(
-        "# {}{bits}, {what}\n{settings}# lowbit train {name}\n# Accuracy and time: {accuracy}.\n",
-        base.summary()
-    );
-    EmbeddedRecipe { text: format!("{header}{}", show(table)), name }
-}
-
-fn part_table(part: &Part) -> Table {
-    part.text.parse().expect("invariant: embedded files are TOML")
-}
-
-fn section<'a>(table: &'a mut Table, key: &str) -> &'a mut Table {
-    let section = table.entry(key).or_insert_with(|| Value::Table(Table::new()));
-    section.as_table_mut().expect("invariant: sections of embedded files are tables")
-}
-
-/// Puts the keys of `changes` into `table`, whole but for its sections.
-fn merge(table: &mut Table, changes: Table) {
-    for (key, value) in changes {
-        match (table.get_mut(&key), value) {
-            (Some(Value::Table(section)), Value::Table(changes)) => section.extend(changes),
-            (_, value) => drop(table.insert(key, value)),
-        }
-    }
-}
-
-/// Low-bit weights are regularized by their precision: each bit below 4 halves the weight decay.
-fn halve_decay_below_4_bits(train: &mut Table, weight_bits: u32) {
-    if let Some(Value::Float(decay)) = train.get_mut("weight_decay") {
-        *decay *= 0.5f64.powi(4 - weight_bits.min(4) as i32);
-    }
-}
-
-/// TOML text with the keys of the top level first and the sections in the order in which they are explained.
-fn show(mut table: Table) -> String {
-    let order = ["data", "model", "quantization", "train", "strategy", "checkpoint"];
-    let sections: Vec<Table> = order
-        .iter()
-        .filter_map(|key| table.remove(*key).map(|section| Table::from_iter([((*key).to_string(), section)])))
-        .collect();
-    let texts = std::iter::once(&table).chain(&sections);
-    let texts: Vec<String> =
-        texts.map(|table| toml::to_string(table).expect("invariant: a table of values serializes")).collect();
-    texts.join("\n")
+/// A line for the end of `[train]`. Low-bit weights are regularized by their precision: each bit below 4 halves the weight decay.
+fn halved_decay(base: &Part, weight_bits: u32) -> String {
+    let table: Table = base.text.parse().expect("invariant: embedded files are TOML");
+    let decay = table.get("train").and_then(|train| train.get("weight_decay")).and_then(Value::as_float);
+    decay.map_or(String::new(), |decay| {
+        format!("weight_decay = {}\n", Value::Float(decay * 0.5f64.powi(4 - weight_bits.min(4) as i32)))
+    })
 }

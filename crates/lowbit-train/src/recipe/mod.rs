@@ -1,16 +1,17 @@
 //! A recipe: everything that decides the outcome of a training, checked as a whole before anything runs.
 //!
-//! A recipe is one TOML file. [`Recipe::parse`] reads it key by key and reports all mistakes together; what it returns
+//! A recipe is one TOML file, or several that extend one another ([`RecipeSource`]). [`Recipe::parse`] reads it key by key and reports all mistakes together; what it returns
 //! is valid, so no later code checks again. A recipe serializes to the TOML of its resolved form, with every default
 //! written out, which reads back as the same recipe.
 
 mod data;
 mod embedded;
 mod reader;
+mod source;
 mod strategy;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use globset::Glob;
 use lowbit_core::{Granularity, Precision};
@@ -29,6 +30,7 @@ pub use data::{DataRecipe, DatasetChoice};
 pub use embedded::{BASES, BIT_WIDTHS, DEFAULT, EmbeddedRecipe, METHODS, Part, embedded};
 pub use reader::Problem;
 use reader::{NumberRange, Problems, Section};
+pub use source::RecipeSource;
 use strategy::RecipeSoFar;
 pub use strategy::{HintRecipe, PhaseRecipe, PhasesError, StrategyRecipe};
 
@@ -109,6 +111,22 @@ pub enum RecipeError {
         /// All mistakes.
         problems: Vec<Problem>,
     },
+    /// A file cannot be read.
+    #[error("failed to read recipe {}: {message}", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What hinders.
+        message: String,
+    },
+    /// A recipe cannot extend what it names.
+    #[error("{place}: extends: {message}")]
+    Extends {
+        /// The recipe and the line that names it.
+        place: String,
+        /// Why it cannot.
+        message: String,
+    },
     /// No recipe of this name.
     #[error(
         "no recipe named {name:?}{} `lowbit recipes` lists them, a path to your own ends in .toml",
@@ -148,57 +166,16 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError`] if there is none, or the overrides make it invalid.
     pub fn embedded(name: &str, overrides: &[String]) -> Result<Self, RecipeError> {
-        let recipe = embedded().iter().find(|recipe| recipe.name == name);
-        let recipe = recipe.ok_or_else(|| RecipeError::Unknown { name: name.into() })?;
-        Self::parse(&recipe.text, &format!("recipe {name}"), overrides)
+        RecipeSource::embedded(name)?.recipe(overrides)
     }
 
-    /// Reads a recipe from its TOML `text`, which comes from `origin`, with `overrides` of the form `key=value`.
+    /// Reads a recipe from its TOML `text`, which comes from `origin`, with `overrides` of the form `key=value`. That of a
+    /// file is read by [`RecipeSource::file`], which knows what is relative to it.
     ///
     /// # Errors
     /// [`RecipeError`] with every mistake in the text and the overrides.
     pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Self, RecipeError> {
-        Self::parse_in(text, origin, None, overrides)
-    }
-
-    /// The same of the `text` of the file at `path`. Where it names a run to begin with, that is relative to the file's
-    /// folder; in an override it is relative to the current directory.
-    ///
-    /// # Errors
-    /// [`RecipeError`] with every mistake in the text and the overrides.
-    pub fn parse_file(text: &str, path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
-        Self::parse_in(text, &path.display().to_string(), path.parent(), overrides)
-    }
-
-    fn parse_in(
-        text: &str,
-        origin: &str,
-        folder: Option<&Path>,
-        overrides: &[String],
-    ) -> Result<Self, RecipeError> {
-        let mut table: Table = text.parse().map_err(|error: toml::de::Error| RecipeError::Syntax {
-            origin: origin.into(),
-            message: error.to_string().trim_end().into(),
-        })?;
-        if let Some(folder) = folder {
-            place_init_paths(&mut table, folder);
-        }
-        let written = table.clone();
-        let problems = Problems::default();
-        for text in overrides {
-            if let Err(message) = set(&mut table, text) {
-                problems.push(format!("--set {text:?}"), message);
-            }
-        }
-        let mut recipe = read(table, &problems);
-        let problems = problems.into_vec();
-        if !problems.is_empty() {
-            return Err(RecipeError::Invalid { origin: origin.into(), problems });
-        }
-        if !recipe.owns_reference(text, written) {
-            recipe.reference = None;
-        }
-        Ok(recipe)
+        RecipeSource::text(text, origin)?.recipe(overrides)
     }
 
     /// Whether its reference figure is one of this training: of the recipe as it was `written`, before overrides, and, where
@@ -213,8 +190,7 @@ impl Recipe {
         let mut owners = embedded().iter().filter(|recipe| recipe.text.contains(&line)).peekable();
         owners.peek().is_none()
             || owners.any(|owner| {
-                let table = || owner.text.parse().expect("invariant: embedded recipes are TOML");
-                owner.text == text || self.trains_like(&read(table(), &Problems::default()))
+                owner.text == text || self.trains_like(&read(owner.table(), &Problems::default()))
             })
     }
 
@@ -262,48 +238,6 @@ fn collect_differences(key: &str, a: Option<&Value>, b: Option<&Value>, found: &
     }
     let show = |value: Option<&Value>| value.map_or("not set".into(), ToString::to_string);
     found.push(Difference { key: key.into(), values: [show(a), show(b)] });
-}
-
-/// Makes the paths of runs in a recipe's file relative to its `folder`. A path that no text can hold stays, to be refused
-/// where it is opened.
-fn place_init_paths(recipe: &mut Table, folder: &Path) {
-    for keys in [&["init"][..], &["strategy", "joint", "teacher", "init"]] {
-        let (last, parents) = keys.split_last().expect("invariant: a path has a last key");
-        let parent = parents.iter().try_fold(&mut *recipe, |table, key| table.get_mut(*key)?.as_table_mut());
-        if let Some(Value::String(init)) = parent.and_then(|table| table.get_mut(*last))
-            // A home directory that no shell has put in is refused as it stands.
-            && !init.is_empty() && !init.starts_with('~')
-            && let Some(path) = folder.join(&*init).to_str()
-        {
-            *init = path.into();
-        }
-    }
-}
-
-/// Puts `value` of `key=value` at the dotted `key`. A value that is no TOML is taken as a text.
-fn set(table: &mut Table, text: &str) -> Result<(), String> {
-    let malformed = || "is not of the form key=value, as in --set train.epochs=3".to_string();
-    let (key, value) = text.split_once('=').ok_or_else(malformed)?;
-    let value = match format!("value = {value}").parse::<Table>() {
-        Ok(parsed) if parsed.len() > 1 => return Err("has more than one key: give each a --set".into()),
-        Ok(mut parsed) => parsed.remove("value").ok_or_else(malformed)?,
-        Err(_) => Value::String(value.trim().into()),
-    };
-    let parts: Vec<&str> = key.split('.').map(str::trim).collect();
-    let Some((last, parents)) = parts.split_last().filter(|_| parts.iter().all(|part| !part.is_empty()))
-    else {
-        return Err(malformed());
-    };
-    let mut target = table;
-    for part in parents {
-        let entry = target.entry(*part).or_insert_with(|| Value::Table(Table::new()));
-        if !entry.is_table() {
-            *entry = Value::Table(Table::new());
-        }
-        target = entry.as_table_mut().expect("invariant: it was made a table");
-    }
-    target.insert((*last).into(), value);
-    Ok(())
 }
 
 fn read(table: Table, problems: &Problems) -> Recipe {

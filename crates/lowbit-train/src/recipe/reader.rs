@@ -15,11 +15,16 @@ pub struct Problem {
     pub key: String,
     /// What is wrong and what to write instead.
     pub message: String,
+    /// Where it stands, if that is a file: "line 9", or "base.toml, line 9" in one that is extended.
+    pub place: Option<String>,
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.key, self.message)
+        match &self.place {
+            Some(place) => write!(f, "{} ({place}): {}", self.key, self.message),
+            None => write!(f, "{}: {}", self.key, self.message),
+        }
     }
 }
 
@@ -35,7 +40,8 @@ pub(super) struct Problems {
 
 impl Problems {
     pub(super) fn push(&self, key: impl Into<String>, message: impl Into<String>) {
-        self.found.borrow_mut().push(Problem { key: key.into(), message: message.into() });
+        let problem = Problem { key: key.into(), message: message.into(), place: None };
+        self.found.borrow_mut().push(problem);
     }
 
     /// Whether a mistake was reported that concerns one of the dotted `keys`: it, what is in it, or what it is in.
@@ -55,7 +61,7 @@ impl Problems {
     pub(super) fn into_vec(self) -> Vec<Problem> {
         let (mut found, known) = (self.found.into_inner(), self.known.into_inner());
         for (i, beside) in self.unknown.into_inner() {
-            let Problem { key, message } = &mut found[i];
+            let Problem { key, message, .. } = &mut found[i];
             *message += &hint(key, &beside, &known);
         }
         found
@@ -227,7 +233,7 @@ impl<'a> Section<'a> {
 
     /// The same unless it is known already.
     pub(super) fn problem_once(&self, key: &str, message: String) {
-        let problem = Problem { key: self.key_path(key), message };
+        let problem = Problem { key: self.key_path(key), message, place: None };
         let mut problems = self.problems.found.borrow_mut();
         if !problems.contains(&problem) {
             problems.push(problem);

@@ -28,7 +28,9 @@ fn parse(overrides: &[&str]) -> Result<Recipe, RecipeError> {
 /// The mistakes of the minimal recipe with `overrides`, as "key: message".
 fn mistakes(overrides: &[&str]) -> Vec<String> {
     match parse(overrides) {
-        Err(RecipeError::Invalid { problems, .. }) => problems.iter().map(ToString::to_string).collect(),
+        Err(RecipeError::Invalid { problems, .. }) => {
+            problems.iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect()
+        }
         other => panic!("expected mistakes, got {other:?}"),
     }
 }
@@ -978,9 +980,13 @@ fn a_reference_is_shown_only_beside_the_training_that_it_is_of() {
     let text = &embedded().iter().find(|recipe| recipe.name == name).unwrap().text;
     let parsed = |text: &str| Recipe::parse(text, "copy.toml", &[]).unwrap();
     assert_eq!(parsed(&text.replace(&format!("name = {name:?}"), "name = \"copy\"")).reference, of(&[]));
-    assert_eq!(parsed(&text.replace("epochs = 30", "epochs = 3")).reference, None);
-    assert_eq!(parsed(&text.replace("\"digits\"", "\"mnist\"")).reference, None);
-    assert_eq!(parsed(&parsed(text).to_toml()).reference, of(&[]));
+    let resolved = parsed(text).to_toml();
+    assert_eq!(parsed(&resolved).reference, of(&[]));
+    for (written, edited) in [("epochs = 30", "epochs = 3"), ("\"digits\"", "\"mnist\"")] {
+        let edited = resolved.replace(written, edited);
+        assert_ne!(edited, resolved);
+        assert_eq!(parsed(&edited).reference, None);
+    }
 
     // One's own figure is one's own business, until an override makes it that of something else.
     let own =
@@ -995,22 +1001,243 @@ fn a_reference_is_shown_only_beside_the_training_that_it_is_of() {
     assert_eq!(mine(&["train.epochs=9"]), None);
 }
 
+/// Texts in files of a directory of their own.
+struct Files(tempfile::TempDir);
+
+impl Files {
+    fn new(texts: &[(&str, &str)]) -> Self {
+        let files = Self(tempfile::TempDir::new().unwrap());
+        for (name, text) in texts {
+            let path = files.path(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        files
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn read(&self, name: &str, overrides: &[&str]) -> Result<Recipe, RecipeError> {
+        let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+        RecipeSource::file(&self.path(name))?.recipe(&overrides)
+    }
+
+    /// The message of a recipe that is refused, without the name of the directory.
+    fn error(&self, name: &str, overrides: &[&str]) -> String {
+        let error = self.read(name, overrides).unwrap_err().to_string();
+        error.replace(&format!("{}/", self.0.path().display()), "")
+    }
+}
+
 /// A run that a recipe's file names is relative to the file; one of an override to the current directory.
 #[test]
 fn runs_to_begin_with_are_relative_to_the_recipe_that_names_them() {
     let teacher = "[strategy.joint]\nteacher = { init = \"../runs/t\" }\n";
     let text = MINIMAL.replace("name = \"test\"", "name = \"test\"\ninit = \"../runs/a\"") + teacher;
-    let paths = |path: &str, overrides: &[&str]| {
-        let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
-        let mut recipe = Recipe::parse_file(&text, Path::new(path), &overrides).unwrap();
-        recipe.init_paths_mut().map(|path| path.display().to_string()).collect::<Vec<_>>()
+    let extending = "schema = 1\nname = \"two\"\nextends = \"configs/mine.toml\"\n";
+    let files = Files::new(&[
+        ("configs/mine.toml", &text),
+        ("two.toml", extending),
+        ("other.toml", &format!("{extending}init = \"b\"\n")),
+    ]);
+    let paths = |name: &str, overrides: &[&str]| {
+        let mut recipe = files.read(name, overrides).unwrap();
+        let paths = recipe.init_paths_mut().map(|path| path.display().to_string());
+        paths.map(|path| path.replace(&files.0.path().display().to_string(), "DIR")).collect::<Vec<_>>()
     };
-    assert_eq!(paths("configs/mine.toml", &[]), ["configs/../runs/a", "configs/../runs/t"]);
-    assert_eq!(paths("/configs/mine.toml", &[]), ["/configs/../runs/a", "/configs/../runs/t"]);
-    assert_eq!(paths("mine.toml", &[]), ["../runs/a", "../runs/t"]);
-    assert_eq!(paths("configs/mine.toml", &["init=runs/b"]), ["runs/b", "configs/../runs/t"]);
+    let of_file = ["DIR/configs/../runs/a", "DIR/configs/../runs/t"];
+    assert_eq!(paths("configs/mine.toml", &[]), of_file);
+    assert_eq!(paths("configs/mine.toml", &["init=runs/b"]), ["runs/b", of_file[1]]);
     let both = ["init=/abs", "strategy.joint.teacher={init='runs/u'}"];
     assert_eq!(paths("configs/mine.toml", &both), ["/abs", "runs/u"]);
+    assert_eq!(paths("two.toml", &[]), of_file);
+    assert_eq!(paths("other.toml", &[]), ["DIR/b", of_file[1]]);
+}
+
+/// Tables merge key by key, whatever else is replaced; name and reference are of one recipe alone.
+#[test]
+fn a_recipe_extends_another() {
+    let files = Files::new(&[
+        (
+            "a/base.toml",
+            r#"schema = 1
+            name = "base"
+            seed = 7
+            reference = "ours: 97 %"
+            extends = "digits-preresnet8-w2a2"
+            [train]
+            epochs = 9
+            schedule = { kind = "multi-step", milestones = [3, 6], gamma = 0.5 }
+            [data]
+            augment = { flip = true }
+            [quantization]
+            layers = [{ pattern = "stages.0.**", weight_bits = 4 }, { pattern = "stem", weight_bits = 8 }]
+            "#,
+        ),
+        (
+            "b/mine.toml",
+            r#"schema = 1
+            name = "mine"
+            extends = "../a/base.toml"
+            [train]
+            learning_rate = 0.02
+            schedule = { kind = "cosine" }
+            [quantization]
+            layers = [{ pattern = "stages.1.**", weight_bits = 3 }]
+            "#,
+        ),
+    ]);
+    let of = |name: &str, overrides: &[&str]| files.read(name, overrides).unwrap();
+    let digits = Recipe::embedded("digits-preresnet8-w2a2", &[]).unwrap();
+    let base = of("a/base.toml", &[]);
+    assert_eq!((base.name.as_str(), base.seed, base.reference.as_deref()), ("base", 7, Some("ours: 97 %")));
+    assert_eq!((base.train.epochs, base.train.learning_rate), (9, digits.train.learning_rate));
+    let augment = base.data.augment.unwrap();
+    assert_eq!((augment.pad, augment.flip), (digits.data.augment.unwrap().pad, true));
+    assert_eq!(base.data.batch_size, digits.data.batch_size);
+    let mine = of("b/mine.toml", &["train.weight_decay=0.5"]);
+    assert_eq!((mine.name.as_str(), mine.seed, mine.reference.as_deref()), ("mine", 7, None));
+    assert_eq!(
+        mine.train,
+        TrainRecipe {
+            learning_rate: 0.02,
+            weight_decay: 0.5,
+            // What another kind of schedule has means nothing to this one.
+            schedule: ScheduleRecipe::Cosine,
+            ..base.train
+        }
+    );
+    let patterns: Vec<&str> = mine.quantization.policy.patterns.iter().map(|(glob, _)| glob.glob()).collect();
+    assert_eq!(patterns, ["stages.1.**"]);
+    let source = RecipeSource::file(&files.path("b/mine.toml")).unwrap();
+    let base = files.path("b/../a/base.toml").display().to_string();
+    assert_eq!(source.extends(), [base.as_str(), "digits-preresnet8-w2a2", "digits-preresnet8-fp32"]);
+    // Of one kind, a table is merged.
+    let gamma = "schema=1\nname='c'\nextends='a/base.toml'\ntrain.schedule={kind='multi-step', gamma=0.25}\n";
+    std::fs::write(files.path("c.toml"), gamma).unwrap();
+    let expected = ScheduleRecipe::MultiStep { milestones: vec![3, 6], gamma: 0.25 };
+    assert_eq!(of("c.toml", &[]).train.schedule, expected);
+    // What is written down of it does not depend on the other files.
+    let text = mine.to_toml();
+    assert!(!text.contains("extends"), "{text}");
+    assert_eq!(Recipe::parse(&text, "resolved", &[]).unwrap(), mine);
+}
+
+#[test]
+fn mistakes_are_told_with_file_and_line() {
+    let files = Files::new(&[
+        (
+            "base.toml",
+            "schema = 1\nname = \"base\"\nextends = \"digits-preresnet8-w2a2\"\n\n[train]\nepochs = 0\nwd = 1\n",
+        ),
+        (
+            "mine.toml",
+            "schema = 1\nname = \"mine\"\nextends = \"base.toml\"\n[train]\nlr = 0.1\nwarmup_epochs = -1\n[model]\ndepth = 9\n\
+             [[quantization.layers]]\npattern = \"stem\"\nweight_bits = 9\n",
+        ),
+    ]);
+    let message = files.error("mine.toml", &["train.eval_every=0", "model.width=65"]);
+    let mut lines = message.lines();
+    assert_eq!(lines.next(), Some("mine.toml has 8 mistakes:"));
+    let places: Vec<&str> = lines.map(|line| line.trim().split(':').next().unwrap()).collect();
+    assert_eq!(
+        places,
+        [
+            "model.width",
+            "model.depth (line 8)",
+            "quantization.layers[0].weight_bits (line 11)",
+            "train.epochs (base.toml, line 6)",
+            "train.warmup_epochs (line 6)",
+            "train.eval_every",
+            "train.lr (line 5)",
+            "train.wd (base.toml, line 7)",
+        ]
+    );
+    // What is missing would be in its table; what a text of the program has, in no file.
+    let missing = MINIMAL.replace("epochs = 3\n", "");
+    assert_ne!(missing, MINIMAL);
+    std::fs::write(files.path("missing.toml"), missing).unwrap();
+    let line = 1 + MINIMAL.lines().position(|line| line == "[train]").unwrap();
+    assert!(files.error("missing.toml", &[]).contains(&format!("train.epochs (line {line}): is missing")));
+    let embedded =
+        "schema=1\nname='x'\nextends='digits-preresnet8-w2a2'\n[quantization]\nfirst={act_bits=2}\n";
+    std::fs::write(files.path("embedded.toml"), embedded).unwrap();
+    let message = files.error("embedded.toml", &["model.family=alexnet"]);
+    assert!(
+        message.contains("model.depth (recipe digits-preresnet8-fp32): alexnet has a fixed depth"),
+        "{message}"
+    );
+    let message = Recipe::embedded("digits-preresnet8-w2a2", &["model.family=alexnet".into()]).unwrap_err();
+    assert!(message.to_string().contains("model.depth"), "{message}");
+}
+
+#[test]
+fn what_cannot_be_extended_is_told_in_a_line() {
+    let text = |extends: &str| format!("schema = 1\nname = \"x\"\nextends = {extends}\n");
+    let files = Files::new(&[
+        ("itself.toml", &text("\"./itself.toml\"")),
+        ("one.toml", &text("\"two.toml\"")),
+        ("two.toml", &text("\"sub/../one.toml\"")),
+        ("sub/x", ""),
+        ("unknown.toml", &text("\"digits-preresnet8-w2a3\"")),
+        ("number.toml", &text("3")),
+        ("list.toml", &text("[\"a\", \"b\"]")),
+        ("missing.toml", &text("\"none.toml\"")),
+        ("folder.toml", &text("\"./sub\"")),
+        ("home.toml", &text("\"~/base.toml\"")),
+        ("broken.toml", "schema = \n"),
+        ("of-broken.toml", &text("\"broken.toml\"")),
+        ("later.toml", "schema = 2\nname = \"later\"\n"),
+        ("of-later.toml", &text("\"later.toml\"")),
+    ]);
+    for (name, expected) in [
+        ("itself.toml", "itself.toml, line 3: extends: ./itself.toml is this recipe, or one that extends it"),
+        ("one.toml", "two.toml, line 3: extends: sub/../one.toml is this recipe, or one that extends it"),
+        ("unknown.toml", "unknown.toml, line 3: extends: no recipe named \"digits-preresnet8-w2a3\"; "),
+        (
+            "number.toml",
+            "number.toml, line 3: extends: expected the name of a recipe, or the path of its file, got 3",
+        ),
+        (
+            "list.toml",
+            "list.toml, line 3: extends: expected the name of a recipe, or the path of its file, got [\"a\", ",
+        ),
+        ("missing.toml", "missing.toml, line 3: extends: cannot read none.toml: "),
+        ("folder.toml", "folder.toml, line 3: extends: cannot read ./sub: "),
+        (
+            "home.toml",
+            "home.toml, line 3: extends: no shell replaces ~ in a recipe: write the path of \"~/base.toml\" out",
+        ),
+        ("of-broken.toml", "broken.toml is not valid TOML: "),
+        ("of-later.toml", "of-later.toml, line 3: extends: later.toml has no schema = 1, as every recipe"),
+        ("none.toml", "failed to read recipe none.toml: "),
+    ] {
+        let message = files.error(name, &[]);
+        assert!(message.starts_with(expected), "{name}: {message}, expected {expected}");
+        assert!(message.lines().count() == 1 || name == "of-broken.toml", "{message}");
+    }
+    // To some depth.
+    for i in 0..30 {
+        std::fs::write(files.path(&format!("{i}.toml")), text(&format!("\"{}.toml\"", i + 1))).unwrap();
+    }
+    std::fs::write(files.path("30.toml"), text("\"digits-preresnet8-fp32\"")).unwrap();
+    let message = files.error("0.toml", &[]);
+    assert_eq!(
+        message,
+        "15.toml, line 3: extends: 16 recipes extend one another already: at most so many can"
+    );
+    assert!(files.read("16.toml", &[]).is_ok());
+    // A text that is in no file knows no other file, and no override says what is extended.
+    let error = Recipe::parse(&text("\"one.toml\""), "text", &[]).unwrap_err().to_string();
+    assert!(
+        error.starts_with("text, line 3: extends: \"one.toml\" is a file, and this text is in none"),
+        "{error}"
+    );
+    assert!(Recipe::parse(&text("\"digits-preresnet8-fp32\""), "text", &[]).is_ok());
+    let message = parse(&["extends=digits-preresnet8-fp32"]).unwrap_err().to_string();
+    assert!(message.contains("can stand in a recipe's file only"), "{message}");
 }
 
 #[test]
