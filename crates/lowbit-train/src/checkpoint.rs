@@ -14,7 +14,6 @@
 //! what a process that was killed left: `.step-N.tmp` was being written, `.step-N.old` removed, and `.step-N.replaced` is the
 //! one that a newer of the same step takes the place of.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,15 +25,16 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::disk::{remove_all, sync_directory, write_synced};
-use crate::error::{TrainError, explain, one_line};
+use crate::error::TrainError;
 use crate::files::{MAX_TEXT, read_regular};
+use crate::layout::METRICS;
 use crate::learner::networks_of_recipe;
-use crate::metrics::{Scores, Tally};
 use crate::optimizer_file::OptimizerFile;
-use crate::origin::Origin;
-use crate::run_dir::{METRICS, RunDir, RunInfo};
+use crate::progress::Progress;
+use crate::run_dir::{RunDir, RunInfo};
 use crate::state::{NamedTensors, StateError};
 use crate::strategy::STUDENT;
+use crate::text::{explain, one_line};
 
 /// Version of the manifest, which since 3 has digests of the state and of the record.
 const SCHEMA: u32 = 3;
@@ -51,88 +51,6 @@ const REPLACED: &str = ".replaced";
 
 /// How often a run that trains is read again before what was read is believed to be damaged.
 const N_READS: usize = 100;
-
-/// What of a step is still to be done where a training stands: it was stopped meanwhile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Pending {
-    /// The networks have their initial weights, but their quantizers are not calibrated.
-    Calibration,
-    /// The epoch that ended with the last step is not evaluated and not recorded.
-    Evaluation,
-}
-
-/// Where a training stands. With the recipe it decides every later step.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Progress {
-    /// Steps done.
-    pub step: u64,
-    /// Phase of the last step, from 0.
-    pub phase: usize,
-    /// What is to be done before the next step.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pending: Option<Pending>,
-    /// Layers, by network, whose input's range comes with the initial weights, until the others are calibrated.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub calibrated: BTreeMap<String, BTreeSet<String>>,
-    /// Counts of the current epoch's training batches.
-    pub train: Tally,
-    /// Sums over the images of the current epoch of the parts of each network's loss and of their `total`, by its name.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub losses: BTreeMap<String, BTreeMap<String, f64>>,
-    /// Learned parameters of the quantizers at the newest evaluation of the phase, by network, layer and name.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub learned: BTreeMap<String, f32>,
-    /// Sum over the steps of the current epoch of the share of layers that was quantized, if a strategy decides it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub quantized_sum: Option<f64>,
-    /// Length of `metrics.jsonl` in bytes: later lines belong to steps that are not done.
-    pub metrics_bytes: u64,
-    /// The files of the run that are only appended to, by name.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub records: BTreeMap<String, Record>,
-    /// Scores of the newest evaluation.
-    pub test: Option<Scores>,
-    /// Scores of the newest evaluation of further networks, by name.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub tests: BTreeMap<String, Scores>,
-    /// Steps done when it was evaluated.
-    pub test_step: Option<u64>,
-    /// Device on which it was evaluated. Not part of the state.
-    pub test_device: Option<String>,
-    /// The program and the machine that evaluated it. Not part of the state.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub test_origin: Option<Origin>,
-    /// Highest `top1` of the last phase's evaluations so far.
-    pub best_top1: Option<f64>,
-    /// Seconds of training so far, evaluation included. Not part of the state.
-    pub seconds: f64,
-    /// Seconds spent in steps so far, evaluation excluded. Not part of the state.
-    #[serde(default)]
-    pub step_seconds: f64,
-    /// Images of the steps in which those were spent.
-    #[serde(default)]
-    pub n_images: u64,
-}
-
-/// What a file of a run held that is only appended to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    /// Bytes.
-    pub bytes: u64,
-    /// Their SHA-256.
-    pub sha256: String,
-}
-
-impl Progress {
-    /// Training images per second so far, evaluation excluded; 0 if an earlier lowbit did not count.
-    pub(crate) fn images_per_second(&self) -> f64 {
-        match self.n_images {
-            0 => 0.0,
-            n => n as f64 / self.step_seconds,
-        }
-    }
-}
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -881,6 +799,7 @@ fn n_of_own_strategies(info: &RunInfo, n_of_recipe: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::origin::Origin;
 
     #[test]
     fn only_own_strategies_make_files_larger_and_not_without_bound() {

@@ -13,8 +13,8 @@ use lowbit_data::{
 };
 
 use crate::error::{IoContext, TrainError};
+use crate::image_set::{ImageSet, RunData};
 use crate::recipe::{DataRecipe, DatasetChoice, Recipe};
-use crate::run_dir::{ImageSet, RunData};
 
 /// Images per evaluation batch. Fixed, so that every evaluation of a checkpoint adds in the same order.
 pub(crate) const EVAL_BATCH_SIZE: usize = 256;

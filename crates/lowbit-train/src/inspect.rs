@@ -8,18 +8,21 @@ use burn::tensor::Device;
 use lowbit_models::Plan;
 use serde::Serialize;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Progress};
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::data::{Images, Served, test_images};
 use crate::error::TrainError;
+use crate::image_set::{ImageSet, RunData};
 use crate::learner::{evaluated_tensors, networks_of_recipe};
 use crate::metrics::Scores;
 use crate::origin::{Origin, RunProcess};
+use crate::progress::Progress;
 use crate::recipe::Recipe;
-use crate::run_dir::{ImageSet, RunData, RunDir, RunInfo, RunRecipe};
+use crate::result::RunResult;
+use crate::run_dir::{RunDir, RunInfo, RunRecipe};
 use crate::set_aside::{self, SetAside};
 use crate::state;
 use crate::strategy::{Phase, STUDENT};
-use crate::trainer::{RunResult, evaluate as evaluate_network};
+use crate::trainer::evaluate as evaluate_network;
 use crate::warning::Warning;
 
 /// What the evaluation of a checkpoint yields.

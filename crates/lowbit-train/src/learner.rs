@@ -14,12 +14,14 @@ use lowbit_quantizers::{
     Selection,
 };
 
-use crate::checkpoint::{Checkpoint, CheckpointError, NetworkState, OPTIMIZER, Progress};
+use crate::checkpoint::{Checkpoint, CheckpointError, NetworkState, OPTIMIZER};
 use crate::error::{IoContext, TrainError};
+use crate::image_set::RunData;
 use crate::optimizer::{GradientNorm, Optimizer};
 use crate::optimizer_file::{MayLack, OptimizerFile, optimizer_bytes};
+use crate::progress::Progress;
 use crate::recipe::{DataRecipe, Quantized, Recipe, TrainRecipe};
-use crate::run_dir::{RunData, RunDir};
+use crate::run_dir::RunDir;
 use crate::state::{self, StateError};
 use crate::strategy::{
     Init, NetworkSpec, OptimizerState, Output, Phase, QuantizedLayer, QuantizerState, Role, STUDENT,

@@ -22,19 +22,26 @@ mod error;
 mod files;
 #[doc(hidden)]
 pub mod fuzzing;
+mod image_set;
 mod inspect;
+mod layout;
 mod learner;
 mod memory;
 mod metrics;
+mod observer;
 #[doc(hidden)]
 pub mod optimizer;
 mod optimizer_file;
 mod origin;
+mod progress;
 pub mod recipe;
+mod result;
 mod run_dir;
 mod schedule;
+mod session;
 mod set_aside;
 mod state;
+mod text;
 mod trainer;
 mod warning;
 
@@ -44,25 +51,28 @@ pub use lowbit_models::Kept;
 pub use lowbit_quantizers::Selection;
 pub use lowbit_strategies as strategy;
 
-pub use checkpoint::{CheckpointError, Pending, Progress, Record};
+pub use checkpoint::CheckpointError;
 pub use data::Images;
-pub use error::{Divergence, TrainError, escaped, is_unseen, shell_quoted};
+pub use error::{Divergence, TrainError};
 pub use files::{MAX_TEXT, open_regular, read_regular, read_regular_text};
+pub use image_set::{ImageSet, RunData};
 pub use inspect::{
     CheckpointInspection, Evaluation, Inspection, Subject, best_checkpoint, evaluate, inspect,
 };
 pub use memory::MemoryEstimate;
-pub use metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
+pub use metrics::{EpochMetrics, EpochTiming, NetworkMetrics, Scores, Tally};
+pub use observer::{Observer, PhaseReport, StartReport, StepReport};
 pub use origin::{Origin, RunProcess, utc_now};
+pub use progress::{Pending, Progress, Record};
 pub use recipe::{Recipe, RecipeError};
-pub use run_dir::{ImageSet, NewRun, RunData, RunDir, RunInfo};
+pub use result::{BestCheckpoint, RunResult};
+pub use run_dir::{NewRun, RunDir, RunInfo};
 pub use schedule::learning_rate;
+pub use session::{Outcome, Session};
 pub use set_aside::SetAside;
 pub use state::StateError;
-pub use trainer::{
-    BestCheckpoint, EpochTiming, Observer, Outcome, PhaseReport, ResumeFrom, RunResult, Session, StartReport,
-    StepReport, plan, resume, train,
-};
+pub use text::{escaped, is_unseen, shell_quoted};
+pub use trainer::{ResumeFrom, plan, resume, train};
 pub use warning::{Warning, WarningKind};
 
 /// The code of the README, compiled and run with the documentation's tests.

@@ -99,6 +99,17 @@ pub struct NetworkMetrics {
     pub test: Option<Scores>,
 }
 
+/// One line of `timing.jsonl`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct EpochTiming {
+    /// Epoch, from 1.
+    pub epoch: u64,
+    /// Seconds of training so far, evaluation included.
+    pub seconds: f64,
+    /// Training images per second of this process so far, evaluation excluded.
+    pub images_per_second: f64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,7 +10,7 @@ use burn::optim::{ModuleOptimizer, OptimizerRecord};
 use burn::tensor::{Bytes, DType};
 use burn_pack::{Reader, Scalar, Tensor, Writer};
 
-use crate::error::one_line;
+use crate::text::one_line;
 
 /// Name of the scalar with the rank of a parameter, as burn writes it.
 const RANK: &str = "__rank";

@@ -1,56 +1,35 @@
-//! The directory of one run: what was asked for, what ran, what came out.
-//!
-//! ```text
-//! recipe.toml     the resolved recipe
-//! plan.json       the precision of every layer
-//! run.json        who made it, device, data; written last, so that its presence marks a run directory
-//! processes.jsonl one line for each process that trained here: who, from which step; only ever appended to
-//! metrics.jsonl   one line an epoch
-//! timing.jsonl    one line an epoch: seconds and images per second, which differ from machine to machine
-//! warnings.jsonl  one line a warning; absent if there was none
-//! checkpoints/    see the checkpoint module
-//! log.txt         what was logged
-//! result.json     the outcome, once the training is complete
-//! set-aside/      what came after a checkpoint that the run went back to
-//! lock            held while a process trains here, which writes its id there
-//! ```
+//! The directory of one run: what was asked for, what ran, what came out. `layout` says what is in it.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use lowbit_data::Digest as DataDigest;
 use lowbit_models::Plan;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::{Checkpoints, Progress, Record, sha256};
+use crate::checkpoint::{Checkpoints, sha256};
 use crate::disk::{
     self, Probe, append_line, create_directories, is_unsupported_lock, may_pass, remove_all, sync_directory,
     sync_parent, with_retries, write_synced,
 };
-use crate::error::{IoContext, TrainError, explain, one_line};
+use crate::error::{IoContext, TrainError};
 use crate::files::{
     MAX_RECORD, MAX_TEXT, is_other_file, open_regular, read_regular, read_regular_text, regular_length,
 };
+use crate::image_set::RunData;
+use crate::layout::{
+    CHECKPOINTS, LOCK, METRICS, PLAN, PROCESSES, RECIPE, RESULT, RUN_INFO, TIMING, WARNINGS,
+};
+use crate::metrics::EpochTiming;
 use crate::origin::{Origin, RunProcess, utc_now};
+use crate::progress::{Progress, Record};
 use crate::recipe::{Difference, Recipe, StrategyRecipe};
+use crate::result::RunResult;
 use crate::strategy::{Fingerprint, StrategyDifference};
-use crate::trainer::{EpochTiming, RunResult, with_absolute_paths};
-use crate::warning::{self, WARNINGS, Warning};
-
-pub(crate) const RECIPE: &str = "recipe.toml";
-pub(crate) const PLAN: &str = "plan.json";
-pub(crate) const METRICS: &str = "metrics.jsonl";
-pub(crate) const TIMING: &str = "timing.jsonl";
-pub(crate) const CHECKPOINTS: &str = "checkpoints";
-const LOCK: &str = "lock";
-/// The outcome of a complete training.
-pub(crate) const RESULT: &str = "result.json";
-pub(crate) const RUN_INFO: &str = "run.json";
-pub(crate) const PROCESSES: &str = "processes.jsonl";
+use crate::text::{explain, one_line};
+use crate::warning::{self, Warning};
 
 /// Version of the format of `run.json`.
 const SCHEMA: u32 = 3;
@@ -174,37 +153,6 @@ impl From<RunInfo1> for RunInfo {
             strategies: None,
             unnamed_strategies: Vec::new(),
             n_parameters: None,
-        }
-    }
-}
-
-/// The images of a run, as far as the recipe takes them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunData {
-    /// Those that it is trained on.
-    pub train: ImageSet,
-    /// Those that it is tested on.
-    pub test: ImageSet,
-}
-
-/// By what a set of images is told from another.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageSet {
-    /// Name of their source, if the program gave it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<String>,
-    /// Images.
-    pub n_images: usize,
-    /// What is told by their content: in `run.json`, `crc32` of labels and pixels, or a `digest` that their source makes.
-    #[serde(flatten)]
-    pub digest: DataDigest,
-}
-
-impl fmt::Display for ImageSet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.source {
-            Some(name) => write!(f, "{} of {name:?} with {}", self.n_images, self.digest),
-            None => write!(f, "{} with {}", self.n_images, self.digest),
         }
     }
 }
@@ -824,6 +772,21 @@ fn expect_unused(path: &Path, before_lock: BeforeLock) -> Result<(), TrainError>
         true => Ok(()),
         false => Err(TrainError::NotEmpty { path: path.into() }),
     }
+}
+
+/// `recipe` with paths that are found from anywhere, as a run directory holds it.
+pub(crate) fn with_absolute_paths(recipe: &Recipe) -> Result<Recipe, TrainError> {
+    let mut recipe = recipe.clone();
+    for path in recipe.init_paths_mut() {
+        let found = absolute(path)?;
+        // A path that is no text stays as it is: the recipe could not hold it.
+        *path = if found.to_str().is_some() { found } else { path.clone() };
+    }
+    Ok(recipe)
+}
+
+pub(crate) fn absolute(path: &PathBuf) -> Result<PathBuf, TrainError> {
+    std::path::absolute(path).context("find", path)
 }
 
 /// Refuses a path that no file of a run directory can hold.

@@ -19,8 +19,7 @@ use serde::Serialize;
 use crate::disk::{create_directories, remove_all, sync_directory, write_synced};
 use crate::error::{IoContext, TrainError};
 use crate::files::{MAX_RECORD, open_regular, read_regular, regular_length};
-use crate::run_dir::{CHECKPOINTS, METRICS, PLAN, PROCESSES, RECIPE, RESULT, RUN_INFO, TIMING};
-use crate::warning::WARNINGS;
+use crate::layout::{CHECKPOINTS, METRICS, PLAN, PROCESSES, RECIPE, RESULT, RUN_INFO, TIMING, WARNINGS};
 
 /// The directory in a run that holds what was set aside.
 const SET_ASIDE: &str = "set-aside";

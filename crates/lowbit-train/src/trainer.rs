@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -11,18 +11,25 @@ use burn::tensor::{Device, Tensor, Transaction};
 use lowbit_data::{Batch, DataError, Loader};
 use lowbit_models::{Network, Plan};
 use lowbit_quantizers::QuantizedNetwork;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Checkpoints, Pending, Progress, Scored, sha256};
-use crate::data::{Data, Images, tensor};
+use crate::checkpoint::{Checkpoint, CheckpointError, Checkpoints, Scored, sha256};
+use crate::data::{Data, tensor};
 use crate::disk::{may_pass, with_retries};
-use crate::error::{Divergence, IoContext, TrainError};
+use crate::error::{Divergence, TrainError};
+use crate::layout::RESULT;
 use crate::learner::{PlacedSpec, Trainee, network_specs, networks_of_recipe};
-use crate::metrics::{EpochMetrics, NetworkMetrics, Scores, Tally};
-use crate::origin::{Origin, RunProcess, utc_now};
+use crate::metrics::{EpochMetrics, EpochTiming, NetworkMetrics, Scores, Tally};
+use crate::observer::{PhaseReport, StartReport, StepReport};
+use crate::origin::{RunProcess, utc_now};
+use crate::progress::{Pending, Progress};
 use crate::recipe::{Recipe, TrainRecipe};
-use crate::run_dir::{NewRun, RESULT, RunData, RunDir, RunInfo, RunRecipe, Starts, expect_text};
+use crate::result::{BestCheckpoint, RunResult};
+use crate::run_dir::{
+    NewRun, RunDir, RunInfo, RunRecipe, Starts, absolute, expect_text, with_absolute_paths,
+};
 use crate::schedule::learning_rate;
+use crate::session::{Outcome, Session};
 use crate::set_aside::{self, GoingBack};
 use crate::state;
 use crate::strategy::{
@@ -31,182 +38,6 @@ use crate::strategy::{
 };
 use crate::warning::{Warning, WarningKind, Warnings};
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};
-
-/// Where a training runs.
-pub struct Session<'a> {
-    /// Device of the network, without autodiff.
-    pub device: Device,
-    /// How the device was asked for, as in "flex" or "wgpu:0".
-    pub device_name: String,
-    /// The program and the machine, for the record: [`Origin::here`], and what only the program knows.
-    pub origin: Origin,
-    /// The images, or where they are looked for.
-    pub images: Images,
-    /// Set to end the training with a checkpoint: after the current step, or the current batch of a calibration or an
-    /// evaluation, which is then made again when the run is resumed.
-    pub stop: &'a AtomicBool,
-    /// Told of everything that happens.
-    pub observer: &'a mut dyn Observer,
-    /// Strategies of the caller's own, composed after those of the recipe. A run is resumed with the same: they are told
-    /// by their names and settings.
-    pub strategies: Vec<Box<dyn Strategy>>,
-}
-
-/// Follows a training. Every method does nothing unless it is overridden.
-pub trait Observer {
-    /// The training is about to begin, or to go on.
-    fn started(&mut self, _report: &StartReport<'_>) {}
-    /// A phase begins, or the training goes on in it.
-    fn phase(&mut self, _report: &PhaseReport<'_>) {}
-    /// A step is done.
-    fn step(&mut self, _report: &StepReport) {}
-    /// An epoch is done.
-    fn epoch(&mut self, _metrics: &EpochMetrics, _timing: &EpochTiming) {}
-    /// A checkpoint is complete.
-    fn checkpoint(&mut self, _path: &Path) {}
-    /// What the run wrote after the checkpoint that it goes on from was set aside in this directory.
-    fn set_aside(&mut self, _path: &Path) {}
-    /// Something is wrong that does not end the training. Each message comes once in a process; the run records it once.
-    fn warning(&mut self, _message: &str) {}
-}
-
-/// Does nothing.
-impl Observer for () {}
-
-/// A training that is about to begin or to go on.
-#[derive(Clone, Copy, Debug)]
-pub struct StartReport<'a> {
-    /// The run directory.
-    pub run: &'a Path,
-    /// What is trained.
-    pub recipe: &'a Recipe,
-    /// The precision of every layer at the end of the training.
-    pub plan: &'a Plan,
-    /// Steps done.
-    pub step: u64,
-    /// Training images.
-    pub n_train: usize,
-    /// Test images.
-    pub n_test: usize,
-}
-
-/// A phase that begins or goes on.
-#[derive(Clone, Copy, Debug)]
-pub struct PhaseReport<'a> {
-    /// Its number, from 1.
-    pub number: usize,
-    /// Phases in all.
-    pub n_phases: usize,
-    /// Its precision and settings.
-    pub phase: &'a Phase,
-    /// Networks that train alongside, by name, with their plans.
-    pub others: &'a [(&'a str, &'a Plan)],
-}
-
-/// Where a training stands after a step.
-#[derive(Clone, Copy, Debug)]
-pub struct StepReport {
-    /// Epoch, from 1.
-    pub epoch: u64,
-    /// Epochs in all.
-    pub epochs: u64,
-    /// Steps done.
-    pub step: u64,
-    /// Steps in all.
-    pub steps: u64,
-    /// Loss of the step's batch.
-    pub loss: f64,
-    /// Scores of the epoch so far.
-    pub train: Scores,
-    /// Training images per second of this process so far.
-    pub images_per_second: f64,
-    /// Seconds left, as far as known.
-    pub eta_seconds: f64,
-}
-
-/// One line of `timing.jsonl`.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct EpochTiming {
-    /// Epoch, from 1.
-    pub epoch: u64,
-    /// Seconds of training so far, evaluation included.
-    pub seconds: f64,
-    /// Training images per second of this process so far, evaluation excluded.
-    pub images_per_second: f64,
-}
-
-/// How a training ended.
-#[derive(Clone, Debug)]
-pub enum Outcome {
-    /// All epochs are done.
-    Complete(Box<RunResult>),
-    /// It was stopped and can be resumed.
-    Interrupted {
-        /// The run directory.
-        run_dir: PathBuf,
-        /// Steps done.
-        step: u64,
-        /// Steps in all.
-        steps: u64,
-    },
-}
-
-/// The result of a complete training; `result.json`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RunResult {
-    /// Name of the recipe.
-    pub recipe: String,
-    /// Fraction of test images classified correctly after the last epoch.
-    pub top1: f64,
-    /// Fraction of test images whose label is among the five highest scores, after the last epoch.
-    pub top5: f64,
-    /// Mean test loss after the last epoch.
-    pub loss: f64,
-    /// Highest `top1` of all checkpoints that are kept, and where it is.
-    pub best: Option<BestCheckpoint>,
-    /// Epochs.
-    pub epochs: u64,
-    /// Seconds of training, evaluation included, over all processes that took part, each up to its last checkpoint.
-    pub seconds: f64,
-    /// Training images per second over the same time, evaluation excluded.
-    pub images_per_second: f64,
-    /// Device of the evaluation after the last epoch.
-    pub device: String,
-    /// Seed.
-    pub seed: u64,
-    /// Scores on the test images of networks that trained alongside, by name.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub networks: BTreeMap<String, Scores>,
-    /// What the recipe compares it with; absent with images other than the published ones.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reference: Option<String>,
-    /// Messages of all warnings of the run.
-    #[serde(default)]
-    pub warnings: Vec<String>,
-    /// When the run was made, in UTC.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started: Option<String>,
-    /// The images.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub data: Option<RunData>,
-    /// The program and the machine of the evaluation after the last epoch.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub origin: Option<Origin>,
-    /// Whether all processes that took part were of one build, on one kind of processor and on one device.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub same_origin: Option<bool>,
-    /// The run directory.
-    pub run_dir: PathBuf,
-}
-
-/// The best checkpoint that is kept.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BestCheckpoint {
-    /// Its name.
-    pub checkpoint: String,
-    /// Its accuracy on the test images.
-    pub top1: f64,
-}
 
 /// The checkpoint that a training goes on from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -411,21 +242,6 @@ fn is_of_one_checkpoint(error: &TrainError) -> bool {
 /// What tells `strategies` from others.
 fn fingerprints(strategies: &[Box<dyn Strategy>]) -> Vec<Fingerprint> {
     strategies.iter().map(|strategy| Fingerprint::of(strategy.as_ref())).collect()
-}
-
-/// `recipe` with paths that are found from anywhere, as a run directory holds it.
-pub(crate) fn with_absolute_paths(recipe: &Recipe) -> Result<Recipe, TrainError> {
-    let mut recipe = recipe.clone();
-    for path in recipe.init_paths_mut() {
-        let found = absolute(path)?;
-        // A path that is no text stays as it is: the recipe could not hold it.
-        *path = if found.to_str().is_some() { found } else { path.clone() };
-    }
-    Ok(recipe)
-}
-
-fn absolute(path: &PathBuf) -> Result<PathBuf, TrainError> {
-    std::path::absolute(path).context("find", path)
 }
 
 /// The precision of every layer of a recipe's network, without building it.
@@ -1452,6 +1268,8 @@ fn to_json<T: Serialize>(value: &T) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     /// What cannot be read now may be read the next time: no checkpoint is given up for it.

@@ -7,12 +7,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::append_line;
-use crate::error::explain;
 use crate::files::{MAX_TEXT, read_regular};
-use crate::trainer::Observer;
-
-/// The file of a run directory with its warnings, one a line.
-pub(crate) const WARNINGS: &str = "warnings.jsonl";
+use crate::layout::WARNINGS;
+use crate::observer::Observer;
+use crate::text::explain;
 
 /// A line of `warnings.jsonl`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
