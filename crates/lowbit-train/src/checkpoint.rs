@@ -25,15 +25,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::disk::{remove_all, sync_directory, write_synced};
-use crate::error::TrainError;
 use crate::files::{MAX_TEXT, read_regular};
-use crate::layout::METRICS;
-use crate::learner::networks_of_recipe;
+use crate::layout::{CHECKPOINTS, METRICS};
 use crate::optimizer_file::OptimizerFile;
 use crate::progress::Progress;
-use crate::run_dir::{RunDir, RunInfo};
 use crate::state::{NamedTensors, StateError};
-use crate::strategy::STUDENT;
+use crate::strategy::{Phase, STUDENT};
 use crate::text::{explain, one_line};
 
 /// Version of the manifest, which since 3 has digests of the state and of the record.
@@ -44,6 +41,9 @@ const MODEL: &str = "model.safetensors";
 const AVERAGE: &str = "average.safetensors";
 pub(crate) const OPTIMIZER: &str = "optimizer.burnpack";
 const SUMS: &str = "SHA256SUMS";
+
+/// Prefix of the adapters' tensors in a checkpoint.
+pub(crate) const ADAPTERS: &str = "adapters";
 
 const TEMPORARY: &str = ".tmp";
 const OLD: &str = ".old";
@@ -245,11 +245,15 @@ pub(crate) struct Scored {
 pub(crate) struct Checkpoints {
     run: PathBuf,
     folder: PathBuf,
+    max_bytes: MaxBytes,
 }
 
+/// Bytes that a file of tensors can have at most in the run in a directory, or why that is not known.
+type MaxBytes = fn(&Path) -> Result<u64, String>;
+
 impl Checkpoints {
-    pub(crate) fn of_run(run: &Path) -> Self {
-        Self { run: run.into(), folder: run.join("checkpoints") }
+    pub(crate) fn of_run(run: &Path, max_bytes: MaxBytes) -> Self {
+        Self { run: run.into(), folder: run.join(CHECKPOINTS), max_bytes }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -412,7 +416,7 @@ impl Checkpoints {
         let damaged = |problem: String| Self::damaged(&folder, problem);
         let sums = self.sums(&folder)?;
         let manifest = self.manifest(&folder, &sums)?;
-        let max_bytes = self.max_bytes().map_err(damaged)?;
+        let max_bytes = (self.max_bytes)(&self.run).map_err(damaged)?;
         let read = |file: &str| self.read_verified(&folder, file, max_bytes, &sums);
         let tensors = |file: &str| -> Result<NamedTensors, CheckpointError> {
             from_safetensors(&read(file)?).map_err(|error| damaged(format!("{file}: {error}")))
@@ -445,20 +449,6 @@ impl Checkpoints {
         let checkpoint = self.read(name)?;
         checkpoint.expect_state(&self.path(name))?;
         Ok(checkpoint)
-    }
-
-    /// Bytes that a file of tensors can have at most. The plan of the networks needs no memory, however large they are.
-    fn max_bytes(&self) -> Result<u64, String> {
-        let unknown = |error: TrainError| format!("the networks of its run are not known: {error}");
-        let run = RunDir::open(&self.run).map_err(unknown)?;
-        let recipe = run.recipe().map_err(unknown)?;
-        let of_recipe = networks_of_recipe(&recipe).into_iter().map(|spec| spec.n_parameters(&recipe));
-        let of_recipe: Vec<usize> = of_recipe.collect::<Result<_, _>>().map_err(unknown)?;
-        let n_of_recipe = of_recipe.into_iter().max().unwrap_or_default();
-        let n_strategies = recipe.strategies().len();
-        let n_of_run = run.info().map_or(0, |info| n_of_own_strategies(&info, n_strategies));
-        // Two moments of each parameter in an optimizer's file, and as many for adapters, statistics and quantizers.
-        Ok((n_of_recipe.max(n_of_run) as u64).saturating_mul(4 * 4).saturating_add(64 << 20))
     }
 
     /// The checksums of the checkpoint in `folder`, by file: those of all its files but hidden ones, which are of
@@ -786,41 +776,18 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
-/// Parameters that a network of a caller's own strategies can have at most: about those of the largest vision models.
-const MAX_OWN_PARAMETERS: usize = 1 << 32;
-
-/// Parameters of a run's largest network, where strategies of a caller's own, which are not known here, may have added it; else
-/// 0. No checksum covers what `run.json` says, so that it has a bound.
-fn n_of_own_strategies(info: &RunInfo, n_of_recipe: usize) -> usize {
-    let has_own = info.strategies.as_ref().is_some_and(|strategies| strategies.len() > n_of_recipe);
-    if has_own { info.n_parameters.unwrap_or_default().min(MAX_OWN_PARAMETERS) } else { 0 }
+/// The tensors of a trained network without those that only a training needs.
+pub(crate) fn deployed_tensors(state: NetworkState) -> NamedTensors {
+    let NetworkState { mut model, average, .. } = state;
+    model.retain(|path, _| !path.starts_with(ADAPTERS));
+    average.unwrap_or(model)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::origin::Origin;
-
-    #[test]
-    fn only_own_strategies_make_files_larger_and_not_without_bound() {
-        let n_parameters = |n: usize, strategies: &str| {
-            let info = RunInfo {
-                schema: 3,
-                origin: Origin::default(),
-                started: None,
-                device: "flex".into(),
-                data_dir: None,
-                data: None,
-                strategies: serde_json::from_str(strategies).expect("a list, or none"),
-                unnamed_strategies: Vec::new(),
-                n_parameters: Some(n),
-            };
-            n_of_own_strategies(&info, 1)
-        };
-        let own = r#"[{"name":"joint","settings":{}},{"name":"own","settings":{}}]"#;
-        assert_eq!(n_parameters(7, own), 7);
-        assert_eq!(n_parameters(usize::MAX, own), MAX_OWN_PARAMETERS);
-        assert_eq!(n_parameters(7, r#"[{"name":"joint","settings":{}}]"#), 0);
-        assert_eq!(n_parameters(7, "null"), 0);
+/// The same of a network trained as in `phase`, which says whether there is a moving average.
+pub(crate) fn evaluated_tensors(state: NetworkState, phase: &Phase) -> Result<NamedTensors, StateError> {
+    match (phase.train.ema_decay, &state.average) {
+        (Some(_), None) => Err(StateError::NoAverage),
+        (None, Some(_)) => Err(StateError::ExtraAverage),
+        _ => Ok(deployed_tensors(state)),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use burn::tensor::Device;
 
 use crate::checkpoint::{Manifest, Sums, from_safetensors};
-use crate::learner::networks_of_recipe;
+use crate::networks::networks_of_recipe;
 use crate::optimizer::Optimizer;
 use crate::optimizer_file::{MayLack, OptimizerFile, optimizer_bytes};
 use crate::progress::Progress;

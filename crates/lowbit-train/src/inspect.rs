@@ -8,12 +8,12 @@ use burn::tensor::Device;
 use lowbit_models::Plan;
 use serde::Serialize;
 
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::checkpoint::{Checkpoint, CheckpointError, evaluated_tensors};
 use crate::data::{Images, Served, test_images};
 use crate::error::TrainError;
 use crate::image_set::{ImageSet, RunData};
-use crate::learner::{evaluated_tensors, networks_of_recipe};
 use crate::metrics::Scores;
+use crate::networks::networks_of_recipe;
 use crate::origin::{Origin, RunProcess};
 use crate::progress::Progress;
 use crate::recipe::Recipe;

@@ -1,95 +1,30 @@
-//! The networks of a training: which there are, what each is in a phase, and how it goes from one phase to the next.
+//! A network in training: its weights, its optimizer, its moving average, and how it goes from one phase to the next.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Deref;
 use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use lowbit_core::{BitWidth, Precision, Purpose, stream};
-use lowbit_data::{DataError, LabelKind};
-use lowbit_models::{Features, ModelConfig, Network, Plan};
+use lowbit_data::DataError;
+use lowbit_models::{Features, Network, Plan};
 use lowbit_quantizers::{
-    LayerQuantization, QuantConv2d, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork, QuantizerError,
-    Selection,
+    LayerQuantization, QuantConv2d, QuantConv2dConfig, QuantizedNetwork, QuantizerError, Selection,
 };
 
-use crate::checkpoint::{Checkpoint, CheckpointError, NetworkState, OPTIMIZER};
-use crate::error::{IoContext, TrainError};
+use crate::checkpoint::{ADAPTERS, CheckpointError, NetworkState, OPTIMIZER};
+use crate::error::TrainError;
 use crate::image_set::RunData;
+use crate::initial::{Initial, layer_quantizers};
+use crate::networks::PlacedSpec;
 use crate::optimizer::{GradientNorm, Optimizer};
 use crate::optimizer_file::{MayLack, OptimizerFile, optimizer_bytes};
 use crate::progress::Progress;
-use crate::recipe::{DataRecipe, Quantized, Recipe, TrainRecipe};
-use crate::run_dir::RunDir;
+use crate::recipe::Recipe;
 use crate::state::{self, StateError};
 use crate::strategy::{
     Init, NetworkSpec, OptimizerState, Output, Phase, QuantizedLayer, QuantizerState, Role, STUDENT,
-    Strategy, TEACHER, compose_networks,
 };
-
-/// Endings of files with weights of other programs.
-const FOREIGN: [&str; 9] = ["pth", "pt", "safetensors", "onnx", "ckpt", "bin", "npz", "h5", "burnpack"];
-
-/// Prefix of the adapters' tensors in a checkpoint.
-const ADAPTERS: &str = "adapters";
-
-/// One network of a training, with what follows from its place among the others.
-#[derive(Clone, Debug)]
-pub(crate) struct PlacedSpec {
-    spec: NetworkSpec,
-    /// Initial weights are drawn from this.
-    seed: u64,
-    /// Channels of each feature map and those of the network that it is adapted to, where they differ.
-    adapted_channels: Vec<Option<[usize; 2]>>,
-}
-
-impl Deref for PlacedSpec {
-    type Target = NetworkSpec;
-
-    fn deref(&self) -> &NetworkSpec {
-        &self.spec
-    }
-}
-
-/// The networks of a training of `recipe` with `strategies`, the deployed one first.
-///
-/// # Errors
-/// [`TrainError`] if a strategy makes networks that cannot train together or are not defined.
-pub(crate) fn network_specs(
-    recipe: &Recipe,
-    strategies: &[Box<dyn Strategy>],
-) -> Result<Vec<PlacedSpec>, TrainError> {
-    let init = recipe.init.clone().map(|path| Init { path, key: "init" });
-    let student = NetworkSpec::student(STUDENT, recipe.model.clone(), recipe.quantization.policy.clone());
-    let specs = compose_networks(strategies, NetworkSpec { init, ..student })?;
-    let place = |(index, spec): (usize, &NetworkSpec)| {
-        Ok(PlacedSpec {
-            // Networks beside the first begin elsewhere. The constant spreads the indices over all seeds.
-            seed: recipe.seed.wrapping_add((index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
-            adapted_channels: adapted_channels(recipe, spec, &specs)?,
-            spec: spec.clone(),
-        })
-    };
-    specs.iter().enumerate().map(place).collect()
-}
-
-/// The networks of a run that is read: those of its recipe. Those of a caller's own strategies are not known here.
-pub(crate) fn networks_of_recipe(recipe: &Recipe) -> Vec<PlacedSpec> {
-    network_specs(recipe, &recipe.strategies()).expect("invariant: a recipe's networks are checked")
-}
-
-fn adapted_channels(
-    recipe: &Recipe,
-    spec: &NetworkSpec,
-    all: &[NetworkSpec],
-) -> Result<Vec<Option<[usize; 2]>>, TrainError> {
-    let target = spec.adapts_to.as_ref().and_then(|to| all.iter().find(|other| other.name == *to));
-    let Some(target) = target else { return Ok(Vec::new()) };
-    let shapes = |model: &ModelConfig| model.tap_shapes(recipe.data.input_shape());
-    let pairs = shapes(&spec.model)?.into_iter().zip(shapes(&target.model)?);
-    Ok(pairs.map(|([own, ..], [target, ..])| (own != target).then_some([own, target])).collect())
-}
 
 /// A network with what is trained along with it.
 #[derive(Module, Debug)]
@@ -100,40 +35,12 @@ pub(crate) struct Learner {
 }
 
 impl PlacedSpec {
-    /// Makes the path of what it begins with one that is found from anywhere, as those of a recipe are.
-    pub(crate) fn place_init(&mut self) -> Result<(), TrainError> {
-        if let Some(init) = &mut self.spec.init {
-            init.path = std::path::absolute(&init.path).context("find", &init.path)?;
-        }
-        Ok(())
-    }
-
     /// Name of the file with its optimizer's state in a checkpoint.
     fn optimizer_file(&self) -> String {
         match self.name.as_str() {
             STUDENT => OPTIMIZER.into(),
             name => format!("{name}.{OPTIMIZER}"),
         }
-    }
-
-    /// The precision of its layers in `phase`.
-    pub(crate) fn policy(&self, recipe: &Recipe, phase: &Phase) -> QuantizationPolicy {
-        match self.role {
-            // The floor is made for the target of the deployed network, also where it holds back another student.
-            Role::Student => self.spec.policy.with_floor(recipe.quantization.held_floor(phase.floor)),
-            Role::Teacher => self.spec.policy.clone(),
-        }
-    }
-
-    /// How it is trained in `phase`.
-    fn train<'a>(&self, recipe: &'a Recipe, phase: &'a Phase) -> &'a TrainRecipe {
-        if self.trains_throughout { &recipe.train } else { &phase.train }
-    }
-
-    /// The precision of its activations in `phase`, where no key of `[quantization]` sets another.
-    fn act_bits(&self, recipe: &Recipe, phase: &Phase) -> Precision {
-        let policy = self.policy(recipe, phase);
-        policy.base.act_bits.max(policy.floor.act_bits)
     }
 
     /// The network at the precision of `phase`, with its initial weights.
@@ -161,19 +68,6 @@ impl PlacedSpec {
         device: &Device,
     ) -> Result<Network, TrainError> {
         self.build(recipe, phase, device).map(|(learner, _)| learner.network)
-    }
-
-    /// Parameters of the network, whatever its precision.
-    pub(crate) fn n_parameters(&self, recipe: &Recipe) -> Result<usize, TrainError> {
-        let (input, n_classes) = (recipe.data.input_shape(), recipe.data.n_classes());
-        let plan = self.model.plan(input, n_classes, &QuantizationPolicy::full_precision())?;
-        Ok(plan.n_parameters())
-    }
-
-    /// The precision of every layer in `phase`.
-    pub(crate) fn plan(&self, recipe: &Recipe, phase: &Phase) -> Result<Plan, TrainError> {
-        let (input, n_classes) = (recipe.data.input_shape(), recipe.data.n_classes());
-        Ok(self.model.plan(input, n_classes, &self.policy(recipe, phase))?)
     }
 }
 
@@ -516,25 +410,6 @@ impl Trainee {
     }
 }
 
-/// The tensors of a trained network without those that only a training needs.
-pub(crate) fn deployed_tensors(state: NetworkState) -> state::NamedTensors {
-    let NetworkState { mut model, average, .. } = state;
-    model.retain(|path, _| !path.starts_with(ADAPTERS));
-    average.unwrap_or(model)
-}
-
-/// The same of a network trained as in `phase`, which says whether there is a moving average.
-pub(crate) fn evaluated_tensors(
-    state: NetworkState,
-    phase: &Phase,
-) -> Result<state::NamedTensors, StateError> {
-    match (phase.train.ema_decay, &state.average) {
-        (Some(_), None) => Err(StateError::NoAverage),
-        (None, Some(_)) => Err(StateError::ExtraAverage),
-        _ => Ok(deployed_tensors(state)),
-    }
-}
-
 /// A copy of `network` whose forward pass trains nothing: BatchNorm works as in training, but the copy shares no
 /// running statistics with the original and records no gradients. Its quantizers are frozen, so that running ranges stay as
 /// they are: statistics that are estimated belong to the grids that are deployed.
@@ -560,85 +435,12 @@ fn bit_widths(network: &Network) -> BTreeMap<String, BitWidths> {
     layers.collect()
 }
 
-/// What a network begins with.
-struct Initial {
-    tensors: state::NamedTensors,
-    /// What each layer of that network is quantized by.
-    quantizers: BTreeMap<String, LayerQuantization>,
-    /// What it was trained on.
-    trained_on: DataRecipe,
-    data: Option<RunData>,
-}
-
-impl Initial {
-    /// The evaluated network of the run directory or checkpoint at `path` that one of this `role` begins with: the deployed
-    /// one; for a teacher, which is in full precision, the run's teacher if it has one.
-    fn load(path: &Path, role: Role) -> Result<Self, TrainError> {
-        let is_foreign =
-            || path.extension().is_some_and(|extension| FOREIGN.iter().any(|known| extension == *known));
-        if path.is_file() || !path.exists() && is_foreign() {
-            return Err(TrainError::ForeignWeights { path: path.into() });
-        }
-        let is_checkpoint = path.join("manifest.json").is_file();
-        let (run, checkpoint) = match is_checkpoint {
-            true => {
-                let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-                (path.parent().and_then(Path::parent).unwrap_or(path), name)
-            }
-            false => (path, None),
-        };
-        let run = RunDir::open(run)?;
-        let checkpoints = run.checkpoints();
-        let loaded = checkpoints.load(checkpoint.as_deref())?;
-        let (name, loaded) = loaded.ok_or_else(|| CheckpointError::None { path: path.into() })?;
-        loaded.expect_state(&checkpoints.path(&name))?;
-        let Checkpoint { progress, deployed, others, .. } = loaded;
-        let teacher = others.into_iter().find(|state| role == Role::Teacher && state.name == TEACHER);
-        let recipe = run.recipe()?;
-        let floor =
-            recipe.phases().get(progress.phase).map_or(recipe.quantization.target(), |phase| phase.floor);
-        let policy = recipe.quantization.policy_at(floor);
-        if role == Role::Teacher
-            && teacher.is_none()
-            && Quantized::of(&policy, &recipe.model) != Quantized::NOTHING
-        {
-            // The weights below its quantizers are not what it computes with.
-            return Err(TrainError::QuantizedTeacher { path: run.path().into() });
-        }
-        Ok(Self {
-            tensors: deployed_tensors(teacher.unwrap_or(deployed)),
-            quantizers: layer_quantizers(&recipe.model, &policy),
-            trained_on: recipe.data,
-            data: run.info()?.data,
-        })
-    }
-
-    /// What it was trained on, if that is not what `recipe` and `data` are.
-    fn other_data(&self, recipe: &DataRecipe, data: &RunData) -> Option<String> {
-        let DataRecipe { dataset, labels, .. } = &self.trained_on;
-        if (dataset.as_str(), *labels) != (recipe.dataset.as_str(), recipe.labels) {
-            let name = |recipe: &DataRecipe| match recipe.labels {
-                LabelKind::Fine => recipe.dataset.to_string(),
-                LabelKind::Coarse => format!("{} with coarse labels", recipe.dataset),
-            };
-            return Some(format!("{}, the students train on {}", name(&self.trained_on), name(recipe)));
-        }
-        let other = self.data.as_ref().filter(|other| other.train != data.train)?;
-        Some(format!("other images of {dataset} ({}) than the students ({})", other.train, data.train))
-    }
-}
-
-/// What each layer of `model` is quantized by.
-fn layer_quantizers(model: &ModelConfig, policy: &QuantizationPolicy) -> BTreeMap<String, LayerQuantization> {
-    let layers = model.layers().expect("invariant: a recipe's networks are checked").into_iter();
-    layers.map(|layer| (layer.path.clone(), policy.resolve(&layer.path, layer.role))).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use burn::tensor::TensorData;
 
     use super::*;
+    use crate::networks::networks_of_recipe;
 
     fn trainees(overrides: &[&str]) -> (Recipe, Vec<Phase>, Vec<Trainee>) {
         let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();

@@ -23,11 +23,13 @@ mod files;
 #[doc(hidden)]
 pub mod fuzzing;
 mod image_set;
+mod initial;
 mod inspect;
 mod layout;
 mod learner;
 mod memory;
 mod metrics;
+mod networks;
 mod observer;
 #[doc(hidden)]
 pub mod optimizer;

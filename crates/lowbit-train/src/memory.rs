@@ -4,7 +4,7 @@ use lowbit_models::Kept;
 
 use crate::data::{EVAL_BATCH_SIZE, N_PREPARED};
 use crate::error::TrainError;
-use crate::learner::network_specs;
+use crate::networks::network_specs;
 use crate::recipe::{DatasetChoice, OptimizerRecipe, Recipe};
 
 /// Bytes of a number.

@@ -23,6 +23,7 @@ use crate::layout::{
     CHECKPOINTS, LOCK, METRICS, PLAN, PROCESSES, RECIPE, RESULT, RUN_INFO, TIMING, WARNINGS,
 };
 use crate::metrics::EpochTiming;
+use crate::networks::networks_of_recipe;
 use crate::origin::{Origin, RunProcess, utc_now};
 use crate::progress::{Progress, Record};
 use crate::recipe::{Difference, Recipe, StrategyRecipe};
@@ -554,7 +555,7 @@ impl RunDir {
     }
 
     pub(crate) fn checkpoints(&self) -> Checkpoints {
-        Checkpoints::of_run(&self.path)
+        Checkpoints::of_run(&self.path, max_bytes)
     }
 
     /// Writes a file whole: under a temporary name, then renamed.
@@ -742,6 +743,30 @@ impl Start {
     }
 }
 
+/// Bytes that a file of tensors can have at most. The plan of the networks needs no memory, however large they are.
+fn max_bytes(run: &Path) -> Result<u64, String> {
+    let unknown = |error: TrainError| format!("the networks of its run are not known: {error}");
+    let run = RunDir::open(run).map_err(unknown)?;
+    let recipe = run.recipe().map_err(unknown)?;
+    let of_recipe = networks_of_recipe(&recipe).into_iter().map(|spec| spec.n_parameters(&recipe));
+    let of_recipe: Vec<usize> = of_recipe.collect::<Result<_, _>>().map_err(unknown)?;
+    let n_of_recipe = of_recipe.into_iter().max().unwrap_or_default();
+    let n_strategies = recipe.strategies().len();
+    let n_of_run = run.info().map_or(0, |info| n_of_own_strategies(&info, n_strategies));
+    // Two moments of each parameter in an optimizer's file, and as many for adapters, statistics and quantizers.
+    Ok((n_of_recipe.max(n_of_run) as u64).saturating_mul(4 * 4).saturating_add(64 << 20))
+}
+
+/// Parameters that a network of a caller's own strategies can have at most: about those of the largest vision models.
+const MAX_OWN_PARAMETERS: usize = 1 << 32;
+
+/// Parameters of a run's largest network, where strategies of a caller's own, which are not known here, may have added it; else
+/// 0. No checksum covers what `run.json` says, so that it has a bound.
+fn n_of_own_strategies(info: &RunInfo, n_of_recipe: usize) -> usize {
+    let has_own = info.strategies.as_ref().is_some_and(|strategies| strategies.len() > n_of_recipe);
+    if has_own { info.n_parameters.unwrap_or_default().min(MAX_OWN_PARAMETERS) } else { 0 }
+}
+
 #[derive(Clone, Copy, PartialEq)]
 enum BeforeLock {
     Yes,
@@ -859,6 +884,29 @@ fn state_of(tried: Result<(), TryLockError>) -> io::Result<LockState> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_own_strategies_make_files_larger_and_not_without_bound() {
+        let n_parameters = |n: usize, strategies: &str| {
+            let info = RunInfo {
+                schema: 3,
+                origin: Origin::default(),
+                started: None,
+                device: "flex".into(),
+                data_dir: None,
+                data: None,
+                strategies: serde_json::from_str(strategies).expect("a list, or none"),
+                unnamed_strategies: Vec::new(),
+                n_parameters: Some(n),
+            };
+            n_of_own_strategies(&info, 1)
+        };
+        let own = r#"[{"name":"joint","settings":{}},{"name":"own","settings":{}}]"#;
+        assert_eq!(n_parameters(7, own), 7);
+        assert_eq!(n_parameters(usize::MAX, own), MAX_OWN_PARAMETERS);
+        assert_eq!(n_parameters(7, r#"[{"name":"joint","settings":{}}]"#), 0);
+        assert_eq!(n_parameters(7, "null"), 0);
+    }
 
     /// What a checkpoint costs does not grow with the run: only what was appended is read.
     #[test]

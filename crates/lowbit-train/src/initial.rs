@@ -1,0 +1,96 @@
+//! The weights of another run that a network begins with.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use lowbit_data::LabelKind;
+use lowbit_models::ModelConfig;
+use lowbit_quantizers::{LayerQuantization, QuantizationPolicy};
+
+use crate::checkpoint::{Checkpoint, CheckpointError, deployed_tensors};
+use crate::error::TrainError;
+use crate::image_set::RunData;
+use crate::recipe::{DataRecipe, Quantized};
+use crate::run_dir::RunDir;
+use crate::state::NamedTensors;
+use crate::strategy::{Role, TEACHER};
+
+/// Endings of files with weights of other programs.
+const FOREIGN: [&str; 9] = ["pth", "pt", "safetensors", "onnx", "ckpt", "bin", "npz", "h5", "burnpack"];
+
+/// What a network begins with.
+pub(crate) struct Initial {
+    pub(crate) tensors: NamedTensors,
+    /// What each layer of that network is quantized by.
+    pub(crate) quantizers: BTreeMap<String, LayerQuantization>,
+    /// What it was trained on.
+    trained_on: DataRecipe,
+    data: Option<RunData>,
+}
+
+impl Initial {
+    /// The evaluated network of the run directory or checkpoint at `path` that one of this `role` begins with: the deployed
+    /// one; for a teacher, which is in full precision, the run's teacher if it has one.
+    pub(crate) fn load(path: &Path, role: Role) -> Result<Self, TrainError> {
+        let is_foreign =
+            || path.extension().is_some_and(|extension| FOREIGN.iter().any(|known| extension == *known));
+        if path.is_file() || !path.exists() && is_foreign() {
+            return Err(TrainError::ForeignWeights { path: path.into() });
+        }
+        let is_checkpoint = path.join("manifest.json").is_file();
+        let (run, checkpoint) = match is_checkpoint {
+            true => {
+                let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+                (path.parent().and_then(Path::parent).unwrap_or(path), name)
+            }
+            false => (path, None),
+        };
+        let run = RunDir::open(run)?;
+        let checkpoints = run.checkpoints();
+        let loaded = checkpoints.load(checkpoint.as_deref())?;
+        let (name, loaded) = loaded.ok_or_else(|| CheckpointError::None { path: path.into() })?;
+        loaded.expect_state(&checkpoints.path(&name))?;
+        let Checkpoint { progress, deployed, others, .. } = loaded;
+        let teacher = others.into_iter().find(|state| role == Role::Teacher && state.name == TEACHER);
+        let recipe = run.recipe()?;
+        let floor =
+            recipe.phases().get(progress.phase).map_or(recipe.quantization.target(), |phase| phase.floor);
+        let policy = recipe.quantization.policy_at(floor);
+        if role == Role::Teacher
+            && teacher.is_none()
+            && Quantized::of(&policy, &recipe.model) != Quantized::NOTHING
+        {
+            // The weights below its quantizers are not what it computes with.
+            return Err(TrainError::QuantizedTeacher { path: run.path().into() });
+        }
+        Ok(Self {
+            tensors: deployed_tensors(teacher.unwrap_or(deployed)),
+            quantizers: layer_quantizers(&recipe.model, &policy),
+            trained_on: recipe.data,
+            data: run.info()?.data,
+        })
+    }
+
+    /// What it was trained on, if that is not what `recipe` and `data` are.
+    pub(crate) fn other_data(&self, recipe: &DataRecipe, data: &RunData) -> Option<String> {
+        let DataRecipe { dataset, labels, .. } = &self.trained_on;
+        if (dataset.as_str(), *labels) != (recipe.dataset.as_str(), recipe.labels) {
+            let name = |recipe: &DataRecipe| match recipe.labels {
+                LabelKind::Fine => recipe.dataset.to_string(),
+                LabelKind::Coarse => format!("{} with coarse labels", recipe.dataset),
+            };
+            return Some(format!("{}, the students train on {}", name(&self.trained_on), name(recipe)));
+        }
+        let other = self.data.as_ref().filter(|other| other.train != data.train)?;
+        Some(format!("other images of {dataset} ({}) than the students ({})", other.train, data.train))
+    }
+}
+
+/// What each layer of `model` is quantized by.
+pub(crate) fn layer_quantizers(
+    model: &ModelConfig,
+    policy: &QuantizationPolicy,
+) -> BTreeMap<String, LayerQuantization> {
+    let layers = model.layers().expect("invariant: a recipe's networks are checked").into_iter();
+    layers.map(|layer| (layer.path.clone(), policy.resolve(&layer.path, layer.role))).collect()
+}
