@@ -6,6 +6,7 @@ use lowbit_core::Precision;
 use lowbit_quantizers::methods::dorefa::DoReFaActivations;
 use serde::Serialize;
 
+use crate::about::{About, Key};
 use crate::fingerprint::Settings;
 use crate::joint::TEACHER;
 use crate::loss::mean_square;
@@ -46,9 +47,40 @@ pub enum HintTarget {
     Both,
 }
 
+impl Hint {
+    /// What is said of it where it is set, shown and explained.
+    pub const ABOUT: About = About {
+        name: "hint",
+        title: "hints",
+        changes: "networks (adapters), losses",
+        section: "strategy.hint",
+        file: file!(),
+        keys: &[
+            Key {
+                name: "weight",
+                default: "required",
+                range: "above 0",
+                effect: "of the distance in the loss (lambda)",
+            },
+            Key {
+                name: "target",
+                default: "`student`",
+                range: "`student`, `both`",
+                effect: "whose maps are moved; `both` not with a frozen teacher",
+            },
+            Key {
+                name: "taps",
+                default: "all",
+                range: "`stages.0`, `stages.1`, `stages.2`; in the ImageNet layout `layer1` to `layer4`",
+                effect: "which maps of the student, each the output of a stage; the teacher's must have the same height and width",
+            },
+        ],
+    };
+}
+
 impl Strategy for Hint {
     fn name(&self) -> &str {
-        "hint"
+        Self::ABOUT.name
     }
 
     fn settings(&self) -> Settings {

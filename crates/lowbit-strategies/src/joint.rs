@@ -9,6 +9,7 @@ use lowbit_models::ModelConfig;
 use lowbit_quantizers::QuantizationPolicy;
 use serde::Serialize;
 
+use crate::about::{About, Key};
 use crate::fingerprint::Settings;
 use crate::loss::{kl_divergence, mean_square};
 use crate::network::{Init, NetworkSpec, Output, Outputs, Role, STUDENT};
@@ -139,9 +140,88 @@ impl JointLosses {
     }
 }
 
+impl Joint {
+    /// What is said of it where it is set, shown and explained.
+    pub const ABOUT: About = About {
+        name: "joint",
+        title: "joint distillation",
+        changes: "networks, losses",
+        section: "strategy.joint",
+        file: file!(),
+        keys: &[
+            Key {
+                name: "mode",
+                default: "`mutual`",
+                range: "`mutual`, `student-only`, `frozen`",
+                effect: "both learn from each other; only the student from the teacher; the teacher is not trained",
+            },
+            Key {
+                name: "distance",
+                default: "KL",
+                range: r#"`{ kind = "kl", temperature = 1.0 }`, `{ kind = "logits-mse" }`"#,
+                effect: "between their outputs",
+            },
+            Key {
+                name: "student_label_weight",
+                default: "0.7",
+                range: "from 0",
+                effect: "of the labels in the student's loss (a_s)",
+            },
+            Key {
+                name: "student_distill_weight",
+                default: "0.7",
+                range: "from 0",
+                effect: "of the distance in the student's loss (b_s); not 0 if the labels' weight is",
+            },
+            Key {
+                name: "teacher_label_weight",
+                default: "1",
+                range: "from 0",
+                effect: r#"of the labels in the teacher's loss (a_t), unless `mode = "frozen"`"#,
+            },
+            Key {
+                name: "teacher_distill_weight",
+                default: "0.5, else 0",
+                range: "from 0",
+                effect: r#"of the distance in the teacher's loss (b_t), with `mode = "mutual"`"#,
+            },
+            Key {
+                name: "teacher",
+                default: "as the student",
+                range: "a table of the keys of `[model]`",
+                effect: "its architecture; the student's `depth` if its layout has it, the student's `stem_stride` between residual networks of one layout",
+            },
+            Key {
+                name: "teacher.learning_rate_scale",
+                default: "1",
+                range: "above 0",
+                effect: r#"its learning rate as a multiple, unless `mode = "frozen"`"#,
+            },
+            Key {
+                name: "teacher.schedule",
+                default: "`whole-training`",
+                range: "`whole-training`, `per-phase`",
+                effect: "its learning rate and its optimizer's state go through all phases as through one; or begin anew with each, as the students'",
+            },
+            Key {
+                name: "teacher.init",
+                default: "none",
+                range: "path",
+                effect: r#"as `init`: run directory or checkpoint that it begins with: in full precision, or with a teacher, which is then taken; required with `mode = "frozen"`; kept as an absolute path"#,
+            },
+            Key {
+                name: "[[students]]",
+                default: "none",
+                range: "`weight_bits`, `act_bits`",
+                effect: "further students, of other bits and otherwise like the first",
+            },
+        ],
+    };
+}
+
 impl Strategy for Joint {
     fn name(&self) -> &str {
-        "joint"
+        Self::ABOUT.name
     }
 
     fn settings(&self) -> Settings {

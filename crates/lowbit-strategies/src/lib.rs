@@ -35,6 +35,7 @@
 //! assert_eq!(Late.select(&at(5), &layers), None);
 //! ```
 
+mod about;
 mod compose;
 mod fingerprint;
 mod hint;
@@ -48,6 +49,7 @@ mod stochastic;
 mod strategy;
 mod two_stage;
 
+pub use about::{About, Key, STRATEGIES};
 pub use compose::{
     StrategyError, StrategyProblem, compose_loss, compose_networks, compose_phases, compose_selections,
 };

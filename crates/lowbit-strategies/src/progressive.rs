@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use lowbit_core::Precision;
 use lowbit_quantizers::PrecisionFloor;
 
+use crate::about::{About, Key};
 use crate::fingerprint::Settings;
 use crate::phase::Phase;
 use crate::strategy::Strategy;
@@ -29,9 +30,26 @@ impl Progressive {
     }
 }
 
+impl Progressive {
+    /// What is said of it where it is set, shown and explained.
+    pub const ABOUT: About = About {
+        name: "progressive",
+        title: "progressive",
+        changes: "phases",
+        section: "strategy.progressive",
+        file: file!(),
+        keys: &[Key {
+            name: "ladder",
+            default: r#"`["fp32", 8, 4, 2]`"#,
+            range: "descending bit widths",
+            effect: "a phase for each one above those of the recipe, then one for these; [16 bits](methods/strategies.md#progressive-quantization) are not offered",
+        }],
+    };
+}
+
 impl Strategy for Progressive {
     fn name(&self) -> &str {
-        "progressive"
+        Self::ABOUT.name
     }
 
     fn settings(&self) -> Settings {

@@ -8,6 +8,7 @@ use lowbit_quantizers::Selection;
 use rand::{Rng, RngExt};
 use serde::Serialize;
 
+use crate::about::{About, Key};
 use crate::fingerprint::Settings;
 use crate::strategy::{Moment, QuantizedLayer, Strategy};
 
@@ -114,9 +115,52 @@ impl StochasticPrecision {
     }
 }
 
+impl StochasticPrecision {
+    /// What is said of it where it is set, shown and explained.
+    pub const ABOUT: About = About {
+        name: "stochastic_precision",
+        title: "stochastic precision",
+        changes: "what is quantized in a step",
+        section: "strategy.stochastic_precision",
+        file: file!(),
+        keys: &[
+            Key {
+                name: "unit",
+                default: "`block`",
+                range: "`block`, `layer`, `channel-group`",
+                effect: "what is quantized, or not, as one in a step",
+            },
+            Key {
+                name: "groups",
+                default: "4",
+                range: "2 to 1024",
+                effect: r#"groups of output channels, with `unit = "channel-group"`"#,
+            },
+            Key {
+                name: "probability",
+                default: "linear",
+                range: r#"`{ kind = "linear" or "cosine" or "exponential", from = 0.0 }`, `{ kind = "stepped", values = [0.5, 0.75, 0.875, 1.0] }`"#,
+                effect: "of a unit to be quantized; it rises from `from`, by default 0, to 1; the default `values` are those of Dong17",
+            },
+            Key {
+                name: "final_share",
+                default: "0.2",
+                range: "from 0, below 1",
+                effect: "last share of the phase's steps, in which everything is quantized; at 0, BatchNorm's statistics are not those of the deployed network",
+            },
+            Key {
+                name: "selector",
+                default: "`bernoulli`",
+                range: "`bernoulli`, `roulette`",
+                effect: "each unit on its own, or a number of them weighed by their error, which is read from the device in every step; `roulette` needs quantized weights",
+            },
+        ],
+    };
+}
+
 impl Strategy for StochasticPrecision {
     fn name(&self) -> &str {
-        "stochastic_precision"
+        Self::ABOUT.name
     }
 
     fn settings(&self) -> Settings {

@@ -3,6 +3,7 @@
 use lowbit_core::Precision;
 use lowbit_quantizers::PrecisionFloor;
 
+use crate::about::{About, Key};
 use crate::fingerprint::Settings;
 use crate::phase::Phase;
 use crate::strategy::Strategy;
@@ -15,9 +16,26 @@ use crate::strategy::Strategy;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TwoStage;
 
+impl TwoStage {
+    /// What is said of it where it is set, shown and explained.
+    pub const ABOUT: About = About {
+        name: "two_stage",
+        title: "two-stage",
+        changes: "phases",
+        section: "strategy",
+        file: file!(),
+        keys: &[Key {
+            name: "two_stage",
+            default: "false",
+            range: "true, false",
+            effect: "weights first, then activations too; both must be quantized",
+        }],
+    };
+}
+
 impl Strategy for TwoStage {
     fn name(&self) -> &str {
-        "two_stage"
+        Self::ABOUT.name
     }
 
     fn settings(&self) -> Settings {

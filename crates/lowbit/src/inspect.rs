@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use lowbit_models::{Layout, Plan};
-use lowbit_train::strategy::Phase;
+use lowbit_train::strategy::{About, Phase};
 use lowbit_train::{
     CheckpointInspection, Inspection, Origin, Pending, Recipe, RecipeError, RunData, RunDir, RunProcess,
     SetAside, shell_quoted,
@@ -106,7 +106,15 @@ fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt
     writeln!(text, "{}", entry("seed", &recipe.seed.to_string()))?;
     writeln!(text, "\n{}\n", output::plan_in(&plan.to_string(), columns))?;
     writeln!(text, "{}", entry("recipe", &describe_recipe(recipe)))?;
-    if let Some(strategies) = describe_strategies(recipe) {
+    // With those of a library's caller. What an earlier lowbit did not write down is in the recipe.
+    let of_recipe = recipe.strategies();
+    let names: Vec<&str> = match &info.strategies {
+        Some(strategies) => strategies.iter().map(|strategy| strategy.name.as_str()).collect(),
+        None => of_recipe.iter().map(|strategy| strategy.name()).collect(),
+    };
+    let unnamed = info.unnamed_strategies.iter().map(String::as_str);
+    let strategies = describe_strategies(names.into_iter().chain(unnamed));
+    if let Some(strategies) = strategies {
         writeln!(text, "{}", entry("strategy", &strategies))?;
     }
     for (i, phase) in phases.iter().enumerate().filter(|_| phases.len() > 1) {
@@ -231,7 +239,7 @@ fn inspect_recipe(args: &InspectArgs) -> anyhow::Result<()> {
     let entry = |key: &str, text: &str| output::wrapped(&format!("{key:<8}"), text, columns);
     let mut text = format!("{}\n\n", output::plan_in(&plan.to_string(), columns));
     writeln!(text, "{}", entry("recipe", &describe_recipe(&recipe)))?;
-    if let Some(strategies) = describe_strategies(&recipe) {
+    if let Some(strategies) = describe_strategies_of(&recipe) {
         writeln!(text, "{}", entry("with", &strategies))?;
     }
     for (i, phase) in phases.iter().enumerate() {
@@ -319,16 +327,15 @@ pub fn describe_recipe(recipe: &Recipe) -> String {
     format!("{} ({}{depth}{layout}{norm}, {precision})", recipe.name, recipe.model.family)
 }
 
-/// The strategies of a recipe, if it has any.
-pub fn describe_strategies(recipe: &Recipe) -> Option<String> {
-    let strategies = &recipe.strategy;
-    let names = [
-        (strategies.progressive.is_some(), "progressive"),
-        (strategies.two_stage, "two-stage"),
-        (strategies.stochastic_precision.is_some(), "stochastic precision"),
-        (strategies.joint.is_some(), "joint distillation"),
-        (strategies.hint.is_some(), "hints"),
-    ];
-    let names: Vec<&str> = names.iter().filter(|(used, _)| *used).map(|(_, name)| *name).collect();
-    (!names.is_empty()).then(|| names.join(", "))
+/// The strategies of a training by their `names`, if it has any: in the words of those that come with lowbit.
+fn describe_strategies<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let title = |name| About::of(name).map_or(name, |about| about.title);
+    let titles: Vec<&str> = names.into_iter().map(title).collect();
+    (!titles.is_empty()).then(|| titles.join(", "))
+}
+
+/// The same of a recipe.
+pub fn describe_strategies_of(recipe: &Recipe) -> Option<String> {
+    let strategies = recipe.strategies();
+    describe_strategies(strategies.iter().map(|strategy| strategy.name()))
 }

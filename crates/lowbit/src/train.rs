@@ -15,7 +15,7 @@ use crate::cli::TrainArgs;
 use crate::device::{DeviceName, gpu_limits};
 use crate::exit_code::Code;
 use crate::inspect::{
-    checkpoint_named, describe_phase, describe_recipe, describe_strategies, expect_no_checkpoint,
+    checkpoint_named, describe_phase, describe_recipe, describe_strategies_of, expect_no_checkpoint,
 };
 use crate::logging::{LogFile, SHOWN};
 use crate::memory;
@@ -284,7 +284,7 @@ impl Observer for Follower<'_> {
             tracing::info!(target: SHOWN, "changed: {changed}");
             self.show_entry("changed: ", changed);
         }
-        if let Some(strategies) = describe_strategies(recipe) {
+        if let Some(strategies) = describe_strategies_of(recipe) {
             self.show_entry("with    ", &strategies);
         }
         let images = format!("{}: {n_train} training and {n_test} test images", recipe.data.dataset);

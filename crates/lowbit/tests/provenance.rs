@@ -325,7 +325,11 @@ fn run_of_other_strategies_is_refused() {
         assert!(outcome.stderr.contains(message), "{}", outcome.stderr);
         // What is there is read nevertheless.
         succeeds(&sandbox.run(&["eval", "run"]));
-        succeeds(&sandbox.run(&["inspect", "run"]));
+        let shown = sandbox.run(&["inspect", "run"]).stdout;
+        assert!(
+            shown.contains("\nstrategy    second-teacher\n") || shown.contains("\nstrategy    BackToFront\n"),
+            "{shown}"
+        );
     }
     succeeds(&with(2, json!([])));
 }
@@ -339,6 +343,7 @@ fn strategies_of_the_recipe_are_known_by_name() {
     let path = sandbox.path("run/run.json");
     let mut info = read_json(&path);
     assert_eq!(info["strategies"][0]["name"], "joint");
+    assert!(sandbox.run(&["inspect", "run"]).stdout.contains("\nstrategy    joint distillation\n"));
     info["strategies"][0]["settings"] = json!({ "another form": 1 });
     fs::write(&path, info.to_string()).unwrap();
     let resume = ["train", "--resume", "run", "--checkpoint", "step-00000004"];

@@ -32,7 +32,7 @@ impl fmt::Display for Problem {
 #[derive(Default)]
 pub(super) struct Problems {
     found: RefCell<Vec<Problem>>,
-    known: RefCell<Vec<String>>,
+    pub(super) known: RefCell<Vec<String>>,
     /// Keys that nobody looked for: where in `found`, and the names of those beside them. What they are most like is
     /// known at the end.
     unknown: RefCell<Vec<(usize, Vec<String>)>>,

@@ -374,7 +374,7 @@ fn place_init_paths(recipe: &mut Table, folder: &Path) {
 }
 
 /// Puts `value` of `key=value` at the dotted `key`, which is returned. A value that is no TOML is taken as a text.
-fn set(table: &mut Table, text: &str) -> Result<String, String> {
+pub(super) fn set(table: &mut Table, text: &str) -> Result<String, String> {
     let malformed = || "is not of the form key=value, as in --set train.epochs=3".to_string();
     let (key, value) = text.split_once('=').ok_or_else(malformed)?;
     let value = match format!("value = {value}").parse::<Table>() {

@@ -1,7 +1,9 @@
+use std::path::Path;
+
 use lowbit_core::Precision;
 
 use super::*;
-use crate::strategy::Strategy;
+use crate::strategy::{Key, STRATEGIES, Strategy};
 
 const MINIMAL: &str = r#"
 schema = 1
@@ -999,6 +1001,90 @@ fn a_reference_is_shown_only_beside_the_training_that_it_is_of() {
     };
     assert_eq!(mine(&["seed=3"]).as_deref(), Some("ours: 97 %"));
     assert_eq!(mine(&["train.epochs=9"]), None);
+}
+
+fn documentation(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The documentation has what is said of a strategy beside it: all of its keys, and its row among the strategies.
+#[test]
+fn strategies_are_documented() {
+    let (recipes, methods) = (documentation("recipes.md"), documentation("methods/strategies.md"));
+    for about in STRATEGIES {
+        let heading = format!("# `[{}]`\n", about.section);
+        let (_, section) = recipes.split_once(&heading).unwrap_or_else(|| panic!("no section {heading}"));
+        let section = section.split("\n#").next().unwrap();
+        let table = about.table();
+        assert!(
+            section.contains(&table),
+            "docs/recipes.md, {heading}lacks the table\n{table}it has{section}"
+        );
+        let link = format!("| [{}](#", about.title);
+        let row = methods.lines().find(|line| line.starts_with(&link));
+        let row = row.unwrap_or_else(|| panic!("docs/methods/strategies.md has no row of {}", about.title));
+        let anchor = row[link.len()..].split(')').next().unwrap();
+        assert_eq!(format!("{row}\n"), about.row(anchor));
+        let title = |line: &str| line.strip_prefix("## ").map(|title| title.to_lowercase().replace(' ', "-"));
+        assert!(methods.lines().filter_map(title).any(|title| title == anchor), "no section {anchor}");
+    }
+}
+
+/// What a recipe's reader looks for in the section of a strategy is what is said of it, no more and no less.
+#[test]
+fn keys_of_strategies_are_those_that_are_read() {
+    let mut known = Vec::new();
+    for probability in ["linear", "stepped"] {
+        let overrides = [
+            "train.epochs=9".to_string(),
+            "strategy.two_stage=true".into(),
+            "strategy.progressive={ladder=[4]}".into(),
+            format!(
+                "strategy.stochastic_precision={{unit='channel-group', probability={{kind='{probability}'}}}}"
+            ),
+            "strategy.joint={distance={kind='kl'}, students=[{weight_bits=4, act_bits=4}]}".into(),
+            "strategy.hint={weight=1.0}".into(),
+        ];
+        let mut table: Table = MINIMAL.parse().unwrap();
+        for text in &overrides {
+            source::set(&mut table, text).unwrap();
+        }
+        let problems = Problems::default();
+        let recipe = read(table, &problems);
+        let names: Vec<String> =
+            recipe.strategies().iter().map(|strategy| strategy.name().to_string()).collect();
+        assert_eq!(names, STRATEGIES.map(|about| about.name), "composed in another order");
+        known.extend(problems.known.borrow().iter().cloned());
+        assert_eq!(problems.into_vec(), []);
+    }
+    let sections = STRATEGIES.map(|about| about.section);
+    let is_of_network = |name: &str| known.contains(&format!("model.{name}"));
+    for about in STRATEGIES {
+        let name_of = |key: &Key| key.name.trim_matches(['[', ']']).to_string();
+        let read = known.iter().filter_map(|path| path.strip_prefix(about.section)?.strip_prefix('.'));
+        for path in read.filter(|path| !sections.contains(&format!("strategy.{path}").as_str())) {
+            // Keys of `strategy` itself are of the strategies that have no table.
+            if about.section == "strategy" && path.contains('.') {
+                continue;
+            }
+            let parts = path.rsplit_once('.');
+            let is_said = about.keys.iter().any(|key| match parts {
+                _ if name_of(key) == path => true,
+                Some((table, name)) => {
+                    let is_named = [key.range, key.effect].iter().any(|text| text.contains(name));
+                    let is_like_model = key.range.contains("keys of `[model]`") && is_of_network(name);
+                    table.starts_with(&name_of(key)) && (is_named || is_like_model)
+                }
+                None => false,
+            });
+            assert!(is_said, "key {path:?} of {} is read, but nothing is said of it", about.section);
+        }
+        for key in about.keys {
+            let path = format!("{}.{}", about.section, name_of(key));
+            assert!(known.contains(&path), "{path} is described, but not read");
+        }
+    }
 }
 
 /// Texts in files of a directory of their own.
