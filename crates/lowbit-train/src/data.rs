@@ -183,7 +183,6 @@ pub(crate) struct Served {
 pub(crate) struct Data {
     pub(crate) train: Loader,
     pub(crate) test: Loader,
-    pub(crate) n_classes: usize,
     /// Whether they are those that are published, each in its own part.
     pub(crate) are_published: bool,
     pub(crate) warnings: Vec<DataWarning>,
@@ -213,7 +212,6 @@ impl Data {
         };
         let (train, test) = (train.serve(config)?, test.serve(test_config(normalization))?);
         Ok(Self {
-            n_classes: recipe.n_classes(),
             train: train.loader,
             test: test.loader,
             info: RunData { train: train.set, test: test.set },

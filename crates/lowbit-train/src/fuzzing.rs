@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use burn::tensor::Device;
 
 use crate::checkpoint::{Manifest, Sums, from_safetensors};
-use crate::networks::networks_of_recipe;
+use crate::experiment::Experiment;
 use crate::optimizer::Optimizer;
 use crate::optimizer_file::{MayLack, OptimizerFile, optimizer_bytes};
 use crate::progress::Progress;
@@ -42,7 +42,8 @@ fn trained() -> &'static Trained {
         let recipe = Recipe::embedded("digits-preresnet8-w2a2", &overrides).expect("the recipe is valid");
         let phases = recipe.phases();
         let device = Device::default().autodiff();
-        let network = networks_of_recipe(&recipe)[0].network(&recipe, &phases[0], &device);
+        let network = Experiment::of_recipe(&recipe).expect("it is defined").networks[0]
+            .network(&recipe, &phases[0], &device);
         let network = network.expect("the network is defined");
         let train = phases[0].train.clone();
         let stepped = Optimizer::new(&train, &network).after_a_step(&network);

@@ -11,9 +11,10 @@ use serde::Serialize;
 use crate::checkpoint::{Checkpoint, CheckpointError, evaluated_tensors};
 use crate::data::{Images, Served, test_images};
 use crate::error::TrainError;
+use crate::evaluation::evaluate as evaluate_network;
+use crate::experiment::Experiment;
 use crate::image_set::{ImageSet, RunData};
 use crate::metrics::Scores;
-use crate::networks::networks_of_recipe;
 use crate::origin::{Origin, RunProcess};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
@@ -22,7 +23,6 @@ use crate::run_dir::{RunDir, RunInfo, RunRecipe};
 use crate::set_aside::{self, SetAside};
 use crate::state;
 use crate::strategy::{Phase, STUDENT};
-use crate::trainer::evaluate as evaluate_network;
 use crate::warning::Warning;
 
 /// What the evaluation of a checkpoint yields.
@@ -86,17 +86,15 @@ pub fn evaluate(
     let images = images.with_run_dir(info.data_dir.as_deref());
     let (Served { loader, set: data }, data_warnings) = test_images(&recipe.data, &images)?;
     let same_data = info.data.map(|run| run.test == data);
-    let specs = networks_of_recipe(&recipe);
+    let experiment = Experiment::of_recipe(&recipe)?;
     let wanted = subject.network.unwrap_or(STUDENT);
     let no_network = || TrainError::UnknownNetwork {
         network: wanted.into(),
-        known: specs.iter().map(|spec| spec.name.clone()).collect(),
+        known: experiment.networks.iter().map(|spec| spec.name.clone()).collect(),
     };
-    let spec = specs.iter().find(|spec| spec.name == wanted).ok_or_else(no_network)?;
+    let spec = experiment.networks.iter().find(|spec| spec.name == wanted).ok_or_else(no_network)?;
     let Progress { step, phase, test, mut tests, test_step, test_device, test_origin, .. } = loaded.progress;
-    let phases = recipe.phases();
-    let no_phase = || TrainError::NoPhase { phase: phase + 1, n_phases: phases.len() };
-    let phase = phases.get(phase).ok_or_else(no_phase)?;
+    let phase = experiment.phase(phase)?;
     let network = spec.network(&recipe, phase, device)?;
     let mut states = std::iter::once(loaded.deployed).chain(loaded.others);
     let state = states.find(|state| state.name == wanted);
@@ -188,7 +186,7 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
         }
         None => None,
     };
-    let phases = recipe.phases();
+    let experiment = Experiment::of_recipe(&recipe)?;
     let info = run.info()?;
     let (result, obstacle) = match run.result() {
         Ok(result) => (Some(result), None),
@@ -200,7 +198,7 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
         },
         Err(error) => return Err(error),
     };
-    let epochs: u64 = phases.iter().map(|phase| phase.train.epochs).sum();
+    let epochs = experiment.epochs();
     let steps_per_epoch = |data: &RunData| (data.train.n_images / recipe.data.batch_size) as u64;
     Ok(Inspection {
         steps: info.data.as_ref().map(|data| epochs * steps_per_epoch(data)),
@@ -210,9 +208,9 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
         processes: run.processes()?,
         plan: run.plan()?,
         checkpoints: checkpoints.names()?,
-        best: checkpoints.best(phases.len() - 1)?,
+        best: checkpoints.best(experiment.last_phase())?,
         set_aside: set_aside::list(path)?,
-        phases,
+        phases: experiment.phases,
         warnings: run.warnings()?,
         obstacle: obstacle.map(|error| error.to_string()),
         checkpoint: inspection,
@@ -226,8 +224,7 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
 pub fn best_checkpoint(path: &Path) -> Result<Option<String>, TrainError> {
     let run = RunDir::open(path)?;
     let recipe = run.recipe()?;
-    let n_phases = recipe.phases().len();
-    Ok(run.checkpoints().best(n_phases - 1)?)
+    Ok(run.checkpoints().best(Experiment::of_recipe(&recipe)?.last_phase())?)
 }
 
 fn load(run: &RunDir, checkpoint: Option<&str>) -> Result<(String, Checkpoint), TrainError> {

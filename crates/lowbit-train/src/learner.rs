@@ -440,14 +440,14 @@ mod tests {
     use burn::tensor::TensorData;
 
     use super::*;
-    use crate::networks::networks_of_recipe;
+    use crate::experiment::Experiment;
 
     fn trainees(overrides: &[&str]) -> (Recipe, Vec<Phase>, Vec<Trainee>) {
         let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
         let recipe = Recipe::embedded("digits-preresnet8-w2a2", &overrides).unwrap();
         let phases = recipe.phases();
         let new = |spec| Trainee::new(spec, &recipe, &phases[0], &Device::default().autodiff()).unwrap();
-        let trainees = networks_of_recipe(&recipe).into_iter().map(new).collect();
+        let trainees = Experiment::of_recipe(&recipe).unwrap().networks.into_iter().map(new).collect();
         (recipe, phases, trainees)
     }
 
@@ -504,7 +504,7 @@ mod tests {
     fn estimate(batches: &[Tensor<4>]) -> [Vec<f32>; 2] {
         let recipe = Recipe::embedded("digits-preresnet8-w2a2", &[]).unwrap();
         let phase = &recipe.phases()[0];
-        let spec = networks_of_recipe(&recipe).swap_remove(0);
+        let spec = Experiment::of_recipe(&recipe).unwrap().networks.swap_remove(0);
         let mut trainee = Trainee::new(spec, &recipe, phase, &Device::default().autodiff()).unwrap();
         trainee.reestimate_norms(batches.iter().cloned().map(Ok)).unwrap();
         let tensors = state::tensors(&trainee.evaluated_network());

@@ -15,11 +15,16 @@
 //! # Ok::<(), lowbit_train::RecipeError>(())
 //! ```
 
+mod calibration;
 mod checkpoint;
+mod clock;
 mod data;
 mod disk;
 mod error;
+mod evaluation;
+mod experiment;
 mod files;
+mod fit;
 #[doc(hidden)]
 pub mod fuzzing;
 mod image_set;
@@ -37,15 +42,18 @@ mod optimizer_file;
 mod origin;
 mod progress;
 pub mod recipe;
+mod restore;
 mod result;
 mod run_dir;
 mod schedule;
 mod session;
 mod set_aside;
 mod state;
+mod step;
 mod text;
-mod trainer;
+mod train;
 mod warning;
+mod watch;
 
 // What a session and a strategy of one's own need, so that such a program depends on this crate alone.
 pub use lowbit_data::{Digest, Image, ImageShape, Locations, Normalization, SampleError, Source, SourceInfo};
@@ -56,6 +64,7 @@ pub use lowbit_strategies as strategy;
 pub use checkpoint::CheckpointError;
 pub use data::Images;
 pub use error::{Divergence, TrainError};
+pub use experiment::plan;
 pub use files::{MAX_TEXT, open_regular, read_regular, read_regular_text};
 pub use image_set::{ImageSet, RunData};
 pub use inspect::{
@@ -74,7 +83,7 @@ pub use session::{Outcome, Session};
 pub use set_aside::SetAside;
 pub use state::StateError;
 pub use text::{escaped, is_unseen, shell_quoted};
-pub use trainer::{ResumeFrom, plan, resume, train};
+pub use train::{ResumeFrom, resume, train};
 pub use warning::{Warning, WarningKind};
 
 /// The code of the README, compiled and run with the documentation's tests.

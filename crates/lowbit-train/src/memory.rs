@@ -4,7 +4,7 @@ use lowbit_models::Kept;
 
 use crate::data::{EVAL_BATCH_SIZE, N_PREPARED};
 use crate::error::TrainError;
-use crate::networks::network_specs;
+use crate::experiment::Experiment;
 use crate::recipe::{DatasetChoice, OptimizerRecipe, Recipe};
 
 /// Bytes of a number.
@@ -43,8 +43,7 @@ impl MemoryEstimate {
     /// # Errors
     /// [`TrainError`] if its networks are not defined.
     pub fn new(recipe: &Recipe, inputs: Kept) -> Result<Self, TrainError> {
-        let strategies = recipe.strategies();
-        let specs = network_specs(recipe, &strategies)?;
+        let Experiment { networks, phases, .. } = Experiment::of_recipe(recipe)?;
         let (input, n_classes) = (recipe.data.input_shape(), recipe.data.n_classes());
         let pixels: u64 = input.dims().iter().map(|side| *side as u64).product();
         let is_partial = recipe.strategy.stochastic_precision.is_some();
@@ -59,9 +58,9 @@ impl MemoryEstimate {
             evaluation: 0,
             batch_size: recipe.data.batch_size as u64,
         };
-        for phase in recipe.phases_with(&strategies)? {
+        for phase in phases {
             let (mut kept, mut working, mut parameters, mut forward) = (0, 0, 0, 0);
-            for spec in &specs {
+            for spec in &networks {
                 let policy = spec.policy(recipe, &phase);
                 let footprint = spec.model.footprint(input, n_classes, &policy, inputs)?;
                 // All networks look at a batch before any of them is updated.

@@ -50,11 +50,6 @@ pub(crate) fn network_specs(
     specs.iter().enumerate().map(place).collect()
 }
 
-/// The networks of a run that is read: those of its recipe. Those of a caller's own strategies are not known here.
-pub(crate) fn networks_of_recipe(recipe: &Recipe) -> Vec<PlacedSpec> {
-    network_specs(recipe, &recipe.strategies()).expect("invariant: a recipe's networks are checked")
-}
-
 fn adapted_channels(
     recipe: &Recipe,
     spec: &NetworkSpec,

@@ -15,6 +15,7 @@ use crate::disk::{
     sync_parent, with_retries, write_synced,
 };
 use crate::error::{IoContext, TrainError};
+use crate::experiment::Experiment;
 use crate::files::{
     MAX_RECORD, MAX_TEXT, is_other_file, open_regular, read_regular, read_regular_text, regular_length,
 };
@@ -23,7 +24,6 @@ use crate::layout::{
     CHECKPOINTS, LOCK, METRICS, PLAN, PROCESSES, RECIPE, RESULT, RUN_INFO, TIMING, WARNINGS,
 };
 use crate::metrics::EpochTiming;
-use crate::networks::networks_of_recipe;
 use crate::origin::{Origin, RunProcess, utc_now};
 use crate::progress::{Progress, Record};
 use crate::recipe::{Difference, Recipe, StrategyRecipe};
@@ -748,10 +748,9 @@ fn max_bytes(run: &Path) -> Result<u64, String> {
     let unknown = |error: TrainError| format!("the networks of its run are not known: {error}");
     let run = RunDir::open(run).map_err(unknown)?;
     let recipe = run.recipe().map_err(unknown)?;
-    let of_recipe = networks_of_recipe(&recipe).into_iter().map(|spec| spec.n_parameters(&recipe));
-    let of_recipe: Vec<usize> = of_recipe.collect::<Result<_, _>>().map_err(unknown)?;
-    let n_of_recipe = of_recipe.into_iter().max().unwrap_or_default();
-    let n_strategies = recipe.strategies().len();
+    let experiment = Experiment::of_recipe(&recipe).map_err(unknown)?;
+    let n_of_recipe = experiment.n_parameters().map_err(unknown)?.unwrap_or_default();
+    let n_strategies = experiment.strategies.len();
     let n_of_run = run.info().map_or(0, |info| n_of_own_strategies(&info, n_strategies));
     // Two moments of each parameter in an optimizer's file, and as many for adapters, statistics and quantizers.
     Ok((n_of_recipe.max(n_of_run) as u64).saturating_mul(4 * 4).saturating_add(64 << 20))

@@ -1,0 +1,36 @@
+//! How long a training takes.
+
+use std::time::Instant;
+
+/// Time of this process.
+pub(crate) struct Clock {
+    pub(crate) started: Instant,
+    /// Seconds of earlier processes.
+    earlier_seconds: f64,
+    first_step: u64,
+    /// Seconds spent in steps.
+    pub(crate) step_seconds: f64,
+    pub(crate) n_images: u64,
+}
+
+impl Clock {
+    pub(crate) fn new(first_step: u64, earlier_seconds: f64) -> Self {
+        Self { started: Instant::now(), earlier_seconds, first_step, step_seconds: 0.0, n_images: 0 }
+    }
+
+    pub(crate) fn seconds(&self) -> f64 {
+        self.earlier_seconds + self.started.elapsed().as_secs_f64()
+    }
+
+    pub(crate) fn images_per_second(&self) -> f64 {
+        match self.n_images {
+            0 => 0.0,
+            n => n as f64 / self.step_seconds,
+        }
+    }
+
+    pub(crate) fn eta_seconds(&self, step: u64, steps: u64) -> f64 {
+        let done = step.saturating_sub(self.first_step).max(1);
+        self.started.elapsed().as_secs_f64() / done as f64 * steps.saturating_sub(step) as f64
+    }
+}

@@ -1,0 +1,623 @@
+//! The loop of a training: phases, epochs, evaluations, and when something is saved.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use burn::tensor::Device;
+use lowbit_data::Batch;
+use lowbit_models::Plan;
+use serde::Serialize;
+
+use crate::calibration::Calibration;
+use crate::checkpoint::{Checkpoint, CheckpointError, Scored};
+use crate::clock::Clock;
+use crate::data::{Data, tensor};
+use crate::disk::{may_pass, with_retries};
+use crate::error::{Divergence, TrainError};
+use crate::evaluation::{evaluate, mean_cross_entropy};
+use crate::experiment::{Experiment, Timeline};
+use crate::layout::RESULT;
+use crate::learner::Trainee;
+use crate::metrics::{EpochMetrics, EpochTiming, NetworkMetrics, Scores, Tally};
+use crate::observer::{PhaseReport, StartReport, StepReport};
+use crate::origin::{RunProcess, utc_now};
+use crate::progress::{Pending, Progress};
+use crate::result::{BestCheckpoint, RunResult};
+use crate::run_dir::{RunDir, RunRecipe, Starts};
+use crate::schedule::learning_rate;
+use crate::session::{Outcome, Session};
+use crate::state;
+use crate::step::{NotFinite, Step, Stepped};
+use crate::strategy::{Phase, TOTAL};
+use crate::warning::{Warning, WarningKind, Warnings};
+use crate::watch::{Learned, learned_parameters, watched};
+
+/// A training as it stands.
+pub(crate) struct Fit<'a> {
+    pub(crate) experiment: Experiment,
+    /// Digest of the recipe as the run has it.
+    pub(crate) recipe_sha256: String,
+    pub(crate) session: Session<'a>,
+    /// The session's device with autodiff.
+    pub(crate) device: Device,
+    pub(crate) data: Data,
+    pub(crate) timeline: Timeline,
+    /// The phase that the networks are in.
+    pub(crate) phase: usize,
+    /// The deployed network, further students, the teacher.
+    pub(crate) trainees: Vec<Trainee>,
+    pub(crate) progress: Progress,
+    /// Whether the evaluation after the last step is the best so far.
+    pub(crate) is_new_best: bool,
+    /// The state that the newest checkpoint is of.
+    pub(crate) saved: Option<(u64, Option<Pending>)>,
+    /// When it was saved, or the training began.
+    pub(crate) saved_at: Instant,
+    /// Whether something was said of old checkpoints that cannot be removed.
+    pub(crate) has_warned_of_housekeeping: bool,
+    /// Whether something was said of checkpoints that were written at a further try.
+    pub(crate) has_warned_of_retries: bool,
+    /// Scores of networks that are not trained, which stay.
+    pub(crate) frozen_scores: BTreeMap<String, Scores>,
+    pub(crate) warnings: Warnings,
+    /// What the files held that are only appended to, when the newest checkpoint was saved.
+    pub(crate) starts: Starts,
+    pub(crate) clock: Clock,
+}
+
+impl<'a> Fit<'a> {
+    /// A training without its networks, which are [built](Self::build) in one of its phases.
+    pub(crate) fn new(recipe: RunRecipe, data: Data, mut session: Session<'a>) -> Result<Self, TrainError> {
+        let RunRecipe { recipe, sha256: recipe_sha256 } = recipe;
+        let experiment = Experiment::new(recipe, std::mem::take(&mut session.strategies))?;
+        Ok(Self {
+            recipe_sha256,
+            device: session.device.clone().autodiff(),
+            session,
+            timeline: experiment.timeline(data.train.steps_per_epoch()),
+            experiment,
+            phase: 0,
+            data,
+            trainees: Vec::new(),
+            progress: Progress { pending: Some(Pending::Calibration), ..Progress::default() },
+            is_new_best: false,
+            saved: None,
+            saved_at: Instant::now(),
+            has_warned_of_housekeeping: false,
+            has_warned_of_retries: false,
+            frozen_scores: BTreeMap::new(),
+            warnings: Warnings::default(),
+            starts: Starts::default(),
+            clock: Clock::new(0, 0.0),
+        })
+    }
+
+    /// Builds the networks as they are in phase `phase`.
+    pub(crate) fn build(&mut self, phase: usize) -> Result<(), TrainError> {
+        let settings = self.experiment.phase(phase)?;
+        let new = |spec| Trainee::new(spec, &self.experiment.recipe, settings, &self.device);
+        self.trainees = self.experiment.networks.iter().cloned().map(new).collect::<Result<_, _>>()?;
+        self.phase = phase;
+        Ok(())
+    }
+
+    fn current(&self) -> &Phase {
+        &self.experiment.phases[self.phase]
+    }
+
+    pub(crate) fn steps(&self) -> u64 {
+        self.timeline.steps()
+    }
+
+    pub(crate) fn run(self, mut run: RunDir) -> Result<Outcome, TrainError> {
+        let checkpoints = run.checkpoints();
+        self.run_in(&mut run).map_err(|error| error.in_training(|| checkpoints.last_intact()))
+    }
+
+    fn run_in(mut self, run: &mut RunDir) -> Result<Outcome, TrainError> {
+        let plan = self.experiment.plan()?;
+        self.session.observer.started(&StartReport {
+            run: run.path(),
+            recipe: &self.experiment.recipe,
+            plan: &plan,
+            step: self.progress.step,
+            n_train: self.data.train.n_samples(),
+            n_test: self.data.test.n_samples(),
+        });
+        self.warnings.attach(run.path(), self.session.observer);
+        for warning in run.take_warnings() {
+            self.warn(WarningKind::Storage, warning);
+        }
+        let overruled = self.experiment.recipe.overruled_epochs(&self.experiment.strategies)?;
+        let warnings = self.experiment.recipe.warnings().into_iter().chain(overruled);
+        for message in warnings.chain(self.experiment.long_averages(&self.timeline)) {
+            self.warn(WarningKind::Recipe, message);
+        }
+        for warning in std::mem::take(&mut self.data.warnings) {
+            self.warn(WarningKind::Data, warning.to_string());
+        }
+        self.record_process(run)?;
+        self.clock.started = Instant::now();
+        self.saved_at = Instant::now();
+        if self.progress.pending != Some(Pending::Calibration) {
+            self.report_phase();
+        } else if self.saved.is_none() && self.experiment.networks.iter().any(|spec| spec.init.is_some()) {
+            // The weights of other runs are read once, though the calibration be killed.
+            self.save_checkpoint(run)?;
+        }
+        while !self.is_done() {
+            if self.is_stopped() {
+                return self.interrupt(run);
+            }
+            match self.progress.pending {
+                Some(Pending::Calibration) => self.begin(run)?,
+                Some(Pending::Evaluation) => self.finish_epoch(run)?,
+                None if self.progress.step == self.timeline.start(self.phase + 1) => {
+                    self.enter_next_phase()?
+                }
+                None => self.run_epoch(run)?,
+            }
+        }
+        self.finish(run)
+    }
+
+    /// Whether nothing is left to train.
+    pub(crate) fn is_done(&self) -> bool {
+        self.progress.step == self.steps() && self.progress.pending.is_none()
+    }
+
+    /// Whether the training is to end with a checkpoint.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.session.stop.load(Ordering::Relaxed)
+    }
+
+    /// Ends the training where it stands.
+    fn interrupt(mut self, run: &RunDir) -> Result<Outcome, TrainError> {
+        if self.saved != Some((self.progress.step, self.progress.pending)) {
+            self.save_checkpoint(run)?;
+        }
+        Ok(Outcome::Interrupted { run_dir: run.path().into(), step: self.progress.step, steps: self.steps() })
+    }
+
+    /// Makes the steps that are left of an epoch, until a stop.
+    fn run_epoch(&mut self, run: &RunDir) -> Result<(), TrainError> {
+        let steps_per_epoch = self.timeline.steps_per_epoch;
+        let (epoch, first) = (self.progress.step / steps_per_epoch, self.progress.step % steps_per_epoch);
+        for batch in self.data.train.epoch(epoch, first) {
+            self.step(batch?)?;
+            if self.progress.step.is_multiple_of(steps_per_epoch) {
+                self.progress.pending = Some(Pending::Evaluation);
+            } else if self.is_stopped() {
+                break;
+            } else if self.checkpoint_is_due(false) {
+                self.save_checkpoint(run)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows something wrong that does not end the training, and records it in the run. A message counts once: it must not
+    /// hold what differs from step to step. Before the run begins, it waits.
+    fn warn(&mut self, kind: WarningKind, message: impl Into<String>) {
+        let warning = Warning { step: self.progress.step, kind, message: message.into() };
+        self.warnings.add(warning, self.session.observer);
+    }
+
+    /// Writes down who trains from here on. That another build, kind of processor or device goes on is said: its bits may
+    /// differ.
+    fn record_process(&mut self, run: &RunDir) -> Result<(), TrainError> {
+        if self.is_done() {
+            return Ok(());
+        }
+        let step = self.progress.step;
+        let Session { origin, device_name, .. } = &self.session;
+        let (origin, device) = (origin.clone(), device_name.clone());
+        let (then, then_device) = match run.processes()?.pop() {
+            Some(last) => (last.origin, last.device),
+            None => run.info().map(|info| (info.origin, info.device))?,
+        };
+        if let Some(difference) = origin.difference_on(&device, &then, &then_device) {
+            let message = format!(
+                "this run goes on with other arithmetic, so that its bits may differ from those of an uninterrupted one: \
+                 {difference}"
+            );
+            self.warn(WarningKind::Provenance, message);
+        }
+        run.append_process(&RunProcess { started: utc_now(), step, device, origin })
+    }
+
+    /// Loads the weights that the networks begin with.
+    pub(crate) fn load_initial_weights(&mut self) -> Result<(), TrainError> {
+        let data = self.data.info();
+        let mut warnings = Vec::new();
+        for trainee in &mut self.trainees {
+            let phase = &self.experiment.phases[self.phase];
+            let loaded = trainee.load_initial_weights(&self.experiment.recipe, phase, &data)?;
+            self.progress.calibrated.insert(trainee.spec.name.clone(), loaded.calibrated);
+            warnings.extend(loaded.warnings);
+        }
+        warnings.into_iter().for_each(|warning| self.warn(WarningKind::Recipe, warning));
+        Ok(())
+    }
+
+    /// Prepares all networks for their first step, and saves them, so that what they began with is read once.
+    fn begin(&mut self, run: &RunDir) -> Result<(), TrainError> {
+        let before = self.trainees.clone();
+        let calibration =
+            Calibration::of(&self.data, &self.device, &self.current().train, 0, self.session.stop);
+        for trainee in &mut self.trainees {
+            let calibrated = self.progress.calibrated.get(&trainee.spec.name);
+            let is_new = |path: &str| calibrated.is_none_or(|layers| !layers.contains(path));
+            trainee.begin(is_new, |network| calibration.run(network));
+        }
+        calibration.finish()?;
+        if self.is_stopped() {
+            self.trainees = before;
+            return Ok(());
+        }
+        self.progress.calibrated.clear();
+        self.progress.pending = None;
+        self.progress.learned =
+            self.learned().map(|(parameter, learned)| (parameter, learned.mean)).collect();
+        self.save_checkpoint(run)?;
+        self.report_phase();
+        Ok(())
+    }
+
+    /// Goes on to the next phase, unless it is stopped while quantizers are calibrated.
+    fn enter_next_phase(&mut self) -> Result<(), TrainError> {
+        let before = self.trainees.clone();
+        let phase = self.experiment.phases[self.phase + 1].clone();
+        let epoch = self.progress.step / self.timeline.steps_per_epoch;
+        let calibration = Calibration::of(&self.data, &self.device, &phase.train, epoch, self.session.stop);
+        for trainee in &mut self.trainees {
+            trainee
+                .enter(&self.experiment.recipe, &phase, &self.device, |network| calibration.run(network))?;
+        }
+        calibration.finish()?;
+        if self.is_stopped() {
+            self.trainees = before;
+            return Ok(());
+        }
+        self.phase += 1;
+        self.progress.phase = self.phase;
+        self.progress.learned =
+            self.learned().map(|(parameter, learned)| (parameter, learned.mean)).collect();
+        self.report_phase();
+        Ok(())
+    }
+
+    fn report_phase(&mut self) {
+        let others: Vec<(&str, &Plan)> =
+            self.trainees[1..].iter().map(|trainee| (trainee.spec.name.as_str(), &trainee.plan)).collect();
+        self.session.observer.phase(&PhaseReport {
+            number: self.phase + 1,
+            n_phases: self.experiment.phases.len(),
+            phase: &self.experiment.phases[self.phase],
+            others: &others,
+        });
+    }
+
+    fn step(&mut self, batch: Batch) -> Result<(), TrainError> {
+        let started = Instant::now();
+        let (step, labels) = (self.progress.step, batch.labels.clone());
+        let Self { experiment, timeline, phase, device, trainees, .. } = self;
+        let this = Step { experiment, timeline, phase: *phase, step, device };
+        let Stepped { losses, logits, quantized_share } = this.run(trainees, batch)?;
+        let loss = losses[0].as_ref().map_or(f64::NAN, |values| values[TOTAL]);
+        self.count(&labels, &logits, losses, quantized_share);
+        let n_images = labels.len() as u64;
+        let seconds = started.elapsed().as_secs_f64();
+        self.clock.step_seconds += seconds;
+        self.clock.n_images += n_images;
+        self.progress.step_seconds += seconds;
+        self.progress.n_images += n_images;
+        self.session.observer.step(&StepReport {
+            epoch: step / self.timeline.steps_per_epoch + 1,
+            epochs: self.experiment.epochs(),
+            step: self.progress.step,
+            steps: self.steps(),
+            loss,
+            train: self.progress.train.scores(),
+            images_per_second: self.clock.images_per_second(),
+            eta_seconds: self.clock.eta_seconds(self.progress.step, self.steps()),
+        });
+        Ok(())
+    }
+
+    /// Counts a step that is done.
+    fn count(
+        &mut self,
+        labels: &[i64],
+        logits: &[f32],
+        losses: Vec<Option<BTreeMap<String, f64>>>,
+        quantized_share: Option<f64>,
+    ) {
+        let progress = &mut self.progress;
+        if progress.step.is_multiple_of(self.timeline.steps_per_epoch) {
+            progress.train = Tally::default();
+            progress.losses.clear();
+            progress.quantized_sum = None;
+        }
+        progress.train.add(logits, labels, mean_cross_entropy(logits, labels));
+        for (trainee, parts) in self.trainees.iter().zip(losses) {
+            let Some(parts) = parts else { continue };
+            let sums = progress.losses.entry(trainee.spec.name.clone()).or_default();
+            for (name, value) in parts {
+                *sums.entry(name).or_default() += value * labels.len() as f64;
+            }
+        }
+        if let Some(share) = quantized_share {
+            *progress.quantized_sum.get_or_insert(0.0) += share;
+        }
+        progress.step += 1;
+    }
+
+    fn non_finite(&self, found: NotFinite) -> TrainError {
+        found.after(self.progress.step, &self.experiment, &self.timeline)
+    }
+
+    /// Evaluates and records the epoch that ended with the last step, unless it is stopped meanwhile.
+    fn finish_epoch(&mut self, run: &RunDir) -> Result<(), TrainError> {
+        let train = self.current().train.clone();
+        let steps_per_epoch = self.timeline.steps_per_epoch;
+        let phase_step = self.progress.step - self.timeline.start(self.phase);
+        let phase_epoch = phase_step / steps_per_epoch;
+        let evaluated = phase_epoch.is_multiple_of(train.eval_every) || phase_epoch == train.epochs;
+        if evaluated {
+            let before = (self.trainees.clone(), self.progress.clone());
+            if !self.evaluate(train.norm_reestimation_batches)? {
+                (self.trainees, self.progress) = before;
+                return Ok(());
+            }
+            self.watch_learned();
+        }
+        self.progress.pending = None;
+        let n_images = self.progress.train.n_images as f64;
+        let means = |sums: &BTreeMap<String, f64>| {
+            sums.iter().map(|(name, sum)| (name.clone(), sum / n_images)).collect()
+        };
+        let losses: BTreeMap<String, BTreeMap<String, f64>> =
+            self.progress.losses.iter().map(|(name, sums)| (name.clone(), means(sums))).collect();
+        let others = self.trainees[1..].iter().map(|trainee| {
+            let name = trainee.spec.name.clone();
+            let train_loss = losses.get(&name).map(|parts| parts[TOTAL]);
+            let test = self.progress.tests.get(&name).copied().filter(|_| evaluated);
+            (name, NetworkMetrics { train_loss, test })
+        });
+        let metrics = EpochMetrics {
+            epoch: self.progress.step / steps_per_epoch,
+            step: self.progress.step,
+            phase: self.current().name.clone(),
+            learning_rate: learning_rate(&train, steps_per_epoch, phase_step - 1),
+            train: self.progress.train.scores(),
+            networks: others.collect(),
+            losses,
+            test: self.progress.test.filter(|_| evaluated),
+            quantized_fraction: self.progress.quantized_sum.map(|sum| sum / steps_per_epoch as f64),
+            quantizers: watched(&self.trainees[0].valid()),
+        };
+        let timing = EpochTiming {
+            epoch: metrics.epoch,
+            seconds: self.clock.seconds(),
+            images_per_second: self.clock.images_per_second(),
+        };
+        self.progress.metrics_bytes = run.append_metrics(&to_json(&metrics), self.progress.metrics_bytes)?;
+        run.append_timing(&to_json(&timing))?;
+        self.session.observer.epoch(&metrics, &timing);
+        let is_new_best = std::mem::take(&mut self.is_new_best);
+        if self.checkpoint_is_due(true) || is_new_best {
+            self.save_checkpoint(run)?;
+        }
+        Ok(())
+    }
+
+    /// Scores all networks on the test images, after estimating BatchNorm's statistics anew over `n_batches` batches of
+    /// this epoch. Returns whether it came to an end: after a stop, what it leaves is of no use.
+    fn evaluate(&mut self, n_batches: usize) -> Result<bool, TrainError> {
+        let epoch = (self.progress.step - 1) / self.timeline.steps_per_epoch;
+        self.progress.tests.clear();
+        for (i, trainee) in self.trainees.iter_mut().enumerate() {
+            if n_batches > 0 && trainee.spec.is_trained {
+                let stop = self.session.stop;
+                let batches = self.data.batches(epoch, n_batches);
+                let batches = batches.take_while(|_| !stop.load(Ordering::Relaxed));
+                trainee.reestimate_norms(batches.map(|batch| Ok(tensor(&mut batch?, &self.device))))?;
+            }
+            if let Some(scores) = self.frozen_scores.get(&trainee.spec.name) {
+                self.progress.tests.insert(trainee.spec.name.clone(), *scores);
+                continue;
+            }
+            let network = trainee.evaluated_network();
+            let scores = evaluate(&network, &self.data.test, &self.session.device, self.session.stop)?;
+            let Some(scores) = scores else { return Ok(false) };
+            if !trainee.spec.is_trained {
+                self.frozen_scores.insert(trainee.spec.name.clone(), scores);
+            }
+            if !scores.loss.is_finite() {
+                let loss = Divergence::TestLoss(scores.loss);
+                let place = state::first_non_finite(&network);
+                return Err(self.non_finite(NotFinite { what: loss, network: i, place }));
+            }
+            match i {
+                0 => self.progress.test = Some(scores),
+                _ => drop(self.progress.tests.insert(trainee.spec.name.clone(), scores)),
+            }
+        }
+        // Only the last phase has the precision asked for.
+        if let (Some(test), true) = (self.progress.test, self.phase == self.experiment.last_phase()) {
+            self.is_new_best = self.progress.best_top1.is_none_or(|best| test.top1 > best);
+            if self.is_new_best {
+                self.progress.best_top1 = Some(test.top1);
+            }
+        }
+        self.progress.test_step = Some(self.progress.step);
+        self.progress.test_device = Some(self.session.device_name.clone());
+        self.progress.test_origin = Some(self.session.origin.clone());
+        Ok(true)
+    }
+
+    /// The learned parameters of the quantizers of all networks, by name.
+    fn learned(&self) -> impl Iterator<Item = (String, Learned)> {
+        let n_networks = self.trainees.len();
+        self.trainees.iter().flat_map(move |trainee| {
+            let network = match n_networks {
+                1 => String::new(),
+                _ => format!("{}: ", trainee.spec.name),
+            };
+            let named =
+                move |learned: Learned| (format!("{network}{}.{}", learned.path, learned.name), learned);
+            learned_parameters(&trainee.valid()).into_iter().map(named)
+        })
+    }
+
+    /// Warns of learned parameters of quantizers that have not moved since the evaluation before in this phase, or since it began,
+    /// or that are held at their floor.
+    fn watch_learned(&mut self) {
+        let is_trained = self.current().train.quantizers.learning_rate_scale > 0.0;
+        let mut warnings = Vec::new();
+        let mut means = BTreeMap::new();
+        for (parameter, Learned { mean, is_at_floor, .. }) in self.learned() {
+            if is_at_floor {
+                warnings.push(format!(
+                    "{parameter} is held at its floor: the quantizer has collapsed; lower train.quantizers.weight_decay or \
+                     train.quantizers.learning_rate_scale"
+                ));
+            } else if is_trained && self.progress.learned.get(&parameter) == Some(&mean) {
+                warnings.push(format!(
+                    "{parameter} did not move up to an evaluation: nothing that passes through the layer reaches it, or its \
+                     learning rate is too small"
+                ));
+            }
+            means.insert(parameter, mean);
+        }
+        self.progress.learned = means;
+        warnings.into_iter().for_each(|warning| self.warn(WarningKind::Training, warning));
+    }
+
+    fn checkpoint_is_due(&self, epoch_done: bool) -> bool {
+        let step = self.progress.step;
+        // The last of a phase, the last phase included: the next phase begins from there when it is stopped early.
+        if step == self.timeline.start(self.phase + 1) {
+            return true;
+        }
+        let recipe = &self.experiment.recipe.checkpoint;
+        let epoch = step / self.timeline.steps_per_epoch;
+        let by_step = recipe.every_steps.is_some_and(|every| step.is_multiple_of(every));
+        let seconds = 60.0 * recipe.every_minutes;
+        let by_time = seconds > 0.0 && self.saved_at.elapsed().as_secs_f64() >= seconds;
+        by_step || by_time || epoch_done && epoch.is_multiple_of(recipe.every_epochs)
+    }
+
+    /// Saves a checkpoint. A state that is not finite, from which nothing could go on, ends the training instead.
+    fn save_checkpoint(&mut self, run: &RunDir) -> Result<(), TrainError> {
+        let checkpoints = run.checkpoints();
+        self.progress.seconds = self.clock.seconds();
+        self.progress.records = run.records(&mut self.starts, self.progress.metrics_bytes)?;
+        let checkpoint = Checkpoint {
+            recipe_sha256: self.recipe_sha256.clone(),
+            state_sha256: None,
+            progress: self.progress.clone(),
+            deployed: self.trainees[0].state(),
+            others: self.trainees[1..].iter().map(Trainee::state).collect(),
+        };
+        let networks = std::iter::once(&checkpoint.deployed).chain(&checkpoint.others);
+        for (network, state) in networks.enumerate() {
+            if let Some(place) = state.first_non_finite() {
+                let what = Divergence::State;
+                return Err(self.non_finite(NotFinite { what, network, place: Some(place) }));
+            }
+        }
+        let mut failures = Vec::new();
+        let path = with_retries(
+            || checkpoints.save(&checkpoint),
+            |error| matches!(error, CheckpointError::Io { source, .. } if may_pass(source)),
+            |error| failures.push(format!("{error}; it was tried again")),
+        )?;
+        // Once: the next names another checkpoint.
+        if let Some(failure) = failures.into_iter().next()
+            && !std::mem::replace(&mut self.has_warned_of_retries, true)
+        {
+            self.warn(WarningKind::Storage, failure);
+        }
+        self.saved = Some((self.progress.step, self.progress.pending));
+        self.saved_at = Instant::now();
+        self.session.observer.checkpoint(&path);
+        // What is saved is saved: that older ones stay ends no training.
+        let last_phase = self.experiment.last_phase();
+        if let Err(error) = checkpoints.prune(self.experiment.recipe.checkpoint.keep_last, last_phase) {
+            self.warn_of_housekeeping(&error);
+        }
+        Ok(())
+    }
+
+    /// Says once that an old checkpoint stays; it is tried again with every new one.
+    fn warn_of_housekeeping(&mut self, error: &CheckpointError) {
+        if !std::mem::replace(&mut self.has_warned_of_housekeeping, true) {
+            let message =
+                format!("{error}; the training goes on, and it is tried again after each checkpoint");
+            self.warn(WarningKind::Storage, message);
+        }
+    }
+
+    pub(crate) fn finish(mut self, run: &RunDir) -> Result<Outcome, TrainError> {
+        let test = self.progress.test.expect("invariant: the last epoch is evaluated");
+        match run.result() {
+            // Resumed when nothing was left to do: the result stands, wherever the run has been moved.
+            Ok(result) if (result.loss, result.top1) == (test.loss, test.top1) => {
+                let result = RunResult { run_dir: run.path().into(), ..result };
+                return Ok(Outcome::Complete(Box::new(result)));
+            }
+            Ok(_) => {
+                let message =
+                    "its scores are not those of the newest checkpoint; move it away to have it made again";
+                return Err(TrainError::DamagedFile {
+                    path: run.path().join(RESULT),
+                    message: message.into(),
+                });
+            }
+            Err(TrainError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let (best, warnings) = run.checkpoints().best_intact(self.experiment.last_phase());
+        for warning in warnings {
+            self.warn(WarningKind::Storage, warning);
+        }
+        let Session { origin, device_name, .. } = self.session;
+        // Those of the last evaluation: this process may have found nothing left to do but the result.
+        let origin = self.progress.test_origin.clone().unwrap_or(origin);
+        let device = self.progress.test_device.clone().unwrap_or(device_name);
+        let is_alike =
+            |process: &RunProcess| origin.difference_on(&device, &process.origin, &process.device).is_none();
+        let same_origin = run.processes()?.iter().all(is_alike);
+        let result = RunResult {
+            recipe: self.experiment.recipe.name.clone(),
+            top1: test.top1,
+            top5: test.top5,
+            loss: test.loss,
+            best: best.map(|Scored { name, top1 }| BestCheckpoint { checkpoint: name, top1 }),
+            epochs: self.experiment.epochs(),
+            seconds: self.progress.seconds,
+            images_per_second: self.progress.images_per_second(),
+            device,
+            seed: self.experiment.recipe.seed,
+            networks: self.progress.tests.clone(),
+            // A figure of the published images says nothing of others.
+            reference: self.experiment.recipe.reference.clone().filter(|_| self.data.are_published),
+            warnings: self.warnings.messages(),
+            started: run.info()?.started,
+            data: Some(self.data.info()),
+            origin: Some(origin),
+            same_origin: Some(same_origin),
+            run_dir: run.path().into(),
+        };
+        run.write(RESULT, to_json(&result).as_bytes())?;
+        Ok(Outcome::Complete(Box::new(result)))
+    }
+}
+
+fn to_json<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("invariant: metrics are plain data")
+}

@@ -1,0 +1,209 @@
+//! One step of all networks: what of them is quantized, what they make of a batch, their losses, and the update. Nothing here
+//! reads or writes a file.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Device, Tensor, Transaction};
+use lowbit_data::Batch;
+use lowbit_strategies::loss::{cross_entropy, target_probabilities};
+
+use crate::data::tensor;
+use crate::error::{Divergence, TrainError};
+use crate::experiment::{Experiment, Timeline};
+use crate::learner::Trainee;
+use crate::schedule::learning_rate;
+use crate::state;
+use crate::strategy::{Loss, Moment, Output, Outputs, Role, TOTAL, compose_loss, compose_selections};
+
+/// A step of a training.
+pub(crate) struct Step<'a> {
+    pub(crate) experiment: &'a Experiment,
+    pub(crate) timeline: &'a Timeline,
+    /// Its phase.
+    pub(crate) phase: usize,
+    /// Its number, from 0.
+    pub(crate) step: u64,
+    /// The device of the networks, with autodiff.
+    pub(crate) device: &'a Device,
+}
+
+/// What a step has computed.
+pub(crate) struct Stepped {
+    /// The parts of each network's loss and their `total`; `None` if it is not trained.
+    pub(crate) losses: Vec<Option<BTreeMap<String, f64>>>,
+    /// Logits of the deployed network.
+    pub(crate) logits: Vec<f32>,
+    /// The share of the deployed network's layers that was quantized, if any strategy decided.
+    pub(crate) quantized_share: Option<f64>,
+}
+
+impl Step<'_> {
+    /// Makes the step with `batch`.
+    ///
+    /// # Errors
+    /// [`TrainError::NonFinite`] if a loss or a norm of gradients is not finite; [`TrainError::Strategy`] if a strategy gives an answer
+    /// that no step can go by.
+    pub(crate) fn run(&self, trainees: &mut [Trainee], mut batch: Batch) -> Result<Stepped, TrainError> {
+        let train = &self.experiment.phases[self.phase].train;
+        let (step, steps_per_epoch) = (self.step, self.timeline.steps_per_epoch);
+        let targets = target_probabilities(
+            &batch.labels,
+            self.experiment.recipe.data.n_classes(),
+            train.label_smoothing,
+            self.device,
+        );
+        let quantized_share = self.select(trainees)?;
+        let (losses, logits) = self.losses(trainees, tensor(&mut batch, self.device), &targets);
+        let phase_step = step - self.timeline.start(self.phase);
+        let mut updates = Vec::new();
+        for (trainee, loss) in trainees.iter_mut().zip(&losses) {
+            let (train, step) = match trainee.spec.trains_throughout {
+                true => (&self.experiment.whole, step),
+                false => (train, phase_step),
+            };
+            let rate = learning_rate(train, steps_per_epoch, step);
+            let update = |loss: &StepLoss| trainee.update(rate, train.ema_decay_at(step), loss.total.clone());
+            updates.push(loss.as_ref().map(update));
+            trainee.select(None);
+        }
+        // The one read from the device in a step.
+        let norms = updates.iter().flatten().filter_map(|update| update.norm.as_ref());
+        let scalars = losses.iter().flatten().flat_map(StepLoss::tensors);
+        // Gradients are without autodiff, and a read is of one kind.
+        let read = scalars.chain(norms.map(|norm| Tensor::from_inner(norm.norm.clone())));
+        let read = read.fold(Transaction::default().register(logits), Transaction::register);
+        let mut read = read.execute().into_iter();
+        let logits = read.next().expect("invariant: the logits were registered");
+        let mut next =
+            || read.next().and_then(|value| value.iter::<f32>().next()).map_or(f64::NAN, f64::from);
+        let values: Vec<Option<BTreeMap<String, f64>>> =
+            losses.iter().map(|loss| loss.as_ref().map(|loss| loss.values(&mut next))).collect();
+        for (network, (values, update)) in values.iter().zip(&updates).enumerate() {
+            let (Some(values), Some(update)) = (values, update) else { continue };
+            let loss = values[TOTAL];
+            if !loss.is_finite() {
+                let place = state::first_non_finite(&update.network_before());
+                let what = Divergence::Loss(loss);
+                return Err(self.non_finite(NotFinite { what, network, place }));
+            }
+        }
+        for (network, update) in updates.iter().enumerate() {
+            let Some(norm) = update.as_ref().and_then(|update| update.norm.as_ref()) else { continue };
+            let value = next();
+            if !value.is_finite() {
+                let place = norm.culprit().map(|path| format!("the gradient of {}", without_module(&path)));
+                let what = Divergence::GradientNorm(value);
+                return Err(self.non_finite(NotFinite { what, network, place }));
+            }
+        }
+        let logits = logits.iter::<f32>().collect();
+        Ok(Stepped { losses: values, logits, quantized_share })
+    }
+
+    /// Lets the strategies decide which part of each student is quantized in this step. Returns the share of the deployed
+    /// network's layers that is, if any strategy decided.
+    fn select(&self, trainees: &mut [Trainee]) -> Result<Option<f64>, TrainError> {
+        let start = self.timeline.start(self.phase);
+        let moment = Moment {
+            seed: self.experiment.recipe.seed,
+            step: self.step,
+            phase_step: self.step - start,
+            phase_steps: self.timeline.start(self.phase + 1) - start,
+        };
+        let with_errors = self.experiment.strategies.iter().any(|strategy| strategy.needs_errors());
+        let mut deployed_share = None;
+        for (index, trainee) in trainees.iter_mut().enumerate() {
+            if trainee.spec.role != Role::Student {
+                continue;
+            }
+            let layers = trainee.quantized_layers(with_errors);
+            let selections = compose_selections(&self.experiment.strategies, &moment, &layers)?;
+            let is_decided = selections.is_some();
+            let share = trainee.select(selections);
+            if index == 0 && is_decided {
+                deployed_share = Some(share);
+            }
+        }
+        Ok(deployed_share)
+    }
+
+    /// The loss of each network for a batch, `None` if it is not trained, and the logits of the deployed one.
+    fn losses(
+        &self,
+        trainees: &[Trainee],
+        images: Tensor<4>,
+        targets: &Tensor<2>,
+    ) -> (Vec<Option<StepLoss>>, Tensor<2>) {
+        let networks: Vec<Output> = trainees.iter().map(|trainee| trainee.output(images.clone())).collect();
+        let outputs = Outputs { networks: &networks };
+        let labels = match self.experiment.phases[self.phase].train.label_smoothing {
+            0.0 => "labels",
+            _ => "smoothed_labels",
+        };
+        let loss = |(trainee, output): (&Trainee, &Output)| {
+            let own = || Loss::new(labels, cross_entropy(output.features.logits.clone(), targets.clone()));
+            let compose = || StepLoss::of(compose_loss(&self.experiment.strategies, output, &outputs, own()));
+            trainee.spec.is_trained.then(compose)
+        };
+        let losses = trainees.iter().zip(&networks).map(loss).collect();
+        (losses, networks[0].features.logits.clone())
+    }
+
+    fn non_finite(&self, found: NotFinite) -> TrainError {
+        found.after(self.step + 1, self.experiment, self.timeline)
+    }
+}
+
+/// A network that is not finite.
+pub(crate) struct NotFinite {
+    pub(crate) what: Divergence,
+    /// Which of the networks.
+    pub(crate) network: usize,
+    /// The first tensor that is not; `None` if it shows in what the network makes of images.
+    pub(crate) place: Option<String>,
+}
+
+impl NotFinite {
+    /// The error that ends the training after so many steps.
+    pub(crate) fn after(self, step: u64, experiment: &Experiment, timeline: &Timeline) -> TrainError {
+        let Self { what, network, place } = self;
+        let networks = &experiment.networks;
+        let prefix = if networks.len() > 1 { format!("{} ", networks[network].name) } else { String::new() };
+        TrainError::NonFinite {
+            what,
+            step,
+            epoch: (step - 1) / timeline.steps_per_epoch + 1,
+            place: format!("{prefix}{}", place.as_deref().unwrap_or("the logits")),
+            last_checkpoint: None,
+        }
+    }
+}
+
+/// The loss of one network in a step.
+struct StepLoss {
+    loss: Loss,
+    total: Tensor<1>,
+}
+
+impl StepLoss {
+    fn of(loss: Loss) -> Self {
+        Self { total: loss.total(), loss }
+    }
+
+    /// The parts, and their sum.
+    fn tensors(&self) -> Vec<Tensor<1>> {
+        let parts = self.loss.parts().iter().map(|part| part.value.clone());
+        parts.chain([self.total.clone()]).collect()
+    }
+
+    /// The values of [`tensors`](Self::tensors), which `next` gives one after the other, by name.
+    fn values(&self, next: &mut impl FnMut() -> f64) -> BTreeMap<String, f64> {
+        let names = self.loss.parts().iter().map(|part| part.name).chain([TOTAL]);
+        names.map(|name| (name.into(), next())).collect()
+    }
+}
+
+/// A path in a network without the name of the network in what is trained.
+fn without_module(path: &str) -> &str {
+    path.strip_prefix("network.").unwrap_or(path)
+}

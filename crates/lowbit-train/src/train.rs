@@ -1,0 +1,234 @@
+//! How a training begins, and how it goes on.
+
+use std::path::Path;
+
+use crate::checkpoint::{Checkpoint, Checkpoints, sha256};
+use crate::data::Data;
+use crate::error::TrainError;
+use crate::experiment::fingerprints;
+use crate::fit::Fit;
+use crate::progress::Progress;
+use crate::recipe::Recipe;
+use crate::run_dir::{NewRun, RunDir, RunInfo, RunRecipe, absolute, expect_text, with_absolute_paths};
+use crate::session::{Outcome, Session};
+use crate::set_aside;
+
+/// The checkpoint that a training goes on from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ResumeFrom<'a> {
+    /// The newest. If it is damaged, that is an error.
+    #[default]
+    Newest,
+    /// The newest that can be gone on from: intact, of the run's recipe and of its networks. Those after it are set aside.
+    NewestIntact,
+    /// The one of this name. What came after it is set aside.
+    Named(&'a str),
+}
+
+/// Trains `recipe` in the new run directory `out`.
+///
+/// # Errors
+/// [`TrainError`]; a run directory is left behind only if the training had begun.
+pub fn train<'a>(
+    recipe: &Recipe,
+    out: impl Into<NewRun<'a>>,
+    session: Session<'_>,
+) -> Result<Outcome, TrainError> {
+    let out = out.into();
+    expect_text(out.path())?;
+    let recipe = &with_absolute_paths(recipe)?;
+    let data_dir = session.images.data_dir().map(absolute).transpose()?;
+    data_dir.as_deref().map_or(Ok(()), expect_text)?;
+    let data = Data::read(recipe, &session.images, session.stop)?;
+    let run_recipe = RunRecipe { recipe: recipe.clone(), sha256: sha256(recipe.to_toml().as_bytes()) };
+    let mut fit = Fit::new(run_recipe, data, session)?;
+    fit.build(0)?;
+    fit.load_initial_weights()?;
+    let Fit { experiment, session: Session { origin, device_name, .. }, .. } = &fit;
+    let info = RunInfo {
+        data_dir,
+        n_parameters: experiment.n_parameters()?,
+        ..RunInfo::new(origin.clone(), device_name.clone(), fit.data.info(), experiment.fingerprints())
+    };
+    if fit.is_stopped() {
+        return Err(TrainError::Stopped);
+    }
+    let run = RunDir::create(out, recipe, &experiment.plan()?, &info)?;
+    fit.run(run)
+}
+
+/// Goes on with the training in the run directory `path`. Nothing that the run wrote is lost: what came after the
+/// checkpoint is set aside in the run before anything is cut.
+///
+/// # Errors
+/// [`TrainError`] if the directory holds no run, its checkpoint is damaged or gone, or the training fails.
+pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result<Outcome, TrainError> {
+    let mut run = RunDir::open_for_training(path)?;
+    let checkpoints = run.checkpoints();
+    checkpoints.recover()?;
+    let recipe = run.recipe_with_digest()?;
+    let info = run.info()?;
+    info.expect_same_meaning(&recipe.recipe, path)?;
+    let [of_recipe, own] = [&recipe.recipe.strategies(), &session.strategies].map(|all| fingerprints(all));
+    info.expect_strategies(&of_recipe, &own)?;
+    let mut candidates = Candidates::new(&checkpoints, from)?;
+    let mut loaded = candidates.load_next(path, &recipe.sha256)?;
+    if loaded.is_none() {
+        run.expect_nothing_recorded()?;
+    }
+    let images = session.images.with_run_dir(info.data_dir.as_deref());
+    let data = Data::read(&recipe.recipe, &images, session.stop)?;
+    if let Some(expected) = info.data {
+        data.expect(expected)?;
+    }
+    let mut fit = Fit::new(recipe, data, session)?;
+    let name = loop {
+        let Some((name, checkpoint)) = loaded else { break None };
+        match fit.restore(&mut run, &name, checkpoint) {
+            Ok(()) => break Some(name),
+            Err(error) => candidates.pass_over(name, error)?,
+        }
+        loaded = candidates.load_next(path, &fit.recipe_sha256)?;
+    };
+    if name.is_none() {
+        // It was killed before its first checkpoint.
+        fit.build(0)?;
+        fit.load_initial_weights()?;
+    }
+    let is_newest = candidates.passed.is_empty() && !matches!(from, ResumeFrom::Named(_));
+    let Progress { metrics_bytes, .. } = fit.progress;
+    if is_newest && fit.is_done() && run.is_left_complete(metrics_bytes, fit.experiment.epochs())? {
+        // Nothing is written of a process that has nothing to do, but what a kill has left is tidied up.
+        for warning in run.take_warnings() {
+            fit.session.observer.warning(&warning);
+        }
+        for warning in &fit.data.warnings {
+            fit.session.observer.warning(&warning.to_string());
+        }
+        let tidied = [
+            set_aside::remove_leftovers(path).err().map(|error| error.to_string()),
+            checkpoints.remove_leftovers().err().map(|error| error.to_string()),
+        ];
+        for error in tidied.iter().flatten() {
+            fit.session.observer.warning(error);
+        }
+        return fit.finish(&run);
+    }
+    // All is known to fit: from here on, the disk is changed.
+    run.probe()?;
+    if let Err(error) = set_aside::remove_leftovers(path) {
+        run.warn(error.to_string());
+    }
+    if let Some(name) = name {
+        for (passed, error) in candidates.passed {
+            let problem = match error {
+                TrainError::Checkpoint(error) => error.without_offer(),
+                other => format!("checkpoint {passed} cannot be gone on from: {other}"),
+            };
+            run.warn(format!("{problem}; the run goes on from {name}"));
+        }
+        fit.go_back(&run, name)?;
+    }
+    if let Err(error) = checkpoints.remove_leftovers() {
+        run.warn(error.to_string());
+    }
+    fit.run(run)
+}
+
+/// The checkpoints that a run may go on from, newest first.
+struct Candidates<'a> {
+    checkpoints: &'a Checkpoints,
+    from: ResumeFrom<'a>,
+    names: std::vec::IntoIter<String>,
+    n: usize,
+    /// Those that cannot be gone on from, by name, and what is wrong with them.
+    passed: Vec<(String, TrainError)>,
+}
+
+impl<'a> Candidates<'a> {
+    fn new(checkpoints: &'a Checkpoints, from: ResumeFrom<'a>) -> Result<Self, TrainError> {
+        let names: Vec<String> = match from {
+            ResumeFrom::Newest => checkpoints.choose(None)?.into_iter().collect(),
+            ResumeFrom::NewestIntact => checkpoints.names()?.into_iter().rev().collect(),
+            ResumeFrom::Named(name) => checkpoints.choose(Some(name))?.into_iter().collect(),
+        };
+        Ok(Self { checkpoints, from, n: names.len(), names: names.into_iter(), passed: Vec::new() })
+    }
+
+    /// The next one that can be read and is of the recipe with this digest; `None` if the run, in `path`, has none at all.
+    fn load_next(
+        &mut self,
+        path: &Path,
+        recipe_sha256: &str,
+    ) -> Result<Option<(String, Checkpoint)>, TrainError> {
+        while let Some(name) = self.names.next() {
+            match self.load(&name, recipe_sha256) {
+                Ok(checkpoint) => return Ok(Some((name, checkpoint))),
+                Err(error) => self.pass_over(name, error)?,
+            }
+        }
+        match std::mem::take(&mut self.passed).into_iter().next() {
+            None => Ok(None),
+            Some((_, newest)) => {
+                let newest = Box::new(newest);
+                Err(TrainError::NoneUsable { path: path.into(), n_checkpoints: self.n, newest })
+            }
+        }
+    }
+
+    fn load(&self, name: &str, recipe_sha256: &str) -> Result<Checkpoint, TrainError> {
+        let loaded = match self.from {
+            ResumeFrom::NewestIntact => Some((name.into(), self.checkpoints.read_whole(name)?)),
+            ResumeFrom::Newest | ResumeFrom::Named(_) => self.checkpoints.load(Some(name))?,
+        };
+        let (_, checkpoint): (String, _) = loaded.expect("invariant: a checkpoint that is named is read");
+        checkpoint.expect_recipe(recipe_sha256, &self.checkpoints.path(name))?;
+        Ok(checkpoint)
+    }
+
+    /// Remembers what is wrong with a checkpoint, if another may be taken for it; other errors end the attempt.
+    fn pass_over(&mut self, name: String, error: TrainError) -> Result<(), TrainError> {
+        match is_of_one_checkpoint(&error) && self.from == ResumeFrom::NewestIntact {
+            true => {
+                self.passed.push((name, error));
+                Ok(())
+            }
+            false => Err(error),
+        }
+    }
+}
+
+/// Whether what is wrong may be right with an earlier checkpoint. That a file cannot be read is no word on what it holds.
+fn is_of_one_checkpoint(error: &TrainError) -> bool {
+    match error {
+        TrainError::Checkpoint(error) => error.is_of_content(),
+        // A file that was only appended to may be what it was when an earlier checkpoint was made.
+        TrainError::NoPhase { .. } | TrainError::DamagedFile { .. } => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use std::io;
+
+    use super::*;
+    use crate::checkpoint::CheckpointError;
+
+    /// What cannot be read now may be read the next time: no checkpoint is given up for it.
+    #[test]
+    fn a_read_error_is_no_damage() {
+        let path = PathBuf::from("run/checkpoints/step-00000008");
+        let source = io::Error::from_raw_os_error(5);
+        let unread = CheckpointError::Io { action: "read", path: path.clone(), source };
+        assert!(!is_of_one_checkpoint(&unread.into()));
+        let damaged = Checkpoints::damaged(&path, "manifest.json: no such file or directory".into());
+        assert!(is_of_one_checkpoint(&damaged.into()));
+        let no_network = CheckpointError::NoNetwork { path, network: "teacher".into() };
+        assert!(is_of_one_checkpoint(&no_network.into()));
+        assert!(is_of_one_checkpoint(&TrainError::NoPhase { phase: 3, n_phases: 2 }));
+        assert!(!is_of_one_checkpoint(&TrainError::Stopped));
+    }
+}
