@@ -274,7 +274,7 @@ fn places(text: &Text<'_>, is_base: bool) -> Places {
     let place = |offset: usize| Place {
         origin: is_base.then(|| text.origin()),
         line: (!text.is_embedded)
-            .then(|| 1 + text.text.as_bytes()[..offset].iter().filter(|byte| **byte == b'\n').count()),
+            .then(|| 1 + text.text.bytes().take(offset).filter(|byte| *byte == b'\n').count()),
     };
     add_places(document.get_ref(), "", &place, &mut places);
     places
