@@ -80,14 +80,8 @@ pub struct ReproduceArgs {
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let units = [('s', 1.0), ('m', 60.0), ('h', 3600.0)];
-    let parts = units.iter().find_map(|&(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)));
-    match parts.map(|(number, seconds)| (number.parse::<f64>(), seconds)) {
-        Some((Ok(number), seconds)) if number > 0.0 && number < 1e6 => {
-            Ok(Duration::from_secs_f64(number * seconds))
-        }
-        _ => Err("expected a number with s, m or h, as in 45m".into()),
-    }
+    let duration = humantime::parse_duration(text).ok().filter(|duration| !duration.is_zero());
+    duration.ok_or_else(|| "expected a time with its units, as in 45m or 1h30m".into())
 }
 
 pub fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
@@ -399,7 +393,8 @@ mod tests {
     fn times_are_a_number_and_a_unit() {
         let seconds = |text: &str| parse_duration(text).map(|duration| duration.as_secs_f64());
         assert_eq!([seconds("45m"), seconds("1.5h"), seconds("3s")], [Ok(2700.0), Ok(5400.0), Ok(3.0)]);
-        for text in ["", "5", "m", "5µ", "-1s", "5 days", "µ"] {
+        assert_eq!(seconds("1h 30m"), Ok(5400.0));
+        for text in ["", "5", "m", "5µ", "-1s", "0s", "µ"] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
     }
