@@ -32,14 +32,14 @@ pub enum DataError {
     },
 
     /// The data directory given by the user does not exist.
-    #[error("find the data directory {}: it does not exist; create it or give another --data-dir", .path.display())]
+    #[error("find the data directory {}: it does not exist; create it or give another", .path.display())]
     DataDirMissing {
         /// The directory.
         path: PathBuf,
     },
 
     /// There is no home directory to keep data in.
-    #[error("find a place for data: neither XDG_DATA_HOME nor a home directory is set; give --data-dir")]
+    #[error("find a place for data: neither XDG_DATA_HOME nor a home directory is set")]
     NoDataHome,
 
     /// No location holds the files of a data set.
@@ -179,7 +179,7 @@ pub enum DataError {
 
     /// The published files of another data set.
     #[error("read {}: this is the published file of {found} ({split}), not of {name}; take data.dataset=\"{found}\", or give \
-        the directory of {name} with --data-dir", .path.display())]
+        the directory of {name}", .path.display())]
     OtherDataset {
         /// The file.
         path: PathBuf,

@@ -141,7 +141,7 @@ fn a_given_directory_must_exist() {
     fs::remove_dir(places.path("given")).unwrap();
     assert_eq!(
         places.message(DatasetName::Mnist, Split::Train),
-        "find the data directory DIR/given: it does not exist; create it or give another --data-dir"
+        "find the data directory DIR/given: it does not exist; create it or give another"
     );
     assert!(places.open(DatasetName::Digits, Split::Train).is_ok(), "digits need no directory");
 }

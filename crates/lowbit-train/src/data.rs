@@ -73,9 +73,6 @@ impl Images {
         match (self, recipe.dataset) {
             (Images::Named(locations), DatasetChoice::Named(name)) => {
                 let opened = lowbit_data::open(name, split, recipe.labels, locations)?;
-                // A warning is recorded once in a run, however its place was spelled.
-                let place = opened.place.as_ref().map(resolved).transpose()?;
-                let opened = Opened { place, ..opened };
                 Ok(Part::Named(match limit {
                     Some(limit) => opened.head(limit)?,
                     None => opened,
@@ -154,6 +151,17 @@ impl Part {
         }
     }
 
+    /// With the one name of the place that it is from: a warning is recorded once in a run, however that was spelled.
+    fn resolved(self) -> Result<Self, TrainError> {
+        Ok(match self {
+            Part::Named(opened) => {
+                let place = opened.place.as_ref().map(resolved).transpose()?;
+                Part::Named(Opened { place, ..opened })
+            }
+            own => own,
+        })
+    }
+
     /// Whether they are those that are published, in their own part.
     fn is_published(&self) -> bool {
         matches!(self, Part::Named(opened) if opened.published == Some(opened.split))
@@ -201,7 +209,8 @@ impl Data {
     }
 
     fn open(recipe: &DataRecipe, seed: u64, images: &Images) -> Result<Self, TrainError> {
-        let (train, test) = (images.part(recipe, Split::Train)?, images.part(recipe, Split::Test)?);
+        let part = |split| images.part(recipe, split).and_then(Part::resolved);
+        let (train, test) = (part(Split::Train)?, part(Split::Test)?);
         let normalization = images.normalization(recipe)?;
         let warnings = Part::warnings(Some(&train), &test);
         let are_published = [&train, &test].into_iter().all(Part::is_published);

@@ -11,7 +11,7 @@ use crate::checkpoint::CheckpointError;
 use crate::image_set::ImageSet;
 use crate::recipe::{PhasesError, RecipeError};
 use crate::strategy::{StrategyDifference, StrategyError};
-use crate::text::{explain, shell_quoted};
+use crate::text::explain;
 
 /// A training, evaluation or inspection that failed.
 #[derive(Debug, thiserror::Error)]
@@ -55,13 +55,13 @@ pub enum TrainError {
         path: PathBuf,
     },
     /// The run directory exists.
-    #[error("run directory {} exists and is never overwritten: continue it with `lowbit train --resume {}`, or choose another with --out", .path.display(), shell_quoted(.path))]
+    #[error("run directory {} exists and is never overwritten", .path.display())]
     RunExists {
         /// The directory.
         path: PathBuf,
     },
     /// The directory for a new run holds something else.
-    #[error("directory {} is not empty and holds no run to continue: choose another with --out, or remove it", .path.display())]
+    #[error("directory {} is not empty and holds no run to continue", .path.display())]
     NotEmpty {
         /// The directory.
         path: PathBuf,
@@ -118,8 +118,8 @@ pub enum TrainError {
     },
     /// The images are not those that the run was made with.
     #[error(
-        "the {} images are not those of the run: it has {expected}, found are {got}; give the directory of its data with \
-         --data-dir, or train on these in a new run", split_name(*.split)
+        "the {} images are not those of the run: it has {expected}, found are {got}",
+        split_name(*.split)
     )]
     OtherData {
         /// Which images.
@@ -132,7 +132,7 @@ pub enum TrainError {
     /// The steps of a checkpoint are not those that the images give.
     #[error(
         "the training images are not those of the run: its checkpoint at step {step} does not fit {n_images} images, which \
-         are {steps_per_epoch} steps an epoch; give the directory of its data with --data-dir"
+         are {steps_per_epoch} steps an epoch"
     )]
     OtherSteps {
         /// Steps done at the checkpoint.
@@ -373,7 +373,7 @@ fn by(process: Option<u32>) -> String {
 
 fn lacking(exists: bool) -> &'static str {
     match exists {
-        true => "it has no run.json, which `lowbit train --out` writes",
+        true => "it has no run.json",
         false => "there is none of this name",
     }
 }

@@ -4,6 +4,21 @@
 //! a run that was stopped or killed and ends as if it had not been, [`evaluate`] scores a checkpoint, [`inspect()`] shows
 //! what a run holds. The device is the caller's: no backend is named here.
 //!
+//! The files, in an order in which each uses only those before it:
+//!
+//! | files | what they know |
+//! |---|---|
+//! | `text`, `layout`, `files`, `disk` | messages, the names of a run's files, safe reading and writing |
+//! | `origin`, `image_set`, `metrics`, `clock`, `progress`, `result` | what is written down of a training |
+//! | `recipe`, `schedule` | the checked settings |
+//! | `state`, `watch`, `optimizer`, `optimizer_file` | tensors of a network by name, the optimizer, its state as bytes |
+//! | `checkpoint`, `error` | checkpoints as files; what can end a training |
+//! | `observer`, `warning`, `data`, `session` | what a program gives and is told |
+//! | `networks`, `experiment`, `memory` | what a recipe makes: networks, phases, the line of steps; none is built |
+//! | `set_aside`, `run_dir` | the run on the disk |
+//! | `initial`, `learner`, `calibration`, `evaluation`, `step` | networks in training, and one step of all of them |
+//! | `fit`, `restore`, `train`, `inspect`, `fuzzing` | the loop; how it begins and goes on; reading a run |
+//!
 //! ```
 //! use lowbit_train::Recipe;
 //!
@@ -90,3 +105,55 @@ pub use warning::{Warning, WarningKind};
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    /// The files of a module, in a folder or alone.
+    fn files_of(path: PathBuf) -> Vec<PathBuf> {
+        match path.is_dir() {
+            true => fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect(),
+            false => vec![path.with_extension("rs")],
+        }
+    }
+
+    /// Imports go one way: as the documentation lists the files.
+    #[test]
+    fn files_use_only_those_before_them() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let lib = fs::read_to_string(folder.join("lib.rs")).unwrap();
+        let rows = lib.lines().filter_map(|line| line.strip_prefix("//! | `")?.split(" | ").next());
+        let listed = rows.flat_map(|row| row.split(", ").map(|name| name.trim_matches('`')));
+        let places: BTreeMap<&str, usize> = listed.enumerate().map(|(i, name)| (name, i)).collect();
+        let modules = lib.lines().filter_map(|line| {
+            line.strip_prefix("pub ").unwrap_or(line).strip_prefix("mod ")?.strip_suffix(';')
+        });
+        let modules: Vec<&str> = modules.collect();
+        assert_eq!(modules.len(), places.len(), "{modules:?}");
+        let mut n_uses = 0;
+        for module in modules {
+            for path in files_of(folder.join(module)).iter().filter(|path| !path.ends_with("tests.rs")) {
+                let text = fs::read_to_string(path).unwrap();
+                let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+                let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+                for used in lines.flat_map(|line| line.split("crate::").skip(1)) {
+                    let used =
+                        used.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
+                    // A name of another crate that is used as one of this.
+                    if let Some(place) = places.get(used).filter(|_| used != module) {
+                        n_uses += 1;
+                        assert!(
+                            *place < places[module],
+                            "{} uses {used}, which comes after it",
+                            path.display()
+                        );
+                    }
+                }
+            }
+        }
+        assert!(n_uses > 50, "{n_uses}");
+    }
+}

@@ -132,9 +132,10 @@ pub fn with_previous(error: TrainError, command: &str, run: &Path) -> anyhow::Er
     }
 }
 
-/// The message for `error`, in one paragraph.
+/// The message for `error`, in one paragraph, with the options of this program that help.
 pub fn message(error: &anyhow::Error) -> String {
-    let data = match error.downcast_ref::<TrainError>() {
+    let train = error.downcast_ref::<TrainError>();
+    let data = match train {
         Some(TrainError::Data(error)) => Some(error),
         _ => error.downcast_ref::<DataError>(),
     };
@@ -142,10 +143,37 @@ pub fn message(error: &anyhow::Error) -> String {
         // Messages about data complete "failed to", and leave out the operating system's reason.
         Some(DataError::Io { source, .. }) => format!("failed to {error}: {source}"),
         Some(DataError::CorruptGzip { source, .. }) => format!("failed to {error} ({source})"),
-        Some(_) => format!("failed to {error}"),
+        Some(data) => format!("failed to {error}{}", data_options(data)),
         // All other messages of ours are complete.
-        None if of(error) != Code::Other => error.to_string(),
+        None if of(error) != Code::Other => format!("{error}{}", train.map(options).unwrap_or_default()),
         None => format!("{error:#}"),
+    }
+}
+
+/// What of the command line helps with an error of the library, which knows no options. It goes on where the message ends.
+fn options(error: &TrainError) -> String {
+    let give = "; give the directory of its data with --data-dir";
+    match error {
+        TrainError::RunExists { path } => format!(
+            ": continue it with `lowbit train --resume {}`, or choose another with --out",
+            shell_quoted(path)
+        ),
+        TrainError::NotEmpty { .. } => ": choose another with --out, or remove it".into(),
+        TrainError::NotARun { exists: true, .. } => ", which `lowbit train --out` writes".into(),
+        TrainError::OtherData { .. } => format!("{give}, or train on these in a new run"),
+        TrainError::OtherSteps { .. } => give.into(),
+        TrainError::Init { source, .. } => options(source),
+        TrainError::Data(error) => data_options(error).into(),
+        _ => String::new(),
+    }
+}
+
+fn data_options(error: &DataError) -> &'static str {
+    match error {
+        DataError::DataDirMissing { .. } => " --data-dir",
+        DataError::NoDataHome => "; give --data-dir",
+        DataError::OtherDataset { .. } => " with --data-dir",
+        _ => "",
     }
 }
 
