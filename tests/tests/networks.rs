@@ -6,12 +6,13 @@ use burn::tensor::{Device, Tensor};
 use globset::Glob;
 use lowbit_core::graph::{Conv, Graph, GraphBuilder, GraphError, LayerRole, Linear, Op};
 use lowbit_core::{Granularity, Precision};
-use lowbit_models::{Family, InputShape, Layout, Model, ModelConfig, ModelError, Network};
+use lowbit_models::{Family, InputShape, LayerGrids, Layout, Model, ModelConfig, ModelError, Network, grids};
 use lowbit_quantizers::{
-    LayerOverride, LayerQuantization, LayerRef, Method, QuantizationPolicy, QuantizedNetwork,
+    LayerMut, LayerOverride, LayerQuantization, LayerRef, Method, QuantizationPolicy, QuantizedNetwork,
 };
 use lowbit_tests::{
-    Backend, Tolerance, assert_close, backends, default_device, gradients, normal, rng, tensor, values,
+    Backend, Tolerance, assert_close, backends, default_device, gradients, integers, normal, rng, tensor,
+    values,
 };
 
 const N_CLASSES: usize = 5;
@@ -313,4 +314,54 @@ fn graphs_of_ones_own_run() {
     let hidden = last.forward(activated * 2.0);
     let logits = fc.forward(hidden.mean_dim(3).mean_dim(2).flatten(1, 3));
     assert_close("logits", &values(features.logits), &values(logits), Tolerance::relative(1e-5));
+}
+
+/// The grids of a network are those of its layers, by path and in forward order, and what its layers compute on.
+#[test]
+fn a_network_tells_the_grids_of_its_layers() {
+    let device = default_device();
+    let bits = |bits: u32| Precision::bits(bits).unwrap();
+    for family in FAMILIES {
+        let base = LayerQuantization::new(Method::Lsq, bits(3), bits(4));
+        let mut policy = QuantizationPolicy::new(base);
+        policy.first = LayerOverride { act_bits: Some(Precision::FullPrecision), ..LayerOverride::default() };
+        let input = input(3, 33, 33);
+        let network = build(&tiny(family), input, &policy, &device).network;
+        let grids = grids(&network).unwrap();
+        let paths: Vec<&str> = grids.iter().map(|layer| layer.path.as_str()).collect();
+        let expected = network.layers().filter(|(_, layer)| layer.is_quantized());
+        assert_eq!(paths, expected.map(|(path, _)| path).collect::<Vec<_>>(), "{family}");
+        assert!(grids[0].weight.is_some() && grids[0].input.is_none(), "{family}: {:?}", grids[0]);
+        for (LayerGrids { path, weight, input }, (_, layer)) in
+            grids.iter().zip(network.layers().filter(|(_, layer)| layer.is_quantized()))
+        {
+            let weight = weight.as_ref().unwrap();
+            assert_eq!(weight.bits().get(), 3, "{path}");
+            if let Some(input) = input {
+                assert_eq!(*input, layer.input_quantizer().unwrap().grid().unwrap(), "{path}");
+            }
+            if let LayerRef::Conv(conv) = layer {
+                let quantizer = conv.weight_quantizer.as_ref().unwrap();
+                let codes = integers(quantizer.codes(conv.weight.val()));
+                let expected = values(quantizer.fake_quantize(conv.weight.val()));
+                assert_eq!(weight.dequantize_all(&codes), expected, "{family}: {path}");
+            }
+        }
+        // It can be written and read.
+        let text = serde_json::to_string(&grids).unwrap();
+        assert_eq!(serde_json::from_str::<Vec<LayerGrids>>(&text).unwrap(), grids);
+    }
+    let policy = QuantizationPolicy::full_precision();
+    let mut network = build(&tiny(Family::ResNet), input(3, 8, 8), &policy, &device).network;
+    assert_eq!(grids(&network).unwrap(), []);
+    // Nor is there one of weights that are not finite.
+    let base = LayerQuantization::new(Method::MinMax, bits(2), bits(2));
+    network = build(&tiny(Family::ResNet), input(3, 8, 8), &QuantizationPolicy::new(base), &device).network;
+    for (path, layer) in network.layers_mut() {
+        if let (true, LayerMut::Conv(conv)) = (path == "stages.0.0.conv2", layer) {
+            conv.weight = conv.weight.clone().map(|weight| weight.abs() * f32::INFINITY);
+        }
+    }
+    let message = grids(&network).unwrap_err().to_string();
+    assert!(message.starts_with("stages.0.0.conv2 has no grid of its weight: "), "{message}");
 }

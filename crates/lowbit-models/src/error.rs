@@ -1,6 +1,6 @@
 //! Why a network cannot be built.
 
-use lowbit_core::GraphError;
+use lowbit_core::{GraphError, GridError};
 use lowbit_quantizers::QuantizerError;
 
 use crate::{Family, InputShape, Layout};
@@ -109,5 +109,15 @@ pub enum ModelError {
         pattern: String,
         /// Paths of all layers.
         layers: Vec<String>,
+    },
+    /// A layer whose weights, or the parameters of whose quantizers, make no grid.
+    #[error("{path} has no grid of its {operand}: {source}")]
+    Grid {
+        /// Path of the layer.
+        path: String,
+        /// "weight" or "input".
+        operand: &'static str,
+        /// Why.
+        source: GridError,
     },
 }

@@ -22,6 +22,7 @@ mod config;
 mod error;
 mod families;
 mod footprint;
+mod grids;
 mod network;
 mod norm;
 mod plan;
@@ -31,6 +32,7 @@ pub use config::{Family, InputShape, Layout, Model, ModelConfig, NamedLayer};
 pub use error::ModelError;
 pub use families::{Depths, Settings};
 pub use footprint::{Footprint, Kept};
+pub use grids::{LayerGrids, grids};
 pub use lowbit_core::{Graph, GraphBuilder, GraphError, graph};
 // What it takes to ask for a network, so that a program that only builds one depends on this crate alone.
 pub use lowbit_quantizers::{

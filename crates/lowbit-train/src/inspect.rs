@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
-use lowbit_models::Plan;
+use lowbit_models::{Network, Plan};
 use serde::Serialize;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, evaluated_tensors};
@@ -74,37 +74,12 @@ pub fn evaluate(
     device: &Device,
     images: &Images,
 ) -> Result<Evaluation, TrainError> {
-    let run = RunDir::open(path)?;
-    let RunRecipe { recipe, sha256 } = run.recipe_with_digest()?;
-    let info = run.info()?;
-    info.expect_same_meaning(&recipe, path)?;
-    let (name, loaded) = load(&run, subject.checkpoint)?;
-    let path = run.checkpoints().path(&name);
-    loaded.expect_recipe(&sha256, &path)?;
-    // Said after what the network says, who names the difference.
-    let has_its_state = loaded.expect_state(&path);
+    let Loaded { recipe, info, name, network, wanted, phase, progress } =
+        Loaded::read(path, subject, device)?;
     let images = images.with_run_dir(info.data_dir.as_deref());
     let (Served { loader, set: data }, data_warnings) = test_images(&recipe.data, &images)?;
     let same_data = info.data.map(|run| run.test == data);
-    let experiment = Experiment::of_recipe(&recipe)?;
-    let wanted = subject.network.unwrap_or(STUDENT);
-    let no_network = || TrainError::UnknownNetwork {
-        network: wanted.into(),
-        known: experiment.networks.iter().map(|spec| spec.name.clone()).collect(),
-    };
-    let spec = experiment.networks.iter().find(|spec| spec.name == wanted).ok_or_else(no_network)?;
-    let Progress { step, phase, test, mut tests, test_step, test_device, test_origin, .. } = loaded.progress;
-    let phase = experiment.phase(phase)?;
-    let network = spec.network(&recipe, phase, device)?;
-    let mut states = std::iter::once(loaded.deployed).chain(loaded.others);
-    let state = states.find(|state| state.name == wanted);
-    let state =
-        state.ok_or_else(|| CheckpointError::NoNetwork { path: path.clone(), network: wanted.into() })?;
-    let other_model = |source| CheckpointError::OtherModel { path, source };
-    let network = evaluated_tensors(state, phase)
-        .and_then(|tensors| state::load(network, tensors))
-        .map_err(other_model)?;
-    has_its_state?;
+    let Progress { step, test, mut tests, test_step, test_device, test_origin, .. } = progress;
     let reported = if wanted == STUDENT { test } else { tests.remove(wanted) };
     let reported = reported.filter(|_| test_step == Some(step));
     Ok(Evaluation {
@@ -122,10 +97,68 @@ pub fn evaluate(
         same_data,
         recipe: recipe.name,
         network: wanted.into(),
-        phase: phase.name.clone(),
+        phase,
         checkpoint: name,
         step,
     })
+}
+
+/// The network of a checkpoint of the run in `path`, as it is evaluated and deployed: the moving average, if there is one. `device`
+/// is without autodiff. [`lowbit_models::grids`] has the grids of its layers.
+///
+/// # Errors
+/// [`TrainError`] if the run or its checkpoint cannot be read.
+pub fn load_network(path: &Path, subject: Subject<'_>, device: &Device) -> Result<Network, TrainError> {
+    Ok(Loaded::read(path, subject, device)?.network)
+}
+
+/// A network of a run, and where it comes from.
+struct Loaded<'a> {
+    recipe: Recipe,
+    info: RunInfo,
+    /// Name of the checkpoint.
+    name: String,
+    network: Network,
+    /// Name of the network.
+    wanted: &'a str,
+    /// Name of the checkpoint's phase.
+    phase: String,
+    progress: Progress,
+}
+
+impl<'a> Loaded<'a> {
+    fn read(path: &Path, subject: Subject<'a>, device: &Device) -> Result<Self, TrainError> {
+        let run = RunDir::open(path)?;
+        let RunRecipe { recipe, sha256 } = run.recipe_with_digest()?;
+        let info = run.info()?;
+        info.expect_same_meaning(&recipe, path)?;
+        let (name, loaded) = load(&run, subject.checkpoint)?;
+        let path = run.checkpoints().path(&name);
+        loaded.expect_recipe(&sha256, &path)?;
+        // Said after what the network says, who names the difference.
+        let has_its_state = loaded.expect_state(&path);
+        let experiment = Experiment::of_recipe(&recipe)?;
+        let wanted = subject.network.unwrap_or(STUDENT);
+        let no_network = || TrainError::UnknownNetwork {
+            network: wanted.into(),
+            known: experiment.networks.iter().map(|spec| spec.name.clone()).collect(),
+        };
+        let spec = experiment.networks.iter().find(|spec| spec.name == wanted).ok_or_else(no_network)?;
+        let Checkpoint { progress, deployed, others, .. } = loaded;
+        let phase = experiment.phase(progress.phase)?;
+        let network = spec.network(&recipe, phase, device)?;
+        let mut states = std::iter::once(deployed).chain(others);
+        let state = states.find(|state| state.name == wanted);
+        let state =
+            state.ok_or_else(|| CheckpointError::NoNetwork { path: path.clone(), network: wanted.into() })?;
+        let other_model = |source| CheckpointError::OtherModel { path, source };
+        let network = evaluated_tensors(state, phase)
+            .and_then(|tensors| state::load(network, tensors))
+            .map_err(other_model)?;
+        has_its_state?;
+        let phase = phase.name.clone();
+        Ok(Self { recipe, info, name, network, wanted, phase, progress })
+    }
 }
 
 /// What a run directory holds.

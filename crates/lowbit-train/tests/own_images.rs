@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Device;
+use lowbit_core::IntegerGrid;
 use lowbit_train::{
     Digest, Image, Images, Locations, Observer, Origin, Outcome, Recipe, ResumeFrom, RunResult, SampleError,
-    Session, Source, SourceInfo, StepReport, Subject, TrainError, evaluate, inspect, resume, train,
+    Session, Source, SourceInfo, StepReport, Subject, TrainError, evaluate, inspect, load_network, resume,
+    train,
 };
 use tempfile::TempDir;
 
@@ -118,6 +120,11 @@ fn a_training_on_images_of_ones_own_goes_on_exactly() {
     // The labels count: with those of a byte alone, some classes would have no image.
     let scores = evaluate(&whole, Subject::default(), &Device::default(), &waves(N_CLASSES, 2)).unwrap();
     assert_eq!((Some(scores.scores), scores.same_data), (scores.reported, Some(true)));
+    let network = load_network(&whole, Subject::default(), &Device::default()).unwrap();
+    let grids = lowbit_models::grids(&network).unwrap();
+    assert_eq!(grids.len(), 8);
+    let codes = |grid: &Option<IntegerGrid>| grid.as_ref().map(|grid| grid.bits().get());
+    assert!(grids.iter().all(|layer| [&layer.weight, &layer.input].map(codes) == [Some(2); 2]), "{grids:?}");
     assert_eq!(result.warnings.iter().filter(|warning| warning.contains("classes")).count(), 0);
 }
 
