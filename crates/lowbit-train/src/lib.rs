@@ -112,10 +112,10 @@ mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
 
-    /// The files of a module, in a folder or alone.
+    /// The files of a module, in a folder with more of them or alone.
     fn files_of(path: PathBuf) -> Vec<PathBuf> {
         match path.is_dir() {
-            true => fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect(),
+            true => fs::read_dir(path).unwrap().flat_map(|entry| files_of(entry.unwrap().path())).collect(),
             false => vec![path.with_extension("rs")],
         }
     }

@@ -6,6 +6,7 @@
 
 mod data;
 mod embedded;
+mod phases;
 mod reader;
 mod source;
 mod strategy;
@@ -28,11 +29,12 @@ pub use lowbit_strategies::{OptimizerRecipe, QuantizerGroup, ScheduleRecipe, Tra
 use data::read_data;
 pub use data::{DataRecipe, DatasetChoice};
 pub use embedded::{BASES, BIT_WIDTHS, DEFAULT, EmbeddedRecipe, METHODS, Part, embedded};
+pub use phases::{PhaseRecipe, PhasesError};
 pub use reader::Problem;
 use reader::{NumberRange, Problems, Section};
 pub use source::RecipeSource;
 use strategy::RecipeSoFar;
-pub use strategy::{HintRecipe, PhaseRecipe, PhasesError, StrategyRecipe};
+pub use strategy::{HintRecipe, StrategyRecipe};
 
 /// Version of the recipe format.
 const SCHEMA: u64 = 1;
@@ -285,7 +287,7 @@ fn read(table: Table, problems: &Problems) -> Recipe {
     if !has_mistakes {
         check_images(&root, &recipe);
     }
-    strategy::read_phases(&root, &mut recipe);
+    phases::read_phases(&root, &mut recipe);
     root.finish();
     recipe
 }
