@@ -23,7 +23,7 @@ pub struct About {
 /// A key of a recipe; all but its name in Markdown.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
-    /// Its name in its table: "teacher.init", or "[[students]]" for a list of tables.
+    /// Its name in its table: `teacher.init`, or `[[students]]` for a list of tables.
     pub name: &'static str,
     /// What counts where it is absent.
     pub default: &'static str,

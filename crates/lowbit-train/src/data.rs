@@ -243,7 +243,9 @@ impl Data {
         let found = self.info();
         let splits = [(Split::Train, run.train, found.train), (Split::Test, run.test, found.test)];
         match splits.into_iter().find(|(_, expected, got)| expected != got) {
-            Some((split, expected, got)) => Err(TrainError::OtherData { split, expected, got }),
+            Some((split, expected, got)) => {
+                Err(TrainError::OtherData { split, expected: Box::new(expected), got: Box::new(got) })
+            }
             None => Ok(()),
         }
     }

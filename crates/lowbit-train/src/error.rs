@@ -125,9 +125,9 @@ pub enum TrainError {
         /// Which images.
         split: Split,
         /// Those of the run.
-        expected: ImageSet,
+        expected: Box<ImageSet>,
         /// Those found.
-        got: ImageSet,
+        got: Box<ImageSet>,
     },
     /// The steps of a checkpoint are not those that the images give.
     #[error(

@@ -1,6 +1,6 @@
 //! Low-bit training: recipes, the training loop, checkpoints and metrics.
 //!
-//! A [`Recipe`] decides everything about a training. [`train`] runs one in a new run directory, [`resume`] goes on with
+//! A [`Recipe`] decides everything about a training. [`train()`] runs one in a new run directory, [`resume`] goes on with
 //! a run that was stopped or killed and ends as if it had not been, [`evaluate`] scores a checkpoint, [`inspect()`] shows
 //! what a run holds. The device is the caller's: no backend is named here.
 //!

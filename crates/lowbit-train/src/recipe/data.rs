@@ -95,7 +95,7 @@ impl DataRecipe {
     }
 }
 
-/// Writes the form that [`read_data`] reads.
+/// Writes the form that `read_data` reads.
 impl Serialize for DataRecipe {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
