@@ -443,6 +443,34 @@ mod tests {
         );
     }
 
+    /// What is lent is looked at once, before the first batch.
+    #[test]
+    fn lent_images_are_checked_at_the_beginning() {
+        #[derive(Debug)]
+        struct Lent(Dataset);
+        impl Source for Lent {
+            fn info(&self) -> SourceInfo {
+                self.0.info()
+            }
+            fn label(&self, sample_idx: usize) -> u16 {
+                self.0.label(sample_idx)
+            }
+            fn image(&self, sample_idx: usize) -> Result<Image<'_>, SampleError> {
+                self.0.image(sample_idx)
+            }
+        }
+        let of = |pixel: u8| {
+            let mut dataset = Dataset { max_value: 250, ..(*dataset(100)).clone() };
+            dataset.images[99 * 60 + 7] = pixel;
+            Loader::new(Arc::new(Lent(dataset)), config()).map(drop)
+        };
+        assert!(of(250).is_ok());
+        assert_eq!(
+            of(251).unwrap_err().to_string(),
+            "read sample 99 of synthetic: its image has a pixel of 251, larger than the largest allowed, 250"
+        );
+    }
+
     #[test]
     fn sources_that_cannot_be_served_are_refused() {
         let check = |edit: fn(&mut Decoded), expected: &str| {

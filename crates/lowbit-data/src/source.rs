@@ -92,12 +92,24 @@ pub trait Source: fmt::Debug + Send + Sync {
         Ok(Digest::crc32(hasher.finalize()))
     }
 
-    /// Looks for mistakes that no single sample shows. A [`Loader`](crate::Loader) begins with this; it checks the labels and,
-    /// as it comes, each image by itself.
+    /// Looks for mistakes before the first batch: a [`Loader`](crate::Loader) begins with this. Labels are its own to check.
+    ///
+    /// Unless this is overridden, the pixels of images that are lent from memory are compared with
+    /// [`SourceInfo::max_value`] here, once; those of images that are given away, whenever they come.
     ///
     /// # Errors
     /// Any [`DataError`].
     fn check(&self) -> Result<(), DataError> {
+        let info = self.info();
+        let is_lent = |sample_idx: &usize| {
+            matches!(self.image(*sample_idx), Ok(Image { pixels: Cow::Borrowed(_), .. }))
+        };
+        let lent =
+            (0..info.n_samples).take_while(|sample_idx| info.max_value < u8::MAX && is_lent(sample_idx));
+        for sample_idx in lent {
+            let image = info.read(self, sample_idx)?;
+            info.pixel_flaw(&image.pixels).map_or(Ok(()), |failure| Err(info.error(sample_idx, failure)))?;
+        }
         Ok(())
     }
 }
@@ -130,15 +142,19 @@ impl SourceInfo {
         source: &'a S,
         sample_idx: usize,
     ) -> Result<Image<'a>, DataError> {
-        let fails = |failure| DataError::Sample { name: self.name.clone(), sample: sample_idx, failure };
-        let image = source.image(sample_idx).map_err(|error| fails(SampleFailure::Source(error)))?;
+        let image =
+            source.image(sample_idx).map_err(|error| self.error(sample_idx, SampleFailure::Source(error)))?;
         match self.flaw(&image) {
-            Some(failure) => Err(fails(failure)),
+            Some(failure) => Err(self.error(sample_idx, failure)),
             None => Ok(image),
         }
     }
 
-    /// What is wrong with an image.
+    fn error(&self, sample: usize, failure: SampleFailure) -> DataError {
+        DataError::Sample { name: self.name.clone(), sample, failure }
+    }
+
+    /// What is wrong with an image, apart from the pixels of one that is lent, which were checked.
     fn flaw(&self, Image { shape, pixels }: &Image<'_>) -> Option<SampleFailure> {
         if let Some(expected) = self.shape.filter(|expected| expected != shape) {
             return Some(SampleFailure::Shape { expected, got: *shape });
@@ -146,12 +162,15 @@ impl SourceInfo {
         if pixels.len() != shape.n_values() {
             return Some(SampleFailure::Length { shape: *shape, got: pixels.len() });
         }
-        if self.max_value == u8::MAX {
-            return None;
+        match pixels {
+            Cow::Owned(pixels) if self.max_value < u8::MAX => self.pixel_flaw(pixels),
+            _ => None,
         }
-        // Not `max()`, which compares one by one.
-        let largest = pixels.iter().fold(0, |largest: u8, &pixel| largest.max(pixel));
-        (largest > self.max_value).then_some(SampleFailure::Pixel { got: largest, max: self.max_value })
+    }
+
+    fn pixel_flaw(&self, pixels: &[u8]) -> Option<SampleFailure> {
+        let got = pixels.iter().copied().max().filter(|largest| *largest > self.max_value)?;
+        Some(SampleFailure::Pixel { got, max: self.max_value })
     }
 }
 
