@@ -1,6 +1,7 @@
 //! What the suites of this package share: the backends that are compiled in, tensors from and to host vectors,
 //! comparison by tolerance, seeded random values, quantizers by name, and the golden files.
 
+pub mod composed;
 pub mod golden;
 pub mod ops;
 mod quantizer;

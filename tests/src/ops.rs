@@ -10,11 +10,11 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
 use lowbit_cpu::limits;
 use lowbit_kernels::{
-    Activation, ActivationKind, CodeBounds, Grid, KernelBackend, MaxGradient, Scale, batch_norm, conv2d,
-    conv2d_codes, dorefa_weights, fake_quantize_affine, fake_quantize_learned, fake_quantize_unit,
+    Activation, ActivationKind, KernelBackend, MaxGradient, Scheme, batch_norm, conv2d, dorefa_weights,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::composed::Grid;
 use crate::tensor;
 
 /// What is computed.
@@ -346,12 +346,13 @@ impl Case {
                 black_box(Dispatch::lowbit_conv2d_weight_gradient(input, weight, gradient, options.clone()));
             }),
             (Op::Conv2dCodes, Pass::Forward) => {
-                let input = fake_quantize_unit(input, STEPS);
+                let n = STEPS as i32;
+                let formula = Grid::Unit { n: STEPS }.formula();
+                let input = Scheme::new(formula.clone(), Vec::new(), 0..=n).quantize(input);
                 let weight = dorefa_weights(weight, STEPS, MaxGradient::default());
-                let bounds = CodeBounds { activation: STEPS as u8, weight: STEPS as u8 };
+                let weight = Scheme::new(formula, Vec::new(), -n..=n).made(weight);
                 Box::new(move || {
-                    let scales = [Scale::Constant(1.0 / STEPS), Scale::Constant(1.0 / STEPS)];
-                    black_box(conv2d_codes(input.clone(), weight.clone(), scales, bounds, options.clone()));
+                    black_box(conv2d(input.clone(), weight.clone(), options.clone()));
                 })
             }
             (op, pass) => panic!("{op:?} has no pass {pass:?}"),
@@ -368,8 +369,8 @@ impl Case {
                 let activation = match self.op {
                     Op::BatchNorm => Activation::Identity,
                     Op::BatchNormRelu => Activation::Relu,
-                    Op::BatchNormDorefa => Activation::Unit { n: STEPS },
-                    _ => Activation::Learned { parameter, grid: ACTIVATION_GRID },
+                    Op::BatchNormDorefa => Grid::Unit { n: STEPS }.activation(Vec::new()),
+                    _ => ACTIVATION_GRID.activation(vec![parameter]),
                 };
                 Box::new(move || {
                     let parameters = [gamma.clone(), beta.clone()];
@@ -381,8 +382,8 @@ impl Case {
                 let activation = match self.op {
                     Op::BatchNorm => ActivationKind::Identity,
                     Op::BatchNormRelu => ActivationKind::Relu,
-                    Op::BatchNormDorefa => ActivationKind::Unit { n: STEPS },
-                    _ => ActivationKind::Learned(ACTIVATION_GRID),
+                    Op::BatchNormDorefa => ActivationKind::Formula(Grid::Unit { n: STEPS }.formula()),
+                    _ => ActivationKind::Formula(ACTIVATION_GRID.formula()),
                 };
                 let statistics = Dispatch::lowbit_batch_statistics(primitive(&input));
                 Box::new(move || {
@@ -394,7 +395,7 @@ impl Case {
                         primitive(&parameter),
                         primitive(&gradient),
                         EPSILON,
-                        activation,
+                        activation.clone(),
                     ));
                 })
             }
@@ -403,53 +404,42 @@ impl Case {
 
     fn prepare_quantizer(self, device: &Device) -> Box<dyn FnMut()> {
         let (x, gradient) = (operand(self.shape, device), operand(self.shape, device));
-        let learned = |parameters: &[f32], grid| {
+        // The parameters one after the other, each as long as the first.
+        let grid = |grid: Grid, parameters: Vec<Vec<f32>>| {
             let (x, gradient) = (x.clone(), gradient.clone());
-            let parameter = tensor(parameters, [parameters.len()], device);
+            let tensors: Vec<Tensor<1>> =
+                parameters.iter().map(|values| tensor(values, [values.len()], device)).collect();
             match self.pass {
-                Pass::Forward => Box::new(move || {
-                    black_box(fake_quantize_learned(x.clone(), parameter.clone(), grid));
-                }) as Box<dyn FnMut()>,
-                _ => Box::new(move || {
-                    let (x, gradient) = (primitive(&x), primitive(&gradient));
-                    black_box(Dispatch::lowbit_fake_quantize_gradients(
-                        x,
-                        primitive(&parameter),
-                        gradient,
-                        grid,
-                    ));
-                }),
+                Pass::Forward => {
+                    let scheme = grid.scheme(tensors);
+                    Box::new(move || {
+                        black_box(scheme.quantize(x.clone()));
+                    }) as Box<dyn FnMut()>
+                }
+                _ => {
+                    let any = parameters.concat();
+                    let any = if any.is_empty() { vec![0.0] } else { any };
+                    let (parameters, formula) = (tensor::<1>(&any, [any.len()], device), grid.formula());
+                    Box::new(move || {
+                        black_box(Dispatch::lowbit_fake_quantize_gradients(
+                            primitive(&x),
+                            primitive(&parameters),
+                            primitive(&gradient),
+                            formula.clone(),
+                        ));
+                    })
+                }
             }
         };
         match (self.op, self.pass) {
-            (Op::LsqActivations, _) => learned(&[STEP_SIZE], ACTIVATION_GRID),
-            (Op::LsqWeights, _) => learned(&vec![WEIGHT_STEP_SIZE; self.shape[0]], WEIGHT_GRID),
-            (Op::PactActivations, _) => learned(&[CLIP_VALUE], Grid::Clip { n: STEPS }),
-            (Op::BinaryWeights, _) => learned(&[WEIGHT_STEP_SIZE], Grid::Sign { is_bounded: false }),
-            (Op::MinmaxActivations, pass) => {
-                let [scale, zero_point] = [0, 1].map(|i| tensor(&AFFINE[i..=i], [1], device));
-                let n = AFFINE[2];
-                match pass {
-                    Pass::Forward => Box::new(move || {
-                        black_box(fake_quantize_affine(x.clone(), scale.clone(), zero_point.clone(), n));
-                    }),
-                    _ => Box::new(move || {
-                        black_box(Dispatch::lowbit_fake_quantize_affine_gradient(
-                            primitive(&x),
-                            primitive(&scale),
-                            primitive(&zero_point),
-                            primitive(&gradient),
-                            n,
-                        ));
-                    }),
-                }
+            (Op::LsqActivations, _) => grid(ACTIVATION_GRID, vec![vec![STEP_SIZE]]),
+            (Op::LsqWeights, _) => grid(WEIGHT_GRID, vec![vec![WEIGHT_STEP_SIZE; self.shape[0]]]),
+            (Op::PactActivations, _) => grid(Grid::Clip { n: STEPS }, vec![vec![CLIP_VALUE]]),
+            (Op::BinaryWeights, _) => grid(Grid::Sign { is_bounded: false }, vec![vec![WEIGHT_STEP_SIZE]]),
+            (Op::MinmaxActivations, _) => {
+                grid(Grid::Affine { n: AFFINE[2] }, vec![vec![AFFINE[0]], vec![AFFINE[1]]])
             }
-            (Op::DorefaActivations, Pass::Forward) => Box::new(move || {
-                black_box(fake_quantize_unit(x.clone(), STEPS));
-            }),
-            (Op::DorefaActivations, _) => Box::new(move || {
-                black_box(Dispatch::lowbit_fake_quantize_unit_gradient(primitive(&x), primitive(&gradient)));
-            }),
+            (Op::DorefaActivations, _) => grid(Grid::Unit { n: STEPS }, Vec::new()),
             (Op::DorefaWeights, Pass::Forward) => Box::new(move || {
                 black_box(dorefa_weights(x.clone(), STEPS, MaxGradient::default()));
             }),

@@ -1,13 +1,18 @@
 //! Weight and activation quantizers under one name, built from what describes them.
 
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
-use lowbit_core::{BitWidth, CodeRange, Granularity, IntegerGrid};
+use lowbit_core::{BitWidth, CodeRange, CodeSet, Granularity, IntegerGrid, Precision};
 use lowbit_quantizers::methods::dorefa::{DoReFaActivations, DoReFaWeights, MaxGradient};
 use lowbit_quantizers::methods::lsq::{LsqActivations, LsqWeights};
 use lowbit_quantizers::methods::minmax::{MinMaxActivations, MinMaxWeights};
 use lowbit_quantizers::methods::pact::PactActivations;
-use lowbit_quantizers::{ActivationQuantizer, WeightQuantizer};
+use lowbit_quantizers::{ActivationQuantizer, LayerQuantization, Method, Operand, WeightQuantizer};
+
+use crate::default_device;
 
 /// A quantizer with its learned parameters, as data of a test case.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +52,17 @@ pub enum Spec {
         /// Largest value.
         max: f32,
     },
+    /// Any method, its learned parameters set by name.
+    Learned {
+        /// The method.
+        method: Method,
+        /// Weights or activations.
+        operand: Operand,
+        /// Granularity of weights.
+        granularity: Granularity,
+        /// The parameters.
+        parameters: BTreeMap<String, Vec<f32>>,
+    },
 }
 
 /// A quantizer of either operand.
@@ -59,6 +75,60 @@ pub enum Quantizer {
 }
 
 impl Spec {
+    /// Every method that has no variant of its own, for weights of `channels` output channels and for activations, in each granularity
+    /// that it has, with ordinary parameters.
+    pub fn learned(channels: usize) -> Vec<Self> {
+        let own = [Method::DoReFa, Method::Pact, Method::Lsq, Method::MinMax];
+        let mut specs = Vec::new();
+        for &method in Method::ALL.iter().filter(|method| !own.contains(method)) {
+            for operand in [Operand::Weights, Operand::Activations] {
+                let both = [(Granularity::PerTensor, 1), (Granularity::PerChannel, channels)];
+                let n = if operand == Operand::Weights && method.is_per_channel() { 2 } else { 1 };
+                specs.extend(both[..n].iter().map(|&(granularity, n)| {
+                    let bits =
+                        BitWidth::new(*method.bits(operand).start()).expect("invariant: methods take bits");
+                    let empty = BTreeMap::new();
+                    let unset = Self::Learned { method, operand, granularity, parameters: empty };
+                    let names =
+                        unset.unset(bits, &default_device()).learned().into_iter().map(|(name, _)| name);
+                    let parameters = names.map(|name| (name.to_string(), ordinary(name, n))).collect();
+                    Self::Learned { method, operand, granularity, parameters }
+                }));
+            }
+        }
+        specs
+    }
+
+    /// The bit widths that the method defines.
+    pub fn bits(&self) -> RangeInclusive<u32> {
+        match self {
+            Self::MinMaxWeights { .. } => 2..=8,
+            Self::Learned { method, operand, .. } => method.bits(*operand),
+            _ => 1..=8,
+        }
+    }
+
+    /// A quantizer of [`Spec::Learned`] with the parameters that it begins with.
+    fn unset(&self, bits: BitWidth, device: &Device) -> Quantizer {
+        let Self::Learned { method, operand, granularity, parameters } = self else {
+            unreachable!("invariant: it has a variant of its own")
+        };
+        let (bits, fp32) = (Precision::Bits(bits), Precision::FullPrecision);
+        let of = |weight_bits, act_bits| LayerQuantization::new(*method, weight_bits, act_bits);
+        match operand {
+            Operand::Weights => {
+                let channels = parameters.values().map(Vec::len).max().unwrap_or(1);
+                let quantization = LayerQuantization { weight_granularity: *granularity, ..of(bits, fp32) };
+                let quantizer = WeightQuantizer::new(&quantization, Tensor::<2>::ones([channels, 1], device));
+                quantizer.expect("the method defines this").expect("weights are quantized").into()
+            }
+            Operand::Activations => {
+                let quantizer = ActivationQuantizer::new(&of(fp32, bits), device);
+                quantizer.expect("the method defines this").expect("activations are quantized").into()
+            }
+        }
+    }
+
     /// The quantizer on `device`.
     pub fn build(&self, bits: BitWidth, device: &Device) -> Quantizer {
         let parameter = |values: &[f32]| Param::from_tensor(Tensor::from_floats(values, device));
@@ -96,6 +166,19 @@ impl Spec {
                 let quantizer = MinMaxActivations::with_range(bits, *min, *max, device).freeze();
                 ActivationQuantizer::MinMax(quantizer).into()
             }
+            Self::Learned { method, operand, parameters, .. } => {
+                let mut quantizer = self.unset(bits, device);
+                let names: Vec<&str> = quantizer.learned().into_iter().map(|(name, _)| name).collect();
+                assert_eq!(names.len(), parameters.len(), "{method} {operand} learns {names:?}");
+                let places = match &mut quantizer {
+                    Quantizer::Weights(quantizer) => quantizer.learned_mut(),
+                    Quantizer::Activations(quantizer) => quantizer.learned_mut(),
+                };
+                for (name, place) in names.into_iter().zip(places) {
+                    *place = parameter(&parameters[name]);
+                }
+                quantizer
+            }
         }
     }
 
@@ -107,6 +190,7 @@ impl Spec {
                 | Self::DoReFaWeightsDetachedMax
                 | Self::LsqWeights { .. }
                 | Self::MinMaxWeights { .. }
+                | Self::Learned { operand: Operand::Weights, .. }
         )
     }
 
@@ -115,11 +199,20 @@ impl Spec {
         match self {
             Self::DoReFaWeights | Self::DoReFaWeightsDetachedMax => true,
             Self::LsqWeights { .. } => bits.get() == 1,
+            Self::Learned { .. } => matches!(self.code_set(bits), CodeSet::Uniform { stride: 2, .. }),
             _ => false,
         }
     }
 
-    /// The bounds of the codes at `bits` bits, written down here once more.
+    /// The codes that the quantizer itself says.
+    fn code_set(&self, bits: BitWidth) -> CodeSet {
+        match self.build(bits, &default_device()) {
+            Quantizer::Weights(quantizer) => quantizer.code_set(),
+            Quantizer::Activations(quantizer) => quantizer.code_set(),
+        }
+    }
+
+    /// The bounds of the codes at `bits` bits, written down here once more but for [`Spec::Learned`].
     pub fn code_range(&self, bits: BitWidth) -> CodeRange {
         let half = 1 << (bits.get() - 1);
         match self {
@@ -129,9 +222,28 @@ impl Spec {
             Self::DoReFaWeights | Self::DoReFaWeightsDetachedMax => {
                 CodeRange { q_min: 1 - 2 * half, q_max: 2 * half - 1 }
             }
+            Self::Learned { .. } => match self.code_set(bits) {
+                CodeSet::Uniform { q_min, q_max, .. } => CodeRange { q_min, q_max },
+                CodeSet::Table(codes) => CodeRange { q_min: codes[0], q_max: codes[codes.len() - 1] },
+            },
             _ => CodeRange { q_min: 0, q_max: 2 * half - 1 },
         }
     }
+}
+
+/// Ordinary numbers for a parameter of this name.
+fn ordinary(name: &str, n: usize) -> Vec<f32> {
+    let first = match name {
+        "step_size" => 0.23,
+        "step_offset" => -0.4,
+        "clip_value" => 1.7,
+        "interval_lower" => -0.6,
+        "interval_upper" => 1.1,
+        "output_scale" => 0.8,
+        "log2_threshold" => -0.3,
+        _ => panic!("{name} has no example: add one here"),
+    };
+    (0..n).map(|channel| first + 0.07 * channel as f32).collect()
 }
 
 impl From<WeightQuantizer> for Quantizer {
@@ -175,13 +287,12 @@ impl Quantizer {
         grid.unwrap_or_else(|error| panic!("{self:?}: {error}"))
     }
 
-    /// The learned parameter and its name.
-    pub fn learned(&self) -> Option<(&'static str, Tensor<1>)> {
-        match self {
-            Self::Weights(WeightQuantizer::Lsq(lsq)) => Some(("step_size", lsq.step_size.val())),
-            Self::Activations(ActivationQuantizer::Lsq(lsq)) => Some(("step_size", lsq.step_size.val())),
-            Self::Activations(ActivationQuantizer::Pact(pact)) => Some(("clip_value", pact.clip_value.val())),
-            _ => None,
-        }
+    /// The learned parameters and their names.
+    pub fn learned(&self) -> Vec<(&'static str, Tensor<1>)> {
+        let learned = match self {
+            Self::Weights(quantizer) => quantizer.learned(),
+            Self::Activations(quantizer) => quantizer.learned(),
+        };
+        learned.into_iter().map(|learned| (learned.name, learned.parameter.val())).collect()
     }
 }

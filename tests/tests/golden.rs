@@ -40,6 +40,23 @@ fn minmax() {
     check("minmax", 56);
 }
 
+/// Each method has its vectors.
+#[test]
+fn no_method_is_left_out() {
+    for method in Method::ALL {
+        let QuantizerFile { method: of_file, cases } = load(method.name());
+        assert_eq!(of_file, *method);
+        for operand in [Operand::Weights, Operand::Activations] {
+            // PACT's weights are DoReFa's.
+            let is_there = cases.iter().any(|case| case.operand == operand);
+            assert!(
+                is_there || (*method, operand) == (Method::Pact, Operand::Weights),
+                "{method} {operand:?}"
+            );
+        }
+    }
+}
+
 fn check(file: &str, n_cases: usize) {
     let QuantizerFile { method, cases } = load(file);
     assert_eq!(cases.len(), n_cases, "{file} is incomplete");
@@ -73,6 +90,15 @@ fn spec(method: Method, case: &QuantizerCase) -> Spec {
         (Method::MinMax, Operand::Activations) => {
             Spec::MinMaxActivations { min: parameter("min")[0], max: parameter("max")[0] }
         }
+        (method, operand) => Spec::Learned {
+            method,
+            operand: match operand {
+                Operand::Weights => lowbit_quantizers::Operand::Weights,
+                Operand::Activations => lowbit_quantizers::Operand::Activations,
+            },
+            granularity: case.granularity,
+            parameters: case.params.clone(),
+        },
     }
 }
 
@@ -112,8 +138,8 @@ fn check_case<const D: usize>(
     let grad_x = values(x.grad(&gradients).expect("the input has a gradient"));
     check_gradient_of_input(what, case, &grad_x);
     let learned = train.learned();
-    assert_eq!(learned.iter().len(), case.grad_params.len(), "{what}: number of learned parameters");
-    if let Some((name, parameter)) = learned {
+    assert_eq!(learned.len(), case.grad_params.len(), "{what}: number of learned parameters");
+    for (name, parameter) in learned {
         let gradient = values::<1>(parameter.grad(&gradients).expect("the parameter has a gradient"));
         assert_close(&format!("{what}: {name}"), &gradient, &case.grad_params[name], GRADIENT_OF_PARAMETER);
     }

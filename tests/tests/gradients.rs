@@ -56,6 +56,8 @@ struct Frozen {
     constants: Vec<f64>,
 }
 
+const ELSEWHERE: &str = "the gradients of this method are compared with closed forms by golden/generate.py";
+
 /// The grid before rounding: `v` of each element.
 fn grid(spec: &Spec, bits: BitWidth, x: &[f64], parameters: &[f64], frozen: Option<&Frozen>) -> Vec<f64> {
     let n = f64::from(bits.levels() - 1);
@@ -84,6 +86,7 @@ fn grid(spec: &Spec, bits: BitWidth, x: &[f64], parameters: &[f64], frozen: Opti
             let scale = (f64::from(*max) - f64::from(*min)) / n;
             elements(&|_, x| x / scale)
         }
+        Spec::Learned { .. } => unreachable!("{ELSEWHERE}"),
     }
 }
 
@@ -123,6 +126,7 @@ fn surrogate(spec: &Spec, bits: BitWidth, x: &[f64], parameters: &[f64], frozen:
             };
             v.map(|v| (clamped(v + zero_point) - zero_point) * scale).collect()
         }
+        Spec::Learned { .. } => unreachable!("{ELSEWHERE}"),
     }
 }
 
@@ -183,6 +187,7 @@ fn sample(spec: &Spec, bits: BitWidth, parameters: &[f64], seed: u64) -> Vec<f32
         Spec::LsqWeights { .. } => (0.0, scale * range.q_max as f32),
         Spec::LsqActivations { .. } => (0.5 * scale * range.q_max as f32, 0.6 * scale * range.q_max as f32),
         Spec::MinMaxActivations { min, max } => (0.5 * (min + max), 0.6 * (max - min)),
+        Spec::Learned { .. } => unreachable!("{ELSEWHERE}"),
     };
     let mut x = normal(N, mean, std, &mut rng);
     loop {
@@ -254,9 +259,10 @@ fn gradients(
     let x = tensor(x, shape, &device).require_grad();
     let loss = (quantizer.fake_quantize(x.clone()) * tensor(grad_y, shape, &device)).sum();
     let gradients = loss.backward();
-    let parameter = quantizer.learned().map(|(_, parameter)| parameter.grad(&gradients));
-    let parameter = parameter.map(|gradient| values(gradient.expect("the parameter has a gradient")));
-    (values(x.grad(&gradients).expect("the input has a gradient")), parameter.unwrap_or_default())
+    let of_parameters = quantizer.learned().into_iter().flat_map(|(name, parameter)| {
+        values(parameter.grad(&gradients).unwrap_or_else(|| panic!("{name} has no gradient")))
+    });
+    (values(x.grad(&gradients).expect("the input has a gradient")), of_parameters.collect())
 }
 
 fn check_all(spec: &Spec, from_bits: u32) {

@@ -1,5 +1,5 @@
 //! The kernels of the CPU backends against the same operations made of burn's own, which other backends run, and against
-//! burn's own gradients: every operation with its gradients, whole networks, and steps of a training.
+//! functions of tensors with burn's own gradients: every operation with its gradients, whole networks, and steps of a training.
 //!
 //! Which of them runs is a switch of the whole process: every test holds a lock.
 
@@ -11,15 +11,13 @@ use burn::tensor::{Device, Tensor};
 use lowbit_core::Precision;
 use lowbit_data::{DatasetName, LabelKind, Locations, Split, open};
 use lowbit_kernels::testing::{Implementation, use_implementation};
-use lowbit_kernels::{
-    Activation, CodeBounds, Grid, MaxGradient, Scale, batch_norm, conv2d, conv2d_codes, dorefa_weights,
-    fake_quantize_affine, fake_quantize_learned, fake_quantize_unit, value_range,
-};
+use lowbit_kernels::{Activation, MaxGradient, Quantized, batch_norm, conv2d, dorefa_weights, value_range};
 use lowbit_models::{Family, InputShape, ModelConfig, Network};
 use lowbit_quantizers::{
     ActivationQuantizer, LayerQuantization, Method, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork,
 };
 use lowbit_strategies::loss::{cross_entropy, mean_square, target_probabilities};
+use lowbit_tests::composed::{self, After, Grid};
 use lowbit_tests::{
     Backend, Tolerance, assert_close, assert_close_f64, backends, default_device, excess, gradients, normal,
     rng, tensor, values,
@@ -31,7 +29,18 @@ const SUMS: Tolerance = Tolerance { relative: 4e-6, absolute: 1e-6 };
 static SWITCH: Mutex<()> = Mutex::new(());
 
 /// What computes the same in other ways.
-const OTHERS: [Implementation; 2] = [Implementation::Reference, Implementation::Composed];
+const OTHERS: [Implementation; 1] = [Implementation::Reference];
+
+/// `x` on the grid of DoReFa activations with `n` steps.
+fn unit<const D: usize>(x: Tensor<D>, n: f32) -> Quantized<D> {
+    Grid::Unit { n }.scheme(Vec::new()).quantize(x)
+}
+
+/// DoReFa weights on a grid of `n` steps, with their codes.
+fn dorefa<const D: usize>(w: Tensor<D>, n: f32) -> Quantized<D> {
+    let grid = Grid::Step { q_min: -n, q_max: n }.scheme(vec![Tensor::full([1], 1.0 / n, &w.device())]);
+    grid.made(dorefa_weights(w, n, MaxGradient::Detached))
+}
 
 /// Holds the lock, and ends with the kernels chosen again.
 struct Switch {
@@ -159,14 +168,11 @@ fn convolutions_of_codes_agree() {
     for Conv { input, weight, stride, padding, groups } in CONVS {
         for (n_input, n_weight) in [(1.0f32, 1.0f32), (3.0, 3.0), (15.0, 15.0), (255.0, 127.0)] {
             let options = ConvOptions::new([stride; 2], [padding; 2], [1; 2], groups);
-            let bounds = CodeBounds { activation: n_input as u8, weight: n_weight as u8 };
             let what =
                 format!("conv {input:?} {weight:?} stride {stride} of codes up to {n_input}, {n_weight}");
             check(&what, &[(&input, 0.5, 0.5), (&weight, 0.0, 0.5)], |x| {
-                let x_q = fake_quantize_unit(x[0].clone().reshape(input), n_input);
-                let w_q = dorefa_weights(x[1].clone().reshape(weight), n_weight, MaxGradient::Detached);
-                let scales = [n_input, n_weight].map(|n| Scale::Constant(1.0 / n));
-                conv2d_codes(x_q, w_q, scales, bounds, options.clone())
+                let x_q = unit(x[0].clone().reshape(input), n_input);
+                conv2d(x_q, dorefa(x[1].clone().reshape(weight), n_weight), options.clone())
             });
         }
     }
@@ -253,15 +259,12 @@ fn operands_may_be_transposed() {
         let floats = [(&x, &w), (&x_ordered, &w_ordered)]
             .map(|(x, w)| values(conv2d(x.clone(), w.clone(), options())));
         assert_eq!(floats[0], floats[1], "convolution on {name}");
-        let codes = [(&x, &w), (&x_ordered, &w_ordered)].map(|(x, w)| {
-            let x = fake_quantize_unit(x.clone(), 3.0);
-            let w = dorefa_weights(w.clone(), 3.0, MaxGradient::Detached);
-            let scales = [Scale::Constant(1.0 / 3.0), Scale::Constant(1.0 / 3.0)];
-            values(conv2d_codes(x, w, scales, CodeBounds { activation: 3, weight: 3 }, options()))
-        });
+        let codes = [(&x, &w), (&x_ordered, &w_ordered)]
+            .map(|(x, w)| values(conv2d(unit(x.clone(), 3.0), dorefa(w.clone(), 3.0), options())));
         assert_eq!(codes[0], codes[1], "convolution of codes on {name}");
         let affine = || [1.2, 0.1].map(|value| Tensor::full([5], value, &device));
-        let norms = [x, x_ordered].map(|x| values(batch_norm(x, affine(), 1e-5, Activation::Relu).output));
+        let norms =
+            [x, x_ordered].map(|x| values(batch_norm(x, affine(), 1e-5, Activation::Relu).output.values));
         assert_eq!(norms[0], norms[1], "normalization on {name}");
     }
 }
@@ -278,49 +281,69 @@ fn convolutions_of_learned_codes_agree() {
     let w = tensor(&normal(810, 0.0, 0.4, &mut rng), weight, &device);
     let (kernels, others) = with_kernels_and(OTHERS, || {
         let (step, steps) = (tensor(&[0.17], [1], &device), tensor(&steps, [18], &device));
-        let x_q = fake_quantize_learned(x.clone(), step.clone(), act);
-        let w_q = fake_quantize_learned(w.clone(), steps.clone(), signed);
-        let scales = [step, steps].map(|parameter| Scale::Learned { parameter, parts: 1.0 });
-        let options = ConvOptions::new([1; 2], [1; 2], [1; 2], 1);
-        values(conv2d_codes(x_q, w_q, scales, CodeBounds { activation: 7, weight: 4 }, options))
+        let x_q = act.scheme(vec![step]).quantize(x.clone());
+        let w_q = signed.scheme(vec![steps]).quantize(w.clone());
+        values(conv2d(x_q, w_q, ConvOptions::new([1; 2], [1; 2], [1; 2], 1)))
     });
     for (implementation, other) in others {
         assert_close(&format!("learned codes, {implementation:?}"), &kernels, &other, SUMS);
     }
 }
 
+/// As [`check`], also against the same composed of functions of tensors.
+fn check_composed<const D: usize>(
+    what: &str,
+    shapes: &[(&[usize], f32, f32)],
+    operation: impl Fn(&[Tensor<1>]) -> Tensor<D>,
+    composed: impl Fn(&[Tensor<1>]) -> Tensor<D>,
+) {
+    check(what, shapes, &operation);
+    let _switch = Switch::lock();
+    let device = default_device();
+    for seed in 0..3 {
+        let mut rng = rng(seed);
+        let draw = |(shape, mean, std): &(&[usize], f32, f32)| {
+            (normal(shape.iter().product(), *mean, *std, &mut rng), shape.to_vec())
+        };
+        let inputs: Vec<(Vec<f32>, Vec<usize>)> = shapes.iter().map(draw).collect();
+        let [got, expected] =
+            [differentiate(&inputs, &device, &operation), differentiate(&inputs, &device, &composed)];
+        for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            assert_close(&format!("{what}, composed, seed {seed}: {i}"), got, expected, SUMS);
+        }
+    }
+}
+
 #[test]
 fn normalizations_agree_with_every_activation() {
-    let grids = [
-        None,
-        Some(Grid::Step { q_min: 0.0, q_max: 3.0 }),
-        Some(Grid::Step { q_min: 0.0, q_max: 15.0 }),
-        Some(Grid::Clip { n: 3.0 }),
-        Some(Grid::Sign { is_bounded: true }),
+    let afters: [(After, &[(&[usize], f32, f32)]); 8] = [
+        (After::Identity, &[]),
+        (After::Relu, &[]),
+        (After::Grid(Grid::Unit { n: 3.0 }), &[]),
+        (After::Grid(Grid::Step { q_min: 0.0, q_max: 3.0 }), &[(&[1], 0.7, 0.05)]),
+        (After::Grid(Grid::Step { q_min: 0.0, q_max: 15.0 }), &[(&[1], 0.7, 0.05)]),
+        (After::Grid(Grid::Clip { n: 3.0 }), &[(&[1], 0.7, 0.05)]),
+        (After::Grid(Grid::Sign { is_bounded: true }), &[(&[1], 0.7, 0.05)]),
+        (After::Grid(Grid::Sign { is_bounded: false }), &[(&[1], 0.7, 0.05)]),
     ];
     for shape in [[4, 3, 5, 5], [2, 17, 1, 3], [8, 1, 4, 4], [1, 2, 2, 1]] {
         let channels = [shape[1]];
-        let parameters: [(&[usize], f32, f32); 3] =
+        let norm: [(&[usize], f32, f32); 3] =
             [(&shape, 0.3, 2.0), (&channels, 1.0, 0.2), (&channels, 0.0, 0.3)];
-        for grid in grids {
-            match grid {
-                None => {
-                    for activation in [Activation::Identity, Activation::Relu, Activation::Unit { n: 3.0 }] {
-                        check(&format!("norm {shape:?} {activation:?}"), &parameters, |x| {
-                            let affine = [x[1].clone(), x[2].clone()];
-                            batch_norm(x[0].clone().reshape(shape), affine, 1e-5, activation.clone()).output
-                        });
-                    }
-                }
-                Some(grid) => {
-                    let with_parameter = [&parameters[..], &[(&[1], 0.7, 0.05)]].concat();
-                    check(&format!("norm {shape:?} {grid:?}"), &with_parameter, |x| {
-                        let affine = [x[1].clone(), x[2].clone()];
-                        let activation = Activation::Learned { parameter: x[3].clone(), grid };
-                        batch_norm(x[0].clone().reshape(shape), affine, 1e-5, activation).output
-                    });
-                }
-            }
+        for (after, parameters) in afters {
+            check_composed(
+                &format!("norm {shape:?} {after:?}"),
+                &[&norm, parameters].concat(),
+                |x| {
+                    let affine = [x[1].clone(), x[2].clone()];
+                    let activation = after.activation(x[3..].to_vec());
+                    batch_norm(x[0].clone().reshape(shape), affine, 1e-5, activation).output.values
+                },
+                |x| {
+                    let affine = [x[1].clone(), x[2].clone()];
+                    composed::batch_norm(x[0].clone().reshape(shape), affine, 1e-5, after, &x[3..])
+                },
+            );
         }
     }
 }
@@ -328,34 +351,46 @@ fn normalizations_agree_with_every_activation() {
 #[test]
 fn fake_quantizers_agree() {
     for shape in [[1, 1], [3, 7], [64, 33]] {
+        let flat: [(&[usize], f32, f32); 1] = [(&shape, 0.4, 0.6)];
         for n in [1.0, 3.0, 255.0] {
-            let flat: [(&[usize], f32, f32); 1] = [(&shape, 0.4, 0.6)];
-            check(&format!("unit {shape:?} {n}"), &flat, |x| {
-                fake_quantize_unit(x[0].clone().reshape(shape), n)
-            });
             for max_gradient in [MaxGradient::Differentiated, MaxGradient::Detached] {
-                check(&format!("dorefa {shape:?} {n} {max_gradient:?}"), &flat, |x| {
-                    dorefa_weights(x[0].clone().reshape(shape), n, max_gradient)
-                });
+                check_composed(
+                    &format!("dorefa {shape:?} {n} {max_gradient:?}"),
+                    &flat,
+                    |x| dorefa_weights(x[0].clone().reshape(shape), n, max_gradient),
+                    |x| composed::dorefa_weights(x[0].clone().reshape(shape), n, max_gradient),
+                );
             }
         }
         let per_row: [(&[usize], f32, f32); 2] = [(&shape, 0.0, 1.0), (&shape[..1], 0.4, 0.05)];
-        for grid in [
-            Grid::Step { q_min: -2.0, q_max: 1.0 },
-            Grid::Clip { n: 3.0 },
-            Grid::Sign { is_bounded: true },
-            Grid::Sign { is_bounded: false },
-        ] {
-            check(&format!("{grid:?} {shape:?}"), &per_row, |x| {
-                fake_quantize_learned(x[0].clone().reshape(shape), x[1].clone(), grid)
-            });
+        let grids: [(Grid, &[(&[usize], f32, f32)]); 7] = [
+            (Grid::Unit { n: 1.0 }, &flat),
+            (Grid::Unit { n: 3.0 }, &flat),
+            (Grid::Unit { n: 255.0 }, &flat),
+            (Grid::Step { q_min: -2.0, q_max: 1.0 }, &per_row),
+            (Grid::Clip { n: 3.0 }, &per_row),
+            (Grid::Sign { is_bounded: true }, &per_row),
+            (Grid::Sign { is_bounded: false }, &per_row),
+        ];
+        for (grid, shapes) in grids {
+            check_composed(
+                &format!("{grid:?} {shape:?}"),
+                shapes,
+                |x| grid.scheme(x[1..].to_vec()).quantize(x[0].clone().reshape(shape)).values,
+                |x| grid.composed(x[0].clone().reshape(shape), &x[1..]),
+            );
         }
         for (scale, zero_point, n) in [(0.1, 7.0, 15.0), (0.5, 0.0, 3.0), (1.3, 1.0, 1.0)] {
-            check(&format!("affine {shape:?} {scale} {zero_point} {n}"), &[(&shape, 0.4, 1.0)], |x| {
-                let device = x[0].device();
-                let [scale, zero_point] = [scale, zero_point].map(|value| Tensor::full([1], value, &device));
-                fake_quantize_affine(x[0].clone().reshape(shape), scale, zero_point, n)
-            });
+            let parameters = |x: &Tensor<1>| {
+                [scale, zero_point].map(|value| Tensor::full([1], value, &x.device())).to_vec()
+            };
+            let grid = Grid::Affine { n };
+            check_composed(
+                &format!("affine {shape:?} {scale} {zero_point} {n}"),
+                &[(&shape, 0.4, 1.0)],
+                |x| grid.scheme(parameters(&x[0])).quantize(x[0].clone().reshape(shape)).values,
+                |x| grid.composed(x[0].clone().reshape(shape), &parameters(&x[0])),
+            );
         }
     }
 }
@@ -366,6 +401,8 @@ fn ranges_are_equal() {
         for (n, mean) in [(1, 0.4), (1, -0.4), (21, 0.0), (70_000, 3.0), (70_000, 9.0)] {
             let x = tensor::<1>(&normal(n, mean, 1.0, &mut rng(4)), [n], &backend.device);
             let (kernels, others) = with_kernels_and(OTHERS, || values(value_range(x.clone())));
+            let composed = values(composed::value_range(x));
+            assert_eq!(kernels, composed, "{n} values around {mean}, composed");
             for (implementation, other) in others {
                 assert_eq!(kernels, other, "{n} values around {mean}, {implementation:?}");
             }
@@ -488,23 +525,24 @@ fn nan_stays_nan() {
         let w = tensor::<4>(&vec![1.0; 5 * 4 * 9], [5, 4, 3, 3], &backend.device);
         let bad_w = w.clone().mask_fill(w.clone().equal_scalar(1.0), f32::NAN);
         let options = || ConvOptions::new([1; 2], [1; 2], [1; 2], 1);
-        let scales = || [Scale::Constant(0.5), Scale::Constant(1.0)];
-        let bounds = CodeBounds { activation: 3, weight: 3 };
-        let q = fake_quantize_unit(x.clone(), 3.0);
-        is_nan("fake quantization", q.clone());
-        is_nan("codes of the input", conv2d_codes(x.clone(), w.clone(), scales(), bounds, options()));
-        let good = x.ones_like();
-        is_nan("codes of the weights", conv2d_codes(good, bad_w.clone(), scales(), bounds, options()));
+        let one = || tensor::<1>(&[1.0], [1], &backend.device);
+        let [half, whole] =
+            [0.5, 1.0].map(|step| Grid::Step { q_min: 0.0, q_max: 3.0 }.scheme(vec![one() * step]));
+        is_nan("fake quantization", unit(x.clone(), 3.0).values);
+        is_nan("codes of the input", conv2d(half.made(x.clone()), whole.made(w.clone()), options()));
+        let good = half.made(x.ones_like());
+        is_nan("codes of the weights", conv2d(good, whole.made(bad_w.clone()), options()));
         is_nan("convolution", conv2d(x.clone(), w, options()));
         is_nan("weights", dorefa_weights(bad_w.clone(), 3.0, MaxGradient::Detached));
-        let one = || tensor::<1>(&[1.0], [1], &backend.device);
         for is_bounded in [true, false] {
-            is_nan("signs", fake_quantize_learned(bad_w.clone(), one(), Grid::Sign { is_bounded }));
+            is_nan("signs", Grid::Sign { is_bounded }.scheme(vec![one()]).quantize(bad_w.clone()).values);
         }
         assert!(values(value_range(x.clone())).iter().all(|bound| bound.is_nan()), "range");
-        is_nan("affine grid", fake_quantize_affine(x.clone(), one(), one(), 3.0));
+        let on_affine = Grid::Affine { n: 3.0 }.scheme(vec![one(), one()]).quantize(x.clone());
+        is_nan("affine grid", on_affine.values);
         let affine = [tensor(&[1.0; 4], [4], &backend.device), tensor(&[0.0; 4], [4], &backend.device)];
-        is_nan("normalization", batch_norm(x, affine, 1e-5, Activation::Unit { n: 3.0 }).output);
+        let activation = Grid::Unit { n: 3.0 }.activation(Vec::new());
+        is_nan("normalization", batch_norm(x, affine, 1e-5, activation).output.values);
     }
 }
 
@@ -536,7 +574,7 @@ fn fused_input_quantizers_agree_with_those_after_a_relu() {
                         let activation = layer.input_activation(shape).expect("this method has one");
                         layer.forward_quantized(normalize(activation))
                     }
-                    false => layer.forward(normalize(Activation::Relu)),
+                    false => layer.forward(normalize(Activation::Relu).values),
                 };
                 let all = (y.clone() * y.clone()).sum().backward();
                 let mut results = vec![("output".to_string(), values(y))];
@@ -594,11 +632,11 @@ fn a_kernel_larger_than_the_image_is_an_error() {
 }
 
 #[test]
-#[should_panic(expected = "one parameter, or one for each slice")]
+#[should_panic(expected = "parameters for 2 slices of a tensor of 4")]
 fn parameters_for_several_slices_are_an_error() {
     let device = default_device();
     let (x, steps) = (tensor::<2>(&[1.0; 24], [4, 6], &device), tensor(&[0.1, 0.2], [2], &device));
-    fake_quantize_learned(x, steps, Grid::Step { q_min: 0.0, q_max: 3.0 });
+    Grid::Step { q_min: 0.0, q_max: 3.0 }.scheme(vec![steps]).quantize(x);
 }
 
 /// The same on one thread, two and seven: losses, gradients and learned steps, bit for bit. The maps are large enough to be

@@ -8,8 +8,8 @@ use lowbit_quantizers::methods::minmax::{MinMaxActivations, MinMaxWeights};
 use lowbit_quantizers::methods::pact::PactActivations;
 use lowbit_quantizers::{
     ActivationQuantizer, BitWidth, CodeRange, Granularity, GridError, LayerMut, LayerQuantization, LayerRef,
-    Method, Precision, QuantConv2d, QuantConv2dConfig, QuantLinearConfig, QuantizedNetwork, Selection,
-    WeightQuantizer,
+    Method, Precision, QuantConv2d, QuantConv2dConfig, QuantLinearConfig, QuantizedNetwork,
+    QuantizesActivations, Selection, WeightQuantizer,
 };
 use lowbit_tests::{Spec, Tolerance, assert_close, backends, integers, rng, tensor, values};
 

@@ -68,15 +68,21 @@ fn positive() -> impl Strategy<Value = f32> {
 /// Any quantizer for a tensor of `rows` rows, with ordinary parameters.
 fn spec(rows: usize) -> impl Strategy<Value = Spec> {
     prop_oneof![
-        Just(Spec::DoReFaWeights),
-        Just(Spec::DoReFaActivations),
-        positive().prop_map(|clip_value| Spec::PactActivations { clip_value }),
-        lsq_weights(rows),
-        positive().prop_map(|step_size| Spec::LsqActivations { step_size }),
-        granularity().prop_map(|granularity| Spec::MinMaxWeights { granularity }),
-        (prop_oneof![Just(0.0f32), -3.0f32..0.0], positive())
+        1 => Just(Spec::DoReFaWeights),
+        1 => Just(Spec::DoReFaActivations),
+        1 => positive().prop_map(|clip_value| Spec::PactActivations { clip_value }),
+        1 => lsq_weights(rows),
+        1 => positive().prop_map(|step_size| Spec::LsqActivations { step_size }),
+        1 => granularity().prop_map(|granularity| Spec::MinMaxWeights { granularity }),
+        1 => (prop_oneof![Just(0.0f32), -3.0f32..0.0], positive())
             .prop_map(|(min, max)| Spec::MinMaxActivations { min, max }),
+        6 => learned(rows),
     ]
+}
+
+/// Every method without a variant of its own.
+fn learned(rows: usize) -> impl Strategy<Value = Spec> {
+    prop::sample::select(Spec::learned(rows))
 }
 
 fn lsq_weights(rows: usize) -> impl Strategy<Value = Spec> {
@@ -106,6 +112,7 @@ fn unit(spec: &Spec, bits: BitWidth) -> f32 {
         Spec::LsqWeights { step_size, .. } => step_size[0],
         Spec::LsqActivations { step_size } => *step_size,
         Spec::MinMaxActivations { min, max } => (max - min) / n,
+        Spec::Learned { .. } => 0.25,
         _ => 1.0 / n,
     }
 }
@@ -115,9 +122,8 @@ fn problem_of<S: Strategy<Value = Spec>>(specs: impl Fn(usize) -> S) -> impl Str
     (1usize..4, 1usize..9, 1u32..9)
         .prop_flat_map(move |(rows, columns, bits)| (specs(rows), Just([rows, columns]), Just(bits)))
         .prop_flat_map(|(spec, shape, bits)| {
-            // One bit leaves min-max weights no level but zero: they start at two.
-            let lowest = if matches!(spec, Spec::MinMaxWeights { .. }) { 2 } else { 1 };
-            let bits = BitWidth::new(bits.max(lowest)).unwrap();
+            let allowed = spec.bits();
+            let bits = BitWidth::new(bits.clamp(*allowed.start(), *allowed.end())).unwrap();
             let x = prop::collection::vec(value(unit(&spec, bits)), shape[0] * shape[1]);
             (Just(spec), Just(bits), Just(shape), x)
         })
@@ -145,8 +151,8 @@ fn check<T: Debug>(strategy: impl Strategy<Value = T>, cases: u32, property: imp
     }
 }
 
-/// Enough that each of the seven quantizers gets about as many cases as it has bit widths and granularities.
-const CASES: u32 = 256;
+/// Enough that each quantizer gets about as many cases as it has bit widths and granularities.
+const CASES: u32 = 512;
 
 /// Off by at most `ulps` units in the last place of the largest value that took part.
 fn assert_ulps(got: f32, expected: f32, largest: f32, ulps: f32, problem: &impl Debug) {
@@ -195,7 +201,10 @@ fn equal_codes_have_equal_values() {
 /// a tensor of DoReFa's values has another tanh.
 #[test]
 fn idempotent() {
-    let is_fixed = |spec: &Spec| !matches!(spec, Spec::DoReFaWeights | Spec::MinMaxWeights { .. });
+    let is_fixed = |spec: &Spec| {
+        // The values of an interval of EWGS are not its places.
+        !matches!(spec, Spec::DoReFaWeights | Spec::MinMaxWeights { .. } | Spec::Learned { .. })
+    };
     check(problem().prop_filter("fixed grid", move |problem| is_fixed(&problem.spec)), CASES, |problem| {
         let first = problem.run();
         let second = problem.run_on(&first.y);
@@ -237,7 +246,8 @@ fn monotone() {
 #[test]
 fn error_is_at_most_half_a_step_inside_the_range() {
     let applies = |problem: &Problem| match problem.spec {
-        Spec::DoReFaWeights => false,
+        // Nor where a method transforms its values, or has levels at unequal distances.
+        Spec::DoReFaWeights | Spec::Learned { .. } => false,
         Spec::LsqWeights { .. } => problem.bits.get() > 1,
         _ => true,
     };
@@ -345,6 +355,13 @@ fn stray_parameters_are_harmless() {
             }),
             stray().prop_map(|step_size| Spec::LsqActivations { step_size }),
             stray().prop_map(|clip_value| Spec::PactActivations { clip_value }),
+            (learned(rows), prop::collection::vec(stray(), 3)).prop_map(|(mut spec, strays)| {
+                let Spec::Learned { parameters, .. } = &mut spec else { unreachable!() };
+                for (parameter, stray) in parameters.values_mut().zip(strays) {
+                    parameter.iter_mut().for_each(|number| *number = stray);
+                }
+                spec
+            }),
         ]
     };
     check(problem_of(specs), CASES, |problem| {
@@ -373,6 +390,10 @@ fn any_input_is_harmless() {
                 step_size.truncate(shape[0]);
                 Spec::LsqWeights { step_size, granularity }
             }
+            Spec::Learned { method, operand, granularity, mut parameters } => {
+                parameters.values_mut().for_each(|parameter| parameter.truncate(shape[0]));
+                Spec::Learned { method, operand, granularity, parameters }
+            }
             spec => spec,
         };
         Problem { spec, x: vec![value; shape[0] * shape[1]], shape, bits: problem.bits }
@@ -396,7 +417,7 @@ fn check_sound(problem: &Problem) {
     let x = tensor(&problem.x, problem.shape, &device).require_grad();
     let gradients = quantizer.fake_quantize(x.clone()).sum().backward();
     let mut all = values(x.grad(&gradients).expect("the input has a gradient"));
-    if let Some((_, parameter)) = quantizer.learned() {
+    for (_, parameter) in quantizer.learned() {
         all.extend(values(parameter.grad(&gradients).expect("the parameter has a gradient")));
     }
     assert!(all.iter().all(|gradient| gradient.is_finite()), "gradients {all:?} of {problem:?}");

@@ -76,20 +76,20 @@ pub fn instruction_sets() -> Vec<&'static str> {
     known.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| name).collect()
 }
 
-/// Defines a function that is compiled for each instruction set. It may have one type parameter.
+/// Defines a function that is compiled for each instruction set. It may have a type parameter and a constant one.
 macro_rules! multiversion {
-    ($(#[$attribute:meta])* $vis:vis fn $name:ident $(<$generic:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?)
-        $(-> $ret:ty)? $body:block
+    ($(#[$attribute:meta])* $vis:vis fn $name:ident $(<$generic:ident: $bound:path, const $constant:ident: usize>)?
+        ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
     ) => {
         $(#[$attribute])*
         #[allow(clippy::too_many_arguments, reason = "inner loops take their buffers one by one")]
-        $vis fn $name $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name $(<$generic: $bound, const $constant: usize>)? ($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? $body
+            fn body $(<$generic: $bound, const $constant: usize>)? ($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                fn avx2 $(<$generic: $bound, const $constant: usize>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
                 if $crate::instructions::Avx2::detect().is_some() {
                     // SAFETY: the processor has the instructions.
                     return unsafe { avx2($($arg),*) };

@@ -30,12 +30,13 @@
 //! assert_eq!(out[4], 1.0);
 //! ```
 
-pub mod activation;
+mod activation;
 #[cfg(feature = "allocator")]
 pub mod allocator;
 mod codes;
 pub mod conv;
 pub mod fake_quantize;
+pub mod formula;
 mod instructions;
 pub mod integer;
 #[doc(hidden)]
@@ -43,6 +44,7 @@ pub mod limits;
 pub mod norm;
 mod output;
 pub mod packed;
+pub mod program;
 mod threads;
 mod tile;
 mod transpose;

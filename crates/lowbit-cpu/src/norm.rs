@@ -5,8 +5,8 @@
 
 use rayon::prelude::*;
 
-pub use crate::activation::Activation;
-use crate::activation::{Pointwise, with_activation};
+use crate::activation::{Identity, Pointwise, Relu};
+use crate::formula::AnyFormula;
 use crate::instructions::multiversion;
 use crate::output::{Slot, collect};
 use crate::task_items;
@@ -118,8 +118,19 @@ pub fn statistics(shape: NormShape, x: &[f32]) -> Vec<f32> {
     means
 }
 
+/// What follows a normalization.
+#[derive(Clone, Copy, Debug)]
+pub enum Activation<'a> {
+    /// `x`.
+    Identity,
+    /// `max(x, 0)`; the gradient passes where `x > 0`.
+    Relu,
+    /// A quantizer, with a number for each of its parameters.
+    Formula(&'a AnyFormula, &'a [f32]),
+}
+
 /// What a normalization applies.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct NormParameters<'a> {
     /// Learned factors, one for each channel.
     pub gamma: &'a [f32],
@@ -129,8 +140,6 @@ pub struct NormParameters<'a> {
     pub statistics: &'a [f32],
     /// Added to the variance.
     pub epsilon: f32,
-    /// What follows.
-    pub activation: Activation,
 }
 
 impl NormParameters<'_> {
@@ -167,11 +176,13 @@ impl Affine {
 }
 
 multiversion! {
-    fn apply_image<A: Pointwise>(x: &[f32], affines: &[Affine], activation: A, y: &mut [Slot]) {
+    fn apply_image<A: Pointwise<P>, const P: usize>(
+        x: &[f32], affines: &[Affine], activation: A, p: [f32; P], y: &mut [Slot],
+    ) {
         let plane = x.len() / affines.len();
         for ((x, y), &affine) in x.chunks_exact(plane).zip(y.chunks_exact_mut(plane)).zip(affines) {
             for (y, &x) in y.iter_mut().zip(x) {
-                y.write(activation.value(affine.apply(x)));
+                y.write(activation.value(affine.apply(x), p));
             }
         }
     }
@@ -184,7 +195,27 @@ multiversion! {
 ///
 /// # Panics
 /// If a length does not fit the shape.
-pub fn apply(shape: NormShape, x: &[f32], parameters: NormParameters<'_>) -> Vec<f32> {
+pub fn apply(
+    shape: NormShape,
+    x: &[f32],
+    parameters: NormParameters<'_>,
+    activation: Activation<'_>,
+) -> Vec<f32> {
+    match activation {
+        Activation::Identity => apply_with(Identity, [], shape, x, parameters),
+        Activation::Relu => apply_with(Relu, [], shape, x, parameters),
+        Activation::Formula(formula, p) => formula.normalized(shape, x, parameters, p),
+    }
+}
+
+/// [`apply`] of one kind of activation.
+pub(crate) fn apply_with<A: Pointwise<P>, const P: usize>(
+    activation: A,
+    p: [f32; P],
+    shape: NormShape,
+    x: &[f32],
+    parameters: NormParameters<'_>,
+) -> Vec<f32> {
     assert_eq!(x.len(), shape.len(), "length of the input");
     let affines = parameters.affines(shape);
     if x.is_empty() {
@@ -193,38 +224,37 @@ pub fn apply(shape: NormShape, x: &[f32], parameters: NormParameters<'_>) -> Vec
     let write = |y: &mut [Slot]| {
         let images = y.par_chunks_mut(shape.image()).zip(x.par_chunks(shape.image()));
         let images = images.with_min_len(task_items(shape.image()));
-        with_activation!(parameters.activation, activation => {
-            images.for_each(|(y, x)| apply_image(x, &affines, activation, y));
-        });
+        images.for_each(|(y, x)| apply_image(x, &affines, activation, p, y));
     };
     // SAFETY: `x` is as long, and each of its images has as many planes as there are channels.
     unsafe { collect(x.len(), write) }
 }
 
-/// Sums over a channel that its gradients are made of; `g'` is `g` where it passes the activation.
-#[derive(Clone, Copy, Default)]
-struct Sums {
+/// Sums over a channel that its gradients are made of; `g'` is the gradient before the activation.
+#[derive(Clone, Copy)]
+struct Sums<const P: usize> {
     /// Of `g'`.
     g: f64,
     /// Of `g' (x - mean)`.
     gx: f64,
-    /// Of `g` times the activation's derivative by its parameter.
-    parameter: f64,
+    /// Of the gradients of the activation's parameters.
+    parameters: [f64; P],
 }
 
 multiversion! {
-    fn channel_sums<A: Pointwise>(
-        shape: NormShape, x: &[f32], g: &[f32], channel: usize, affine: Affine, activation: A,
-    ) -> Sums {
-        let mut result = Sums::default();
+    fn channel_sums<A: Pointwise<P>, const P: usize>(
+        shape: NormShape, x: &[f32], g: &[f32], channel: usize, affine: Affine, activation: A, p: [f32; P],
+    ) -> Sums<P> {
+        let mut result = Sums { g: 0.0, gx: 0.0, parameters: [0.0; P] };
         for first in (0..shape.batch).step_by(shape.together()) {
-            let mut sums = [[0.0; LANES]; 3];
+            let (mut sums, mut of_parameters) = ([[0.0; LANES]; 2], [[0.0; LANES]; P]);
             let mut at = |lane: usize, x: f32, g: f32| {
-                let z = affine.apply(x);
-                let passed = if activation.passes(z) { g } else { 0.0 };
+                let (passed, of_p) = activation.gradient(affine.apply(x), p, g);
                 sums[0][lane] += passed;
                 sums[1][lane] += passed * (x - affine.mean);
-                sums[2][lane] += g * activation.slope(z);
+                for (sums, of_p) in of_parameters.iter_mut().zip(of_p) {
+                    sums[lane] += of_p;
+                }
             };
             for image in first..(first + shape.together()).min(shape.batch) {
                 let range = shape.range(image, channel);
@@ -241,7 +271,9 @@ multiversion! {
             }
             result.g += total(&sums[0]);
             result.gx += total(&sums[1]);
-            result.parameter += total(&sums[2]);
+            for (result, sums) in result.parameters.iter_mut().zip(&of_parameters) {
+                *result += total(sums);
+            }
         }
         result
     }
@@ -255,14 +287,14 @@ struct Line {
 }
 
 multiversion! {
-    fn gradient_image<A: Pointwise>(
-        x: &[f32], g: &[f32], affines: &[Affine], lines: &[Line], activation: A, dx: &mut [Slot],
+    fn gradient_image<A: Pointwise<P>, const P: usize>(
+        x: &[f32], g: &[f32], affines: &[Affine], lines: &[Line], activation: A, p: [f32; P], dx: &mut [Slot],
     ) {
         let plane = x.len() / affines.len();
         let planes = dx.chunks_exact_mut(plane).zip(x.chunks_exact(plane).zip(g.chunks_exact(plane)));
         for ((dx, (x, g)), (&affine, &line)) in planes.zip(affines.iter().zip(lines)) {
             for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(g) {
-                let passed = if activation.passes(affine.apply(x)) { g } else { 0.0 };
+                let (passed, _) = activation.gradient(affine.apply(x), p, g);
                 dx.write(affine.factor * passed + (line.slope * (x - affine.mean) + line.constant));
             }
         }
@@ -277,8 +309,8 @@ pub struct NormGradients {
     pub gamma: Vec<f32>,
     /// Of `beta`.
     pub beta: Vec<f32>,
-    /// Of the activation's learned parameter; 0 if it has none.
-    pub parameter: f32,
+    /// Of the activation's parameters.
+    pub parameters: Vec<f32>,
 }
 
 /// The gradients of `x` and of the parameters from the gradient `g` of the output.
@@ -292,48 +324,65 @@ pub struct NormGradients {
 ///
 /// # Panics
 /// If a length does not fit the shape.
-pub fn gradients(shape: NormShape, x: &[f32], g: &[f32], parameters: NormParameters<'_>) -> NormGradients {
+pub fn gradients(
+    shape: NormShape,
+    x: &[f32],
+    g: &[f32],
+    parameters: NormParameters<'_>,
+    activation: Activation<'_>,
+) -> NormGradients {
+    match activation {
+        Activation::Identity => gradients_with(Identity, [], shape, x, g, parameters),
+        Activation::Relu => gradients_with(Relu, [], shape, x, g, parameters),
+        Activation::Formula(formula, p) => formula.normalized_gradients(shape, x, g, parameters, p),
+    }
+}
+
+/// [`gradients`] of one kind of activation.
+pub(crate) fn gradients_with<A: Pointwise<P>, const P: usize>(
+    activation: A,
+    p: [f32; P],
+    shape: NormShape,
+    x: &[f32],
+    g: &[f32],
+    parameters: NormParameters<'_>,
+) -> NormGradients {
     assert!(x.len() == shape.len() && g.len() == shape.len(), "length of the input and the gradient");
     let affines = parameters.affines(shape);
-    let (sums, input): (Vec<Sums>, Vec<f32>);
-    with_activation!(parameters.activation, activation => {
-        sums = affines
-            .par_iter()
-            .enumerate()
-            .with_min_len(shape.task_channels())
-            .map(|(channel, &affine)| channel_sums(shape, x, g, channel, affine, activation))
-            .collect();
-        let lines: Vec<Line> =
-            affines.iter().zip(&sums).map(|(affine, sums)| line(shape, affine, sums)).collect();
-        let write = |dx: &mut [Slot]| {
-            if !dx.is_empty() {
-                let inputs = x.par_chunks(shape.image()).zip(g.par_chunks(shape.image()));
-                let images = dx.par_chunks_mut(shape.image()).zip(inputs);
-                images.with_min_len(task_items(shape.image())).for_each(|(dx, (x, g))| {
-                    gradient_image(x, g, &affines, &lines, activation, dx);
-                });
-            }
-        };
-        // SAFETY: `x` and `g` are as long, and each of their images has as many planes as there are channels.
-        input = unsafe { collect(x.len(), write) };
-    });
+    let sums: Vec<Sums<P>> = affines
+        .par_iter()
+        .enumerate()
+        .with_min_len(shape.task_channels())
+        .map(|(channel, &affine)| channel_sums(shape, x, g, channel, affine, activation, p))
+        .collect();
+    let lines: Vec<Line> =
+        affines.iter().zip(&sums).map(|(affine, sums)| line(shape, affine, sums.g, sums.gx)).collect();
+    let write = |dx: &mut [Slot]| {
+        if !dx.is_empty() {
+            let inputs = x.par_chunks(shape.image()).zip(g.par_chunks(shape.image()));
+            let images = dx.par_chunks_mut(shape.image()).zip(inputs);
+            images.with_min_len(task_items(shape.image())).for_each(|(dx, (x, g))| {
+                gradient_image(x, g, &affines, &lines, activation, p, dx);
+            });
+        }
+    };
+    // SAFETY: `x` and `g` are as long, and each of their images has as many planes as there are channels.
+    let input = unsafe { collect(x.len(), write) };
     let gamma =
         affines.iter().zip(&sums).map(|(affine, sums)| (sums.gx / f64::from(affine.deviation)) as f32);
     NormGradients {
         input,
         gamma: gamma.collect(),
         beta: sums.iter().map(|sums| sums.g as f32).collect(),
-        parameter: sums.iter().map(|sums| sums.parameter).sum::<f64>() as f32,
+        parameters: (0..P).map(|i| sums.iter().map(|sums| sums.parameters[i]).sum::<f64>() as f32).collect(),
     }
 }
 
-fn line(shape: NormShape, affine: &Affine, sums: &Sums) -> Line {
+/// The line of a channel from the sums of `g'` and of `g' (x - mean)`.
+fn line(shape: NormShape, affine: &Affine, g: f64, gx: f64) -> Line {
     let n = (shape.batch * shape.plane) as f64;
     let (factor, deviation) = (f64::from(affine.factor), f64::from(affine.deviation));
-    Line {
-        slope: (-factor * sums.gx / (deviation * deviation) / n) as f32,
-        constant: (-factor * sums.g / n) as f32,
-    }
+    Line { slope: (-factor * gx / (deviation * deviation) / n) as f32, constant: (-factor * g / n) as f32 }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use burn::backend::autodiff::{Autodiff, NodeId};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::ConvOptions;
-use lowbit_cpu::fake_quantize::Grid;
+use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::weights::MaxGradient;
 
 use crate::backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend};
@@ -51,15 +51,16 @@ impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Auto
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         statistics: FloatTensor<Self>,
-        parameter: FloatTensor<Self>,
+        parameters: FloatTensor<Self>,
         epsilon: f32,
         activation: ActivationKind,
     ) -> FloatTensor<Self> {
         let statistics = statistics.into_primitive();
-        let nodes = [input.node(), gamma.node(), beta.node(), parameter.node()];
+        let nodes = [input.node(), gamma.node(), beta.node(), parameters.node()];
+        let kind = activation.clone();
         let forward = |tensors: [FloatTensor<Self>; 4], statistics| {
-            let [input, gamma, beta, parameter] = tensors.map(|tensor| tensor.into_primitive());
-            B::lowbit_batch_norm(input, gamma, beta, statistics, parameter, epsilon, activation)
+            let [input, gamma, beta, parameters] = tensors.map(|tensor| tensor.into_primitive());
+            B::lowbit_batch_norm(input, gamma, beta, statistics, parameters, epsilon, kind)
         };
         match BatchNorm.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(mut prepared) => {
@@ -67,15 +68,15 @@ impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Auto
                     input: prepared.checkpoint(&input),
                     gamma: prepared.checkpoint(&gamma),
                     beta: prepared.checkpoint(&beta),
-                    parameter: prepared.checkpoint(&parameter),
+                    parameters: prepared.checkpoint(&parameters),
                     statistics: statistics.clone(),
                     epsilon,
                     activation,
                 };
-                prepared.finish(state, forward([input, gamma, beta, parameter], statistics))
+                prepared.finish(state, forward([input, gamma, beta, parameters], statistics))
             }
             OpsKind::UnTracked(prepared) => {
-                prepared.finish(forward([input, gamma, beta, parameter], statistics))
+                prepared.finish(forward([input, gamma, beta, parameters], statistics))
             }
         }
     }
@@ -90,32 +91,23 @@ impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Auto
         }
     }
 
-    fn lowbit_fake_quantize_unit(x: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
-        match Unit.prepare::<C>([x.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let state = prepared.checkpoint(&x);
-                prepared.finish(state, B::lowbit_fake_quantize_unit(x.into_primitive(), n))
-            }
-            OpsKind::UnTracked(prepared) => {
-                prepared.finish(B::lowbit_fake_quantize_unit(x.into_primitive(), n))
-            }
-        }
-    }
-
     fn lowbit_fake_quantize(
         x: FloatTensor<Self>,
-        parameter: FloatTensor<Self>,
-        grid: Grid,
+        parameters: FloatTensor<Self>,
+        formula: AnyFormula,
     ) -> FloatTensor<Self> {
-        match Learned.prepare::<C>([x.node(), parameter.node()]).compute_bound().stateful() {
+        match FakeQuantize.prepare::<C>([x.node(), parameters.node()]).compute_bound().stateful() {
             OpsKind::Tracked(mut prepared) => {
-                let state = (prepared.checkpoint(&x), prepared.checkpoint(&parameter), grid);
-                let output = B::lowbit_fake_quantize(x.into_primitive(), parameter.into_primitive(), grid);
+                let state = (prepared.checkpoint(&x), prepared.checkpoint(&parameters), formula.clone());
+                let output =
+                    B::lowbit_fake_quantize(x.into_primitive(), parameters.into_primitive(), formula);
                 prepared.finish(state, output)
             }
-            OpsKind::UnTracked(prepared) => {
-                prepared.finish(B::lowbit_fake_quantize(x.into_primitive(), parameter.into_primitive(), grid))
-            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::lowbit_fake_quantize(
+                x.into_primitive(),
+                parameters.into_primitive(),
+                formula,
+            )),
         }
     }
 
@@ -125,32 +117,6 @@ impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Auto
 
     fn lowbit_value_range(x: FloatTensor<Self>) -> FloatTensor<Self> {
         <Self as AutodiffBackend>::from_inner(B::lowbit_value_range(x.into_primitive()))
-    }
-
-    fn lowbit_fake_quantize_affine(
-        x: FloatTensor<Self>,
-        scale: FloatTensor<Self>,
-        zero_point: FloatTensor<Self>,
-        n: f32,
-    ) -> FloatTensor<Self> {
-        affine::<B, C>(x, [scale, zero_point].map(|tensor| tensor.into_primitive()), n)
-    }
-}
-
-/// A node of min-max activations; see [`KernelBackend::lowbit_fake_quantize_affine`].
-fn affine<B: KernelBackend, C: CheckpointStrategy>(
-    x: FloatTensor<Autodiff<B, C>>,
-    grid: [FloatTensor<B>; 2],
-    n: f32,
-) -> FloatTensor<Autodiff<B, C>> {
-    let [scale, zero_point] = grid.clone();
-    let forward = |x| B::lowbit_fake_quantize_affine(x, scale, zero_point, n);
-    match Affine.prepare::<C>([x.node()]).compute_bound().stateful() {
-        OpsKind::Tracked(mut prepared) => {
-            let state = (prepared.checkpoint(&x), grid, n);
-            prepared.finish(state, forward(x.into_primitive()))
-        }
-        OpsKind::UnTracked(prepared) => prepared.finish(forward(x.into_primitive())),
     }
 }
 
@@ -224,7 +190,7 @@ struct BatchNormState<B: Backend> {
     input: NodeId,
     gamma: NodeId,
     beta: NodeId,
-    parameter: NodeId,
+    parameters: NodeId,
     statistics: FloatTensor<B>,
     epsilon: f32,
     activation: ActivationKind,
@@ -235,18 +201,18 @@ impl<B: KernelBackend> Backward<B, 4> for BatchNorm {
 
     fn backward(self, ops: Ops<Self::State, 4>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
         let gradient = gradients.consume::<B>(&ops.node);
-        let BatchNormState { input, gamma, beta, parameter, statistics, epsilon, activation } = ops.state;
-        let (input, gamma, beta, parameter) = B::lowbit_batch_norm_gradients(
+        let BatchNormState { input, gamma, beta, parameters, statistics, epsilon, activation } = ops.state;
+        let (input, gamma, beta, parameters) = B::lowbit_batch_norm_gradients(
             checkpointer.retrieve_node_output(input),
             checkpointer.retrieve_node_output(gamma),
             checkpointer.retrieve_node_output(beta),
             statistics,
-            checkpointer.retrieve_node_output(parameter),
+            checkpointer.retrieve_node_output(parameters),
             gradient,
             epsilon,
             activation,
         );
-        for (node, gradient) in ops.parents.into_iter().zip([input, gamma, beta, parameter]) {
+        for (node, gradient) in ops.parents.into_iter().zip([input, gamma, beta, parameters]) {
             if let Some(node) = node {
                 gradients.register::<B>(node.id, gradient);
             }
@@ -272,55 +238,21 @@ impl<B: KernelBackend> Backward<B, 1> for DoReFaWeights {
 }
 
 #[derive(Debug)]
-struct Unit;
+struct FakeQuantize;
 
-impl<B: KernelBackend> Backward<B, 1> for Unit {
-    type State = NodeId;
-
-    fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let [node] = ops.parents;
-        let gradient = gradients.consume::<B>(&ops.node);
-        let x: FloatTensor<B> = checkpointer.retrieve_node_output(ops.state);
-        if let Some(node) = node {
-            gradients.register::<B>(node.id, B::lowbit_fake_quantize_unit_gradient(x, gradient));
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Learned;
-
-impl<B: KernelBackend> Backward<B, 2> for Learned {
-    type State = (NodeId, NodeId, Grid);
+impl<B: KernelBackend> Backward<B, 2> for FakeQuantize {
+    type State = (NodeId, NodeId, AnyFormula);
 
     fn backward(self, ops: Ops<Self::State, 2>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
         let gradient = gradients.consume::<B>(&ops.node);
-        let (x, parameter, grid) = ops.state;
+        let (x, parameters, formula) = ops.state;
         let x: FloatTensor<B> = checkpointer.retrieve_node_output(x);
-        let parameter: FloatTensor<B> = checkpointer.retrieve_node_output(parameter);
-        let (x, parameter) = B::lowbit_fake_quantize_gradients(x, parameter, gradient, grid);
-        for (node, gradient) in ops.parents.into_iter().zip([x, parameter]) {
+        let parameters: FloatTensor<B> = checkpointer.retrieve_node_output(parameters);
+        let (x, parameters) = B::lowbit_fake_quantize_gradients(x, parameters, gradient, formula);
+        for (node, gradient) in ops.parents.into_iter().zip([x, parameters]) {
             if let Some(node) = node {
                 gradients.register::<B>(node.id, gradient);
             }
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Affine;
-
-impl<B: KernelBackend> Backward<B, 1> for Affine {
-    type State = (NodeId, [FloatTensor<B>; 2], f32);
-
-    fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let [node] = ops.parents;
-        let gradient = gradients.consume::<B>(&ops.node);
-        let (x, [scale, zero_point], n) = ops.state;
-        let x: FloatTensor<B> = checkpointer.retrieve_node_output(x);
-        if let Some(node) = node {
-            let gradient = B::lowbit_fake_quantize_affine_gradient(x, scale, zero_point, gradient, n);
-            gradients.register::<B>(node.id, gradient);
         }
     }
 }

@@ -4,49 +4,32 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, backend_extension};
 use burn::tensor::ops::ConvOptions;
 use lowbit_cpu::conv::ConvShape;
-use lowbit_cpu::fake_quantize::Grid;
+use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::integer::CodeBounds;
 use lowbit_cpu::packed::PackedImages;
 use lowbit_cpu::weights::MaxGradient;
 
 use crate::reference;
 
-/// What follows a normalization, apart from its learned parameter.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What follows a normalization, apart from its parameters.
+#[derive(Clone, Debug, PartialEq)]
 pub enum ActivationKind {
     /// Nothing.
     Identity,
     /// `max(y, 0)`.
     Relu,
-    /// [`fake_quantize_unit`](crate::fake_quantize_unit).
-    Unit {
-        /// Steps of the grid.
-        n: f32,
-    },
-    /// [`fake_quantize_learned`](crate::fake_quantize_learned) with one parameter for all values.
-    Learned(Grid),
+    /// A quantizer.
+    Formula(AnyFormula),
 }
 
-/// What the values of an operand of a convolution are integer multiples of, apart from its learned parameter.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum ScaleKind {
-    /// One constant.
-    Constant(f32),
-    /// The learned parameter (one for all, or one for each output channel of weights) divided by a constant.
-    Learned {
-        /// The constant.
-        parts: f32,
-    },
-}
-
-/// The integers that the operands of a convolution are made of.
+/// How the values of the operands of a convolution follow from codes, apart from their units.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CodeKinds {
-    /// Scale of the input.
-    pub input: ScaleKind,
-    /// Scale of the weights.
-    pub weight: ScaleKind,
-    /// Largest magnitudes of the integers; those of the input are not negative.
+    /// What the units are divided into, of the input and of the weights.
+    pub parts: [f32; 2],
+    /// Whether the operands have a unit, one of the input and one or one for each output channel of the weights; 1 else.
+    pub have_unit: [bool; 2],
+    /// Largest magnitudes of the codes; those of the input are not negative.
     pub bounds: CodeBounds,
 }
 
@@ -140,34 +123,34 @@ pub trait KernelBackend: Backend {
         reference::batch_statistics::<Self>(input)
     }
 
-    /// Normalization by `statistics`, which are those of the batch, and the activation. `parameter` is that of the
+    /// Normalization by `statistics`, which are those of the batch, and the activation. `parameters` are those of the
     /// activation; without effect if it has none.
     fn lowbit_batch_norm(
         input: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         statistics: FloatTensor<Self>,
-        parameter: FloatTensor<Self>,
+        parameters: FloatTensor<Self>,
         epsilon: f32,
         activation: ActivationKind,
     ) -> FloatTensor<Self> {
-        reference::batch_norm::<Self>(input, gamma, beta, statistics, parameter, epsilon, activation)
+        reference::batch_norm::<Self>(input, gamma, beta, statistics, parameters, epsilon, activation)
     }
 
-    /// Gradients of the input, of `gamma`, of `beta` and of `parameter`; the last is zero if the activation has none.
+    /// Gradients of the input, of `gamma`, of `beta` and of `parameters`; the last is zero if the activation has none.
     #[allow(clippy::too_many_arguments, reason = "what the forward pass had, and the gradient")]
     fn lowbit_batch_norm_gradients(
         input: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         statistics: FloatTensor<Self>,
-        parameter: FloatTensor<Self>,
+        parameters: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         epsilon: f32,
         activation: ActivationKind,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         reference::batch_norm_gradients::<Self>(
-            input, gamma, beta, statistics, parameter, gradient, epsilon, activation,
+            input, gamma, beta, statistics, parameters, gradient, epsilon, activation,
         )
     }
 
@@ -195,36 +178,24 @@ pub trait KernelBackend: Backend {
         reference::dorefa_gradient::<Self>(squashed, gradient, max_gradient)
     }
 
-    /// `round(clip(x, 0, 1) n) / n`.
-    fn lowbit_fake_quantize_unit(x: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
-        reference::fake_quantize_unit::<Self>(x, n)
-    }
-
-    /// The gradient where `0 <= x <= 1`, else 0.
-    fn lowbit_fake_quantize_unit_gradient(
-        x: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        reference::fake_quantize_unit_gradient::<Self>(x, gradient)
-    }
-
-    /// Fake quantization with a learned parameter.
+    /// The results of a formula. `parameters` are the first parameter of every row of `x`, then the second of every row, and so on;
+    /// without effect if it has none.
     fn lowbit_fake_quantize(
         x: FloatTensor<Self>,
-        parameter: FloatTensor<Self>,
-        grid: Grid,
+        parameters: FloatTensor<Self>,
+        formula: AnyFormula,
     ) -> FloatTensor<Self> {
-        reference::fake_quantize::<Self>(x, parameter, grid)
+        reference::fake_quantize::<Self>(x, parameters, &formula)
     }
 
-    /// Gradients of the input and of the parameter, the latter of the parameter's shape.
+    /// Gradients of the input and of the parameters, the latter zero if the formula has none.
     fn lowbit_fake_quantize_gradients(
         x: FloatTensor<Self>,
-        parameter: FloatTensor<Self>,
+        parameters: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
-        grid: Grid,
+        formula: AnyFormula,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        reference::fake_quantize_gradients::<Self>(x, parameter, gradient, grid)
+        reference::fake_quantize_gradients::<Self>(x, parameters, gradient, &formula)
     }
 
     /// The floats nearest to `x / s`, both of the same shape, without gradient.
@@ -235,26 +206,5 @@ pub trait KernelBackend: Backend {
     /// Smallest and largest of the values and 0, `[2]`, without gradient.
     fn lowbit_value_range(x: FloatTensor<Self>) -> FloatTensor<Self> {
         reference::value_range::<Self>(x)
-    }
-
-    /// `(clip(round(x / scale) + zero_point, 0, n) - zero_point) scale`.
-    fn lowbit_fake_quantize_affine(
-        x: FloatTensor<Self>,
-        scale: FloatTensor<Self>,
-        zero_point: FloatTensor<Self>,
-        n: f32,
-    ) -> FloatTensor<Self> {
-        reference::fake_quantize_affine::<Self>(x, scale, zero_point, n)
-    }
-
-    /// The gradient where the code was not clipped, else 0.
-    fn lowbit_fake_quantize_affine_gradient(
-        x: FloatTensor<Self>,
-        scale: FloatTensor<Self>,
-        zero_point: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-        n: f32,
-    ) -> FloatTensor<Self> {
-        reference::fake_quantize_affine_gradient::<Self>(x, scale, zero_point, gradient, n)
     }
 }

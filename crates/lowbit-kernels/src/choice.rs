@@ -14,8 +14,6 @@ pub enum Implementation {
     Kernels,
     /// The reference made of the backend's own operations, with the gradients of the kernels.
     Reference,
-    /// Functions of tensors, with burn's gradients.
-    Composed,
 }
 
 static CHOICE: AtomicU8 = AtomicU8::new(Implementation::Kernels as u8);
@@ -25,19 +23,20 @@ pub fn use_implementation(implementation: Implementation) {
     CHOICE.store(implementation as u8, Ordering::Relaxed);
 }
 
-fn is_chosen(implementation: Implementation) -> bool {
-    CHOICE.load(Ordering::Relaxed) == implementation as u8
-}
-
 /// Whether kernels are not to run.
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 pub(crate) fn is_reference() -> bool {
-    is_chosen(Implementation::Reference)
+    CHOICE.load(Ordering::Relaxed) == Implementation::Reference as u8
 }
 
-/// Whether an operation on `tensor` is composed of functions of tensors.
-pub(crate) fn is_composed<const D: usize>(tensor: &Tensor<D>) -> bool {
-    is_chosen(Implementation::Composed) || !is_extended(&tensor.device())
+/// Panics if this crate is not compiled for the backend of `tensor`.
+pub(crate) fn demand_extension<const D: usize>(tensor: &Tensor<D>) {
+    let device = tensor.device();
+    assert!(
+        is_extended(&device),
+        "lowbit-kernels is compiled without the backend of device {device:?}: switch on its feature, flex, ndarray, wgpu or \
+         cube for other GPUs"
+    );
 }
 
 /// Whether this crate is compiled for a device's backend.

@@ -1,10 +1,10 @@
-//! Operations on GPUs, through CubeCL: fake quantization, one kernel forward and one backward, and the gradient of a
-//! convolution's weights.
+//! Operations on GPUs, through CubeCL: fake quantization by any formula, one kernel forward and one backward, and the gradient of
+//! a convolution's weights.
 //!
-//! The formulas are those of [`lowbit_cpu::activation`], operation by operation, and codes are those of the CPU: a quotient that
-//! is rounded is the float nearest to the exact one, which Vulkan and WebGPU do not promise. (A GPU may take subnormal numbers for
-//! zero, and its tanh may differ in the last digit.) Values may be an ulp off where a driver contracts a product and a difference.
-//! The sum of a parameter's gradient is burn's.
+//! A formula's [`Program`] is written into the kernel operation by operation, and codes are those of the CPU: a quotient is the
+//! float nearest to the exact one, which Vulkan and WebGPU do not promise. (A GPU may take subnormal numbers for zero, and its tanh
+//! may differ in the last digit.) Values may be an ulp off where a driver contracts a product and a difference. The sum of a
+//! parameter's gradient is burn's.
 
 mod weight_gradient;
 
@@ -21,20 +21,14 @@ use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
-use lowbit_cpu::fake_quantize::Grid;
+use lowbit_cpu::formula::AnyFormula;
+use lowbit_cpu::program::{Op, Program};
 use lowbit_cpu::weights::MaxGradient;
 
 use self::weight_gradient::weight_gradient;
 use crate::backend::{KeepCodes, KernelBackend};
 use crate::reduce::sum_of_each;
 use crate::reference;
-
-/// `clip(x, low, high)`; `NaN` stays.
-#[cube]
-fn clip<F: Float, N: Size>(x: Vector<F, N>, low: Vector<F, N>, high: Vector<F, N>) -> Vector<F, N> {
-    let x = select_many(x.less_than(&low), low, x);
-    select_many(x.greater_than(&high), high, x)
-}
 
 /// The significand of a normal number as an integer of 24 bits.
 #[cube]
@@ -105,219 +99,107 @@ fn quotient<F: Float, N: Size>(x: Vector<F, N>, s: Vector<F, N>) -> Vector<F, N>
     }
 }
 
-/// Whether `low <= x <= high`.
+/// Runs a program on a vector of values; `parameters` has the first parameter of every row, then the second of every row, and so
+/// on. The results are those of all operations, in order.
 #[cube]
-fn is_within<F: Float, N: Size>(x: Vector<F, N>, low: Vector<F, N>, high: Vector<F, N>) -> Vector<bool, N> {
-    x.greater_equal(&low).vec_and(x.less_equal(&high))
+fn run<F: Float, N: Size>(
+    x: Vector<F, N>,
+    gradient: Vector<F, N>,
+    parameters: &LinearView<'_, F>,
+    row: usize,
+    n_rows: usize,
+    #[comptime] program: Program,
+) -> Sequence<Vector<F, N>> {
+    let mut values = Sequence::<Vector<F, N>>::new();
+    #[unroll]
+    for place in 0..program.ops.len() {
+        let op = program.ops[place];
+        match op {
+            Op::Input => values.push(x),
+            Op::Gradient => values.push(gradient),
+            Op::Parameter(i) => values.push(Vector::new(parameters.read(i * n_rows + row))),
+            Op::Constant(bits) => values.push(Vector::new(F::new(comptime!(f32::from_bits(bits))))),
+            Op::Add(places) => {
+                let sum = *values.index(places[0]) + *values.index(places[1]);
+                values.push(sum);
+            }
+            Op::Subtract(places) => {
+                let difference = *values.index(places[0]) - *values.index(places[1]);
+                values.push(difference);
+            }
+            Op::Multiply(places) => {
+                let product = *values.index(places[0]) * *values.index(places[1]);
+                values.push(product);
+            }
+            Op::Divide(places) => {
+                let ratio = quotient(*values.index(places[0]), *values.index(places[1]));
+                values.push(ratio);
+            }
+            Op::Round(place) => {
+                let rounded = Vector::round(*values.index(place));
+                values.push(rounded);
+            }
+            Op::IfLower(places) => {
+                let is_lower = values.index(places[0]).less_than(values.index(places[1]));
+                let chosen = select_many(is_lower, *values.index(places[2]), *values.index(places[3]));
+                values.push(chosen);
+            }
+            Op::IfAtMost(places) => {
+                let is_at_most = values.index(places[0]).less_equal(values.index(places[1]));
+                let chosen = select_many(is_at_most, *values.index(places[2]), *values.index(places[3]));
+                values.push(chosen);
+            }
+        }
+    }
+    values
 }
 
-/// Whether `low < x < high`.
-#[cube]
-fn is_between<F: Float, N: Size>(x: Vector<F, N>, low: Vector<F, N>, high: Vector<F, N>) -> Vector<bool, N> {
-    x.greater_than(&low).vec_and(x.less_than(&high))
-}
-
+/// `parameters` has values for each `row` vectors of `x`.
 #[cube(launch, address_type = "dynamic")]
-fn unit<F: Float, N: Size>(
+fn formula_forward<F: Float, N: Size>(
     x: LinearView<'_, Vector<F, N>>,
+    parameters: LinearView<'_, F>,
     mut y: LinearViewMut<'_, Vector<F, N>>,
-    n_steps: InputScalar,
+    row: usize,
+    n_rows: usize,
+    #[comptime] program: Program,
     #[define(F)] _dtype: ElemType,
 ) {
     if !y.is_in_bounds(ABSOLUTE_POS) {
         terminate!();
     }
-    let n = Vector::new(n_steps.get::<F>());
-    let (zero, one) = (Vector::new(F::new(0.0)), Vector::new(F::new(1.0)));
-    let clipped = clip(x.read(ABSOLUTE_POS), zero, one);
-    y.write(ABSOLUTE_POS, Vector::round(clipped * n) / n);
-}
-
-#[cube(launch, address_type = "dynamic")]
-fn unit_gradient<F: Float, N: Size>(
-    x: LinearView<'_, Vector<F, N>>,
-    gradient: LinearView<'_, Vector<F, N>>,
-    mut dx: LinearViewMut<'_, Vector<F, N>>,
-    #[define(F)] _dtype: ElemType,
-) {
-    if !dx.is_in_bounds(ABSOLUTE_POS) {
-        terminate!();
-    }
-    let (zero, one) = (Vector::new(F::new(0.0)), Vector::new(F::new(1.0)));
-    let passes = is_within(x.read(ABSOLUTE_POS), zero, one);
-    dx.write(ABSOLUTE_POS, select_many(passes, gradient.read(ABSOLUTE_POS), zero));
-}
-
-/// `parameters` has one value for each `row` vectors of `x`.
-#[cube(launch, address_type = "dynamic")]
-fn step<F: Float, N: Size>(
-    x: LinearView<'_, Vector<F, N>>,
-    parameters: LinearView<'_, F>,
-    mut y: LinearViewMut<'_, Vector<F, N>>,
-    row: usize,
-    q_min: InputScalar,
-    q_max: InputScalar,
-    #[define(F)] _dtype: ElemType,
-) {
-    if !y.is_in_bounds(ABSOLUTE_POS) {
-        terminate!();
-    }
-    let step_size = Vector::new(parameters.read(ABSOLUTE_POS / row));
-    let (q_min, q_max) = (Vector::new(q_min.get::<F>()), Vector::new(q_max.get::<F>()));
-    let clipped = clip(quotient(x.read(ABSOLUTE_POS), step_size), q_min, q_max);
-    y.write(ABSOLUTE_POS, Vector::round(clipped) * step_size);
-}
-
-/// Writes the gradient of `x`, and of the parameter what is to be added up.
-#[cube(launch, address_type = "dynamic")]
-fn step_gradients<F: Float, N: Size>(
-    x: LinearView<'_, Vector<F, N>>,
-    parameters: LinearView<'_, F>,
-    gradient: LinearView<'_, Vector<F, N>>,
-    mut dx: LinearViewMut<'_, Vector<F, N>>,
-    mut parts: LinearViewMut<'_, Vector<F, N>>,
-    row: usize,
-    q_min: InputScalar,
-    q_max: InputScalar,
-    #[define(F)] _dtype: ElemType,
-) {
-    if !dx.is_in_bounds(ABSOLUTE_POS) {
-        terminate!();
-    }
-    let step_size = Vector::new(parameters.read(ABSOLUTE_POS / row));
-    let (q_min, q_max) = (Vector::new(q_min.get::<F>()), Vector::new(q_max.get::<F>()));
-    let (v, gradient) = (quotient(x.read(ABSOLUTE_POS), step_size), gradient.read(ABSOLUTE_POS));
-    let zero = Vector::new(F::new(0.0));
-    let passes = is_between(v, q_min, q_max);
-    let slope = Vector::round(clip(v, q_min, q_max)) - select_many(passes, v, zero);
-    dx.write(ABSOLUTE_POS, select_many(passes, gradient, zero));
-    parts.write(ABSOLUTE_POS, gradient * slope);
-}
-
-#[cube(launch, address_type = "dynamic")]
-fn clip_value<F: Float, N: Size>(
-    x: LinearView<'_, Vector<F, N>>,
-    parameters: LinearView<'_, F>,
-    mut y: LinearViewMut<'_, Vector<F, N>>,
-    row: usize,
-    n_steps: InputScalar,
-    #[define(F)] _dtype: ElemType,
-) {
-    if !y.is_in_bounds(ABSOLUTE_POS) {
-        terminate!();
-    }
-    let bound = Vector::new(parameters.read(ABSOLUTE_POS / row));
-    let n = Vector::new(n_steps.get::<F>());
-    let clipped = clip(x.read(ABSOLUTE_POS), Vector::new(F::new(0.0)), bound);
-    y.write(ABSOLUTE_POS, Vector::round(quotient(clipped, bound) * n) / n * bound);
-}
-
-/// As [`step_gradients`].
-#[cube(launch, address_type = "dynamic")]
-fn clip_value_gradients<F: Float, N: Size>(
-    x: LinearView<'_, Vector<F, N>>,
-    parameters: LinearView<'_, F>,
-    gradient: LinearView<'_, Vector<F, N>>,
-    mut dx: LinearViewMut<'_, Vector<F, N>>,
-    mut parts: LinearViewMut<'_, Vector<F, N>>,
-    row: usize,
-    #[define(F)] _dtype: ElemType,
-) {
-    if !dx.is_in_bounds(ABSOLUTE_POS) {
-        terminate!();
-    }
-    let bound = Vector::new(parameters.read(ABSOLUTE_POS / row));
-    let (x, gradient) = (x.read(ABSOLUTE_POS), gradient.read(ABSOLUTE_POS));
-    let zero = Vector::new(F::new(0.0));
-    let passes = x.greater_equal(&zero).vec_and(x.less_than(&bound));
-    dx.write(ABSOLUTE_POS, select_many(passes, gradient, zero));
-    parts.write(ABSOLUTE_POS, select_many(x.greater_equal(&bound), gradient, zero));
-}
-
-#[cube(launch, address_type = "dynamic")]
-fn sign<F: Float, N: Size>(
-    x: LinearView<'_, Vector<F, N>>,
-    parameters: LinearView<'_, F>,
-    mut y: LinearViewMut<'_, Vector<F, N>>,
-    row: usize,
-    #[define(F)] _dtype: ElemType,
-) {
-    if !y.is_in_bounds(ABSOLUTE_POS) {
-        terminate!();
-    }
-    let scale = Vector::new(parameters.read(ABSOLUTE_POS / row));
     let x = x.read(ABSOLUTE_POS);
-    let zero = Vector::new(F::new(0.0));
-    let value = select_many(x.less_than(&zero), zero - scale, scale);
-    // NaN, which does not equal itself, stays.
-    y.write(ABSOLUTE_POS, select_many(x.equal(&x), value, x));
+    let result = comptime!(program.outputs[0]);
+    let values = run::<F, N>(x, x, &parameters, ABSOLUTE_POS / row, n_rows, program);
+    y.write(ABSOLUTE_POS, *values.index(result));
 }
 
-/// As [`step_gradients`].
+/// Writes the gradient of `x`, and of each parameter what is to be added up: `n` vectors of the first, then as many of the second,
+/// and so on.
 #[cube(launch, address_type = "dynamic")]
-fn sign_gradients<F: Float, N: Size>(
+fn formula_gradients<F: Float, N: Size>(
     x: LinearView<'_, Vector<F, N>>,
     parameters: LinearView<'_, F>,
     gradient: LinearView<'_, Vector<F, N>>,
     mut dx: LinearViewMut<'_, Vector<F, N>>,
     mut parts: LinearViewMut<'_, Vector<F, N>>,
     row: usize,
-    #[comptime] is_bounded: bool,
+    n_rows: usize,
+    #[comptime] program: Program,
     #[define(F)] _dtype: ElemType,
 ) {
     if !dx.is_in_bounds(ABSOLUTE_POS) {
         terminate!();
     }
     let (x, gradient) = (x.read(ABSOLUTE_POS), gradient.read(ABSOLUTE_POS));
-    let (zero, one) = (Vector::new(F::new(0.0)), Vector::new(F::new(1.0)));
-    let sign = select_many(x.less_than(&zero), zero - one, one);
-    if comptime!(is_bounded) {
-        let v = quotient(x, Vector::new(parameters.read(ABSOLUTE_POS / row)));
-        let passes = is_between(v, zero - one, one);
-        dx.write(ABSOLUTE_POS, select_many(passes, gradient, zero));
-        parts.write(ABSOLUTE_POS, gradient * (sign - select_many(passes, v, zero)));
-    } else {
-        dx.write(ABSOLUTE_POS, gradient);
-        parts.write(ABSOLUTE_POS, gradient * sign);
+    let outputs = comptime!(program.outputs.clone());
+    let values = run::<F, N>(x, gradient, &parameters, ABSOLUTE_POS / row, n_rows, program);
+    dx.write(ABSOLUTE_POS, *values.index(outputs[0]));
+    #[unroll]
+    for i in 1..outputs.len() {
+        let place = (i - 1) * n_rows * row + ABSOLUTE_POS;
+        parts.write(place, *values.index(outputs[i]));
     }
-}
-
-#[cube(launch, address_type = "dynamic")]
-fn affine<F: Float, N: Size>(
-    x: LinearView<'_, Vector<F, N>>,
-    scale: LinearView<'_, F>,
-    zero_point: LinearView<'_, F>,
-    mut y: LinearViewMut<'_, Vector<F, N>>,
-    n_steps: InputScalar,
-    #[define(F)] _dtype: ElemType,
-) {
-    if !y.is_in_bounds(ABSOLUTE_POS) {
-        terminate!();
-    }
-    let (scale, zero_point) = (Vector::new(scale.read(0)), Vector::new(zero_point.read(0)));
-    let code = Vector::round(quotient(x.read(ABSOLUTE_POS), scale)) + zero_point;
-    let clipped = clip(code, Vector::new(F::new(0.0)), Vector::new(n_steps.get::<F>()));
-    y.write(ABSOLUTE_POS, (clipped - zero_point) * scale);
-}
-
-#[cube(launch, address_type = "dynamic")]
-fn affine_gradient<F: Float, N: Size>(
-    x: LinearView<'_, Vector<F, N>>,
-    scale: LinearView<'_, F>,
-    zero_point: LinearView<'_, F>,
-    gradient: LinearView<'_, Vector<F, N>>,
-    mut dx: LinearViewMut<'_, Vector<F, N>>,
-    n_steps: InputScalar,
-    #[define(F)] _dtype: ElemType,
-) {
-    if !dx.is_in_bounds(ABSOLUTE_POS) {
-        terminate!();
-    }
-    let (scale, zero_point) = (Vector::new(scale.read(0)), Vector::new(zero_point.read(0)));
-    let code = Vector::round(quotient(x.read(ABSOLUTE_POS), scale)) + zero_point;
-    let zero = Vector::new(F::new(0.0));
-    let passes = is_within(code, zero, Vector::new(n_steps.get::<F>()));
-    dx.write(ABSOLUTE_POS, select_many(passes, gradient.read(ABSOLUTE_POS), zero));
 }
 
 /// The weights of DoReFa from their hyperbolic tangents; `double_max` is twice the largest of these.
@@ -501,88 +383,42 @@ impl KernelBackend for CubeBackend {
         }
     }
 
-    fn lowbit_fake_quantize_unit(x: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
-        let x = into_contiguous(x);
-        let y = empty_like(&x);
-        launch!(unit[x, y], scalar(n, &x));
-        y
-    }
-
-    fn lowbit_fake_quantize_unit_gradient(
-        x: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        let [x, gradient] = [x, gradient].map(into_contiguous);
-        let dx = empty_like(&x);
-        launch!(unit_gradient[x, gradient, dx]);
-        dx
-    }
-
     fn lowbit_fake_quantize(
         x: FloatTensor<Self>,
-        parameter: FloatTensor<Self>,
-        grid: Grid,
+        parameters: FloatTensor<Self>,
+        formula: AnyFormula,
     ) -> FloatTensor<Self> {
-        let [x, parameter] = [x, parameter].map(into_contiguous);
-        let n_parameters = parameter.shape().num_elements();
+        let [x, parameters] = [x, parameters].map(into_contiguous);
+        let n_rows = formula.rows(parameters.shape().num_elements());
         let y = empty_like(&x);
-        match grid {
-            Grid::Step { q_min, q_max } => {
-                let [q_min, q_max] = [q_min, q_max].map(|bound| scalar(bound, &x));
-                launch!(step[x, parameter, y], per_row(n_parameters), q_min, q_max);
-            }
-            Grid::Clip { n } => launch!(clip_value[x, parameter, y], per_row(n_parameters), scalar(n, &x)),
-            Grid::Sign { .. } => launch!(sign[x, parameter, y], per_row(n_parameters)),
-        }
+        launch!(formula_forward[x, parameters, y], per_row(n_rows), n_rows, formula.forward_program());
         y
     }
 
     fn lowbit_fake_quantize_gradients(
         x: FloatTensor<Self>,
-        parameter: FloatTensor<Self>,
+        parameters: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
-        grid: Grid,
+        formula: AnyFormula,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let [x, parameter, gradient] = [x, parameter, gradient].map(into_contiguous);
-        let n_parameters = parameter.shape().num_elements();
-        let (dx, parts) = (empty_like(&x), empty_like(&x));
-        match grid {
-            Grid::Step { q_min, q_max } => {
-                let [q_min, q_max] = [q_min, q_max].map(|bound| scalar(bound, &x));
-                launch!(step_gradients[x, parameter, gradient, dx, parts], per_row(n_parameters), q_min, q_max);
-            }
-            Grid::Clip { .. } => {
-                launch!(clip_value_gradients[x, parameter, gradient, dx, parts], per_row(n_parameters));
-            }
-            Grid::Sign { is_bounded } => {
-                launch!(sign_gradients[x, parameter, gradient, dx, parts], per_row(n_parameters), is_bounded);
-            }
-        }
-        (dx, sum_of_each::<Self>(parts, n_parameters))
-    }
-
-    fn lowbit_fake_quantize_affine(
-        x: FloatTensor<Self>,
-        scale: FloatTensor<Self>,
-        zero_point: FloatTensor<Self>,
-        n: f32,
-    ) -> FloatTensor<Self> {
-        let [x, scale, zero_point] = [x, scale, zero_point].map(into_contiguous);
-        let y = empty_like(&x);
-        launch!(affine[x, scale, zero_point, y], scalar(n, &x));
-        y
-    }
-
-    fn lowbit_fake_quantize_affine_gradient(
-        x: FloatTensor<Self>,
-        scale: FloatTensor<Self>,
-        zero_point: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-        n: f32,
-    ) -> FloatTensor<Self> {
-        let [x, scale, zero_point, gradient] = [x, scale, zero_point, gradient].map(into_contiguous);
+        let [x, parameters, gradient] = [x, parameters, gradient].map(into_contiguous);
+        let n_rows = formula.rows(parameters.shape().num_elements());
+        let n_parameters = formula.n_parameters();
         let dx = empty_like(&x);
-        launch!(affine_gradient[x, scale, zero_point, gradient, dx], scalar(n, &x));
-        dx
+        // Without parameters nothing is written to it, but it has to hold a vector.
+        let n_parts = match n_parameters {
+            0 => 64,
+            _ => n_parameters * x.shape().num_elements(),
+        };
+        let parts =
+            empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), [n_parts].into(), x.dtype);
+        let program = formula.gradient_program();
+        launch!(formula_gradients[x, parameters, gradient, dx, parts], per_row(n_rows), n_rows, program);
+        match n_parameters {
+            // Nobody asks for it.
+            0 => (dx, parameters),
+            _ if x.shape().num_elements() == 0 => (dx, reference::zeros_like::<Self>(&parameters)),
+            _ => (dx, sum_of_each::<Self>(parts, n_parameters * n_rows)),
+        }
     }
 }

@@ -4,15 +4,14 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, TensorData};
-use lowbit_cpu::activation::{Activation, AffineGrid, ClipGrid, SignGrid, StepGrid, UnitGrid};
 use lowbit_cpu::conv::{self, ConvShape};
-use lowbit_cpu::fake_quantize::{self, Grid};
+use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::integer::IntegerConv;
-use lowbit_cpu::norm::{self, NormParameters, NormShape};
+use lowbit_cpu::norm::{self, Activation, NormParameters, NormShape};
 use lowbit_cpu::packed::PackedImages;
 use lowbit_cpu::weights::{self, MaxGradient};
 
-use crate::backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend, ScaleKind};
+use crate::backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend};
 use crate::choice::is_reference;
 use crate::reference;
 use crate::times::{Kind, timed};
@@ -57,11 +56,12 @@ fn conv2d<B: Host>(input: FloatTensor<B>, weight: FloatTensor<B>, shape: &ConvSh
     B::tensor(conv::forward(shape, B::slice(&input), B::slice(&weight)), &dims)
 }
 
-/// The scales of an operand's codes.
-fn scales(kind: ScaleKind, parameter: &[f32]) -> Vec<f32> {
-    match kind {
-        ScaleKind::Constant(scale) => vec![scale],
-        ScaleKind::Learned { parts } => parameter.iter().map(|parameter| parameter / parts).collect(),
+/// What one code of an operand (0 the input, 1 the weights) is worth, for all or for each output channel.
+fn scales(codes: CodeKinds, operand: usize, units: &[f32]) -> Vec<f32> {
+    let parts = codes.parts[operand];
+    match codes.have_unit[operand] {
+        true => units.iter().map(|unit| unit / parts).collect(),
+        false => vec![1.0 / parts],
     }
 }
 
@@ -74,8 +74,8 @@ fn conv2d_codes<B: Host>(
 ) -> FloatTensor<B> {
     let (input, weight) = (B::contiguous(input), B::contiguous(weight));
     let [input_parameter, weight_parameter] = parameters.map(B::contiguous);
-    let input_scale = scales(codes.input, B::slice(&input_parameter))[0];
-    let weight_scales = scales(codes.weight, B::slice(&weight_parameter));
+    let input_scale = scales(codes, 0, B::slice(&input_parameter))[0];
+    let weight_scales = scales(codes, 1, B::slice(&weight_parameter));
     let [height, width] = shape.out_size();
     let dims = [shape.batch, shape.out_channels, height, width];
     let (input, weight) = (B::slice(&input), B::slice(&weight));
@@ -118,7 +118,7 @@ fn keep_codes<B: Host>(
         return None;
     }
     let (input, parameter) = (B::contiguous(input.clone()), B::contiguous(parameter.clone()));
-    let scale = scales(codes.input, B::slice(&parameter))[0];
+    let scale = scales(codes, 0, B::slice(&parameter))[0];
     let image_len = shape.in_channels * shape.size[0] * shape.size[1];
     let input = PackedImages::pack(B::slice(&input), image_len, scale, codes.bounds.activation)?;
     Some(KeptCodes { input, shape })
@@ -141,21 +141,14 @@ fn batch_statistics<B: Host>(input: FloatTensor<B>) -> FloatTensor<B> {
     B::tensor(statistics, &[2 * shape.channels])
 }
 
-fn activation(kind: ActivationKind, parameter: &[f32]) -> Activation {
-    let learned = || match *parameter {
-        [parameter] => parameter,
-        _ => panic!("an activation has one parameter, not {}", parameter.len()),
-    };
+fn activation<'a>(kind: &'a ActivationKind, parameters: &'a [f32]) -> Activation<'a> {
     match kind {
         ActivationKind::Identity => Activation::Identity,
         ActivationKind::Relu => Activation::Relu,
-        ActivationKind::Unit { n } => Activation::Unit(UnitGrid { n }),
-        ActivationKind::Learned(Grid::Step { q_min, q_max }) => {
-            Activation::Step(StepGrid { step_size: learned(), q_min, q_max })
-        }
-        ActivationKind::Learned(Grid::Clip { n }) => Activation::Clip(ClipGrid { clip_value: learned(), n }),
-        ActivationKind::Learned(Grid::Sign { is_bounded }) => {
-            Activation::Sign(SignGrid { scale: learned(), is_bounded })
+        ActivationKind::Formula(formula) => {
+            let parameters = if formula.n_parameters() == 0 { &[][..] } else { parameters };
+            assert_eq!(formula.rows(parameters.len()), 1, "an activation has one number for each parameter");
+            Activation::Formula(formula, parameters)
         }
     }
 }
@@ -174,9 +167,9 @@ fn batch_norm<B: Host>(
         beta: B::slice(&beta),
         statistics: B::slice(&statistics),
         epsilon,
-        activation: activation(kind, B::slice(&parameter)),
     };
-    B::tensor(norm::apply(shape, B::slice(&input), parameters), dims.as_slice())
+    let activation = activation(&kind, B::slice(&parameter));
+    B::tensor(norm::apply(shape, B::slice(&input), parameters, activation), dims.as_slice())
 }
 
 fn batch_norm_gradients<B: Host>(
@@ -194,15 +187,18 @@ fn batch_norm_gradients<B: Host>(
         beta: B::slice(&beta),
         statistics: B::slice(&statistics),
         epsilon,
-        activation: activation(kind, B::slice(&parameter)),
     };
-    let gradients = norm::gradients(shape, B::slice(&input), B::slice(&gradient), parameters);
+    let activation = activation(&kind, B::slice(&parameter));
+    let mut gradients = norm::gradients(shape, B::slice(&input), B::slice(&gradient), parameters, activation);
     let channels = [shape.channels];
+    // The stand-in for parameters has a gradient of its shape.
+    gradients.parameters.resize(B::slice(&parameter).len(), 0.0);
+    let n_parameters = [gradients.parameters.len()];
     [
         B::tensor(gradients.input, dims.as_slice()),
         B::tensor(gradients.gamma, &channels),
         B::tensor(gradients.beta, &channels),
-        B::tensor(vec![gradients.parameter], &[1]),
+        B::tensor(gradients.parameters, &n_parameters),
     ]
 }
 
@@ -231,58 +227,34 @@ fn dorefa_gradient<B: Host>(
     B::tensor(weights::dorefa_gradient(squashed, max, max_gradient, gradient), dims.as_slice())
 }
 
-fn fake_quantize_unit<B: Host>(x: FloatTensor<B>, n: f32) -> FloatTensor<B> {
-    let dims = x.shape();
-    B::tensor(fake_quantize::unit(B::slice(&B::contiguous(x)), n), dims.as_slice())
-}
-
-fn fake_quantize_unit_gradient<B: Host>(x: FloatTensor<B>, gradient: FloatTensor<B>) -> FloatTensor<B> {
-    let dims = x.shape();
-    let (x, gradient) = (B::contiguous(x), B::contiguous(gradient));
-    B::tensor(fake_quantize::unit_gradient(B::slice(&x), B::slice(&gradient)), dims.as_slice())
-}
-
-fn fake_quantize_learned<B: Host>(
+fn fake_quantize<B: Host>(
     x: FloatTensor<B>,
-    parameter: FloatTensor<B>,
-    grid: Grid,
+    parameters: FloatTensor<B>,
+    formula: &AnyFormula,
 ) -> FloatTensor<B> {
     let dims = x.shape();
-    let (x, parameter) = (B::contiguous(x), B::contiguous(parameter));
-    B::tensor(fake_quantize::learned(B::slice(&x), B::slice(&parameter), grid), dims.as_slice())
+    let (x, parameters) = (B::contiguous(x), B::contiguous(parameters));
+    let parameters = if formula.n_parameters() == 0 { &[][..] } else { B::slice(&parameters) };
+    B::tensor(formula.forward(B::slice(&x), parameters), dims.as_slice())
 }
 
-fn fake_quantize_learned_gradients<B: Host>(
+fn fake_quantize_gradients<B: Host>(
     x: FloatTensor<B>,
-    parameter: FloatTensor<B>,
+    parameters: FloatTensor<B>,
     gradient: FloatTensor<B>,
-    grid: Grid,
+    formula: &AnyFormula,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let dims = x.shape();
-    let [x, parameter, gradient] = [x, parameter, gradient].map(B::contiguous);
-    let (x, parameter, gradient) = (B::slice(&x), B::slice(&parameter), B::slice(&gradient));
-    let gradients = fake_quantize::learned_gradients(x, parameter, grid, gradient);
-    (B::tensor(gradients.input, dims.as_slice()), B::tensor(gradients.parameters, &[parameter.len()]))
-}
-
-fn affine_grid<B: Host>(scale: FloatTensor<B>, zero_point: FloatTensor<B>, n: f32) -> AffineGrid {
-    let [scale, zero_point] = [scale, zero_point].map(|tensor| B::slice(&B::contiguous(tensor))[0]);
-    AffineGrid { scale, zero_point, n }
-}
-
-fn fake_quantize_affine<B: Host>(x: FloatTensor<B>, grid: AffineGrid) -> FloatTensor<B> {
-    let dims = x.shape();
-    B::tensor(fake_quantize::affine(B::slice(&B::contiguous(x)), grid), dims.as_slice())
-}
-
-fn fake_quantize_affine_gradient<B: Host>(
-    x: FloatTensor<B>,
-    grid: AffineGrid,
-    gradient: FloatTensor<B>,
-) -> FloatTensor<B> {
-    let dims = x.shape();
-    let (x, gradient) = (B::contiguous(x), B::contiguous(gradient));
-    B::tensor(fake_quantize::affine_gradient(B::slice(&x), grid, B::slice(&gradient)), dims.as_slice())
+    let (dims, n_parameters) = (x.shape(), formula.n_parameters());
+    let [x, gradient] = [x, gradient].map(B::contiguous);
+    if n_parameters == 0 {
+        let gradients = formula.gradients(B::slice(&x), &[], B::slice(&gradient));
+        // Nobody asks for that of the parameters.
+        return (B::tensor(gradients.input, dims.as_slice()), parameters);
+    }
+    let parameters = B::contiguous(parameters);
+    let gradients = formula.gradients(B::slice(&x), B::slice(&parameters), B::slice(&gradient));
+    let n_parameters = [gradients.parameters.len()];
+    (B::tensor(gradients.input, dims.as_slice()), B::tensor(gradients.parameters, &n_parameters))
 }
 
 /// The extension on a host backend. What the kernels do not do, the backend does itself.
@@ -454,45 +426,28 @@ macro_rules! host_backend {
                 timed(Kind::Weights, || dorefa_gradient::<Self>(squashed, gradient, max_gradient))
             }
 
-            fn lowbit_fake_quantize_unit(x: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
-                if !is_served([&x]) {
-                    return reference::fake_quantize_unit::<Self>(x, n);
-                }
-                timed(Kind::Activations, || fake_quantize_unit::<Self>(x, n))
-            }
-
-            fn lowbit_fake_quantize_unit_gradient(
-                x: FloatTensor<Self>,
-                gradient: FloatTensor<Self>,
-            ) -> FloatTensor<Self> {
-                if !is_served([&x, &gradient]) {
-                    return reference::fake_quantize_unit_gradient::<Self>(x, gradient);
-                }
-                timed(Kind::Activations, || fake_quantize_unit_gradient::<Self>(x, gradient))
-            }
-
             fn lowbit_fake_quantize(
                 x: FloatTensor<Self>,
-                parameter: FloatTensor<Self>,
-                grid: Grid,
+                parameters: FloatTensor<Self>,
+                formula: AnyFormula,
             ) -> FloatTensor<Self> {
-                if !is_served([&x, &parameter]) {
-                    return reference::fake_quantize::<Self>(x, parameter, grid);
+                if !is_served([&x, &parameters]) {
+                    return reference::fake_quantize::<Self>(x, parameters, &formula);
                 }
-                timed(Kind::Activations, || fake_quantize_learned::<Self>(x, parameter, grid))
+                timed(Kind::Activations, || fake_quantize::<Self>(x, parameters, &formula))
             }
 
             fn lowbit_fake_quantize_gradients(
                 x: FloatTensor<Self>,
-                parameter: FloatTensor<Self>,
+                parameters: FloatTensor<Self>,
                 gradient: FloatTensor<Self>,
-                grid: Grid,
+                formula: AnyFormula,
             ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-                if !is_served([&x, &parameter, &gradient]) {
-                    return reference::fake_quantize_gradients::<Self>(x, parameter, gradient, grid);
+                if !is_served([&x, &parameters, &gradient]) {
+                    return reference::fake_quantize_gradients::<Self>(x, parameters, gradient, &formula);
                 }
                 timed(Kind::Activations, || {
-                    fake_quantize_learned_gradients::<Self>(x, parameter, gradient, grid)
+                    fake_quantize_gradients::<Self>(x, parameters, gradient, &formula)
                 })
             }
 
@@ -501,37 +456,11 @@ macro_rules! host_backend {
                     return reference::value_range::<Self>(x);
                 }
                 timed(Kind::Activations, || {
-                    Self::tensor(fake_quantize::range(Self::slice(&Self::contiguous(x))).into(), &[2])
+                    Self::tensor(
+                        lowbit_cpu::fake_quantize::range(Self::slice(&Self::contiguous(x))).into(),
+                        &[2],
+                    )
                 })
-            }
-
-            fn lowbit_fake_quantize_affine(
-                x: FloatTensor<Self>,
-                scale: FloatTensor<Self>,
-                zero_point: FloatTensor<Self>,
-                n: f32,
-            ) -> FloatTensor<Self> {
-                if !is_served([&x, &scale, &zero_point]) {
-                    return reference::fake_quantize_affine::<Self>(x, scale, zero_point, n);
-                }
-                let grid = affine_grid::<Self>(scale, zero_point, n);
-                timed(Kind::Activations, || fake_quantize_affine::<Self>(x, grid))
-            }
-
-            fn lowbit_fake_quantize_affine_gradient(
-                x: FloatTensor<Self>,
-                scale: FloatTensor<Self>,
-                zero_point: FloatTensor<Self>,
-                gradient: FloatTensor<Self>,
-                n: f32,
-            ) -> FloatTensor<Self> {
-                if !is_served([&x, &scale, &zero_point, &gradient]) {
-                    return reference::fake_quantize_affine_gradient::<Self>(
-                        x, scale, zero_point, gradient, n,
-                    );
-                }
-                let grid = affine_grid::<Self>(scale, zero_point, n);
-                timed(Kind::Activations, || fake_quantize_affine_gradient::<Self>(x, grid, gradient))
             }
         }
     };

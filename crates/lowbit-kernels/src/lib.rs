@@ -1,17 +1,44 @@
 //! Fused operations of low-bit training: convolution, batch normalization and fake quantization, forward and backward.
 //!
 //! Each operation has a reference made of burn's own operations; the CPU backends have kernels instead, GPUs some. A backend
-//! is an extended one if this crate's feature of its name is on, together with burn's; on others the operations are composed of
-//! burn's functions of tensors. Which one runs is decided here and nowhere else: callers see functions of tensors.
+//! is an extended one if this crate's feature of its name is on, together with burn's; on others the operations panic and say
+//! so. Which implementation runs is decided here and nowhere else: callers see functions of tensors.
+//!
+//! What a quantizer computes is a [`Formula`], which belongs to its method. A [`Scheme`] is a formula with its parameters; what it
+//! yields, [`Quantized`], knows which integers its values are made of, and a convolution of two such multiplies the integers.
 //!
 //! What it does not do: no layers, no quantizers, no state.
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
+//! use lowbit_kernels::{AnyFormula, Formula, Number, Scheme};
+//!
+//! /// `round(3 clip(x, 0, 1)) / 3`, whose gradient passes within the bounds.
+//! #[derive(Clone, Copy, Debug, PartialEq)]
+//! struct Thirds;
+//!
+//! impl Formula<0> for Thirds {
+//!     fn position<N: Number>(self, x: N, []: [N; 0]) -> N {
+//!         x.clip(N::from(0.0), N::from(1.0)) * N::from(3.0)
+//!     }
+//!
+//!     fn unit(self) -> Option<usize> {
+//!         None
+//!     }
+//!
+//!     fn parts(self) -> f32 {
+//!         3.0
+//!     }
+//!
+//!     fn gradient<N: Number>(self, x: N, []: [N; 0], _code: N, g: N) -> (N, [N; 0]) {
+//!         (x.if_within(N::from(0.0), N::from(1.0), g), [])
+//!     }
+//! }
 //!
 //! let device = Device::flex().autodiff();
 //! let x = Tensor::<1>::from_floats([-0.2, 0.3, 0.6, 1.4], &device).require_grad();
-//! let y = lowbit_kernels::fake_quantize_unit(x.clone(), 3.0);
+//! let scheme = Scheme::new(AnyFormula::new(Thirds), Vec::new(), 0..=3);
+//! let y = scheme.quantize(x.clone()).values;
 //! assert_eq!(y.clone().into_data().to_vec::<f32>().unwrap(), [0.0, 1.0 / 3.0, 2.0 / 3.0, 1.0]);
 //!
 //! let gradient = x.grad(&y.sum().backward()).unwrap();
@@ -22,13 +49,13 @@ mod autodiff;
 #[allow(deprecated, reason = "burn has deprecated ndarray, which this project keeps")]
 mod backend;
 mod choice;
-mod composed;
 #[cfg(feature = "cube")]
 mod cube;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod host;
 mod reduce;
 mod reference;
+mod scheme;
 #[doc(hidden)]
 pub mod testing;
 mod times;
@@ -36,83 +63,65 @@ mod times;
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
-use burn::tensor::module;
 use burn::tensor::ops::ConvOptions;
-pub use lowbit_cpu::fake_quantize::Grid;
+pub use lowbit_cpu::formula::{AnyFormula, Formula, Mode, Number};
 pub use lowbit_cpu::integer::CodeBounds;
 pub use lowbit_cpu::weights::MaxGradient;
 
-pub use backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend, ScaleKind};
-use choice::is_composed;
+pub use backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend};
+use choice::demand_extension;
 pub use reduce::reduce_in_parts;
+pub use scheme::{CodeScale, Quantized, Scheme};
 
-/// Convolution without bias; as `burn::tensor::module::conv2d`.
+/// Convolution without bias; as `burn::tensor::module::conv2d`. Operands that are [`Quantized`], the input from codes that are
+/// not negative, are multiplied as integers by backends that have a kernel for it: their sums are exact.
 ///
 /// # Shapes
 /// - input: `[batch, in_channels, height, width]`
 /// - weight: `[out_channels, in_channels / groups, kernel height, kernel width]`
-pub fn conv2d(input: Tensor<4>, weight: Tensor<4>, options: ConvOptions<2>) -> Tensor<4> {
-    if is_composed(&input) {
-        return module::conv2d(input, weight, None, options);
-    }
-    let output = Dispatch::lowbit_conv2d(input.into_dispatch(), weight.into_dispatch(), options);
-    Tensor::from_dispatch(output)
-}
-
-/// What the values of a tensor are integer multiples of.
-#[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant, reason = "it is made once for each layer and step, and not kept")]
-pub enum Scale {
-    /// One constant.
-    Constant(f32),
-    /// A learned parameter divided by a constant.
-    Learned {
-        /// The parameter, `[1]`, or `[out_channels]` for weights.
-        parameter: Tensor<1>,
-        /// The constant.
-        parts: f32,
-    },
-}
-
-impl Scale {
-    fn split(self) -> (ScaleKind, Option<Tensor<1>>) {
-        match self {
-            Self::Constant(scale) => (ScaleKind::Constant(scale), None),
-            Self::Learned { parameter, parts } => (ScaleKind::Learned { parts }, Some(parameter.detach())),
-        }
-    }
-}
-
-/// [`conv2d`] of fake-quantized operands: an input of `scale` times an integer from 0 to the bound, weights of their scale
-/// times an integer of at most the bound. Backends that have a kernel for it sum up the integers, without rounding.
 ///
 /// # Panics
-/// If the input has more than one scale.
-pub fn conv2d_codes(
-    input: Tensor<4>,
-    weight: Tensor<4>,
-    [input_scale, weight_scale]: [Scale; 2],
-    bounds: CodeBounds,
+/// If the input has a unit for each of its images.
+pub fn conv2d(
+    input: impl Into<Quantized<4>>,
+    weight: impl Into<Quantized<4>>,
     options: ConvOptions<2>,
 ) -> Tensor<4> {
-    if is_composed(&input) {
-        return conv2d(input, weight, options);
-    }
-    let (input_kind, input_parameter) = input_scale.split();
-    let (weight_kind, weight_parameter) = weight_scale.split();
-    let n_scales = input_parameter.as_ref().map_or(1, |parameter| parameter.dims()[0]);
-    assert_eq!(n_scales, 1, "one scale for the input");
-    // An operation has a fixed number of tensors; any does where there is no parameter.
-    let stand_in = || weight.clone().detach().into_dispatch();
+    let (input, weight) = (input.into(), weight.into());
+    demand_extension(&input.values);
+    let (Some(of_input), Some(of_weight)) = (input.codes, weight.codes) else {
+        let output =
+            Dispatch::lowbit_conv2d(input.values.into_dispatch(), weight.values.into_dispatch(), options);
+        return Tensor::from_dispatch(output);
+    };
+    let Some(bounds) = bounds(&of_input, &of_weight) else {
+        return conv2d(input.values, weight.values, options);
+    };
+    let n_units = of_input.unit.as_ref().map_or(1, |unit| unit.dims()[0]);
+    assert_eq!(n_units, 1, "one unit for the input");
+    let codes = CodeKinds {
+        parts: [of_input.parts, of_weight.parts],
+        have_unit: [of_input.unit.is_some(), of_weight.unit.is_some()],
+        bounds,
+    };
+    // An operation has a fixed number of tensors; any does where there is no unit.
+    let stand_in = || weight.values.clone().detach().into_dispatch();
     let output = Dispatch::lowbit_conv2d_codes(
-        input.into_dispatch(),
-        weight.clone().into_dispatch(),
-        input_parameter.map_or_else(stand_in, Tensor::into_dispatch),
-        weight_parameter.map_or_else(stand_in, Tensor::into_dispatch),
-        CodeKinds { input: input_kind, weight: weight_kind, bounds },
+        input.values.into_dispatch(),
+        weight.values.clone().into_dispatch(),
+        of_input.unit.map_or_else(stand_in, Tensor::into_dispatch),
+        of_weight.unit.map_or_else(stand_in, Tensor::into_dispatch),
+        codes,
         options,
     );
     Tensor::from_dispatch(output)
+}
+
+/// The largest magnitudes of codes that the kernels of integers take: bytes, those of the input without sign.
+fn bounds(input: &CodeScale, weight: &CodeScale) -> Option<CodeBounds> {
+    let activation = u8::try_from(*input.range.end()).ok().filter(|_| *input.range.start() >= 0)?;
+    let magnitude = weight.range.start().unsigned_abs().max(weight.range.end().unsigned_abs());
+    Some(CodeBounds { activation, weight: u8::try_from(magnitude).ok()? })
 }
 
 /// What follows a normalization.
@@ -123,45 +132,25 @@ pub enum Activation {
     Identity,
     /// `max(y, 0)`.
     Relu,
-    /// [`fake_quantize_unit`].
-    Unit {
-        /// Steps of the grid.
-        n: f32,
-    },
-    /// [`fake_quantize_learned`] with one parameter for all values.
-    Learned {
-        /// The parameter, `[1]`.
-        parameter: Tensor<1>,
-        /// What it means.
-        grid: Grid,
-    },
+    /// A quantizer with one number for each of its parameters.
+    Quantize(Scheme),
 }
 
 impl Activation {
     /// The activation of `x` alone, without a normalization.
-    pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+    pub fn apply<const D: usize>(self, x: Tensor<D>) -> Quantized<D> {
         match self {
-            Self::Identity => x,
-            Self::Relu => relu(x),
-            Self::Unit { n } => fake_quantize_unit(x, n),
-            Self::Learned { parameter, grid } => fake_quantize_learned(x, parameter, grid),
-        }
-    }
-
-    fn split(self) -> (ActivationKind, Option<Tensor<1>>) {
-        match self {
-            Self::Identity => (ActivationKind::Identity, None),
-            Self::Relu => (ActivationKind::Relu, None),
-            Self::Unit { n } => (ActivationKind::Unit { n }, None),
-            Self::Learned { parameter, grid } => (ActivationKind::Learned(grid), Some(parameter)),
+            Self::Identity => x.into(),
+            Self::Relu => relu(x).into(),
+            Self::Quantize(scheme) => scheme.quantize(x),
         }
     }
 }
 
 /// Result of [`batch_norm`].
 pub struct BatchNormOutput {
-    /// The normalized input, of its shape.
-    pub output: Tensor<4>,
+    /// The normalized input after the activation, of its shape.
+    pub output: Quantized<4>,
     /// Mean of every channel, `[channels]`, without gradient.
     pub mean: Tensor<1>,
     /// Biased variance of every channel, `[channels]`, without gradient.
@@ -180,12 +169,7 @@ pub fn batch_norm(
     epsilon: f64,
     activation: Activation,
 ) -> BatchNormOutput {
-    if is_composed(&input) {
-        let [mean, variance] = composed::batch_statistics(input.clone());
-        let statistics = [mean.clone(), variance.clone()];
-        let output = composed::normalize(input, [gamma, beta], statistics, epsilon as f32, activation);
-        return BatchNormOutput { output, mean: mean.detach(), variance: variance.detach() };
-    }
+    demand_extension(&input);
     let channels = input.dims()[1];
     let statistics = Dispatch::lowbit_batch_statistics(input.clone().into_dispatch());
     let statistics = Tensor::<1>::from_dispatch(statistics).detach();
@@ -208,11 +192,9 @@ pub fn batch_norm_fixed(
     [mean, variance]: [Tensor<1>; 2],
     epsilon: f64,
     activation: Activation,
-) -> Tensor<4> {
+) -> Quantized<4> {
     assert!(!input.device().is_autodiff(), "fixed statistics are for evaluation");
-    if is_composed(&input) {
-        return composed::normalize(input, [gamma, beta], [mean, variance], epsilon as f32, activation);
-    }
+    demand_extension(&input);
     normalize(input, [gamma, beta, Tensor::cat(vec![mean, variance], 0)], epsilon, activation)
 }
 
@@ -221,19 +203,24 @@ fn normalize(
     [gamma, beta, statistics]: [Tensor<1>; 3],
     epsilon: f64,
     activation: Activation,
-) -> Tensor<4> {
-    let (kind, parameter) = activation.split();
-    // As for `conv2d_codes`.
-    let parameter = parameter.unwrap_or_else(|| beta.clone().detach());
-    Tensor::from_dispatch(Dispatch::lowbit_batch_norm(
+) -> Quantized<4> {
+    let (kind, scheme) = match activation {
+        Activation::Identity => (ActivationKind::Identity, None),
+        Activation::Relu => (ActivationKind::Relu, None),
+        Activation::Quantize(scheme) => (ActivationKind::Formula(scheme.formula().clone()), Some(scheme)),
+    };
+    // As for `conv2d`.
+    let parameters = scheme.as_ref().and_then(Scheme::stacked).unwrap_or_else(|| beta.clone().detach());
+    let output = Dispatch::lowbit_batch_norm(
         input.into_dispatch(),
         gamma.into_dispatch(),
         beta.into_dispatch(),
         statistics.into_dispatch(),
-        parameter.into_dispatch(),
+        parameters.into_dispatch(),
         epsilon as f32,
         kind,
-    ))
+    );
+    Quantized { values: Tensor::from_dispatch(output), codes: scheme.and_then(|scheme| scheme.code_scale()) }
 }
 
 /// Fake quantization of weights by DoReFa-Net, Zhou16 Eq. 9, with `n` steps; see [`lowbit_cpu::weights`].
@@ -242,76 +229,27 @@ fn normalize(
 /// `(2 c - n) / n` with `c = round(n (tanh(w) / (2 max|tanh(w)|) + 1/2))`, ties to even. The gradient is straight through
 /// the rounding.
 pub fn dorefa_weights<const D: usize>(w: Tensor<D>, n: f32, max_gradient: MaxGradient) -> Tensor<D> {
-    if is_composed(&w) {
-        return composed::dorefa_weights(w, n, max_gradient);
-    }
+    demand_extension(&w);
     Tensor::from_dispatch(Dispatch::lowbit_dorefa_weights(w.into_dispatch(), n, max_gradient))
 }
 
-/// `round(clip(x, 0, 1) n) / n`, ties to even. The gradient passes where `0 <= x <= 1`.
-pub fn fake_quantize_unit<const D: usize>(x: Tensor<D>, n: f32) -> Tensor<D> {
-    if is_composed(&x) {
-        return composed::fake_quantize_unit(x, n);
-    }
-    Tensor::from_dispatch(Dispatch::lowbit_fake_quantize_unit(x.into_dispatch(), n))
-}
-
-/// Fake quantization with a learned parameter, positive: one for all, shape `[1]`, or one for each slice along the first
-/// axis. See [`Grid`] for the formulas; gradients are those of [`lowbit_cpu::fake_quantize::learned_gradients`].
-///
-/// # Panics
-/// If there is another number of parameters.
-pub fn fake_quantize_learned<const D: usize>(x: Tensor<D>, parameter: Tensor<1>, grid: Grid) -> Tensor<D> {
-    let n_parameters = parameter.dims()[0];
-    assert!(n_parameters == 1 || n_parameters == x.dims()[0], "one parameter, or one for each slice");
-    if is_composed(&x) {
-        return composed::fake_quantize_learned(x, parameter, grid);
-    }
-    Tensor::from_dispatch(Dispatch::lowbit_fake_quantize(x.into_dispatch(), parameter.into_dispatch(), grid))
-}
-
 /// `x / s` for any shape, without gradient: the floats nearest to the exact quotients, which a GPU's own division does not promise
-/// to be. (On a GPU of subnormal numbers, of floats of 16 bits, and on backends without kernels, it is the device's own.)
+/// to be. (On a GPU of subnormal numbers, and of floats of 16 bits, it is the device's own.)
 ///
 /// # Panics
 /// If the shapes differ.
 pub fn quotient<const D: usize>(x: Tensor<D>, s: Tensor<D>) -> Tensor<D> {
     assert_eq!(x.dims(), s.dims(), "operands of a quotient");
     let (x, s) = (x.detach(), s.detach());
-    if is_composed(&x) {
-        return x / s;
-    }
+    demand_extension(&x);
     Tensor::from_dispatch(Dispatch::lowbit_quotient(x.into_dispatch(), s.into_dispatch()))
 }
 
 /// Smallest and largest of the values and 0, `[2]`, without gradient.
 pub fn value_range<const D: usize>(x: Tensor<D>) -> Tensor<1> {
     let x = x.detach();
-    if is_composed(&x) {
-        return composed::value_range(x);
-    }
+    demand_extension(&x);
     Tensor::from_dispatch(Dispatch::lowbit_value_range(x.into_dispatch()))
-}
-
-/// Fake quantization to an affine grid of `n` steps, whose scale and zero point, `[1]`, are constants of the backward pass.
-///
-/// # Equation
-/// `(c - z) s` with `c = clip(round(x / s) + z, 0, n)`, ties to even. The gradient passes where `c` was not clipped.
-///
-/// # Panics
-/// If there is another number of scales or zero points than one.
-pub fn fake_quantize_affine<const D: usize>(
-    x: Tensor<D>,
-    scale: Tensor<1>,
-    zero_point: Tensor<1>,
-    n: f32,
-) -> Tensor<D> {
-    assert_eq!([scale.dims(), zero_point.dims()], [[1], [1]], "one scale and one zero point");
-    if is_composed(&x) {
-        return composed::fake_quantize_affine(x, scale, zero_point, n);
-    }
-    let [scale, zero_point] = [scale, zero_point].map(|parameter| parameter.detach().into_dispatch());
-    Tensor::from_dispatch(Dispatch::lowbit_fake_quantize_affine(x.into_dispatch(), scale, zero_point, n))
 }
 
 /// The code of the README, compiled and run with the documentation's tests.

@@ -1,11 +1,12 @@
 //! The operations of an extended backend made of burn's own: what the kernels have to compute, and what runs where there is
 //! none.
 
-use burn::backend::tensor::{BoolTensor, FloatTensor};
+use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata, get_or_init_device_settings};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{IndexingUpdateOp, Slice};
-use lowbit_cpu::fake_quantize::Grid;
+use lowbit_cpu::formula::AnyFormula;
+use lowbit_cpu::program::{Op, Program};
 use lowbit_cpu::weights::MaxGradient;
 
 use crate::backend::{ActivationKind, KernelBackend};
@@ -57,7 +58,7 @@ pub(crate) fn batch_norm<B: KernelBackend>(
     gamma: FloatTensor<B>,
     beta: FloatTensor<B>,
     statistics: FloatTensor<B>,
-    parameter: FloatTensor<B>,
+    parameters: FloatTensor<B>,
     epsilon: f32,
     activation: ActivationKind,
 ) -> FloatTensor<B> {
@@ -65,8 +66,7 @@ pub(crate) fn batch_norm<B: KernelBackend>(
     match activation {
         ActivationKind::Identity => before,
         ActivationKind::Relu => B::float_clamp_min(before, 0.0.into()),
-        ActivationKind::Unit { n } => B::lowbit_fake_quantize_unit(before, n),
-        ActivationKind::Learned(grid) => B::lowbit_fake_quantize(before, parameter, grid),
+        ActivationKind::Formula(formula) => B::lowbit_fake_quantize(before, parameters, formula),
     }
 }
 
@@ -76,7 +76,7 @@ pub(crate) fn batch_norm_gradients<B: KernelBackend>(
     gamma: FloatTensor<B>,
     beta: FloatTensor<B>,
     statistics: FloatTensor<B>,
-    parameter: FloatTensor<B>,
+    parameters: FloatTensor<B>,
     gradient: FloatTensor<B>,
     epsilon: f32,
     activation: ActivationKind,
@@ -84,8 +84,8 @@ pub(crate) fn batch_norm_gradients<B: KernelBackend>(
     let [batch, channels, height, width] = input.shape().dims();
     let n = (batch * height * width) as f32;
     let before = || normalized::<B>(input.clone(), gamma.clone(), beta.clone(), statistics.clone(), epsilon);
-    let none = || B::float_mul_scalar(beta.clone(), 0.0.into());
-    let (gradient, parameter_gradient) = match activation {
+    let none = || parameters.clone();
+    let (gradient, parameters_gradient) = match activation {
         ActivationKind::Identity => (gradient, none()),
         ActivationKind::Relu => {
             let before = before();
@@ -93,9 +93,8 @@ pub(crate) fn batch_norm_gradients<B: KernelBackend>(
             let blocked = B::float_lower_equal_elem(before, 0.0.into(), bool_dtype);
             (B::float_mask_fill(gradient, blocked, 0.0.into()), none())
         }
-        ActivationKind::Unit { .. } => (B::lowbit_fake_quantize_unit_gradient(before(), gradient), none()),
-        ActivationKind::Learned(grid) => {
-            B::lowbit_fake_quantize_gradients(before(), parameter, gradient, grid)
+        ActivationKind::Formula(formula) => {
+            B::lowbit_fake_quantize_gradients(before(), parameters, gradient, formula)
         }
     };
     let (mean, deviation) = split_statistics::<B>(statistics, epsilon);
@@ -114,7 +113,7 @@ pub(crate) fn batch_norm_gradients<B: KernelBackend>(
         B::float_mul(normal, by_channel::<B>(normal_part)),
     );
     let factor = by_channel::<B>(B::float_div(gamma, deviation));
-    (B::float_mul(centered, factor), gamma_gradient, beta_gradient, parameter_gradient)
+    (B::float_mul(centered, factor), gamma_gradient, beta_gradient, parameters_gradient)
 }
 
 pub(crate) fn tanh<B: KernelBackend>(w: FloatTensor<B>) -> FloatTensor<B> {
@@ -175,83 +174,123 @@ fn slope_of_tanh<B: Backend>(squashed: FloatTensor<B>) -> FloatTensor<B> {
     B::float_add_scalar(B::float_neg(square), 1.0.into())
 }
 
-pub(crate) fn fake_quantize_unit<B: KernelBackend>(x: FloatTensor<B>, n: f32) -> FloatTensor<B> {
-    let grid = B::float_mul_scalar(B::float_clamp(x, 0.0.into(), 1.0.into()), n.into());
-    B::float_div_scalar(B::float_round(grid), n.into())
-}
-
-pub(crate) fn fake_quantize_unit_gradient<B: KernelBackend>(
-    x: FloatTensor<B>,
-    gradient: FloatTensor<B>,
-) -> FloatTensor<B> {
-    let clipped = B::float_clamp(x.clone(), 0.0.into(), 1.0.into());
-    let outside = differs::<B>(x, clipped);
-    B::float_mask_fill(gradient, outside, 0.0.into())
-}
-
 pub(crate) fn fake_quantize<B: KernelBackend>(
     x: FloatTensor<B>,
-    parameter: FloatTensor<B>,
-    grid: Grid,
+    parameters: FloatTensor<B>,
+    formula: &AnyFormula,
 ) -> FloatTensor<B> {
-    let parameter = along_first_axis::<B>(parameter, x.shape().num_dims());
-    match grid {
-        Grid::Step { q_min, q_max } => {
-            let clipped = B::float_clamp(B::float_div(x, parameter.clone()), q_min.into(), q_max.into());
-            B::float_mul(B::float_round(clipped), parameter)
-        }
-        Grid::Clip { n } => {
-            let clipped = clipped_above::<B>(x, parameter.clone());
-            let scaled = B::float_mul_scalar(B::float_div(clipped, parameter.clone()), n.into());
-            let rounded = B::float_div_scalar(B::float_round(scaled), n.into());
-            B::float_mul(rounded, parameter)
-        }
-        Grid::Sign { .. } => {
-            let bool_dtype = get_or_init_device_settings::<B>(&x.device()).bool_dtype;
-            let is_nan = B::float_is_nan(x.clone(), bool_dtype);
-            B::float_mask_where(B::float_mul(sign::<B>(x.clone()), parameter), is_nan, x)
-        }
-    }
+    // There is no gradient in a forward program.
+    let mut results = run::<B>(&formula.forward_program(), formula, x.clone(), parameters, x);
+    results.pop().expect("invariant: a program has a result")
 }
 
 pub(crate) fn fake_quantize_gradients<B: KernelBackend>(
     x: FloatTensor<B>,
-    parameter: FloatTensor<B>,
+    parameters: FloatTensor<B>,
     gradient: FloatTensor<B>,
-    grid: Grid,
+    formula: &AnyFormula,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let n_parameters = parameter.shape().num_elements();
-    let wide = along_first_axis::<B>(parameter, x.shape().num_dims());
-    let (outside, slope) = match grid {
-        Grid::Step { q_min, q_max } => {
-            let v = B::float_div(x, wide);
-            let clipped = B::float_clamp(v.clone(), q_min.into(), q_max.into());
-            let outside = is_not_between::<B>(v.clone(), q_min, q_max);
-            let inner = B::float_mask_fill(v, outside.clone(), 0.0.into());
-            (outside, B::float_sub(B::float_round(clipped), inner))
-        }
-        Grid::Clip { .. } => {
-            let settings = get_or_init_device_settings::<B>(&x.device());
-            let shape = x.shape();
-            let above = B::float_greater_equal(x.clone(), B::float_expand(wide, shape), settings.bool_dtype);
-            let zeros = B::float_zeros(x.shape(), &x.device(), x.dtype().into());
-            let below = B::float_lower_elem(x, 0.0.into(), settings.bool_dtype);
-            let slope = B::float_mask_fill(zeros, above.clone(), 1.0.into());
-            (B::bool_or(above, below), slope)
-        }
-        Grid::Sign { is_bounded: false } => {
-            let sign = sign::<B>(x);
-            (differs::<B>(sign.clone(), sign.clone()), sign)
-        }
-        Grid::Sign { is_bounded: true } => {
-            let v = B::float_div(x.clone(), wide);
-            let outside = is_not_between::<B>(v.clone(), -1.0, 1.0);
-            let inner = B::float_mask_fill(v, outside.clone(), 0.0.into());
-            (outside, B::float_sub(sign::<B>(x), inner))
+    let rows = formula.rows(parameters.shape().num_elements());
+    let mut results =
+        run::<B>(&formula.gradient_program(), formula, x, parameters.clone(), gradient).into_iter();
+    let of_x = results.next().expect("invariant: a gradient of the input");
+    let of_parameters: Vec<_> = results.map(|part| sum_of_each::<B>(part, rows)).collect();
+    match of_parameters.is_empty() {
+        // Nobody asks for it.
+        true => (of_x, parameters),
+        false => (of_x, B::float_cat(of_parameters, 0)),
+    }
+}
+
+/// Zeros of the shape of a tensor.
+#[cfg(feature = "cube")]
+pub(crate) fn zeros_like<B: Backend>(tensor: &FloatTensor<B>) -> FloatTensor<B> {
+    B::float_zeros(tensor.shape(), &tensor.device(), tensor.dtype().into())
+}
+
+/// A number of a program: for all values, or one for each.
+#[derive(Clone)]
+enum Value<T> {
+    Constant(f32),
+    Tensor(T),
+}
+
+/// Runs a program by a backend's own operations; the results have the shape of `x`.
+fn run<B: KernelBackend>(
+    program: &Program,
+    formula: &AnyFormula,
+    x: FloatTensor<B>,
+    parameters: FloatTensor<B>,
+    gradient: FloatTensor<B>,
+) -> Vec<FloatTensor<B>> {
+    let shape = x.shape();
+    let bool_dtype = get_or_init_device_settings::<B>(&x.device()).bool_dtype;
+    let full = |value: &Value<FloatTensor<B>>| match value {
+        Value::Tensor(tensor) => tensor.clone(),
+        Value::Constant(constant) => {
+            let zeros = B::float_zeros(shape.clone(), &x.device(), x.dtype().into());
+            B::float_add_scalar(zeros, (*constant).into())
         }
     };
-    let parameter_gradient = sum_of_each::<B>(B::float_mul(gradient.clone(), slope), n_parameters);
-    (B::float_mask_fill(gradient, outside, 0.0.into()), parameter_gradient)
+    let parameter = |i: usize| {
+        let n_rows = formula.rows(parameters.shape().num_elements());
+        let of_rows = B::float_slice(parameters.clone(), &[Slice::from(i * n_rows..(i + 1) * n_rows)]);
+        B::float_expand(along_first_axis::<B>(of_rows, shape.num_dims()), shape.clone())
+    };
+    let mut values: Vec<Value<FloatTensor<B>>> = Vec::with_capacity(program.ops.len());
+    for op in &program.ops {
+        let at = |place: usize| &values[place];
+        let value = match *op {
+            Op::Input => Value::Tensor(x.clone()),
+            Op::Gradient => Value::Tensor(gradient.clone()),
+            Op::Parameter(i) => Value::Tensor(parameter(i)),
+            Op::Constant(bits) => Value::Constant(f32::from_bits(bits)),
+            Op::Add([a, b]) => Value::Tensor(match (at(a), at(b)) {
+                (Value::Tensor(a), Value::Constant(b)) => B::float_add_scalar(a.clone(), (*b).into()),
+                (a, b) => B::float_add(full(a), full(b)),
+            }),
+            Op::Subtract([a, b]) => Value::Tensor(match (at(a), at(b)) {
+                (Value::Tensor(a), Value::Constant(b)) => B::float_sub_scalar(a.clone(), (*b).into()),
+                (a, b) => B::float_sub(full(a), full(b)),
+            }),
+            Op::Multiply([a, b]) => Value::Tensor(match (at(a), at(b)) {
+                (Value::Tensor(a), Value::Constant(b)) => B::float_mul_scalar(a.clone(), (*b).into()),
+                (a, b) => B::float_mul(full(a), full(b)),
+            }),
+            Op::Divide([a, b]) => Value::Tensor(match (at(a), at(b)) {
+                (Value::Tensor(a), Value::Constant(b)) => B::float_div_scalar(a.clone(), (*b).into()),
+                (a, b) => B::float_div(full(a), full(b)),
+            }),
+            Op::Round(a) => Value::Tensor(B::float_round(full(at(a)))),
+            Op::IfLower([a, b, then, otherwise]) | Op::IfAtMost([a, b, then, otherwise]) => {
+                let is_strict = matches!(op, Op::IfLower(_));
+                let condition = match (at(a), at(b)) {
+                    (Value::Tensor(a), Value::Constant(b)) if is_strict => {
+                        B::float_lower_elem(a.clone(), (*b).into(), bool_dtype)
+                    }
+                    (Value::Tensor(a), Value::Constant(b)) => {
+                        B::float_lower_equal_elem(a.clone(), (*b).into(), bool_dtype)
+                    }
+                    (Value::Constant(a), Value::Tensor(b)) if is_strict => {
+                        B::float_greater_elem(b.clone(), (*a).into(), bool_dtype)
+                    }
+                    (Value::Constant(a), Value::Tensor(b)) => {
+                        B::float_greater_equal_elem(b.clone(), (*a).into(), bool_dtype)
+                    }
+                    (a, b) if is_strict => B::float_lower(full(a), full(b), bool_dtype),
+                    (a, b) => B::float_lower_equal(full(a), full(b), bool_dtype),
+                };
+                Value::Tensor(match (at(then), at(otherwise)) {
+                    (Value::Constant(then), otherwise) => {
+                        B::float_mask_fill(full(otherwise), condition, (*then).into())
+                    }
+                    (then, otherwise) => B::float_mask_where(full(otherwise), condition, full(then)),
+                })
+            }
+        };
+        values.push(value);
+    }
+    program.outputs.iter().map(|&place| full(&values[place])).collect()
 }
 
 pub(crate) fn value_range<B: KernelBackend>(x: FloatTensor<B>) -> FloatTensor<B> {
@@ -260,39 +299,6 @@ pub(crate) fn value_range<B: KernelBackend>(x: FloatTensor<B>) -> FloatTensor<B>
     let min = B::float_clamp_max(reduce_rows::<B>(row.clone(), B::float_min_dim), 0.0.into());
     let max = B::float_clamp_min(reduce_rows::<B>(row, B::float_max_dim), 0.0.into());
     B::float_cat(vec![min, max], 0)
-}
-
-pub(crate) fn fake_quantize_affine<B: KernelBackend>(
-    x: FloatTensor<B>,
-    scale: FloatTensor<B>,
-    zero_point: FloatTensor<B>,
-    n: f32,
-) -> FloatTensor<B> {
-    let [scale, zero_point] = [scale, zero_point].map(|p| along_first_axis::<B>(p, x.shape().num_dims()));
-    let free = B::float_add(B::float_round(B::float_div(x, scale.clone())), zero_point.clone());
-    let code = B::float_clamp(free, 0.0.into(), n.into());
-    B::float_mul(B::float_sub(code, zero_point), scale)
-}
-
-pub(crate) fn fake_quantize_affine_gradient<B: KernelBackend>(
-    x: FloatTensor<B>,
-    scale: FloatTensor<B>,
-    zero_point: FloatTensor<B>,
-    gradient: FloatTensor<B>,
-    n: f32,
-) -> FloatTensor<B> {
-    let [scale, zero_point] = [scale, zero_point].map(|p| along_first_axis::<B>(p, x.shape().num_dims()));
-    let free = B::float_add(B::float_round(B::float_div(x, scale)), zero_point);
-    let code = B::float_clamp(free.clone(), 0.0.into(), n.into());
-    B::float_mask_fill(gradient, differs::<B>(free, code), 0.0.into())
-}
-
-/// -1 or 1; 1 at zero.
-fn sign<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
-    let bool_dtype = get_or_init_device_settings::<B>(&x.device()).bool_dtype;
-    let is_negative = B::float_lower_elem(x.clone(), 0.0.into(), bool_dtype);
-    let ones = B::float_ones(x.shape(), &x.device(), x.dtype().into());
-    B::float_mask_fill(ones, is_negative, (-1.0).into())
 }
 
 /// `[channels]` to `[1, channels, 1, 1]`.
@@ -340,27 +346,4 @@ fn along_first_axis<B: Backend>(parameter: FloatTensor<B>, rank: usize) -> Float
     let mut shape = vec![1; rank];
     shape[0] = parameter.shape().num_elements();
     B::float_reshape(parameter, shape.into())
-}
-
-fn differs<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>) -> BoolTensor<B> {
-    // Backends store booleans differently: the device says how.
-    let bool_dtype = get_or_init_device_settings::<B>(&a.device()).bool_dtype;
-    B::float_not_equal(a, b, bool_dtype)
-}
-
-/// Whether not `low < x < high`; `NaN` is not.
-fn is_not_between<B: Backend>(x: FloatTensor<B>, low: f32, high: f32) -> BoolTensor<B> {
-    let bool_dtype = get_or_init_device_settings::<B>(&x.device()).bool_dtype;
-    let above = B::float_greater_elem(x.clone(), low.into(), bool_dtype);
-    let below = B::float_lower_elem(x, high.into(), bool_dtype);
-    B::bool_not(B::bool_and(above, below))
-}
-
-/// `clip(x, 0, a)`, exactly `a` where `x >= a`.
-fn clipped_above<B: Backend>(x: FloatTensor<B>, clip_value: FloatTensor<B>) -> FloatTensor<B> {
-    let bool_dtype = get_or_init_device_settings::<B>(&x.device()).bool_dtype;
-    let shape = x.shape();
-    let wide = B::float_expand(clip_value, shape);
-    let above = B::float_greater_equal(x.clone(), wide.clone(), bool_dtype);
-    B::float_mask_where(B::float_clamp_min(x, 0.0.into()), above, wide)
 }

@@ -2,7 +2,7 @@
 
 use burn::nn::BatchNorm;
 use burn::tensor::Tensor;
-use lowbit_kernels::{Activation, batch_norm, batch_norm_fixed};
+use lowbit_kernels::{Activation, Quantized, batch_norm, batch_norm_fixed};
 use lowbit_quantizers::QuantConv2d;
 
 /// `conv(relu(norm(x)))` for each of `convs`, with the quantization of their input in one operation with the normalization where
@@ -15,7 +15,7 @@ pub(crate) fn norm_relu_convs(norm: &BatchNorm, x: Tensor<4>, convs: &[&QuantCon
             let quantized = norm_then(norm, x, activation);
             convs.iter().map(|conv| conv.forward_quantized(quantized.clone())).collect()
         }
-        None => QuantConv2d::forward_all(convs, norm_then(norm, x, Activation::Relu)),
+        None => QuantConv2d::forward_all(convs, norm_then(norm, x, Activation::Relu).values),
     }
 }
 
@@ -23,7 +23,7 @@ pub(crate) fn norm_relu_convs(norm: &BatchNorm, x: Tensor<4>, convs: &[&QuantCon
 ///
 /// As burn's `BatchNorm`: on a device with autodiff it normalizes by the batch and moves its running statistics towards
 /// those of the batch, elsewhere it normalizes by the running ones. An empty batch, which has no statistics, moves nothing.
-pub(crate) fn norm_then(norm: &BatchNorm, x: Tensor<4>, activation: Activation) -> Tensor<4> {
+pub(crate) fn norm_then(norm: &BatchNorm, x: Tensor<4>, activation: Activation) -> Quantized<4> {
     if x.device().is_autodiff() && !norm.training.is_enabled() {
         // Frozen in a network that trains: burn's own operations have the gradient.
         return activation.apply(norm.forward(x));

@@ -1,5 +1,7 @@
 //! Errors of quantizer configuration.
 
+use std::ops::RangeInclusive;
+
 use lowbit_core::{Granularity, Precision};
 
 use crate::{Method, Operand};
@@ -8,7 +10,10 @@ use crate::{Method, Operand};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QuantizerError {
     /// The method has no grid of this bit width for this operand.
-    #[error("{method} cannot quantize {operand} to {got} bits: it takes {allowed}, or \"fp32\"")]
+    #[error(
+        "{method} cannot quantize {operand} to {got} bits: it takes {} to {} bits, or \"fp32\"",
+        allowed.start(), allowed.end()
+    )]
     Bits {
         /// The method.
         method: Method,
@@ -17,7 +22,7 @@ pub enum QuantizerError {
         /// The precision asked for.
         got: Precision,
         /// The bit widths that the method takes.
-        allowed: &'static str,
+        allowed: RangeInclusive<u32>,
     },
     /// The method has no such granularity for this operand.
     #[error("{method} quantizes {operand} {allowed} only, got {got}")]

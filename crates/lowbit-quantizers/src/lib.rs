@@ -1,11 +1,11 @@
 //! Quantizers and quantized layers for convolutional networks with weights and activations of 1 to 8 bits, for any
 //! burn backend.
 //!
-//! Each method of the literature is one file of [`methods`], to be read beside its paper. A quantizer answers three
-//! questions: `codes` (the integers of a tensor), `fake_quantize` (their real values, with the method's gradient) and
-//! `grid` (which integers there are and what each is worth). `codes` reads the integers from the values that `fake_quantize` has rounded, so that there is one rounding.
-//! Two are so simple that they have a formula of their own: DoReFa's activations, whose grid is fixed, and weights of 1 bit, whose
-//! codes are signs.
+//! Each method of the literature is one file of [`methods`], to be read beside its paper, and one line of the list in
+//! `quantizer.rs`. The file has the method's [`Formula`](lowbit_kernels::Formula), from a value to its code and back to the
+//! gradients, and says where the formula's parameters come from. A quantizer answers three questions from it: `codes` (the
+//! integers of a tensor), `fake_quantize` (their real values, with the method's gradient) and `grid` (which integers there are and
+//! what each is worth).
 //!
 //! This crate knows no network, no data and no training schedule.
 //!
@@ -45,7 +45,10 @@ pub use lowbit_core::{
 };
 pub use parameter::is_quantizer_state;
 pub use policy::{LayerOverride, PrecisionFloor, QuantizationPolicy, pattern_matches};
-pub use quantizer::{ActivationQuantizer, LayerQuantization, Method, Operand, WeightQuantizer};
+pub use quantizer::{
+    ActivationQuantizer, LayerQuantization, Learned, Method, Operand, Quantizer, QuantizesActivations,
+    QuantizesWeights, WeightQuantizer,
+};
 
 /// The code of the README, compiled and run with the documentation's tests.
 #[cfg(doctest)]

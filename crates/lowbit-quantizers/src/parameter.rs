@@ -4,8 +4,7 @@ use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use lowbit_core::BitWidth;
 
-/// Names of the state of all methods' quantizers.
-const NAMES: [&str; 5] = ["step_size", "clip_value", "running_min", "running_max", "recorded_bits"];
+use crate::Method;
 
 /// Whether the state at the dotted `path` of a module is a quantizer's: what an optimizer treats apart from the weights, and
 /// what a network at other bits may lack. Of a layer of this crate that is all below its quantizers; in a module of one's own it
@@ -13,7 +12,10 @@ const NAMES: [&str; 5] = ["step_size", "clip_value", "running_min", "running_max
 pub fn is_quantizer_state(path: &str) -> bool {
     let name = path.rsplit('.').next();
     path.split('.').any(|part| ["weight_quantizer", "input_quantizer"].contains(&part))
-        || name.is_some_and(|name| NAMES.contains(&name))
+        || name.is_some_and(|name| {
+            let mut names = Method::ALL.iter().flat_map(|method| method.state()).flatten();
+            name == "recorded_bits" || names.any(|of_method| *of_method == name)
+        })
 }
 
 /// A learned positive parameter of a quantizer, ready for the forward pass.
@@ -70,6 +72,8 @@ mod tests {
             "mine.recorded_bits",
             "mine.running_min",
             "mine.running_max",
+            "mine.log2_threshold",
+            "interval_upper",
         ] {
             assert!(is_quantizer_state(path), "{path}");
         }

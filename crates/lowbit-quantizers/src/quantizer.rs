@@ -1,44 +1,302 @@
-//! The closed set of quantizers that a layer can hold, and how one is asked for.
+//! What a quantizer is, and the list of those that a layer can hold.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
-use lowbit_core::{BitWidth, Granularity, GridError, IntegerGrid, Precision};
-use lowbit_kernels::{Activation, Scale};
+use lowbit_core::{BitWidth, CodeSet, Granularity, GridError, IntegerGrid, Precision};
+use lowbit_kernels::{Activation, Quantized, Scheme};
 use serde::{Deserialize, Serialize};
 
 use crate::QuantizerError;
-use crate::methods::dorefa::{DoReFaActivations, DoReFaWeights};
-use crate::methods::lsq::{LsqActivations, LsqWeights};
-use crate::methods::minmax::{MinMaxActivations, MinMaxWeights};
-use crate::methods::pact::PactActivations;
-use crate::parameter::constant;
+use crate::codes::{read, zero_if_nan};
+use crate::methods::{dorefa, lsq, minmax, pact};
+use crate::parameter::{constant, n_at_floor};
 
-/// A quantization method, by the name of its paper.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Method {
+/// A learned parameter of a quantizer.
+#[derive(Debug)]
+pub struct Learned<'a> {
+    /// The field that holds it: its name in a record.
+    pub name: &'static str,
+    /// `[1]`, or one number for each output channel.
+    pub parameter: &'a Param<Tensor<1>>,
+    /// The forward pass takes this instead of what is lower.
+    pub floor: Option<f32>,
+}
+
+/// What the quantizers of weights and of activations have in common.
+pub trait Quantizer: Module {
+    /// The fields that hold what the method learns or measures: their names in a record.
+    const STATE: &'static [&'static str] = &[];
+    /// Whether the paper decays the learned parameters with the weights.
+    const DECAYS: bool = false;
+
+    /// The bit width.
+    fn bits(&self) -> BitWidth;
+
+    /// The codes that there are.
+    fn code_set(&self) -> CodeSet;
+
+    /// The learned parameters.
+    fn learned(&self) -> Vec<Learned<'_>> {
+        Vec::new()
+    }
+
+    /// The same for change, in the same order.
+    fn learned_mut(&mut self) -> Vec<&mut Param<Tensor<1>>> {
+        Vec::new()
+    }
+
+    /// The parameter to watch over a training by the name that a run's metrics have for it: its values in force.
+    fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
+        None
+    }
+
+    /// Changes learned parameters that were learned at `from` bits so that they span as much at these bits.
+    fn rescale(&mut self, _from: BitWidth) {}
+}
+
+/// A quantizer of weights: one file of [`methods`](crate::methods), one line of the list below.
+pub trait QuantizesWeights: Quantizer {
+    /// Bit widths that the method defines.
+    const BITS: RangeInclusive<u32> = 1..=8;
+    /// Whether it can have parameters for each output channel.
+    const PER_CHANNEL: bool = false;
+
+    /// A quantizer of these weights, to bits and of a granularity that the method defines.
+    fn new<const D: usize>(bits: BitWidth, granularity: Granularity, w: Tensor<D>) -> Self;
+
+    /// Sets learned parameters from the weights `w`, as when the quantizer was made.
+    fn calibrate<const D: usize>(&mut self, _w: Tensor<D>) {}
+
+    /// What the formula takes: the weights themselves, unless the method transforms them.
+    fn transform<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
+        w
+    }
+
+    /// The formula with its parameters for the weights `w`.
+    fn scheme<const D: usize>(&self, w: &Tensor<D>) -> Scheme;
+
+    /// The real values of the codes of `w`.
+    fn quantize<const D: usize>(&self, w: Tensor<D>) -> Quantized<D> {
+        let scheme = self.scheme(&w);
+        scheme.quantize(self.transform(w))
+    }
+
+    /// The real values alone.
+    fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
+        self.quantize(w).values
+    }
+
+    /// The same without rounding.
+    fn unrounded<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
+        let scheme = self.scheme(&w);
+        scheme.unrounded(self.transform(w))
+    }
+
+    /// The codes of `w`; `NaN` has the code of 0.
+    fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
+        let w = zero_if_nan(w);
+        let scheme = self.scheme(&w);
+        scheme.codes(self.transform(w))
+    }
+
+    /// What the codes of `w` are worth.
+    fn grid<const D: usize>(&self, w: Tensor<D>) -> Result<IntegerGrid, GridError> {
+        integer_grid(&self.scheme(&w), self.code_set())
+    }
+}
+
+/// A quantizer of activations after a ReLU: one file of [`methods`](crate::methods), one line of the list below.
+pub trait QuantizesActivations: Quantizer {
+    /// Bit widths that the method defines.
+    const BITS: RangeInclusive<u32> = 1..=8;
+
+    /// A quantizer to bits that the method defines.
+    fn new(bits: BitWidth, device: &Device) -> Self;
+
+    /// The formula with its parameters in force, for values of this shape.
+    fn scheme(&self, dims: &[usize]) -> Scheme;
+
+    /// Whether [`observe`](Self::observe) has to see the values now.
+    fn observes(&self) -> bool {
+        false
+    }
+
+    /// Takes in a batch that is about to be quantized.
+    fn observe<const D: usize>(&self, _x: &Tensor<D>) {}
+
+    /// Begins a calibration.
+    fn start_calibration(&mut self) {}
+
+    /// Ends a calibration: sets parameters from what was observed.
+    fn finish_calibration(&mut self) {}
+
+    /// The real values of the codes of `x`.
+    fn quantize<const D: usize>(&self, x: Tensor<D>) -> Quantized<D> {
+        self.scheme(&x.dims()).quantize(x)
+    }
+
+    /// The real values alone.
+    fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        self.quantize(x).values
+    }
+
+    /// The same without rounding.
+    fn unrounded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        self.scheme(&x.dims()).unrounded(x)
+    }
+
+    /// The codes of `x`.
+    fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
+        self.scheme(&x.dims()).codes(x)
+    }
+
+    /// What the codes are worth.
+    fn grid(&self) -> Result<IntegerGrid, GridError> {
+        integer_grid(&self.scheme(&[1, 1]), self.code_set())
+    }
+}
+
+/// The integers of a scheme's codes, and what they are worth. Reads the parameters from the device, once.
+fn integer_grid(scheme: &Scheme, codes: CodeSet) -> Result<IntegerGrid, GridError> {
+    let formula = scheme.formula();
+    let parameters =
+        [formula.unit(), formula.zero()].map(|place| place.map(|place| scheme.parameters()[place].clone()));
+    let mut numbers: Vec<Tensor<1>> = parameters.iter().flatten().cloned().map(constant).collect();
+    let n_zero_points = parameters[1].as_ref().map_or(0, |zero| zero.dims()[0]);
+    let mut numbers = match numbers.len() {
+        0 => Vec::new(),
+        1 => read(numbers.remove(0)),
+        _ => read(Tensor::cat(numbers, 0)),
+    };
+    let zero_points = numbers.split_off(numbers.len() - n_zero_points);
+    let units = if parameters[0].is_some() { numbers } else { vec![1.0] };
+    let grid = IntegerGrid::new(codes, units, formula.parts() as u32)?;
+    match zero_points.first() {
+        // An integer among the codes, as the unit is finite.
+        Some(&zero_point) => grid.with_zero_point(zero_point as i32),
+        None => Ok(grid),
+    }
+}
+
+/// The bounds of a set of codes.
+pub(crate) fn code_range(codes: &CodeSet) -> RangeInclusive<i32> {
+    match codes {
+        CodeSet::Uniform { q_min, q_max, .. } => *q_min..=*q_max,
+        CodeSet::Table(codes) => {
+            let ends =
+                [codes.first(), codes.last()].map(|code| *code.expect("invariant: a method has codes"));
+            ends[0]..=ends[1]
+        }
+    }
+}
+
+/// Makes the list of methods: the names that recipes have for them, and the quantizers that a layer can hold.
+macro_rules! methods {
+    (($d:tt) $($(#[doc = $doc:literal])* $method:ident = $name:literal: $weights:ty, $activations:ty;)+) => {
+        /// A quantization method, by the name of its paper.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum Method {
+            $($(#[doc = $doc])* #[serde(rename = $name)] $method,)+
+        }
+
+        impl Method {
+            /// All methods.
+            pub const ALL: &[Self] = &[$(Self::$method),+];
+
+            /// The name that recipes have for it.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$method => $name,)+
+                }
+            }
+
+            /// Bit widths that the method defines for an operand.
+            pub fn bits(self, operand: Operand) -> RangeInclusive<u32> {
+                match (self, operand) {
+                    $((Self::$method, Operand::Weights) => <$weights as QuantizesWeights>::BITS,
+                    (Self::$method, Operand::Activations) => <$activations as QuantizesActivations>::BITS,)+
+                }
+            }
+
+            /// The names that records have for what the method learns or measures.
+            pub(crate) fn state(self) -> [&'static [&'static str]; 2] {
+                match self {
+                    $(Self::$method => [<$weights as Quantizer>::STATE, <$activations as Quantizer>::STATE],)+
+                }
+            }
+
+            /// Whether the paper decays the learned parameters with the weights.
+            pub fn decays_parameters(self) -> bool {
+                match self {
+                    $(Self::$method => <$weights as Quantizer>::DECAYS || <$activations as Quantizer>::DECAYS,)+
+                }
+            }
+
+            /// Whether weights can have parameters for each output channel.
+            pub fn is_per_channel(self) -> bool {
+                match self {
+                    $(Self::$method => <$weights as QuantizesWeights>::PER_CHANNEL,)+
+                }
+            }
+        }
+
+        /// The quantizer of a layer's weights.
+        #[derive(Module, Debug)]
+        pub enum WeightQuantizer {
+            $($(#[doc = $doc])* $method($weights),)+
+        }
+
+        impl WeightQuantizer {
+            fn of<const D: usize>(method: Method, bits: BitWidth, granularity: Granularity, w: Tensor<D>) -> Self {
+                match method {
+                    $(Method::$method => Self::$method(<$weights as QuantizesWeights>::new(bits, granularity, w)),)+
+                }
+            }
+        }
+
+        /// The quantizer of a layer's input activations, which are expected to come from a ReLU.
+        #[derive(Module, Debug)]
+        pub enum ActivationQuantizer {
+            $($(#[doc = $doc])* $method($activations),)+
+        }
+
+        impl ActivationQuantizer {
+            fn of(method: Method, bits: BitWidth, device: &Device) -> Self {
+                match method {
+                    $(Method::$method => Self::$method(<$activations as QuantizesActivations>::new(bits, device)),)+
+                }
+            }
+        }
+
+        /// Evaluates an expression with the quantizer of either operand by its own type.
+        macro_rules! with {
+            ($d operand:ident, $d any:expr, $d quantizer:ident => $d body:expr) => {
+                match $d any {
+                    $($d operand::$method($d quantizer) => $d body,)+
+                }
+            };
+        }
+    };
+}
+
+methods! {
+    ($)
     /// DoReFa-Net (Zhou16), the base quantizer of Zhuang et al. 2021.
-    #[serde(rename = "dorefa")]
-    DoReFa,
+    DoReFa = "dorefa": dorefa::DoReFaWeights, dorefa::DoReFaActivations;
     /// PACT (Choi18): DoReFa weights, activations with a learned clip value.
-    Pact,
+    Pact = "pact": dorefa::DoReFaWeights, pact::PactActivations;
     /// LSQ (Esser20): learned step sizes.
-    Lsq,
+    Lsq = "lsq": lsq::LsqWeights, lsq::LsqActivations;
     /// Uniform quantization of the observed range.
-    #[serde(rename = "minmax")]
-    MinMax,
+    MinMax = "minmax": minmax::MinMaxWeights, minmax::MinMaxActivations;
 }
 
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Method::DoReFa => "dorefa",
-            Method::Pact => "pact",
-            Method::Lsq => "lsq",
-            Method::MinMax => "minmax",
-        })
+        f.pad(self.name())
     }
 }
 
@@ -92,18 +350,19 @@ impl LayerQuantization {
         [self.weight_bits, self.act_bits] != [Precision::FullPrecision; 2]
     }
 
-    /// Whether the method defines these bit widths and this granularity. Activations of 1 to 8 bits are defined by all.
+    /// Whether the method defines these bit widths and this granularity.
     ///
     /// # Errors
     /// [`QuantizerError`], naming what the method takes.
     pub fn check(&self) -> Result<(), QuantizerError> {
-        let Self { method, weight_bits, act_bits: _, weight_granularity } = *self;
-        if method == Method::MinMax && weight_bits.bit_width().is_some_and(|bits| bits.get() < 2) {
-            let (operand, allowed) = (Operand::Weights, "2 to 8 bits");
-            return Err(QuantizerError::Bits { method, operand, got: weight_bits, allowed });
+        let Self { method, weight_bits, act_bits, weight_granularity } = *self;
+        for (operand, got) in [(Operand::Weights, weight_bits), (Operand::Activations, act_bits)] {
+            let allowed = method.bits(operand);
+            if got.bit_width().is_some_and(|bits| !allowed.contains(&bits.get())) {
+                return Err(QuantizerError::Bits { method, operand, got, allowed });
+            }
         }
-        let allows_per_channel = matches!(method, Method::Lsq | Method::MinMax);
-        if weight_granularity == Granularity::PerChannel && !allows_per_channel {
+        if weight_granularity == Granularity::PerChannel && !method.is_per_channel() {
             return Err(QuantizerError::Granularity {
                 method,
                 operand: Operand::Weights,
@@ -113,17 +372,6 @@ impl LayerQuantization {
         }
         Ok(())
     }
-}
-
-/// The quantizer of a layer's weights.
-#[derive(Module, Debug)]
-pub enum WeightQuantizer {
-    /// DoReFa, also the weights of PACT.
-    DoReFa(DoReFaWeights),
-    /// LSQ.
-    Lsq(LsqWeights),
-    /// Min-max.
-    MinMax(MinMaxWeights),
 }
 
 impl WeightQuantizer {
@@ -137,50 +385,39 @@ impl WeightQuantizer {
         w: Tensor<D>,
     ) -> Result<Option<Self>, QuantizerError> {
         quantization.check()?;
-        let granularity = quantization.weight_granularity;
-        let Some(bits) = quantization.weight_bits.bit_width() else { return Ok(None) };
-        Ok(Some(match quantization.method {
-            Method::DoReFa | Method::Pact => Self::DoReFa(DoReFaWeights::new(bits, &w.device())),
-            Method::Lsq => Self::Lsq(LsqWeights::new(bits, granularity, w)),
-            Method::MinMax => Self::MinMax(MinMaxWeights::new(bits, granularity, &w.device())?),
-        }))
+        let LayerQuantization { method, weight_bits, weight_granularity, .. } = *quantization;
+        Ok(weight_bits.bit_width().map(|bits| Self::of(method, bits, weight_granularity, w)))
     }
 
     /// The bit width.
     pub fn bits(&self) -> BitWidth {
-        match self {
-            Self::DoReFa(quantizer) => quantizer.bits(),
-            Self::Lsq(quantizer) => quantizer.bits(),
-            Self::MinMax(quantizer) => quantizer.bits(),
-        }
+        with!(Self, self, quantizer => quantizer.bits())
+    }
+
+    /// The codes that there are.
+    pub fn code_set(&self) -> CodeSet {
+        with!(Self, self, quantizer => quantizer.code_set())
     }
 
     /// The integer codes of the weights `w`, of `w`'s shape; `NaN` has the code of 0.
     pub fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
-        match self {
-            Self::DoReFa(quantizer) => quantizer.codes(w),
-            Self::Lsq(quantizer) => quantizer.codes(w),
-            Self::MinMax(quantizer) => quantizer.codes(w),
-        }
+        with!(Self, self, quantizer => quantizer.codes(w))
     }
 
     /// The real values of the codes of `w`, of `w`'s shape, with the method's gradient.
     pub fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
-        match self {
-            Self::DoReFa(quantizer) => quantizer.fake_quantize(w),
-            Self::Lsq(quantizer) => quantizer.fake_quantize(w),
-            Self::MinMax(quantizer) => quantizer.fake_quantize(w),
-        }
+        self.quantize(w).values
+    }
+
+    /// [`fake_quantize`](Self::fake_quantize) with what the values are made of: for a convolution.
+    pub fn quantize<const D: usize>(&self, w: Tensor<D>) -> Quantized<D> {
+        with!(Self, self, quantizer => quantizer.quantize(w))
     }
 
     /// What [`fake_quantize`](Self::fake_quantize) yields if nothing is rounded, of `w`'s shape: the weights transformed
     /// and clipped as the method does it.
     pub fn unrounded<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
-        match self {
-            Self::DoReFa(quantizer) => quantizer.unrounded(w),
-            Self::Lsq(quantizer) => quantizer.unrounded(w),
-            Self::MinMax(quantizer) => quantizer.unrounded(w),
-        }
+        with!(Self, self, quantizer => quantizer.unrounded(w))
     }
 
     /// The grid of the weights `w`: its codes are those of [`codes`](Self::codes), and their real values what
@@ -189,69 +426,40 @@ impl WeightQuantizer {
     /// # Errors
     /// [`GridError`] if that is not finite.
     pub fn grid<const D: usize>(&self, w: Tensor<D>) -> Result<IntegerGrid, GridError> {
-        match self {
-            Self::DoReFa(quantizer) => quantizer.grid(w),
-            Self::Lsq(quantizer) => quantizer.grid(),
-            Self::MinMax(quantizer) => quantizer.grid(w),
-        }
+        with!(Self, self, quantizer => quantizer.grid(w))
     }
 
-    /// What [`fake_quantize`](Self::fake_quantize) of the weights `w` yields integer multiples of, and the largest
-    /// magnitude of these; `None` if it is not told.
-    pub(crate) fn scale<const D: usize>(&self, w: Tensor<D>) -> Option<(Scale, u8)> {
-        match self {
-            Self::DoReFa(quantizer) => Some(quantizer.scale(w)),
-            Self::Lsq(quantizer) => Some(quantizer.scale()),
-            Self::MinMax(_) => None,
-        }
+    /// The learned parameters.
+    pub fn learned(&self) -> Vec<Learned<'_>> {
+        with!(Self, self, quantizer => quantizer.learned())
     }
 
-    /// The learned parameter to watch over a training, the step size: its values in force, at least the floor.
+    /// The learned parameters for change, in the same order.
+    pub fn learned_mut(&mut self) -> Vec<&mut Param<Tensor<1>>> {
+        with!(Self, self, quantizer => quantizer.learned_mut())
+    }
+
+    /// The learned parameter to watch over a training: its values in force, at least the floor.
     pub fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
-        match self {
-            Self::Lsq(quantizer) => Some(("weight_step_size", quantizer.step_in_force())),
-            Self::DoReFa(_) | Self::MinMax(_) => None,
-        }
+        with!(Self, self, quantizer => quantizer.watched())
     }
 
-    /// How many values of the learned parameter are held at their floor, `[1]`; `None` without a learned parameter. A layer with
+    /// How many values of the learned parameters are held at their floor, `[1]`; `None` without a floor. A layer with
     /// such a value has collapsed: all its weights have the codes of the clip edges.
     pub fn n_at_floor(&self) -> Option<Tensor<1, Int>> {
-        match self {
-            Self::Lsq(quantizer) => Some(quantizer.n_at_floor()),
-            Self::DoReFa(_) | Self::MinMax(_) => None,
-        }
+        at_floor(self.learned())
     }
 
     /// Changes learned parameters that were learned at `from` bits so that they span as much at these bits: the distance between the
     /// outermost levels stays.
     pub fn rescale(&mut self, from: BitWidth) {
-        match self {
-            Self::Lsq(quantizer) => quantizer.rescale(from),
-            Self::DoReFa(_) | Self::MinMax(_) => {}
-        }
+        with!(Self, self, quantizer => quantizer.rescale(from));
     }
 
     /// Sets learned parameters from the weights `w`, as when the quantizer was made: for weights that were loaded.
     pub fn calibrate<const D: usize>(&mut self, w: Tensor<D>) {
-        match self {
-            Self::Lsq(quantizer) => quantizer.calibrate(w),
-            Self::DoReFa(_) | Self::MinMax(_) => {}
-        }
+        with!(Self, self, quantizer => quantizer.calibrate(w));
     }
-}
-
-/// The quantizer of a layer's input activations, which are expected to come from a ReLU.
-#[derive(Module, Debug)]
-pub enum ActivationQuantizer {
-    /// DoReFa.
-    DoReFa(DoReFaActivations),
-    /// PACT.
-    Pact(PactActivations),
-    /// LSQ.
-    Lsq(LsqActivations),
-    /// Min-max.
-    MinMax(MinMaxActivations),
 }
 
 impl ActivationQuantizer {
@@ -261,53 +469,42 @@ impl ActivationQuantizer {
     /// [`QuantizerError`] if the method does not define what is asked for.
     pub fn new(quantization: &LayerQuantization, device: &Device) -> Result<Option<Self>, QuantizerError> {
         quantization.check()?;
-        Ok(quantization.act_bits.bit_width().map(|bits| match quantization.method {
-            Method::DoReFa => Self::DoReFa(DoReFaActivations::new(bits, device)),
-            Method::Pact => Self::Pact(PactActivations::new(bits, device)),
-            Method::Lsq => Self::Lsq(LsqActivations::new(bits, device)),
-            Method::MinMax => Self::MinMax(MinMaxActivations::new(bits, device)),
-        }))
+        Ok(quantization.act_bits.bit_width().map(|bits| Self::of(quantization.method, bits, device)))
     }
 
     /// The bit width.
     pub fn bits(&self) -> BitWidth {
-        match self {
-            Self::DoReFa(quantizer) => quantizer.bits(),
-            Self::Pact(quantizer) => quantizer.bits(),
-            Self::Lsq(quantizer) => quantizer.bits(),
-            Self::MinMax(quantizer) => quantizer.bits(),
-        }
+        with!(Self, self, quantizer => quantizer.bits())
+    }
+
+    /// The codes that there are.
+    pub fn code_set(&self) -> CodeSet {
+        with!(Self, self, quantizer => quantizer.code_set())
+    }
+
+    fn scheme(&self, dims: &[usize]) -> Scheme {
+        with!(Self, self, quantizer => quantizer.scheme(dims))
     }
 
     /// The integer codes of `x`, of `x`'s shape; `NaN` has the code of 0.
     pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
-        match self {
-            Self::DoReFa(quantizer) => quantizer.codes(x),
-            Self::Pact(quantizer) => quantizer.codes(x),
-            Self::Lsq(quantizer) => quantizer.codes(x),
-            Self::MinMax(quantizer) => quantizer.codes(x),
-        }
+        with!(Self, self, quantizer => quantizer.codes(x))
     }
 
     /// The real values of the codes of `x`, of `x`'s shape, with the method's gradient.
     pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        match self {
-            Self::DoReFa(quantizer) => quantizer.fake_quantize(x),
-            Self::Pact(quantizer) => quantizer.fake_quantize(x),
-            Self::Lsq(quantizer) => quantizer.fake_quantize(x),
-            Self::MinMax(quantizer) => quantizer.fake_quantize(x),
-        }
+        self.quantize(x).values
+    }
+
+    /// [`fake_quantize`](Self::fake_quantize) with what the values are made of: for a convolution.
+    pub fn quantize<const D: usize>(&self, x: Tensor<D>) -> Quantized<D> {
+        with!(Self, self, quantizer => quantizer.quantize(x))
     }
 
     /// What [`fake_quantize`](Self::fake_quantize) yields if nothing is rounded, of `x`'s shape: `x` clipped to the range
     /// of the codes.
     pub fn unrounded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        match self {
-            Self::DoReFa(quantizer) => quantizer.unrounded(x),
-            Self::Pact(quantizer) => quantizer.unrounded(x),
-            Self::Lsq(quantizer) => quantizer.unrounded(x),
-            Self::MinMax(quantizer) => quantizer.unrounded(x),
-        }
+        with!(Self, self, quantizer => quantizer.unrounded(x))
     }
 
     /// Takes in a batch that is about to be quantized: a calibration records it, and in training (on a device with autodiff, unless
@@ -315,34 +512,23 @@ impl ActivationQuantizer {
     /// without a layer calls it once a step. No other method changes the quantizer: `codes`, `fake_quantize`, `unrounded` and
     /// `grid` all answer for the same grid until the next call.
     pub fn observe<const D: usize>(&self, x: &Tensor<D>) {
-        match self {
-            Self::DoReFa(_) => {}
-            Self::Pact(quantizer) => quantizer.observe(x),
-            Self::Lsq(quantizer) => quantizer.observe(x),
-            Self::MinMax(quantizer) => quantizer.observe(x),
-        }
+        with!(Self, self, quantizer => quantizer.observe(x));
     }
 
-    /// A ReLU and [`fake_quantize`](Self::fake_quantize) of values of shape `dims` in one operation; `None` if the
+    /// A ReLU and [`quantize`](Self::quantize) of values of shape `dims` in one operation; `None` if the
     /// quantizer has to see the ReLU's result.
-    pub(crate) fn activation<const D: usize>(&self, dims: [usize; D]) -> Option<Activation> {
-        match self {
-            Self::DoReFa(quantizer) => Some(quantizer.activation()),
-            Self::Pact(quantizer) => quantizer.activation(),
-            Self::Lsq(quantizer) => quantizer.activation(dims),
-            Self::MinMax(_) => None,
-        }
+    pub(crate) fn activation(&self, dims: &[usize]) -> Option<Activation> {
+        let observes = with!(Self, self, quantizer => quantizer.observes());
+        (!observes).then(|| Activation::Quantize(self.scheme(dims)))
     }
 
-    /// What [`fake_quantize`](Self::fake_quantize) yields integer multiples of, and the largest of these; `None` if it is
-    /// not told.
-    pub(crate) fn scale(&self) -> Option<(Scale, u8)> {
-        match self {
-            Self::DoReFa(quantizer) => Some(quantizer.scale()),
-            Self::Pact(quantizer) => quantizer.scale(),
-            Self::Lsq(quantizer) => quantizer.scale(),
-            Self::MinMax(_) => None,
-        }
+    /// Whether both quantize every input alike, now and later: they have the same formula and nothing to learn.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        let observes = |any: &Self| with!(Self, any, quantizer => quantizer.observes());
+        // Without parameters a scheme is the same for all shapes.
+        let [one, two] = [self, other].map(|quantizer| quantizer.scheme(&[1, 1]));
+        let is_fixed = one.parameters().is_empty() && two.parameters().is_empty();
+        is_fixed && one.formula() == two.formula() && !observes(self) && !observes(other)
     }
 
     /// The grid in force: its codes are those of [`codes`](Self::codes), and their real values what
@@ -351,64 +537,53 @@ impl ActivationQuantizer {
     /// # Errors
     /// [`GridError`] if that is not finite.
     pub fn grid(&self) -> Result<IntegerGrid, GridError> {
-        match self {
-            Self::DoReFa(quantizer) => Ok(quantizer.grid()),
-            Self::Pact(quantizer) => quantizer.grid(),
-            Self::Lsq(quantizer) => quantizer.grid(),
-            Self::MinMax(quantizer) => quantizer.grid(),
-        }
+        with!(Self, self, quantizer => quantizer.grid())
+    }
+
+    /// The learned parameters.
+    pub fn learned(&self) -> Vec<Learned<'_>> {
+        with!(Self, self, quantizer => quantizer.learned())
+    }
+
+    /// The learned parameters for change, in the same order.
+    pub fn learned_mut(&mut self) -> Vec<&mut Param<Tensor<1>>> {
+        with!(Self, self, quantizer => quantizer.learned_mut())
     }
 
     /// Changes learned parameters that were learned at `from` bits so that they span the same range at these bits. A
     /// clip value and a running range do as they are.
     pub fn rescale(&mut self, from: BitWidth) {
-        match self {
-            Self::Lsq(quantizer) => quantizer.rescale(from),
-            Self::DoReFa(_) | Self::Pact(_) | Self::MinMax(_) => {}
-        }
+        with!(Self, self, quantizer => quantizer.rescale(from));
     }
 
     /// Begins a calibration: until [`finish_calibration`](Self::finish_calibration), [`observe`](Self::observe) records the range of
     /// what it is given, as the forward passes of layers do.
     pub fn start_calibration(&mut self) {
-        match self {
-            Self::Pact(quantizer) => quantizer.calibration.start(),
-            Self::Lsq(quantizer) => quantizer.calibration.start(),
-            Self::MinMax(quantizer) => quantizer.calibration.start(),
-            Self::DoReFa(_) => {}
-        }
+        with!(Self, self, quantizer => quantizer.start_calibration());
     }
 
     /// Ends a calibration and sets the parameters from what was recorded; without a forward pass since its start,
     /// they stay as they are. PACT's clip value and LSQ's step size are set from the mean of the batches, a min-max range to the
     /// smallest and largest value.
     pub fn finish_calibration(&mut self) {
-        match self {
-            Self::Pact(quantizer) => quantizer.finish_calibration(),
-            Self::Lsq(quantizer) => quantizer.finish_calibration(),
-            Self::MinMax(quantizer) => quantizer.finish_calibration(),
-            Self::DoReFa(_) => {}
-        }
+        with!(Self, self, quantizer => quantizer.finish_calibration());
     }
 
-    /// How many values of the learned parameter are held at their floor, `[1]`; `None` without a learned parameter. A layer with
+    /// How many values of the learned parameters are held at their floor, `[1]`; `None` without a floor. A layer with
     /// such a value has collapsed: next to nothing of its input passes.
     pub fn n_at_floor(&self) -> Option<Tensor<1, Int>> {
-        match self {
-            Self::Pact(quantizer) => Some(quantizer.n_at_floor()),
-            Self::Lsq(quantizer) => Some(quantizer.n_at_floor()),
-            Self::DoReFa(_) | Self::MinMax(_) => None,
-        }
+        at_floor(self.learned())
     }
 
     /// The learned or running parameter to watch over a training: step size, clip value or running maximum. Its value in force,
     /// at least the floor.
     pub fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
-        match self {
-            Self::DoReFa(_) => None,
-            Self::Pact(quantizer) => Some(("clip_value", constant(quantizer.clip()))),
-            Self::Lsq(quantizer) => Some(("act_step_size", quantizer.step_in_force())),
-            Self::MinMax(quantizer) => Some(("running_max", quantizer.running_max.value_sync())),
-        }
+        with!(Self, self, quantizer => quantizer.watched())
     }
+}
+
+/// How many values of `learned` are held at their floor; `None` without a floor.
+fn at_floor(learned: Vec<Learned<'_>>) -> Option<Tensor<1, Int>> {
+    let with_floor = learned.iter().filter_map(|learned| Some((learned.parameter.val(), learned.floor?)));
+    with_floor.map(|(parameter, floor)| n_at_floor(parameter, floor)).reduce(|a, b| a + b)
 }

@@ -3,6 +3,7 @@
 
 use burn::tensor::Tensor;
 use lowbit_core::Precision;
+use lowbit_quantizers::ActivationQuantizer;
 use lowbit_quantizers::methods::dorefa::DoReFaActivations;
 use serde::Serialize;
 
@@ -132,6 +133,8 @@ fn half_mean_square(mu: Tensor<4>, nu: Tensor<4>) -> Tensor<1> {
 fn quantized(nu: Tensor<4>, bits: Precision) -> Tensor<4> {
     match bits {
         Precision::FullPrecision => nu.clamp(0.0, 1.0),
-        Precision::Bits(bits) => DoReFaActivations::new(bits, &nu.device()).fake_quantize(nu),
+        Precision::Bits(bits) => {
+            ActivationQuantizer::DoReFa(DoReFaActivations::new(bits, &nu.device())).fake_quantize(nu)
+        }
     }
 }

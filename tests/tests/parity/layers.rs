@@ -3,8 +3,9 @@
 use burn::module::{Module, Param, RunningState};
 use burn::tensor::Tensor;
 use lowbit_core::{Granularity, Precision};
-use lowbit_kernels::{Activation, Grid, batch_norm, batch_norm_fixed};
+use lowbit_kernels::{Activation, batch_norm, batch_norm_fixed};
 use lowbit_quantizers::{LayerQuantization, Method, QuantConv2dConfig, QuantLinearConfig, Selection};
+use lowbit_tests::composed::Grid;
 use lowbit_tests::{Backend, Tolerance, gradients, normal, rng, tensor, values};
 
 use crate::{Case, Device, Outcome};
@@ -41,12 +42,11 @@ enum After {
 
 impl After {
     fn activation(self, device: &Device) -> Activation {
-        let learned =
-            |value: f32, grid| Activation::Learned { parameter: tensor(&[value], [1], device), grid };
+        let learned = |value: f32, grid: Grid| grid.activation(vec![tensor(&[value], [1], device)]);
         match self {
             Self::Identity => Activation::Identity,
             Self::Relu => Activation::Relu,
-            Self::DoReFa => Activation::Unit { n: 3.0 },
+            Self::DoReFa => Grid::Unit { n: 3.0 }.activation(Vec::new()),
             Self::Lsq => learned(0.37, Grid::Step { q_min: 0.0, q_max: 7.0 }),
             Self::Pact => learned(1.7, Grid::Clip { n: 3.0 }),
         }
@@ -238,7 +238,7 @@ fn norm(backend: &Backend, channels: usize, [height, width]: [usize; 2], after: 
     let outcome = outcome(&Affine::new(channels, &device), tensor(&x, shape, &device), |affine, x| {
         let result = batch_norm(x, affine.parameters(), EPSILON, after.activation(&device));
         statistics = Some([result.mean, result.variance]);
-        result.output
+        result.output.values
     });
     let [mean, variance] = statistics.expect("invariant: the forward pass ran");
     let affine = Affine::new(channels, &backend.device);
@@ -248,7 +248,7 @@ fn norm(backend: &Backend, channels: usize, [height, width]: [usize; 2], after: 
         batch_norm_fixed(x, affine.parameters(), fixed, EPSILON, after.activation(&backend.device));
     outcome.close("mean", values(mean), SUM).close("variance", values(variance), SUM).close(
         "output in evaluation",
-        values(evaluated),
+        values(evaluated.values),
         SUM,
     )
 }

@@ -31,7 +31,8 @@ trait Case: fmt::Debug + Sized {
     }
 
     /// The same case with other random values, for one whose results jump: where a value lies within the last digit of a
-    /// tie, two backends differ by a whole code. It is then enough if they agree on all of these.
+    /// tie, two backends differ by a whole code. It is then enough if they agree on three quarters of these: what computes something
+    /// else agrees on none.
     fn other_draws(&self) -> Vec<Self> {
         Vec::new()
     }
@@ -52,7 +53,11 @@ fn check<C: Case>(name: &str, group: &str, cases: &[C]) {
             Err(first) if !case.other_draws().is_empty() => {
                 eprintln!("parity: {name} draws {what} again: {first}");
                 n_redrawn += 1;
-                case.other_draws().iter().map(|case| difference(case, &backend, &reference)).collect()
+                let draws = case.other_draws();
+                let results = draws.iter().map(|case| difference(case, &backend, &reference));
+                let (agreeing, differing): (Vec<_>, Vec<_>) = results.partition(Result::is_ok);
+                let is_enough = 4 * agreeing.len() >= 3 * draws.len();
+                if is_enough { agreeing } else { differing }
             }
             result => vec![result],
         };

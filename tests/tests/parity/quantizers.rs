@@ -1,7 +1,8 @@
 //! Every quantizer at every bit width: codes, values, gradients.
 
 use lowbit_core::{BitWidth, Granularity};
-use lowbit_tests::{Backend, Spec, Tolerance, integers, normal, rng, tensor, values};
+use lowbit_quantizers::Operand;
+use lowbit_tests::{Backend, Spec, Tolerance, default_device, integers, normal, rng, tensor, values};
 
 use crate::{Case, Device, Outcome};
 
@@ -56,16 +57,23 @@ fn specs() -> Vec<Spec> {
         Spec::MinMaxActivations { min: 0.0, max: 3.75 },
         Spec::MinMaxActivations { min: -0.9, max: 3.1 },
     ]
+    .into_iter()
+    .chain(Spec::learned(SHAPE[0]))
+    .collect()
 }
 
 pub fn cases() -> Vec<QuantizerCase> {
     let inputs = || SEEDS.map(|seed| Input::Mixture { seed }).into_iter().chain([Input::Edges]);
     let mut cases = Vec::new();
     for spec in specs() {
-        // One bit of min-max weights leaves no level but zero.
-        let from = if matches!(spec, Spec::MinMaxWeights { .. }) { 2 } else { 1 };
-        for bits in BitWidth::ALL.into_iter().filter(|bits| bits.get() >= from) {
-            cases.extend(inputs().map(|input| QuantizerCase { spec: spec.clone(), bits, input }));
+        // The sums of a tensor's mean and deviation differ in the last digit, and a tie falls to either side.
+        let is_normalized = matches!(
+            &spec,
+            Spec::Learned { method, operand: Operand::Weights, .. } if method.name() == "apot"
+        );
+        for bits in BitWidth::ALL.into_iter().filter(|bits| spec.bits().contains(&bits.get())) {
+            let inputs = inputs().filter(|input| !is_normalized || *input != Input::Edges);
+            cases.extend(inputs.map(|input| QuantizerCase { spec: spec.clone(), bits, input }));
         }
     }
     cases
@@ -97,6 +105,11 @@ impl QuantizerCase {
             // The largest weight, added below, makes this the scale.
             Spec::MinMaxWeights { .. } => 0.5,
             Spec::MinMaxActivations { min, max } => (max - min) / n,
+            Spec::Learned { .. } => {
+                let device = default_device();
+                let any = tensor::<2>(&[1.0; SHAPE[0]], [SHAPE[0], 1], &device);
+                self.spec.build(self.bits, &device).grid(any).scale(0)
+            }
         }
     }
 
@@ -153,12 +166,9 @@ impl Case for QuantizerCase {
             .close("values", values(evaluate.fake_quantize(plain)), VALUE)
             .close("values in training", values(y), VALUE)
             .close("gradient", grad_x, GRADIENT);
-        match train.learned() {
-            Some((name, parameter)) => {
-                let gradient = parameter.grad(&gradients).expect("the parameter has a gradient");
-                outcome.close(name, values(gradient), PARAMETER)
-            }
-            None => outcome,
-        }
+        train.learned().into_iter().fold(outcome, |outcome, (name, parameter)| {
+            let gradient = parameter.grad(&gradients).expect("the parameter has a gradient");
+            outcome.close(name, values(gradient), PARAMETER)
+        })
     }
 }

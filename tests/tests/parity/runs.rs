@@ -145,7 +145,7 @@ impl Case for StrategyCase {
     fn other_draws(&self) -> Vec<Self> {
         match self.recipe.ends_with("fp32") {
             true => Vec::new(),
-            false => [1, 2].map(|seed| Self { seed, ..*self }).to_vec(),
+            false => [1, 2, 3, 4].map(|seed| Self { seed, ..*self }).to_vec(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData};
-use lowbit_kernels::{Activation, CodeBounds, Scale, conv2d, conv2d_codes};
+use lowbit_kernels::{Activation, Quantized, conv2d};
 use rand::Rng;
 use rand_distr::{Distribution, Normal};
 
@@ -148,10 +148,10 @@ impl QuantConv2d {
     }
 
     /// `forward` of each layer on the same input, which the last one takes.
-    fn on_each(
+    fn on_each<T: Clone>(
         layers: &[&Self],
-        input: Tensor<4>,
-        forward: impl Fn(&Self, Tensor<4>) -> Tensor<4>,
+        input: T,
+        forward: impl Fn(&Self, T) -> Tensor<4>,
     ) -> Vec<Tensor<4>> {
         let Some((last, others)) = layers.split_last() else { return Vec::new() };
         let mut outputs: Vec<_> = others.iter().map(|layer| forward(layer, input.clone())).collect();
@@ -161,13 +161,10 @@ impl QuantConv2d {
 
     /// Convolves an input that is quantized as this layer does it. That is not checked: any other input is convolved as it is,
     /// without being quantized.
-    pub fn forward_quantized(&self, input: Tensor<4>) -> Tensor<4> {
+    pub fn forward_quantized(&self, input: impl Into<Quantized<4>>) -> Tensor<4> {
         let weight = self.selection.weight(&self.weight_quantizer, self.weight.val());
         let options = ConvOptions::new([self.stride; 2], [self.padding; 2], [1; 2], self.groups);
-        let output = match self.codes() {
-            Some((scales, bounds)) => conv2d_codes(input, weight, scales, bounds, options),
-            None => conv2d(input, weight, options),
-        };
+        let output = conv2d(input, weight, options);
         match &self.bias {
             Some(bias) => {
                 let channels = output.dims()[1];
@@ -185,7 +182,7 @@ impl QuantConv2d {
     pub fn input_activation(&self, dims: [usize; 4]) -> Option<Activation> {
         match (&self.input_quantizer, &self.selection) {
             (None, _) => Some(Activation::Relu),
-            (Some(quantizer), Selection::All) => quantizer.activation(dims),
+            (Some(quantizer), Selection::All) => quantizer.activation(&dims),
             (Some(_), _) => None,
         }
     }
@@ -194,20 +191,8 @@ impl QuantConv2d {
     pub fn quantizes_input_like(&self, other: &Self) -> bool {
         match (&self.input_quantizer, &other.input_quantizer) {
             (None, None) => true,
-            (Some(ActivationQuantizer::DoReFa(one)), Some(ActivationQuantizer::DoReFa(two))) => {
-                one.bits() == two.bits() && self.selection == other.selection
-            }
+            (Some(one), Some(two)) => one.is_like(two) && self.selection == other.selection,
             _ => false,
         }
-    }
-
-    /// What the quantized operands are integer multiples of, if they are of small integers.
-    fn codes(&self) -> Option<([Scale; 2], CodeBounds)> {
-        if self.selection != Selection::All {
-            return None;
-        }
-        let (input_scale, activation) = self.input_quantizer.as_ref()?.scale()?;
-        let (weight_scale, weight) = self.weight_quantizer.as_ref()?.scale(self.weight.val())?;
-        Some(([input_scale, weight_scale], CodeBounds { activation, weight }))
     }
 }

@@ -2,6 +2,8 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 
+use lowbit_kernels::Quantized;
+
 use crate::{ActivationQuantizer, WeightQuantizer};
 
 /// The part of a layer that is quantized; the rest runs through the same quantizers without their rounding, so that
@@ -25,14 +27,14 @@ impl Selection {
         &self,
         quantizer: &Option<WeightQuantizer>,
         weight: Tensor<D>,
-    ) -> Tensor<D> {
-        let Some(quantizer) = quantizer else { return weight };
+    ) -> Quantized<D> {
+        let Some(quantizer) = quantizer else { return weight.into() };
         match self {
-            Self::All => quantizer.fake_quantize(weight),
-            Self::None => quantizer.unrounded(weight),
+            Self::All => quantizer.quantize(weight),
+            Self::None => quantizer.unrounded(weight).into(),
             Self::ChannelGroups(groups) => {
                 let mask = channel_mask(groups, weight.dims(), 0, &weight.device());
-                blend(quantizer.fake_quantize(weight.clone()), quantizer.unrounded(weight), mask)
+                blend(quantizer.fake_quantize(weight.clone()), quantizer.unrounded(weight), mask).into()
             }
         }
     }
@@ -42,15 +44,15 @@ impl Selection {
         &self,
         quantizer: &Option<ActivationQuantizer>,
         input: Tensor<D>,
-    ) -> Tensor<D> {
-        let Some(quantizer) = quantizer else { return input };
+    ) -> Quantized<D> {
+        let Some(quantizer) = quantizer else { return input.into() };
         quantizer.observe(&input);
         match self {
-            Self::All => quantizer.fake_quantize(input),
-            Self::None => quantizer.unrounded(input),
+            Self::All => quantizer.quantize(input),
+            Self::None => quantizer.unrounded(input).into(),
             Self::ChannelGroups(groups) => {
                 let mask = channel_mask(groups, input.dims(), 1, &input.device());
-                blend(quantizer.fake_quantize(input.clone()), quantizer.unrounded(input), mask)
+                blend(quantizer.fake_quantize(input.clone()), quantizer.unrounded(input), mask).into()
             }
         }
     }

@@ -5,12 +5,67 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
-use lowbit_core::{BitWidth, CodeSet, Granularity, GridError, IntegerGrid};
+use lowbit_core::{BitWidth, CodeSet, Granularity};
 pub use lowbit_kernels::MaxGradient;
-use lowbit_kernels::{Activation, Grid, Scale, dorefa_weights, fake_quantize_learned, fake_quantize_unit};
+use lowbit_kernels::{AnyFormula, Formula, Number, Quantized, Scheme, dorefa_weights};
 
-use crate::codes::{is_negative, read, reduce, zero_if_nan};
+use crate::codes::{reduce, zero_if_nan};
 use crate::parameter::{constant, recorded_bits};
+use crate::quantizer::{Quantizer, QuantizesActivations, QuantizesWeights, code_range};
+
+/// `round(n clip(x, 0, 1))`, Zhou16 Eq. 11. The gradient passes where `0 <= x <= 1`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Unit {
+    /// Steps of the grid, `2^bits - 1`.
+    pub n: f32,
+}
+
+impl Formula<0> for Unit {
+    #[inline(always)]
+    fn position<N: Number>(self, x: N, []: [N; 0]) -> N {
+        x.clip(N::from(0.0), N::from(1.0)) * N::from(self.n)
+    }
+
+    fn unit(self) -> Option<usize> {
+        None
+    }
+
+    #[inline(always)]
+    fn parts(self) -> f32 {
+        self.n
+    }
+
+    #[inline(always)]
+    fn gradient<N: Number>(self, x: N, []: [N; 0], _: N, g: N) -> (N, [N; 0]) {
+        (x.if_within(N::from(0.0), N::from(1.0), g), [])
+    }
+}
+
+/// `sign(w)` with `sign(0) = 1`, also of -0; the unit is the mean magnitude. The gradient passes everywhere: Zhou16 Eq. 7.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sign;
+
+impl Formula<1> for Sign {
+    #[inline(always)]
+    fn position<N: Number>(self, w: N, [mean]: [N; 1]) -> N {
+        w / mean
+    }
+
+    #[inline(always)]
+    fn code<N: Number>(self, w: N, _: [N; 1]) -> N {
+        w.sign_or_one()
+    }
+
+    #[inline(always)]
+    fn unit(self) -> Option<usize> {
+        Some(0)
+    }
+
+    #[inline(always)]
+    fn gradient<N: Number>(self, _: N, _: [N; 1], code: N, g: N) -> (N, [N; 1]) {
+        (g, [g * code])
+    }
+}
 
 /// DoReFa weights, Zhou16 Eq. 9 (2 to 8 bits) and Eq. 7 (1 bit). Codes are the odd integers `-n, -n + 2, ..., n` with
 /// `n = 2^bits - 1`: the grid is symmetric and does not contain zero.
@@ -43,44 +98,55 @@ impl DoReFaWeights {
     pub fn with_max_gradient(self, max_gradient: MaxGradient) -> Self {
         Self { max_gradient, ..self }
     }
+}
 
-    /// The bit width.
-    pub fn bits(&self) -> BitWidth {
+impl Quantizer for DoReFaWeights {
+    fn bits(&self) -> BitWidth {
         self.bits
     }
 
-    /// Odd codes in `-n..=n`, of `w`'s shape; `NaN` has the code of 0.
-    pub fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
+    fn code_set(&self) -> CodeSet {
+        CodeSet::odd(self.bits)
+    }
+}
+
+impl QuantizesWeights for DoReFaWeights {
+    fn new<const D: usize>(bits: BitWidth, _: Granularity, w: Tensor<D>) -> Self {
+        Self::new(bits, &w.device())
+    }
+
+    /// At 1 bit, and only there, it depends on the weights. (From 2 bits the kernel has the transformation, too: the formula, which
+    /// then is never run, says what the codes are worth.)
+    fn scheme<const D: usize>(&self, w: &Tensor<D>) -> Scheme {
+        let codes = code_range(&self.code_set());
         match self.bits.get() {
-            1 => is_negative(w) * -2 + 1,
+            1 => Scheme::new(AnyFormula::new(Sign), vec![mean_magnitude(constant(w.clone()))], codes),
+            _ => Scheme::new(AnyFormula::new(Unit { n: steps(self.bits) }), Vec::new(), codes),
+        }
+    }
+
+    fn quantize<const D: usize>(&self, w: Tensor<D>) -> Quantized<D> {
+        let scheme = self.scheme(&w);
+        if self.bits.get() == 1 {
+            return scheme.quantize(w);
+        }
+        scheme.made(dorefa_weights(w, steps(self.bits), self.max_gradient))
+    }
+
+    fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
+        let w = zero_if_nan(w);
+        match self.bits.get() {
+            1 => self.scheme(&w).codes(w),
             _ => {
                 // From what the forward pass uses: another tanh might round to another code.
                 let n = steps(self.bits);
-                (dorefa_weights(zero_if_nan(w), n, self.max_gradient) * n).round().int()
+                (dorefa_weights(w, n, self.max_gradient) * n).round().int()
             }
         }
     }
 
-    /// The weights on the grid's real values, of `w`'s shape, with a straight-through gradient.
-    pub fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
-        if self.bits.get() == 1 {
-            let mean = mean_magnitude(constant(w.clone()));
-            return fake_quantize_learned(w, mean, Grid::Sign { is_bounded: false });
-        }
-        dorefa_weights(w, steps(self.bits), self.max_gradient)
-    }
-
-    /// What the quantized weights are multiples of, and the largest multiple.
-    pub(crate) fn scale<const D: usize>(&self, w: Tensor<D>) -> (Scale, u8) {
-        match self.bits.get() {
-            1 => (Scale::Learned { parameter: mean_magnitude(constant(w)), parts: 1.0 }, 1),
-            _ => (Scale::Constant(1.0 / steps(self.bits)), largest_code(self.bits)),
-        }
-    }
-
-    /// [`fake_quantize`](Self::fake_quantize) without the rounding: the weights in [-1, 1]. At 1 bit, where the mean is
-    /// kept instead, the weights as they are.
-    pub fn unrounded<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
+    /// The weights in [-1, 1]. At 1 bit, where the mean is kept instead, the weights as they are.
+    fn unrounded<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
         match self.bits.get() {
             1 => w,
             _ => {
@@ -98,18 +164,6 @@ impl DoReFaWeights {
                 (squashed / size.clone()) / (max / size)
             }
         }
-    }
-
-    /// The grid of the weights `w`. At 1 bit, and only there, it depends on them.
-    ///
-    /// # Errors
-    /// [`GridError`] if their mean magnitude is not finite, at 1 bit.
-    pub fn grid<const D: usize>(&self, w: Tensor<D>) -> Result<IntegerGrid, GridError> {
-        let units = match self.bits.get() {
-            1 => read(mean_magnitude(constant(w))),
-            _ => vec![1.0],
-        };
-        IntegerGrid::new(CodeSet::odd(self.bits), units, largest_code(self.bits).into())
     }
 }
 
@@ -137,47 +191,27 @@ impl DoReFaActivations {
     pub fn new(bits: BitWidth, device: &Device) -> Self {
         Self { recorded_bits: recorded_bits(bits, device), bits }
     }
+}
 
-    /// The bit width.
-    pub fn bits(&self) -> BitWidth {
+impl Quantizer for DoReFaActivations {
+    fn bits(&self) -> BitWidth {
         self.bits
     }
 
-    /// Codes in `0..=2^bits - 1`, of `x`'s shape; `NaN` has the code of 0.
-    pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
-        (zero_if_nan(x).clamp(0.0, 1.0) * steps(self.bits)).round().int()
-    }
-
-    /// `x` on the grid's real values, of `x`'s shape, with a straight-through gradient.
-    pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        fake_quantize_unit(x, steps(self.bits))
-    }
-
-    /// [`fake_quantize`](Self::fake_quantize) without the rounding: `clip(x, 0, 1)`.
-    pub fn unrounded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        x.clamp(0.0, 1.0)
-    }
-
-    /// A ReLU and the quantizer in one.
-    pub(crate) fn activation(&self) -> Activation {
-        Activation::Unit { n: steps(self.bits) }
-    }
-
-    /// What the quantized values are multiples of, and the largest multiple.
-    pub(crate) fn scale(&self) -> (Scale, u8) {
-        (Scale::Constant(1.0 / steps(self.bits)), largest_code(self.bits))
-    }
-
-    /// The grid, which is always the same.
-    pub fn grid(&self) -> IntegerGrid {
-        let grid = IntegerGrid::new(self.bits.unsigned_range(), vec![1.0], largest_code(self.bits).into());
-        grid.expect("invariant: its values lie between 0 and 1")
+    fn code_set(&self) -> CodeSet {
+        self.bits.unsigned_range().into()
     }
 }
 
-/// `n = 2^bits - 1` as a code.
-fn largest_code(bits: BitWidth) -> u8 {
-    (bits.levels() - 1) as u8
+impl QuantizesActivations for DoReFaActivations {
+    fn new(bits: BitWidth, device: &Device) -> Self {
+        Self::new(bits, device)
+    }
+
+    fn scheme(&self, _: &[usize]) -> Scheme {
+        let formula = AnyFormula::new(Unit { n: steps(self.bits) });
+        Scheme::new(formula, Vec::new(), code_range(&self.code_set()))
+    }
 }
 
 /// `n = 2^bits - 1`.

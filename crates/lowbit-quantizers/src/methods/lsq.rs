@@ -2,12 +2,79 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
-use lowbit_core::{BitWidth, CodeRange, CodeSet, Granularity, GridError, IntegerGrid};
-use lowbit_kernels::{Activation, Grid, Scale, fake_quantize_learned};
+use lowbit_core::{BitWidth, CodeRange, CodeSet, Granularity};
+use lowbit_kernels::{AnyFormula, Formula, Number, Scheme};
 
 use crate::calibration::Calibration;
-use crate::codes::{codes_of, is_negative, per_channel, read, reduce, zero_if_nan};
-use crate::parameter::{constant, n_at_floor, positive_parameter, recorded_bits, replace};
+use crate::codes::reduce;
+use crate::parameter::{constant, positive_parameter, recorded_bits, replace};
+use crate::quantizer::{Learned, Quantizer, QuantizesActivations, QuantizesWeights, code_range};
+
+/// `round(clip(x / s, q_min, q_max)) s`, Esser20 Eq. 1 to 3 and 5.
+///
+/// With `v = x / s` the gradient passes where `q_min < v < q_max`. The derivative by `s` is `round(v) - v` there and the bound
+/// elsewhere; the factor `1 / sqrt(N q_max)` is not part of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// Smallest code.
+    pub q_min: f32,
+    /// Largest code.
+    pub q_max: f32,
+}
+
+impl Step {
+    /// The formula with these codes.
+    pub fn new(CodeRange { q_min, q_max }: CodeRange) -> Self {
+        Self { q_min: q_min as f32, q_max: q_max as f32 }
+    }
+}
+
+impl Formula<1> for Step {
+    #[inline(always)]
+    fn position<N: Number>(self, x: N, [s]: [N; 1]) -> N {
+        (x / s).clip(N::from(self.q_min), N::from(self.q_max))
+    }
+
+    #[inline(always)]
+    fn unit(self) -> Option<usize> {
+        Some(0)
+    }
+
+    #[inline(always)]
+    fn gradient<N: Number>(self, x: N, [s]: [N; 1], code: N, g: N) -> (N, [N; 1]) {
+        let (q_min, q_max) = (N::from(self.q_min), N::from(self.q_max));
+        let v = x / s;
+        (v.if_between(q_min, q_max, g), [g * (code - v.if_between(q_min, q_max, v))])
+    }
+}
+
+/// `sign(w)` with `sign(0) = 1`, LSQ at 1 bit; gradients as of [`Step`] with the bounds -1 and 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sign;
+
+impl Formula<1> for Sign {
+    #[inline(always)]
+    fn position<N: Number>(self, w: N, [s]: [N; 1]) -> N {
+        (w / s).clip(N::from(-1.0), N::from(1.0))
+    }
+
+    #[inline(always)]
+    fn code<N: Number>(self, w: N, _: [N; 1]) -> N {
+        w.sign_or_one()
+    }
+
+    #[inline(always)]
+    fn unit(self) -> Option<usize> {
+        Some(0)
+    }
+
+    #[inline(always)]
+    fn gradient<N: Number>(self, w: N, [s]: [N; 1], code: N, g: N) -> (N, [N; 1]) {
+        let (low, high) = (N::from(-1.0), N::from(1.0));
+        let v = w / s;
+        (v.if_between(low, high, g), [g * (code - v.if_between(low, high, v))])
+    }
+}
 
 /// The step size never falls below this: the smallest weights that training produces are orders of magnitude larger.
 const MIN_STEP_SIZE: f32 = 1e-7;
@@ -45,93 +112,66 @@ impl LsqWeights {
         Self { step_size: Param::from_tensor(step_size), recorded_bits, bits, granularity }
     }
 
-    /// The bit width.
-    pub fn bits(&self) -> BitWidth {
-        self.bits
-    }
-
     /// The granularity.
     pub fn granularity(&self) -> Granularity {
         self.granularity
     }
+}
 
-    /// Sets the step size from the weights `w`, as [`LsqWeights::new`] does.
-    pub fn calibrate<const D: usize>(&mut self, w: Tensor<D>) {
+impl Quantizer for LsqWeights {
+    const STATE: &'static [&'static str] = &["step_size"];
+
+    fn bits(&self) -> BitWidth {
+        self.bits
+    }
+
+    fn code_set(&self) -> CodeSet {
+        match self.bits.get() {
+            1 => CodeSet::odd(self.bits),
+            _ => weight_range(self.bits).into(),
+        }
+    }
+
+    fn learned(&self) -> Vec<Learned<'_>> {
+        vec![learned(&self.step_size)]
+    }
+
+    fn learned_mut(&mut self) -> Vec<&mut Param<Tensor<1>>> {
+        vec![&mut self.step_size]
+    }
+
+    fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
+        Some(("weight_step_size", in_force(&self.step_size)))
+    }
+
+    /// The distance between the outermost levels stays. (Their places cannot both: a grid of 4 bits has them at -8 and 7 steps, one
+    /// of 2 bits at -2 and 1.)
+    fn rescale(&mut self, from: BitWidth) {
+        self.step_size = rescaled(&self.step_size, [from, self.bits].map(weight_range));
+    }
+}
+
+impl QuantizesWeights for LsqWeights {
+    const PER_CHANNEL: bool = true;
+
+    fn new<const D: usize>(bits: BitWidth, granularity: Granularity, w: Tensor<D>) -> Self {
+        Self::new(bits, granularity, w)
+    }
+
+    fn calibrate<const D: usize>(&mut self, w: Tensor<D>) {
         let step_size = initial_step_size(w, self.granularity, weight_range(self.bits));
         self.step_size = self.step_size.clone().map(|old| replace(old, step_size));
     }
 
-    /// The step sizes as the forward pass uses them, `[1]` or `[out_channels]`.
-    fn steps<const D: usize>(&self, w: &Tensor<D>) -> Tensor<1> {
+    fn scheme<const D: usize>(&self, w: &Tensor<D>) -> Scheme {
+        let range = weight_range(self.bits);
         let per_step = w.shape().num_elements() / self.step_size.val().dims()[0];
-        learned_step(self.step_size.val(), weight_range(self.bits), per_step)
-    }
-
-    fn step<const D: usize>(&self, w: &Tensor<D>) -> Tensor<D> {
-        per_channel(self.steps(w))
-    }
-
-    /// Codes in the signed range, of `w`'s shape; `NaN` has the code of 0.
-    pub fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
-        if self.bits.get() == 1 {
-            return is_negative(w) * -2 + 1;
-        }
-        let steps = self.steps(&w);
-        codes_of(self.on_grid(zero_if_nan(w), steps.clone()), steps)
-    }
-
-    /// The weights on the grid's real values, of `w`'s shape, with the gradients of Esser20.
-    pub fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
-        let steps = self.steps(&w);
-        self.on_grid(w, steps)
-    }
-
-    fn on_grid<const D: usize>(&self, w: Tensor<D>, steps: Tensor<1>) -> Tensor<D> {
-        let grid = match self.bits.get() {
-            1 => Grid::Sign { is_bounded: true },
-            _ => step_grid(weight_range(self.bits)),
+        let formula = match self.bits.get() {
+            1 => AnyFormula::new(Sign),
+            _ => AnyFormula::new(Step::new(range)),
         };
-        fake_quantize_learned(w, steps, grid)
-    }
-
-    /// [`fake_quantize`](Self::fake_quantize) without the rounding: the weights clipped to the range of the codes.
-    pub fn unrounded<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
-        let step = self.step(&w);
-        clip(w / step.clone(), weight_range(self.bits)) * step
-    }
-
-    /// Changes step sizes learned at `from` bits so that the distance between the outermost levels stays. (Their places cannot
-    /// both: a grid of 4 bits has them at -8 and 7 steps, one of 2 bits at -2 and 1.)
-    pub(crate) fn rescale(&mut self, from: BitWidth) {
-        self.step_size = rescaled(&self.step_size, [from, self.bits].map(weight_range));
-    }
-
-    /// The step sizes in force, without gradient.
-    pub(crate) fn step_in_force(&self) -> Tensor<1> {
-        constant(self.step_size.val()).clamp_min(MIN_STEP_SIZE)
-    }
-
-    /// How many step sizes are held at their floor, `[1]`.
-    pub(crate) fn n_at_floor(&self) -> Tensor<1, Int> {
-        n_at_floor(self.step_size.val(), MIN_STEP_SIZE)
-    }
-
-    /// What the quantized weights are multiples of, and the largest magnitude of a multiple.
-    pub(crate) fn scale(&self) -> (Scale, u8) {
-        let parameter = self.step_in_force();
-        (Scale::Learned { parameter, parts: 1.0 }, weight_range(self.bits).q_min.unsigned_abs() as u8)
-    }
-
-    /// The grid: its unit is the step size in force.
-    ///
-    /// # Errors
-    /// [`GridError`] if a step size is not finite.
-    pub fn grid(&self) -> Result<IntegerGrid, GridError> {
-        let codes = match self.bits.get() {
-            1 => CodeSet::odd(self.bits),
-            _ => weight_range(self.bits).into(),
-        };
-        IntegerGrid::new(codes, read(self.step_in_force()), 1)
+        let step_size = learned_step(self.step_size.val(), range, per_step);
+        Scheme::new(formula, vec![step_size], code_range(&self.code_set()))
     }
 }
 
@@ -147,7 +187,7 @@ pub struct LsqActivations {
     #[module(skip)]
     bits: BitWidth,
     #[module(skip)]
-    pub(crate) calibration: Calibration,
+    calibration: Calibration,
 }
 
 impl LsqActivations {
@@ -157,104 +197,87 @@ impl LsqActivations {
         let (step_size, recorded_bits) = (Param::from_tensor(step_size), recorded_bits(bits, device));
         Self { step_size, recorded_bits, bits, calibration: Calibration::default() }
     }
+}
 
-    /// The bit width.
-    pub fn bits(&self) -> BitWidth {
+impl Quantizer for LsqActivations {
+    const STATE: &'static [&'static str] = &["step_size"];
+
+    fn bits(&self) -> BitWidth {
         self.bits
     }
 
-    /// The step size that quantizes `x`, `[1]`: during a calibration, that of what is recorded so far.
-    fn current_step<const D: usize>(&self, x: &Tensor<D>) -> Tensor<1> {
-        let range = self.bits.unsigned_range();
-        match self.calibration.mean() {
-            Some(mean_abs) => step_from_mean(mean_abs, range),
-            None => learned_step(self.step_size.val(), range, x.dims()[1..].iter().product()),
-        }
+    fn code_set(&self) -> CodeSet {
+        self.bits.unsigned_range().into()
     }
 
-    /// Takes in a batch, in a calibration.
-    pub(crate) fn observe<const D: usize>(&self, x: &Tensor<D>) {
+    fn learned(&self) -> Vec<Learned<'_>> {
+        vec![learned(&self.step_size)]
+    }
+
+    fn learned_mut(&mut self) -> Vec<&mut Param<Tensor<1>>> {
+        vec![&mut self.step_size]
+    }
+
+    fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
+        let step_size = match self.calibration.mean() {
+            Some(mean_abs) => step_from_mean(mean_abs, self.bits.unsigned_range()),
+            None => in_force(&self.step_size),
+        };
+        Some(("act_step_size", step_size))
+    }
+
+    fn rescale(&mut self, from: BitWidth) {
+        self.step_size = rescaled(&self.step_size, [from, self.bits].map(BitWidth::unsigned_range));
+    }
+}
+
+impl QuantizesActivations for LsqActivations {
+    fn new(bits: BitWidth, device: &Device) -> Self {
+        Self::new(bits, device)
+    }
+
+    /// During a calibration, with the step size of what is recorded so far.
+    fn scheme(&self, dims: &[usize]) -> Scheme {
+        let range = self.bits.unsigned_range();
+        let step_size = match self.calibration.mean() {
+            Some(mean_abs) => step_from_mean(mean_abs, range),
+            None => learned_step(self.step_size.val(), range, dims[1..].iter().product()),
+        };
+        Scheme::new(AnyFormula::new(Step::new(range)), vec![step_size], code_range(&self.code_set()))
+    }
+
+    fn observes(&self) -> bool {
+        self.calibration.is_recording()
+    }
+
+    fn observe<const D: usize>(&self, x: &Tensor<D>) {
         if self.calibration.is_recording() && x.shape().num_elements() > 0 {
             let x = constant(x.clone()).abs();
             self.calibration.record_mean(reduce(x, Granularity::PerTensor, |rows| rows.mean_dim(1)));
         }
     }
 
-    fn step<const D: usize>(&self, x: &Tensor<D>) -> Tensor<D> {
-        per_channel(self.current_step(x))
+    fn start_calibration(&mut self) {
+        self.calibration.start();
     }
 
-    /// Ends a calibration: sets the step size to `2 mean|x| / sqrt(q_max)` over what was recorded.
-    pub(crate) fn finish_calibration(&mut self) {
+    /// Sets the step size to `2 mean|x| / sqrt(q_max)` over what was recorded.
+    fn finish_calibration(&mut self) {
         if let Some(mean_abs) = self.calibration.finish_mean() {
             let step_size = step_from_mean(mean_abs, self.bits.unsigned_range());
             self.step_size = self.step_size.clone().map(|old| replace(old, step_size));
         }
     }
+}
 
-    /// Codes in `0..=2^bits - 1`, of `x`'s shape; `NaN` has the code of 0.
-    pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
-        let step = self.current_step(&x);
-        codes_of(self.on_grid(zero_if_nan(x), step.clone()), step)
-    }
+/// A step size as a learned parameter.
+fn learned(step_size: &Param<Tensor<1>>) -> Learned<'_> {
+    Learned { name: "step_size", parameter: step_size, floor: Some(MIN_STEP_SIZE) }
+}
 
-    /// `x` on the grid's real values, of `x`'s shape, with the gradients of Esser20.
-    pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let step = self.current_step(&x);
-        self.on_grid(x, step)
-    }
-
-    fn on_grid<const D: usize>(&self, x: Tensor<D>, step: Tensor<1>) -> Tensor<D> {
-        fake_quantize_learned(x, step, step_grid(self.bits.unsigned_range()))
-    }
-
-    /// [`fake_quantize`](Self::fake_quantize) without the rounding: `x` clipped to the range of the codes.
-    pub fn unrounded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let step = self.step(&x);
-        clip(x / step.clone(), self.bits.unsigned_range()) * step
-    }
-
-    /// Changes a step size learned at `from` bits to span the same range.
-    pub(crate) fn rescale(&mut self, from: BitWidth) {
-        self.step_size = rescaled(&self.step_size, [from, self.bits].map(BitWidth::unsigned_range));
-    }
-
-    /// A ReLU and the quantizer in one, for values of shape `dims`; `None` during calibration, which sees the values.
-    pub(crate) fn activation<const D: usize>(&self, dims: [usize; D]) -> Option<Activation> {
-        let (range, per_sample) = (self.bits.unsigned_range(), dims[1..].iter().product());
-        (!self.calibration.is_recording()).then(|| Activation::Learned {
-            parameter: learned_step(self.step_size.val(), range, per_sample),
-            grid: step_grid(range),
-        })
-    }
-
-    /// The step size in force, `[1]`, without gradient.
-    pub(crate) fn step_in_force(&self) -> Tensor<1> {
-        match self.calibration.mean() {
-            Some(mean_abs) => step_from_mean(mean_abs, self.bits.unsigned_range()),
-            None => constant(self.step_size.val()).clamp_min(MIN_STEP_SIZE),
-        }
-    }
-
-    /// How many step sizes are held at their floor, `[1]`.
-    pub(crate) fn n_at_floor(&self) -> Tensor<1, Int> {
-        n_at_floor(self.step_size.val(), MIN_STEP_SIZE)
-    }
-
-    /// What the quantized values are multiples of, and the largest multiple; `None` during calibration.
-    pub(crate) fn scale(&self) -> Option<(Scale, u8)> {
-        let parameter = self.step_in_force();
-        let largest = self.bits.unsigned_range().q_max as u8;
-        (!self.calibration.is_recording()).then_some((Scale::Learned { parameter, parts: 1.0 }, largest))
-    }
-
-    /// The grid: its unit is the step size in force.
-    ///
-    /// # Errors
-    /// [`GridError`] if the step size is not finite.
-    pub fn grid(&self) -> Result<IntegerGrid, GridError> {
-        IntegerGrid::new(self.bits.unsigned_range(), read(self.step_in_force()), 1)
-    }
+/// The step sizes in force, without gradient.
+fn in_force(step_size: &Param<Tensor<1>>) -> Tensor<1> {
+    constant(step_size.val()).clamp_min(MIN_STEP_SIZE)
 }
 
 /// Signed codes; at 1 bit -1 and +1.
@@ -263,19 +286,6 @@ fn weight_range(bits: BitWidth) -> CodeRange {
         1 => CodeRange { q_min: -1, q_max: 1 },
         _ => bits.signed_range(),
     }
-}
-
-/// The formula of the kernels.
-fn step_grid(range: CodeRange) -> Grid {
-    Grid::Step { q_min: range.q_min as f32, q_max: range.q_max as f32 }
-}
-
-/// `clip(v, q_min, q_max)`, whose gradient passes where `q_min < v < q_max`.
-fn clip<const D: usize>(v: Tensor<D>, range: CodeRange) -> Tensor<D> {
-    let (q_min, q_max) = (range.q_min as f32, range.q_max as f32);
-    let value = constant(v.clone());
-    let inside = value.clone().greater_scalar(q_min).bool_and(value.clone().lower_scalar(q_max));
-    value.clamp(q_min, q_max).mask_where(inside, v)
 }
 
 /// A step size of the first range for the second one, which spans as much.

@@ -1,15 +1,60 @@
 //! Plain uniform quantization of the observed range: for the 8-bit first and last layers of low-bit networks, where
 //! rounding hardly matters and nothing needs to be learned.
 
+use std::ops::RangeInclusive;
+
 use burn::module::{Flag, Module, Param, RunningState};
 use burn::tensor::{Device, Int, Tensor};
-use lowbit_core::{BitWidth, CodeRange, Granularity, GridError, IntegerGrid, Precision};
-use lowbit_kernels::{Grid, fake_quantize_affine, fake_quantize_learned, quotient, value_range};
+use lowbit_core::{BitWidth, CodeRange, CodeSet, Granularity, Precision};
+use lowbit_kernels::{AnyFormula, Formula, Number, Scheme, quotient, value_range};
 
+use super::lsq::Step;
 use crate::calibration::Calibration;
-use crate::codes::{codes_of, per_channel, read, reduce, zero_if_nan};
+use crate::codes::reduce;
 use crate::parameter::{constant, recorded_bits};
-use crate::{Method, Operand, QuantizerError};
+use crate::quantizer::{Quantizer, QuantizesActivations, QuantizesWeights, code_range};
+use crate::{LayerQuantization, Method, QuantizerError};
+
+/// `clip(round(x / s) + z, 0, n)` with a scale `s` and a zero point `z`.
+///
+/// The gradient passes where the code was not clipped. The derivative by `s` is `c - z - x / s` there and `c - z` elsewhere, that
+/// by `z` is 0 there and `-s` elsewhere: those of `(c - z) s` with straight-through rounding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Affine {
+    /// Steps of the grid, `2^bits - 1`.
+    pub n: f32,
+}
+
+impl Formula<2> for Affine {
+    #[inline(always)]
+    fn position<N: Number>(self, x: N, [s, z]: [N; 2]) -> N {
+        (x / s + z).clip(N::from(0.0), N::from(self.n))
+    }
+
+    #[inline(always)]
+    fn code<N: Number>(self, x: N, [s, z]: [N; 2]) -> N {
+        ((x / s).round() + z).clip(N::from(0.0), N::from(self.n))
+    }
+
+    #[inline(always)]
+    fn unit(self) -> Option<usize> {
+        Some(0)
+    }
+
+    #[inline(always)]
+    fn zero(self) -> Option<usize> {
+        Some(1)
+    }
+
+    #[inline(always)]
+    fn gradient<N: Number>(self, x: N, [s, z]: [N; 2], code: N, g: N) -> (N, [N; 2]) {
+        let (zero, n) = (N::from(0.0), N::from(self.n));
+        let v = x / s;
+        let free = v.round() + z;
+        let within = |then: N| free.if_within(zero, n, then);
+        (within(g), [g * (code - z - within(v)), -(g * s) + within(g * s)])
+    }
+}
 
 /// Share of the newest batch in the running range, as in batch normalization.
 const MOMENTUM: f64 = 0.1;
@@ -37,20 +82,9 @@ impl MinMaxWeights {
     /// # Errors
     /// [`QuantizerError::Bits`] if `bits` is 1, which leaves no level but zero.
     pub fn new(bits: BitWidth, granularity: Granularity, device: &Device) -> Result<Self, QuantizerError> {
-        if bits.get() < 2 {
-            return Err(QuantizerError::Bits {
-                method: Method::MinMax,
-                operand: Operand::Weights,
-                got: Precision::Bits(bits),
-                allowed: "2 to 8 bits",
-            });
-        }
+        let (weight_bits, fp32) = (Precision::Bits(bits), Precision::FullPrecision);
+        LayerQuantization::new(Method::MinMax, weight_bits, fp32).check()?;
         Ok(Self { recorded_bits: recorded_bits(bits, device), bits, granularity })
-    }
-
-    /// The bit width.
-    pub fn bits(&self) -> BitWidth {
-        self.bits
     }
 
     /// The granularity.
@@ -70,37 +104,36 @@ impl MinMaxWeights {
         let max = reduce(constant(w).abs(), self.granularity, |rows| rows.max_dim(1));
         usable(quotient(max.clone(), max.full_like(self.range().q_max as f32)))
     }
+}
 
-    /// Codes in the narrow signed range, of `w`'s shape; `NaN` has the code of 0.
-    pub fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
-        let w = zero_if_nan(w);
-        let scale = self.scale(w.clone());
-        codes_of(self.on_grid(w, scale.clone()), scale)
+impl Quantizer for MinMaxWeights {
+    fn bits(&self) -> BitWidth {
+        self.bits
     }
 
-    /// The weights on the grid's real values, of `w`'s shape, with a straight-through gradient.
-    pub fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
-        let scale = self.scale(w.clone());
-        self.on_grid(w, scale)
+    fn code_set(&self) -> CodeSet {
+        self.range().into()
+    }
+}
+
+impl QuantizesWeights for MinMaxWeights {
+    const BITS: RangeInclusive<u32> = 2..=8;
+    const PER_CHANNEL: bool = true;
+
+    fn new<const D: usize>(bits: BitWidth, granularity: Granularity, w: Tensor<D>) -> Self {
+        Self { recorded_bits: recorded_bits(bits, &w.device()), bits, granularity }
     }
 
-    fn on_grid<const D: usize>(&self, w: Tensor<D>, scale: Tensor<1>) -> Tensor<D> {
+    fn scheme<const D: usize>(&self, w: &Tensor<D>) -> Scheme {
         // The largest weight may be a rounding beyond its code: no bound of the grid is to stop its gradient.
         let beyond = self.range().q_max as f32 + 0.25;
-        fake_quantize_learned(w, scale, Grid::Step { q_min: -beyond, q_max: beyond })
+        let formula = AnyFormula::new(Step { q_min: -beyond, q_max: beyond });
+        Scheme::new(formula, vec![self.scale(w.clone())], code_range(&self.code_set()))
     }
 
-    /// [`fake_quantize`](Self::fake_quantize) without the rounding: the weights as they are, which all lie in the range.
-    pub fn unrounded<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
+    /// The weights as they are, which all lie in the range.
+    fn unrounded<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
         w
-    }
-
-    /// The grid of the weights `w`: its unit is their scale.
-    ///
-    /// # Errors
-    /// [`GridError`] if a scale is not finite.
-    pub fn grid<const D: usize>(&self, w: Tensor<D>) -> Result<IntegerGrid, GridError> {
-        IntegerGrid::new(self.range(), read(self.scale(w)), 1)
     }
 }
 
@@ -129,7 +162,7 @@ pub struct MinMaxActivations {
     #[module(skip)]
     bits: BitWidth,
     #[module(skip)]
-    pub(crate) calibration: Calibration,
+    calibration: Calibration,
 }
 
 impl MinMaxActivations {
@@ -150,11 +183,6 @@ impl MinMaxActivations {
         }
     }
 
-    /// The bit width.
-    pub fn bits(&self) -> BitWidth {
-        self.bits
-    }
-
     fn steps(&self) -> f32 {
         (self.bits.levels() - 1) as f32
     }
@@ -165,8 +193,48 @@ impl MinMaxActivations {
         self.calibration.range().unwrap_or_else(running)
     }
 
-    /// Takes in a batch: in a calibration, or else in training, where the range follows the batches.
-    pub(crate) fn observe<const D: usize>(&self, x: &Tensor<D>) {
+    /// Scale and zero point of the range in force.
+    fn parameters(&self) -> [Tensor<1>; 2] {
+        let ((min, max), n) = (self.range(), self.steps());
+        let range = max - min.clone();
+        let scale = usable(quotient(range.clone(), range.full_like(n)));
+        let zero_point = quotient(min.neg(), scale.clone()).round().clamp(0.0, n);
+        [scale, zero_point]
+    }
+}
+
+impl Quantizer for MinMaxActivations {
+    const STATE: &'static [&'static str] = &["running_min", "running_max"];
+
+    fn bits(&self) -> BitWidth {
+        self.bits
+    }
+
+    fn code_set(&self) -> CodeSet {
+        self.bits.unsigned_range().into()
+    }
+
+    fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
+        Some(("running_max", self.running_max.value_sync()))
+    }
+}
+
+impl QuantizesActivations for MinMaxActivations {
+    fn new(bits: BitWidth, device: &Device) -> Self {
+        Self::new(bits, device)
+    }
+
+    fn scheme(&self, _: &[usize]) -> Scheme {
+        let formula = AnyFormula::new(Affine { n: self.steps() });
+        Scheme::new(formula, self.parameters().map(constant).to_vec(), code_range(&self.code_set()))
+    }
+
+    /// The range may move with any batch.
+    fn observes(&self) -> bool {
+        true
+    }
+
+    fn observe<const D: usize>(&self, x: &Tensor<D>) {
         let is_recording = self.calibration.is_recording();
         let follows = x.device().is_autodiff() && self.training.is_enabled();
         if !(is_recording || follows) || x.shape().num_elements() == 0 {
@@ -182,57 +250,17 @@ impl MinMaxActivations {
         self.running_max.update(max * (1.0 - MOMENTUM) + batch_max * MOMENTUM);
     }
 
-    /// Ends a calibration: the range becomes the smallest and largest value that was recorded.
-    pub(crate) fn finish_calibration(&mut self) {
+    fn start_calibration(&mut self) {
+        self.calibration.start();
+    }
+
+    /// The range becomes the smallest and largest value that was recorded.
+    fn finish_calibration(&mut self) {
         if let Some((min, max)) = self.calibration.finish_range() {
             let device = self.running_min.value().device();
             self.running_min = RunningState::new(Tensor::from_data(min.into_data(), &device));
             self.running_max = RunningState::new(Tensor::from_data(max.into_data(), &device));
         }
-    }
-
-    /// Scale and zero point of the range in force.
-    fn parameters(&self) -> [Tensor<1>; 2] {
-        let ((min, max), n) = (self.range(), self.steps());
-        let range = max - min.clone();
-        let scale = usable(quotient(range.clone(), range.full_like(n)));
-        let zero_point = quotient(min.neg(), scale.clone()).round().clamp(0.0, n);
-        [scale, zero_point]
-    }
-
-    /// Codes in `0..=2^bits - 1`, of `x`'s shape; `NaN` has the code of 0.
-    pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
-        let parameters = self.parameters();
-        let [scale, zero_point] = parameters.clone();
-        codes_of(self.rounded(zero_if_nan(x), parameters), scale) + per_channel(zero_if_nan(zero_point)).int()
-    }
-
-    /// `x` on the grid's real values, of `x`'s shape, with a straight-through gradient.
-    pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        self.rounded(x, self.parameters())
-    }
-
-    /// [`fake_quantize`](Self::fake_quantize) without the rounding: `x` clipped to the range of the codes.
-    pub fn unrounded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let [scale, zero_point] = self.parameters().map(per_channel::<D>);
-        ((x / scale.clone() + zero_point.clone()).clamp(0.0, self.steps()) - zero_point) * scale
-    }
-
-    fn rounded<const D: usize>(&self, x: Tensor<D>, [scale, zero_point]: [Tensor<1>; 2]) -> Tensor<D> {
-        fake_quantize_affine(x, scale, zero_point, self.steps())
-    }
-
-    /// The grid over the range in force.
-    ///
-    /// # Errors
-    /// [`GridError`] if the range is not finite.
-    pub fn grid(&self) -> Result<IntegerGrid, GridError> {
-        // Both in one read.
-        let mut units = read(Tensor::cat(self.parameters().to_vec(), 0));
-        let zero_point = units.pop().expect("invariant: a scale and a zero point");
-        let grid = IntegerGrid::new(self.bits.unsigned_range(), units, 1)?;
-        // An integer from 0 to n, as the scale is finite.
-        grid.with_zero_point(zero_point as i32)
     }
 }
 

@@ -2,12 +2,44 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
-use lowbit_core::{BitWidth, Granularity, GridError, IntegerGrid};
-use lowbit_kernels::{Activation, Grid, Scale, fake_quantize_learned, value_range};
+use lowbit_core::{BitWidth, CodeSet, Granularity};
+use lowbit_kernels::{AnyFormula, Formula, Number, Scheme, value_range};
 
 use crate::calibration::Calibration;
-use crate::codes::{codes_of, per_channel, read, reduce, zero_if_nan};
-use crate::parameter::{constant, n_at_floor, positive_parameter, recorded_bits, replace};
+use crate::codes::reduce;
+use crate::parameter::{constant, positive_parameter, recorded_bits, replace};
+use crate::quantizer::{Learned, Quantizer, QuantizesActivations, code_range};
+
+/// `round(clip(x, 0, a) / a n)`, Choi18 Eq. 1 to 3. The gradient passes where `0 <= x < a`; the derivative by `a` is 1 where
+/// `x >= a`, else 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Clip {
+    /// Steps of the grid, `2^bits - 1`.
+    pub n: f32,
+}
+
+impl Formula<1> for Clip {
+    #[inline(always)]
+    fn position<N: Number>(self, x: N, [a]: [N; 1]) -> N {
+        x.clip(N::from(0.0), a) / a * N::from(self.n)
+    }
+
+    #[inline(always)]
+    fn unit(self) -> Option<usize> {
+        Some(0)
+    }
+
+    #[inline(always)]
+    fn parts(self) -> f32 {
+        self.n
+    }
+
+    #[inline(always)]
+    fn gradient<N: Number>(self, x: N, [a]: [N; 1], _: N, g: N) -> (N, [N; 1]) {
+        let zero = N::from(0.0);
+        (zero.if_at_most(x, x.if_lower(a, g, zero), zero), [a.if_at_most(x, g, zero)])
+    }
+}
 
 /// Clip value until a calibration: within the range that the paper finds insensitive (Choi18, section 3: 8 to 20 are equal) for
 /// a clip value that decays. It is far beyond what follows a normalization.
@@ -45,7 +77,7 @@ pub struct PactActivations {
     #[module(skip)]
     bits: BitWidth,
     #[module(skip)]
-    pub(crate) calibration: Calibration,
+    calibration: Calibration,
 }
 
 impl PactActivations {
@@ -56,32 +88,11 @@ impl PactActivations {
         Self { clip_value, recorded_bits, bits, calibration: Calibration::default() }
     }
 
-    /// The bit width.
-    pub fn bits(&self) -> BitWidth {
-        self.bits
-    }
-
-    fn steps(&self) -> f32 {
-        (self.bits.levels() - 1) as f32
-    }
-
     /// The clip value in force, `[1]`: during a calibration, that of what is recorded so far.
-    pub(crate) fn clip(&self) -> Tensor<1> {
+    fn clip(&self) -> Tensor<1> {
         match self.calibrated_clip() {
             Some(clip) => clip,
             None => positive_parameter(self.clip_value.val(), MIN_CLIP_VALUE, 1.0),
-        }
-    }
-
-    /// Takes in a batch, in a calibration.
-    pub(crate) fn observe<const D: usize>(&self, x: &Tensor<D>) {
-        if self.calibration.is_recording() && x.shape().num_elements() > 0 {
-            let x = constant(x.clone()).clamp_min(0.0);
-            let mean = |x: Tensor<D>| reduce(x, Granularity::PerTensor, |rows| rows.mean_dim(1));
-            let range = value_range(x.clone());
-            let [min, max] = [0, 1].map(|i| range.clone().narrow(0, i, 1));
-            self.calibration.record_range(min, max);
-            self.calibration.record_mean(Tensor::cat(vec![mean(x.clone()), mean(x.square())], 0));
         }
     }
 
@@ -96,68 +107,68 @@ impl PactActivations {
         let clip = (square / mean * CLIP_PER_RATIO[self.bits.get() as usize - 1]).min_pair(largest);
         Some(clip.mask_fill(all_zero, INITIAL_CLIP_VALUE).clamp_min(MIN_CLIP_VALUE))
     }
+}
 
-    /// Ends a calibration: sets the clip value from what was recorded.
-    pub(crate) fn finish_calibration(&mut self) {
+impl Quantizer for PactActivations {
+    const STATE: &'static [&'static str] = &["clip_value"];
+    const DECAYS: bool = true;
+
+    fn bits(&self) -> BitWidth {
+        self.bits
+    }
+
+    fn code_set(&self) -> CodeSet {
+        self.bits.unsigned_range().into()
+    }
+
+    fn learned(&self) -> Vec<Learned<'_>> {
+        vec![Learned { name: "clip_value", parameter: &self.clip_value, floor: Some(MIN_CLIP_VALUE) }]
+    }
+
+    fn learned_mut(&mut self) -> Vec<&mut Param<Tensor<1>>> {
+        vec![&mut self.clip_value]
+    }
+
+    fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
+        Some(("clip_value", constant(self.clip())))
+    }
+}
+
+impl QuantizesActivations for PactActivations {
+    fn new(bits: BitWidth, device: &Device) -> Self {
+        Self::new(bits, device)
+    }
+
+    fn scheme(&self, _: &[usize]) -> Scheme {
+        let formula = AnyFormula::new(Clip { n: (self.bits.levels() - 1) as f32 });
+        Scheme::new(formula, vec![self.clip()], code_range(&self.code_set()))
+    }
+
+    fn observes(&self) -> bool {
+        self.calibration.is_recording()
+    }
+
+    fn observe<const D: usize>(&self, x: &Tensor<D>) {
+        if self.calibration.is_recording() && x.shape().num_elements() > 0 {
+            let x = constant(x.clone()).clamp_min(0.0);
+            let mean = |x: Tensor<D>| reduce(x, Granularity::PerTensor, |rows| rows.mean_dim(1));
+            let range = value_range(x.clone());
+            let [min, max] = [0, 1].map(|i| range.clone().narrow(0, i, 1));
+            self.calibration.record_range(min, max);
+            self.calibration.record_mean(Tensor::cat(vec![mean(x.clone()), mean(x.square())], 0));
+        }
+    }
+
+    fn start_calibration(&mut self) {
+        self.calibration.start();
+    }
+
+    fn finish_calibration(&mut self) {
         let clip = self.calibrated_clip();
         self.calibration.finish_mean();
         if let Some(clip) = clip {
             self.clip_value = self.clip_value.clone().map(|old| replace(old, clip));
         }
-    }
-
-    /// How many clip values are held at their floor, `[1]`: 0 or 1.
-    pub(crate) fn n_at_floor(&self) -> Tensor<1, Int> {
-        n_at_floor(self.clip_value.val(), MIN_CLIP_VALUE)
-    }
-
-    /// `clip(x, 0, a)` with the gradient of Choi18 Eq. 3.
-    fn clipped<const D: usize>(&self, x: Tensor<D>, clip: Tensor<D>) -> Tensor<D> {
-        let above = constant(x.clone()).greater_equal(constant(clip.clone()));
-        let shape = x.shape();
-        x.clamp_min(0.0).mask_where(above, clip.expand(shape))
-    }
-
-    /// Codes in `0..=2^bits - 1`, of `x`'s shape; `NaN` has the code of 0.
-    pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
-        let clip = self.clip();
-        codes_of(fake_quantize_learned(zero_if_nan(x), clip.clone(), self.clip_grid()) * self.steps(), clip)
-    }
-
-    /// `x` on the grid's real values, of `x`'s shape, with the gradients of Choi18 Eq. 3.
-    pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        fake_quantize_learned(x, self.clip(), self.clip_grid())
-    }
-
-    /// The formula of the kernels.
-    fn clip_grid(&self) -> Grid {
-        Grid::Clip { n: self.steps() }
-    }
-
-    /// A ReLU and the quantizer in one; `None` during calibration, which sees the values.
-    pub(crate) fn activation(&self) -> Option<Activation> {
-        let is_fixed = !self.calibration.is_recording();
-        is_fixed.then(|| Activation::Learned { parameter: self.clip(), grid: self.clip_grid() })
-    }
-
-    /// What the quantized values are multiples of, and the largest multiple; `None` during calibration.
-    pub(crate) fn scale(&self) -> Option<(Scale, u8)> {
-        let scale = || Scale::Learned { parameter: self.clip(), parts: self.steps() };
-        (!self.calibration.is_recording()).then(|| (scale(), (self.bits.levels() - 1) as u8))
-    }
-
-    /// [`fake_quantize`](Self::fake_quantize) without the rounding: `clip(x, 0, a)`.
-    pub fn unrounded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let clip = per_channel::<D>(self.clip());
-        self.clipped(x, clip)
-    }
-
-    /// The grid: its unit, which is divided by `n`, is the clip value in force.
-    ///
-    /// # Errors
-    /// [`GridError`] if the clip value is not finite.
-    pub fn grid(&self) -> Result<IntegerGrid, GridError> {
-        IntegerGrid::new(self.bits.unsigned_range(), read(self.clip()), self.bits.levels() - 1)
     }
 }
 

@@ -365,14 +365,17 @@ fn read_network(section: Section<'_>, like: Option<&ModelConfig>) -> ModelConfig
     model
 }
 
-const METHOD_NAMES: [(&str, Method); 4] =
-    [("dorefa", Method::DoReFa), ("pact", Method::Pact), ("lsq", Method::Lsq), ("minmax", Method::MinMax)];
+/// The methods by their names.
+fn methods() -> Vec<(&'static str, Method)> {
+    Method::ALL.iter().map(|method| (method.name(), *method)).collect()
+}
+
 const GRANULARITIES: [(&str, Granularity); 2] =
     [("per-tensor", Granularity::PerTensor), ("per-channel", Granularity::PerChannel)];
 
 fn read_quantization(section: Section<'_>, model: &ModelConfig) -> QuantizationRecipe {
     let base = LayerQuantization {
-        method: section.choice("method", &METHOD_NAMES),
+        method: section.choice("method", &methods()),
         weight_bits: section.precision("weight_bits"),
         act_bits: section.precision("act_bits"),
         weight_granularity: section.optional_choice("weight_granularity", &GRANULARITIES).unwrap_or_default(),
@@ -407,7 +410,7 @@ fn read_quantization(section: Section<'_>, model: &ModelConfig) -> QuantizationR
 /// What a table changes of `defaults`.
 fn read_override(section: Section<'_>, defaults: LayerOverride) -> LayerOverride {
     let change = LayerOverride {
-        method: section.optional_choice("method", &METHOD_NAMES).or(defaults.method),
+        method: section.optional_choice("method", &methods()).or(defaults.method),
         weight_bits: section.optional_precision("weight_bits").or(defaults.weight_bits),
         act_bits: section.optional_precision("act_bits").or(defaults.act_bits),
         weight_granularity: section
@@ -539,10 +542,12 @@ fn check_students(
     }
 }
 
-/// Whether any layer of `model` has a clip value of PACT, which the paper decays with the weights.
+/// Whether any layer of `model` has a method whose paper decays the learned parameters with the weights, as PACT's clip values.
 fn has_clip_values(quantization: &QuantizationRecipe, model: &ModelConfig) -> bool {
     let policy = &quantization.policy;
-    layers_or_roles(model).iter().any(|layer| policy.resolve(&layer.path, layer.role).method == Method::Pact)
+    layers_or_roles(model)
+        .iter()
+        .any(|layer| policy.resolve(&layer.path, layer.role).method.decays_parameters())
 }
 
 /// Checks that the images are large enough for every network, and that BatchNorm has two values a channel: of one, the deviation

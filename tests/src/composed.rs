@@ -1,29 +1,138 @@
-//! The operations as functions of tensors, with burn's own gradients: what runs on a backend that this crate is not compiled
-//! for, and short enough to be read beside the formulas.
+//! The operations once more as functions of tensors, with burn's own gradients: what the formulas and the kernels are compared
+//! with. Nothing here uses them.
 //!
 //! A gradient that is not the derivative of the value is that of a term which adds an exact zero: `x - x`, one of the two
 //! detached.
 
+use burn::tensor::activation::relu;
 use burn::tensor::{Bool, Tensor};
+use lowbit_kernels::{Activation, AnyFormula, MaxGradient, Scheme};
+use lowbit_quantizers::methods::{dorefa, lsq, minmax, pact};
 
-use crate::{Activation, Grid, MaxGradient};
+/// A fake quantizer of activations or weights by its grid.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Grid {
+    /// `round(clip(x, 0, 1) n) / n`.
+    Unit {
+        /// Steps of the grid.
+        n: f32,
+    },
+    /// `round(clip(x / s, q_min, q_max)) s`.
+    Step {
+        /// Smallest code.
+        q_min: f32,
+        /// Largest code.
+        q_max: f32,
+    },
+    /// `round(clip(x, 0, a) / a n) / n a`.
+    Clip {
+        /// Steps of the grid.
+        n: f32,
+    },
+    /// `sign(x) s`, whose gradient passes everywhere or where `|x / s| < 1`.
+    Sign {
+        /// Which of both.
+        is_bounded: bool,
+    },
+    /// `(clip(round(x / s) + z, 0, n) - z) s`.
+    Affine {
+        /// Steps of the grid.
+        n: f32,
+    },
+}
 
-/// Normalization by means and variances, `[channels]`, and the activation.
-pub(crate) fn normalize(
+impl Grid {
+    /// The formula of the quantizers with this grid.
+    pub fn formula(self) -> AnyFormula {
+        match self {
+            Self::Unit { n } => AnyFormula::new(dorefa::Unit { n }),
+            Self::Step { q_min, q_max } => AnyFormula::new(lsq::Step { q_min, q_max }),
+            Self::Clip { n } => AnyFormula::new(pact::Clip { n }),
+            Self::Sign { is_bounded: true } => AnyFormula::new(lsq::Sign),
+            Self::Sign { is_bounded: false } => AnyFormula::new(dorefa::Sign),
+            Self::Affine { n } => AnyFormula::new(minmax::Affine { n }),
+        }
+    }
+
+    /// The formula with these parameters.
+    pub fn scheme(self, parameters: Vec<Tensor<1>>) -> Scheme {
+        let codes = match self {
+            Self::Unit { n } | Self::Clip { n } | Self::Affine { n } => 0..=n as i32,
+            Self::Step { q_min, q_max } => q_min as i32..=q_max as i32,
+            Self::Sign { .. } => -1..=1,
+        };
+        Scheme::new(self.formula(), parameters, codes)
+    }
+
+    /// An activation with these parameters.
+    pub fn activation(self, parameters: Vec<Tensor<1>>) -> Activation {
+        Activation::Quantize(self.scheme(parameters))
+    }
+
+    /// What the formula yields, composed of functions of tensors.
+    pub fn composed<const D: usize>(self, x: Tensor<D>, parameters: &[Tensor<1>]) -> Tensor<D> {
+        match self {
+            Self::Unit { n } => fake_quantize_unit(x, n),
+            Self::Affine { n } => fake_quantize_affine(x, parameters[0].clone(), parameters[1].clone(), n),
+            _ => fake_quantize_learned(x, parameters[0].clone(), self),
+        }
+    }
+}
+
+/// What follows a normalization, composed of functions of tensors.
+#[derive(Clone, Copy, Debug)]
+pub enum After {
+    /// Nothing.
+    Identity,
+    /// `max(y, 0)`.
+    Relu,
+    /// A quantizer.
+    Grid(Grid),
+}
+
+impl After {
+    /// The activation that the kernels have.
+    pub fn activation(self, parameters: Vec<Tensor<1>>) -> Activation {
+        match self {
+            Self::Identity => Activation::Identity,
+            Self::Relu => Activation::Relu,
+            Self::Grid(grid) => grid.activation(parameters),
+        }
+    }
+}
+
+/// Normalization by the statistics of the batch, and what follows.
+pub fn batch_norm(
+    input: Tensor<4>,
+    affine: [Tensor<1>; 2],
+    epsilon: f32,
+    after: After,
+    parameters: &[Tensor<1>],
+) -> Tensor<4> {
+    let statistics = batch_statistics(input.clone());
+    let y = normalize(input, affine, statistics, epsilon);
+    match after {
+        After::Identity => y,
+        After::Relu => relu(y),
+        After::Grid(grid) => grid.composed(y, parameters),
+    }
+}
+
+/// Normalization by means and variances, `[channels]`.
+fn normalize(
     input: Tensor<4>,
     [gamma, beta]: [Tensor<1>; 2],
     [mean, variance]: [Tensor<1>; 2],
     epsilon: f32,
-    activation: Activation,
 ) -> Tensor<4> {
     let channels = input.dims()[1];
     let wide = |tensor: Tensor<1>| tensor.reshape([1, channels, 1, 1]);
     let factor = gamma / (variance + epsilon).sqrt();
-    activation.apply((input - wide(mean)) * wide(factor) + wide(beta))
+    (input - wide(mean)) * wide(factor) + wide(beta)
 }
 
 /// Mean and biased variance of every channel, `[channels]` each; zeros without values.
-pub(crate) fn batch_statistics(input: Tensor<4>) -> [Tensor<1>; 2] {
+fn batch_statistics(input: Tensor<4>) -> [Tensor<1>; 2] {
     let [batch, channels, height, width] = input.dims();
     if batch * height * width == 0 {
         return [(); 2].map(|()| Tensor::zeros([channels], &input.device()));
@@ -34,7 +143,8 @@ pub(crate) fn batch_statistics(input: Tensor<4>) -> [Tensor<1>; 2] {
     [mean, variance].map(|tensor| tensor.reshape([channels]))
 }
 
-pub(crate) fn dorefa_weights<const D: usize>(w: Tensor<D>, n: f32, max_gradient: MaxGradient) -> Tensor<D> {
+/// DoReFa weights of 2 bits and more.
+pub fn dorefa_weights<const D: usize>(w: Tensor<D>, n: f32, max_gradient: MaxGradient) -> Tensor<D> {
     let squashed = w.tanh();
     let mut max = squashed.clone().abs().max();
     if max_gradient == MaxGradient::Detached {
@@ -52,17 +162,13 @@ pub(crate) fn dorefa_weights<const D: usize>(w: Tensor<D>, n: f32, max_gradient:
     value.detach() + (straight.clone() - straight.detach())
 }
 
-pub(crate) fn fake_quantize_unit<const D: usize>(x: Tensor<D>, n: f32) -> Tensor<D> {
+fn fake_quantize_unit<const D: usize>(x: Tensor<D>, n: f32) -> Tensor<D> {
     let clipped = x.clone().detach().clamp(0.0, 1.0);
     let outside = x.clone().detach().not_equal(clipped.clone());
     (clipped * n).round() / n + zero_with_gradient(x, outside)
 }
 
-pub(crate) fn fake_quantize_learned<const D: usize>(
-    x: Tensor<D>,
-    parameter: Tensor<1>,
-    grid: Grid,
-) -> Tensor<D> {
+fn fake_quantize_learned<const D: usize>(x: Tensor<D>, parameter: Tensor<1>, grid: Grid) -> Tensor<D> {
     let mut dims = [1; D];
     dims[0] = parameter.dims()[0];
     let parameter: Tensor<D> = parameter.reshape(dims);
@@ -94,16 +200,18 @@ pub(crate) fn fake_quantize_learned<const D: usize>(
             let slope = sign.clone() - v.mask_fill(outside.clone(), 0.0);
             ((sign * p).mask_where(x_value.clone().is_nan(), x_value), outside, slope)
         }
+        Grid::Unit { .. } | Grid::Affine { .. } => unreachable!("they have functions of their own"),
     };
     let by_parameter = (parameter.clone() - parameter.detach()) * slope;
     value + zero_with_gradient(x, outside) + by_parameter
 }
 
-pub(crate) fn value_range<const D: usize>(x: Tensor<D>) -> Tensor<1> {
+/// Smallest and largest of the values and 0.
+pub fn value_range<const D: usize>(x: Tensor<D>) -> Tensor<1> {
     Tensor::cat(vec![x.clone().min().clamp_max(0.0), x.max().clamp_min(0.0)], 0)
 }
 
-pub(crate) fn fake_quantize_affine<const D: usize>(
+fn fake_quantize_affine<const D: usize>(
     x: Tensor<D>,
     scale: Tensor<1>,
     zero_point: Tensor<1>,
