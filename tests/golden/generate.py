@@ -186,6 +186,36 @@ def minmax_activations(x, bits, low, high):
     return code.detach(), (code - zero_point) * scale
 
 
+EWGS_DELTA = 1e-3
+
+
+class Ewgs(torch.autograd.Function):
+    """Lee21 Eq. 3 forward and Eq. 5 backward: rounds values of [0, 1] to multiples of 1 / n."""
+
+    @staticmethod
+    def forward(ctx, v, n):
+        q = torch.round(v * n) / n
+        ctx.save_for_backward(v, q)
+        return q
+
+    @staticmethod
+    def backward(ctx, grad):
+        v, q = ctx.saved_tensors
+        return grad * (1 + EWGS_DELTA * torch.sign(grad) * (v - q)), None
+
+
+def ewgs(x, operand, bits, interval_lower, interval_upper, output_scale=None):
+    n, lower, upper = 2**bits - 1, interval_lower, interval_upper
+    v = clamp((x - lower) / (upper - lower), 0.0, 1.0)
+    q = Ewgs.apply(v, n)
+    if operand == "activations":
+        return torch.round(v * n), q
+    code = 2 * torch.round(v * n) - n
+    # As the paper has it, but without the error of 2 q - 1 beside zero.
+    straight = 2 * q - 1
+    return code, (straight + (code / n - straight).detach()) * output_scale
+
+
 # Closed-form gradients in float64: (x, grad_y, parameters) -> (grad_x, {parameter: gradient}).
 
 
@@ -233,6 +263,25 @@ def closed_minmax_activations(bits):
         scale = (high - low) / n if high > low else 1.0
         code = np.rint(x / scale) + np.clip(np.rint(-low / scale), 0, n)
         return grad_y * ((code >= 0) & (code <= n)), {}
+
+    return gradient
+
+
+def closed_ewgs(operand, bits):
+    n = 2**bits - 1
+
+    def gradient(x, grad_y, interval_lower, interval_upper, output_scale=None):
+        lower, upper = interval_lower, interval_upper
+        width = upper - lower
+        v = (x - lower) / width
+        inside = (v >= 0) & (v <= 1)
+        q = np.rint(np.clip(v, 0, 1) * n) / n
+        g = grad_y * (1.0 if output_scale is None else 2 * output_scale)
+        by_v = inside * g * (1 + EWGS_DELTA * np.sign(g) * (np.clip(v, 0, 1) - q))
+        grads = {"interval_lower": (by_v * (v - 1) / width).sum(), "interval_upper": -(by_v * v / width).sum()}
+        if output_scale is not None:
+            grads["output_scale"] = (grad_y * (2 * q - 1)).sum()
+        return by_v / width, {key: np.atleast_1d(grad) for key, grad in grads.items()}
 
     return gradient
 
@@ -480,6 +529,36 @@ def lsq_cases():
     case("weights_2bit_one_element_per_channel", "weights", 2, 0.5, f32([-0.3]), "per-channel")
     case("weights_1bit_one_element", "weights", 1, 0.5, f32([-0.3]))
     case("activations_2bit_one_element", "activations", 2, 0.5, f32([0.4]))
+    method.write()
+
+
+def ewgs_cases():
+    method = Method("ewgs")
+
+    def case(name, operand, bits, interval, x):
+        params = dict(zip(("interval_lower", "interval_upper", "output_scale"), interval))
+        quantize = lambda x, **params: ewgs(x, operand, bits, **params)
+        closed = closed_ewgs(operand, bits)
+        method.add(name, operand, bits, x, quantize, closed, params=params, learned=tuple(params))
+
+    def random(name, operand, bits, interval, shape):
+        n = 2**bits - 1
+        low, width = np.float32(interval[0]), np.float32(interval[1]) - np.float32(interval[0])
+        grid = lambda x: (x - low) / width * n
+        x = method.draw(name, shape, 0.4 * float(width), grid, (0, n), mean=float(low + width / 2))
+        case(name, operand, bits, interval, x)
+
+    for bits in (1, 2, 3, 4, 8):
+        n = 2**bits - 1
+        # An interval of width 2: ends, what lies beyond them, and the middle of the first step.
+        places = [-1.0, 1.0, 1.001, -1.001, -1.5, 1.5, 0.25, -0.25, 1e6, -1e6]
+        case(f"weights_{bits}bit_edges", "weights", bits, (-1.0, 1.0, 0.75), f32(places))
+        random(f"weights_{bits}bit_linear", "weights", bits, (-0.7, 0.9, 0.6), LINEAR)
+        case(f"activations_{bits}bit_edges", "activations", bits, (0.0, 2.0), f32([x + 1 for x in places]))
+        random(f"activations_{bits}bit_linear", "activations", bits, (0.1, 1.3), LINEAR)
+        random(f"activations_{bits}bit_images", "activations", bits, (-0.2, 2.1), IMAGES)
+    random("weights_2bit_conv", "weights", 2, (-0.5, 0.4, 0.3), CONV)
+    case("weights_2bit_all_equal", "weights", 2, (-0.5, 0.5, 0.25), f32([[0.1, 0.1], [0.1, 0.1]]))
     method.write()
 
 
@@ -801,5 +880,6 @@ if __name__ == "__main__":
     pact()
     lsq_cases()
     minmax()
+    ewgs_cases()
     training()
     resnet_counts()

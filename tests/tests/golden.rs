@@ -40,6 +40,11 @@ fn minmax() {
     check("minmax", 56);
 }
 
+#[test]
+fn ewgs() {
+    check("ewgs", 27);
+}
+
 /// Each method has its vectors.
 #[test]
 fn no_method_is_left_out() {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::QuantizerError;
 use crate::codes::{read, zero_if_nan};
-use crate::methods::{dorefa, lsq, minmax, pact};
+use crate::methods::{dorefa, ewgs, lsq, minmax, pact};
 use crate::parameter::{constant, n_at_floor};
 
 /// A learned parameter of a quantizer.
@@ -292,6 +292,8 @@ methods! {
     Lsq = "lsq": lsq::LsqWeights, lsq::LsqActivations;
     /// Uniform quantization of the observed range.
     MinMax = "minmax": minmax::MinMaxWeights, minmax::MinMaxActivations;
+    /// EWGS (Lee21): learned intervals, a gradient scaled by the error of the rounding.
+    Ewgs = "ewgs": ewgs::EwgsWeights, ewgs::EwgsActivations;
 }
 
 impl fmt::Display for Method {

@@ -1,6 +1,7 @@
 //! One file per method; each holds the weight and the activation quantizer of its paper.
 
 pub mod dorefa;
+pub mod ewgs;
 pub mod lsq;
 pub mod minmax;
 pub mod pact;
