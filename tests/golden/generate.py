@@ -216,6 +216,21 @@ def ewgs(x, operand, bits, interval_lower, interval_upper, output_scale=None):
     return code, (straight + (code / n - straight).detach()) * output_scale
 
 
+def lsq_plus_activations(x, bits, step_size, step_offset):
+    n = 2**bits - 1
+    factor = 1.0 / (x.numel() / x.shape[0] * n) ** 0.5
+    s, b = ScaleGradient.apply(step_size, factor), ScaleGradient.apply(step_offset, factor)
+    place = -b / s
+    # The offset is rounded to a multiple of the step; the gradient passes, also where it is clipped.
+    zero_point = place + (torch.clamp(torch.round(place), 0, n) - place).detach()
+    code = clamp(ste_round(x / s) + zero_point, 0, n)
+    return code.detach(), (code - zero_point) * s
+
+
+def lsq_plus_weights(x, bits, step_size):
+    return lsq(x, "weights", bits, step_size)
+
+
 # Closed-form gradients in float64: (x, grad_y, parameters) -> (grad_x, {parameter: gradient}).
 
 
@@ -282,6 +297,23 @@ def closed_ewgs(operand, bits):
         if output_scale is not None:
             grads["output_scale"] = (grad_y * (2 * q - 1)).sum()
         return by_v / width, {key: np.atleast_1d(grad) for key, grad in grads.items()}
+
+    return gradient
+
+
+def closed_lsq_plus(bits, factor):
+    n = 2**bits - 1
+
+    def gradient(x, grad_y, step_size, step_offset):
+        s, b = step_size[0], step_offset[0]
+        zero_point = np.clip(np.rint(-b / s), 0, n)
+        free = np.rint(x / s) + zero_point
+        inside = (free >= 0) & (free <= n)
+        code = np.clip(free, 0, n)
+        d_step = (grad_y * np.where(inside, code - zero_point - x / s, code - zero_point - b / s)).sum()
+        d_offset = (grad_y * ~inside).sum()
+        grads = {"step_size": np.atleast_1d(d_step) * factor, "step_offset": np.atleast_1d(d_offset) * factor}
+        return grad_y * inside, grads
 
     return gradient
 
@@ -559,6 +591,66 @@ def ewgs_cases():
         random(f"activations_{bits}bit_images", "activations", bits, (-0.2, 2.1), IMAGES)
     random("weights_2bit_conv", "weights", 2, (-0.5, 0.4, 0.3), CONV)
     case("weights_2bit_all_equal", "weights", 2, (-0.5, 0.5, 0.25), f32([[0.1, 0.1], [0.1, 0.1]]))
+    method.write()
+
+
+def lsq_plus_cases():
+    method = Method("lsq-plus")
+
+    def weights(name, bits, step_size, shape, granularity="per-tensor"):
+        q_min, q_max = lsq_range("weights", bits)
+        step_size = f32(np.atleast_1d(step_size))
+        s = per_channel(torch.tensor(step_size), torch.empty(shape))
+        sigma = float(s.mean()) * (q_max - q_min) * 0.4
+        x = method.draw(name, shape, sigma, lambda x: x / s, (q_min, 0, q_max))
+        factor = lsq_gradient_scale("weights", bits, torch.tensor(x), torch.tensor(step_size))
+        method.add(
+            name,
+            "weights",
+            bits,
+            x,
+            lambda x, step_size: lsq_plus_weights(x, bits, step_size),
+            closed_lsq("weights", bits, factor),
+            params={"step_size": step_size},
+            learned=("step_size",),
+            granularity=granularity,
+        )
+
+    def activations(name, bits, step_size, offset, x):
+        n = 2**bits - 1
+        params = {"step_size": step_size, "step_offset": offset}
+        quantize = lambda x, **params: lsq_plus_activations(x, bits, **params)
+        closed = closed_lsq_plus(bits, 1.0 / (x.size / x.shape[0] * n) ** 0.5)
+        scale, zero_point = np.float32(step_size), int(np.clip(np.rint(-np.float32(offset) / np.float32(step_size)), 0, n))
+        method.add(
+            name,
+            "activations",
+            bits,
+            x,
+            quantize,
+            closed,
+            params=params,
+            learned=("step_size", "step_offset"),
+            qparams={"scale": [float(scale)], "zero_point": [zero_point]},
+        )
+
+    def random(name, bits, step_size, offset, shape):
+        n = 2**bits - 1
+        s = np.float32(step_size)
+        middle = offset + 0.5 * n * step_size
+        x = method.draw(name, shape, 0.5 * n * step_size, lambda x: x / s, mean=middle)
+        activations(name, bits, step_size, offset, x)
+
+    for bits in (1, 2, 3, 4, 8):
+        weights(f"weights_{bits}bit_linear", bits, 0.11, LINEAR)
+        weights(f"weights_{bits}bit_linear_per_channel", bits, [0.11, 0.07, 0.23, 0.05, 0.13], LINEAR, "per-channel")
+        random(f"activations_{bits}bit_linear", bits, 0.11, -0.17, LINEAR)
+        random(f"activations_{bits}bit_images", bits, 0.3, -0.3, IMAGES)
+        random(f"activations_{bits}bit_without_offset", bits, 0.25, 0.0, LINEAR)
+        # An offset above zero: the code of zero is the smallest one.
+        random(f"activations_{bits}bit_positive_offset", bits, 0.25, 0.4, LINEAR)
+        positions = [0.0, -0.0, 1.0, -1.0, 2.0, 0.5, -0.5, 1.5, 1e6, -1e6, 2.0**bits, -(2.0**bits)]
+        activations(f"activations_{bits}bit_edges", bits, 0.25, -0.25, f32(positions) * np.float32(0.25))
     method.write()
 
 
@@ -881,5 +973,6 @@ if __name__ == "__main__":
     lsq_cases()
     minmax()
     ewgs_cases()
+    lsq_plus_cases()
     training()
     resnet_counts()

@@ -45,6 +45,11 @@ fn ewgs() {
     check("ewgs", 27);
 }
 
+#[test]
+fn lsq_plus() {
+    check("lsq-plus", 35);
+}
+
 /// Each method has its vectors.
 #[test]
 fn no_method_is_left_out() {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::QuantizerError;
 use crate::codes::{read, zero_if_nan};
-use crate::methods::{dorefa, ewgs, lsq, minmax, pact};
+use crate::methods::{dorefa, ewgs, lsq, lsq_plus, minmax, pact};
 use crate::parameter::{constant, n_at_floor};
 
 /// A learned parameter of a quantizer.
@@ -294,6 +294,8 @@ methods! {
     MinMax = "minmax": minmax::MinMaxWeights, minmax::MinMaxActivations;
     /// EWGS (Lee21): learned intervals, a gradient scaled by the error of the rounding.
     Ewgs = "ewgs": ewgs::EwgsWeights, ewgs::EwgsActivations;
+    /// LSQ+ (Bhalgat20): LSQ with a learned offset of the activations.
+    LsqPlus = "lsq-plus": lsq_plus::LsqPlusWeights, lsq_plus::LsqPlusActivations;
 }
 
 impl fmt::Display for Method {

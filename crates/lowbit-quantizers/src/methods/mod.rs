@@ -3,5 +3,6 @@
 pub mod dorefa;
 pub mod ewgs;
 pub mod lsq;
+pub mod lsq_plus;
 pub mod minmax;
 pub mod pact;
