@@ -231,6 +231,32 @@ def lsq_plus_weights(x, bits, step_size):
     return lsq(x, "weights", bits, step_size)
 
 
+def tqt_range(operand, bits):
+    return (0, 2**bits - 1) if operand == "activations" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def tqt_log2_steps(operand, bits):
+    return bits if operand == "activations" else bits - 1
+
+
+class Ceil(torch.autograd.Function):
+    """Rounds up; the gradient passes."""
+
+    @staticmethod
+    def forward(ctx, t):
+        return torch.ceil(t)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+def tqt(x, operand, bits, log2_threshold):
+    s = per_channel(torch.exp2(Ceil.apply(log2_threshold) - tqt_log2_steps(operand, bits)), x)
+    code = clamp(ste_round(x / s), *map(float, tqt_range(operand, bits)))
+    return code.detach(), code * s
+
+
 # Closed-form gradients in float64: (x, grad_y, parameters) -> (grad_x, {parameter: gradient}).
 
 
@@ -314,6 +340,22 @@ def closed_lsq_plus(bits, factor):
         d_offset = (grad_y * ~inside).sum()
         grads = {"step_size": np.atleast_1d(d_step) * factor, "step_offset": np.atleast_1d(d_offset) * factor}
         return grad_y * inside, grads
+
+    return gradient
+
+
+def closed_tqt(operand, bits):
+    q_min, q_max = tqt_range(operand, bits)
+
+    def gradient(x, grad_y, log2_threshold):
+        s = 2.0 ** (np.ceil(log2_threshold) - tqt_log2_steps(operand, bits))
+        s = s.reshape((-1,) + (1,) * (x.ndim - 1))
+        v = x / s
+        inside = (np.rint(v) >= q_min) & (np.rint(v) <= q_max)
+        code = np.clip(np.rint(v), q_min, q_max)
+        d_t = grad_y * (code - inside * v) * s * np.log(2)
+        d_t = d_t.reshape(len(log2_threshold), -1).sum(axis=1)
+        return grad_y * inside, {"log2_threshold": d_t}
 
     return gradient
 
@@ -654,6 +696,48 @@ def lsq_plus_cases():
     method.write()
 
 
+def tqt_cases():
+    method = Method("tqt")
+
+    def case(name, operand, bits, log2_threshold, x, granularity="per-tensor"):
+        method.add(
+            name,
+            operand,
+            bits,
+            x,
+            lambda x, log2_threshold: tqt(x, operand, bits, log2_threshold),
+            closed_tqt(operand, bits),
+            params={"log2_threshold": f32(np.atleast_1d(log2_threshold))},
+            learned=("log2_threshold",),
+            granularity=granularity,
+        )
+
+    def random(name, operand, bits, log2_threshold, shape, granularity="per-tensor"):
+        t = torch.tensor(f32(np.atleast_1d(log2_threshold)))
+        s = per_channel(torch.exp2(torch.ceil(t) - tqt_log2_steps(operand, bits)), torch.empty(shape))
+        q_min, q_max = tqt_range(operand, bits)
+        sigma = float(s.mean()) * (q_max - q_min) * 0.4
+        mean = sigma if operand == "activations" else 0.0
+        x = method.draw(name, shape, sigma, lambda x: x / s, mean=mean)
+        case(name, operand, bits, log2_threshold, x, granularity)
+
+    thresholds = [0.3, -1.2, 1.0, -3.0, 0.0]
+    for bits in (2, 3, 4, 8):
+        random(f"weights_{bits}bit_linear", "weights", bits, -0.4, LINEAR)
+        random(f"weights_{bits}bit_linear_per_channel", "weights", bits, thresholds, LINEAR, "per-channel")
+        case(f"weights_{bits}bit_all_zero", "weights", bits, 0.0, f32([[0.0, -0.0], [-0.0, 0.0]]))
+        # Steps are powers of two, so that ties are exact: the gradient passes where the rounded value is a code.
+        q_min, q_max = tqt_range("weights", bits)
+        places = [q_min, q_min - 0.25, q_min - 0.5, q_min - 0.75, q_max, q_max + 0.25, q_max + 0.5, q_max + 0.75]
+        places += [0.0, -0.0, 0.5, -0.5, 1.5, 1e6, -1e6]
+        case(f"weights_{bits}bit_edges", "weights", bits, 0.0, f32(places) * np.float32(2.0 ** (1 - bits)))
+    for bits in (1, 2, 3, 4, 8):
+        random(f"activations_{bits}bit_linear", "activations", bits, 1.5, LINEAR)
+        random(f"activations_{bits}bit_images", "activations", bits, 0.0, IMAGES)
+    random("weights_3bit_conv_per_channel", "weights", 3, thresholds + [0.7], CONV, "per-channel")
+    method.write()
+
+
 def minmax():
     method = Method("minmax")
 
@@ -974,5 +1058,6 @@ if __name__ == "__main__":
     minmax()
     ewgs_cases()
     lsq_plus_cases()
+    tqt_cases()
     training()
     resnet_counts()

@@ -50,6 +50,11 @@ fn lsq_plus() {
     check("lsq-plus", 35);
 }
 
+#[test]
+fn tqt() {
+    check("tqt", 27);
+}
+
 /// Each method has its vectors.
 #[test]
 fn no_method_is_left_out() {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::QuantizerError;
 use crate::codes::{read, zero_if_nan};
-use crate::methods::{dorefa, ewgs, lsq, lsq_plus, minmax, pact};
+use crate::methods::{dorefa, ewgs, lsq, lsq_plus, minmax, pact, tqt};
 use crate::parameter::{constant, n_at_floor};
 
 /// A learned parameter of a quantizer.
@@ -296,6 +296,8 @@ methods! {
     Ewgs = "ewgs": ewgs::EwgsWeights, ewgs::EwgsActivations;
     /// LSQ+ (Bhalgat20): LSQ with a learned offset of the activations.
     LsqPlus = "lsq-plus": lsq_plus::LsqPlusWeights, lsq_plus::LsqPlusActivations;
+    /// TQT (Jain20): learned thresholds, steps that are powers of two.
+    Tqt = "tqt": tqt::TqtWeights, tqt::TqtActivations;
 }
 
 impl fmt::Display for Method {

@@ -6,3 +6,4 @@ pub mod lsq;
 pub mod lsq_plus;
 pub mod minmax;
 pub mod pact;
+pub mod tqt;
