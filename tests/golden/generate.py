@@ -257,6 +257,43 @@ def tqt(x, operand, bits, log2_threshold):
     return code.detach(), code * s
 
 
+def apot_levels(operand, bits):
+    """Li20 Eq. 5: sums of one power of two of each row, as integers."""
+    rows = {2: [(0, 4, 2, 1)], 3: [(0, 8, 4, 1), (0, 2)], 4: [(0, 32, 8, 2), (0, 16, 4, 1)]}
+    magnitudes = [0]
+    for row in rows[bits if operand == "activations" else bits - 1]:
+        magnitudes = [a + b for a in magnitudes for b in row]
+    magnitudes = sorted(magnitudes)
+    signs = [-level for level in magnitudes[:0:-1]] if operand == "weights" else []
+    return signs + magnitudes
+
+
+class Apot(torch.autograd.Function):
+    """Li20 Eq. 6 forward, Eq. 7 backward, of weights that are normalized."""
+
+    @staticmethod
+    def forward(ctx, x, clip_value, levels):
+        low = -1.0 if levels[0] < 0 else 0.0
+        v = x / clip_value
+        place = torch.clamp(v, low, 1.0) * levels[-1]
+        table = torch.tensor(levels, dtype=torch.float32)
+        code = table[(place.unsqueeze(-1) - table).abs().argmin(dim=-1)]
+        inside = (v >= low) & (v <= 1)
+        ctx.save_for_backward(inside, torch.where(inside, code / levels[-1] - v, code / levels[-1]))
+        return code, code / levels[-1] * clip_value
+
+    @staticmethod
+    def backward(ctx, _, grad):
+        inside, slope = ctx.saved_tensors
+        return grad * inside, (grad * slope).sum().reshape(1), None
+
+
+def apot(x, operand, bits, clip_value):
+    if operand == "weights":
+        x = (x - x.detach().mean()) / x.detach().std()
+    return Apot.apply(x, clip_value, apot_levels(operand, bits))
+
+
 # Closed-form gradients in float64: (x, grad_y, parameters) -> (grad_x, {parameter: gradient}).
 
 
@@ -356,6 +393,23 @@ def closed_tqt(operand, bits):
         d_t = grad_y * (code - inside * v) * s * np.log(2)
         d_t = d_t.reshape(len(log2_threshold), -1).sum(axis=1)
         return grad_y * inside, {"log2_threshold": d_t}
+
+    return gradient
+
+
+def closed_apot(operand, bits):
+    def gradient(x, grad_y, clip_value):
+        levels = np.array(apot_levels(operand, bits), dtype=np.float64)
+        deviation = 1.0
+        if operand == "weights":
+            deviation = x.std(ddof=1)
+            x = (x - x.mean()) / deviation
+        v = x / clip_value
+        inside = (v <= 1) & (v >= (-1 if operand == "weights" else 0))
+        place = np.clip(v, -1 if operand == "weights" else 0, 1) * levels[-1]
+        code = levels[np.abs(place[..., None] - levels).argmin(axis=-1)]
+        grad = (grad_y * (code / levels[-1] - inside * v)).sum()
+        return grad_y * inside / deviation, {"clip_value": np.atleast_1d(grad)}
 
     return gradient
 
@@ -738,6 +792,43 @@ def tqt_cases():
     method.write()
 
 
+def apot_cases():
+    method = Method("apot")
+
+    def case(name, operand, bits, clip_value, x):
+        quantize = lambda x, clip_value: apot(x, operand, bits, clip_value)
+        closed = closed_apot(operand, bits)
+        method.add(name, operand, bits, x, quantize, closed, params={"clip_value": clip_value}, learned=("clip_value",))
+
+    def random(name, operand, bits, clip_value, shape):
+        levels = np.array(apot_levels(operand, bits), dtype=np.float64)
+        a = np.float32(clip_value)
+
+        def grid(x):
+            """Places between levels: the middle of two is a half, as the other grids have it."""
+            if operand == "weights":
+                x = (x - x.mean()) / x.std()
+            return torch.tensor(np.interp((x / a * levels[-1]).double().numpy(), levels, np.arange(len(levels))))
+
+        mean = 0.5 * clip_value if operand == "activations" else 0.1
+        x = method.draw(name, shape, 0.5 * clip_value if operand == "activations" else 0.4, grid, mean=mean)
+        case(name, operand, bits, clip_value, x)
+
+    for bits in (3, 4, 5):
+        random(f"weights_{bits}bit_linear", "weights", bits, 1.7, LINEAR)
+        random(f"weights_{bits}bit_conv", "weights", bits, 3.0, CONV)
+        random(f"weights_{bits}bit_vector", "weights", bits, 0.8, (9,))
+    for bits in (2, 3, 4):
+        levels = apot_levels("activations", bits)
+        middles = [0.5 * (a + b) for a, b in zip(levels, levels[1:])]
+        # A clip value of as many parts as the largest level: places are codes, and a tie goes to the lower one.
+        places = levels + middles + [-0.0, -1.0, levels[-1] + 1.0, 1e6, -1e6, 1e-30]
+        case(f"activations_{bits}bit_edges", "activations", bits, float(levels[-1]), f32(places))
+        random(f"activations_{bits}bit_linear", "activations", bits, 1.3, LINEAR)
+        random(f"activations_{bits}bit_images", "activations", bits, 2.7, IMAGES)
+    method.write()
+
+
 def minmax():
     method = Method("minmax")
 
@@ -1059,5 +1150,6 @@ if __name__ == "__main__":
     ewgs_cases()
     lsq_plus_cases()
     tqt_cases()
+    apot_cases()
     training()
     resnet_counts()

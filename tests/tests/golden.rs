@@ -55,6 +55,11 @@ fn tqt() {
     check("tqt", 27);
 }
 
+#[test]
+fn apot() {
+    check("apot", 18);
+}
+
 /// Each method has its vectors.
 #[test]
 fn no_method_is_left_out() {

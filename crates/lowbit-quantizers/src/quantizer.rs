@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::QuantizerError;
 use crate::codes::{read, zero_if_nan};
-use crate::methods::{dorefa, ewgs, lsq, lsq_plus, minmax, pact, tqt};
+use crate::methods::{apot, dorefa, ewgs, lsq, lsq_plus, minmax, pact, tqt};
 use crate::parameter::{constant, n_at_floor};
 
 /// A learned parameter of a quantizer.
@@ -298,6 +298,8 @@ methods! {
     LsqPlus = "lsq-plus": lsq_plus::LsqPlusWeights, lsq_plus::LsqPlusActivations;
     /// TQT (Jain20): learned thresholds, steps that are powers of two.
     Tqt = "tqt": tqt::TqtWeights, tqt::TqtActivations;
+    /// APoT (Li20): levels that are sums of powers of two.
+    Apot = "apot": apot::ApotWeights, apot::ApotActivations;
 }
 
 impl fmt::Display for Method {
