@@ -5,20 +5,43 @@
 use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{Device, Tensor};
-use lowbit_core::{Granularity, Precision};
+use lowbit_core::{CodeSet, Granularity, Precision};
 use lowbit_kernels::testing::take_times;
 use lowbit_kernels::{Activation, batch_norm};
 use lowbit_models::{Family, InputShape, Layout, ModelConfig, Network};
 use lowbit_quantizers::{
-    LayerQuantization, Method, QuantConv2d, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork,
+    LayerQuantization, Method, Operand, QuantConv2d, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork,
 };
 use lowbit_tests::{Backend, backends, normal, rng, skip, tensor};
 
 /// Counts are the process's: the tests take turns.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// Methods that say what their codes are multiples of.
+/// The methods of the paper and LSQ.
 const METHODS: [Method; 3] = [Method::DoReFa, Method::Pact, Method::Lsq];
+
+/// Methods whose activations have a zero point, which the kernels of integers do not take.
+const WITH_ZERO_POINT: [Method; 2] = [Method::MinMax, Method::LsqPlus];
+
+/// The largest magnitude of the codes of a method's quantizer.
+fn largest_code(codes: &CodeSet) -> i32 {
+    match codes {
+        CodeSet::Uniform { q_min, q_max, .. } => q_min.abs().max(q_max.abs()),
+        CodeSet::Table(codes) => codes.iter().map(|code| code.abs()).max().unwrap_or(0),
+    }
+}
+
+/// Whether codes that are at most so large are multiplied as integers by this processor: weights are signed bytes, activations unsigned
+/// ones; the instructions of aarch64 take signed ones only, and those of AVX2 sum up products of two channels in 16 bits, which pays from
+/// four steps on.
+fn are_multiplied(weight: i32, activation: i32) -> bool {
+    let are_bytes = weight <= 127 && activation <= 255;
+    #[cfg(target_arch = "x86_64")]
+    return are_bytes
+        && (std::arch::is_x86_feature_detected!("avx512vnni") || 4 * 2 * weight * activation <= 32_767);
+    #[cfg(not(target_arch = "x86_64"))]
+    return are_bytes && activation <= 127;
+}
 
 /// The CPU backends, if this processor multiplies codes faster than floats.
 fn fast_backends() -> Vec<Backend> {
@@ -77,45 +100,69 @@ fn input(device: &Device) -> Tensor<4> {
 /// `layer` after a normalization, as the networks run it.
 fn forward(layer: &QuantConv2d, device: &Device) -> Tensor<4> {
     let affine = [1.0, 0.0].map(|value| Tensor::full([SHAPE[1]], value, device));
-    let activation = layer.input_activation(SHAPE).expect("the normalization takes the quantizer in");
-    layer.forward_quantized(batch_norm(input(device), affine, 1e-5, activation).output)
+    match layer.input_activation(SHAPE) {
+        Some(activation) => {
+            layer.forward_quantized(batch_norm(input(device), affine, 1e-5, activation).output)
+        }
+        // Min-max has to see its input.
+        None => layer.forward(batch_norm(input(device), affine, 1e-5, Activation::Relu).output.values),
+    }
 }
 
-/// Every method, of 1 to 6 bits, which all instructions serve.
+/// Every pair of bit widths that a method defines, per tensor and per channel: the kernel of integers runs exactly where the codes fit,
+/// and codes are kept for the backward pass. With any bound tightened by one, one of the pairs falls back: DoReFa's weights of 7 bits have
+/// the code 127, activations of 8 bits the code 255.
 #[test]
 fn quantized_layers_convolve_codes() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut n_codes = 0;
     for Backend { name, device } in fast_backends() {
-        for (method, granularity) in METHODS
-            .map(|method| (method, Granularity::PerTensor))
-            .into_iter()
-            .chain([(Method::Lsq, Granularity::PerChannel)])
-        {
-            for bits in 1..=6 {
-                let precision = Precision::bits(bits).expect("1 to 8 bits");
+        for &method in Method::ALL {
+            let [weight_bits, act_bits] =
+                [Operand::Weights, Operand::Activations].map(|operand| method.bits(operand));
+            let granularities = [Granularity::PerTensor, Granularity::PerChannel];
+            let granularities = &granularities[..1 + usize::from(method.is_per_channel())];
+            for (granularity, weight, act) in granularities.iter().flat_map(|granularity| {
+                let acts = act_bits.clone();
+                weight_bits
+                    .clone()
+                    .flat_map(move |weight| acts.clone().map(move |act| (*granularity, weight, act)))
+            }) {
+                let [weight, act] = [weight, act].map(|bits| Precision::bits(bits).expect("1 to 8 bits"));
                 let quantization = LayerQuantization {
                     weight_granularity: granularity,
-                    ..LayerQuantization::new(method, precision, precision)
+                    ..LayerQuantization::new(method, weight, act)
                 };
-                let what = format!("{method} {granularity} at {bits} bits on {name}");
+                let what = format!("{method} {granularity} w{weight}a{act} on {name}");
                 let evaluated = layer(quantization, &device);
+                let codes = evaluated.weight_quantizer.as_ref().expect("weights are quantized").code_set();
+                let inputs = evaluated.input_quantizer.as_ref().expect("inputs are quantized").code_set();
+                let fits = !WITH_ZERO_POINT.contains(&method)
+                    && are_multiplied(largest_code(&codes), largest_code(&inputs));
                 let calls = Calls::of(|| drop(forward(&evaluated, &device)));
-                calls.assert(&what, &[("convolution of codes", 1), ("convolution", 0)]);
+                let n = u64::from(fits);
+                calls.assert(&what, &[("convolution of codes", n), ("convolution", 1 - n)]);
+                n_codes += n;
 
                 let device = device.clone().autodiff();
                 let trained = layer(quantization, &device);
                 let calls = Calls::of(|| drop(forward(&trained, &device).sum().backward()));
+                // Kept codes need no kernel of integers.
+                let kept = u64::from(!WITH_ZERO_POINT.contains(&method) && largest_code(&codes) <= 255);
                 calls.assert(
                     &format!("training, {what}"),
                     &[
-                        ("convolution of codes", 1),
-                        ("convolution", 0),
-                        ("gradient of a convolution's weights, from codes", 1),
-                        ("gradient of a convolution's weights", 0),
+                        ("convolution of codes", n),
+                        ("convolution", 1 - n),
+                        ("gradient of a convolution's weights, from codes", kept),
+                        ("gradient of a convolution's weights", 1 - kept),
                     ],
                 );
             }
         }
+    }
+    if !fast_backends().is_empty() {
+        assert!(n_codes > 100, "{n_codes} layers were convolved as integers");
     }
 }
 
@@ -201,17 +248,17 @@ fn networks_convolve_codes() {
     }
 }
 
-/// What a ReLU and a quantizer do after a normalization is done by it.
+/// What a ReLU and a quantizer do after a normalization is done by it: of every method but min-max, whose range follows what it sees.
 #[test]
 fn normalizations_are_fused() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let device = backends().swap_remove(0).device;
-    for method in METHODS {
-        for bits in 1..=8 {
-            let precision = Precision::bits(bits).expect("1 to 8 bits");
-            let layer = layer(LayerQuantization::new(method, precision, precision), &device);
-            let activation = layer.input_activation(SHAPE);
-            assert!(activation.is_some_and(|fused| !matches!(fused, Activation::Relu)), "{method} at {bits}");
+    for &method in Method::ALL {
+        for bits in method.bits(Operand::Activations) {
+            let act = Precision::bits(bits).expect("1 to 8 bits");
+            let layer = layer(LayerQuantization::new(method, Precision::FullPrecision, act), &device);
+            let is_fused = matches!(layer.input_activation(SHAPE), Some(Activation::Quantize(_)));
+            assert_eq!(is_fused, method != Method::MinMax, "{method} at {bits}");
         }
     }
 }
