@@ -9,6 +9,7 @@ use lowbit_core::{Granularity, Precision};
 use lowbit_models::{Family, InputShape, LayerGrids, Layout, Model, ModelConfig, ModelError, Network, grids};
 use lowbit_quantizers::{
     LayerMut, LayerOverride, LayerQuantization, LayerRef, Method, QuantizationPolicy, QuantizedNetwork,
+    is_quantizer_state,
 };
 use lowbit_tests::{
     Backend, Tolerance, assert_close, backends, default_device, gradients, integers, normal, rng, tensor,
@@ -121,12 +122,12 @@ fn networks_of_nothing_are_refused() {
 #[test]
 fn quantized_networks_run() {
     let device = default_device().autodiff();
-    for method in [Method::DoReFa, Method::Pact, Method::Lsq, Method::MinMax] {
+    for &method in Method::ALL {
         for bits in 1..=8 {
             let precision = Precision::bits(bits).unwrap();
-            let granularity = match method {
-                Method::Lsq | Method::MinMax if bits % 2 == 0 => Granularity::PerChannel,
-                _ => Granularity::PerTensor,
+            let granularity = match bits % 2 == 0 && method.is_per_channel() {
+                true => Granularity::PerChannel,
+                false => Granularity::PerTensor,
             };
             let quantization = LayerQuantization {
                 weight_granularity: granularity,
@@ -164,14 +165,21 @@ fn check_quantized(what: &str, quantization: LayerQuantization, family: Family, 
         let gradient = gradient.as_ref().unwrap_or_else(|| panic!("{what}: {path} has no gradient"));
         assert!(gradient.iter().all(|value| value.is_finite()), "{what}: gradient of {path}");
     }
-    let learned =
-        gradients.iter().filter(|(path, _)| path.ends_with("step_size") || path.ends_with("clip_value"));
-    let per_layer = match quantization.method {
-        Method::DoReFa | Method::MinMax => 0,
-        Method::Pact => 1,
-        Method::Lsq => 2,
+    let with_gradient = gradients.iter().filter(|(path, _)| is_quantizer_state(path)).count();
+    let n_learned = |(_, layer): (&str, LayerRef<'_>)| {
+        layer.weight_quantizer().map_or(0, |quantizer| quantizer.learned().len())
+            + layer.input_quantizer().map_or(0, |quantizer| quantizer.learned().len())
     };
-    assert_eq!(learned.count(), per_layer * quantized, "{what}: learned parameters");
+    let n_learned: usize = network.layers().map(n_learned).sum();
+    let fewest = match quantization.method {
+        Method::DoReFa | Method::MinMax => 0,
+        Method::Pact => quantized,
+        _ => 2 * quantized,
+    };
+    assert!(
+        with_gradient == n_learned && n_learned >= fewest,
+        "{what}: {with_gradient} of {n_learned} learned parameters"
+    );
 }
 
 /// The initial weights are drawn on the host: every backend and every precision starts from the same.
