@@ -220,9 +220,14 @@ def lsq_plus_activations(x, bits, step_size, step_offset):
     n = 2**bits - 1
     factor = 1.0 / (x.numel() / x.shape[0] * n) ** 0.5
     s, b = ScaleGradient.apply(step_size, factor), ScaleGradient.apply(step_offset, factor)
-    place = -b / s
-    # The offset is rounded to a multiple of the step; the gradient passes, also where it is clipped.
-    zero_point = place + (torch.clamp(torch.round(place), 0, n) - place).detach()
+    place = (-b / s).detach()
+    rounded = torch.clamp(torch.round(place), 0, n)
+    # The offset is rounded to a multiple of the step, straight through: of the zero point in force, dz/ds = -z / s. One that lies
+    # beyond the codes has no effect and no gradient.
+    if place < -0.5 or place > n + 0.5:
+        b = b.detach() + 0 * b
+    path = -b / s.detach() - rounded / s.detach() * s
+    zero_point = rounded + path - path.detach()
     code = clamp(ste_round(x / s) + zero_point, 0, n)
     return code.detach(), (code - zero_point) * s
 
@@ -373,8 +378,9 @@ def closed_lsq_plus(bits, factor):
         free = np.rint(x / s) + zero_point
         inside = (free >= 0) & (free <= n)
         code = np.clip(free, 0, n)
-        d_step = (grad_y * np.where(inside, code - zero_point - x / s, code - zero_point - b / s)).sum()
-        d_offset = (grad_y * ~inside).sum()
+        # Bhalgat20 Eq. 9 and 10: outside the range the derivative by the step is the bound.
+        d_step = (grad_y * np.where(inside, code - zero_point - x / s, code)).sum()
+        d_offset = (grad_y * ~inside).sum() * (-0.5 <= -b / s <= n + 0.5)
         grads = {"step_size": np.atleast_1d(d_step) * factor, "step_offset": np.atleast_1d(d_offset) * factor}
         return grad_y * inside, grads
 

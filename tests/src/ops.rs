@@ -426,6 +426,7 @@ impl Case {
                             primitive(&parameters),
                             primitive(&gradient),
                             formula.clone(),
+                            true,
                         ));
                     })
                 }

@@ -20,9 +20,6 @@ static TURN: Mutex<()> = Mutex::new(());
 /// The methods of the paper and LSQ.
 const METHODS: [Method; 3] = [Method::DoReFa, Method::Pact, Method::Lsq];
 
-/// Methods whose activations have a zero point, which the kernels of integers do not take.
-const WITH_ZERO_POINT: [Method; 2] = [Method::MinMax, Method::LsqPlus];
-
 /// The largest magnitude of the codes of a method's quantizer.
 fn largest_code(codes: &CodeSet) -> i32 {
     match codes {
@@ -137,8 +134,8 @@ fn quantized_layers_convolve_codes() {
                 let evaluated = layer(quantization, &device);
                 let codes = evaluated.weight_quantizer.as_ref().expect("weights are quantized").code_set();
                 let inputs = evaluated.input_quantizer.as_ref().expect("inputs are quantized").code_set();
-                let fits = !WITH_ZERO_POINT.contains(&method)
-                    && are_multiplied(largest_code(&codes), largest_code(&inputs));
+                let fits =
+                    !method.has_zero_point() && are_multiplied(largest_code(&codes), largest_code(&inputs));
                 let calls = Calls::of(|| drop(forward(&evaluated, &device)));
                 let n = u64::from(fits);
                 calls.assert(&what, &[("convolution of codes", n), ("convolution", 1 - n)]);
@@ -148,7 +145,7 @@ fn quantized_layers_convolve_codes() {
                 let trained = layer(quantization, &device);
                 let calls = Calls::of(|| drop(forward(&trained, &device).sum().backward()));
                 // Kept codes need no kernel of integers.
-                let kept = u64::from(!WITH_ZERO_POINT.contains(&method) && largest_code(&codes) <= 255);
+                let kept = u64::from(!method.has_zero_point() && largest_code(&codes) <= 255);
                 calls.assert(
                     &format!("training, {what}"),
                     &[
@@ -258,7 +255,7 @@ fn normalizations_are_fused() {
             let act = Precision::bits(bits).expect("1 to 8 bits");
             let layer = layer(LayerQuantization::new(method, Precision::FullPrecision, act), &device);
             let is_fused = matches!(layer.input_activation(SHAPE), Some(Activation::Quantize(_)));
-            assert_eq!(is_fused, method != Method::MinMax, "{method} at {bits}");
+            assert_eq!(is_fused, !method.sees_every_batch(), "{method} at {bits}");
         }
     }
 }

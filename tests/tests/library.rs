@@ -8,10 +8,10 @@ use lowbit_quantizers::methods::minmax::{MinMaxActivations, MinMaxWeights};
 use lowbit_quantizers::methods::pact::PactActivations;
 use lowbit_quantizers::{
     ActivationQuantizer, BitWidth, CodeRange, Granularity, GridError, LayerMut, LayerQuantization, LayerRef,
-    Method, Operand, Precision, QuantConv2d, QuantConv2dConfig, QuantLinearConfig, QuantizedNetwork,
+    Learned, Method, Operand, Precision, QuantConv2d, QuantConv2dConfig, QuantLinearConfig, QuantizedNetwork,
     QuantizesActivations, Selection, WeightQuantizer,
 };
-use lowbit_tests::{Spec, Tolerance, assert_close, backends, integers, rng, tensor, values};
+use lowbit_tests::{Spec, Tolerance, assert_close, backends, integers, normal, rng, tensor, values};
 
 /// Of a device that divides in its own way.
 const VALUE: Tolerance = Tolerance::relative(4.0 * f32::EPSILON as f64);
@@ -450,6 +450,82 @@ fn rescaling_keeps_the_span_of_the_levels() {
             let (old, mut new) = (with_step(from, 0.3), with_step(to, 0.3));
             new.rescale(from);
             assert!((span(&old) - span(&new)).abs() < 1e-4, "{from} to {to}: {} {}", span(&old), span(&new));
+            // The others that learn a step of the same grid.
+            let plus = |bits| {
+                let bits = Precision::Bits(bits);
+                let quantization = LayerQuantization::new(Method::LsqPlus, bits, bits);
+                let w = tensor(&[0.3, -0.2], [2], device);
+                WeightQuantizer::new(&quantization, w).unwrap().unwrap()
+            };
+            let (old, mut new) = (plus(from), plus(to));
+            *new.learned_mut()[0] = old.learned()[0].parameter.clone();
+            new.rescale(from);
+            assert!((span(&old) - span(&new)).abs() < 1e-4, "lsq-plus, {from} to {to}");
+        }
+    }
+}
+
+/// The parameters of a quantizer that was just made are tensors of their own: each has the gradient that it has in another tensor of
+/// the same value. (burn adds up the gradients of clones.)
+#[test]
+fn fresh_parameters_have_gradients_of_their_own() {
+    let device = backends().swap_remove(0).device.autodiff();
+    // It asks for a gradient, so that there is one where nothing is learned.
+    let x = || tensor::<2>(&normal(24, 0.2, 0.8, &mut rng(5)), [4, 6], &device).require_grad();
+    let gradients = |learned: Vec<Learned<'_>>, y: Tensor<2>| {
+        let all = (y * tensor(&normal(24, 0.0, 1.0, &mut rng(6)), [4, 6], &device)).sum().backward();
+        let of = |learned: Learned<'_>| values(learned.parameter.val().grad(&all).expect(learned.name));
+        learned.into_iter().map(of).collect::<Vec<_>>()
+    };
+    let renew = |parameters: Vec<&mut Param<Tensor<1>>>| {
+        for parameter in parameters {
+            let value = parameter.val();
+            *parameter = Param::from_tensor(tensor(&values(value.clone()), value.dims(), &device));
+        }
+    };
+    for &method in Method::ALL {
+        let bits = Precision::bits(few_bits(method)).unwrap();
+        let quantization = LayerQuantization::new(method, bits, bits);
+        let mut of_weights = WeightQuantizer::new(&quantization, x()).unwrap().unwrap();
+        let fresh = gradients(of_weights.learned(), of_weights.fake_quantize(x()));
+        renew(of_weights.learned_mut());
+        assert_eq!(
+            fresh,
+            gradients(of_weights.learned(), of_weights.fake_quantize(x())),
+            "{method}: weights"
+        );
+        let mut of_input = ActivationQuantizer::new(&quantization, &device).unwrap().unwrap();
+        let fresh = gradients(of_input.learned(), of_input.fake_quantize(x()));
+        renew(of_input.learned_mut());
+        assert_eq!(
+            fresh,
+            gradients(of_input.learned(), of_input.fake_quantize(x())),
+            "{method}: activations"
+        );
+    }
+}
+
+/// A parameter that is not finite makes every value so: no grid says otherwise.
+#[test]
+fn a_grid_needs_finite_parameters() {
+    let device = backends().swap_remove(0).device;
+    let nan = || Param::from_tensor(tensor::<1>(&[f32::NAN], [1], &device));
+    for &method in Method::ALL {
+        let bits = Precision::bits(few_bits(method)).unwrap();
+        let quantization = LayerQuantization::new(method, bits, bits);
+        let w = || tensor::<2>(&[0.3, -0.2, 0.1, 0.6], [2, 2], &device);
+        let new = || WeightQuantizer::new(&quantization, w()).unwrap().unwrap();
+        for i in 0..new().learned().len() {
+            let mut quantizer = new();
+            *quantizer.learned_mut()[i] = nan();
+            // Thresholds of `NaN` have no step.
+            assert!(quantizer.grid(w()).is_err(), "{method}: weights, parameter {i}");
+        }
+        let new = || ActivationQuantizer::new(&quantization, &device).unwrap().unwrap();
+        for i in 0..new().learned().len() {
+            let mut quantizer = new();
+            *quantizer.learned_mut()[i] = nan();
+            assert!(quantizer.grid().is_err(), "{method}: activations, parameter {i}");
         }
     }
 }

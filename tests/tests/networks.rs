@@ -150,7 +150,8 @@ fn check_quantized(what: &str, quantization: LayerQuantization, family: Family, 
         return;
     }
     let Model { mut network, plan } = build(&tiny(family), input, &policy, device);
-    let quantized = plan.layers.iter().filter(|layer| layer.method == Some(quantization.method)).count();
+    let quantized =
+        plan.layers.iter().filter(|layer| layer.method == Some(quantization.weight_method)).count();
     assert_eq!(
         quantized,
         plan.layers.len() - 2,
@@ -171,7 +172,7 @@ fn check_quantized(what: &str, quantization: LayerQuantization, family: Family, 
             + layer.input_quantizer().map_or(0, |quantizer| quantizer.learned().len())
     };
     let n_learned: usize = network.layers().map(n_learned).sum();
-    let fewest = match quantization.method {
+    let fewest = match quantization.weight_method {
         Method::DoReFa | Method::MinMax => 0,
         Method::Pact => quantized,
         _ => 2 * quantized,

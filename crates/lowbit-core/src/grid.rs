@@ -131,8 +131,14 @@ impl CodeSet {
 /// | LSQ activations | 0 to n | 0 | the step size | 1 |
 /// | min-max weights | `1 - 2^(bits-1)` to `2^(bits-1) - 1` | 0 | the scale | 1 |
 /// | min-max activations | 0 to n | an integer from 0 to n | the scale | 1 |
+/// | EWGS weights | the odd integers from -n to n | 0 | the scale | n |
+/// | EWGS activations | 0 to n | 0 | 1 | n |
+/// | LSQ+ weights, TQT weights | as LSQ | 0 | the step size | 1 |
+/// | LSQ+ activations | 0 to n | an integer from 0 to n | the step size | 1 |
+/// | TQT activations | 0 to n | 0 | the step size | 1 |
+/// | APoT | a table | 0 | the clip value | the largest code |
 ///
-/// with `n = 2^bits - 1`. Named for the integers, as the kernels have a `Grid` that says which formula rounds.
+/// with `n = 2^bits - 1`.
 ///
 /// # Example
 /// ```
@@ -400,6 +406,12 @@ pub enum GridError {
         /// The channel, 0 of a whole tensor.
         channel: usize,
         /// The unit.
+        got: f32,
+    },
+    /// A parameter of the quantizer, no part of the grid, that is not finite: no value is, then.
+    #[error("the parameters of a quantizer are finite, got {got}")]
+    Parameter {
+        /// The parameter.
         got: f32,
     },
     /// A unit with which a code has no finite value.

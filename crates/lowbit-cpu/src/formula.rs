@@ -84,6 +84,9 @@ impl Number for f32 {
 /// ```
 /// which is how an integer grid says what its codes are worth. Whatever the code, the operations are done one by one as they
 /// are written, so that all devices agree on it. `NaN` is to stay `NaN`, with no gradient where the formula compares.
+///
+/// Its functions are the innermost loops of the kernels: mark them `#[inline(always)]`, or they are called for each value, without vector
+/// instructions.
 pub trait Formula<const P: usize>: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// Where `x` lies among the codes if nothing is rounded: clipped to their range.
     fn position<N: Number>(self, x: N, p: [N; P]) -> N;
@@ -110,7 +113,7 @@ pub trait Formula<const P: usize>: Copy + Debug + PartialEq + Send + Sync + 'sta
     }
 
     /// The gradients of `x` and of the parameters from the gradient `g` of `y`. `code` is the code of `x`, or its position in a
-    /// forward pass that rounds nothing.
+    /// forward pass that rounds nothing: where the gradient passes may be the same in both.
     fn gradient<N: Number>(self, x: N, p: [N; P], code: N, g: N) -> (N, [N; P]);
 }
 
@@ -141,7 +144,9 @@ impl Debug for AnyFormula {
 
 impl PartialEq for AnyFormula {
     fn eq(&self, other: &Self) -> bool {
-        self.forward_program() == other.forward_program()
+        let of = |any: &Self| (any.n_parameters(), any.unit(), any.zero(), any.parts().to_bits(), any.mode);
+        of(self) == of(other)
+            && self.forward_program() == other.forward_program()
             && (self.mode == Mode::Codes || self.gradient_program() == other.gradient_program())
     }
 }

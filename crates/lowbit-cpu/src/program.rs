@@ -79,11 +79,18 @@ impl Program {
     }
 
     fn trace_all<const P: usize>(f: impl FnOnce(Symbol, [Symbol; P], Symbol) -> Vec<Symbol>) -> Self {
-        OPS.take();
+        // A formula may use another one.
+        let outer = OPS.take();
         let (x, g) = (Symbol::of(Op::Input), Symbol::of(Op::Gradient));
         let p = std::array::from_fn(|i| Symbol::of(Op::Parameter(i)));
         let outputs = f(x, p, g).into_iter().map(|Symbol(place)| place).collect();
-        Self { ops: OPS.take(), outputs }.without_dead()
+        Self { ops: OPS.replace(outer), outputs }.without_dead()
+    }
+
+    /// The same with the first result alone.
+    pub fn only_first(mut self) -> Self {
+        self.outputs.truncate(1);
+        self.without_dead()
     }
 
     /// The same without operations that no result needs.

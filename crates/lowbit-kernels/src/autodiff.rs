@@ -248,7 +248,8 @@ impl<B: KernelBackend> Backward<B, 2> for FakeQuantize {
         let (x, parameters, formula) = ops.state;
         let x: FloatTensor<B> = checkpointer.retrieve_node_output(x);
         let parameters: FloatTensor<B> = checkpointer.retrieve_node_output(parameters);
-        let (x, parameters) = B::lowbit_fake_quantize_gradients(x, parameters, gradient, formula);
+        let wanted = ops.parents[1].is_some();
+        let (x, parameters) = B::lowbit_fake_quantize_gradients(x, parameters, gradient, formula, wanted);
         for (node, gradient) in ops.parents.into_iter().zip([x, parameters]) {
             if let Some(node) = node {
                 gradients.register::<B>(node.id, gradient);

@@ -137,7 +137,7 @@ pub trait KernelBackend: Backend {
         reference::batch_norm::<Self>(input, gamma, beta, statistics, parameters, epsilon, activation)
     }
 
-    /// Gradients of the input, of `gamma`, of `beta` and of `parameters`; the last is zero if the activation has none.
+    /// Gradients of the input, of `gamma`, of `beta` and of `parameters`; the last is any tensor if the activation has none.
     #[allow(clippy::too_many_arguments, reason = "what the forward pass had, and the gradient")]
     fn lowbit_batch_norm_gradients(
         input: FloatTensor<Self>,
@@ -188,14 +188,15 @@ pub trait KernelBackend: Backend {
         reference::fake_quantize::<Self>(x, parameters, &formula)
     }
 
-    /// Gradients of the input and of the parameters, the latter zero if the formula has none.
+    /// Gradients of the input and of the parameters. The latter are any tensor if the formula has none, or if they are not `wanted`.
     fn lowbit_fake_quantize_gradients(
         x: FloatTensor<Self>,
         parameters: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         formula: AnyFormula,
+        wanted: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        reference::fake_quantize_gradients::<Self>(x, parameters, gradient, &formula)
+        reference::fake_quantize_gradients::<Self>(x, parameters, gradient, &formula, wanted)
     }
 
     /// The floats nearest to `x / s`, both of the same shape, without gradient.

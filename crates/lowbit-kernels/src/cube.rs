@@ -328,6 +328,18 @@ fn empty_like(x: &CubeTensor) -> CubeTensor {
     empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), x.shape(), x.dtype)
 }
 
+/// The parameters of a formula, or `x` in their place if it has none, and how many rows there are.
+fn parameters_or(parameters: CubeTensor, x: &CubeTensor, formula: &AnyFormula) -> (CubeTensor, usize) {
+    match formula.n_parameters() {
+        0 => (x.clone(), 1),
+        _ => {
+            let parameters = into_contiguous(parameters);
+            let n_rows = formula.rows(parameters.shape().num_elements());
+            (parameters, n_rows)
+        }
+    }
+}
+
 impl KeepCodes for CubeBackend {}
 
 impl KernelBackend for CubeBackend {
@@ -388,8 +400,8 @@ impl KernelBackend for CubeBackend {
         parameters: FloatTensor<Self>,
         formula: AnyFormula,
     ) -> FloatTensor<Self> {
-        let [x, parameters] = [x, parameters].map(into_contiguous);
-        let n_rows = formula.rows(parameters.shape().num_elements());
+        let x = into_contiguous(x);
+        let (parameters, n_rows) = parameters_or(parameters, &x, &formula);
         let y = empty_like(&x);
         launch!(formula_forward[x, parameters, y], per_row(n_rows), n_rows, formula.forward_program());
         y
@@ -400,19 +412,23 @@ impl KernelBackend for CubeBackend {
         parameters: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         formula: AnyFormula,
+        wanted: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let [x, parameters, gradient] = [x, parameters, gradient].map(into_contiguous);
-        let n_rows = formula.rows(parameters.shape().num_elements());
-        let n_parameters = formula.n_parameters();
+        let [x, gradient] = [x, gradient].map(into_contiguous);
+        let (parameters, n_rows) = parameters_or(parameters, &x, &formula);
+        let n_parameters = if wanted { formula.n_parameters() } else { 0 };
         let dx = empty_like(&x);
-        // Without parameters nothing is written to it, but it has to hold a vector.
+        // Without parameters that are asked for nothing is written to it, but it has to hold a vector.
         let n_parts = match n_parameters {
             0 => 64,
             _ => n_parameters * x.shape().num_elements(),
         };
         let parts =
             empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), [n_parts].into(), x.dtype);
-        let program = formula.gradient_program();
+        let program = match n_parameters {
+            0 => formula.gradient_program().only_first(),
+            _ => formula.gradient_program(),
+        };
         launch!(formula_gradients[x, parameters, gradient, dx, parts], per_row(n_rows), n_rows, program);
         match n_parameters {
             // Nobody asks for it.

@@ -233,9 +233,12 @@ fn fake_quantize<B: Host>(
     formula: &AnyFormula,
 ) -> FloatTensor<B> {
     let dims = x.shape();
-    let (x, parameters) = (B::contiguous(x), B::contiguous(parameters));
-    let parameters = if formula.n_parameters() == 0 { &[][..] } else { B::slice(&parameters) };
-    B::tensor(formula.forward(B::slice(&x), parameters), dims.as_slice())
+    let x = B::contiguous(x);
+    let y = match formula.n_parameters() {
+        0 => formula.forward(B::slice(&x), &[]),
+        _ => formula.forward(B::slice(&x), B::slice(&B::contiguous(parameters))),
+    };
+    B::tensor(y, dims.as_slice())
 }
 
 fn fake_quantize_gradients<B: Host>(
@@ -442,9 +445,12 @@ macro_rules! host_backend {
                 parameters: FloatTensor<Self>,
                 gradient: FloatTensor<Self>,
                 formula: AnyFormula,
+                wanted: bool,
             ) -> (FloatTensor<Self>, FloatTensor<Self>) {
                 if !is_served([&x, &parameters, &gradient]) {
-                    return reference::fake_quantize_gradients::<Self>(x, parameters, gradient, &formula);
+                    return reference::fake_quantize_gradients::<Self>(
+                        x, parameters, gradient, &formula, wanted,
+                    );
                 }
                 timed(Kind::Activations, || {
                     fake_quantize_gradients::<Self>(x, parameters, gradient, &formula)

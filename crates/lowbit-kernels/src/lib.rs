@@ -18,6 +18,7 @@
 //! struct Thirds;
 //!
 //! impl Formula<0> for Thirds {
+//!     #[inline(always)]
 //!     fn position<N: Number>(self, x: N, []: [N; 0]) -> N {
 //!         x.clip(N::from(0.0), N::from(1.0)) * N::from(3.0)
 //!     }
@@ -30,6 +31,7 @@
 //!         3.0
 //!     }
 //!
+//!     #[inline(always)]
 //!     fn gradient<N: Number>(self, x: N, []: [N; 0], _code: N, g: N) -> (N, [N; 0]) {
 //!         (x.if_within(N::from(0.0), N::from(1.0), g), [])
 //!     }
@@ -71,6 +73,7 @@ pub use lowbit_cpu::weights::MaxGradient;
 pub use backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend};
 use choice::demand_extension;
 pub use reduce::reduce_in_parts;
+use scheme::constant;
 pub use scheme::{CodeScale, Quantized, Scheme};
 
 /// Convolution without bias; as `burn::tensor::module::conv2d`. Operands that are [`Quantized`], the input from codes that are
@@ -105,7 +108,7 @@ pub fn conv2d(
         bounds,
     };
     // An operation has a fixed number of tensors; any does where there is no unit.
-    let stand_in = || weight.values.clone().detach().into_dispatch();
+    let stand_in = || constant(weight.values.clone()).into_dispatch();
     let output = Dispatch::lowbit_conv2d_codes(
         input.values.into_dispatch(),
         weight.values.clone().into_dispatch(),
@@ -204,13 +207,18 @@ fn normalize(
     epsilon: f64,
     activation: Activation,
 ) -> Quantized<4> {
+    if let Activation::Quantize(scheme) = &activation {
+        // The first axis is that of the batch.
+        let is_one = scheme.parameters().iter().all(|parameter| parameter.dims() == [1]);
+        assert!(is_one, "an activation has one number for each parameter");
+    }
     let (kind, scheme) = match activation {
         Activation::Identity => (ActivationKind::Identity, None),
         Activation::Relu => (ActivationKind::Relu, None),
         Activation::Quantize(scheme) => (ActivationKind::Formula(scheme.formula().clone()), Some(scheme)),
     };
     // As for `conv2d`.
-    let parameters = scheme.as_ref().and_then(Scheme::stacked).unwrap_or_else(|| beta.clone().detach());
+    let parameters = scheme.as_ref().and_then(Scheme::stacked).unwrap_or_else(|| constant(beta.clone()));
     let output = Dispatch::lowbit_batch_norm(
         input.into_dispatch(),
         gamma.into_dispatch(),

@@ -94,7 +94,7 @@ pub(crate) fn batch_norm_gradients<B: KernelBackend>(
             (B::float_mask_fill(gradient, blocked, 0.0.into()), none())
         }
         ActivationKind::Formula(formula) => {
-            B::lowbit_fake_quantize_gradients(before(), parameters, gradient, formula)
+            B::lowbit_fake_quantize_gradients(before(), parameters, gradient, formula, true)
         }
     };
     let (mean, deviation) = split_statistics::<B>(statistics, epsilon);
@@ -189,10 +189,14 @@ pub(crate) fn fake_quantize_gradients<B: KernelBackend>(
     parameters: FloatTensor<B>,
     gradient: FloatTensor<B>,
     formula: &AnyFormula,
+    wanted: bool,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let rows = formula.rows(parameters.shape().num_elements());
-    let mut results =
-        run::<B>(&formula.gradient_program(), formula, x, parameters.clone(), gradient).into_iter();
+    let program = match wanted {
+        true => formula.gradient_program(),
+        false => formula.gradient_program().only_first(),
+    };
+    let mut results = run::<B>(&program, formula, x, parameters.clone(), gradient).into_iter();
     let of_x = results.next().expect("invariant: a gradient of the input");
     let of_parameters: Vec<_> = results.map(|part| sum_of_each::<B>(part, rows)).collect();
     match of_parameters.is_empty() {
@@ -228,8 +232,7 @@ fn run<B: KernelBackend>(
     let full = |value: &Value<FloatTensor<B>>| match value {
         Value::Tensor(tensor) => tensor.clone(),
         Value::Constant(constant) => {
-            let zeros = B::float_zeros(shape.clone(), &x.device(), x.dtype().into());
-            B::float_add_scalar(zeros, (*constant).into())
+            B::float_full(shape.clone(), (*constant).into(), &x.device(), x.dtype().into())
         }
     };
     let parameter = |i: usize| {

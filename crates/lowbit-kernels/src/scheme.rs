@@ -53,7 +53,7 @@ impl Scheme {
     /// What the values are multiples of; `None` if code zero is not worth zero.
     pub fn code_scale(&self) -> Option<CodeScale> {
         self.formula.zero().is_none().then(|| CodeScale {
-            unit: self.formula.unit().map(|unit| self.parameters[unit].clone().detach()),
+            unit: self.formula.unit().map(|unit| constant(self.parameters[unit].clone())),
             parts: self.formula.parts(),
             range: self.codes.clone(),
         })
@@ -85,31 +85,31 @@ impl Scheme {
     /// # Panics
     /// As [`quantize`](Self::quantize).
     pub fn codes<const D: usize>(&self, x: Tensor<D>) -> Tensor<D, Int> {
-        let constant = |tensor: Tensor<1>| tensor.detach().set_require_grad(false);
         let parameters = self.parameters.iter().cloned().map(constant).collect();
-        let x = zero_if_nan(x.detach().set_require_grad(false));
+        let x = zero_if_nan(constant(x));
         // Also if a parameter is `NaN`, of which backends make different integers, or none.
         zero_if_nan(Self { parameters, ..self.clone() }.run(x, Mode::Codes)).int()
     }
 
     fn run<const D: usize>(&self, x: Tensor<D>, mode: Mode) -> Tensor<D> {
         demand_extension(&x);
-        let parameters = self.stacked().unwrap_or_else(|| {
-            // An operation has a fixed number of tensors; any does where there are no parameters.
-            x.clone().detach().reshape([x.shape().num_elements()])
-        });
-        let (n, slices) = (parameters.dims()[0], x.dims()[0]);
-        if self.formula.n_parameters() > 0 {
-            let rows = self.formula.rows(n);
-            assert!(rows == 1 || rows == slices, "parameters for {rows} slices of a tensor of {slices}");
-        }
         let formula = self.formula.with_mode(mode);
-        Tensor::from_dispatch(Dispatch::lowbit_fake_quantize(
-            x.into_dispatch(),
-            parameters.into_dispatch(),
-            formula,
-        ))
+        let parameters = match self.stacked() {
+            Some(parameters) => {
+                let (rows, slices) = (formula.rows(parameters.dims()[0]), x.dims()[0]);
+                assert!(rows == 1 || rows == slices, "parameters for {rows} slices of a tensor of {slices}");
+                parameters.into_dispatch()
+            }
+            // An operation has a fixed number of tensors; any does where there are no parameters.
+            None => constant(x.clone()).into_dispatch(),
+        };
+        Tensor::from_dispatch(Dispatch::lowbit_fake_quantize(x.into_dispatch(), parameters, formula))
     }
+}
+
+/// The value of `tensor`, without gradient and without asking for one.
+pub(crate) fn constant<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    tensor.detach().set_require_grad(false)
 }
 
 fn zero_if_nan<const D: usize>(x: Tensor<D>) -> Tensor<D> {

@@ -2,7 +2,7 @@
 
 use lowbit_core::graph::{Graph, NodeId, Op};
 use lowbit_core::{BitWidth, Precision};
-use lowbit_quantizers::{LayerQuantization, Method, QuantizationPolicy};
+use lowbit_quantizers::{LayerQuantization, QuantizationPolicy};
 
 use crate::program::{ConvStep, Program, Step};
 
@@ -158,7 +158,8 @@ impl Tally<'_> {
         // The input as it is before it is quantized: a quantizer that is not fused with the normalization keeps it, and so
         // does a convolution in full precision.
         let reads_floats = |q: &LayerQuantization| q.act_bits == Precision::FullPrecision;
-        let is_fused = is_normalized && quantizations.len() == 1 && quantizations[0].method != Method::MinMax;
+        let is_fused =
+            is_normalized && quantizations.len() == 1 && !quantizations[0].act_method.sees_every_batch();
         let needs_input = quantizations.iter().any(reads_floats) || !is_fused;
         match is_normalized {
             true if needs_input => self.kept += n_values * FLOAT,
@@ -186,9 +187,9 @@ impl Tally<'_> {
     }
 
     fn keeps_codes(&self, quantization: &LayerQuantization) -> bool {
-        let LayerQuantization { method, weight_bits, .. } = quantization;
+        let LayerQuantization { act_method, weight_bits, .. } = quantization;
         self.inputs == Kept::Codes
-            && *method != Method::MinMax
+            && !act_method.has_zero_point()
             && weight_bits.stored_bits() <= MOST_BITS_OF_CODES
     }
 }
@@ -207,6 +208,7 @@ fn codes_in_a_byte(bits: BitWidth) -> u64 {
 mod tests {
     use lowbit_core::GraphError;
     use lowbit_core::graph::{Conv, GraphBuilder, LayerRole, Linear};
+    use lowbit_quantizers::Method;
 
     use super::*;
 

@@ -34,8 +34,11 @@ pub struct LayerPlan {
     pub weight_bits: Precision,
     /// Precision of the input activations.
     pub act_bits: Precision,
-    /// Quantization method, `None` if nothing is quantized.
+    /// Quantization method of both operands, or of the weights if the input has another; `None` if nothing is quantized.
     pub method: Option<Method>,
+    /// Quantization method of the input activations, if the weights have another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub act_method: Option<Method>,
     /// Granularity of the weight scales.
     pub weight_granularity: Granularity,
     /// Multiply-accumulates for one image.
@@ -120,7 +123,8 @@ impl Plan {
 impl LayerPlan {
     fn new(layer: LayerShape, quantization: LayerQuantization) -> Self {
         let LayerShape { path, role, shape, n_biases, n_places } = layer;
-        let LayerQuantization { method, weight_bits, act_bits, weight_granularity } = quantization;
+        let LayerQuantization { weight_bits, act_bits, weight_granularity, .. } = quantization;
+        let methods = quantization.methods();
         let n_weights: usize = shape.iter().product();
         let macs = n_weights as u64 * n_places as u64;
         let n_scales = match (weight_bits, weight_granularity) {
@@ -129,7 +133,6 @@ impl LayerPlan {
             (_, Granularity::PerChannel) => shape[0],
         };
         let weight_bytes = (n_weights as u64 * u64::from(weight_bits.stored_bits())).div_ceil(8);
-        let quantized = weight_bits != Precision::FullPrecision || act_bits != Precision::FullPrecision;
         Self {
             path,
             role,
@@ -137,7 +140,8 @@ impl LayerPlan {
             n_parameters: n_weights + n_biases,
             weight_bits,
             act_bits,
-            method: quantized.then_some(method),
+            method: methods.first().copied(),
+            act_method: methods.get(1).copied(),
             weight_granularity,
             macs,
             bit_operations: macs * u64::from(weight_bits.stored_bits()) * u64::from(act_bits.stored_bits()),
@@ -159,7 +163,9 @@ impl fmt::Display for Plan {
             "layer", "weights", "params", "W", "A", "method", "bit-ops", "packed"
         )?;
         for layer in &self.layers {
-            let method = layer.method.map_or("-".into(), |method| method.to_string());
+            let methods = layer.method.into_iter().chain(layer.act_method);
+            let names: Vec<&str> = methods.map(Method::name).collect();
+            let method = if names.is_empty() { "-".into() } else { names.join("+") };
             let per_channel = if layer.weight_granularity == Granularity::PerChannel { "/ch" } else { "" };
             writeln!(
                 f,

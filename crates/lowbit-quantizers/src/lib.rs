@@ -43,6 +43,7 @@ pub use lowbit_core::{
     BitWidth, BitWidthError, CodeRange, CodeSet, Granularity, GridError, IntegerGrid, LayerRole, Precision,
     Purpose, stream,
 };
+pub use lowbit_kernels::{Activation, AnyFormula, Formula, Number, Quantized, Scheme};
 pub use parameter::is_quantizer_state;
 pub use policy::{LayerOverride, PrecisionFloor, QuantizationPolicy, pattern_matches};
 pub use quantizer::{

@@ -10,9 +10,15 @@ use crate::{LayerQuantization, Method};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerOverride {
-    /// Quantization method.
+    /// Quantization method of both operands, for those without one of their own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<Method>,
+    /// Method of the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_method: Option<Method>,
+    /// Method of the input activations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub act_method: Option<Method>,
     /// Precision of the weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight_bits: Option<Precision>,
@@ -28,6 +34,8 @@ impl LayerOverride {
     /// Full precision for weights and input: the default of first and last layers, as in Zhuang et al. 2021.
     pub const FULL_PRECISION: Self = Self {
         method: None,
+        weight_method: None,
+        act_method: None,
         weight_bits: Some(Precision::FullPrecision),
         act_bits: Some(Precision::FullPrecision),
         weight_granularity: None,
@@ -36,7 +44,8 @@ impl LayerOverride {
     /// `base` with these changes. A granularity stays where the weights are in full precision: a later change may quantize them.
     pub fn apply(&self, base: LayerQuantization) -> LayerQuantization {
         LayerQuantization {
-            method: self.method.unwrap_or(base.method),
+            weight_method: self.weight_method.or(self.method).unwrap_or(base.weight_method),
+            act_method: self.act_method.or(self.method).unwrap_or(base.act_method),
             weight_bits: self.weight_bits.unwrap_or(base.weight_bits),
             act_bits: self.act_bits.unwrap_or(base.act_bits),
             weight_granularity: self.weight_granularity.unwrap_or(base.weight_granularity),

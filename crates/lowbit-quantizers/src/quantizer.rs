@@ -53,6 +53,13 @@ pub trait Quantizer: Module {
         None
     }
 
+    /// How many values are held at their floor, `[1]`; `None` without a floor.
+    fn n_at_floor(&self) -> Option<Tensor<1, Int>> {
+        let learned = self.learned();
+        let with_floor = learned.iter().filter_map(|learned| Some((learned.parameter.val(), learned.floor?)));
+        with_floor.map(|(parameter, floor)| n_at_floor(parameter, floor)).reduce(|a, b| a + b)
+    }
+
     /// Changes learned parameters that were learned at `from` bits so that they span as much at these bits.
     fn rescale(&mut self, _from: BitWidth) {}
 }
@@ -113,6 +120,13 @@ pub trait QuantizesActivations: Quantizer {
     /// Bit widths that the method defines.
     const BITS: RangeInclusive<u32> = 1..=8;
 
+    /// Whether values below zero are more than cut off.
+    const TAKES_NEGATIVE: bool = false;
+    /// Whether codes have a zero point, which the kernels of integers do not take.
+    const HAS_ZERO_POINT: bool = false;
+    /// Whether the quantizer has to see every batch, so that no normalization quantizes for it.
+    const SEES_EVERY_BATCH: bool = false;
+
     /// A quantizer to bits that the method defines.
     fn new(bits: BitWidth, device: &Device) -> Self;
 
@@ -121,7 +135,7 @@ pub trait QuantizesActivations: Quantizer {
 
     /// Whether [`observe`](Self::observe) has to see the values now.
     fn observes(&self) -> bool {
-        false
+        Self::SEES_EVERY_BATCH
     }
 
     /// Takes in a batch that is about to be quantized.
@@ -161,22 +175,31 @@ pub trait QuantizesActivations: Quantizer {
 
 /// The integers of a scheme's codes, and what they are worth. Reads the parameters from the device, once.
 fn integer_grid(scheme: &Scheme, codes: CodeSet) -> Result<IntegerGrid, GridError> {
-    let formula = scheme.formula();
-    let parameters =
-        [formula.unit(), formula.zero()].map(|place| place.map(|place| scheme.parameters()[place].clone()));
-    let mut numbers: Vec<Tensor<1>> = parameters.iter().flatten().cloned().map(constant).collect();
-    let n_zero_points = parameters[1].as_ref().map_or(0, |zero| zero.dims()[0]);
-    let mut numbers = match numbers.len() {
-        0 => Vec::new(),
-        1 => read(numbers.remove(0)),
-        _ => read(Tensor::cat(numbers, 0)),
+    let (formula, parameters) = (scheme.formula(), scheme.parameters());
+    let all = match parameters {
+        [] => Vec::new(),
+        [parameter] => read(parameter.clone()),
+        parameters => read(Tensor::cat(parameters.iter().cloned().map(constant).collect(), 0)),
     };
-    let zero_points = numbers.split_off(numbers.len() - n_zero_points);
-    let units = if parameters[0].is_some() { numbers } else { vec![1.0] };
+    // The numbers of each parameter.
+    let mut rest = all.as_slice();
+    let mut numbers = Vec::with_capacity(parameters.len());
+    for parameter in parameters {
+        let (of_parameter, others) = rest.split_at(parameter.dims()[0]);
+        numbers.push(of_parameter);
+        rest = others;
+    }
+    let units = formula.unit().map_or(vec![1.0], |place| numbers[place].to_vec());
     let grid = IntegerGrid::new(codes, units, formula.parts() as u32)?;
-    match zero_points.first() {
-        // An integer among the codes, as the unit is finite.
-        Some(&zero_point) => grid.with_zero_point(zero_point as i32),
+    // Also of those that are no part of the grid: with one that is not finite, no value is.
+    if let Some(&got) = all.iter().find(|number| !number.is_finite()) {
+        return Err(GridError::Parameter { got });
+    }
+    match formula.zero() {
+        Some(place) => {
+            assert_eq!(numbers[place].len(), 1, "a grid has one zero point");
+            grid.with_zero_point(numbers[place][0] as i32)
+        }
         None => Ok(grid),
     }
 }
@@ -228,10 +251,32 @@ macro_rules! methods {
                 }
             }
 
-            /// Whether the paper decays the learned parameters with the weights.
-            pub fn decays_parameters(self) -> bool {
+            /// Whether activations below zero are more than cut off: those of a network's input are.
+            pub fn takes_negative(self) -> bool {
                 match self {
-                    $(Self::$method => <$weights as Quantizer>::DECAYS || <$activations as Quantizer>::DECAYS,)+
+                    $(Self::$method => <$activations as QuantizesActivations>::TAKES_NEGATIVE,)+
+                }
+            }
+
+            /// Whether the codes of activations have a zero point, which the kernels of integers do not take.
+            pub fn has_zero_point(self) -> bool {
+                match self {
+                    $(Self::$method => <$activations as QuantizesActivations>::HAS_ZERO_POINT,)+
+                }
+            }
+
+            /// Whether the quantizer of activations has to see every batch, so that no normalization quantizes for it.
+            pub fn sees_every_batch(self) -> bool {
+                match self {
+                    $(Self::$method => <$activations as QuantizesActivations>::SEES_EVERY_BATCH,)+
+                }
+            }
+
+            /// Whether the paper decays an operand's learned parameters with the weights.
+            pub fn decays_parameters(self, operand: Operand) -> bool {
+                match (self, operand) {
+                    $((Self::$method, Operand::Weights) => <$weights as Quantizer>::DECAYS,
+                    (Self::$method, Operand::Activations) => <$activations as Quantizer>::DECAYS,)+
                 }
             }
 
@@ -329,8 +374,10 @@ impl fmt::Display for Operand {
 /// How one layer is quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerQuantization {
-    /// Method of both operands.
-    pub method: Method,
+    /// Method of the weights.
+    pub weight_method: Method,
+    /// Method of the input activations.
+    pub act_method: Method,
     /// Precision of the weights.
     pub weight_bits: Precision,
     /// Precision of the input activations.
@@ -342,7 +389,8 @@ pub struct LayerQuantization {
 impl LayerQuantization {
     /// Nothing quantized.
     pub const FULL_PRECISION: Self = Self {
-        method: Method::DoReFa,
+        weight_method: Method::DoReFa,
+        act_method: Method::DoReFa,
         weight_bits: Precision::FullPrecision,
         act_bits: Precision::FullPrecision,
         weight_granularity: Granularity::PerTensor,
@@ -350,7 +398,17 @@ impl LayerQuantization {
 
     /// Both operands quantized by `method`, weights per tensor.
     pub fn new(method: Method, weight_bits: Precision, act_bits: Precision) -> Self {
-        Self { method, weight_bits, act_bits, weight_granularity: Granularity::PerTensor }
+        let (weight_method, act_method) = (method, method);
+        Self { weight_method, act_method, weight_bits, act_bits, weight_granularity: Granularity::PerTensor }
+    }
+
+    /// The names of the methods of the operands that are quantized: one if they are the same, else that of the weights first.
+    pub fn methods(&self) -> Vec<Method> {
+        let of = |method, bits: Precision| bits.bit_width().map(|_| method);
+        let methods = [of(self.weight_method, self.weight_bits), of(self.act_method, self.act_bits)];
+        let mut methods: Vec<Method> = methods.into_iter().flatten().collect();
+        methods.dedup();
+        methods
     }
 
     /// Whether weights or activations are.
@@ -363,16 +421,18 @@ impl LayerQuantization {
     /// # Errors
     /// [`QuantizerError`], naming what the method takes.
     pub fn check(&self) -> Result<(), QuantizerError> {
-        let Self { method, weight_bits, act_bits, weight_granularity } = *self;
-        for (operand, got) in [(Operand::Weights, weight_bits), (Operand::Activations, act_bits)] {
+        let Self { weight_method, act_method, weight_bits, act_bits, weight_granularity } = *self;
+        let operands =
+            [(Operand::Weights, weight_method, weight_bits), (Operand::Activations, act_method, act_bits)];
+        for (operand, method, got) in operands {
             let allowed = method.bits(operand);
             if got.bit_width().is_some_and(|bits| !allowed.contains(&bits.get())) {
                 return Err(QuantizerError::Bits { method, operand, got, allowed });
             }
         }
-        if weight_granularity == Granularity::PerChannel && !method.is_per_channel() {
+        if weight_granularity == Granularity::PerChannel && !weight_method.is_per_channel() {
             return Err(QuantizerError::Granularity {
-                method,
+                method: weight_method,
                 operand: Operand::Weights,
                 got: weight_granularity,
                 allowed: Granularity::PerTensor,
@@ -393,8 +453,8 @@ impl WeightQuantizer {
         w: Tensor<D>,
     ) -> Result<Option<Self>, QuantizerError> {
         quantization.check()?;
-        let LayerQuantization { method, weight_bits, weight_granularity, .. } = *quantization;
-        Ok(weight_bits.bit_width().map(|bits| Self::of(method, bits, weight_granularity, w)))
+        let LayerQuantization { weight_method, weight_bits, weight_granularity, .. } = *quantization;
+        Ok(weight_bits.bit_width().map(|bits| Self::of(weight_method, bits, weight_granularity, w)))
     }
 
     /// The bit width.
@@ -455,11 +515,11 @@ impl WeightQuantizer {
     /// How many values of the learned parameters are held at their floor, `[1]`; `None` without a floor. A layer with
     /// such a value has collapsed: all its weights have the codes of the clip edges.
     pub fn n_at_floor(&self) -> Option<Tensor<1, Int>> {
-        at_floor(self.learned())
+        with!(Self, self, quantizer => quantizer.n_at_floor())
     }
 
-    /// Changes learned parameters that were learned at `from` bits so that they span as much at these bits: the distance between the
-    /// outermost levels stays.
+    /// Changes learned parameters that were learned at `from` bits so that they span as much at these bits. Of learned steps the distance
+    /// between the outermost levels stays; thresholds, clip values and intervals do as they are.
     pub fn rescale(&mut self, from: BitWidth) {
         with!(Self, self, quantizer => quantizer.rescale(from));
     }
@@ -477,7 +537,7 @@ impl ActivationQuantizer {
     /// [`QuantizerError`] if the method does not define what is asked for.
     pub fn new(quantization: &LayerQuantization, device: &Device) -> Result<Option<Self>, QuantizerError> {
         quantization.check()?;
-        Ok(quantization.act_bits.bit_width().map(|bits| Self::of(quantization.method, bits, device)))
+        Ok(quantization.act_bits.bit_width().map(|bits| Self::of(quantization.act_method, bits, device)))
     }
 
     /// The bit width.
@@ -532,11 +592,13 @@ impl ActivationQuantizer {
 
     /// Whether both quantize every input alike, now and later: they have the same formula and nothing to learn.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
-        let observes = |any: &Self| with!(Self, any, quantizer => quantizer.observes());
+        let may_differ = |any: &Self| with!(Self, any, quantizer => quantizer.observes() || !quantizer.learned().is_empty());
+        if may_differ(self) || may_differ(other) {
+            return false;
+        }
         // Without parameters a scheme is the same for all shapes.
         let [one, two] = [self, other].map(|quantizer| quantizer.scheme(&[1, 1]));
-        let is_fixed = one.parameters().is_empty() && two.parameters().is_empty();
-        is_fixed && one.formula() == two.formula() && !observes(self) && !observes(other)
+        one.parameters().is_empty() && two.parameters().is_empty() && one.formula() == two.formula()
     }
 
     /// The grid in force: its codes are those of [`codes`](Self::codes), and their real values what
@@ -570,9 +632,8 @@ impl ActivationQuantizer {
         with!(Self, self, quantizer => quantizer.start_calibration());
     }
 
-    /// Ends a calibration and sets the parameters from what was recorded; without a forward pass since its start,
-    /// they stay as they are. PACT's clip value and LSQ's step size are set from the mean of the batches, a min-max range to the
-    /// smallest and largest value.
+    /// Ends a calibration and sets the parameters from what was recorded, as the method says it; without a forward pass since its start,
+    /// they stay as they are.
     pub fn finish_calibration(&mut self) {
         with!(Self, self, quantizer => quantizer.finish_calibration());
     }
@@ -580,7 +641,7 @@ impl ActivationQuantizer {
     /// How many values of the learned parameters are held at their floor, `[1]`; `None` without a floor. A layer with
     /// such a value has collapsed: next to nothing of its input passes.
     pub fn n_at_floor(&self) -> Option<Tensor<1, Int>> {
-        at_floor(self.learned())
+        with!(Self, self, quantizer => quantizer.n_at_floor())
     }
 
     /// The learned or running parameter to watch over a training: step size, clip value or running maximum. Its value in force,
@@ -588,10 +649,4 @@ impl ActivationQuantizer {
     pub fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
         with!(Self, self, quantizer => quantizer.watched())
     }
-}
-
-/// How many values of `learned` are held at their floor; `None` without a floor.
-fn at_floor(learned: Vec<Learned<'_>>) -> Option<Tensor<1, Int>> {
-    let with_floor = learned.iter().filter_map(|learned| Some((learned.parameter.val(), learned.floor?)));
-    with_floor.map(|(parameter, floor)| n_at_floor(parameter, floor)).reduce(|a, b| a + b)
 }

@@ -147,15 +147,17 @@ impl Trainee {
         for (path, mut layer) in self.learner.network.layers_mut() {
             let (old, new) = (initial.quantizers.get(path), quantizers.remove(path));
             let is_kept = |same: fn(&LayerQuantization, &LayerQuantization) -> bool| {
-                old.zip(new.as_ref()).is_some_and(|(old, new)| old.method == new.method && same(old, new))
+                old.zip(new.as_ref()).is_some_and(|(old, new)| same(old, new))
             };
             let is_same_grid = |old: &LayerQuantization, new: &LayerQuantization| {
-                old.weight_bits == new.weight_bits && old.weight_granularity == new.weight_granularity
+                old.weight_method == new.weight_method
+                    && old.weight_bits == new.weight_bits
+                    && old.weight_granularity == new.weight_granularity
             };
             if !is_kept(is_same_grid) {
                 layer.calibrate_weights();
             }
-            if is_kept(|old, new| old.act_bits == new.act_bits) {
+            if is_kept(|old, new| old.act_method == new.act_method && old.act_bits == new.act_bits) {
                 loaded.calibrated.insert(path.into());
             }
         }

@@ -316,7 +316,10 @@ pub fn describe_recipe(recipe: &Recipe) -> String {
     let depth = recipe.model.depth.map(|depth| format!("-{depth}")).unwrap_or_default();
     let (summary, base) = (recipe.quantization.summary(), &recipe.quantization.policy.base);
     let precision = match base.is_quantized() {
-        true => format!("{summary} {}", base.method),
+        true => {
+            let methods: Vec<&str> = base.methods().into_iter().map(|method| method.name()).collect();
+            format!("{summary} {}", methods.join("+"))
+        }
         false => summary,
     };
     let layout = match recipe.model.layout {

@@ -18,48 +18,60 @@ const MIN_CLIP_VALUE: f32 = 1e-3;
 /// Clip values to begin with, Li20 section 4.1: of weights, which are normalized, and of activations until a calibration.
 const INITIAL_CLIP_VALUES: [f32; 2] = [3.0, 6.0];
 
-/// The levels of 2, 3 and 4 unsigned bits as integers, Li20 Eq. 5 with terms of two bits: each level is a sum with one summand of each
-/// row, times a power of two that makes it an integer.
+/// The levels above 0 of 2, 3 and 4 unsigned bits as integers, Li20 Eq. 5 with terms of two bits: each level is a sum with one summand of
+/// each row, times a power of two that makes it an integer.
 ///
 /// | bits | summands |
 /// |---|---|
 /// | 2 | 0, 1/2, 1/4, 1/8 |
 /// | 3 | 0, 1/2, 1/4, 1/16 and 0, 1/8 |
 /// | 4 | 0, 1/2, 1/8, 1/32 and 0, 1/4, 1/16, 1/64 |
-const LEVELS: [&[i32]; 3] =
-    [&[0, 1, 2, 4], &[0, 1, 2, 3, 4, 6, 8, 10], &[0, 1, 2, 3, 4, 6, 8, 9, 12, 16, 18, 24, 32, 33, 36, 48]];
+const OF_TWO_BITS: [f32; 3] = [1.0, 2.0, 4.0];
+const OF_THREE_BITS: [f32; 7] = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0];
+const OF_FOUR_BITS: [f32; 15] =
+    [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 9.0, 12.0, 16.0, 18.0, 24.0, 32.0, 33.0, 36.0, 48.0];
 
 /// The level nearest to `x / a`, clipped to 0 and 1 or, with signs, to -1 and 1; of two as near the one nearer to zero. With `v = x / a`
 /// the gradient passes where `v` was not clipped; the derivative by `a` is `level - v` there and the bound elsewhere: Li20 Eq. 7.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Levels {
-    /// The magnitudes of the codes, ascending from 0; the last one is worth `a`.
-    pub magnitudes: &'static [i32],
-    /// Whether there are negative ones.
+pub struct Levels<const N: usize> {
+    /// The codes above 0, ascending; the last one is worth `a`.
+    pub codes: [f32; N],
+    /// Whether each has a negative one.
     pub is_signed: bool,
 }
 
-impl Levels {
+impl<const N: usize> Levels<N> {
+    fn code_set(self) -> CodeSet {
+        let positive = self.codes.map(|code| code as i32);
+        let negative = positive.iter().rev().filter(|_| self.is_signed).map(|code| -code);
+        CodeSet::Table(negative.chain([0]).chain(positive).collect())
+    }
+}
+
+impl<const N: usize> Levels<N> {
+    #[inline(always)]
     fn low(self) -> f32 {
         if self.is_signed { -1.0 } else { 0.0 }
     }
 }
 
-impl Formula<1> for Levels {
+impl<const N: usize> Formula<1> for Levels<N> {
     #[inline(always)]
-    fn position<N: Number>(self, x: N, [a]: [N; 1]) -> N {
-        (x / a).clip(N::from(self.low()), N::from(1.0)) * N::from(self.parts())
+    fn position<T: Number>(self, x: T, [a]: [T; 1]) -> T {
+        (x / a).clip(T::from(self.low()), T::from(1.0)) * T::from(self.parts())
     }
 
     #[inline(always)]
-    fn code<N: Number>(self, x: N, p: [N; 1]) -> N {
-        let zero = N::from(0.0);
+    fn code<T: Number>(self, x: T, p: [T; 1]) -> T {
+        let zero = T::from(0.0);
         let position = self.position(x, p);
         let size = position.if_lower(zero, -position, position);
-        let mut magnitude = zero;
-        for pair in self.magnitudes.windows(2) {
-            let (step, middle) = ((pair[1] - pair[0]) as f32, 0.5 * (pair[0] + pair[1]) as f32);
-            magnitude = magnitude + N::from(middle).if_lower(size, N::from(step), zero);
+        let (mut magnitude, mut before) = (zero, 0.0);
+        for code in self.codes {
+            let middle = T::from(0.5 * (before + code));
+            magnitude = magnitude + middle.if_lower(size, T::from(code - before), zero);
+            before = code;
         }
         let code = position.if_lower(zero, -magnitude, magnitude);
         // `NaN`, which is not as large as itself, stays.
@@ -73,14 +85,14 @@ impl Formula<1> for Levels {
 
     #[inline(always)]
     fn parts(self) -> f32 {
-        self.magnitudes[self.magnitudes.len() - 1] as f32
+        self.codes[N - 1]
     }
 
     #[inline(always)]
-    fn gradient<N: Number>(self, x: N, [a]: [N; 1], code: N, g: N) -> (N, [N; 1]) {
-        let (low, high) = (N::from(self.low()), N::from(1.0));
+    fn gradient<T: Number>(self, x: T, [a]: [T; 1], code: T, g: T) -> (T, [T; 1]) {
+        let (low, high) = (T::from(self.low()), T::from(1.0));
         let v = x / a;
-        (v.if_within(low, high, g), [g * (code / N::from(self.parts()) - v.if_within(low, high, v))])
+        (v.if_within(low, high, g), [g * (code / T::from(self.parts()) - v.if_within(low, high, v))])
     }
 }
 
@@ -102,12 +114,6 @@ pub struct ApotWeights {
     bits: BitWidth,
 }
 
-impl ApotWeights {
-    fn levels(&self) -> Levels {
-        Levels { magnitudes: LEVELS[self.bits.get() as usize - 3], is_signed: true }
-    }
-}
-
 impl Quantizer for ApotWeights {
     const STATE: &'static [&'static str] = &["clip_value"];
 
@@ -116,7 +122,7 @@ impl Quantizer for ApotWeights {
     }
 
     fn code_set(&self) -> CodeSet {
-        code_set(self.levels())
+        levels(self.bits.get() - 1, true).1
     }
 
     fn learned(&self) -> Vec<Learned<'_>> {
@@ -136,9 +142,15 @@ impl QuantizesWeights for ApotWeights {
     const BITS: RangeInclusive<u32> = 3..=5;
 
     fn new<const D: usize>(bits: BitWidth, _: Granularity, w: Tensor<D>) -> Self {
+        assert!(Self::BITS.contains(&bits.get()), "apot has weights of 3 to 5 bits, not {bits}");
         let clip_value = Tensor::full([1], INITIAL_CLIP_VALUES[0], &w.device());
         let (clip_value, recorded_bits) = (Param::from_tensor(clip_value), recorded_bits(bits, &w.device()));
         Self { clip_value, recorded_bits, bits }
+    }
+
+    fn calibrate<const D: usize>(&mut self, w: Tensor<D>) {
+        let clip_value = Tensor::full([1], INITIAL_CLIP_VALUES[0], &w.device());
+        self.clip_value = self.clip_value.clone().map(|old| replace(old, clip_value));
     }
 
     fn transform<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
@@ -157,7 +169,7 @@ impl QuantizesWeights for ApotWeights {
     }
 
     fn scheme<const D: usize>(&self, _: &Tensor<D>) -> Scheme {
-        scheme(self.levels(), positive_parameter(self.clip_value.val(), MIN_CLIP_VALUE, 1.0))
+        scheme(self.bits.get() - 1, true, positive_parameter(self.clip_value.val(), MIN_CLIP_VALUE, 1.0))
     }
 }
 
@@ -176,10 +188,6 @@ pub struct ApotActivations {
 }
 
 impl ApotActivations {
-    fn levels(&self) -> Levels {
-        Levels { magnitudes: LEVELS[self.bits.get() as usize - 2], is_signed: false }
-    }
-
     /// The clip value for the activations that are recorded so far; `None` without any.
     fn calibrated(&self) -> Option<Tensor<1>> {
         let (square, (_, max)) = (self.calibration.mean()?, self.calibration.range()?);
@@ -201,7 +209,7 @@ impl Quantizer for ApotActivations {
     }
 
     fn code_set(&self) -> CodeSet {
-        code_set(self.levels())
+        levels(self.bits.get(), false).1
     }
 
     fn learned(&self) -> Vec<Learned<'_>> {
@@ -221,13 +229,14 @@ impl QuantizesActivations for ApotActivations {
     const BITS: RangeInclusive<u32> = 2..=4;
 
     fn new(bits: BitWidth, device: &Device) -> Self {
+        assert!(Self::BITS.contains(&bits.get()), "apot has activations of 2 to 4 bits, not {bits}");
         let clip_value = Param::from_tensor(Tensor::full([1], INITIAL_CLIP_VALUES[1], device));
         let (recorded_bits, calibration) = (recorded_bits(bits, device), Calibration::default());
         Self { clip_value, recorded_bits, bits, calibration }
     }
 
     fn scheme(&self, _: &[usize]) -> Scheme {
-        scheme(self.levels(), self.clip())
+        scheme(self.bits.get(), false, self.clip())
     }
 
     fn observes(&self) -> bool {
@@ -262,12 +271,21 @@ fn learned(clip_value: &Param<Tensor<1>>) -> Learned<'_> {
     Learned { name: "clip_value", parameter: clip_value, floor: Some(MIN_CLIP_VALUE) }
 }
 
-fn code_set(levels: Levels) -> CodeSet {
-    let negative = levels.magnitudes[1..].iter().rev().map(|magnitude| -magnitude);
-    let negative = negative.filter(|_| levels.is_signed);
-    CodeSet::Table(negative.chain(levels.magnitudes.iter().copied()).collect())
+/// The formula and the codes of so many bits without sign.
+fn levels(bits: u32, is_signed: bool) -> (AnyFormula, CodeSet) {
+    fn of<const N: usize>(codes: [f32; N], is_signed: bool) -> (AnyFormula, CodeSet) {
+        let levels = Levels { codes, is_signed };
+        (AnyFormula::new(levels), levels.code_set())
+    }
+    match bits {
+        2 => of(OF_TWO_BITS, is_signed),
+        3 => of(OF_THREE_BITS, is_signed),
+        4 => of(OF_FOUR_BITS, is_signed),
+        _ => unreachable!("invariant: the bits are those of BITS"),
+    }
 }
 
-fn scheme(levels: Levels, clip_value: Tensor<1>) -> Scheme {
-    Scheme::new(AnyFormula::new(levels), vec![clip_value], code_range(&code_set(levels)))
+fn scheme(bits: u32, is_signed: bool, clip_value: Tensor<1>) -> Scheme {
+    let (formula, codes) = levels(bits, is_signed);
+    Scheme::new(formula, vec![clip_value], code_range(&codes))
 }

@@ -8,7 +8,7 @@ use lowbit_kernels::{AnyFormula, Formula, Number, Scheme, value_range};
 
 use crate::calibration::Calibration;
 use crate::codes::reduce;
-use crate::parameter::{constant, positive_parameter, recorded_bits, replace};
+use crate::parameter::{constant, n_at_floor, positive_parameter, recorded_bits, replace};
 use crate::quantizer::{Learned, Quantizer, QuantizesActivations, QuantizesWeights, code_range};
 
 /// The scaling factor `delta` of the gradient: the fixed value that the paper starts from (section 4.2; it can follow the Hessian's
@@ -148,14 +148,20 @@ impl Quantizer for EwgsWeights {
     fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
         Some(("weight_interval_width", constant(width(&self.interval_lower, &self.interval_upper))))
     }
+
+    fn n_at_floor(&self) -> Option<Tensor<1, Int>> {
+        let of_width = n_at_floor(self.interval_upper.val() - self.interval_lower.val(), MIN_WIDTH);
+        Some(of_width + n_at_floor(self.output_scale.val(), MIN_WIDTH))
+    }
 }
 
 impl QuantizesWeights for EwgsWeights {
     fn new<const D: usize>(bits: BitWidth, _: Granularity, w: Tensor<D>) -> Self {
         let recorded_bits = recorded_bits(bits, &w.device());
         let end = three_deviations(w);
-        let [interval_lower, interval_upper, output_scale] =
-            [end.clone().neg(), end.clone(), end].map(Param::from_tensor);
+        // Tensors of their own: the gradients of clones are one.
+        let parameters = [end.clone().neg(), end.clone(), end].map(|end| Param::from_tensor(constant(end)));
+        let [interval_lower, interval_upper, output_scale] = parameters;
         Self { interval_lower, interval_upper, output_scale, recorded_bits, bits }
     }
 
@@ -178,8 +184,8 @@ impl QuantizesWeights for EwgsWeights {
 /// EWGS activations. Codes are unsigned, `0..=2^bits - 1`, worth `c / n`: the equations are those of [`EwgsWeights`] with
 /// `c = round(n v)` and without a scale, which the layer's weights have.
 ///
-/// A calibration sets the interval from the smallest value to three standard deviations of the half normal distribution, as in the
-/// authors' code; until then it is [0, 1].
+/// A calibration sets the interval from the smallest value, or 0 if that is smaller, to three standard deviations of the half normal
+/// distribution, as in the authors' code; until then, and for values that are all zero, it is [0, 1].
 #[derive(Module, Debug)]
 pub struct EwgsActivations {
     /// The lower end `l`, `[1]`.
@@ -206,9 +212,10 @@ impl EwgsActivations {
         const HALF_NORMAL: f64 = 0.602_810_274_989_087;
         let (moments, (low, _)) = (self.calibration.mean()?, self.calibration.range()?);
         let [mean, square] = [0, 1].map(|i| moments.clone().narrow(0, i, 1));
+        let all_zero = square.clone().equal_scalar(0.0);
         let deviation = (square - mean.clone() * mean).clamp_min(0.0).sqrt();
         let width = (deviation * (3.0 / HALF_NORMAL) - low.clone()).clamp_min(MIN_WIDTH);
-        Some([low, width])
+        Some([low, width.mask_fill(all_zero, 1.0)])
     }
 }
 
@@ -238,9 +245,15 @@ impl Quantizer for EwgsActivations {
         let [_, width] = self.interval();
         Some(("act_interval_width", constant(width)))
     }
+
+    fn n_at_floor(&self) -> Option<Tensor<1, Int>> {
+        Some(n_at_floor(self.interval_upper.val() - self.interval_lower.val(), MIN_WIDTH))
+    }
 }
 
 impl QuantizesActivations for EwgsActivations {
+    const TAKES_NEGATIVE: bool = true;
+
     fn new(bits: BitWidth, device: &Device) -> Self {
         let [interval_lower, interval_upper] =
             [0.0, 1.0].map(|end| Param::from_tensor(Tensor::full([1], end, device)));

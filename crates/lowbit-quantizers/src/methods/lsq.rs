@@ -77,7 +77,7 @@ impl Formula<1> for Sign {
 }
 
 /// The step size never falls below this: the smallest weights that training produces are orders of magnitude larger.
-const MIN_STEP_SIZE: f32 = 1e-7;
+pub(super) const MIN_STEP_SIZE: f32 = 1e-7;
 
 /// LSQ weights. Codes are signed, `-2^(bits-1)..=2^(bits-1) - 1`; at 1 bit they are -1 and +1.
 ///
@@ -271,17 +271,17 @@ impl QuantizesActivations for LsqActivations {
 }
 
 /// A step size as a learned parameter.
-fn learned(step_size: &Param<Tensor<1>>) -> Learned<'_> {
+pub(super) fn learned(step_size: &Param<Tensor<1>>) -> Learned<'_> {
     Learned { name: "step_size", parameter: step_size, floor: Some(MIN_STEP_SIZE) }
 }
 
 /// The step sizes in force, without gradient.
-fn in_force(step_size: &Param<Tensor<1>>) -> Tensor<1> {
+pub(super) fn in_force(step_size: &Param<Tensor<1>>) -> Tensor<1> {
     constant(step_size.val()).clamp_min(MIN_STEP_SIZE)
 }
 
 /// Signed codes; at 1 bit -1 and +1.
-fn weight_range(bits: BitWidth) -> CodeRange {
+pub(super) fn weight_range(bits: BitWidth) -> CodeRange {
     match bits.get() {
         1 => CodeRange { q_min: -1, q_max: 1 },
         _ => bits.signed_range(),
@@ -289,15 +289,19 @@ fn weight_range(bits: BitWidth) -> CodeRange {
 }
 
 /// A step size of the first range for the second one, which spans as much.
-fn rescaled(step_size: &Param<Tensor<1>>, ranges: [CodeRange; 2]) -> Param<Tensor<1>> {
+pub(super) fn rescaled(step_size: &Param<Tensor<1>>, ranges: [CodeRange; 2]) -> Param<Tensor<1>> {
     let [from, to] = ranges.map(|range| f64::from(range.q_max - range.q_min));
     step_size.clone().map(|old| replace(old.clone(), constant(old) * (from / to)))
 }
 
 /// The step with its gradient scaled by `1 / sqrt(N q_max)`, Esser20 section 2.2.
-fn learned_step(parameter: Tensor<1>, range: CodeRange, elements: usize) -> Tensor<1> {
-    let grad_scale = 1.0 / (elements as f64 * f64::from(range.q_max)).sqrt();
-    positive_parameter(parameter, MIN_STEP_SIZE, grad_scale)
+pub(super) fn learned_step(parameter: Tensor<1>, range: CodeRange, elements: usize) -> Tensor<1> {
+    positive_parameter(parameter, MIN_STEP_SIZE, gradient_factor(range, elements))
+}
+
+/// `1 / sqrt(N q_max)`, Esser20 section 2.2.
+pub(super) fn gradient_factor(range: CodeRange, elements: usize) -> f64 {
+    1.0 / (elements as f64 * f64::from(range.q_max)).sqrt()
 }
 
 fn initial_step_size<const D: usize>(w: Tensor<D>, granularity: Granularity, range: CodeRange) -> Tensor<1> {

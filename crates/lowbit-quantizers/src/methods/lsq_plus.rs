@@ -5,15 +5,14 @@ use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::{BitWidth, CodeSet, Granularity};
 use lowbit_kernels::{AnyFormula, Scheme, value_range};
 
-use super::lsq::{Sign, Step};
+use super::lsq::{
+    MIN_STEP_SIZE, Sign, Step, gradient_factor, in_force, learned, learned_step, rescaled, weight_range,
+};
 use super::minmax::Affine;
 use crate::calibration::Calibration;
 use crate::codes::reduce;
-use crate::parameter::{constant, positive_parameter, recorded_bits, replace};
+use crate::parameter::{constant, recorded_bits, replace};
 use crate::quantizer::{Learned, Quantizer, QuantizesActivations, QuantizesWeights, code_range};
-
-/// The step size never falls below this.
-const MIN_STEP_SIZE: f32 = 1e-7;
 
 /// LSQ+ weights: those of [`LsqWeights`](super::lsq::LsqWeights) (the paper finds an offset of no use for them) with another start.
 ///
@@ -47,7 +46,7 @@ impl Quantizer for LsqPlusWeights {
     }
 
     fn learned(&self) -> Vec<Learned<'_>> {
-        vec![Learned { name: "step_size", parameter: &self.step_size, floor: Some(MIN_STEP_SIZE) }]
+        vec![learned(&self.step_size)]
     }
 
     fn learned_mut(&mut self) -> Vec<&mut Param<Tensor<1>>> {
@@ -55,13 +54,11 @@ impl Quantizer for LsqPlusWeights {
     }
 
     fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
-        Some(("weight_step_size", constant(self.step_size.val()).clamp_min(MIN_STEP_SIZE)))
+        Some(("weight_step_size", in_force(&self.step_size)))
     }
 
     fn rescale(&mut self, from: BitWidth) {
-        let spans = |bits: BitWidth| f64::from((1 << bits.get()) - 1);
-        let factor = spans(from) / spans(self.bits);
-        self.step_size = self.step_size.clone().map(|old| replace(old.clone(), constant(old) * factor));
+        self.step_size = rescaled(&self.step_size, [from, self.bits].map(weight_range));
     }
 }
 
@@ -80,14 +77,13 @@ impl QuantizesWeights for LsqPlusWeights {
     }
 
     fn scheme<const D: usize>(&self, w: &Tensor<D>) -> Scheme {
-        let codes = code_range(&self.code_set());
         let per_step = w.shape().num_elements() / self.step_size.val().dims()[0];
-        let step_size = learned(self.step_size.val(), per_step, *codes.end());
+        let step_size = learned_step(self.step_size.val(), weight_range(self.bits), per_step);
         let formula = match self.bits.get() {
             1 => AnyFormula::new(Sign),
             _ => AnyFormula::new(Step::new(self.bits.signed_range())),
         };
-        Scheme::new(formula, vec![step_size], codes)
+        Scheme::new(formula, vec![step_size], code_range(&self.code_set()))
     }
 }
 
@@ -98,12 +94,13 @@ impl QuantizesWeights for LsqPlusWeights {
 /// c = clip(round(x / s) + z, 0, n)            Bhalgat20 Eq. 7, z = clip(round(-b / s), 0, n) for the offset b
 /// y = (c - z) s                               Eq. 8
 /// dy/ds = c - z - x/s inside, c elsewhere     Eq. 9
-/// dy/db = 0 inside, 1 elsewhere               Eq. 10
+/// dy/db = 0 inside, 1 elsewhere               Eq. 10; 0 where z is clipped
 /// ```
 /// both times LSQ's factor `1 / sqrt(N n)`. The paper adds the offset as it is; here it is rounded to a multiple of the step (decision
-/// of this project), so that zero, with which images are padded, is a code, and the grid is that of an integer zero point.
+/// of this project), so that zero, with which images are padded, is a code, and the grid is that of an integer zero point. An offset beyond the codes
+/// has no effect, and so no gradient.
 ///
-/// A calibration sets `b` to the smallest value and `s` to LSQ's start for what lies above it, `2 mean(x - b) / sqrt(n)` (ours: the
+/// A calibration sets `b` to the smallest value, or 0 if that is smaller, and `s` to LSQ's start for what lies above it, `2 mean(x - b) / sqrt(n)` (ours: the
 /// paper searches for the least squared error). Until then the grid spans [0, 1].
 #[derive(Module, Debug)]
 pub struct LsqPlusActivations {
@@ -126,9 +123,11 @@ impl LsqPlusActivations {
     /// Step size and offset for the activations that are recorded so far; `None` without any.
     fn calibrated(&self) -> Option<[Tensor<1>; 2]> {
         let (mean, (low, _)) = (self.calibration.mean()?, self.calibration.range()?);
-        let above = mean - low.clone();
+        // Equal values lie above the smallest one by a rounding, or below.
+        let above = (mean - low.clone()).clamp_min(0.0);
         let none = above.clone().equal_scalar(0.0);
-        let step_size = (above * (2.0 / f64::from(self.steps()).sqrt())).mask_fill(none, 1.0);
+        let step_size = above * (2.0 / f64::from(self.steps()).sqrt());
+        let step_size = step_size.clamp_min(MIN_STEP_SIZE).mask_fill(none, 1.0);
         Some([step_size, low])
     }
 }
@@ -146,7 +145,7 @@ impl Quantizer for LsqPlusActivations {
 
     fn learned(&self) -> Vec<Learned<'_>> {
         vec![
-            Learned { name: "step_size", parameter: &self.step_size, floor: Some(MIN_STEP_SIZE) },
+            learned(&self.step_size),
             Learned { name: "step_offset", parameter: &self.step_offset, floor: None },
         ]
     }
@@ -158,18 +157,20 @@ impl Quantizer for LsqPlusActivations {
     fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
         let step_size = match self.calibrated() {
             Some([step_size, _]) => step_size,
-            None => constant(self.step_size.val()).clamp_min(MIN_STEP_SIZE),
+            None => in_force(&self.step_size),
         };
         Some(("act_step_size", step_size))
     }
 
     fn rescale(&mut self, from: BitWidth) {
-        let factor = f64::from(from.unsigned_range().q_max) / f64::from(self.steps());
-        self.step_size = self.step_size.clone().map(|old| replace(old.clone(), constant(old) * factor));
+        self.step_size = rescaled(&self.step_size, [from, self.bits].map(BitWidth::unsigned_range));
     }
 }
 
 impl QuantizesActivations for LsqPlusActivations {
+    const TAKES_NEGATIVE: bool = true;
+    const HAS_ZERO_POINT: bool = true;
+
     fn new(bits: BitWidth, device: &Device) -> Self {
         let step_size = Tensor::full([1], 1.0 / bits.unsigned_range().q_max as f32, device);
         let [step_size, step_offset] = [step_size, Tensor::zeros([1], device)].map(Param::from_tensor);
@@ -183,19 +184,21 @@ impl QuantizesActivations for LsqPlusActivations {
     }
 
     fn scheme(&self, dims: &[usize]) -> Scheme {
+        let (n, range) = (f64::from(self.steps()), self.bits.unsigned_range());
         let [step_size, offset] = self.calibrated().unwrap_or_else(|| {
             let per_sample: usize = dims[1..].iter().product();
-            let factor = gradient_factor(per_sample, self.steps());
-            let offset = self.step_offset.val();
-            let path = offset.clone().mul_scalar(factor);
+            let path = self.step_offset.val().mul_scalar(gradient_factor(range, per_sample));
             // The value as it is, the gradient times the factor.
-            let offset = constant(offset) + (path.clone() - constant(path));
-            [learned(self.step_size.val(), per_sample, self.steps()), offset]
+            let offset = constant(self.step_offset.val()) + (path.clone() - constant(path));
+            [learned_step(self.step_size.val(), range, per_sample), offset]
         });
-        let place = offset.neg() / step_size.clone();
-        // Rounded and clipped; the gradient passes.
-        let rounded = constant(place.clone()).round().clamp(0.0, f64::from(self.steps()));
-        let zero_point = rounded + (place.clone() - constant(place));
+        let (s, place) = (constant(step_size.clone()), constant(offset.clone().neg() / step_size.clone()));
+        let zero_point = place.clone().round().clamp(0.0, n);
+        // Straight through the rounding, of the zero point in force: dz/ds = -z/s, and dz/db = -1/s where z was not clipped.
+        let is_clipped = place.clone().lower_scalar(-0.5).bool_or(place.greater_scalar(n + 0.5));
+        let by_offset = s.clone().recip().neg().mask_fill(is_clipped, 0.0);
+        let path = offset * by_offset + step_size.clone() * (zero_point.clone().neg() / s);
+        let zero_point = zero_point + (path.clone() - constant(path));
         let formula = AnyFormula::new(Affine { n: self.steps() as f32 });
         Scheme::new(formula, vec![step_size, zero_point], code_range(&self.code_set()))
     }
@@ -226,16 +229,6 @@ impl QuantizesActivations for LsqPlusActivations {
             self.step_offset = self.step_offset.clone().map(|old| replace(old, offset));
         }
     }
-}
-
-/// LSQ's factor of the gradient, Esser20 section 2.2.
-fn gradient_factor(elements: usize, q_max: i32) -> f64 {
-    1.0 / (elements as f64 * f64::from(q_max)).sqrt()
-}
-
-/// A step size with its gradient times LSQ's factor.
-fn learned(step_size: Tensor<1>, elements: usize, q_max: i32) -> Tensor<1> {
-    positive_parameter(step_size, MIN_STEP_SIZE, gradient_factor(elements, q_max))
 }
 
 fn initial_step_size<const D: usize>(bits: BitWidth, granularity: Granularity, w: Tensor<D>) -> Tensor<1> {

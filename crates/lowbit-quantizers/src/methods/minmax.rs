@@ -220,6 +220,11 @@ impl Quantizer for MinMaxActivations {
 }
 
 impl QuantizesActivations for MinMaxActivations {
+    const TAKES_NEGATIVE: bool = true;
+    const HAS_ZERO_POINT: bool = true;
+    /// The range may move with any batch.
+    const SEES_EVERY_BATCH: bool = true;
+
     fn new(bits: BitWidth, device: &Device) -> Self {
         Self::new(bits, device)
     }
@@ -227,11 +232,6 @@ impl QuantizesActivations for MinMaxActivations {
     fn scheme(&self, _: &[usize]) -> Scheme {
         let formula = AnyFormula::new(Affine { n: self.steps() });
         Scheme::new(formula, self.parameters().map(constant).to_vec(), code_range(&self.code_set()))
-    }
-
-    /// The range may move with any batch.
-    fn observes(&self) -> bool {
-        true
     }
 
     fn observe<const D: usize>(&self, x: &Tensor<D>) {

@@ -97,6 +97,7 @@ impl QuantizesWeights for TqtWeights {
     const PER_CHANNEL: bool = true;
 
     fn new<const D: usize>(bits: BitWidth, granularity: Granularity, w: Tensor<D>) -> Self {
+        assert!(Self::BITS.contains(&bits.get()), "tqt has weights of 2 to 8 bits, not {bits}");
         let recorded_bits = recorded_bits(bits, &w.device());
         let log2_threshold = Param::from_tensor(initial_threshold(bits, granularity, w));
         Self { log2_threshold, recorded_bits, bits, granularity }
@@ -198,7 +199,11 @@ impl QuantizesActivations for TqtActivations {
 /// The scheme of thresholds `2^t` that span `2^log2_steps` steps.
 fn scheme(t: Tensor<1>, range: CodeRange, log2_steps: u32) -> Scheme {
     let (low, high) = (*EXPONENTS.start(), *EXPONENTS.end());
-    let exponent = constant(t.clone()).ceil().clamp(f64::from(low), f64::from(high)) - f64::from(log2_steps);
+    let value = constant(t.clone());
+    let is_nan = value.clone().is_nan();
+    // A threshold of `NaN` makes all values `NaN` below, by its path.
+    let exponent =
+        value.mask_fill(is_nan, 0.0).ceil().clamp(f64::from(low), f64::from(high)) - f64::from(log2_steps);
     // Exact powers of two, which no device's exponential function promises.
     let first = low - 8;
     let powers: Vec<f32> = (first..=high).map(|exponent| 2f32.powi(exponent)).collect();

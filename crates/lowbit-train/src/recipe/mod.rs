@@ -18,7 +18,8 @@ use globset::Glob;
 use lowbit_core::{Granularity, Precision};
 use lowbit_models::{Family, LayerPlan, Layout, ModelConfig, ModelError, NamedLayer, Plan};
 use lowbit_quantizers::{
-    LayerOverride, LayerQuantization, LayerRole, Method, PrecisionFloor, QuantizationPolicy, QuantizerError,
+    LayerOverride, LayerQuantization, LayerRole, Method, Operand, PrecisionFloor, QuantizationPolicy,
+    QuantizerError,
 };
 use serde::Serialize;
 use serde::ser::SerializeStruct;
@@ -374,8 +375,10 @@ const GRANULARITIES: [(&str, Granularity); 2] =
     [("per-tensor", Granularity::PerTensor), ("per-channel", Granularity::PerChannel)];
 
 fn read_quantization(section: Section<'_>, model: &ModelConfig) -> QuantizationRecipe {
+    let method = section.choice("method", &methods());
     let base = LayerQuantization {
-        method: section.choice("method", &methods()),
+        weight_method: section.optional_choice("weight_method", &methods()).unwrap_or(method),
+        act_method: section.optional_choice("act_method", &methods()).unwrap_or(method),
         weight_bits: section.precision("weight_bits"),
         act_bits: section.precision("act_bits"),
         weight_granularity: section.optional_choice("weight_granularity", &GRANULARITIES).unwrap_or_default(),
@@ -411,6 +414,8 @@ fn read_quantization(section: Section<'_>, model: &ModelConfig) -> QuantizationR
 fn read_override(section: Section<'_>, defaults: LayerOverride) -> LayerOverride {
     let change = LayerOverride {
         method: section.optional_choice("method", &methods()).or(defaults.method),
+        weight_method: section.optional_choice("weight_method", &methods()).or(defaults.weight_method),
+        act_method: section.optional_choice("act_method", &methods()).or(defaults.act_method),
         weight_bits: section.optional_precision("weight_bits").or(defaults.weight_bits),
         act_bits: section.optional_precision("act_bits").or(defaults.act_bits),
         weight_granularity: section
@@ -474,7 +479,9 @@ fn check_policy(section: &Section<'_>, policy: &QuantizationPolicy, keys: &[Stri
 /// Checks what a layer gets, and reports a mistake at the key that completes it.
 fn check_layer(section: &Section<'_>, policy: &QuantizationPolicy, keys: &[String], layer: &NamedLayer) {
     let all = LayerOverride {
-        method: Some(policy.base.method),
+        method: None,
+        weight_method: Some(policy.base.weight_method),
+        act_method: Some(policy.base.act_method),
         weight_bits: Some(policy.base.weight_bits),
         act_bits: Some(policy.base.act_bits),
         weight_granularity: Some(policy.base.weight_granularity),
@@ -492,34 +499,51 @@ fn check_layer(section: &Section<'_>, policy: &QuantizationPolicy, keys: &[Strin
             changes.push((format!("{key}."), *change));
         }
     }
-    // The last change that has to do with it, and there the key that is more to the point than the method.
-    let report = |key: &str, sets: fn(&LayerOverride) -> bool, message: String| {
-        let completes = changes.iter().rev().find(|(_, change)| sets(change) || change.method.is_some());
+    // The last change that has to do with it, and there the key that is more to the point than the method, of which that of the operand
+    // is more to the point than that of both.
+    let report = |key: &str, operand: Operand, sets: fn(&LayerOverride) -> bool, message: String| {
+        let own = |change: &LayerOverride| match operand {
+            Operand::Weights => change.weight_method.is_some(),
+            Operand::Activations => change.act_method.is_some(),
+        };
+        let has_method = |change: &LayerOverride| own(change) || change.method.is_some();
+        let completes = changes.iter().rev().find(|(_, change)| sets(change) || has_method(change));
         let (prefix, change) = completes.expect("invariant: the base sets everything");
-        section.problem_once(&format!("{prefix}{}", if sets(change) { key } else { "method" }), message);
+        let method = match operand {
+            // The base has it from `method` unless it says so itself.
+            _ if prefix.is_empty() || !own(change) => "method",
+            Operand::Weights => "weight_method",
+            Operand::Activations => "act_method",
+        };
+        section.problem_once(&format!("{prefix}{}", if sets(change) { key } else { method }), message);
     };
     let mut quantization = policy.resolve(&layer.path, layer.role);
     // Asked for by name, a granularity is checked in full precision too.
     let asked_for = changes[1..].iter().rev().find_map(|(_, change)| change.weight_granularity);
     quantization.weight_granularity = asked_for.unwrap_or(quantization.weight_granularity);
     match quantization.check() {
-        Err(error @ QuantizerError::Bits { .. }) => {
-            report("weight_bits", |change| change.weight_bits.is_some(), error.to_string());
+        Err(error @ QuantizerError::Bits { operand: Operand::Weights, .. }) => {
+            report("weight_bits", Operand::Weights, |change| change.weight_bits.is_some(), error.to_string());
+        }
+        Err(error @ QuantizerError::Bits { operand: Operand::Activations, .. }) => {
+            report("act_bits", Operand::Activations, |change| change.act_bits.is_some(), error.to_string());
         }
         Err(error @ QuantizerError::Granularity { .. }) => {
-            report("weight_granularity", |change| change.weight_granularity.is_some(), error.to_string());
+            let sets = |change: &LayerOverride| change.weight_granularity.is_some();
+            report("weight_granularity", Operand::Weights, sets, error.to_string());
         }
-        Err(error) => report("method", |change| change.method.is_some(), error.to_string()),
+        Err(error) => report("method", Operand::Weights, |change| change.method.is_some(), error.to_string()),
         Ok(()) => {}
     }
-    let LayerQuantization { method, act_bits, .. } = quantization;
-    if layer.role == LayerRole::First && act_bits != Precision::FullPrecision && method != Method::MinMax {
+    let LayerQuantization { act_method, act_bits, .. } = quantization;
+    if layer.role == LayerRole::First && act_bits != Precision::FullPrecision && !act_method.takes_negative()
+    {
         let message = format!(
-            "{method} quantizes what is not negative, and would cut off half of the normalized image at {}: take \
-             method = \"minmax\" for it, or act_bits = \"fp32\"",
+            "{act_method} quantizes what is not negative, and would cut off half of the normalized image at {}: take \
+             act_method = \"minmax\" for it, or act_bits = \"fp32\"",
             layer.path
         );
-        report("act_bits", |change| change.act_bits.is_some(), message);
+        report("act_bits", Operand::Activations, |change| change.act_bits.is_some(), message);
     }
 }
 
@@ -543,11 +567,12 @@ fn check_students(
 }
 
 /// Whether any layer of `model` has a method whose paper decays the learned parameters with the weights, as PACT's clip values.
-fn has_clip_values(quantization: &QuantizationRecipe, model: &ModelConfig) -> bool {
+fn decays_parameters(quantization: &QuantizationRecipe, model: &ModelConfig) -> bool {
     let policy = &quantization.policy;
-    layers_or_roles(model)
-        .iter()
-        .any(|layer| policy.resolve(&layer.path, layer.role).method.decays_parameters())
+    layers_or_roles(model).iter().map(|layer| policy.resolve(&layer.path, layer.role)).any(|layer| {
+        layer.weight_method.decays_parameters(Operand::Weights)
+            || layer.act_method.decays_parameters(Operand::Activations)
+    })
 }
 
 /// Checks that the images are large enough for every network, and that BatchNorm has two values a channel: of one, the deviation
@@ -581,7 +606,7 @@ fn read_train(section: Section<'_>, quantization: &QuantizationRecipe, model: &M
     let optimizer = read_optimizer(section.optional_section("optimizer"));
     let schedule = read_schedule(section.optional_section("schedule"));
     let weight_decay = section.number("weight_decay", 0.0, &NumberRange::NOT_NEGATIVE);
-    let own_decay = if has_clip_values(quantization, model) { weight_decay } else { 0.0 };
+    let own_decay = if decays_parameters(quantization, model) { weight_decay } else { 0.0 };
     let quantizers = section.optional_section("quantizers").map_or(
         QuantizerGroup { learning_rate_scale: 1.0, weight_decay: own_decay },
         |group| {
@@ -723,8 +748,12 @@ impl Serialize for QuantizationRecipe {
         let QuantizationPolicy { base, first, last, shortcut, patterns, floor: _ } = &self.policy;
         let layers: Vec<Layer<'_>> =
             patterns.iter().map(|(glob, change)| Layer { pattern: glob.glob(), change: *change }).collect();
-        let mut table = serializer.serialize_struct("quantization", 8)?;
-        table.serialize_field("method", &base.method)?;
+        let mut table = serializer.serialize_struct("quantization", 9)?;
+        // Two keys of one method each would read as well; one is what recipes say.
+        table.serialize_field("method", &base.weight_method)?;
+        if base.act_method != base.weight_method {
+            table.serialize_field("act_method", &base.act_method)?;
+        }
         table.serialize_field("weight_bits", &base.weight_bits)?;
         table.serialize_field("act_bits", &base.act_bits)?;
         table.serialize_field("weight_granularity", &base.weight_granularity)?;

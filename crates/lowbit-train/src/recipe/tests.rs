@@ -97,7 +97,7 @@ fn every_mistake_is_reported_with_key_value_and_what_is_allowed() {
         [
             "data.batch_size: expected an integer from 1 to 65536, got \"many\"",
             "model.depth: expected 6n+2 up to 9998: 8, 14, 20, 32, 44, 56 or 110, got 9",
-            "quantization.method: expected one of \"dorefa\", \"pact\", \"lsq\", \"minmax\", got \"dorefe\"; did you mean \"dorefa\"?",
+            "quantization.method: expected one of \"dorefa\", \"pact\", \"lsq\", \"minmax\", \"ewgs\", \"lsq-plus\", \"tqt\", \"apot\", got \"dorefe\"; did you mean \"dorefa\"?",
             "quantization.weight_bits: expected a bit width from 1 to 8, or \"fp32\", got 9",
             "quantization.act_bits: expected a bit width from 1 to 8, or \"fp32\", got \"full\"",
             "train.epochs: expected an integer from 1 to 100000, got 0",
@@ -168,7 +168,15 @@ fn layers_are_checked_as_they_are_resolved() {
     }
     let one_bit = "minmax cannot quantize weights to 1 bits: it takes 2 to 8 bits, or \"fp32\"";
     let per_channel = "dorefa quantizes weights per-tensor only, got per-channel";
-    let cases: [(&[&str], String); 6] = [
+    let cases: [(&[&str], String); 8] = [
+        (
+            &["quantization.shortcut={weight_method='apot'}"],
+            "quantization.shortcut.weight_method: apot cannot quantize weights to 2 bits: it takes 3 to 5 bits, or \"fp32\"".into(),
+        ),
+        (
+            &["quantization.layers=[{pattern='stages.**', act_method='apot', act_bits=8}]"],
+            "quantization.layers[0].act_bits: apot cannot quantize activations to 8 bits: it takes 2 to 4 bits, or \"fp32\"".into(),
+        ),
         (
             &["quantization.last={method='minmax'}", "quantization.layers=[{pattern='fc', weight_bits=1}]"],
             format!("quantization.layers[0].weight_bits: {one_bit}"),
@@ -193,7 +201,7 @@ fn layers_are_checked_as_they_are_resolved() {
         (
             &["quantization.first={act_bits=8}"],
             "quantization.first.act_bits: dorefa quantizes what is not negative, and would cut off half of the normalized \
-             image at stem: take method = \"minmax\" for it, or act_bits = \"fp32\""
+             image at stem: take act_method = \"minmax\" for it, or act_bits = \"fp32\""
                 .into(),
         ),
     ];
@@ -1453,4 +1461,27 @@ fn mistakes_in_the_description_of_images_are_told() {
             "data.classes: that of digits is known: remove this key"
         ]
     );
+}
+
+/// Weights and activations have methods of their own; one key is the preset of both.
+#[test]
+fn operands_have_methods_of_their_own() {
+    let methods = |overrides: &[&str], path: &str| {
+        let recipe = parse(overrides).unwrap_or_else(|error| panic!("{error}"));
+        // What is written is read as the same.
+        let again =
+            Recipe::parse(&recipe.to_toml(), "again.toml", &[]).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(again, recipe, "{overrides:?}");
+        let layer = recipe.quantization.policy.resolve(path, LayerRole::Hidden);
+        [layer.weight_method.name(), layer.act_method.name()]
+    };
+    let path = "stages.0.0.conv1";
+    assert_eq!(methods(&["quantization.method='pact'"], path), ["pact"; 2]);
+    assert_eq!(methods(&["quantization.act_method='pact'"], path), ["dorefa", "pact"]);
+    assert_eq!(methods(&["quantization.weight_method='lsq'"], path), ["lsq", "dorefa"]);
+    let both = ["quantization.weight_method='tqt'", "quantization.act_method='ewgs'"];
+    assert_eq!(methods(&both, path), ["tqt", "ewgs"]);
+    let of_layer = "quantization.layers=[{pattern='stages.0.**', method='lsq'}, {pattern='**.conv1', act_method='lsq-plus'}]";
+    assert_eq!(methods(&[of_layer], path), ["lsq", "lsq-plus"]);
+    assert_eq!(methods(&[of_layer], "stages.1.0.conv1"), ["dorefa", "lsq-plus"]);
 }

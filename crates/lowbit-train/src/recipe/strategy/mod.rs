@@ -81,7 +81,8 @@ impl Recipe {
         let mut layers = layers.filter(|layer| layer.role == LayerRole::Hidden);
         let found = layers.find(|layer| {
             let quantization = self.quantization.policy.resolve(&layer.path, layer.role);
-            quantization.method == Method::DoReFa
+            quantization.weight_method == Method::DoReFa
+                && quantization.act_method == Method::DoReFa
                 && quantization.weight_bits != Precision::FullPrecision
                 && quantization.act_bits != Precision::FullPrecision
         });
