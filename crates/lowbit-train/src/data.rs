@@ -95,7 +95,7 @@ impl Images {
 
     /// How pixels become network inputs: as the recipe says, or else as is customary for the data set, or as the program says of
     /// its training images.
-    fn normalization(&self, recipe: &DataRecipe) -> Result<Normalization, TrainError> {
+    pub(crate) fn normalization(&self, recipe: &DataRecipe) -> Result<Normalization, TrainError> {
         match (&recipe.normalization, self, recipe.dataset) {
             (Some(normalization), _, _) => Ok(normalization.clone()),
             (None, _, DatasetChoice::Named(name)) => Ok(Normalization::of(name)),
@@ -168,15 +168,17 @@ impl Part {
     }
 
     fn serve(self, config: LoaderConfig) -> Result<Served, TrainError> {
-        let (source, name): (Arc<dyn Source>, _) = match self {
+        let (source, own): (Arc<dyn Source>, _) = match self {
             Part::Named(opened) => (Arc::new(opened.dataset), None),
             Part::Own(source) => {
-                let name = source.info().name;
-                (source, Some(name))
+                let info = source.info();
+                (source, Some(info))
             }
         };
         let loader = Loader::new(source, config)?;
-        let set = ImageSet { source: name, n_images: loader.n_samples(), digest: loader.source().digest()? };
+        let (max_value, name) = own.map(|info| (info.max_value, info.name)).unzip();
+        let (n_images, digest) = (loader.n_samples(), loader.source().digest()?);
+        let set = ImageSet { source: name, max_value, n_images, digest };
         Ok(Served { loader, set })
     }
 }

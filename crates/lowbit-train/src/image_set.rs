@@ -20,6 +20,9 @@ pub struct ImageSet {
     /// Name of their source, if the program gave it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// The pixel value that stands for 1.0, if the program gave the source: it is no part of the digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_value: Option<u8>,
     /// Images.
     pub n_images: usize,
     /// What is told by their content: in `run.json`, `crc32` of labels and pixels, or a `digest` that their source makes.
@@ -29,9 +32,13 @@ pub struct ImageSet {
 
 impl fmt::Display for ImageSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.source {
-            Some(name) => write!(f, "{} of {name:?} with {}", self.n_images, self.digest),
-            None => write!(f, "{} with {}", self.n_images, self.digest),
+        write!(f, "{}", self.n_images)?;
+        if let Some(name) = &self.source {
+            write!(f, " of {name:?}")?;
         }
+        if let Some(max_value) = self.max_value {
+            write!(f, " (white is {max_value})")?;
+        }
+        write!(f, " with {}", self.digest)
     }
 }

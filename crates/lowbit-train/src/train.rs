@@ -8,7 +8,7 @@ use crate::error::TrainError;
 use crate::experiment::fingerprints;
 use crate::fit::Fit;
 use crate::progress::Progress;
-use crate::recipe::Recipe;
+use crate::recipe::{DatasetChoice, Recipe};
 use crate::run_dir::{NewRun, RunDir, RunInfo, RunRecipe, absolute, expect_text, with_absolute_paths};
 use crate::session::{Outcome, Session};
 use crate::set_aside;
@@ -36,10 +36,14 @@ pub fn train<'a>(
 ) -> Result<Outcome, TrainError> {
     let out = out.into();
     expect_text(out.path())?;
-    let recipe = &with_absolute_paths(recipe)?;
+    let mut recipe = with_absolute_paths(recipe)?;
     let data_dir = session.images.data_dir().map(absolute).transpose()?;
     data_dir.as_deref().map_or(Ok(()), expect_text)?;
-    let data = Data::read(recipe, &session.images, session.stop)?;
+    let data = Data::read(&recipe, &session.images, session.stop)?;
+    if let DatasetChoice::Own { .. } = recipe.data.dataset {
+        // A source may say something else when the run goes on, or is evaluated.
+        recipe.data.normalization = Some(session.images.normalization(&recipe.data)?);
+    }
     let run_recipe = RunRecipe { recipe: recipe.clone(), sha256: sha256(recipe.to_toml().as_bytes()) };
     let mut fit = Fit::new(run_recipe, data, session)?;
     fit.build(0)?;
@@ -53,7 +57,7 @@ pub fn train<'a>(
     if fit.is_stopped() {
         return Err(TrainError::Stopped);
     }
-    let run = RunDir::create(out, recipe, &experiment.plan()?, &info)?;
+    let run = RunDir::create(out, &recipe, &experiment.plan()?, &info)?;
     fit.run(run)
 }
 

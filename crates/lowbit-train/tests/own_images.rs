@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::tensor::Device;
 use lowbit_core::IntegerGrid;
 use lowbit_train::{
-    Digest, Image, Images, Locations, Observer, Origin, Outcome, Recipe, ResumeFrom, RunResult, SampleError,
-    Session, Source, SourceInfo, StepReport, Subject, TrainError, evaluate, inspect, load_network, resume,
-    train,
+    Digest, Image, Images, Locations, Normalization, Observer, Origin, Outcome, Recipe, ResumeFrom,
+    RunResult, SampleError, Session, Source, SourceInfo, StepReport, Subject, TrainError, evaluate, inspect,
+    load_network, resume, train,
 };
 use tempfile::TempDir;
 
@@ -114,7 +114,12 @@ fn a_training_on_images_of_ones_own_goes_on_exactly() {
     let stop = AtomicBool::new(false);
     let outcome = train(&recipe, &stopped, session(waves(N_CLASSES, 2), &stop, &mut StopAt(7, &stop)));
     assert!(matches!(outcome, Ok(Outcome::Interrupted { step: 7, .. })), "{outcome:?}");
-    complete(resume(&stopped, ResumeFrom::Newest, session(waves(N_CLASSES, 2), &never, &mut ())));
+    // The run goes by the normalization that it began with.
+    let other = |info: &mut SourceInfo| {
+        info.normalization = Some(Normalization { mean: vec![0.25; 3], std: vec![0.75; 3] });
+    };
+    let images = with_training_images(changed(other));
+    complete(resume(&stopped, ResumeFrom::Newest, session(images, &never, &mut ())));
     assert_eq!(outcome_of(&stopped), outcome_of(&whole));
 
     // The labels count: with those of a byte alone, some classes would have no image.
@@ -191,11 +196,15 @@ fn other_images_are_refused() {
     stop.store(false, Ordering::Relaxed);
     let outcome = train(&recipe(&[]), &run, session(waves(N_CLASSES, 2), &stop, &mut StopNow(&stop)));
     assert!(matches!(outcome, Ok(Outcome::Interrupted { .. })), "{outcome:?}");
+    // What the source says of them is the run's from then on, whatever it says later.
+    let inspection = inspect(&run, None).unwrap();
+    let Images::Own { train: own, .. } = waves(N_CLASSES, 2) else { unreachable!() };
+    assert_eq!(inspection.recipe.data.normalization, own.info().normalization);
 
     let never = AtomicBool::new(false);
     let resumed = |images| error_of(resume(&run, ResumeFrom::Newest, session(images, &never, &mut ())));
-    let Images::Own { train: own, .. } = waves(N_CLASSES, 2) else { unreachable!() };
-    let run_has = format!("600 of \"waves 0\" with {}", own.digest().unwrap());
+    let digest = own.digest().unwrap();
+    let run_has = format!("600 of \"waves 0\" (white is 255) with {digest}");
     let expected = |got: &str| {
         format!("the training images are not those of the run: it has {run_has}, found are {got}")
     };
@@ -204,10 +213,14 @@ fn other_images_are_refused() {
     for (images, got) in [
         (
             Changed { digest: Some("index 7"), ..changed(|_| {}) },
-            "600 of \"waves 0\" with digest index 7".into(),
+            "600 of \"waves 0\" (white is 255) with digest index 7".into(),
         ),
-        (other_seed, format!("600 of \"waves 1\" with {other_digest}")),
-        (changed(|info| info.n_samples = 599), format!("599 of \"waves 0\" with {}", own.digest().unwrap())),
+        (other_seed, format!("600 of \"waves 1\" (white is 255) with {other_digest}")),
+        (
+            changed(|info| info.n_samples = 599),
+            format!("599 of \"waves 0\" (white is 255) with {}", own.digest().unwrap()),
+        ),
+        (changed(|info| info.max_value = 254), format!("600 of \"waves 0\" (white is 254) with {digest}")),
     ] {
         let message = resumed(with_training_images(images));
         assert!(message.starts_with(&expected(&got)) && !message.contains('\n'), "{message}");
