@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Writes imagenet.json: logits and gradients of the ImageNet-style networks in PyTorch, and their parameter counts.
+"""Writes imagenet.json and alexnet.json: logits and gradients of the ImageNet-style networks and of AlexNet in PyTorch, and
+parameter counts.
 
-The networks are those of xtask/peers/networks.py, in full precision and with few channels. Everything is computed in
+The residual networks are those of xtask/peers/networks.py, AlexNet is here, in full precision and with few channels. Everything is computed in
 float64 from values that float32 holds, so the tolerance of a comparison is that of the code under test alone, and
 results are rounded to nine digits. Run it as generate.py, with the same versions; a second run writes the same bytes.
 
@@ -57,12 +58,62 @@ def nine_digits(tensor):
     return [float(f"{x:.9g}") for x in tensor.flatten().tolist()]
 
 
+class AlexNet(torch.nn.Module):
+    """AlexNet as Krizhevsky 2014 (arXiv 1404.5997) has it, without dropout; layers at torchvision's places. With norms, what they follow
+    has no bias (Zhuang et al. 2021)."""
+
+    def __init__(self, layout, norm, images, classes, width):
+        super().__init__()
+        channels = [images[1]] + [int(c * width) for c in (64, 192, 384, 256, 256)]
+        self.pool = (2, 2) if layout == "cifar" else (3, 2)
+        kernels = (3, 3, 3, 3, 3) if layout == "cifar" else (11, 5, 3, 3, 3)
+        self.features, self.classifier = torch.nn.Module(), torch.nn.Module()
+        for i, (place, kernel) in enumerate(zip((0, 3, 6, 8, 10), kernels)):
+            stride, padding = (4, 2) if kernel == 11 else (1, kernel // 2)
+            conv = torch.nn.Conv2d(channels[i], channels[i + 1], kernel, stride, padding, bias=not norm)
+            self.features.add_module(str(place), conv)
+        hidden = int((1024 if layout == "cifar" else 4096) * width)
+        self.norms = torch.nn.ModuleList([torch.nn.BatchNorm2d(c) for c in channels[1:]] if norm else [])
+        if norm:
+            self.norms.extend([torch.nn.BatchNorm1d(hidden), torch.nn.BatchNorm1d(hidden)])
+        with torch.no_grad():
+            self.eval()
+            n_features = self.maps(torch.zeros(1, *images[1:])).numel()
+        for place, size in zip((1, 4), (n_features, hidden)):
+            self.classifier.add_module(str(place), torch.nn.Linear(size, hidden, bias=not norm))
+        self.classifier.add_module("6", torch.nn.Linear(hidden, classes))
+
+    def activated(self, i, x):
+        return torch.relu(self.norms[i](x) if len(self.norms) else x)
+
+    def maps(self, x):
+        for i, conv in enumerate(self.features.children()):
+            x = self.activated(i, conv(x))
+            if i in (0, 1, 4):
+                x = torch.nn.functional.max_pool2d(x, *self.pool)
+        return x
+
+    def forward(self, x):
+        x = self.maps(x).flatten(1)
+        first, second, last = self.classifier.children()
+        return last(self.activated(6, second(self.activated(5, first(x)))))
+
+
 def case(family, depth):
-    network = ImageNetResNet(depth, IMAGES[1], CLASSES, None, family == "preresnet", WIDTH).double()
+    return numbers(ImageNetResNet(depth, IMAGES[1], CLASSES, None, family == "preresnet", WIDTH), family, depth, IMAGES)
+
+
+def alexnet(layout, norm, images):
+    network = AlexNet(layout, norm, images, CLASSES, WIDTH)
+    return {"layout": layout, "norm": norm, "images": list(images), **numbers(network, "alexnet", 0, images)}
+
+
+def numbers(network, family, depth, images_shape):
+    network = network.double()
     tensors = {name: t for name, t in network.state_dict().items() if not name.endswith("num_batches_tracked")}
     for idx, (name, tensor) in enumerate(tensors.items()):
         tensor.copy_(double(value(idx, name, tuple(tensor.shape))))
-    images = double(centered(2 * len(tensors), IMAGES))
+    images = double(centered(2 * len(tensors), images_shape))
     network.eval()
     with torch.no_grad():
         evaluated = network(images)
@@ -115,3 +166,7 @@ if __name__ == "__main__":
             "cases": [case(family, depth) for family in families for depth in (18, 50)],
         },
     )
+    # torchvision's documentation.
+    assert sum(p.numel() for p in AlexNet("imagenet", False, (1, 3, 224, 224), 1000, 1).parameters()) == 61_100_840
+    forms = [("cifar", True, (3, 3, 32, 32)), ("imagenet", True, (3, 3, 67, 63)), ("imagenet", False, (3, 3, 67, 63))]
+    write("alexnet.json", {"torch": torch.__version__, "width": WIDTH, "cases": [alexnet(*form) for form in forms]})

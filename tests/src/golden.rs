@@ -282,6 +282,25 @@ pub struct ImageNetCase {
     pub tensors: Vec<ImageNetTensor>,
 }
 
+/// `alexnet.json`.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/README.md")]
+pub struct AlexNetFile {
+    pub width: f64,
+    pub cases: Vec<AlexNetCase>,
+}
+
+/// One form of AlexNet with weights that are made by rule.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/README.md")]
+pub struct AlexNetCase {
+    pub layout: lowbit_models::Layout,
+    pub norm: bool,
+    pub images: [usize; 4],
+    #[serde(flatten)]
+    pub network: ImageNetCase,
+}
+
 /// One of its tensors; those without gradient are running statistics.
 #[derive(Debug, Deserialize)]
 #[expect(missing_docs, reason = "the fields are those of golden/README.md")]
