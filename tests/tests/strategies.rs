@@ -1320,6 +1320,11 @@ fn a_second_teacher_trains_along_and_resumes_exactly() {
     let mut observer = StopAfter { step: 6, stop: &stop };
     let outcome = train(&recipe, &path, session(&stop, &mut observer, second_teacher(0.5)));
     assert!(matches!(outcome, Ok(Outcome::Interrupted { step: 6, .. })), "{outcome:?}");
+    let obstacle = inspect(&path, None).expect("it is a run").obstacle.expect("its strategy is not known");
+    assert!(
+        obstacle.ends_with("is missing; a program that has its strategies goes on with it"),
+        "{obstacle}"
+    );
     stop.store(false, Ordering::Relaxed);
     let resumed = |strategies| resume(&path, ResumeFrom::Newest, session(&stop, &mut (), strategies));
     for (strategies, message) in [

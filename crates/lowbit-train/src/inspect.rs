@@ -12,12 +12,12 @@ use crate::checkpoint::{Checkpoint, CheckpointError, evaluated_tensors};
 use crate::data::{Images, Served, test_images};
 use crate::error::TrainError;
 use crate::evaluation::evaluate as evaluate_network;
-use crate::experiment::Experiment;
+use crate::experiment::{Experiment, fingerprints};
 use crate::image_set::{ImageSet, RunData};
 use crate::metrics::Scores;
 use crate::origin::{Origin, RunProcess};
 use crate::progress::Progress;
-use crate::recipe::Recipe;
+use crate::recipe::{DatasetChoice, Recipe};
 use crate::result::RunResult;
 use crate::run_dir::{RunDir, RunInfo, RunRecipe};
 use crate::set_aside::{self, SetAside};
@@ -178,7 +178,8 @@ pub struct Inspection {
     pub steps: Option<u64>,
     /// The outcome, if the training is complete.
     pub result: Option<RunResult>,
-    /// What keeps the training from going on, and what to do; absent if nothing is known to.
+    /// What keeps a program without images and strategies of its own from going on with the training, and what to do; absent if
+    /// nothing is known to.
     pub obstacle: Option<String>,
     /// Names of its checkpoints, oldest first.
     pub checkpoints: Vec<String>,
@@ -224,11 +225,11 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
     let (result, obstacle) = match run.result() {
         Ok(result) => (Some(result), None),
         // What else there is can be read nevertheless.
-        Err(error @ TrainError::DamagedFile { .. }) => (None, Some(error)),
-        Err(TrainError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => match &inspection {
-            Some(_) => (None, None),
-            None => (None, run.expect_nothing_recorded().err()),
-        },
+        Err(error @ TrainError::DamagedFile { .. }) => (None, Some(error.to_string())),
+        Err(TrainError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            let unsaved = if inspection.is_none() { run.expect_nothing_recorded().err() } else { None };
+            (None, unsaved.map(|error| error.to_string()).or_else(|| obstacle_to(&info, &recipe, path)))
+        }
         Err(error) => return Err(error),
     };
     let epochs = experiment.epochs();
@@ -245,9 +246,23 @@ pub fn inspect(path: &Path, checkpoint: Option<&str>) -> Result<Inspection, Trai
         set_aside: set_aside::list(path)?,
         phases: experiment.phases,
         warnings: run.warnings()?,
-        obstacle: obstacle.map(|error| error.to_string()),
+        obstacle,
         checkpoint: inspection,
     })
+}
+
+/// Why only another program, or an earlier lowbit, goes on with the run in `path`, if that is so.
+fn obstacle_to(info: &RunInfo, recipe: &Recipe, path: &Path) -> Option<String> {
+    let of_recipe = fingerprints(&recipe.strategies());
+    let refused =
+        info.expect_same_meaning(recipe, path).and_then(|()| info.expect_strategies(&of_recipe, &[]));
+    match (refused, recipe.data.dataset) {
+        (Err(error), _) => Some(error.to_string()),
+        (Ok(()), DatasetChoice::Own { .. }) => {
+            Some("its images are those of a program: it goes on with the program that made it".into())
+        }
+        (Ok(()), DatasetChoice::Named(_)) => None,
+    }
 }
 
 /// Name of the checkpoint with the highest test accuracy among those of the last phase that are kept, in the run in `path`.

@@ -232,7 +232,9 @@ fn other_images_are_refused() {
     assert_eq!(resumed(named()), message);
     let evaluated = evaluate(&run, Subject::default(), &Device::default(), &named());
     assert_eq!(evaluated.unwrap_err().to_string(), message);
-    inspect(&run, None).unwrap();
+    // Who inspects it is not told to go on with it by a program without any.
+    let obstacle = inspection.obstacle.unwrap();
+    assert_eq!(obstacle, "its images are those of a program: it goes on with the program that made it");
 }
 
 #[test]
