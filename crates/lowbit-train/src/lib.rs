@@ -92,7 +92,7 @@ pub use origin::{Origin, RunProcess, utc_now};
 pub use progress::{Pending, Progress, Record};
 pub use recipe::{Recipe, RecipeError};
 pub use result::{BestCheckpoint, RunResult};
-pub use run_dir::{NewRun, RunDir, RunInfo};
+pub use run_dir::{NewRun, RunDir, RunInfo, with_absolute_paths};
 pub use schedule::learning_rate;
 pub use session::{Outcome, Session};
 pub use set_aside::SetAside;

@@ -799,7 +799,11 @@ fn expect_unused(path: &Path, before_lock: BeforeLock) -> Result<(), TrainError>
 }
 
 /// `recipe` with paths that are found from anywhere, as a run directory holds it.
-pub(crate) fn with_absolute_paths(recipe: &Recipe) -> Result<Recipe, TrainError> {
+/// `recipe` with absolute paths of the runs that its networks begin with, so that it means the same wherever it is read.
+///
+/// # Errors
+/// [`TrainError`] if there is no current directory.
+pub fn with_absolute_paths(recipe: &Recipe) -> Result<Recipe, TrainError> {
     let mut recipe = recipe.clone();
     for path in recipe.init_paths_mut() {
         let found = absolute(path)?;

@@ -5,7 +5,7 @@ use std::path::{Path, is_separator};
 use lowbit_train::recipe::{
     BASES, BIT_WIDTHS, DEFAULT, Difference, EmbeddedRecipe, METHODS, RecipeSource, embedded,
 };
-use lowbit_train::{Recipe, RecipeError, RunDir, shell_quoted};
+use lowbit_train::{Recipe, RecipeError, RunDir, shell_quoted, with_absolute_paths};
 use serde::Serialize;
 
 use crate::cli::{RecipesArgs, RecipesCommand};
@@ -39,11 +39,7 @@ pub fn load(name: &str, overrides: &[String]) -> anyhow::Result<(Recipe, Option<
         source => source?,
     };
     let recipe = source.recipe(overrides)?;
-    let teacher = recipe.strategy.joint.as_ref().and_then(|joint| joint.teacher.init.as_ref());
-    for (key, path) in [("init", recipe.init.as_ref()), ("strategy.joint.teacher.init", teacher)] {
-        path.map_or(Ok(()), |path| expect_no_tilde(path))
-            .map_err(|why| UsageError(format!("{key}: {why}")))?;
-    }
+    expect_no_tilde_in(&recipe)?;
     let written = if overrides.is_empty() { None } else { source.recipe(&[]).ok() };
     if let Some(written) = &written
         && is_path(name)
@@ -59,6 +55,16 @@ pub fn load(name: &str, overrides: &[String]) -> anyhow::Result<(Recipe, Option<
         changes
     });
     Ok((recipe, changes))
+}
+
+/// Refuses paths in `recipe` whose `~` no shell has replaced.
+fn expect_no_tilde_in(recipe: &Recipe) -> Result<(), UsageError> {
+    let teacher = recipe.strategy.joint.as_ref().and_then(|joint| joint.teacher.init.as_ref());
+    for (key, path) in [("init", recipe.init.as_ref()), ("strategy.joint.teacher.init", teacher)] {
+        path.map_or(Ok(()), |path| expect_no_tilde(path))
+            .map_err(|why| UsageError(format!("{key}: {why}")))?;
+    }
+    Ok(())
 }
 
 /// The recipe named `name`, a name or a path, as it is written.
@@ -139,10 +145,13 @@ fn overview(columns: Option<usize>) -> String {
     text
 }
 
-/// Prints the whole recipe, every default written out, below what it is and what it extends.
+/// Prints the whole recipe, every default and path written out, below what it is and what it extends.
 fn show(name: &str, json: bool) -> anyhow::Result<()> {
     let source = source(name)?;
     let recipe = source.recipe(&[])?;
+    expect_no_tilde_in(&recipe)?;
+    // What is printed may be read from anywhere.
+    let recipe = with_absolute_paths(&recipe)?;
     if json {
         return output::print_json(&recipe);
     }

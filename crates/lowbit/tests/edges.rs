@@ -433,6 +433,25 @@ fn a_recipe_that_extends_another() {
     {
         assert!(shown.lines().any(|shown| shown == line), "{line}: {shown}");
     }
+    // Read from another folder, what is shown is the same recipe.
+    let starts = "schema = 1\nname = \"starts\"\nextends = \"base.toml\"\ninit = \"../run\"\n[strategy.joint]\n\
+                  teacher = { init = \"../teacher\" }\n";
+    fs::write(sandbox.path("base/starts.toml"), starts).unwrap();
+    let shown = sandbox.run(&["recipes", "show", "base/starts.toml"]).stdout;
+    for place in ["base/../run", "base/../teacher"] {
+        let line = format!("init = {:?}", sandbox.path(place).display().to_string());
+        assert!(shown.lines().any(|shown| shown == line), "{line}: {shown}");
+    }
+    fs::create_dir(sandbox.path("elsewhere")).unwrap();
+    fs::write(sandbox.path("elsewhere/shown.toml"), &shown).unwrap();
+    let again = sandbox.run(&["recipes", "show", "elsewhere/shown.toml"]).stdout;
+    assert_eq!(shown.split_once('\n').unwrap().1, again);
+    let json = |path| sandbox.json(&["recipes", "show", path]);
+    assert_eq!(json("base/starts.toml"), json("elsewhere/shown.toml"));
+    fs::write(sandbox.path("base/starts.toml"), starts.replace("../run", "~/run")).unwrap();
+    let refused = sandbox.run(&["recipes", "show", "base/starts.toml"]);
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.stderr.starts_with("error: init: a shell replaces ~ only"), "{}", refused.stderr);
     let trained = sandbox.run(&["train", "-q", "mine.toml", "--out", "run", "--set", "seed=3"]);
     assert_eq!(trained.code, Some(0), "{}", trained.stderr);
     fs::remove_dir_all(sandbox.path("base")).unwrap();
