@@ -32,6 +32,8 @@ pub struct MemoryEstimate {
     pub largest_per_image: u64,
     /// Bytes of an evaluation, whose batches are of a size of their own.
     pub evaluation: u64,
+    /// Images of a batch of an evaluation.
+    pub evaluation_batch: u64,
     /// Images of a batch.
     pub batch_size: u64,
 }
@@ -56,6 +58,7 @@ impl MemoryEstimate {
             prepared_per_image: N_PREPARED * pixels * FLOAT,
             largest_per_image: 0,
             evaluation: 0,
+            evaluation_batch: n_test(recipe).unwrap_or(u64::MAX).min(EVAL_BATCH_SIZE as u64),
             batch_size: recipe.data.batch_size as u64,
         };
         for phase in phases {
@@ -76,7 +79,7 @@ impl MemoryEstimate {
             }
             estimate.per_image = estimate.per_image.max(kept + working);
             estimate.parameters = estimate.parameters.max(parameters);
-            estimate.evaluation = estimate.evaluation.max(forward * EVAL_BATCH_SIZE as u64);
+            estimate.evaluation = estimate.evaluation.max(forward * estimate.evaluation_batch);
         }
         Ok(estimate)
     }
@@ -99,7 +102,7 @@ impl MemoryEstimate {
 
     /// Bytes of the largest tensor.
     pub fn largest(&self, batch_size: u64) -> u64 {
-        batch_size.max(EVAL_BATCH_SIZE as u64).saturating_mul(self.largest_per_image)
+        batch_size.max(self.evaluation_batch).saturating_mul(self.largest_per_image)
     }
 
     /// The largest batch that `fits`, of the present one halved again and again. `None` if not even one image does.
@@ -114,8 +117,17 @@ impl MemoryEstimate {
 fn n_images(recipe: &Recipe) -> u64 {
     let DatasetChoice::Named(name) = recipe.data.dataset else { return 0 };
     let info = name.info();
-    let limited = |n: usize, limit: Option<usize>| limit.map_or(n, |limit| limit.min(n)) as u64;
-    limited(info.n_train, recipe.data.train_limit) + limited(info.n_test, recipe.data.test_limit)
+    let n_train = recipe.data.train_limit.map_or(info.n_train, |limit| limit.min(info.n_train));
+    n_train as u64 + n_test(recipe).unwrap_or(0)
+}
+
+/// Images that are evaluated; `None` of a program's own without a limit, whose number is not known here.
+fn n_test(recipe: &Recipe) -> Option<u64> {
+    let published = match recipe.data.dataset {
+        DatasetChoice::Named(name) => Some(name.info().n_test),
+        DatasetChoice::Own { .. } => None,
+    };
+    [published, recipe.data.test_limit].into_iter().flatten().min().map(|n| n as u64)
 }
 
 /// Further copies of all parameters that the optimizer and the moving average keep.
@@ -163,6 +175,12 @@ mod tests {
         assert_eq!(of.device(2), of.parameters + of.evaluation);
         assert_eq!(of.device(1024), of.parameters + 1024 * of.per_image);
         assert_eq!(of.largest(2), of.largest(256));
+        // There is no batch of more images than are evaluated.
+        let few = estimate("digits-preresnet8-w2a2", &["data.batch_size=2", "data.test_limit=64"]);
+        assert_eq!(few.evaluation * 4, of.evaluation);
+        assert_eq!(few.largest(2), few.largest(64));
+        let many = estimate("digits-preresnet8-w2a2", &["data.batch_size=2", "data.test_limit=300"]);
+        assert_eq!(many.evaluation, of.evaluation);
         assert_eq!(of.total(2), of.host(2) + of.device(2));
         // More images than can be counted are no overflow.
         assert_eq!(of.total(u64::MAX), u64::MAX);

@@ -193,6 +193,10 @@ pub struct TrainArgs {
     #[arg(long, requires = "resuming", conflicts_with = "checkpoint")]
     pub or_previous: bool,
 
+    /// Train even if the memory is too small by the estimate, which is a warning then
+    #[arg(long)]
+    pub ignore_memory: bool,
+
     #[command(flatten)]
     pub device: DeviceArgs,
 

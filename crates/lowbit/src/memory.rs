@@ -70,17 +70,23 @@ pub fn describe(estimate: &MemoryEstimate, is_gpu: bool) -> String {
 }
 
 /// Refuses a training that cannot fit in the `room` of the host, if that is known, or within the `limits` of the GPU that it is
-/// on; warns where it may not. `may_change` says whether its batch size can still be another.
+/// on; warns where it may not, or where it `is_tried` all the same. `may_change` says whether its batch size can still be another.
 pub fn expect_room(
     estimate: &MemoryEstimate,
     limits: Option<GpuLimits>,
     room: Option<Room>,
     may_change: bool,
+    is_tried: bool,
 ) -> anyhow::Result<()> {
     match fit(estimate, limits, room, may_change) {
         Fit::Fits => {}
         Fit::Tight(message) => tracing::warn!("{message}"),
-        Fit::Exceeds(message) => return Err(anyhow::Error::msg(message)),
+        Fit::Exceeds(message) if is_tried => {
+            tracing::warn!("{message}; it is tried all the same, by --ignore-memory");
+        }
+        Fit::Exceeds(message) => {
+            return Err(anyhow::Error::msg(format!("{message}; --ignore-memory tries it all the same")));
+        }
     }
     Ok(())
 }
@@ -149,9 +155,11 @@ fn room_in(root: &Path) -> Option<Room> {
     let read = |path: &str| fs::read_to_string(root.join(path)).ok();
     let status = read("proc/self/status").unwrap_or_default();
     let resident = kib(&status, "VmRSS:").unwrap_or(0);
-    let machine = read("proc/meminfo").and_then(|text| {
-        let free = kib(&text, "MemAvailable:")?.saturating_add(kib(&text, "SwapFree:").unwrap_or(0));
-        Some(Room { bytes: free.saturating_add(resident), bound: Bound::Machine })
+    let meminfo = read("proc/meminfo").unwrap_or_default();
+    let swap = kib(&meminfo, "SwapFree:").unwrap_or(0);
+    let machine = kib(&meminfo, "MemAvailable:").map(|available| {
+        let free = available.saturating_add(swap);
+        Room { bytes: free.saturating_add(resident), bound: Bound::Machine }
     });
     let address_space = read("proc/self/limits").and_then(|text| {
         let line = text.lines().find_map(|line| line.strip_prefix("Max address space"))?;
@@ -160,15 +168,16 @@ fn room_in(root: &Path) -> Option<Room> {
         Some(Room { bytes, bound: Bound::AddressSpace })
     });
     let group = read("proc/self/cgroup").and_then(|text| {
-        let rooms = text.lines().flat_map(|line| group_rooms(line, &read));
+        let rooms = text.lines().flat_map(|line| group_rooms(line, swap, &read));
         let bytes = rooms.min()?.saturating_add(resident);
         Some(Room { bytes, bound: Bound::Group })
     });
     [machine, group, address_space].into_iter().flatten().min_by_key(|room| room.bytes)
 }
 
-/// What is left in the control group of a `line` of /proc/self/cgroup, and in each that it is in: of both versions.
-fn group_rooms(line: &str, read: &impl Fn(&str) -> Option<String>) -> Vec<u64> {
+/// What is left in the control group of a `line` of /proc/self/cgroup, and in each that it is in: of both versions. The machine has so
+/// many bytes of `swap` free, of which a group of version 2 may have a limit of its own.
+fn group_rooms(line: &str, swap: u64, read: &impl Fn(&str) -> Option<String>) -> Vec<u64> {
     let mut fields = line.splitn(3, ':').skip(1);
     let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { return Vec::new() };
     // In version 2 there is one tree, and its line names no controllers.
@@ -185,7 +194,16 @@ fn group_rooms(line: &str, read: &impl Fn(&str) -> Option<String>) -> Vec<u64> {
         // What files take is given back when it is needed.
         let stat = file("memory.stat").unwrap_or_default();
         let used = stat.lines().find_map(|line| line.strip_prefix(anonymous)?.trim().parse().ok());
-        Some(limit.saturating_sub(used.unwrap_or(0)))
+        // Version 1 has a limit of both together, and no file of this name.
+        let swap = file("memory.swap.max").map_or(0, |max| match max.trim().parse::<u64>() {
+            Ok(max) => {
+                let used = file("memory.swap.current").and_then(|used| used.trim().parse().ok()).unwrap_or(0);
+                swap.min(max.saturating_sub(used))
+            }
+            // A limit that is none is a word.
+            Err(_) => swap,
+        });
+        Some(limit.saturating_sub(used.unwrap_or(0)).saturating_add(swap))
     };
     Path::new(path.trim_start_matches('/')).ancestors().filter_map(room).collect()
 }
@@ -345,6 +363,17 @@ mod tests {
             ("sys/fs/cgroup/user/job/memory.max", "max\n"),
         ];
         assert_eq!(found(&group), room(1_048_000 + 100 * KIB, Bound::Group));
+        // As much of the swap as the group may have, and there is.
+        let swap = |max: &str| {
+            let swap = [
+                ("sys/fs/cgroup/user/memory.swap.max", max),
+                ("sys/fs/cgroup/user/memory.swap.current", "2000\n"),
+            ];
+            found(&[&group[..], &swap].concat())
+        };
+        assert_eq!(swap("52000\n"), room(1_098_000 + 100 * KIB, Bound::Group));
+        assert_eq!(swap("1000\n"), room(1_048_000 + 100 * KIB, Bound::Group));
+        assert_eq!(swap("max\n"), room(1_048_000 + 600 * KIB, Bound::Group));
         // Version 1, in a container, where the group's own folder is the root.
         let group = [
             meminfo,

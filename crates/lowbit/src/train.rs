@@ -56,7 +56,7 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         _ => None,
     };
     let device = name.open()?;
-    let memory = memory_of(&start, &device)?;
+    let memory = memory_of(&start, checkpoint.as_deref(), &device, args.ignore_memory)?;
     let mut follower = Follower {
         device: name.to_string(),
         memory,
@@ -150,16 +150,23 @@ enum Start<'a> {
     Resume(&'a Path),
 }
 
-/// What a training takes of the memory, in words, or `None` where nothing is left to train. One that cannot fit is an error:
-/// it would end in the middle of its first step, or be ended by the system without a word.
-fn memory_of(start: &Start<'_>, device: &Device) -> anyhow::Result<Option<String>> {
+/// What a training that goes on from `checkpoint`, if one was named, takes of the memory, in words, or `None` where nothing is
+/// left to train. One that cannot fit is an error, unless it `is_tried` all the same: it would end in the middle of its first step,
+/// or be ended by the system without a word.
+fn memory_of(
+    start: &Start<'_>,
+    checkpoint: Option<&str>,
+    device: &Device,
+    is_tried: bool,
+) -> anyhow::Result<Option<String>> {
     let limits = gpu_limits(device);
     let kept = if limits.is_some() { Kept::Floats } else { Kept::Codes };
     let estimate = match start {
         Start::New { recipe } => MemoryEstimate::new(recipe, kept)?,
         Start::Resume(path) => {
             let run = RunDir::open(path)?;
-            if run.result().is_ok() {
+            // From an earlier checkpoint, a complete run is trained again.
+            if checkpoint.is_none() && run.result().is_ok() {
                 return Ok(None);
             }
             // What is wrong with its recipe is said where the run is resumed.
@@ -168,7 +175,7 @@ fn memory_of(start: &Start<'_>, device: &Device) -> anyhow::Result<Option<String
         }
     };
     let may_change = matches!(start, Start::New { .. });
-    memory::expect_room(&estimate, limits, memory::room(), may_change)?;
+    memory::expect_room(&estimate, limits, memory::room(), may_change, is_tried)?;
     Ok(Some(memory::describe(&estimate, limits.is_some())))
 }
 

@@ -159,7 +159,21 @@ fn more_memory_than_there_is() {
         outcome.stderr
     );
     assert!(outcome.stderr.contains("leaves 391 MiB (ulimit -v)"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("; --ignore-memory tries it all the same"), "{}", outcome.stderr);
     assert!(!sandbox.path("runs").exists(), "what cannot begin leaves a run");
+    // Whoever knows better has it tried; here it is as the estimate says.
+    let tried = format!("ulimit -v 400000; exec $L {} {large} --ignore-memory", tiny());
+    let outcome = Outcome::of(&shell(&sandbox, &tried));
+    expect_orderly("large batches, tried", &outcome);
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("it is tried all the same, by --ignore-memory"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains(" bytes more are unavailable; "), "{}", outcome.stderr);
+    // A complete run is trained again from an earlier checkpoint, and shows what that takes.
+    let saved = ["train", "-q", "--out", "whole", "--set", "checkpoint.every_steps=2"];
+    let whole = sandbox.run(&[&saved[..], &TINY].concat());
+    assert_eq!(whole.code, Some(0), "{}", whole.stderr);
+    let again = sandbox.run(&["train", "--resume", "whole", "--checkpoint", "2"]);
+    assert!(again.code == Some(0) && again.stderr.contains("memory  about "), "{}", again.stderr);
     // Near the estimate, of about 190 MiB, it is tried: it was no more than one.
     let near = "--set model.width=4 --set data.train_limit=700 --set data.batch_size=700";
     let outcome = Outcome::of(&shell(&sandbox, &format!("ulimit -v 145000; exec $L {} {near}", tiny())));
