@@ -28,6 +28,9 @@ impl fmt::Display for Problem {
     }
 }
 
+/// Most unknown keys of which it is said what may have been meant: nobody reads more, and each is compared with all names.
+const MAX_HINTS: usize = 1000;
+
 /// All mistakes found so far, and the paths of all keys that were looked for.
 #[derive(Default)]
 pub(super) struct Problems {
@@ -60,7 +63,7 @@ impl Problems {
 
     pub(super) fn into_vec(self) -> Vec<Problem> {
         let (mut found, known) = (self.found.into_inner(), self.known.into_inner());
-        for (i, beside) in self.unknown.into_inner() {
+        for (i, beside) in self.unknown.into_inner().into_iter().take(MAX_HINTS) {
             let Problem { key, message, .. } = &mut found[i];
             *message += &hint(key, &beside, &known);
         }

@@ -1,6 +1,7 @@
 //! Where a recipe is written: in one text, or in several, of which each extends another.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::path::{Path, PathBuf, is_separator};
 
 use toml::de::{DeTable, DeValue};
@@ -271,10 +272,10 @@ fn places(text: &Text<'_>, is_base: bool) -> Places {
     let mut places = Places::new();
     let document = DeTable::parse(text.text);
     let document = document.expect("invariant: a text that was read is TOML");
+    let line_ends: Vec<usize> = text.text.match_indices('\n').map(|(offset, _)| offset).collect();
     let place = |offset: usize| Place {
         origin: is_base.then(|| text.origin()),
-        line: (!text.is_embedded)
-            .then(|| 1 + text.text.bytes().take(offset).filter(|byte| *byte == b'\n').count()),
+        line: (!text.is_embedded).then(|| 1 + line_ends.partition_point(|end| *end < offset)),
     };
     add_places(document.get_ref(), "", &place, &mut places);
     places
@@ -317,7 +318,12 @@ fn is_in(path: &str, key: &str) -> bool {
 }
 
 fn remove(places: &mut Places, key: &str) {
-    places.retain(|path, _| !is_in(path, key));
+    let from = places.range::<str, _>((Bound::Included(key), Bound::Unbounded));
+    let alike = from.map(|(path, _)| path).take_while(|path| path.starts_with(key));
+    let inside: Vec<String> = alike.filter(|path| is_in(path, key)).cloned().collect();
+    for path in inside {
+        places.remove(&path);
+    }
 }
 
 /// `problem` with the place of its key, or of the table that the key would have to be in.

@@ -1,3 +1,4 @@
+use std::fs;
 use std::path::Path;
 
 use lowbit_core::Precision;
@@ -345,6 +346,27 @@ fn phases_of_own_strategies_are_checked_and_keep_their_epochs() {
     assert_eq!(phases(&[("a", 10), ("b", 10), ("a", 10)]), Err(repeated.into()));
     assert_eq!(phases(&[("a", 0), ("b", 10)]), Err("the strategies give phase \"a\" no epoch".into()));
     assert_eq!(phases(&[]), Err("strategy \"own\" leaves no phase to train in".into()));
+}
+
+/// What reading takes grows with a recipe, not with its square.
+#[test]
+fn a_recipe_of_many_keys_is_refused_at_once() {
+    let lines: String = (0..200_000).map(|i| format!("key{i} = {i}\n")).collect();
+    let folder = tempfile::TempDir::new().unwrap();
+    let path = folder.path().join("many.toml");
+    fs::write(&path, format!("schema = 1\nname = \"many\"\nextends = \"{DEFAULT}\"\n[data]\n{lines}"))
+        .unwrap();
+    let start = std::time::Instant::now();
+    let Err(RecipeError::Invalid { problems, .. }) =
+        RecipeSource::file(&path).and_then(|source| source.recipe(&[]))
+    else {
+        panic!("it is read")
+    };
+    assert_eq!(problems.len(), 200_000);
+    let last = problems.iter().find(|problem| problem.key == "data.key199999").unwrap();
+    assert_eq!(last.place.as_deref(), Some("line 200004"));
+    // Seconds; with the square, it would be many minutes.
+    assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
 }
 
 /// A number that single precision makes 0, 1 or infinite is none in the range.
