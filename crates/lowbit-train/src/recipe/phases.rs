@@ -56,10 +56,14 @@ impl Recipe {
     /// own decides those of all phases, with their milestones and warm-up. `[phases]` has the last word.
     ///
     /// # Errors
-    /// [`PhasesError`] if two phases have the same name, one has no epoch, or there is none.
+    /// [`PhasesError`] if two phases have the same name, one has no epoch, there is none, or `[phases]` names one that there is not.
     pub fn phases_with(&self, strategies: &[Box<dyn Strategy>]) -> Result<Vec<Phase>, PhasesError> {
         let mut phases = self.composed_phases(strategies)?;
         let names: Vec<String> = phases.iter().map(|phase| phase.name.clone()).collect();
+        // Those of the recipe were checked when it was read; a caller's strategies may have made others of them.
+        if let Some(name) = self.phases.keys().find(|name| !names.contains(name)) {
+            return Err(PhasesError::Unknown { name: name.clone(), phases: names });
+        }
         let too_few = || PhasesError::TooFewEpochs { epochs: self.train.epochs, phases: names.clone() };
         let are_own = phases.iter().any(|phase| phase.train.epochs != self.train.epochs);
         let shares = divided_epochs(self.train.epochs, phases.len() as u64);
@@ -144,6 +148,14 @@ pub enum PhasesError {
     /// A strategy makes phases that cannot be told apart, or none.
     #[error(transparent)]
     Strategy(#[from] StrategyError),
+    /// `[phases]` changes a phase that there is not.
+    #[error("phases.{name}: the strategies make no such phase; the phases are {}", .phases.join(", "))]
+    Unknown {
+        /// Its name.
+        name: String,
+        /// Names of the phases.
+        phases: Vec<String>,
+    },
     /// A strategy gives a phase no epoch.
     #[error("the strategies give phase {name:?} no epoch")]
     NoEpochs {

@@ -346,6 +346,14 @@ fn phases_of_own_strategies_are_checked_and_keep_their_epochs() {
     assert_eq!(phases(&[("a", 10), ("b", 10), ("a", 10)]), Err(repeated.into()));
     assert_eq!(phases(&[("a", 0), ("b", 10)]), Err("the strategies give phase \"a\" no epoch".into()));
     assert_eq!(phases(&[]), Err("strategy \"own\" leaves no phase to train in".into()));
+    // What is said of a phase that it makes another of would have no effect.
+    let changed = parse(&["phases.w2a2.learning_rate=0.5"]).unwrap();
+    assert_eq!(
+        changed.phases_with(&[Box::new(Epochs(&[("w2a2", 10)]))]).unwrap()[0].train.learning_rate,
+        0.5
+    );
+    let error = changed.phases_with(&[Box::new(Epochs(&[("a", 10), ("b", 10)]))]).unwrap_err();
+    assert_eq!(error.to_string(), "phases.w2a2: the strategies make no such phase; the phases are a, b");
 }
 
 /// What reading takes grows with a recipe, not with its square.
