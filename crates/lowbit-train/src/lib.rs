@@ -138,6 +138,8 @@ mod tests {
             for path in files_of(folder.join(module)).iter().filter(|path| !path.ends_with("tests.rs")) {
                 let text = fs::read_to_string(path).unwrap();
                 let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+                // Only the first name behind it would be looked at.
+                assert!(!code.contains("crate::{"), "{}: one `use` for each module", path.display());
                 let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
                 for used in lines.flat_map(|line| line.split("crate::").skip(1)) {
                     let used =
