@@ -324,9 +324,11 @@ fn check_golden(what: &str, config: &ModelConfig, shape: [usize; 4], case: &Imag
         let (_, of_gradient) = training_tolerances(case.depth, name);
         let got_norm = gradient.iter().map(|value| value * value).sum::<f64>().sqrt();
         let got_dot: f64 = gradient.iter().zip(&pattern).map(|(a, b)| a * b).sum();
-        assert!((got_norm - norm).abs() <= of_gradient * norm, "{what}: {name}: norm {got_norm}, not {norm}");
+        // What AlexNet's last map is shifted by, the normalization of the linear layer after it takes away: a gradient of zero.
+        let size = if case.family == Family::AlexNet { norm.max(0.1) } else { norm };
+        assert!((got_norm - norm).abs() <= of_gradient * size, "{what}: {name}: norm {got_norm}, not {norm}");
         assert!(
-            (got_dot - dot).abs() <= of_gradient * norm,
+            (got_dot - dot).abs() <= of_gradient * size,
             "{what}: {name}: {got_dot} along the pattern, not {dot}"
         );
     }
