@@ -50,7 +50,7 @@ multiversion! {
 
 /// Length of the rows of `x`, all of the same length, each with a number for each of `P` parameters, and how many rows there are.
 fn rows<const P: usize>(x: &[f32], parameters: &[f32]) -> (usize, usize) {
-    let n_rows = if P == 0 { 1 } else { parameters.len() / P };
+    let n_rows = parameters.len().checked_div(P).unwrap_or(1);
     let fits = n_rows > 0 && (P == 0 || parameters.len() == n_rows * P) && x.len().is_multiple_of(n_rows);
     assert!(fits, "{} numbers for {P} parameters of {} values in rows", parameters.len(), x.len());
     (x.len() / n_rows, n_rows)
