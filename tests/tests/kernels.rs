@@ -98,11 +98,7 @@ fn differentiate<const D: usize>(
 }
 
 /// Compares an operation of tensors of these shapes, of normal values moved and scaled as given.
-fn check<const D: usize>(
-    what: &str,
-    shapes: &[(&[usize], f32, f32)],
-    operation: impl Fn(&[Tensor<1>]) -> Tensor<D>,
-) {
+fn check<const D: usize>(what: &str, shapes: &[Drawn<'_>], operation: impl Fn(&[Tensor<1>]) -> Tensor<D>) {
     for backend in cpu_backends() {
         for seed in 0..3 {
             let mut rng = rng(seed);
@@ -290,10 +286,13 @@ fn convolutions_of_learned_codes_agree() {
     }
 }
 
+/// The shape of an input, and mean and deviation of its values.
+type Drawn<'a> = (&'a [usize], f32, f32);
+
 /// As [`check`], also against the same composed of functions of tensors.
 fn check_composed<const D: usize>(
     what: &str,
-    shapes: &[(&[usize], f32, f32)],
+    shapes: &[Drawn<'_>],
     operation: impl Fn(&[Tensor<1>]) -> Tensor<D>,
     composed: impl Fn(&[Tensor<1>]) -> Tensor<D>,
 ) {
@@ -302,7 +301,7 @@ fn check_composed<const D: usize>(
     let device = default_device();
     for seed in 0..3 {
         let mut rng = rng(seed);
-        let draw = |(shape, mean, std): &(&[usize], f32, f32)| {
+        let draw = |(shape, mean, std): &Drawn<'_>| {
             (normal(shape.iter().product(), *mean, *std, &mut rng), shape.to_vec())
         };
         let inputs: Vec<(Vec<f32>, Vec<usize>)> = shapes.iter().map(draw).collect();
@@ -316,7 +315,7 @@ fn check_composed<const D: usize>(
 
 #[test]
 fn normalizations_agree_with_every_activation() {
-    let afters: [(After, &[(&[usize], f32, f32)]); 8] = [
+    let afters: [(After, &[Drawn<'_>]); 8] = [
         (After::Identity, &[]),
         (After::Relu, &[]),
         (After::Grid(Grid::Unit { n: 3.0 }), &[]),
@@ -328,8 +327,7 @@ fn normalizations_agree_with_every_activation() {
     ];
     for shape in [[4, 3, 5, 5], [2, 17, 1, 3], [8, 1, 4, 4], [1, 2, 2, 1]] {
         let channels = [shape[1]];
-        let norm: [(&[usize], f32, f32); 3] =
-            [(&shape, 0.3, 2.0), (&channels, 1.0, 0.2), (&channels, 0.0, 0.3)];
+        let norm: [Drawn<'_>; 3] = [(&shape, 0.3, 2.0), (&channels, 1.0, 0.2), (&channels, 0.0, 0.3)];
         for (after, parameters) in afters {
             check_composed(
                 &format!("norm {shape:?} {after:?}"),
@@ -351,7 +349,7 @@ fn normalizations_agree_with_every_activation() {
 #[test]
 fn fake_quantizers_agree() {
     for shape in [[1, 1], [3, 7], [64, 33]] {
-        let flat: [(&[usize], f32, f32); 1] = [(&shape, 0.4, 0.6)];
+        let flat: [Drawn<'_>; 1] = [(&shape, 0.4, 0.6)];
         for n in [1.0, 3.0, 255.0] {
             for max_gradient in [MaxGradient::Differentiated, MaxGradient::Detached] {
                 check_composed(
@@ -362,8 +360,8 @@ fn fake_quantizers_agree() {
                 );
             }
         }
-        let per_row: [(&[usize], f32, f32); 2] = [(&shape, 0.0, 1.0), (&shape[..1], 0.4, 0.05)];
-        let grids: [(Grid, &[(&[usize], f32, f32)]); 7] = [
+        let per_row: [Drawn<'_>; 2] = [(&shape, 0.0, 1.0), (&shape[..1], 0.4, 0.05)];
+        let grids: [(Grid, &[Drawn<'_>]); 7] = [
             (Grid::Unit { n: 1.0 }, &flat),
             (Grid::Unit { n: 3.0 }, &flat),
             (Grid::Unit { n: 255.0 }, &flat),
