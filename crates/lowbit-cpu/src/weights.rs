@@ -1,6 +1,5 @@
 //! Fake quantization of the weights of DoReFa-Net, Zhou et al. 2016 (arXiv 1606.06160), Eq. 9.
 //!
-//! Weights of LSQ are [`crate::fake_quantize::learned`] with one step or one for each output channel.
 
 use rayon::prelude::*;
 

@@ -2,7 +2,7 @@
 //! burn backend.
 //!
 //! Each method of the literature is one file of [`methods`], to be read beside its paper, and one line of the list in
-//! `quantizer.rs`. The file has the method's [`Formula`](lowbit_kernels::Formula), from a value to its code and back to the
+//! `quantizer.rs`. The file has the method's [`Formula`], from a value to its code and back to the
 //! gradients, and says where the formula's parameters come from. A quantizer answers three questions from it: `codes` (the
 //! integers of a tensor), `fake_quantize` (their real values, with the method's gradient) and `grid` (which integers there are and
 //! what each is worth).
