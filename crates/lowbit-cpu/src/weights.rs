@@ -1,5 +1,4 @@
 //! Fake quantization of the weights of DoReFa-Net, Zhou et al. 2016 (arXiv 1606.06160), Eq. 9.
-//!
 
 use rayon::prelude::*;
 
