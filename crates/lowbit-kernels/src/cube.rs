@@ -6,6 +6,8 @@
 //! may differ in the last digit.) Values may be an ulp off where a driver contracts a product and a difference. The sum of a
 //! parameter's gradient is burn's.
 
+#![allow(clippy::needless_range_loop, reason = "loops of a kernel are over numbers")]
+
 mod weight_gradient;
 
 use burn::backend::TensorMetadata;
