@@ -204,8 +204,16 @@ class Ewgs(torch.autograd.Function):
         return grad * (1 + EWGS_DELTA * torch.sign(grad) * (v - q)), None
 
 
+def ewgs_factor(x, operand, bits):
+    """LSQ's factor of the learned parameters' gradients, a decision of this project."""
+    groups = x.shape[0] if operand == "activations" else 1
+    return 1.0 / (np.prod(x.shape) / groups * (2**bits - 1)) ** 0.5
+
+
 def ewgs(x, operand, bits, interval_lower, interval_upper, output_scale=None):
-    n, lower, upper = 2**bits - 1, interval_lower, interval_upper
+    n = 2**bits - 1
+    factor = ewgs_factor(x, operand, bits)
+    lower, upper = (ScaleGradient.apply(end, factor) for end in (interval_lower, interval_upper))
     v = clamp((x - lower) / (upper - lower), 0.0, 1.0)
     q = Ewgs.apply(v, n)
     if operand == "activations":
@@ -213,7 +221,8 @@ def ewgs(x, operand, bits, interval_lower, interval_upper, output_scale=None):
     code = 2 * torch.round(v * n) - n
     # As the paper has it, but without the error of 2 q - 1 beside zero.
     straight = 2 * q - 1
-    return code, (straight + (code / n - straight).detach()) * output_scale
+    scale = ScaleGradient.apply(output_scale, factor)
+    return code, (straight + (code / n - straight).detach()) * scale
 
 
 def lsq_plus_activations(x, bits, step_size, step_offset):
@@ -364,7 +373,8 @@ def closed_ewgs(operand, bits):
         grads = {"interval_lower": (by_v * (v - 1) / width).sum(), "interval_upper": -(by_v * v / width).sum()}
         if output_scale is not None:
             grads["output_scale"] = (grad_y * (2 * q - 1)).sum()
-        return by_v / width, {key: np.atleast_1d(grad) for key, grad in grads.items()}
+        factor = ewgs_factor(x, operand, bits)
+        return by_v / width, {key: np.atleast_1d(grad) * factor for key, grad in grads.items()}
 
     return gradient
 

@@ -6,6 +6,7 @@ use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::{BitWidth, CodeSet, Granularity};
 use lowbit_kernels::{AnyFormula, Formula, Number, Scheme, value_range};
 
+use super::lsq::gradient_factor;
 use crate::calibration::Calibration;
 use crate::codes::reduce;
 use crate::parameter::{constant, n_at_floor, positive_parameter, recorded_bits, replace};
@@ -106,7 +107,9 @@ impl Formula<3> for SignedInterval {
 /// y = c / n a                                 a is the output's scale of section 3.1
 /// dv = g (1 + delta sign(g) (v - round(n v) / n))        Eq. 5, g the gradient by the rounded value
 /// ```
-/// The gradient passes where `0 <= (w - l) / (u - l) <= 1`; those of `l` and `u` are the chain rule's. The interval begins at three
+/// The gradient passes where `0 <= (w - l) / (u - l) <= 1`; those of `l`, `u` and `a` are the chain rule's times LSQ's factor
+/// `1 / sqrt(N n)` (decision of this project: as they are, ends leave the weights behind; the authors' code has an optimizer of its own for
+/// them, with a hundredth of the weights' rate). The interval begins at three
 /// standard deviations on both sides of zero, as in the authors' code, and the scale at its upper end (decision of this project: the
 /// weights keep their size).
 #[derive(Module, Debug)]
@@ -172,10 +175,10 @@ impl QuantizesWeights for EwgsWeights {
         self.output_scale = self.output_scale.clone().map(|old| replace(old, end));
     }
 
-    fn scheme<const D: usize>(&self, _: &Tensor<D>) -> Scheme {
-        let scale = positive_parameter(self.output_scale.val(), MIN_WIDTH, 1.0);
-        let parameters =
-            vec![self.interval_lower.val(), width(&self.interval_lower, &self.interval_upper), scale];
+    fn scheme<const D: usize>(&self, w: &Tensor<D>) -> Scheme {
+        let factor = gradient_factor(self.bits.unsigned_range(), w.shape().num_elements());
+        let [lower, width] = interval(&self.interval_lower, &self.interval_upper, factor);
+        let parameters = vec![lower, width, positive_parameter(self.output_scale.val(), MIN_WIDTH, factor)];
         let formula = AnyFormula::new(SignedInterval { n: (self.bits.levels() - 1) as f32 });
         Scheme::new(formula, parameters, code_range(&self.code_set()))
     }
@@ -200,10 +203,12 @@ pub struct EwgsActivations {
 }
 
 impl EwgsActivations {
-    /// The ends in force, `[1]` each: during a calibration, those of what is recorded so far.
-    fn interval(&self) -> [Tensor<1>; 2] {
-        self.calibrated()
-            .unwrap_or_else(|| [self.interval_lower.val(), width(&self.interval_lower, &self.interval_upper)])
+    /// Lower end and width in force, `[1]` each, for samples of so many values: during a calibration, those of what is recorded so far.
+    fn interval(&self, per_sample: usize) -> [Tensor<1>; 2] {
+        self.calibrated().unwrap_or_else(|| {
+            let factor = gradient_factor(self.bits.unsigned_range(), per_sample);
+            interval(&self.interval_lower, &self.interval_upper, factor)
+        })
     }
 
     /// Lower end and width for the activations that are recorded so far; `None` without any.
@@ -242,7 +247,7 @@ impl Quantizer for EwgsActivations {
     }
 
     fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
-        let [_, width] = self.interval();
+        let [_, width] = self.interval(1);
         Some(("act_interval_width", constant(width)))
     }
 
@@ -261,9 +266,9 @@ impl QuantizesActivations for EwgsActivations {
         Self { interval_lower, interval_upper, recorded_bits, bits, calibration }
     }
 
-    fn scheme(&self, _: &[usize]) -> Scheme {
+    fn scheme(&self, dims: &[usize]) -> Scheme {
         let formula = AnyFormula::new(Interval { n: (self.bits.levels() - 1) as f32 });
-        Scheme::new(formula, self.interval().to_vec(), code_range(&self.code_set()))
+        Scheme::new(formula, self.interval(dims[1..].iter().product()).to_vec(), code_range(&self.code_set()))
     }
 
     fn observes(&self) -> bool {
@@ -295,9 +300,16 @@ impl QuantizesActivations for EwgsActivations {
     }
 }
 
-/// The width of an interval in force, `[1]`, with the gradients of its ends.
+/// Lower end and width of an interval in force, `[1]` each, with the gradients of its ends times `factor`.
+fn interval(lower: &Param<Tensor<1>>, upper: &Param<Tensor<1>>, factor: f64) -> [Tensor<1>; 2] {
+    let path = lower.val().mul_scalar(factor);
+    let scaled = constant(lower.val()) + (path.clone() - constant(path));
+    [scaled, positive_parameter(upper.val() - lower.val(), MIN_WIDTH, factor)]
+}
+
+/// The width of an interval in force, `[1]`.
 fn width(lower: &Param<Tensor<1>>, upper: &Param<Tensor<1>>) -> Tensor<1> {
-    positive_parameter(upper.val() - lower.val(), MIN_WIDTH, 1.0)
+    constant(upper.val() - lower.val()).clamp_min(MIN_WIDTH)
 }
 
 /// Three standard deviations of the weights; all-zero weights have 1.

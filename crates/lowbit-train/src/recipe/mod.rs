@@ -748,10 +748,10 @@ impl Serialize for QuantizationRecipe {
         let QuantizationPolicy { base, first, last, shortcut, patterns, floor: _ } = &self.policy;
         let layers: Vec<Layer<'_>> =
             patterns.iter().map(|(glob, change)| Layer { pattern: glob.glob(), change: *change }).collect();
-        let mut table = serializer.serialize_struct("quantization", 9)?;
-        // Two keys of one method each would read as well; one is what recipes say.
+        let mut table = serializer.serialize_struct("quantization", 10)?;
         table.serialize_field("method", &base.weight_method)?;
         if base.act_method != base.weight_method {
+            table.serialize_field("weight_method", &base.weight_method)?;
             table.serialize_field("act_method", &base.act_method)?;
         }
         table.serialize_field("weight_bits", &base.weight_bits)?;
