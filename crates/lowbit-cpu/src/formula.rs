@@ -162,11 +162,6 @@ impl AnyFormula {
         Self { formula: self.formula.clone(), mode }
     }
 
-    /// What it yields.
-    pub fn mode(&self) -> Mode {
-        self.mode
-    }
-
     /// How many parameters it has.
     pub fn n_parameters(&self) -> usize {
         self.formula.n_parameters()

@@ -136,13 +136,6 @@ pub struct Quantized<const D: usize> {
     pub(crate) codes: Option<CodeScale>,
 }
 
-impl<const D: usize> Quantized<D> {
-    /// Whether the values are known to be integer multiples.
-    pub fn has_codes(&self) -> bool {
-        self.codes.is_some()
-    }
-}
-
 impl<const D: usize> From<Tensor<D>> for Quantized<D> {
     /// Any values.
     fn from(values: Tensor<D>) -> Self {
