@@ -10,8 +10,10 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
 use lowbit_cpu::limits;
 use lowbit_kernels::{
-    Activation, ActivationKind, KernelBackend, MaxGradient, Scheme, batch_norm, conv2d, dorefa_weights,
+    Activation, ActivationKind, AnyFormula, KernelBackend, MaxGradient, Quantized, Scheme, batch_norm,
+    conv2d, dorefa_weights,
 };
+use lowbit_quantizers::methods::dorefa::Squashed;
 use serde::{Deserialize, Serialize};
 
 use crate::composed::Grid;
@@ -348,9 +350,8 @@ impl Case {
             (Op::Conv2dCodes, Pass::Forward) => {
                 let n = STEPS as i32;
                 let formula = Grid::Unit { n: STEPS }.formula();
-                let input = Scheme::new(formula.clone(), Vec::new(), 0..=n).quantize(input);
-                let weight = dorefa_weights(weight, STEPS, MaxGradient::default());
-                let weight = Scheme::new(formula, Vec::new(), -n..=n).made(weight);
+                let input = Scheme::new(formula, Vec::new(), 0..=n).quantize(input);
+                let weight = dorefa(weight);
                 Box::new(move || {
                     black_box(conv2d(input.clone(), weight.clone(), options.clone()));
                 })
@@ -382,8 +383,8 @@ impl Case {
                 let activation = match self.op {
                     Op::BatchNorm => ActivationKind::Identity,
                     Op::BatchNormRelu => ActivationKind::Relu,
-                    Op::BatchNormDorefa => ActivationKind::Formula(Grid::Unit { n: STEPS }.formula()),
-                    _ => ActivationKind::Formula(ACTIVATION_GRID.formula()),
+                    Op::BatchNormDorefa => ActivationKind::Formula(Grid::Unit { n: STEPS }.formula(), None),
+                    _ => ActivationKind::Formula(ACTIVATION_GRID.formula(), None),
                 };
                 let statistics = Dispatch::lowbit_batch_statistics(primitive(&input));
                 Box::new(move || {
@@ -442,7 +443,7 @@ impl Case {
             }
             (Op::DorefaActivations, _) => grid(Grid::Unit { n: STEPS }, Vec::new()),
             (Op::DorefaWeights, Pass::Forward) => Box::new(move || {
-                black_box(dorefa_weights(x.clone(), STEPS, MaxGradient::default()));
+                black_box(dorefa(x.clone()));
             }),
             (Op::DorefaWeights, _) => {
                 let squashed = Dispatch::lowbit_tanh(primitive(&x));
@@ -458,6 +459,12 @@ impl Case {
             (op, _) => panic!("{op:?} is no quantizer"),
         }
     }
+}
+
+/// DoReFa weights.
+fn dorefa(w: Tensor<4>) -> Quantized<4> {
+    let n = STEPS as i32;
+    dorefa_weights(w, AnyFormula::new(Squashed { n: STEPS }), -n..=n, MaxGradient::default())
 }
 
 /// Values from -1 to 1.

@@ -4,11 +4,11 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::{CodeSet, Granularity, Precision};
 use lowbit_kernels::testing::take_times;
 use lowbit_kernels::{Activation, batch_norm};
-use lowbit_models::{Family, InputShape, Layout, ModelConfig, Network};
+use lowbit_models::{Family, InputShape, Layout, ModelConfig, Network, grids};
 use lowbit_quantizers::{
     LayerQuantization, Method, Operand, QuantConv2d, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork,
 };
@@ -136,6 +136,7 @@ fn quantized_layers_convolve_codes() {
                 let inputs = evaluated.input_quantizer.as_ref().expect("inputs are quantized").code_set();
                 let fits =
                     !method.has_zero_point() && are_multiplied(largest_code(&codes), largest_code(&inputs));
+                assert_codes_travel(&evaluated, method, &what, &device);
                 let calls = Calls::of(|| drop(forward(&evaluated, &device)));
                 let n = u64::from(fits);
                 calls.assert(&what, &[("convolution of codes", n), ("convolution", 1 - n)]);
@@ -160,6 +161,26 @@ fn quantized_layers_convolve_codes() {
     }
     if !fast_backends().is_empty() {
         assert!(n_codes > 100, "{n_codes} layers were convolved as integers");
+    }
+}
+
+/// Values come with the codes that the quantizer says of them, where these are bytes and code zero is worth zero.
+fn assert_codes_travel(layer: &QuantConv2d, method: Method, what: &str, device: &Device) {
+    let of = |codes: Tensor<4, Int>| codes.into_data().iter::<i32>().collect::<Vec<_>>();
+    let quantizer = layer.weight_quantizer.as_ref().expect("weights are quantized");
+    let weight = layer.weight.val();
+    let (travelling, asked) = (quantizer.quantize(weight.clone()).codes(), quantizer.codes(weight));
+    // The code -128 of 8 bits is a byte, too.
+    match largest_code(&quantizer.code_set()) <= 128 {
+        true => assert_eq!(of(travelling.expect("codes of weights")), of(asked), "weights, {what}"),
+        false => assert!(travelling.is_none(), "weights, {what}"),
+    }
+    let quantizer = layer.input_quantizer.as_ref().expect("inputs are quantized");
+    let input = input(device).clamp_min(0.0);
+    let (travelling, asked) = (quantizer.quantize(input.clone()).codes(), quantizer.codes(input));
+    match method.has_zero_point() {
+        false => assert_eq!(of(travelling.expect("codes of inputs")), of(asked), "inputs, {what}"),
+        true => assert!(travelling.is_none(), "inputs, {what}"),
     }
 }
 
@@ -210,22 +231,18 @@ fn networks_convolve_codes() {
                 let calls = Calls::of(|| drop(evaluated.forward(images)));
                 calls.assert(&what, &[("convolution of codes", n_codes), ("convolution", n_floats)]);
                 // Two blocks have two layers on one normalization, which quantizes for both only if they do it alike: not
-                // with a clip value each. (LSQ's weights are fake-quantized by the kernel that is counted here.)
-                match (family, method) {
-                    (Family::PreResNet, Method::DoReFa) => {
-                        calls.assert(&what, &[("fake quantization alone", 0)])
-                    }
-                    (Family::PreResNet, Method::Pact) => {
-                        calls.assert(&what, &[("fake quantization alone", 4)])
-                    }
-                    // What comes after a pool is quantized by itself, and the input of a linear layer.
-                    (Family::VggSmall, Method::DoReFa | Method::Pact) => {
-                        calls.assert(&what, &[("fake quantization alone", 2)])
-                    }
-                    (Family::AlexNet, Method::DoReFa | Method::Pact) => {
-                        calls.assert(&what, &[("fake quantization alone", 4)])
-                    }
-                    _ => {}
+                // with a clip value each. What comes after a pool is quantized by itself, and the input of a linear layer.
+                let n_activations = match (family, method) {
+                    (Family::PreResNet, Method::DoReFa) => Some(0),
+                    (Family::PreResNet, Method::Pact | Method::Lsq) => Some(4),
+                    (Family::VggSmall, _) => Some(2),
+                    (Family::AlexNet, _) => Some(4),
+                    _ => None,
+                };
+                let grids = grids(&evaluated).expect("the grids are defined");
+                let n_weights = grids.iter().filter(|layer| layer.weight.is_some()).count() as u64;
+                if let Some(n_activations) = n_activations {
+                    calls.assert(&what, &[("fake quantization alone", n_activations + n_weights)]);
                 }
 
                 let (trained, images) = network(family, method, &device.clone().autodiff());

@@ -11,8 +11,11 @@ use burn::tensor::{Device, Tensor};
 use lowbit_core::Precision;
 use lowbit_data::{DatasetName, LabelKind, Locations, Split, open};
 use lowbit_kernels::testing::{Implementation, use_implementation};
-use lowbit_kernels::{Activation, MaxGradient, Quantized, batch_norm, conv2d, dorefa_weights, value_range};
+use lowbit_kernels::{
+    Activation, AnyFormula, MaxGradient, Quantized, batch_norm, conv2d, dorefa_weights, value_range,
+};
 use lowbit_models::{Family, InputShape, ModelConfig, Network};
+use lowbit_quantizers::methods::dorefa::Squashed;
 use lowbit_quantizers::{
     ActivationQuantizer, LayerQuantization, Method, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork,
 };
@@ -38,8 +41,11 @@ fn unit<const D: usize>(x: Tensor<D>, n: f32) -> Quantized<D> {
 
 /// DoReFa weights on a grid of `n` steps, with their codes.
 fn dorefa<const D: usize>(w: Tensor<D>, n: f32) -> Quantized<D> {
-    let grid = Grid::Step { q_min: -n, q_max: n }.scheme(vec![Tensor::full([1], 1.0 / n, &w.device())]);
-    grid.made(dorefa_weights(w, n, MaxGradient::Detached))
+    dorefa_with(w, n, MaxGradient::Detached)
+}
+
+fn dorefa_with<const D: usize>(w: Tensor<D>, n: f32, max_gradient: MaxGradient) -> Quantized<D> {
+    dorefa_weights(w, AnyFormula::new(Squashed { n }), -(n as i32)..=n as i32, max_gradient)
 }
 
 /// Holds the lock, and ends with the kernels chosen again.
@@ -355,7 +361,7 @@ fn fake_quantizers_agree() {
                 check_composed(
                     &format!("dorefa {shape:?} {n} {max_gradient:?}"),
                     &flat,
-                    |x| dorefa_weights(x[0].clone().reshape(shape), n, max_gradient),
+                    |x| dorefa_with(x[0].clone().reshape(shape), n, max_gradient).values,
                     |x| composed::dorefa_weights(x[0].clone().reshape(shape), n, max_gradient),
                 );
             }
@@ -527,11 +533,11 @@ fn nan_stays_nan() {
         let [half, whole] =
             [0.5, 1.0].map(|step| Grid::Step { q_min: 0.0, q_max: 3.0 }.scheme(vec![one() * step]));
         is_nan("fake quantization", unit(x.clone(), 3.0).values);
-        is_nan("codes of the input", conv2d(half.made(x.clone()), whole.made(w.clone()), options()));
-        let good = half.made(x.ones_like());
-        is_nan("codes of the weights", conv2d(good, whole.made(bad_w.clone()), options()));
+        is_nan("codes of the input", conv2d(half.quantize(x.clone()), whole.quantize(w.clone()), options()));
+        let good = half.quantize(x.ones_like());
+        is_nan("codes of the weights", conv2d(good, whole.quantize(bad_w.clone()), options()));
         is_nan("convolution", conv2d(x.clone(), w, options()));
-        is_nan("weights", dorefa_weights(bad_w.clone(), 3.0, MaxGradient::Detached));
+        is_nan("weights", dorefa(bad_w.clone(), 3.0).values);
         for is_bounded in [true, false] {
             is_nan("signs", Grid::Sign { is_bounded }.scheme(vec![one()]).quantize(bad_w.clone()).values);
         }

@@ -1,6 +1,8 @@
 //! Functions of one value that follow a normalization or stand alone: ReLU and the formulas of quantizers, with their gradients.
 
+use crate::codes::byte;
 use crate::formula::{Formula, Number};
+use crate::output::Slot;
 
 /// A function of one value and of `P` parameters.
 pub(crate) trait Pointwise<const P: usize>: Copy + Send + Sync {
@@ -59,6 +61,44 @@ fn real<N: Number, F: Formula<P>, const P: usize>(formula: F, code: N, p: [N; P]
 /// The real values of the codes of a formula.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rounded<F>(pub(crate) F);
+
+/// What yields codes, too.
+pub(crate) trait Coding<const P: usize>: Pointwise<P> {
+    /// The code of `x`.
+    fn code(self, x: f32, p: [f32; P]) -> f32;
+
+    /// The result for what has this code.
+    fn value_of(self, code: f32, p: [f32; P]) -> f32;
+}
+
+impl<F: Formula<P>, const P: usize> Coding<P> for Rounded<F> {
+    #[inline(always)]
+    fn code(self, x: f32, p: [f32; P]) -> f32 {
+        self.0.code(x, p)
+    }
+    #[inline(always)]
+    fn value_of(self, code: f32, p: [f32; P]) -> f32 {
+        real(self.0, code, p)
+    }
+}
+
+/// Writes the result for `x` and its code. `are_codes` turns to 0 if it lies beyond the bounds, or if there is none.
+#[inline(always)]
+pub(crate) fn write_coded<A: Coding<P>, const P: usize>(
+    activation: A,
+    x: f32,
+    p: [f32; P],
+    [least, largest]: [f32; 2],
+    value: &mut Slot,
+    code: &mut Slot<u8>,
+    are_codes: &mut u32,
+) {
+    let number = activation.code(x, p);
+    // Also false for `NaN`.
+    *are_codes &= u32::from(number >= least) & u32::from(number <= largest);
+    value.write(activation.value_of(number, p));
+    code.write(byte(number));
+}
 
 impl<F: Formula<P>, const P: usize> Pointwise<P> for Rounded<F> {
     #[inline(always)]

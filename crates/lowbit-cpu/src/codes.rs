@@ -1,30 +1,50 @@
-//! From values of a grid to its integers.
+//! Codes as they lie in memory: integers of 8 bits.
 
-/// How far from an integer a value divided by its scale may be. A fake quantizer's roundings are below 1e-4 at 8 bits.
-const OFF_GRID: f32 = 1e-2;
+use std::ops::RangeInclusive;
 
-/// 1.5 * 2^23: sums with it are rounded to integers, to even in a tie, whose lowest bits are at the end of the significand.
+/// Values of a grid, and their codes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Coded {
+    /// The real values.
+    pub values: Vec<f32>,
+    /// Their codes, negative ones in two's complement. `None` if the codes of the grid are no integers of 8 bits, or if one of the values
+    /// has none, as `NaN`.
+    pub codes: Option<Vec<u8>>,
+}
+
+/// The bounds of codes that are integers of 8 bits: all from 0 to 255, or all from -128 to 127.
+pub(crate) fn byte_bounds(range: &RangeInclusive<i32>) -> Option<[f32; 2]> {
+    let (least, largest) = (*range.start(), *range.end());
+    let fits = |low: i32, high: i32| low <= least && largest <= high;
+    (fits(0, 255) || fits(-128, 127)).then_some([least as f32, largest as f32])
+}
+
+/// 1.5 * 2^23: the lowest bits of a sum with it are those of an integer, in two's complement.
 const INTEGERS: f32 = 12_582_912.0;
 
-/// The integer from `least` to `largest` that `code` is, but for roundings; `fit` turns to 0 if it is none.
+/// The byte of a code from -128 to 255. Nothing is undefined for others.
 #[inline(always)]
-pub fn integer(code: f32, least: f32, largest: f32, fit: &mut u32) -> f32 {
-    let nearest = (code + INTEGERS) - INTEGERS;
-    let bounded = if nearest > least { nearest } else { least };
-    let bounded = if bounded < largest { bounded } else { largest };
-    // Also false for what is beyond the bounds, or no number.
-    *fit &= u32::from((code - bounded).abs() < OFF_GRID);
-    bounded
+pub(crate) fn byte(code: f32) -> u8 {
+    (code + INTEGERS).to_bits() as u8
 }
 
-/// The low byte of an integer from -128 to 255: its code in 8 bits, signed or not. Nothing is undefined for others.
-#[inline(always)]
-pub fn low_byte(integer: f32) -> u8 {
-    (integer + INTEGERS).to_bits() as u8
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// An integer from 0 to 65535 as one of 16 bits. Nothing is undefined for others.
-#[inline(always)]
-pub fn low_half(integer: f32) -> u16 {
-    (integer + INTEGERS).to_bits() as u16
+    #[test]
+    fn bytes_are_twos_complement() {
+        for code in -128..=255 {
+            assert_eq!(byte(code as f32), code as u8, "{code}");
+        }
+    }
+
+    #[test]
+    fn some_ranges_are_of_bytes() {
+        assert_eq!(byte_bounds(&(0..=255)), Some([0.0, 255.0]));
+        assert_eq!(byte_bounds(&(-128..=127)), Some([-128.0, 127.0]));
+        for range in [0..=256, -129..=0, -1..=128, -255..=255] {
+            assert_eq!(byte_bounds(&range), None, "{range:?}");
+        }
+    }
 }

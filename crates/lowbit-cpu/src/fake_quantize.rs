@@ -1,10 +1,13 @@
 //! Fake quantization by any formula, forward and backward in one pass each.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use rayon::prelude::*;
 
-use crate::activation::Pointwise;
+use crate::activation::{Coding, Pointwise, write_coded};
+use crate::codes::Coded;
 use crate::instructions::multiversion;
-use crate::output::{Slot, collect};
+use crate::output::{Slot, collect, collect_coded};
 use crate::task_items;
 
 /// Values that one thread takes at a time. Sums are added up by these chunks, whatever the number of threads.
@@ -18,6 +21,19 @@ multiversion! {
         for (y, &x) in y.iter_mut().zip(x) {
             y.write(activation.value(x, p));
         }
+    }
+}
+
+multiversion! {
+    /// Returns whether all are codes within the bounds.
+    fn coded_chunk<A: Coding<P>, const P: usize>(
+        x: &[f32], activation: A, p: [f32; P], bounds: [f32; 2], y: &mut [Slot], codes: &mut [Slot<u8>],
+    ) -> bool {
+        let mut are_codes = 1;
+        for ((y, code), &x) in y.iter_mut().zip(codes).zip(x) {
+            write_coded(activation, x, p, bounds, y, code, &mut are_codes);
+        }
+        are_codes == 1
     }
 }
 
@@ -78,6 +94,37 @@ pub(crate) fn forward<A: Pointwise<P>, const P: usize>(
     };
     // SAFETY: the result has rows and chunks like those of `x`, and each chunk is written.
     unsafe { collect(x.len(), write) }
+}
+
+/// The values of `x` on the grid, whose rows have parameters each, and their codes if all lie within the bounds; without bounds there are
+/// none.
+pub(crate) fn coded<A: Coding<P>, const P: usize>(
+    activation: A,
+    x: &[f32],
+    parameters: &[f32],
+    bounds: Option<[f32; 2]>,
+) -> Coded {
+    let Some(bounds) = bounds else {
+        return Coded { values: forward(activation, x, parameters), codes: None };
+    };
+    let (row, n_rows) = rows::<P>(x, parameters);
+    let write = |y: &mut [Slot], codes: &mut [Slot<u8>]| {
+        let are_codes = AtomicBool::new(true);
+        let results = y.par_chunks_mut(row.max(1)).zip(codes.par_chunks_mut(row.max(1)));
+        let rows = results.zip(x.par_chunks(row.max(1))).enumerate();
+        rows.with_min_len(task_items(row)).for_each(|(i, ((y, codes), x))| {
+            let p = row_parameters(parameters, n_rows, i);
+            let chunks = y.par_chunks_mut(CHUNK).zip(codes.par_chunks_mut(CHUNK)).zip(x.par_chunks(CHUNK));
+            chunks.with_min_len(task_items(CHUNK)).for_each(|((y, codes), x)| {
+                if !coded_chunk(x, activation, p, bounds, y, codes) {
+                    are_codes.store(false, Ordering::Relaxed);
+                }
+            });
+        });
+        are_codes.into_inner()
+    };
+    // SAFETY: both results have rows and chunks like those of `x`, and each chunk is written.
+    unsafe { collect_coded(x.len(), write) }
 }
 
 /// The gradients of a fake quantization.
@@ -165,8 +212,8 @@ pub fn range(x: &[f32]) -> [f32; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::formula::AnyFormula;
     use crate::formula::samples::{Interval, Step};
+    use crate::formula::{AnyFormula, Mode};
 
     /// Values around all ties and bounds of `scale`, the special ones, and random ones, of an odd number.
     fn values(scale: f32) -> Vec<f32> {
@@ -214,6 +261,42 @@ mod tests {
                 assert!((f64::from(ds[0]) - sum).abs() <= 1e-5 * size, "{} {sum}", ds[0]);
             }
         }
+    }
+
+    /// Those of `forward` and of `Mode::Codes`, over rows and chunks.
+    #[test]
+    fn codes_are_those_of_the_values() {
+        let x = values(0.1);
+        let x = &x[..x.len() / 2 * 2];
+        for (q_min, q_max) in [(0.0, 1.0), (0.0, 3.0), (-2.0, 1.0), (-128.0, 127.0), (0.0, 255.0)] {
+            let formula = AnyFormula::new(Step { q_min, q_max });
+            let range = q_min as i32..=q_max as i32;
+            for steps in [&[0.1][..], &[0.1, 0.37]] {
+                let coded = formula.coded(x, steps, Some(&range));
+                assert_eq!(coded.values, formula.forward(x, steps));
+                let codes = formula.with_mode(Mode::Codes).forward(x, steps);
+                let codes: Vec<u8> = codes.iter().map(|code| *code as i32 as u8).collect();
+                assert_eq!(coded.codes.expect("all are numbers"), codes);
+                assert_eq!(formula.coded(x, steps, None).codes, None);
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_no_code_is_told() {
+        let formula = AnyFormula::new(Step { q_min: 0.0, q_max: 3.0 });
+        for place in [0, 1, CHUNK - 1, CHUNK, 2 * CHUNK + 4] {
+            let mut x = vec![1.0; 2 * CHUNK + 5];
+            assert!(formula.coded(&x, &[1.0], Some(&(0..=3))).codes.is_some());
+            x[place] = f32::NAN;
+            let coded = formula.coded(&x, &[1.0], Some(&(0..=3)));
+            assert!(coded.codes.is_none() && coded.values[place].is_nan(), "NaN at {place}");
+            // A grid that the formula does not keep to.
+            x[place] = 3.0;
+            assert!(formula.coded(&x, &[1.0], Some(&(0..=2))).codes.is_none(), "3 at {place}");
+        }
+        assert!(formula.coded(&[1.0], &[f32::NAN], Some(&(0..=3))).codes.is_none());
+        assert!(formula.coded(&[1.0], &[1.0], Some(&(-255..=255))).codes.is_none());
     }
 
     #[test]

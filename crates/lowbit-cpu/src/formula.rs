@@ -5,10 +5,11 @@
 //! [`AnyFormula`] hides which formula it is.
 
 use std::fmt::{self, Debug};
-use std::ops::{Add, Div, Mul, Neg, Sub};
+use std::ops::{Add, Div, Mul, Neg, RangeInclusive, Sub};
 use std::sync::Arc;
 
 use crate::activation::{Codes, Pointwise, Rounded, Unrounded};
+use crate::codes::{Coded, byte_bounds};
 use crate::norm::{NormGradients, NormParameters, NormShape};
 use crate::program::Program;
 use crate::{fake_quantize, norm};
@@ -211,15 +212,25 @@ impl AnyFormula {
         self.formula.gradients(self.mode, x, parameters, g)
     }
 
+    /// The values of `x`, as [`forward`](Self::forward) has them, and their codes if these are to lie in a range.
+    ///
+    /// # Panics
+    /// If the lengths do not fit each other, or unless the formula yields values.
+    pub fn coded(&self, x: &[f32], parameters: &[f32], codes: Option<&RangeInclusive<i32>>) -> Coded {
+        assert_eq!(self.mode, Mode::Values, "codes are those of values");
+        self.formula.coded(x, parameters, codes.and_then(byte_bounds))
+    }
+
     pub(crate) fn normalized(
         &self,
         shape: NormShape,
         x: &[f32],
         norm: NormParameters<'_>,
         p: &[f32],
-    ) -> Vec<f32> {
+        codes: Option<&RangeInclusive<i32>>,
+    ) -> Coded {
         assert_eq!(self.mode, Mode::Values, "a normalization is followed by values");
-        self.formula.normalized(shape, x, norm, p)
+        self.formula.normalized(shape, x, norm, p, codes.and_then(byte_bounds))
     }
 
     pub(crate) fn normalized_gradients(
@@ -255,7 +266,15 @@ trait Kernels: Debug + Send + Sync {
     fn parts(&self) -> f32;
     fn forward(&self, mode: Mode, x: &[f32], parameters: &[f32]) -> Vec<f32>;
     fn gradients(&self, mode: Mode, x: &[f32], parameters: &[f32], g: &[f32]) -> fake_quantize::Gradients;
-    fn normalized(&self, shape: NormShape, x: &[f32], norm: NormParameters<'_>, p: &[f32]) -> Vec<f32>;
+    fn coded(&self, x: &[f32], parameters: &[f32], bounds: Option<[f32; 2]>) -> Coded;
+    fn normalized(
+        &self,
+        shape: NormShape,
+        x: &[f32],
+        norm: NormParameters<'_>,
+        p: &[f32],
+        bounds: Option<[f32; 2]>,
+    ) -> Coded;
     fn normalized_gradients(
         &self,
         shape: NormShape,
@@ -310,8 +329,19 @@ impl<F: Formula<P>, const P: usize> Kernels for Of<F, P> {
         }
     }
 
-    fn normalized(&self, shape: NormShape, x: &[f32], norm: NormParameters<'_>, p: &[f32]) -> Vec<f32> {
-        norm::apply_with(Rounded(self.0), parameters(p), shape, x, norm)
+    fn coded(&self, x: &[f32], parameters: &[f32], bounds: Option<[f32; 2]>) -> Coded {
+        fake_quantize::coded(Rounded(self.0), x, parameters, bounds)
+    }
+
+    fn normalized(
+        &self,
+        shape: NormShape,
+        x: &[f32],
+        norm: NormParameters<'_>,
+        p: &[f32],
+        bounds: Option<[f32; 2]>,
+    ) -> Coded {
+        norm::coded_with(Rounded(self.0), parameters(p), shape, x, norm, bounds)
     }
 
     fn normalized_gradients(

@@ -1,15 +1,13 @@
-//! Exact convolution of operands that are integer multiples of scales.
+//! Exact convolution of codes.
 //!
 //! Four channels of the input are one 32-bit word, and a step of the sum multiplies such a word by those of 16 output
 //! channels. Processors with an instruction for the dot product of two words sum up in 32 bits; for AVX2 products are summed
 //! up in 16 bits as long as they provably fit, then in 32.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
-use crate::codes::{integer, low_byte, low_half};
 use crate::conv::{ConvShape, tables};
 #[cfg(target_arch = "x86_64")]
 use crate::instructions::{Avx2, Avx512Vnni};
@@ -341,13 +339,13 @@ impl IntegerConv {
             && !matches!(Tiles::best(bounds), Tiles::Plain)
     }
 
-    /// Packs the weights, of the shape of [`ConvShape`]'s weight, as codes: `weight / scale`, which is rounded to an integer, with
-    /// one scale for all or one for each output channel. `None` if a code is beyond the bounds or farther from an integer than
-    /// rounding errors are, or if a sum could be beyond 32 bits.
+    /// Packs the codes of the weights, in two's complement and of the shape of [`ConvShape`]'s weight. A code is worth its
+    /// scale: there is one for all or one for each output channel. `None` if a sum could be beyond 32 bits.
     ///
     /// # Panics
-    /// If there are groups, a length does not fit the shape, or the shape has a size of 0 but for the padding and the batch.
-    pub fn new(shape: ConvShape, weight: &[f32], scales: &[f32], bounds: CodeBounds) -> Option<Self> {
+    /// If there are groups, a length does not fit the shape, the shape has a size of 0 but for the padding and the batch, or a code is
+    /// beyond the bounds.
+    pub fn new(shape: ConvShape, weight: &[u8], scales: &[f32], bounds: CodeBounds) -> Option<Self> {
         assert_eq!(shape.groups, 1, "codes are convolved without groups");
         shape.check_sizes();
         shape.check(shape.batch * shape.in_image(), weight.len());
@@ -362,63 +360,51 @@ impl IntegerConv {
             _ => scales.to_vec(),
         };
         assert_eq!(scales.len(), shape.out_channels, "one scale, or one for each output channel");
-        let largest = f32::from(bounds.weight.min(i8::MAX as u8));
+        let largest = bounds.weight.min(i8::MAX as u8);
+        let is_within = |codes: &[u8]| magnitude(codes) <= largest;
         let n_words = shape.in_channels.div_ceil(WORD);
         let n_steps = n_words * taps;
         let mut panels = vec![[0; WORD * BLOCK]; shape.out_channels.div_ceil(BLOCK) * n_steps];
         let blocks = panels.par_chunks_mut(n_steps).zip(weight.par_chunks(BLOCK * shape.in_channels * taps));
-        let fit = AtomicBool::new(true);
-        let blocks = blocks.zip(scales.par_chunks(BLOCK));
-        blocks.with_min_len(task_items(BLOCK * shape.in_channels * taps)).for_each(
-            |((panel, weight), scales)| {
-                let mut codes = vec![0; shape.in_channels * taps];
-                let channels = weight.chunks_exact(shape.in_channels * taps).zip(scales);
-                for (channel, (weight, scale)) in channels.enumerate() {
-                    if !round_to_codes(weight, 1.0 / scale, largest, &mut codes) {
-                        fit.store(false, Ordering::Relaxed);
-                    }
-                    for (c, codes) in codes.chunks_exact(taps).enumerate() {
-                        let rows = &mut panel[c / WORD * taps..][..taps];
-                        for (row, &code) in rows.iter_mut().zip(codes) {
-                            row[channel * WORD + c % WORD] = code as i8;
-                        }
+        blocks.with_min_len(task_items(BLOCK * shape.in_channels * taps)).for_each(|(panel, weight)| {
+            assert!(is_within(weight), "a code of the weights is beyond {largest}");
+            for (channel, codes) in weight.chunks_exact(shape.in_channels * taps).enumerate() {
+                for (c, codes) in codes.chunks_exact(taps).enumerate() {
+                    let rows = &mut panel[c / WORD * taps..][..taps];
+                    for (row, &code) in rows.iter_mut().zip(codes) {
+                        row[channel * WORD + c % WORD] = code as i8;
                     }
                 }
-            },
-        );
+            }
+        });
         let tables = tables::Tables::new(&ConvShape { in_channels: n_words, ..shape }, PIXELS);
         let tiles = Tiles::best(bounds);
-        fit.into_inner().then_some(Self { shape, tables, panels, scales, bounds, tiles })
+        Some(Self { shape, tables, panels, scales, bounds, tiles })
     }
 
-    /// The convolution of `input`, whose values are integers, but for roundings, times the scale.
+    /// The convolution of the codes `input`, each worth the scale.
     ///
-    /// The sum over codes is exact in 32 bits; its value in single precision is exact up to `2^24`. `None` if a value is no
-    /// integer within the bounds.
+    /// The sum over codes is exact in 32 bits; its value in single precision is exact up to `2^24`.
     ///
     /// # Panics
-    /// If the length does not fit the shape.
-    pub fn forward(&self, input: &[f32], scale: f32) -> Option<Vec<f32>> {
+    /// If the length does not fit the shape, or a code is beyond the bounds.
+    pub fn forward(&self, input: &[u8], scale: f32) -> Vec<f32> {
         let (shape, tables) = (&self.shape, &self.tables);
         let (in_image, plane, out_image) = (shape.in_image(), shape.out_plane(), shape.out_image());
         assert_eq!(input.len(), shape.batch * in_image, "length of the input");
-        let fit = AtomicBool::new(true);
         let scales: Vec<f32> = self.scales.iter().map(|weight| weight * scale).collect();
         let together = tables.images.min(shape.batch / (2 * rayon::current_num_threads())).max(1);
         let write = |out: &mut [Slot]| {
             let inputs = input.par_chunks(together * in_image);
             out.par_chunks_mut(together * out_image).zip(inputs).for_each(|(out, input)| {
                 WORDS.with_borrow_mut(|words| {
-                    if !self.load(input, 1.0 / scale, words) {
-                        fit.store(false, Ordering::Relaxed);
-                    }
+                    self.load(input, words);
                     self.run_images(words, input.len() / in_image * plane, &scales, out);
                 });
             });
         };
         // SAFETY: input and output have the same number of images, and `run_images` writes all pixels of theirs.
-        let out = unsafe { collect(shape.batch * out_image, write) };
-        fit.into_inner().then_some(out)
+        unsafe { collect(shape.batch * out_image, write) }
     }
 
     /// Writes the first `values` pixels of all channels, image after image.
@@ -445,9 +431,9 @@ impl IntegerConv {
     }
 
     /// Copies the codes of images into words, with zeros around them and for the channels that fill the last word.
-    /// Returns whether all are within the bounds.
-    fn load(&self, input: &[f32], inverse: f32, words: &mut Vec<u32>) -> bool {
-        let mut fit = true;
+    fn load(&self, input: &[u8], words: &mut Vec<u32>) {
+        let largest = self.bounds.activation;
+        assert!(largest == u8::MAX || maximum(input) <= largest, "a code of the input is beyond {largest}");
         let shape = &self.shape;
         let [height, width] = shape.size;
         let (plane, source) = (height * width, &self.tables.source);
@@ -456,52 +442,29 @@ impl IntegerConv {
         for (image, input) in input.chunks_exact(shape.in_channels * plane).enumerate() {
             for (word, channels) in input.chunks(WORD * plane).enumerate() {
                 let start = source.index(image, word, shape.padding[0], shape.padding[1]) as usize;
-                let scale = Scaling { inverse, largest: f32::from(self.bounds.activation) };
-                fit &= join(channels, plane, width, scale, source.row_len(), &mut words[start..]);
+                join(channels, plane, width, source.row_len(), &mut words[start..]);
             }
         }
-        fit
     }
 }
 
 multiversion! {
-    /// Writes the integers `weight * inverse` in two's complement; returns whether all are that, and at most `largest`.
-    fn round_to_codes(weight: &[f32], inverse: f32, largest: f32, codes: &mut [u8]) -> bool {
-        let mut fit = 1;
-        for (&weight, code) in weight.iter().zip(codes) {
-            *code = low_byte(integer(weight * inverse, -largest, largest, &mut fit));
-        }
-        fit == 1
-    }
-}
-
-/// From values to codes.
-#[derive(Clone, Copy)]
-struct Scaling {
-    inverse: f32,
-    largest: f32,
-}
-
-impl Scaling {
-    /// The code of `x`; `fit` turns to 0 if it is beyond the bounds or no integer.
-    #[inline(always)]
-    fn code(self, x: f32, fit: &mut u32) -> f32 {
-        integer(x * self.inverse, 0.0, self.largest, fit)
-    }
-
-    /// Two codes, the second in the upper byte.
-    #[inline(always)]
-    fn pair(self, lower: f32, upper: f32, fit: &mut u32) -> u32 {
-        u32::from(low_half(self.code(lower, fit) + 256.0 * self.code(upper, fit)))
+    /// The largest code.
+    fn maximum(codes: &[u8]) -> u8 {
+        codes.iter().fold(0, |largest, &code| largest.max(code))
     }
 }
 
 multiversion! {
-    /// Joins the codes of up to [`WORD`] planes to words, whose rows lie `stride` words apart. Returns whether they fit.
-    fn join(
-        channels: &[f32], plane: usize, width: usize, scaling: Scaling, stride: usize, out: &mut [u32],
-    ) -> bool {
-        let mut fit = 1;
+    /// The largest magnitude of codes in two's complement.
+    fn magnitude(codes: &[u8]) -> u8 {
+        codes.iter().fold(0, |largest, &code| largest.max((code as i8).unsigned_abs()))
+    }
+}
+
+multiversion! {
+    /// Joins up to [`WORD`] planes to words, whose rows lie `stride` words apart.
+    fn join(channels: &[u8], plane: usize, width: usize, stride: usize, out: &mut [u32]) {
         if let Some((all, _)) = channels.split_at_checked(WORD * plane) {
             let (ab, cd) = all.split_at(2 * plane);
             let ((a, b), (c, d)) = (ab.split_at(plane), cd.split_at(plane));
@@ -509,19 +472,18 @@ multiversion! {
                 let row = y * width..(y + 1) * width;
                 let (ab, cd) = (a[row.clone()].iter().zip(&b[row.clone()]), c[row.clone()].iter().zip(&d[row]));
                 for (word, ((&a, &b), (&c, &d))) in out.iter_mut().zip(ab.zip(cd)) {
-                    *word = scaling.pair(a, b, &mut fit) | scaling.pair(c, d, &mut fit) << 16;
+                    *word = u32::from_le_bytes([a, b, c, d]);
                 }
             }
-            return fit == 1;
+            return;
         }
         for (c, channel) in channels.chunks_exact(plane).enumerate() {
             for (row, out) in channel.chunks_exact(width).zip(out.chunks_mut(stride)) {
-                for (word, &x) in out.iter_mut().zip(row) {
-                    *word |= u32::from(low_byte(scaling.code(x, &mut fit))) << (8 * c);
+                for (word, &code) in out.iter_mut().zip(row) {
+                    *word |= u32::from(code) << (8 * c);
                 }
             }
         }
-        fit == 1
     }
 }
 

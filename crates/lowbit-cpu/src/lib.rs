@@ -21,19 +21,19 @@
 //!     padding: [1, 1],
 //!     groups: 1,
 //! };
-//! // Codes of 2 bits times their scale.
-//! let weight = [0.5, -0.5, 0.5, 0.0, 1.0, 0.0, -0.5, 0.5, -0.5];
-//! let image = [0.75, 0.0, 0.25, 0.5, 0.75, 0.0, 0.25, 0.25, 0.5];
+//! // Codes of 2 bits, one of the weights worth 0.5, one of the image 0.25.
+//! let weight = [1, -1, 1, 0, 2, 0, -1, 1, -1].map(|code: i8| code as u8);
+//! let image = [3, 0, 1, 2, 3, 0, 1, 1, 2];
 //! let bounds = CodeBounds { activation: 3, weight: 2 };
-//! let kernel = IntegerConv::new(shape, &weight, &[0.5], bounds).expect("these weights are codes");
-//! let out = kernel.forward(&image, 0.25).expect("these values are codes");
+//! let kernel = IntegerConv::new(shape, &weight, &[0.5], bounds).expect("no sum is beyond 32 bits");
+//! let out = kernel.forward(&image, 0.25);
 //! assert_eq!(out[4], 1.0);
 //! ```
 
 mod activation;
 #[cfg(feature = "allocator")]
 pub mod allocator;
-mod codes;
+pub mod codes;
 pub mod conv;
 pub mod fake_quantize;
 pub mod formula;

@@ -3,12 +3,16 @@
 //! All tensors are `[batch, channels, plane]`. The forward pass writes only the activation's result; the backward pass
 //! computes the rest again from the input, in the same operations, so that both agree on every rounding.
 
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use rayon::prelude::*;
 
-use crate::activation::{Identity, Pointwise, Relu};
+use crate::activation::{Coding, Identity, Pointwise, Relu, write_coded};
+use crate::codes::Coded;
 use crate::formula::AnyFormula;
 use crate::instructions::multiversion;
-use crate::output::{Slot, collect};
+use crate::output::{Slot, collect, collect_coded};
 use crate::task_items;
 
 /// Sizes of a normalization.
@@ -125,8 +129,8 @@ pub enum Activation<'a> {
     Identity,
     /// `max(x, 0)`; the gradient passes where `x > 0`.
     Relu,
-    /// A quantizer, with a number for each of its parameters.
-    Formula(&'a AnyFormula, &'a [f32]),
+    /// A quantizer, with a number for each of its parameters, and its smallest and largest code if codes are asked for.
+    Formula(&'a AnyFormula, &'a [f32], Option<&'a RangeInclusive<i32>>),
 }
 
 /// What a normalization applies.
@@ -188,7 +192,24 @@ multiversion! {
     }
 }
 
-/// Normalization and activation.
+multiversion! {
+    /// Returns whether all are codes within the bounds.
+    fn coded_image<A: Coding<P>, const P: usize>(
+        x: &[f32], affines: &[Affine], activation: A, p: [f32; P], bounds: [f32; 2], y: &mut [Slot], codes: &mut [Slot<u8>],
+    ) -> bool {
+        let plane = x.len() / affines.len();
+        let mut are_codes = 1;
+        let planes = y.chunks_exact_mut(plane).zip(codes.chunks_exact_mut(plane)).zip(x.chunks_exact(plane));
+        for (((y, codes), x), &affine) in planes.zip(affines) {
+            for ((y, code), &x) in y.iter_mut().zip(codes).zip(x) {
+                write_coded(activation, affine.apply(x), p, bounds, y, code, &mut are_codes);
+            }
+        }
+        are_codes == 1
+    }
+}
+
+/// Normalization and activation; codes where the activation is a quantizer.
 ///
 /// # Equation
 /// `y = activation((x - mean) gamma / sqrt(variance + epsilon) + beta)`
@@ -200,12 +221,43 @@ pub fn apply(
     x: &[f32],
     parameters: NormParameters<'_>,
     activation: Activation<'_>,
-) -> Vec<f32> {
+) -> Coded {
+    let of_values = |values| Coded { values, codes: None };
     match activation {
-        Activation::Identity => apply_with(Identity, [], shape, x, parameters),
-        Activation::Relu => apply_with(Relu, [], shape, x, parameters),
-        Activation::Formula(formula, p) => formula.normalized(shape, x, parameters, p),
+        Activation::Identity => of_values(apply_with(Identity, [], shape, x, parameters)),
+        Activation::Relu => of_values(apply_with(Relu, [], shape, x, parameters)),
+        Activation::Formula(formula, p, codes) => formula.normalized(shape, x, parameters, p, codes),
     }
+}
+
+/// [`apply`] of a quantizer, with codes if all lie within the bounds.
+pub(crate) fn coded_with<A: Coding<P>, const P: usize>(
+    activation: A,
+    p: [f32; P],
+    shape: NormShape,
+    x: &[f32],
+    parameters: NormParameters<'_>,
+    bounds: Option<[f32; 2]>,
+) -> Coded {
+    let bounds = match bounds {
+        Some(bounds) if !x.is_empty() => bounds,
+        _ => return Coded { values: apply_with(activation, p, shape, x, parameters), codes: None },
+    };
+    assert_eq!(x.len(), shape.len(), "length of the input");
+    let affines = parameters.affines(shape);
+    let write = |y: &mut [Slot], codes: &mut [Slot<u8>]| {
+        let are_codes = AtomicBool::new(true);
+        let results = y.par_chunks_mut(shape.image()).zip(codes.par_chunks_mut(shape.image()));
+        let images = results.zip(x.par_chunks(shape.image())).with_min_len(task_items(shape.image()));
+        images.for_each(|((y, codes), x)| {
+            if !coded_image(x, &affines, activation, p, bounds, y, codes) {
+                are_codes.store(false, Ordering::Relaxed);
+            }
+        });
+        are_codes.into_inner()
+    };
+    // SAFETY: `x` is as long, and each of its images has as many planes as there are channels.
+    unsafe { collect_coded(x.len(), write) }
 }
 
 /// [`apply`] of one kind of activation.
@@ -334,7 +386,7 @@ pub fn gradients(
     match activation {
         Activation::Identity => gradients_with(Identity, [], shape, x, g, parameters),
         Activation::Relu => gradients_with(Relu, [], shape, x, g, parameters),
-        Activation::Formula(formula, p) => formula.normalized_gradients(shape, x, g, parameters, p),
+        Activation::Formula(formula, p, _) => formula.normalized_gradients(shape, x, g, parameters, p),
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::mem::MaybeUninit;
 
+use crate::codes::Coded;
+
 /// A value of a result, which can be written, but not read.
-pub type Slot = MaybeUninit<f32>;
+pub type Slot<T = f32> = MaybeUninit<T>;
 
 /// The `n` values that `write` writes. Zeros to begin with would cost as much as a normalization.
 ///
@@ -19,4 +21,20 @@ pub unsafe fn collect(n: usize, write: impl FnOnce(&mut [Slot])) -> Vec<f32> {
     // SAFETY: there is room for `n` values, and the caller promises that each is written.
     unsafe { values.set_len(n) };
     values
+}
+
+/// The `n` values that `write` writes, and their codes, if it says that they are codes.
+///
+/// # Safety
+/// `write` writes a number to each of the slots, and a byte to each of those of the codes.
+pub unsafe fn collect_coded(n: usize, write: impl FnOnce(&mut [Slot], &mut [Slot<u8>]) -> bool) -> Coded {
+    let (mut codes, mut are_codes) = (Vec::with_capacity(n), false);
+    let slots = &mut codes.spare_capacity_mut()[..n];
+    #[cfg(test)]
+    slots.fill(Slot::new(0xa5));
+    // SAFETY: the caller promises that each value is written.
+    let values = unsafe { collect(n, |values| are_codes = write(values, slots)) };
+    // SAFETY: there is room for `n` codes, and the caller promises that each is written.
+    unsafe { codes.set_len(n) };
+    Coded { values, codes: are_codes.then_some(codes) }
 }

@@ -1,4 +1,5 @@
-//! Fake quantization of the weights of DoReFa-Net, Zhou et al. 2016 (arXiv 1606.06160), Eq. 9.
+//! What the weights of DoReFa-Net, Zhou et al. 2016 (arXiv 1606.06160), Eq. 9, need beside a formula: the hyperbolic tangent and its
+//! largest magnitude, by which all weights are divided, with the gradient through both.
 
 use rayon::prelude::*;
 
@@ -20,7 +21,7 @@ pub struct SquashedMax {
 
 impl SquashedMax {
     /// `2 max`, or 1 if all weights are zero, which puts every code in the middle of the grid.
-    fn divisor(self) -> f32 {
+    pub fn divisor(self) -> f32 {
         if self.value == 0.0 { 1.0 } else { self.value * 2.0 }
     }
 }
@@ -99,38 +100,6 @@ pub fn squashed_max(squashed: &[f32]) -> SquashedMax {
     })
 }
 
-/// The code `c = round(n (t / (2 max) + 1/2))` of a squashed weight `t`.
-#[inline(always)]
-fn code(squashed: f32, divisor: f32, n: f32) -> f32 {
-    ((squashed / divisor + 0.5) * n).round_ties_even()
-}
-
-multiversion! {
-    fn quantize_chunk(squashed: &[f32], divisor: f32, n: f32, y: &mut [Slot]) {
-        for (y, &t) in y.iter_mut().zip(squashed) {
-            y.write((code(t, divisor, n) * 2.0 - n) / n);
-        }
-    }
-}
-
-/// The weights on the grid from their [`squash`]ed values.
-///
-/// # Equation
-/// ```text
-/// c = round(n (tanh(w) / (2 max|tanh(w)|) + 1/2))      ties to even, n = 2^bits - 1
-/// y = (2 c - n) / n
-/// ```
-pub fn dorefa(squashed: &[f32], max: SquashedMax, n: f32) -> Vec<f32> {
-    let write = |y: &mut [Slot]| {
-        let chunks = y.par_chunks_mut(CHUNK).zip(squashed.par_chunks(CHUNK));
-        chunks
-            .with_min_len(task_items(CHUNK))
-            .for_each(|(y, squashed)| quantize_chunk(squashed, max.divisor(), n, y));
-    };
-    // SAFETY: there is a squashed weight for each value, chunk by chunk.
-    unsafe { collect(squashed.len(), write) }
-}
-
 /// Parallel sums of a chunk.
 const LANES: usize = 16;
 
@@ -156,7 +125,7 @@ multiversion! {
     }
 }
 
-/// The gradient `dw` of the weights from the gradient `g` of [`dorefa`]'s result, straight through the rounding.
+/// The gradient `dw` of the weights from the gradient `g` of the values on the grid, straight through the rounding.
 ///
 /// # Equation
 /// With `t = tanh(w)` and `m = max|t|`, reached first at `i`:
@@ -200,22 +169,15 @@ mod tests {
     }
 
     #[test]
-    fn equals_the_formula_and_its_gradient() {
-        for (len, bits) in [(1, 2), (2, 3), (17, 2), (CHUNK + 3, 4), (3 * CHUNK, 7), (1000, 8)] {
+    fn equals_the_equation_of_the_gradient() {
+        for len in [1, 2, 17, CHUNK + 3, 3 * CHUNK, 1000] {
             for seed in 0..5 {
                 let (w, g) = (random(seed, len), random(seed + 100, len));
-                let n = ((1u32 << bits) - 1) as f32;
                 let squashed = squash(&w);
                 let max = squashed_max(&squashed);
                 let expected_max = squashed.iter().map(|t| t.abs()).fold(0.0, f32::max);
                 assert_eq!(max.value, expected_max);
                 assert_eq!(Some(max.index), squashed.iter().position(|t| t.abs() == expected_max));
-                let y = dorefa(&squashed, max, n);
-                assert_eq!(y.len(), len);
-                for (y, t) in y.iter().zip(&squashed) {
-                    let z = t / (expected_max * 2.0) + 0.5;
-                    assert_eq!(y.to_bits(), (((z * n).round_ties_even() * 2.0 - n) / n).to_bits());
-                }
                 for through_max in [MaxGradient::Differentiated, MaxGradient::Detached] {
                     let dw = dorefa_gradient(&squashed, max, through_max, &g);
                     assert_eq!(dw.len(), len);
@@ -252,12 +214,10 @@ mod tests {
     }
 
     #[test]
-    fn weights_of_zero_have_the_middle_code() {
+    fn weights_of_zero_are_divided_by_one() {
         let squashed = squash(&[0.0; 3]);
         let max = squashed_max(&squashed);
-        let y = dorefa(&squashed, max, 3.0);
-        // 1.5 rounds to 2: (4 - 3) / 3.
-        assert_eq!(y, [1.0 / 3.0; 3]);
+        assert_eq!(max.divisor(), 1.0);
         let dw = dorefa_gradient(&squashed, max, MaxGradient::Differentiated, &[1.0; 3]);
         assert_eq!(dw, [2.0; 3]);
         assert_eq!(squashed_max(&[]).value, 0.0);

@@ -1,5 +1,7 @@
 //! Gradients of the operations on backends with autodiff.
 
+use std::ops::RangeInclusive;
+
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
@@ -11,7 +13,7 @@ use burn::tensor::ops::ConvOptions;
 use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::weights::MaxGradient;
 
-use crate::backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend};
+use crate::backend::{ActivationKind, CodeKinds, CodedTensor, KeepCodes, KeptCodes, KernelBackend};
 
 impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn lowbit_conv2d(
@@ -24,20 +26,22 @@ impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Auto
     }
 
     fn lowbit_conv2d_codes(
-        input: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        input_parameter: FloatTensor<Self>,
-        weight_parameter: FloatTensor<Self>,
+        input: CodedTensor<Self>,
+        weight: CodedTensor<Self>,
+        input_unit: FloatTensor<Self>,
+        weight_unit: FloatTensor<Self>,
         codes: CodeKinds,
         options: ConvOptions<2>,
     ) -> FloatTensor<Self> {
-        let (input_parameter, weight_parameter) =
-            (input_parameter.into_primitive(), weight_parameter.into_primitive());
-        let keep =
-            |input: &_, weight: &_| B::lowbit_keep_codes(input, weight, &input_parameter, codes, &options);
+        let (input_unit, weight_unit) = (input_unit.into_primitive(), weight_unit.into_primitive());
+        let [(input, input_codes), (weight, weight_codes)] = [input, weight].map(CodedTensor::split);
+        let keep = |input: &_, weight: &_| {
+            let input_codes = input_codes.as_ref()?;
+            B::lowbit_keep_codes(input, weight, input_codes, &input_unit, codes, &options)
+        };
         let forward = |input, weight| {
-            let input_parameter = input_parameter.clone();
-            B::lowbit_conv2d_codes(input, weight, input_parameter, weight_parameter, codes, options.clone())
+            let [input, weight] = [(input, input_codes.clone()), (weight, weight_codes)].map(CodedTensor::of);
+            B::lowbit_conv2d_codes(input, weight, input_unit.clone(), weight_unit, codes, options.clone())
         };
         conv2d::<B, C>(input, weight, &options, keep, forward)
     }
@@ -54,7 +58,7 @@ impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Auto
         parameters: FloatTensor<Self>,
         epsilon: f32,
         activation: ActivationKind,
-    ) -> FloatTensor<Self> {
+    ) -> CodedTensor<Self> {
         let statistics = statistics.into_primitive();
         let nodes = [input.node(), gamma.node(), beta.node(), parameters.node()];
         let kind = activation.clone();
@@ -73,42 +77,59 @@ impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Auto
                     epsilon,
                     activation,
                 };
-                prepared.finish(state, forward([input, gamma, beta, parameters], statistics))
+                let output = forward([input, gamma, beta, parameters], statistics);
+                with_values(output, |values| prepared.finish(state, values))
             }
             OpsKind::UnTracked(prepared) => {
-                prepared.finish(forward([input, gamma, beta, parameters], statistics))
+                let output = forward([input, gamma, beta, parameters], statistics);
+                with_values(output, |values| prepared.finish(values))
             }
         }
     }
 
-    fn lowbit_dorefa_weights(w: FloatTensor<Self>, n: f32, max_gradient: MaxGradient) -> FloatTensor<Self> {
+    fn lowbit_dorefa_weights(
+        w: FloatTensor<Self>,
+        formula: AnyFormula,
+        codes: Option<RangeInclusive<i32>>,
+        max_gradient: MaxGradient,
+    ) -> CodedTensor<Self> {
         let node = w.node();
         let squashed = B::lowbit_tanh(w.into_primitive());
-        let y = B::lowbit_dorefa_grid(squashed.clone(), n);
-        match DoReFaWeights.prepare::<C>([node]).compute_bound().stateful() {
+        let double_max = B::lowbit_double_max(squashed.clone());
+        let output = B::lowbit_fake_quantize(squashed.clone(), double_max, formula, codes);
+        with_values(output, |y| match DoReFaWeights.prepare::<C>([node]).compute_bound().stateful() {
             OpsKind::Tracked(prepared) => prepared.finish((squashed, max_gradient), y),
             OpsKind::UnTracked(prepared) => prepared.finish(y),
-        }
+        })
     }
 
     fn lowbit_fake_quantize(
         x: FloatTensor<Self>,
         parameters: FloatTensor<Self>,
         formula: AnyFormula,
-    ) -> FloatTensor<Self> {
+        codes: Option<RangeInclusive<i32>>,
+    ) -> CodedTensor<Self> {
         match FakeQuantize.prepare::<C>([x.node(), parameters.node()]).compute_bound().stateful() {
             OpsKind::Tracked(mut prepared) => {
                 let state = (prepared.checkpoint(&x), prepared.checkpoint(&parameters), formula.clone());
                 let output =
-                    B::lowbit_fake_quantize(x.into_primitive(), parameters.into_primitive(), formula);
-                prepared.finish(state, output)
+                    B::lowbit_fake_quantize(x.into_primitive(), parameters.into_primitive(), formula, codes);
+                with_values(output, |values| prepared.finish(state, values))
             }
-            OpsKind::UnTracked(prepared) => prepared.finish(B::lowbit_fake_quantize(
-                x.into_primitive(),
-                parameters.into_primitive(),
-                formula,
-            )),
+            OpsKind::UnTracked(prepared) => {
+                let output =
+                    B::lowbit_fake_quantize(x.into_primitive(), parameters.into_primitive(), formula, codes);
+                with_values(output, |values| prepared.finish(values))
+            }
         }
+    }
+
+    fn lowbit_tanh(w: FloatTensor<Self>) -> FloatTensor<Self> {
+        <Self as AutodiffBackend>::from_inner(B::lowbit_tanh(w.into_primitive()))
+    }
+
+    fn lowbit_double_max(squashed: FloatTensor<Self>) -> FloatTensor<Self> {
+        <Self as AutodiffBackend>::from_inner(B::lowbit_double_max(squashed.into_primitive()))
     }
 
     fn lowbit_quotient(x: FloatTensor<Self>, s: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -118,6 +139,15 @@ impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Auto
     fn lowbit_value_range(x: FloatTensor<Self>) -> FloatTensor<Self> {
         <Self as AutodiffBackend>::from_inner(B::lowbit_value_range(x.into_primitive()))
     }
+}
+
+/// The same codes of values that `finish` has put into the graph. Codes have no gradient.
+fn with_values<B: Backend, C: CheckpointStrategy>(
+    output: CodedTensor<B>,
+    finish: impl FnOnce(FloatTensor<B>) -> FloatTensor<Autodiff<B, C>>,
+) -> CodedTensor<Autodiff<B, C>> {
+    let (values, codes) = output.split();
+    CodedTensor::of((finish(values), codes))
 }
 
 /// A node of a convolution whose forward pass is `forward`. What `keep` yields is kept instead of the input.

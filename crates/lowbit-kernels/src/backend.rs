@@ -1,7 +1,9 @@
 //! The operations as a burn backend extension.
 
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, backend_extension};
+use std::ops::RangeInclusive;
+
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, ExtensionType, backend_extension};
 use burn::tensor::ops::ConvOptions;
 use lowbit_cpu::conv::ConvShape;
 use lowbit_cpu::formula::AnyFormula;
@@ -18,18 +20,50 @@ pub enum ActivationKind {
     Identity,
     /// `max(y, 0)`.
     Relu,
-    /// A quantizer.
-    Formula(AnyFormula),
+    /// A quantizer, and its smallest and largest code if codes are asked for.
+    Formula(AnyFormula, Option<RangeInclusive<i32>>),
 }
 
-/// How the values of the operands of a convolution follow from codes, apart from their units.
+/// Values, with their codes where the backend has made them.
+#[derive(Clone, Debug, ExtensionType)]
+pub enum CodedTensor<B: Backend> {
+    /// Values alone.
+    Values(FloatTensor<B>),
+    /// Values and their codes: integers of 8 bits (`U8`) of the same shape, negative ones in two's complement.
+    Codes(FloatTensor<B>, IntTensor<B>),
+}
+
+impl<B: Backend> CodedTensor<B> {
+    /// Values, and their codes if there are some.
+    pub fn of((values, codes): (FloatTensor<B>, Option<IntTensor<B>>)) -> Self {
+        match codes {
+            Some(codes) => Self::Codes(values, codes),
+            None => Self::Values(values),
+        }
+    }
+
+    /// The values, and their codes if there are some.
+    pub fn split(self) -> (FloatTensor<B>, Option<IntTensor<B>>) {
+        match self {
+            Self::Values(values) => (values, None),
+            Self::Codes(values, codes) => (values, Some(codes)),
+        }
+    }
+
+    /// The values alone.
+    pub fn values(self) -> FloatTensor<B> {
+        self.split().0
+    }
+}
+
+/// What codes of the operands of a convolution are worth, apart from their units.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CodeKinds {
     /// What the units are divided into, of the input and of the weights.
     pub parts: [f32; 2],
     /// Whether the operands have a unit, one of the input and one or one for each output channel of the weights; 1 else.
     pub have_unit: [bool; 2],
-    /// Largest magnitudes of the codes; those of the input are not negative.
+    /// Largest magnitudes of the codes; those of the input are not negative, that of weights without codes is 0.
     pub bounds: CodeBounds,
 }
 
@@ -44,11 +78,12 @@ pub struct KeptCodes {
 
 /// What a backend may do between the passes of an operation, apart from the operations.
 pub trait KeepCodes: Backend {
-    /// The input of a convolution as packed codes, if the backend reads these in its backward pass and the values are codes.
+    /// The codes of a convolution's input packed, if the backend reads these in its backward pass.
     fn lowbit_keep_codes(
         _input: &FloatTensor<Self>,
         _weight: &FloatTensor<Self>,
-        _input_parameter: &FloatTensor<Self>,
+        _input_codes: &IntTensor<Self>,
+        _input_unit: &FloatTensor<Self>,
         _codes: CodeKinds,
         _options: &ConvOptions<2>,
     ) -> Option<KeptCodes> {
@@ -86,16 +121,16 @@ pub trait KernelBackend: Backend {
         reference::conv2d::<Self>(input, weight, options)
     }
 
-    /// Convolution without bias of operands that are multiples of scales.
+    /// Convolution without bias of an input with codes; the weights may have some, too.
     fn lowbit_conv2d_codes(
-        input: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        _input_parameter: FloatTensor<Self>,
-        _weight_parameter: FloatTensor<Self>,
+        #[extension_type] input: CodedTensor<Self>,
+        #[extension_type] weight: CodedTensor<Self>,
+        _input_unit: FloatTensor<Self>,
+        _weight_unit: FloatTensor<Self>,
         _codes: CodeKinds,
         options: ConvOptions<2>,
     ) -> FloatTensor<Self> {
-        Self::lowbit_conv2d(input, weight, options)
+        Self::lowbit_conv2d(input.values(), weight.values(), options)
     }
 
     /// Gradient of a convolution's input.
@@ -133,7 +168,7 @@ pub trait KernelBackend: Backend {
         parameters: FloatTensor<Self>,
         epsilon: f32,
         activation: ActivationKind,
-    ) -> FloatTensor<Self> {
+    ) -> CodedTensor<Self> {
         reference::batch_norm::<Self>(input, gamma, beta, statistics, parameters, epsilon, activation)
     }
 
@@ -154,19 +189,27 @@ pub trait KernelBackend: Backend {
         )
     }
 
-    /// Fake quantization of the weights of DoReFa: see [`lowbit_cpu::weights`].
-    fn lowbit_dorefa_weights(w: FloatTensor<Self>, n: f32, _max_gradient: MaxGradient) -> FloatTensor<Self> {
-        Self::lowbit_dorefa_grid(Self::lowbit_tanh(w), n)
+    /// Fake quantization of the weights of DoReFa: `formula` of their hyperbolic tangents, with twice the largest magnitude of these as
+    /// its parameter.
+    fn lowbit_dorefa_weights(
+        w: FloatTensor<Self>,
+        formula: AnyFormula,
+        codes: Option<RangeInclusive<i32>>,
+        _max_gradient: MaxGradient,
+    ) -> CodedTensor<Self> {
+        let squashed = Self::lowbit_tanh(w);
+        let double_max = Self::lowbit_double_max(squashed.clone());
+        Self::lowbit_fake_quantize(squashed, double_max, formula, codes)
     }
 
-    /// `tanh(w)`.
+    /// `tanh(w)`, without gradient.
     fn lowbit_tanh(w: FloatTensor<Self>) -> FloatTensor<Self> {
         reference::tanh::<Self>(w)
     }
 
-    /// The weights on the grid from their hyperbolic tangents.
-    fn lowbit_dorefa_grid(squashed: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
-        reference::dorefa_grid::<Self>(squashed, n)
+    /// Twice the largest magnitude, `[1]`, without gradient; 1 if all are zero.
+    fn lowbit_double_max(squashed: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::double_max::<Self>(squashed)
     }
 
     /// Gradient of the weights from their hyperbolic tangents and the gradient of those on the grid.
@@ -178,14 +221,16 @@ pub trait KernelBackend: Backend {
         reference::dorefa_gradient::<Self>(squashed, gradient, max_gradient)
     }
 
-    /// The results of a formula. `parameters` are the first parameter of every row of `x`, then the second of every row, and so on;
-    /// without effect if it has none.
+    /// The results of a formula, and their codes if they are asked for by telling the smallest and the largest, and if the backend has
+    /// a use for them. `parameters` are the first parameter of
+    /// every row of `x`, then the second of every row, and so on; without effect if it has none.
     fn lowbit_fake_quantize(
         x: FloatTensor<Self>,
         parameters: FloatTensor<Self>,
         formula: AnyFormula,
-    ) -> FloatTensor<Self> {
-        reference::fake_quantize::<Self>(x, parameters, &formula)
+        _codes: Option<RangeInclusive<i32>>,
+    ) -> CodedTensor<Self> {
+        CodedTensor::Values(reference::fake_quantize::<Self>(x, parameters, &formula))
     }
 
     /// Gradients of the input and of the parameters. The latter are any tensor if the formula has none, or if they are not `wanted`.

@@ -10,6 +10,8 @@
 
 mod weight_gradient;
 
+use std::ops::RangeInclusive;
+
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::DType;
@@ -28,7 +30,7 @@ use lowbit_cpu::program::{Op, Program};
 use lowbit_cpu::weights::MaxGradient;
 
 use self::weight_gradient::weight_gradient;
-use crate::backend::{KeepCodes, KernelBackend};
+use crate::backend::{CodedTensor, KeepCodes, KernelBackend};
 use crate::reduce::sum_of_each;
 use crate::reference;
 
@@ -204,24 +206,6 @@ fn formula_gradients<F: Float, N: Size>(
     }
 }
 
-/// The weights of DoReFa from their hyperbolic tangents; `double_max` is twice the largest of these.
-#[cube(launch, address_type = "dynamic")]
-fn dorefa_grid<F: Float, N: Size>(
-    squashed: LinearView<'_, Vector<F, N>>,
-    double_max: LinearView<'_, F>,
-    mut y: LinearViewMut<'_, Vector<F, N>>,
-    n_steps: InputScalar,
-    #[define(F)] _dtype: ElemType,
-) {
-    if !y.is_in_bounds(ABSOLUTE_POS) {
-        terminate!();
-    }
-    let (double_max, n) = (Vector::new(double_max.read(0)), Vector::new(n_steps.get::<F>()));
-    let z = quotient(squashed.read(ABSOLUTE_POS), double_max) + Vector::new(F::new(0.5));
-    let code = Vector::round(z * n);
-    y.write(ABSOLUTE_POS, (code * Vector::new(F::new(2.0)) - n) / n);
-}
-
 /// The gradient of the weights, but for what comes through the maximum.
 #[cube(launch, address_type = "dynamic")]
 fn dorefa_gradient<F: Float, N: Size>(
@@ -366,17 +350,6 @@ impl KernelBackend for CubeBackend {
         y
     }
 
-    fn lowbit_dorefa_grid(squashed: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
-        if squashed.shape().num_elements() == 0 {
-            return squashed;
-        }
-        let squashed = into_contiguous(squashed);
-        let double_max = reference::double_max::<Self>(squashed.clone());
-        let y = empty_like(&squashed);
-        launch!(dorefa_grid[squashed, double_max, y], scalar(n, &squashed));
-        y
-    }
-
     fn lowbit_dorefa_gradient(
         squashed: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
@@ -401,12 +374,13 @@ impl KernelBackend for CubeBackend {
         x: FloatTensor<Self>,
         parameters: FloatTensor<Self>,
         formula: AnyFormula,
-    ) -> FloatTensor<Self> {
+        _: Option<RangeInclusive<i32>>,
+    ) -> CodedTensor<Self> {
         let x = into_contiguous(x);
         let (parameters, n_rows) = parameters_or(parameters, &x, &formula);
         let y = empty_like(&x);
         launch!(formula_forward[x, parameters, y], per_row(n_rows), n_rows, formula.forward_program());
-        y
+        CodedTensor::Values(y)
     }
 
     fn lowbit_fake_quantize_gradients(

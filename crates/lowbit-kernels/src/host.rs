@@ -1,9 +1,12 @@
 //! The operations on the backends whose tensors lie in host memory, by the kernels of [`lowbit_cpu`].
 
-use burn::backend::tensor::FloatTensor;
+use std::ops::RangeInclusive;
+
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, TensorData};
+use lowbit_cpu::codes::Coded;
 use lowbit_cpu::conv::{self, ConvShape};
 use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::integer::IntegerConv;
@@ -11,7 +14,7 @@ use lowbit_cpu::norm::{self, Activation, NormParameters, NormShape};
 use lowbit_cpu::packed::PackedImages;
 use lowbit_cpu::weights::{self, MaxGradient};
 
-use crate::backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend};
+use crate::backend::{ActivationKind, CodeKinds, CodedTensor, KeepCodes, KeptCodes, KernelBackend};
 use crate::choice::is_reference;
 use crate::reference;
 use crate::times::{Kind, timed};
@@ -24,6 +27,15 @@ trait Host: Backend {
     fn contiguous(tensor: FloatTensor<Self>) -> Self::Contiguous;
     fn slice(tensor: &Self::Contiguous) -> &[f32];
     fn tensor(values: Vec<f32>, shape: &[usize]) -> FloatTensor<Self>;
+    fn code_tensor(codes: Vec<u8>, shape: &[usize]) -> IntTensor<Self>;
+
+    /// What `read` makes of the bytes of codes, of any layout.
+    fn with_codes<T>(codes: &IntTensor<Self>, read: impl FnOnce(&[u8]) -> T) -> T;
+
+    fn coded_tensor(Coded { values, codes }: Coded, shape: &[usize]) -> CodedTensor<Self> {
+        let codes = codes.map(|codes| Self::code_tensor(codes, shape));
+        CodedTensor::of((Self::tensor(values, shape), codes))
+    }
 }
 
 /// Whether the kernels do an operation on `tensors`, which are all that it reads. They are for single precision.
@@ -65,25 +77,21 @@ fn scales(codes: CodeKinds, operand: usize, units: &[f32]) -> Vec<f32> {
     }
 }
 
+/// `None` if the sums are beyond 32 bits.
 fn conv2d_codes<B: Host>(
-    input: FloatTensor<B>,
-    weight: FloatTensor<B>,
-    parameters: [FloatTensor<B>; 2],
+    [input, weight]: [IntTensor<B>; 2],
+    units: [FloatTensor<B>; 2],
     codes: CodeKinds,
     shape: &ConvShape,
-) -> FloatTensor<B> {
-    let (input, weight) = (B::contiguous(input), B::contiguous(weight));
-    let [input_parameter, weight_parameter] = parameters.map(B::contiguous);
-    let input_scale = scales(codes, 0, B::slice(&input_parameter))[0];
-    let weight_scales = scales(codes, 1, B::slice(&weight_parameter));
+) -> Option<FloatTensor<B>> {
+    let [input_unit, weight_unit] = units.map(B::contiguous);
+    let input_scale = scales(codes, 0, B::slice(&input_unit))[0];
+    let weight_scales = scales(codes, 1, B::slice(&weight_unit));
     let [height, width] = shape.out_size();
     let dims = [shape.batch, shape.out_channels, height, width];
-    let (input, weight) = (B::slice(&input), B::slice(&weight));
-    let kernel = IntegerConv::new(*shape, weight, &weight_scales, codes.bounds);
-    let output = kernel.and_then(|kernel| kernel.forward(input, input_scale));
-    // What is no code, as NaN, has to reach the loss.
-    let output = output.unwrap_or_else(|| timed(Kind::ConvForward, || conv::forward(shape, input, weight)));
-    B::tensor(output, &dims)
+    let kernel =
+        B::with_codes(&weight, |weight| IntegerConv::new(*shape, weight, &weight_scales, codes.bounds))?;
+    Some(B::tensor(B::with_codes(&input, |input| kernel.forward(input, input_scale)), &dims))
 }
 
 fn conv2d_input_gradient<B: Host>(
@@ -109,7 +117,8 @@ fn conv2d_weight_gradient<B: Host>(
 fn keep_codes<B: Host>(
     input: &FloatTensor<B>,
     weight: &FloatTensor<B>,
-    parameter: &FloatTensor<B>,
+    input_codes: &IntTensor<B>,
+    input_unit: &FloatTensor<B>,
     codes: CodeKinds,
     options: &ConvOptions<2>,
 ) -> Option<KeptCodes> {
@@ -117,11 +126,10 @@ fn keep_codes<B: Host>(
     if shape.groups > 1 {
         return None;
     }
-    let (input, parameter) = (B::contiguous(input.clone()), B::contiguous(parameter.clone()));
-    let scale = scales(codes, 0, B::slice(&parameter))[0];
+    let scale = scales(codes, 0, B::slice(&B::contiguous(input_unit.clone())))[0];
     let image_len = shape.in_channels * shape.size[0] * shape.size[1];
-    let input = PackedImages::pack(B::slice(&input), image_len, scale, codes.bounds.activation)?;
-    Some(KeptCodes { input, shape })
+    let pack = |codes_: &[u8]| PackedImages::pack(codes_, image_len, scale, codes.bounds.activation);
+    Some(KeptCodes { input: B::with_codes(input_codes, pack), shape })
 }
 
 fn weight_gradient_of_codes<B: Host>(kept: &KeptCodes, gradient: FloatTensor<B>) -> FloatTensor<B> {
@@ -145,10 +153,10 @@ fn activation<'a>(kind: &'a ActivationKind, parameters: &'a [f32]) -> Activation
     match kind {
         ActivationKind::Identity => Activation::Identity,
         ActivationKind::Relu => Activation::Relu,
-        ActivationKind::Formula(formula) => {
+        ActivationKind::Formula(formula, codes) => {
             let parameters = if formula.n_parameters() == 0 { &[][..] } else { parameters };
             assert_eq!(formula.rows(parameters.len()), 1, "an activation has one number for each parameter");
-            Activation::Formula(formula, parameters)
+            Activation::Formula(formula, parameters, codes.as_ref())
         }
     }
 }
@@ -158,7 +166,7 @@ fn batch_norm<B: Host>(
     parameters: [FloatTensor<B>; 4],
     epsilon: f32,
     kind: ActivationKind,
-) -> FloatTensor<B> {
+) -> CodedTensor<B> {
     let (shape, dims) = (norm_shape::<B>(&input), input.shape());
     let input = B::contiguous(input);
     let [gamma, beta, statistics, parameter] = parameters.map(B::contiguous);
@@ -169,7 +177,7 @@ fn batch_norm<B: Host>(
         epsilon,
     };
     let activation = activation(&kind, B::slice(&parameter));
-    B::tensor(norm::apply(shape, B::slice(&input), parameters, activation), dims.as_slice())
+    B::coded_tensor(norm::apply(shape, B::slice(&input), parameters, activation), dims.as_slice())
 }
 
 fn batch_norm_gradients<B: Host>(
@@ -207,12 +215,9 @@ fn tanh<B: Host>(w: FloatTensor<B>) -> FloatTensor<B> {
     B::tensor(weights::squash(B::slice(&B::contiguous(w))), dims.as_slice())
 }
 
-fn dorefa_grid<B: Host>(squashed: FloatTensor<B>, n: f32) -> FloatTensor<B> {
-    let dims = squashed.shape();
-    let squashed = B::contiguous(squashed);
-    let squashed = B::slice(&squashed);
-    let max = weights::squashed_max(squashed);
-    B::tensor(weights::dorefa(squashed, max, n), dims.as_slice())
+fn double_max<B: Host>(squashed: FloatTensor<B>) -> FloatTensor<B> {
+    let max = weights::squashed_max(B::slice(&B::contiguous(squashed)));
+    B::tensor(vec![max.divisor()], &[1])
 }
 
 fn dorefa_gradient<B: Host>(
@@ -231,14 +236,16 @@ fn fake_quantize<B: Host>(
     x: FloatTensor<B>,
     parameters: FloatTensor<B>,
     formula: &AnyFormula,
-) -> FloatTensor<B> {
+    codes: Option<&RangeInclusive<i32>>,
+) -> CodedTensor<B> {
     let dims = x.shape();
-    let x = B::contiguous(x);
-    let y = match formula.n_parameters() {
-        0 => formula.forward(B::slice(&x), &[]),
-        _ => formula.forward(B::slice(&x), B::slice(&B::contiguous(parameters))),
+    let (x, parameters) = (B::contiguous(x), B::contiguous(parameters));
+    let parameters = if formula.n_parameters() == 0 { &[][..] } else { B::slice(&parameters) };
+    let output = match codes {
+        Some(_) => formula.coded(B::slice(&x), parameters, codes),
+        None => Coded { values: formula.forward(B::slice(&x), parameters), codes: None },
     };
-    B::tensor(y, dims.as_slice())
+    B::coded_tensor(output, dims.as_slice())
 }
 
 fn fake_quantize_gradients<B: Host>(
@@ -267,11 +274,14 @@ macro_rules! host_backend {
             fn lowbit_keep_codes(
                 input: &FloatTensor<Self>,
                 weight: &FloatTensor<Self>,
-                input_parameter: &FloatTensor<Self>,
+                input_codes: &IntTensor<Self>,
+                input_unit: &FloatTensor<Self>,
                 codes: CodeKinds,
                 options: &ConvOptions<2>,
             ) -> Option<KeptCodes> {
-                timed(Kind::KeepCodes, || keep_codes::<Self>(input, weight, input_parameter, codes, options))
+                timed(Kind::KeepCodes, || {
+                    keep_codes::<Self>(input, weight, input_codes, input_unit, codes, options)
+                })
             }
 
             fn lowbit_gradients_of_codes(
@@ -307,25 +317,24 @@ macro_rules! host_backend {
             }
 
             fn lowbit_conv2d_codes(
-                input: FloatTensor<Self>,
-                weight: FloatTensor<Self>,
-                input_parameter: FloatTensor<Self>,
-                weight_parameter: FloatTensor<Self>,
+                input: CodedTensor<Self>,
+                weight: CodedTensor<Self>,
+                input_unit: FloatTensor<Self>,
+                weight_unit: FloatTensor<Self>,
                 codes: CodeKinds,
                 options: ConvOptions<2>,
             ) -> FloatTensor<Self> {
-                match conv_shape(&input, &weight, &options) {
-                    Some(shape) if IntegerConv::pays(&shape, codes.bounds) => timed(Kind::ConvCodes, || {
-                        conv2d_codes::<Self>(
-                            input,
-                            weight,
-                            [input_parameter, weight_parameter],
-                            codes,
-                            &shape,
-                        )
-                    }),
-                    _ => Self::lowbit_conv2d(input, weight, options),
-                }
+                let [(input, input_codes), (weight, weight_codes)] = [input, weight].map(CodedTensor::split);
+                let shape = conv_shape(&input, &weight, &options)
+                    .filter(|shape| IntegerConv::pays(shape, codes.bounds));
+                let units = [input_unit, weight_unit];
+                let output = match (shape, input_codes, weight_codes) {
+                    (Some(shape), Some(input), Some(weight)) => {
+                        timed(Kind::ConvCodes, || conv2d_codes::<Self>([input, weight], units, codes, &shape))
+                    }
+                    _ => None,
+                };
+                output.unwrap_or_else(|| Self::lowbit_conv2d(input, weight, options))
             }
 
             fn lowbit_conv2d_input_gradient(
@@ -371,7 +380,7 @@ macro_rules! host_backend {
                 parameter: FloatTensor<Self>,
                 epsilon: f32,
                 activation: ActivationKind,
-            ) -> FloatTensor<Self> {
+            ) -> CodedTensor<Self> {
                 if !is_served([&input, &gamma, &beta, &statistics, &parameter]) {
                     return reference::batch_norm::<Self>(
                         input, gamma, beta, statistics, parameter, epsilon, activation,
@@ -411,11 +420,11 @@ macro_rules! host_backend {
                 timed(Kind::Weights, || tanh::<Self>(w))
             }
 
-            fn lowbit_dorefa_grid(squashed: FloatTensor<Self>, n: f32) -> FloatTensor<Self> {
+            fn lowbit_double_max(squashed: FloatTensor<Self>) -> FloatTensor<Self> {
                 if !is_served([&squashed]) {
-                    return reference::dorefa_grid::<Self>(squashed, n);
+                    return reference::double_max::<Self>(squashed);
                 }
-                timed(Kind::Weights, || dorefa_grid::<Self>(squashed, n))
+                timed(Kind::Weights, || double_max::<Self>(squashed))
             }
 
             fn lowbit_dorefa_gradient(
@@ -433,11 +442,12 @@ macro_rules! host_backend {
                 x: FloatTensor<Self>,
                 parameters: FloatTensor<Self>,
                 formula: AnyFormula,
-            ) -> FloatTensor<Self> {
+                codes: Option<RangeInclusive<i32>>,
+            ) -> CodedTensor<Self> {
                 if !is_served([&x, &parameters]) {
-                    return reference::fake_quantize::<Self>(x, parameters, &formula);
+                    return CodedTensor::Values(reference::fake_quantize::<Self>(x, parameters, &formula));
                 }
-                timed(Kind::Activations, || fake_quantize::<Self>(x, parameters, &formula))
+                timed(Kind::Activations, || fake_quantize::<Self>(x, parameters, &formula, codes.as_ref()))
             }
 
             fn lowbit_fake_quantize_gradients(
@@ -492,6 +502,14 @@ mod flex {
         fn tensor(values: Vec<f32>, shape: &[usize]) -> FloatTensor<Self> {
             FloatTensor::<Self>::from_data(TensorData::new(values, shape.to_vec()))
         }
+
+        fn code_tensor(codes: Vec<u8>, shape: &[usize]) -> IntTensor<Self> {
+            IntTensor::<Self>::from_data(TensorData::new(codes, shape.to_vec()))
+        }
+
+        fn with_codes<T>(codes: &IntTensor<Self>, read: impl FnOnce(&[u8]) -> T) -> T {
+            read(codes.to_contiguous().as_slice().expect("invariant: codes are contiguous, of u8"))
+        }
     }
 
     host_backend!(Flex);
@@ -525,6 +543,16 @@ mod ndarray {
 
         fn tensor(values: Vec<f32>, shape: &[usize]) -> FloatTensor<Self> {
             NdArrayTensor::from_data(TensorData::new(values, shape.to_vec()))
+        }
+
+        fn code_tensor(codes: Vec<u8>, shape: &[usize]) -> IntTensor<Self> {
+            NdArrayTensor::from_data(TensorData::new(codes, shape.to_vec()))
+        }
+
+        fn with_codes<T>(codes: &IntTensor<Self>, read: impl FnOnce(&[u8]) -> T) -> T {
+            let NdArrayTensor::U8(storage) = codes.clone() else { panic!("codes are of u8") };
+            let array = storage.into_shared();
+            read(array.as_standard_layout().as_slice().expect("invariant: the array has the standard layout"))
         }
     }
 

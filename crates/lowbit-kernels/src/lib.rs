@@ -62,6 +62,8 @@ mod scheme;
 pub mod testing;
 mod times;
 
+use std::ops::RangeInclusive;
+
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
@@ -70,14 +72,14 @@ pub use lowbit_cpu::formula::{AnyFormula, Formula, Mode, Number};
 pub use lowbit_cpu::integer::CodeBounds;
 pub use lowbit_cpu::weights::MaxGradient;
 
-pub use backend::{ActivationKind, CodeKinds, KeepCodes, KeptCodes, KernelBackend};
+pub use backend::{ActivationKind, CodeKinds, CodedTensor, KeepCodes, KeptCodes, KernelBackend};
 use choice::demand_extension;
 pub use reduce::reduce_in_parts;
-use scheme::constant;
-pub use scheme::{CodeScale, Quantized, Scheme};
+use scheme::{Codes, constant, quantized};
+pub use scheme::{Quantized, Scheme};
 
-/// Convolution without bias; as `burn::tensor::module::conv2d`. Operands that are [`Quantized`], the input from codes that are
-/// not negative, are multiplied as integers by backends that have a kernel for it: their sums are exact.
+/// Convolution without bias; as `burn::tensor::module::conv2d`. Operands with codes, those of the input not negative, are multiplied as
+/// integers by backends that have a kernel for it: their sums are exact.
 ///
 /// # Shapes
 /// - input: `[batch, in_channels, height, width]`
@@ -92,39 +94,32 @@ pub fn conv2d(
 ) -> Tensor<4> {
     let (input, weight) = (input.into(), weight.into());
     demand_extension(&input.values);
-    let (Some(of_input), Some(of_weight)) = (input.codes, weight.codes) else {
-        let output =
-            Dispatch::lowbit_conv2d(input.values.into_dispatch(), weight.values.into_dispatch(), options);
-        return Tensor::from_dispatch(output);
-    };
-    let Some(bounds) = bounds(&of_input, &of_weight) else {
-        return conv2d(input.values, weight.values, options);
+    let Some((of_input, activation)) = input.codes.and_then(Codes::unsigned) else {
+        let [input, weight] = [input.values, weight.values].map(Tensor::into_dispatch);
+        return Tensor::from_dispatch(Dispatch::lowbit_conv2d(input, weight, options));
     };
     let n_units = of_input.unit.as_ref().map_or(1, |unit| unit.dims()[0]);
     assert_eq!(n_units, 1, "one unit for the input");
+    let of_weight = weight.codes;
     let codes = CodeKinds {
-        parts: [of_input.parts, of_weight.parts],
-        have_unit: [of_input.unit.is_some(), of_weight.unit.is_some()],
-        bounds,
+        parts: [of_input.parts, of_weight.as_ref().map_or(1.0, |codes| codes.parts)],
+        have_unit: [of_input.unit.is_some(), of_weight.as_ref().is_some_and(|codes| codes.unit.is_some())],
+        bounds: CodeBounds { activation, weight: of_weight.as_ref().map_or(0, Codes::magnitude) },
     };
     // An operation has a fixed number of tensors; any does where there is no unit.
-    let stand_in = || constant(weight.values.clone()).into_dispatch();
+    let stand_in = constant(weight.values.clone()).into_dispatch();
+    let unit = |unit: Option<Tensor<1>>| unit.map_or_else(|| stand_in.clone(), Tensor::into_dispatch);
+    let (weight_codes, weight_unit) =
+        of_weight.map(|codes| (codes.bytes.into_dispatch(), codes.unit)).unzip();
     let output = Dispatch::lowbit_conv2d_codes(
-        input.values.into_dispatch(),
-        weight.values.clone().into_dispatch(),
-        of_input.unit.map_or_else(stand_in, Tensor::into_dispatch),
-        of_weight.unit.map_or_else(stand_in, Tensor::into_dispatch),
+        CodedTensor::Codes(input.values.into_dispatch(), of_input.bytes.into_dispatch()),
+        CodedTensor::of((weight.values.into_dispatch(), weight_codes)),
+        unit(of_input.unit),
+        unit(weight_unit.flatten()),
         codes,
         options,
     );
     Tensor::from_dispatch(output)
-}
-
-/// The largest magnitudes of codes that the kernels of integers take: bytes, those of the input without sign.
-fn bounds(input: &CodeScale, weight: &CodeScale) -> Option<CodeBounds> {
-    let activation = u8::try_from(*input.range.end()).ok().filter(|_| *input.range.start() >= 0)?;
-    let magnitude = weight.range.start().unsigned_abs().max(weight.range.end().unsigned_abs());
-    Some(CodeBounds { activation, weight: u8::try_from(magnitude).ok()? })
 }
 
 /// What follows a normalization.
@@ -215,7 +210,9 @@ fn normalize(
     let (kind, scheme) = match activation {
         Activation::Identity => (ActivationKind::Identity, None),
         Activation::Relu => (ActivationKind::Relu, None),
-        Activation::Quantize(scheme) => (ActivationKind::Formula(scheme.formula().clone()), Some(scheme)),
+        Activation::Quantize(scheme) => {
+            (ActivationKind::Formula(scheme.formula().clone(), scheme.wanted_codes()), Some(scheme))
+        }
     };
     // As for `conv2d`.
     let parameters = scheme.as_ref().and_then(Scheme::stacked).unwrap_or_else(|| constant(beta.clone()));
@@ -228,17 +225,39 @@ fn normalize(
         epsilon as f32,
         kind,
     );
-    Quantized { values: Tensor::from_dispatch(output), codes: scheme.and_then(|scheme| scheme.code_scale()) }
+    match scheme {
+        Some(scheme) => scheme.made(output),
+        None => Tensor::from_dispatch(output.values()).into(),
+    }
 }
 
-/// Fake quantization of weights by DoReFa-Net, Zhou16 Eq. 9, with `n` steps; see [`lowbit_cpu::weights`].
+/// Fake quantization of weights by DoReFa-Net, Zhou16 Eq. 9: `formula` of `tanh(w)`, whose one parameter is `2 max|tanh(w)|`, with codes in
+/// the range `codes`. What the codes are worth is to depend on no parameter. The gradient is straight through the formula, but for the
+/// quotient of the two, and differentiates the rest: see [`lowbit_cpu::weights`].
 ///
-/// # Equation
-/// `(2 c - n) / n` with `c = round(n (tanh(w) / (2 max|tanh(w)|) + 1/2))`, ties to even. The gradient is straight through
-/// the rounding.
-pub fn dorefa_weights<const D: usize>(w: Tensor<D>, n: f32, max_gradient: MaxGradient) -> Tensor<D> {
+/// # Panics
+/// If the formula has other parameters.
+pub fn dorefa_weights<const D: usize>(
+    w: Tensor<D>,
+    formula: AnyFormula,
+    codes: RangeInclusive<i32>,
+    max_gradient: MaxGradient,
+) -> Quantized<D> {
     demand_extension(&w);
-    Tensor::from_dispatch(Dispatch::lowbit_dorefa_weights(w.into_dispatch(), n, max_gradient))
+    assert!(formula.n_parameters() == 1 && formula.unit().is_none() && formula.zero().is_none());
+    let wanted = Some(codes.clone());
+    let output = Dispatch::lowbit_dorefa_weights(w.into_dispatch(), formula.clone(), wanted, max_gradient);
+    quantized(output, None, formula.parts(), codes)
+}
+
+/// `tanh(w)` and `2 max|tanh(w)|`, `[1]`, without gradient: what [`dorefa_weights`] applies its formula to. The latter is 1 if all weights
+/// are zero.
+pub fn squashed<const D: usize>(w: Tensor<D>) -> (Tensor<D>, Tensor<1>) {
+    let w = constant(w);
+    demand_extension(&w);
+    let squashed = Dispatch::lowbit_tanh(w.into_dispatch());
+    let double_max = Tensor::from_dispatch(Dispatch::lowbit_double_max(squashed.clone()));
+    (Tensor::from_dispatch(squashed), double_max)
 }
 
 /// `x / s` for any shape, without gradient: the floats nearest to the exact quotients, which a GPU's own division does not promise

@@ -9,7 +9,7 @@ use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::program::{Op, Program};
 use lowbit_cpu::weights::MaxGradient;
 
-use crate::backend::{ActivationKind, KernelBackend};
+use crate::backend::{ActivationKind, CodedTensor, KernelBackend};
 use crate::reduce::{place_of_max, reduce_rows, sum_of_each};
 
 pub(crate) fn conv2d<B: KernelBackend>(
@@ -61,12 +61,14 @@ pub(crate) fn batch_norm<B: KernelBackend>(
     parameters: FloatTensor<B>,
     epsilon: f32,
     activation: ActivationKind,
-) -> FloatTensor<B> {
+) -> CodedTensor<B> {
     let before = normalized::<B>(input, gamma, beta, statistics, epsilon);
     match activation {
-        ActivationKind::Identity => before,
-        ActivationKind::Relu => B::float_clamp_min(before, 0.0.into()),
-        ActivationKind::Formula(formula) => B::lowbit_fake_quantize(before, parameters, formula),
+        ActivationKind::Identity => CodedTensor::Values(before),
+        ActivationKind::Relu => CodedTensor::Values(B::float_clamp_min(before, 0.0.into())),
+        ActivationKind::Formula(formula, codes) => {
+            B::lowbit_fake_quantize(before, parameters, formula, codes)
+        }
     }
 }
 
@@ -93,7 +95,7 @@ pub(crate) fn batch_norm_gradients<B: KernelBackend>(
             let blocked = B::float_lower_equal_elem(before, 0.0.into(), bool_dtype);
             (B::float_mask_fill(gradient, blocked, 0.0.into()), none())
         }
-        ActivationKind::Formula(formula) => {
+        ActivationKind::Formula(formula, _) => {
             B::lowbit_fake_quantize_gradients(before(), parameters, gradient, formula, true)
         }
     };
@@ -118,15 +120,6 @@ pub(crate) fn batch_norm_gradients<B: KernelBackend>(
 
 pub(crate) fn tanh<B: KernelBackend>(w: FloatTensor<B>) -> FloatTensor<B> {
     B::float_tanh(w)
-}
-
-pub(crate) fn dorefa_grid<B: KernelBackend>(squashed: FloatTensor<B>, n: f32) -> FloatTensor<B> {
-    let rank = squashed.shape().num_dims();
-    let double_max = B::float_reshape(double_max::<B>(squashed.clone()), vec![1; rank].into());
-    let z = B::float_add_scalar(B::float_div(squashed, double_max), 0.5.into());
-    let code = B::float_round(B::float_mul_scalar(z, n.into()));
-    let odd = B::float_sub_scalar(B::float_mul_scalar(code, 2.0.into()), n.into());
-    B::float_div_scalar(odd, n.into())
 }
 
 pub(crate) fn dorefa_gradient<B: KernelBackend>(
@@ -334,9 +327,12 @@ fn normalized<B: Backend>(
     B::float_add(scaled, by_channel::<B>(beta))
 }
 
-/// `2 max|t|`, `[1]`; 1 if all are zero, which puts every code in the middle of the grid.
+/// `2 max|t|`, `[1]`; 1 if all are zero, which puts every code of DoReFa in the middle of its grid.
 pub(crate) fn double_max<B: Backend>(squashed: FloatTensor<B>) -> FloatTensor<B> {
     let n = squashed.shape().num_elements();
+    if n == 0 {
+        return B::float_ones([1].into(), &squashed.device(), squashed.dtype().into());
+    }
     let row = B::float_reshape(B::float_abs(squashed), [1, n].into());
     let max = reduce_rows::<B>(row, B::float_max_dim);
     let bool_dtype = get_or_init_device_settings::<B>(&max.device()).bool_dtype;

@@ -6,7 +6,7 @@ use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
 use lowbit_cpu::formula::{AnyFormula, Mode};
 
-use crate::backend::KernelBackend;
+use crate::backend::{CodedTensor, KernelBackend};
 use crate::choice::demand_extension;
 
 /// A quantizer as it is for one tensor: its formula, and the numbers that its parameters have.
@@ -50,13 +50,15 @@ impl Scheme {
         }
     }
 
-    /// What the values are multiples of; `None` if code zero is not worth zero.
-    pub fn code_scale(&self) -> Option<CodeScale> {
-        self.formula.zero().is_none().then(|| CodeScale {
-            unit: self.formula.unit().map(|unit| constant(self.parameters[unit].clone())),
-            parts: self.formula.parts(),
-            range: self.codes.clone(),
-        })
+    /// The codes that are asked for beside values: all, unless code zero is not worth zero, as convolutions multiply no others.
+    pub(crate) fn wanted_codes(&self) -> Option<RangeInclusive<i32>> {
+        self.formula.zero().is_none().then(|| self.codes.clone())
+    }
+
+    /// What an operation has made by this scheme.
+    pub(crate) fn made<const D: usize>(&self, output: CodedTensor<Dispatch>) -> Quantized<D> {
+        let unit = self.formula.unit().map(|unit| &self.parameters[unit]);
+        quantized(output, unit, self.formula.parts(), self.codes.clone())
     }
 
     /// The real values of the codes of `x`, of its shape, with the gradients of the formula.
@@ -64,12 +66,7 @@ impl Scheme {
     /// # Panics
     /// If the first axis of `x` is not as long as a parameter that is not one number.
     pub fn quantize<const D: usize>(&self, x: Tensor<D>) -> Quantized<D> {
-        Quantized { values: self.run(x, Mode::Values), codes: self.code_scale() }
-    }
-
-    /// Values that were made of these codes in another way, as [`dorefa_weights`](crate::dorefa_weights) does it.
-    pub fn made<const D: usize>(&self, values: Tensor<D>) -> Quantized<D> {
-        Quantized { values, codes: self.code_scale() }
+        self.made(self.run(x, Mode::Values))
     }
 
     /// [`quantize`](Self::quantize) without rounding: `x` clipped to the range of the codes, as the formula does it.
@@ -77,7 +74,7 @@ impl Scheme {
     /// # Panics
     /// As [`quantize`](Self::quantize).
     pub fn unrounded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        self.run(x, Mode::Unrounded)
+        Tensor::from_dispatch(self.run(x, Mode::Unrounded).values())
     }
 
     /// The codes of `x`, of its shape. `NaN` has the code of 0.
@@ -88,10 +85,11 @@ impl Scheme {
         let parameters = self.parameters.iter().cloned().map(constant).collect();
         let x = zero_if_nan(constant(x));
         // Also if a parameter is `NaN`, of which backends make different integers, or none.
-        zero_if_nan(Self { parameters, ..self.clone() }.run(x, Mode::Codes)).int()
+        let codes = Self { parameters, ..self.clone() }.run(x, Mode::Codes).values();
+        zero_if_nan(Tensor::<D>::from_dispatch(codes)).int()
     }
 
-    fn run<const D: usize>(&self, x: Tensor<D>, mode: Mode) -> Tensor<D> {
+    fn run<const D: usize>(&self, x: Tensor<D>, mode: Mode) -> CodedTensor<Dispatch> {
         demand_extension(&x);
         let formula = self.formula.with_mode(mode);
         let parameters = match self.stacked() {
@@ -103,7 +101,29 @@ impl Scheme {
             // An operation has a fixed number of tensors; any does where there are no parameters.
             None => constant(x.clone()).into_dispatch(),
         };
-        Tensor::from_dispatch(Dispatch::lowbit_fake_quantize(x.into_dispatch(), parameters, formula))
+        let codes = self.wanted_codes().filter(|_| mode == Mode::Values);
+        Dispatch::lowbit_fake_quantize(x.into_dispatch(), parameters, formula, codes)
+    }
+}
+
+/// What an operation has made: codes in a range, each worth `unit / parts`.
+pub(crate) fn quantized<const D: usize>(
+    output: CodedTensor<Dispatch>,
+    unit: Option<&Tensor<1>>,
+    parts: f32,
+    range: RangeInclusive<i32>,
+) -> Quantized<D> {
+    match output {
+        CodedTensor::Values(values) => Tensor::from_dispatch(values).into(),
+        CodedTensor::Codes(values, codes) => Quantized {
+            values: Tensor::from_dispatch(values),
+            codes: Some(Codes {
+                bytes: Tensor::from_dispatch(codes),
+                unit: unit.cloned().map(constant),
+                parts,
+                range,
+            }),
+        },
     }
 }
 
@@ -117,9 +137,20 @@ fn zero_if_nan<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     x.mask_fill(is_nan, 0.0)
 }
 
-/// What codes are worth: `code / parts * unit`.
+/// Values, and the codes that they are made of where an operation has made codes, too.
 #[derive(Clone, Debug)]
-pub struct CodeScale {
+pub struct Quantized<const D: usize> {
+    /// The real values.
+    pub values: Tensor<D>,
+    /// Their codes. They are not checked against the values.
+    pub(crate) codes: Option<Codes<D>>,
+}
+
+/// Codes, and what they are worth: `code / parts * unit`.
+#[derive(Clone, Debug)]
+pub(crate) struct Codes<const D: usize> {
+    /// As bytes, those of negative codes in two's complement.
+    pub(crate) bytes: Tensor<D, Int>,
     /// The unit, `[1]` or one for each slice along the first axis; 1 without one.
     pub(crate) unit: Option<Tensor<1>>,
     pub(crate) parts: f32,
@@ -127,13 +158,30 @@ pub struct CodeScale {
     pub(crate) range: RangeInclusive<i32>,
 }
 
-/// Values with what they are integer multiples of, if they are known to be.
-#[derive(Clone, Debug)]
-pub struct Quantized<const D: usize> {
-    /// The real values.
-    pub values: Tensor<D>,
-    /// What they are made of. It is not checked against the values.
-    pub(crate) codes: Option<CodeScale>,
+impl<const D: usize> Codes<D> {
+    /// The same codes, and the largest, if none is negative.
+    pub(crate) fn unsigned(self) -> Option<(Self, u8)> {
+        let largest = u8::try_from(*self.range.end()).ok().filter(|_| *self.range.start() >= 0)?;
+        Some((self, largest))
+    }
+
+    /// The largest magnitude.
+    pub(crate) fn magnitude(&self) -> u8 {
+        let largest = self.range.start().unsigned_abs().max(self.range.end().unsigned_abs());
+        u8::try_from(largest).expect("invariant: codes that come as bytes have no larger magnitude than 255")
+    }
+}
+
+impl<const D: usize> Quantized<D> {
+    /// The codes as integers, if they came with the values: on a CPU, of at most 8 bits, and if none of the values is `NaN`.
+    pub fn codes(&self) -> Option<Tensor<D, Int>> {
+        let Codes { bytes, range, .. } = self.codes.as_ref()?;
+        let codes = bytes.clone().cast(burn::tensor::IntDType::I32);
+        Some(match *range.start() < 0 {
+            true => codes.clone().mask_where(codes.clone().greater_elem(i8::MAX), codes - 256),
+            false => codes,
+        })
+    }
 }
 
 impl<const D: usize> From<Tensor<D>> for Quantized<D> {

@@ -83,10 +83,11 @@ fn check(s: &ConvShape, seed: &mut u64) {
     if s.groups == 1 {
         // Of packed codes, it is the same to the last bit.
         let largest = [1, 3, 15, 255][(s.batch + s.taps()) % 4];
-        let codes: Vec<f32> =
-            input.iter().map(|x| (x.abs() * largest as f32).round_ties_even() * 0.25).collect();
-        let packed = PackedImages::pack(&codes, s.in_image(), 0.25, largest).expect("these are codes");
-        let dw = weight_gradient(s, &codes, &g);
+        let codes: Vec<u8> =
+            input.iter().map(|x| (x.abs() * f32::from(largest)).round_ties_even() as u8).collect();
+        let packed = PackedImages::pack(&codes, s.in_image(), 0.25, largest);
+        let values: Vec<f32> = codes.iter().map(|code| f32::from(*code) * 0.25).collect();
+        let dw = weight_gradient(s, &values, &g);
         assert!(dw == weight_gradient_of_codes(s, &packed, &g), "{s:?} dw of codes");
     }
 }

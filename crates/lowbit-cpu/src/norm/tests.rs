@@ -13,10 +13,11 @@ fn random(seed: u64, n: usize) -> Vec<f32> {
 }
 
 /// A quantizer of the normalized values.
-fn quantizers() -> [(AnyFormula, Vec<f32>); 2] {
+fn quantizers() -> [(AnyFormula, Vec<f32>, RangeInclusive<i32>); 3] {
     [
-        (AnyFormula::new(Step { q_min: 0.0, q_max: 3.0 }), vec![0.31]),
-        (AnyFormula::new(Interval { n: 15.0 }), vec![0.7, -0.1]),
+        (AnyFormula::new(Step { q_min: 0.0, q_max: 3.0 }), vec![0.31], 0..=3),
+        (AnyFormula::new(Step { q_min: -8.0, q_max: 7.0 }), vec![0.11], -8..=7),
+        (AnyFormula::new(Interval { n: 15.0 }), vec![0.7, -0.1], 0..=15),
     ]
 }
 
@@ -27,7 +28,7 @@ fn activated(activation: Activation<'_>, z: f32, g: f32) -> (f32, f32, Vec<f32>)
         Activation::Identity => (z, g, Vec::new()),
         Activation::Relu => (z.max(0.0), if z > 0.0 { g } else { 0.0 }, Vec::new()),
         // Formulas have tests of their own.
-        Activation::Formula(formula, p) => {
+        Activation::Formula(formula, p, _) => {
             let gradients = formula.gradients(&[z], p, &[g]);
             (formula.forward(&[z], p)[0], gradients.input[0], gradients.parameters)
         }
@@ -42,7 +43,20 @@ fn check(shape: NormShape, activation: Activation<'_>, seed: u64, shift: f32) {
     let statistics = statistics(shape, &x);
     let epsilon = 1e-5;
     let parameters = NormParameters { gamma: &gamma, beta: &beta, statistics: &statistics, epsilon };
-    let y = apply(shape, &x, parameters, activation);
+    let Coded { values: y, codes } = apply(shape, &x, parameters, activation);
+    if let Activation::Formula(formula, p, Some(range)) = activation {
+        // The values are those of the codes, to the last bit.
+        let parts = formula.unit().map_or(1.0, |unit| p[unit]);
+        for (y, code) in y.iter().zip(codes.expect("the values are numbers")) {
+            let code = if *range.start() < 0 { i32::from(code as i8) } else { i32::from(code) };
+            assert!(range.contains(&code), "{code}");
+            assert_eq!(
+                (code as f32 / formula.parts() * parts).to_bits(),
+                (*y + 0.0).to_bits(),
+                "{formula:?} {code}"
+            );
+        }
+    }
     let got = gradients(shape, &x, &g, parameters, activation);
     let mut of_parameters = vec![(0.0, 1.0); got.parameters.len()];
     for c in 0..shape.channels {
@@ -98,7 +112,7 @@ fn check(shape: NormShape, activation: Activation<'_>, seed: u64, shift: f32) {
 #[test]
 fn equals_the_definition() {
     let quantizers = quantizers();
-    let formulas = quantizers.iter().map(|(formula, p)| Activation::Formula(formula, p));
+    let formulas = quantizers.iter().map(|(formula, p, codes)| Activation::Formula(formula, p, Some(codes)));
     let activations: Vec<_> = [Activation::Identity, Activation::Relu].into_iter().chain(formulas).collect();
     let shapes =
         [[1, 1, 2], [2, 3, 1], [3, 2, 17], [2, 5, 49], [4, 1, 64], [1, 2, 100], [3, 2, 3000], [130, 2, 49]];
@@ -120,7 +134,7 @@ fn nothing_is_normalized_to_nothing() {
         assert_eq!(statistics(shape, &[]), [0.0; 4]);
         let parameters =
             NormParameters { gamma: &[1.0; 2], beta: &[0.0; 2], statistics: &[0.0; 4], epsilon: 1e-5 };
-        assert!(apply(shape, &[], parameters, Activation::Relu).is_empty());
+        assert!(apply(shape, &[], parameters, Activation::Relu).values.is_empty());
         assert_eq!(gradients(shape, &[], &[], parameters, Activation::Relu).gamma, [0.0; 2]);
     }
 }

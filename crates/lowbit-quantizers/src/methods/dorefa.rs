@@ -7,7 +7,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::{BitWidth, CodeSet, Granularity};
 pub use lowbit_kernels::MaxGradient;
-use lowbit_kernels::{AnyFormula, Formula, Number, Quantized, Scheme, dorefa_weights};
+use lowbit_kernels::{AnyFormula, Formula, Number, Quantized, Scheme, dorefa_weights, squashed};
 
 use crate::codes::{reduce, zero_if_nan};
 use crate::parameter::{constant, recorded_bits};
@@ -67,6 +67,41 @@ impl Formula<1> for Sign {
     }
 }
 
+/// `2 round(n (t / d + 1/2)) - n` of a weight's hyperbolic tangent `t` with `d` twice the largest magnitude of all, Zhou16 Eq. 9.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Squashed {
+    /// Steps of the grid, `2^bits - 1`.
+    pub n: f32,
+}
+
+impl Formula<1> for Squashed {
+    #[inline(always)]
+    fn position<N: Number>(self, t: N, [d]: [N; 1]) -> N {
+        (t / d + N::from(0.5)) * N::from(self.n) * N::from(2.0) - N::from(self.n)
+    }
+
+    #[inline(always)]
+    fn code<N: Number>(self, t: N, [d]: [N; 1]) -> N {
+        ((t / d + N::from(0.5)) * N::from(self.n)).round() * N::from(2.0) - N::from(self.n)
+    }
+
+    fn unit(self) -> Option<usize> {
+        None
+    }
+
+    #[inline(always)]
+    fn parts(self) -> f32 {
+        self.n
+    }
+
+    /// Not by the square of `d`, which vanishes for the smallest weights.
+    #[inline(always)]
+    fn gradient<N: Number>(self, t: N, [d]: [N; 1], _: N, g: N) -> (N, [N; 1]) {
+        let of_t = g * N::from(2.0) / d;
+        (of_t, [-(of_t * (t / d))])
+    }
+}
+
 /// DoReFa weights, Zhou16 Eq. 9 (2 to 8 bits) and Eq. 7 (1 bit). Codes are the odd integers `-n, -n + 2, ..., n` with
 /// `n = 2^bits - 1`: the grid is symmetric and does not contain zero.
 ///
@@ -98,6 +133,10 @@ impl DoReFaWeights {
     pub fn with_max_gradient(self, max_gradient: MaxGradient) -> Self {
         Self { max_gradient, ..self }
     }
+
+    fn of_squashed(&self) -> AnyFormula {
+        AnyFormula::new(Squashed { n: steps(self.bits) })
+    }
 }
 
 impl Quantizer for DoReFaWeights {
@@ -115,33 +154,28 @@ impl QuantizesWeights for DoReFaWeights {
         Self::new(bits, &w.device())
     }
 
-    /// At 1 bit, and only there, it depends on the weights. (From 2 bits the kernel has the transformation, too: the formula, which
-    /// then is never run, says what the codes are worth.)
+    /// That of the weights at 1 bit, from 2 bits that of their hyperbolic tangents.
     fn scheme<const D: usize>(&self, w: &Tensor<D>) -> Scheme {
         let codes = code_range(&self.code_set());
         match self.bits.get() {
             1 => Scheme::new(AnyFormula::new(Sign), vec![mean_magnitude(constant(w.clone()))], codes),
-            _ => Scheme::new(AnyFormula::new(Unit { n: steps(self.bits) }), Vec::new(), codes),
+            _ => Scheme::new(self.of_squashed(), vec![squashed(w.clone()).1], codes),
         }
     }
 
     fn quantize<const D: usize>(&self, w: Tensor<D>) -> Quantized<D> {
-        let scheme = self.scheme(&w);
-        if self.bits.get() == 1 {
-            return scheme.quantize(w);
+        match self.bits.get() {
+            1 => self.scheme(&w).quantize(w),
+            _ => dorefa_weights(w, self.of_squashed(), code_range(&self.code_set()), self.max_gradient),
         }
-        scheme.made(dorefa_weights(w, steps(self.bits), self.max_gradient))
     }
 
     fn codes<const D: usize>(&self, w: Tensor<D>) -> Tensor<D, Int> {
         let w = zero_if_nan(w);
         match self.bits.get() {
             1 => self.scheme(&w).codes(w),
-            _ => {
-                // From what the forward pass uses: another tanh might round to another code.
-                let n = steps(self.bits);
-                (dorefa_weights(w, n, self.max_gradient) * n).round().int()
-            }
+            // By the tangent of the forward pass: another might round to another code.
+            _ => self.scheme(&w).codes(squashed(w).0),
         }
     }
 
