@@ -296,10 +296,6 @@ macro_rules! launch {
     };
 }
 
-fn scalar(value: f32, like: &CubeTensor) -> InputScalar {
-    InputScalar::new(value, elem_type(like.dtype))
-}
-
 fn elem_type(dtype: DType) -> ElemType {
     ElemType::Float(match dtype {
         DType::F16 => FloatKind::F16,
