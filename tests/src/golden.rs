@@ -311,6 +311,37 @@ pub struct ImageNetTensor {
     pub gradient_dot: Option<f64>,
 }
 
+/// `weights/logits.json`.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/README.md")]
+pub struct SmallWeights {
+    pub images: [usize; 4],
+    pub classes: usize,
+    pub width: f64,
+    pub logits: Vec<f64>,
+}
+
+/// `torchvision.json`.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/README.md")]
+pub struct TorchvisionFile {
+    pub networks: Vec<TorchvisionNetwork>,
+}
+
+/// A network of torchvision.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are those of golden/README.md")]
+pub struct TorchvisionNetwork {
+    pub name: String,
+    pub parameters: usize,
+    pub tensors: Vec<String>,
+    pub images: Option<[usize; 4]>,
+    #[serde(default)]
+    pub logits: Vec<f64>,
+    #[serde(default)]
+    pub scale: f64,
+}
+
 /// `strategies.json`, as described in `golden/generate_strategies.py`. Expected values are in double precision.
 #[derive(Debug, Deserialize)]
 #[expect(missing_docs, reason = "the fields are those of golden/generate_strategies.py")]

@@ -5,6 +5,7 @@ pub mod composed;
 pub mod golden;
 pub mod ops;
 mod quantizer;
+mod rule;
 
 use std::fmt;
 use std::io::Write;
@@ -16,6 +17,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 
 pub use quantizer::{Quantizer, Spec};
+pub use rule::{centered, value};
 
 /// A backend to run a case on.
 #[derive(Clone, Debug)]

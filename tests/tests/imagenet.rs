@@ -14,8 +14,8 @@ use lowbit_quantizers::{
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};
 use lowbit_tests::golden::{AlexNetFile, ImageNetCase, ImageNetFile, load};
 use lowbit_tests::{
-    Backend, Tolerance, assert_close, assert_close_f64, backends, default_device, gradients, normal, rng,
-    tensor, values,
+    Backend, Tolerance, assert_close, assert_close_f64, backends, centered, default_device, gradients,
+    normal, rng, tensor, value, values,
 };
 
 const FAMILIES: [Family; 2] = [Family::ResNet, Family::PreResNet];
@@ -179,32 +179,6 @@ fn parameter_counts_are_pytorchs() {
             config.init(FULL_SIZE, 1000, &policy, 0, &default_device()).expect("the network is defined");
         assert_eq!(model.plan.n_parameters(), case.parameters, "{}-{}", case.family, case.depth);
     }
-}
-
-/// Numbers from -1 to 1 by the rule of `golden/generate_imagenet.py`.
-fn centered(idx: usize, n: usize) -> Vec<f32> {
-    uniform(idx, n).into_iter().map(|value| 2.0 * value - 1.0).collect()
-}
-
-/// Numbers from 0 to 1 by the same rule.
-fn uniform(idx: usize, n: usize) -> Vec<f32> {
-    let place = |i: usize| (i + 4099 * idx) % 65521;
-    (0..n).map(place).map(|m| (m * m % 65521 * m % 65521) as f32 / 65521.0).collect()
-}
-
-/// The values of tensor `idx`, as there.
-fn value(idx: usize, name: &str, shape: &[usize]) -> Vec<f32> {
-    let n = shape.iter().product();
-    if shape.len() > 1 {
-        let fan_in: usize = shape[1..].iter().product();
-        let mut scale = 1.0f32;
-        while scale * scale * fan_in as f32 > 6.0 {
-            scale /= 2.0;
-        }
-        return centered(idx, n).into_iter().map(|value| value * scale).collect();
-    }
-    let shift = if name.ends_with("weight") || name.ends_with("running_var") { 0.5 } else { -0.5 };
-    uniform(idx, n).into_iter().map(|value| value + shift).collect()
 }
 
 /// `network` with the tensors of `case`, which must be all that it has.
@@ -405,7 +379,7 @@ fn undefined_networks_are_refused() {
     let resnet = ModelConfig::imagenet(Family::ResNet, 18);
     assert_eq!(
         message(ModelConfig { depth: Some(20), ..resnet.clone() }),
-        "no depth 20 in the imagenet layout; it has 18, 34 or 50"
+        "no depth 20 in the imagenet layout; it has 18, 34, 50 or 101"
     );
     assert_eq!(
         message(ModelConfig { layout: Layout::Cifar, ..resnet.clone() }),
@@ -413,7 +387,7 @@ fn undefined_networks_are_refused() {
     );
     assert_eq!(
         message(ModelConfig { depth: None, ..resnet.clone() }),
-        "resnet needs a depth of 18, 34 or 50"
+        "resnet needs a depth of 18, 34, 50 or 101"
     );
     let vgg = ModelConfig { layout: Layout::ImageNet, ..ModelConfig::vgg_small() };
     assert_eq!(message(vgg), "vgg-small has a fixed layout: remove layout = \"imagenet\"");

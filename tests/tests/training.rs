@@ -337,7 +337,8 @@ fn calibration_over_two_batches() {
 /// What is known of a network before it is built is what it is built of.
 #[test]
 fn plans_are_those_of_the_built_networks() {
-    let depths = [(Layout::Cifar, vec![8, 14, 20, 32, 44, 56, 110]), (Layout::ImageNet, vec![18, 34, 50])];
+    let depths =
+        [(Layout::Cifar, vec![8, 14, 20, 32, 44, 56, 110]), (Layout::ImageNet, vec![18, 34, 50, 101])];
     let mut configs = Vec::new();
     for family in [Family::ResNet, Family::PreResNet] {
         for (layout, depths) in &depths {

@@ -66,7 +66,7 @@ pub enum Layout {
     #[default]
     Cifar,
     /// For images of 224x224 pixels. Residual networks (He et al. 2016, table 1) have a 7x7 stem, a 3x3 max pool of stride 2
-    /// and four stages of 64, 128, 256 and 512 channels, of depth 18 or 34; at depth 50 the blocks are bottlenecks, of four
+    /// and four stages of 64, 128, 256 and 512 channels, of depth 18 or 34; at depth 50 and 101 the blocks are bottlenecks, of four
     /// times as many output channels. Layers have torchvision's names.
     ImageNet,
 }
@@ -106,7 +106,7 @@ pub struct ModelConfig {
     /// Arrangement; the default for VGG-small, which has one only.
     pub layout: Layout,
     /// Number of weighted layers of a residual network: 8, 14, 20, 32, 44, 56, 110, or any other 6n+2 from 8 to 9998; in the
-    /// ImageNet layout 18, 34 or 50. Absent for other families.
+    /// ImageNet layout 18, 34, 50 or 101. Absent for other families.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<usize>,
     /// Multiplier of the number of channels.
@@ -125,7 +125,7 @@ impl ModelConfig {
         Self { depth: Some(depth), ..Self::of(family, Layout::Cifar) }
     }
 
-    /// An ImageNet-style residual network of 18, 34 or 50 layers at width 1.
+    /// An ImageNet-style residual network of 18, 34, 50 or 101 layers at width 1.
     pub fn imagenet(family: Family, depth: usize) -> Self {
         Self { depth: Some(depth), ..Self::of(family, Layout::ImageNet) }
     }

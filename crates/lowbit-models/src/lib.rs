@@ -1,5 +1,5 @@
 //! Convolutional networks made of quantized layers: ResNet and PreResNet, CIFAR-style of depth 6n+2 and ImageNet-style
-//! of depth 18, 34 and 50, VGG-small and AlexNet, for images of any size and number of channels.
+//! of depth 18, 34, 50 and 101, VGG-small and AlexNet, for images of any size and number of channels.
 //!
 //! A [`ModelConfig`] is made into a [`Graph`], and that into a [`Network`] at the precision of a
 //! [`QuantizationPolicy`]. A network knows nothing of training, and exposes its feature maps as named taps. A graph of one's own

@@ -12,6 +12,7 @@ use crate::image_set::ImageSet;
 use crate::recipe::{PhasesError, RecipeError};
 use crate::strategy::{StrategyDifference, StrategyError};
 use crate::text::explain;
+use crate::weights::WeightsError;
 
 /// A training, evaluation or inspection that failed.
 #[derive(Debug, thiserror::Error)]
@@ -42,11 +43,23 @@ pub enum TrainError {
         /// Why.
         source: Box<TrainError>,
     },
-    /// Weights to begin with that no run has written.
-    #[error("{} is not a run: lowbit begins with a run directory of its own, or a checkpoint in one (RUN/checkpoints/step-N), not with a file of weights", .path.display())]
-    ForeignWeights {
-        /// The path.
+    /// A file of weights to begin with cannot be taken.
+    #[error("weights {}: {source}", .path.display())]
+    Weights {
+        /// The file.
         path: PathBuf,
+        /// Why.
+        source: WeightsError,
+    },
+    /// A file of weights is not the one that the run began with.
+    #[error("weights {} are not those that the run began with: its run.json has SHA-256 {expected}, the file {got}", .path.display())]
+    OtherWeights {
+        /// The file.
+        path: PathBuf,
+        /// Its digest in the run, or "none".
+        expected: String,
+        /// Its digest.
+        got: String,
     },
     /// A teacher is to begin with the weights of a quantized network.
     #[error("the network of {} is quantized, and it has no teacher: a teacher begins with a run in full precision, or with the teacher of a run that has one", .path.display())]

@@ -33,6 +33,7 @@ use crate::step::{NotFinite, Step, Stepped};
 use crate::strategy::{Phase, TOTAL};
 use crate::warning::{Warning, WarningKind, Warnings};
 use crate::watch::{Learned, learned_parameters, watched};
+use crate::weights::InitialWeights;
 
 /// A training as it stands.
 pub(crate) struct Fit<'a> {
@@ -228,18 +229,19 @@ impl<'a> Fit<'a> {
         run.append_process(&RunProcess { started: utc_now(), step, device, origin })
     }
 
-    /// Loads the weights that the networks begin with.
-    pub(crate) fn load_initial_weights(&mut self) -> Result<(), TrainError> {
+    /// Loads the weights that the networks begin with. Returns the files that no run wrote.
+    pub(crate) fn load_initial_weights(&mut self) -> Result<Vec<InitialWeights>, TrainError> {
         let data = self.data.info();
-        let mut warnings = Vec::new();
+        let (mut warnings, mut files) = (Vec::new(), Vec::new());
         for trainee in &mut self.trainees {
             let phase = &self.experiment.phases[self.phase];
             let loaded = trainee.load_initial_weights(&self.experiment.recipe, phase, &data)?;
             self.progress.calibrated.insert(trainee.spec.name.clone(), loaded.calibrated);
             warnings.extend(loaded.warnings);
+            files.extend(loaded.file);
         }
         warnings.into_iter().for_each(|warning| self.warn(WarningKind::Recipe, warning));
-        Ok(())
+        Ok(files)
     }
 
     /// Prepares all networks for their first step, and saves them, so that what they began with is read once.

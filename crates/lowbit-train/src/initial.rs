@@ -1,10 +1,10 @@
-//! The weights of another run that a network begins with.
+//! The weights that a network begins with: those of another run, or of another program.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use lowbit_data::LabelKind;
-use lowbit_models::ModelConfig;
+use lowbit_models::{ModelConfig, Network};
 use lowbit_quantizers::{LayerQuantization, QuantizationPolicy};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, deployed_tensors};
@@ -13,30 +13,54 @@ use crate::image_set::RunData;
 use crate::recipe::{DataRecipe, Quantized};
 use crate::run_dir::RunDir;
 use crate::state::NamedTensors;
-use crate::strategy::{Role, TEACHER};
+use crate::strategy::{Init, Role, TEACHER};
+use crate::weights::{Fit, InitialWeights, WeightsError, WeightsFile, tensors_for};
 
-/// Endings of files with weights of other programs.
-const FOREIGN: [&str; 9] = ["pth", "pt", "safetensors", "onnx", "ckpt", "bin", "npz", "h5", "burnpack"];
+/// Endings of files with weights, by which one that is not there is told from a run.
+const FILES: [&str; 5] = ["pth", "pt", "safetensors", "ckpt", "bin"];
 
 /// What a network begins with.
 pub(crate) struct Initial {
     pub(crate) tensors: NamedTensors,
     /// What each layer of that network is quantized by.
     pub(crate) quantizers: BTreeMap<String, LayerQuantization>,
-    /// What it was trained on.
-    trained_on: DataRecipe,
-    data: Option<RunData>,
+    /// What it was trained on, if that is known.
+    trained_on: Option<(DataRecipe, Option<RunData>)>,
+    /// The file of another program.
+    pub(crate) file: Option<InitialWeights>,
 }
 
 impl Initial {
+    /// What the network called `name`, which is built already, begins with.
+    pub(crate) fn load(init: &Init, role: Role, name: &str, network: &Network) -> Result<Self, TrainError> {
+        let path = init.path.as_path();
+        let has_ending = || path.extension().is_some_and(|ending| FILES.iter().any(|known| ending == *known));
+        match path.exists() && !path.is_dir() || !path.exists() && has_ending() {
+            true => Self::of_file(path, name, network)
+                .map_err(|source| TrainError::Weights { path: path.into(), source }),
+            false => Self::of_run(path, role),
+        }
+    }
+
+    /// The tensors of the file at `path` for the `network` called `name`.
+    fn of_file(path: &Path, name: &str, network: &Network) -> Result<Self, WeightsError> {
+        let file = WeightsFile::open(path)?;
+        let (tensors, Fit { taken, new_classifier, left_out }) = tensors_for(&file, network)?;
+        let record = InitialWeights {
+            network: name.into(),
+            path: path.into(),
+            sha256: file.sha256()?,
+            container: file.container(),
+            n_tensors: taken.len(),
+            new_classifier,
+            n_left_out: left_out.len(),
+        };
+        Ok(Self { tensors, quantizers: BTreeMap::new(), trained_on: None, file: Some(record) })
+    }
+
     /// The evaluated network of the run directory or checkpoint at `path` that one of this `role` begins with: the deployed
     /// one; for a teacher, which is in full precision, the run's teacher if it has one.
-    pub(crate) fn load(path: &Path, role: Role) -> Result<Self, TrainError> {
-        let is_foreign =
-            || path.extension().is_some_and(|extension| FOREIGN.iter().any(|known| extension == *known));
-        if path.is_file() || !path.exists() && is_foreign() {
-            return Err(TrainError::ForeignWeights { path: path.into() });
-        }
+    fn of_run(path: &Path, role: Role) -> Result<Self, TrainError> {
         let is_checkpoint = path.join("manifest.json").is_file();
         let (run, checkpoint) = match is_checkpoint {
             true => {
@@ -66,22 +90,23 @@ impl Initial {
         Ok(Self {
             tensors: deployed_tensors(teacher.unwrap_or(deployed)),
             quantizers: layer_quantizers(&recipe.model, &policy),
-            trained_on: recipe.data,
-            data: run.info()?.data,
+            trained_on: Some((recipe.data, run.info()?.data)),
+            file: None,
         })
     }
 
     /// What it was trained on, if that is not what `recipe` and `data` are.
     pub(crate) fn other_data(&self, recipe: &DataRecipe, data: &RunData) -> Option<String> {
-        let DataRecipe { dataset, labels, .. } = &self.trained_on;
+        let (trained_on, their_data) = self.trained_on.as_ref()?;
+        let DataRecipe { dataset, labels, .. } = trained_on;
         if (dataset.as_str(), *labels) != (recipe.dataset.as_str(), recipe.labels) {
             let name = |recipe: &DataRecipe| match recipe.labels {
                 LabelKind::Fine => recipe.dataset.to_string(),
                 LabelKind::Coarse => format!("{} with coarse labels", recipe.dataset),
             };
-            return Some(format!("{}, the students train on {}", name(&self.trained_on), name(recipe)));
+            return Some(format!("{}, the students train on {}", name(trained_on), name(recipe)));
         }
-        let other = self.data.as_ref().filter(|other| other.train != data.train)?;
+        let other = their_data.as_ref().filter(|other| other.train != data.train)?;
         Some(format!("other images of {dataset} ({}) than the students ({})", other.train, data.train))
     }
 }

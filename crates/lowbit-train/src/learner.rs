@@ -25,6 +25,7 @@ use crate::state::{self, StateError};
 use crate::strategy::{
     Init, NetworkSpec, OptimizerState, Output, Phase, QuantizedLayer, QuantizerState, Role, STUDENT,
 };
+use crate::weights::{InitialWeights, NewClassifier};
 
 /// A network with what is trained along with it.
 #[derive(Module, Debug)]
@@ -91,6 +92,8 @@ pub(crate) struct Loaded {
     pub(crate) calibrated: BTreeSet<String>,
     /// What is amiss with them.
     pub(crate) warnings: Vec<String>,
+    /// The file that they are of, if no run wrote them.
+    pub(crate) file: Option<InitialWeights>,
 }
 
 /// A step of one network.
@@ -132,9 +135,9 @@ impl Trainee {
         data: &RunData,
     ) -> Result<Loaded, TrainError> {
         let mut loaded = Loaded::default();
-        let Some(Init { path, key }) = &self.spec.init else { return Ok(loaded) };
+        let Some(init @ Init { path, key }) = &self.spec.init else { return Ok(loaded) };
         let load = || -> Result<(Network, Initial), TrainError> {
-            let mut initial = Initial::load(path, self.spec.role)?;
+            let mut initial = Initial::load(init, self.spec.role, &self.spec.name, &self.learner.network)?;
             let other_model = |source| CheckpointError::OtherModel { path: path.clone(), source };
             let tensors = std::mem::take(&mut initial.tensors);
             let network = self.learner.network.clone();
@@ -166,6 +169,15 @@ impl Trainee {
         {
             loaded.warnings.push(format!("{key}: the teacher was trained on {other}"));
         }
+        if let Some(InitialWeights { new_classifier: Some(new), path, .. }) = &initial.file {
+            let NewClassifier { layer, file_classes, classes } = new;
+            loaded.warnings.push(format!(
+                "{key}: {} is for {file_classes} classes, this network for {classes}: all is taken but its classifier {layer}, which \
+                 begins anew",
+                path.display()
+            ));
+        }
+        loaded.file = initial.file;
         Ok(loaded)
     }
 

@@ -12,6 +12,7 @@
 //! | `origin`, `image_set`, `metrics`, `clock`, `progress`, `result` | what is written down of a training |
 //! | `recipe`, `schedule` | the checked settings |
 //! | `state`, `watch`, `optimizer`, `optimizer_file` | tensors of a network by name, the optimizer, its state as bytes |
+//! | `weights` | files of weights that other programs wrote |
 //! | `checkpoint`, `error` | checkpoints as files; what can end a training |
 //! | `observer`, `warning`, `data`, `session` | what a program gives and is told |
 //! | `networks`, `experiment`, `memory` | what a recipe makes: networks, phases, the line of steps; none is built |
@@ -69,6 +70,7 @@ mod text;
 mod train;
 mod warning;
 mod watch;
+pub mod weights;
 
 // What a session and a strategy of one's own need, so that such a program depends on this crate alone.
 pub use lowbit_data::{Digest, Image, ImageShape, Locations, Normalization, SampleError, Source, SourceInfo};

@@ -31,6 +31,7 @@ use crate::result::RunResult;
 use crate::strategy::{Fingerprint, StrategyDifference};
 use crate::text::{explain, one_line};
 use crate::warning::{self, Warning};
+use crate::weights::InitialWeights;
 
 /// Version of the format of `run.json`.
 const SCHEMA: u32 = 3;
@@ -119,6 +120,9 @@ pub struct RunInfo {
     /// Parameters of its largest network; absent if an earlier lowbit made the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_parameters: Option<usize>,
+    /// The files of weights that networks began with, if another program wrote them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub initial_weights: Vec<InitialWeights>,
 }
 
 /// What the version before wrote: the caller's own strategies alone, in another form.
@@ -154,11 +158,30 @@ impl From<RunInfo1> for RunInfo {
             strategies: None,
             unnamed_strategies: Vec::new(),
             n_parameters: None,
+            initial_weights: Vec::new(),
         }
     }
 }
 
 impl RunInfo {
+    /// Refuses files of weights that are not those that a run, which has no checkpoint yet, was to begin with.
+    ///
+    /// # Errors
+    /// [`TrainError::OtherWeights`].
+    pub(crate) fn expect_weights(run: &[InitialWeights], found: &[InitialWeights]) -> Result<(), TrainError> {
+        for file in found {
+            let then = run.iter().find(|run| run.network == file.network).map(|run| run.sha256.as_str());
+            if then != Some(&file.sha256) {
+                return Err(TrainError::OtherWeights {
+                    path: file.path.clone(),
+                    expected: then.unwrap_or("none").into(),
+                    got: file.sha256.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses a run of an earlier lowbit in whose `recipe` a setting means something else today.
     ///
     /// # Errors
@@ -198,6 +221,7 @@ impl RunInfo {
             strategies: Some(strategies),
             unnamed_strategies: Vec::new(),
             n_parameters: None,
+            initial_weights: Vec::new(),
         }
     }
 
@@ -901,6 +925,7 @@ mod tests {
                 strategies: serde_json::from_str(strategies).expect("a list, or none"),
                 unnamed_strategies: Vec::new(),
                 n_parameters: Some(n),
+                initial_weights: Vec::new(),
             };
             n_of_own_strategies(&info, 1)
         };

@@ -47,10 +47,11 @@ pub fn train<'a>(
     let run_recipe = RunRecipe { recipe: recipe.clone(), sha256: sha256(recipe.to_toml().as_bytes()) };
     let mut fit = Fit::new(run_recipe, data, session)?;
     fit.build(0)?;
-    fit.load_initial_weights()?;
+    let initial_weights = fit.load_initial_weights()?;
     let Fit { experiment, session: Session { origin, device_name, .. }, .. } = &fit;
     let info = RunInfo {
         data_dir,
+        initial_weights,
         n_parameters: experiment.n_parameters()?,
         ..RunInfo::new(origin.clone(), device_name.clone(), fit.data.info(), experiment.fingerprints())
     };
@@ -97,7 +98,8 @@ pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result
     if name.is_none() {
         // It was killed before its first checkpoint.
         fit.build(0)?;
-        fit.load_initial_weights()?;
+        let found = fit.load_initial_weights()?;
+        RunInfo::expect_weights(&info.initial_weights, &found)?;
     }
     let is_newest = candidates.passed.is_empty() && !matches!(from, ResumeFrom::Named(_));
     let Progress { metrics_bytes, .. } = fit.progress;

@@ -16,7 +16,7 @@ Exit codes:
   1    any other failure, such as an output that cannot be written
   2    command line, device or recipe is not valid
   3    data missing, damaged, not to be fetched, or other than that of the run
-  4    run directory or checkpoint missing, damaged, in use or not writable
+  4    run, checkpoint or weights missing, damaged, in use or not writable
   5    the training diverged: its loss is not a finite number
   6    verification failed: a score or checksum differs from the one on record
   130  interrupted: saved and resumable, or aborted by a second Ctrl-C";
@@ -77,7 +77,6 @@ fn of_train(error: &TrainError) -> Code {
         | TrainError::Strategy(_)
         | TrainError::Model(_)
         | TrainError::QuantizedTeacher { .. }
-        | TrainError::ForeignWeights { .. }
         | TrainError::UnknownNetwork { .. }
         | TrainError::OtherRecipe { .. }
         | TrainError::NoImages
@@ -90,6 +89,8 @@ fn of_train(error: &TrainError) -> Code {
         | TrainError::OtherImages { .. }
         | TrainError::NoNormalization { .. } => Code::Data,
         TrainError::Checkpoint(_)
+        | TrainError::Weights { .. }
+        | TrainError::OtherWeights { .. }
         | TrainError::RunExists { .. }
         | TrainError::NotEmpty { .. }
         | TrainError::NotARun { .. }

@@ -85,7 +85,7 @@ enum BlockKind {
 fn depths(layout: Layout) -> &'static str {
     match layout {
         Layout::Cifar => "6n+2 up to 9998: 8, 14, 20, 32, 44, 56 or 110",
-        Layout::ImageNet => "18, 34 or 50",
+        Layout::ImageNet => "18, 34, 50 or 101",
     }
 }
 
@@ -98,6 +98,7 @@ fn blocks(layout: Layout, depth: usize) -> Option<(BlockKind, Vec<usize>)> {
         (Layout::ImageNet, 18) => Some((BlockKind::Basic, vec![2, 2, 2, 2])),
         (Layout::ImageNet, 34) => Some((BlockKind::Basic, vec![3, 4, 6, 3])),
         (Layout::ImageNet, 50) => Some((BlockKind::Bottleneck, vec![3, 4, 6, 3])),
+        (Layout::ImageNet, 101) => Some((BlockKind::Bottleneck, vec![3, 4, 23, 3])),
         _ => None,
     }
 }

@@ -1,5 +1,5 @@
 //! Residual network, He et al. 2016 (arXiv 1512.03385): in the CIFAR layout, section 4.2, of depth 6n+2, in the ImageNet
-//! layout, table 1, of depth 18, 34 or 50.
+//! layout, table 1, of depth 18, 34, 50 or 101.
 //!
 //! BatchNorm follows each convolution, that of a shortcut too; a ReLU follows each but the last of a block, and the sum. The
 //! shortcuts are 1x1 projections with BatchNorm (option B of the paper), as in the networks of Zhuang et al.; the CIFAR

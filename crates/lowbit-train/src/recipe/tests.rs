@@ -445,8 +445,8 @@ fn layouts_have_their_own_depths_and_feature_maps() {
             &["model.depth=18"],
             "model.depth: expected 6n+2 up to 9998: 8, 14, 20, 32, 44, 56 or 110, got 18; layout = \"imagenet\" has it",
         ),
-        (&[imagenet], "model.depth: expected 18, 34 or 50, got 8; layout = \"cifar\" has it"),
-        (&[imagenet, "model.depth=19"], "model.depth: expected 18, 34 or 50, got 19"),
+        (&[imagenet], "model.depth: expected 18, 34, 50 or 101, got 8; layout = \"cifar\" has it"),
+        (&[imagenet, "model.depth=19"], "model.depth: expected 18, 34, 50 or 101, got 19"),
         (
             &["model.layout='image-net'"],
             "model.layout: expected one of \"cifar\", \"imagenet\", got \"image-net\"; did you mean \"imagenet\"?",
@@ -457,7 +457,7 @@ fn layouts_have_their_own_depths_and_feature_maps() {
         ),
         (
             &["strategy.joint={teacher={layout='imagenet'}}"],
-            "strategy.joint.teacher.depth: is missing; expected 18, 34 or 50",
+            "strategy.joint.teacher.depth: is missing; expected 18, 34, 50 or 101",
         ),
         (
             &[
