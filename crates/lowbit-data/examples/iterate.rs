@@ -33,7 +33,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     println!("{name}: {} training images of shape {:?}", train.len(), train.shape);
 
     let config = LoaderConfig {
-        augmentation: Some(Augmentation { pad: 1, flip: false }),
+        augmentation: Some(Augmentation { pad: 1, flip: false, ..Augmentation::default() }),
         ..LoaderConfig::training(128, 42, Normalization::of(name))
     };
     let loader = Loader::new(Arc::new(train), config)?;

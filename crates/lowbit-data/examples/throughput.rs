@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     });
     for n_threads in [0, 1, 2] {
         let config = LoaderConfig {
-            augmentation: Some(Augmentation { pad: 4, flip: true }),
+            augmentation: Some(Augmentation { pad: 4, flip: true, ..Augmentation::default() }),
             n_threads,
             ..LoaderConfig::training(128, 1, Normalization::of(DatasetName::Cifar100))
         };

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{DatasetName, FileKind, SampleFailure, Split};
+use crate::{DatasetName, FileKind, Geometry, SampleFailure, Split};
 
 /// Advice for a file that may have been fetched, or made by the user.
 const FETCH_OR_MAKE: &str = "fetch or make the file once more";
@@ -372,8 +372,8 @@ pub enum DataError {
         failure: SampleFailure,
     },
 
-    /// Images of several sizes.
-    #[error("serve {name}: its images differ in shape; a source gives all in one")]
+    /// Images of several sizes, of which none is made.
+    #[error("serve {name}: its images differ in shape; say to which size they are brought (data.size)")]
     SeveralShapes {
         /// The source.
         name: String,
@@ -410,6 +410,52 @@ pub enum DataError {
         batch_size: usize,
         /// Samples there are.
         n_samples: usize,
+    },
+
+    /// A size that images cannot be brought to.
+    #[error("bring images to {0}x{0} in {1} channels by way of a shorter side of {2}: expected 1 or 3 channels, and 1 <= \
+        size <= shorter side <= {max}", .geometry.size, .geometry.channels, .geometry.resize)]
+    Geometry {
+        /// What was asked for.
+        geometry: Geometry,
+        /// The longest side.
+        max: usize,
+    },
+
+    /// A random crop that is resized, where no size is given.
+    #[error("crop images of {name} at random: say to which size the crops are brought (data.size)")]
+    CropWithoutSize {
+        /// The source.
+        name: String,
+    },
+
+    /// Bounds of an augmentation that cannot be drawn between.
+    #[error("augment images: {key} is from {} to {}, expected two numbers above 0 in order, up to {max}", .got[0], .got[1])]
+    AugmentRange {
+        /// The setting.
+        key: &'static str,
+        /// The bounds.
+        got: [f64; 2],
+        /// The largest number.
+        max: f64,
+    },
+
+    /// A strength of an augmentation that is not defined.
+    #[error("augment images: {key} is {got}, expected 0 to {max}")]
+    AugmentValue {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        got: f64,
+        /// The largest number.
+        max: f64,
+    },
+
+    /// Colors are to be changed where there are none.
+    #[error("augment images: saturation, hue and lighting need 3 channels, these have {channels}")]
+    NeedsColor {
+        /// Channels of the images.
+        channels: usize,
     },
 
     /// A normalization for another number of channels, or one that divides by zero.

@@ -37,6 +37,16 @@ pub enum FileKind {
     Pickle,
     /// A PNG or JPEG image.
     Image,
+    /// A GIF image.
+    Gif,
+    /// A WebP image.
+    WebP,
+    /// A BMP image.
+    Bmp,
+    /// A TIFF image.
+    Tiff,
+    /// A HEIC or AVIF image.
+    Heif,
     /// None of these.
     Unknown,
 }
@@ -44,7 +54,7 @@ pub enum FileKind {
 impl FileKind {
     /// By the first [`START_LEN`] bytes, or all if there are fewer.
     pub(crate) fn of(start: &[u8]) -> Self {
-        let marks: [(&[u8], FileKind); 15] = [
+        let marks: [(&[u8], FileKind); 18] = [
             (b"\x1f\x8b", FileKind::Gzip),
             (b"\0\0\x08", FileKind::Idx),
             (b"PK\x03\x04", FileKind::Zip),
@@ -58,6 +68,9 @@ impl FileKind {
             (b"\x80\x05\x95", FileKind::Pickle),
             (b"\x89PNG", FileKind::Image),
             (b"\xff\xd8\xff", FileKind::Image),
+            (b"GIF8", FileKind::Gif),
+            (b"II*\0", FileKind::Tiff),
+            (b"MM\0*", FileKind::Tiff),
             (b"version https://git-lfs", FileKind::LfsPointer),
             (b"<?xml", FileKind::Message),
         ];
@@ -69,6 +82,15 @@ impl FileKind {
         }
         if start.get(257..262) == Some(b"ustar") {
             return FileKind::Tar;
+        }
+        match (start.get(4..8), start.get(8..12)) {
+            (_, Some(b"WEBP")) if start.starts_with(b"RIFF") => return FileKind::WebP,
+            (Some(b"ftyp"), Some(b"heic" | b"heix" | b"mif1" | b"msf1" | b"avif" | b"avis")) => {
+                return FileKind::Heif;
+            }
+            // Two letters may begin anything; these fields are 0.
+            (_, _) if start.starts_with(b"BM") && start.get(6..10) == Some(&[0; 4]) => return FileKind::Bmp,
+            _ => {}
         }
         // Text may begin with a byte order mark and blank lines.
         let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
@@ -106,6 +128,11 @@ impl fmt::Display for FileKind {
             FileKind::Numpy => "a NumPy file",
             FileKind::Pickle => "a Python pickle",
             FileKind::Image => "one image",
+            FileKind::Gif => "a GIF image",
+            FileKind::WebP => "a WebP image",
+            FileKind::Bmp => "a BMP image",
+            FileKind::Tiff => "a TIFF image",
+            FileKind::Heif => "a HEIC or AVIF image",
             FileKind::Unknown => "data of an unknown kind",
         })
     }

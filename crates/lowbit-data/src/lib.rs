@@ -6,8 +6,9 @@
 //!
 //! Images come from a [`Source`]: a data set of the catalog, which is held in memory as a whole, or your own.
 //!
-//! This crate knows no tensor and no model: batches are host buffers. It does not resize images, and does not read image
-//! files such as PNG or JPEG.
+//! Image files are decoded by [`decode()`], and images of any size brought to one by a [`Geometry`], as torchvision does it.
+//!
+//! This crate knows no tensor and no model: batches are host buffers.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -33,13 +34,20 @@ mod augment;
 mod catalog;
 mod cifar;
 mod dataset;
+mod decode;
 mod digits;
 mod error;
 mod fetch;
 mod file_kind;
+mod geometry;
+#[cfg(test)]
+mod golden;
 mod idx;
+mod jitter;
+mod lighting;
 mod loader;
 mod locate;
+mod picture;
 mod prefetch;
 mod read;
 mod source;
@@ -49,12 +57,16 @@ mod warning;
 pub use augment::{Augmentation, AugmentationDraw};
 pub use catalog::{DatasetInfo, DatasetName, LabelKind, RemoteFile, Split};
 pub use dataset::{Dataset, ImageShape, Normalization, Opened, open};
+pub use decode::{DecodeError, DecodeLimits, decode, dimensions};
 pub use error::{Action, ChecksumKind, DataError, FetchFailure, Held};
 pub use fetch::{FetchRequest, Progress, fetch};
 pub use file_kind::FileKind;
+pub use geometry::{CropBox, Geometry, RandomResizedCrop};
 pub use idx::MAX_IMAGES;
+pub use jitter::{Jitter, JitterDraw};
 pub use loader::{Batch, EpochIter, Loader, LoaderConfig};
 pub use locate::{Locations, places_of};
+pub use picture::{Dimensions, Picture};
 pub use source::{Digest, Image, SampleError, SampleFailure, Source, SourceInfo, head};
 pub use verify::{FileReport, FileStatus, SplitReport, VerifyReport, verify};
 pub use warning::{DataWarning, source_warnings, warnings};

@@ -4,11 +4,16 @@ use std::sync::Arc;
 
 use lowbit_core::{Purpose, stream};
 use rand::seq::SliceRandom;
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::augment::render;
 use crate::dataset::check_labels;
 use crate::prefetch::Prefetch;
-use crate::{Augmentation, DataError, ImageShape, Normalization, Source, SourceInfo};
+use crate::{
+    Augmentation, AugmentationDraw, DataError, Dimensions, Geometry, ImageShape, Normalization, Source,
+    SourceInfo,
+};
 
 /// How a [`Loader`] serves a source.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,16 +24,18 @@ pub struct LoaderConfig {
     pub seed: u64,
     /// Whether each epoch has its own random order; otherwise the order is that of the source.
     pub shuffle: bool,
+    /// The one size that images are brought to; `None` serves images as they are, which must be of one shape.
+    pub geometry: Option<Geometry>,
     /// How images are varied; `None` for evaluation.
     pub augmentation: Option<Augmentation>,
     /// How pixels become network inputs.
     pub normalization: Normalization,
     /// Whether an incomplete last batch is left out.
     pub drop_last: bool,
-    /// Threads that prepare batches; 0 prepares each batch in the calling thread when it is taken. No effect on
+    /// Threads that prepare batches, all of them each batch; 0 prepares it in the calling thread when it is taken. No effect on
     /// results.
     pub n_threads: usize,
-    /// Batches prepared ahead at most; 0 counts as 1. No effect on results.
+    /// Batches prepared ahead at most, and of large ones not more than 256 MiB; at least 1. No effect on results.
     pub prefetch: usize,
 }
 
@@ -44,6 +51,7 @@ impl LoaderConfig {
             batch_size,
             seed,
             shuffle: true,
+            geometry: None,
             augmentation: None,
             normalization,
             drop_last: true,
@@ -92,7 +100,9 @@ impl Loader {
     ///
     /// # Errors
     /// - that of [`Source::check`]; [`DataError::ValueOutOfRange`] for a label that is no class
-    /// - [`DataError::SeveralShapes`], [`DataError::TooManySamples`]
+    /// - [`DataError::SeveralShapes`] without a geometry, [`DataError::TooManySamples`]
+    /// - [`DataError::Geometry`], [`DataError::CropWithoutSize`], [`DataError::AugmentRange`], [`DataError::AugmentValue`],
+    ///   [`DataError::NeedsColor`]
     /// - [`DataError::Empty`], [`DataError::ZeroBatchSize`], [`DataError::Normalization`]
     /// - [`DataError::BatchTooLarge`] if `drop_last` would leave no batch
     pub fn new(source: Arc<dyn Source>, config: LoaderConfig) -> Result<Self, DataError> {
@@ -104,7 +114,16 @@ impl Loader {
         if u32::try_from(n_samples).is_err() {
             return Err(DataError::TooManySamples { name: name(), n_samples });
         }
-        let shape = info.shape.ok_or_else(|| DataError::SeveralShapes { name: name() })?;
+        let shape = match config.geometry {
+            Some(geometry) => geometry.check().map(|()| geometry.shape())?,
+            None => info.shape.ok_or_else(|| DataError::SeveralShapes { name: name() })?,
+        };
+        if let Some(augmentation) = &config.augmentation {
+            augmentation.check(shape)?;
+            if augmentation.crop.is_some() && config.geometry.is_none() {
+                return Err(DataError::CropWithoutSize { name: name() });
+            }
+        }
         if config.batch_size == 0 {
             return Err(DataError::ZeroBatchSize);
         }
@@ -144,6 +163,14 @@ impl Loader {
         steps as u64
     }
 
+    /// Batches that are prepared ahead at most: as many as the configuration says, and of large ones fewer.
+    pub fn n_prepared(&self) -> usize {
+        let Decoder { config, shape, .. } = &*self.decoder;
+        let n_values = config.batch_size.saturating_mul(shape.n_values());
+        let batch = n_values.saturating_mul(size_of::<f32>()).max(1);
+        config.prefetch.min(MAX_PREPARED / batch).max(1)
+    }
+
     /// The order of the samples in an epoch.
     pub fn order(&self, epoch: u64) -> Vec<u32> {
         let n_samples = u32::try_from(self.n_samples()).expect("invariant: a source of more is refused");
@@ -162,19 +189,32 @@ impl Loader {
         let steps = self.steps_per_epoch();
         assert!(first_step <= steps, "step {first_step} of an epoch of {steps} steps");
         let (decoder, order) = (Arc::clone(&self.decoder), self.order(epoch));
-        let config = &self.decoder.config;
+        let n_threads = decoder.config.n_threads;
+        // Where the system lets no threads start, batches are prepared one after another.
+        let pool = (n_threads > 1).then(|| threads(n_threads)).flatten();
+        // While the last images of a batch are prepared, the next batch is begun.
+        let n_begun = n_threads.min(2);
+        let prefetch = self.n_prepared();
         EpochIter {
-            batches: Prefetch::new(first_step..steps, config.n_threads, config.prefetch, move |step| {
-                decoder.decode(epoch, step, &order)
+            batches: Prefetch::new(first_step..steps, n_begun, prefetch, move |step| {
+                decoder.decode(epoch, step, &order, pool.as_ref())
             }),
         }
     }
 }
 
+/// Bytes of batches that are prepared ahead, if they are more than one.
+const MAX_PREPARED: usize = 256 << 20;
+
+fn threads(n_threads: usize) -> Option<ThreadPool> {
+    let name = |idx| format!("lowbit-data {idx}");
+    ThreadPoolBuilder::new().num_threads(n_threads).thread_name(name).build().ok()
+}
+
 /// The batches of an epoch; see [`Loader::epoch`].
 ///
 /// A batch with a sample that cannot be read is an error ([`DataError::Sample`]) in its place. Dropping it early stops its
-/// threads: it waits for at most one batch per thread. A panic in a thread is resumed in [`next`](Iterator::next).
+/// threads: it waits for at most two batches. A panic in a thread is resumed in [`next`](Iterator::next).
 pub struct EpochIter {
     batches: Prefetch<Result<Batch, DataError>>,
 }
@@ -213,30 +253,78 @@ struct Decoder {
 }
 
 impl Decoder {
-    fn decode(&self, epoch: u64, step: u64, order: &[u32]) -> Result<Batch, DataError> {
+    fn decode(
+        &self,
+        epoch: u64,
+        step: u64,
+        order: &[u32],
+        pool: Option<&ThreadPool>,
+    ) -> Result<Batch, DataError> {
         let shape = self.shape;
         let start = step as usize * self.config.batch_size;
         let samples = &order[start..order.len().min(start + self.config.batch_size)];
         let mut images = vec![0.0; samples.len() * shape.n_values()];
-        let mut labels = Vec::with_capacity(samples.len());
-        for (&sample, output) in samples.iter().zip(images.chunks_exact_mut(shape.n_values())) {
-            let sample_idx = sample as usize;
-            let variation = self.config.augmentation.map(|augmentation| {
-                (augmentation.pad, augmentation.draw(self.config.seed, epoch, sample_idx))
-            });
-            let image = self.info.read(&*self.source, sample_idx)?;
-            render(&image.pixels, shape, &self.tables, variation, output);
-            labels.push(i64::from(self.source.label(sample_idx)));
+        let decode =
+            |(&sample, output): (&u32, &mut [f32])| self.decode_sample(epoch, sample as usize, output);
+        match pool {
+            Some(pool) => {
+                let outputs = images.par_chunks_exact_mut(shape.n_values());
+                let decoded =
+                    pool.install(|| samples.par_iter().zip(outputs).map(decode).collect::<Vec<_>>());
+                // Of several errors, the first, as without threads.
+                decoded.into_iter().collect::<Result<(), _>>()?;
+            }
+            None => samples.iter().zip(images.chunks_exact_mut(shape.n_values())).try_for_each(decode)?,
         }
+        let labels = samples.iter().map(|&sample| self.source.label(sample as usize).into()).collect();
         let shape = [samples.len(), shape.channels, shape.height, shape.width];
         Ok(Batch { images, labels, shape, step })
+    }
+
+    fn decode_sample(&self, epoch: u64, sample_idx: usize, output: &mut [f32]) -> Result<(), DataError> {
+        let Decoder { source, info, shape, config, tables } = self;
+        let draw = |image| {
+            let augmentation = config.augmentation.as_ref()?;
+            Some((augmentation.pad, augmentation.draw(config.seed, epoch, sample_idx, image)))
+        };
+        let (image, variation) = match config.geometry {
+            Some(geometry) => {
+                let picture = info.read_picture(&**source, sample_idx)?;
+                let variation = draw(picture.dimensions);
+                (geometry.apply(picture, variation.and_then(|(_, draw)| draw.crop)), variation)
+            }
+            // Nothing is drawn by its size.
+            None => (info.read(&**source, sample_idx)?, draw(Dimensions { width: 0, height: 0 })),
+        };
+        let mut pixels = image.pixels;
+        if let Some((_, AugmentationDraw { jitter: Some(jitter), .. })) = variation {
+            jitter.apply(pixels.to_mut(), *shape, info.max_value);
+        }
+        let variation = variation.as_ref().map(|(pad, draw)| (*pad, draw));
+        match variation.and_then(|(_, draw)| self.lit(draw.light)) {
+            Some(tables) => render(&pixels, *shape, &tables, variation, output),
+            None => render(&pixels, *shape, tables, variation, output),
+        }
+        Ok(())
+    }
+
+    /// The tables of an image to all of whose pixels something is added.
+    fn lit(&self, light: [f32; 3]) -> Option<Vec<[f32; 256]>> {
+        let std = &self.config.normalization.std;
+        (light != [0.0; 3]).then(|| {
+            let lit =
+                |((table, light), std): ((&[f32; 256], f32), &f32)| table.map(|value| value + light / std);
+            self.tables.iter().zip(light).zip(std).map(lit).collect()
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Dataset, Image, SampleError};
+    use crate::{
+        Dataset, DecodeLimits, Image, Jitter, Picture, RandomResizedCrop, SampleError, decode, golden,
+    };
 
     fn dataset(n_samples: usize) -> Arc<Dataset> {
         let shape = ImageShape { channels: 3, height: 5, width: 4 };
@@ -256,7 +344,7 @@ mod tests {
 
     fn config() -> LoaderConfig {
         LoaderConfig {
-            augmentation: Some(Augmentation { pad: 2, flip: true }),
+            augmentation: Some(Augmentation { pad: 2, flip: true, ..Augmentation::default() }),
             ..LoaderConfig::training(7, 11, normalization())
         }
     }
@@ -480,12 +568,188 @@ mod tests {
         };
         check(
             |source| source.shape = None,
-            "serve synthetic: its images differ in shape; a source gives all in one",
+            "serve synthetic: its images differ in shape; say to which size they are brought (data.size)",
         );
         check(
             |source| source.of.n_classes = 999,
             "assemble synthetic: label 999 at index 99 is larger than the largest allowed, 998",
         );
+    }
+
+    /// Image files of several sizes, and one that cannot be read.
+    #[derive(Debug)]
+    struct Files {
+        broken: Option<usize>,
+    }
+
+    const FILES: [&str; 5] = ["photo.png", "baseline.jpg", "grey-8.png", "wide.png", "one.png"];
+
+    impl Source for Files {
+        fn info(&self) -> SourceInfo {
+            SourceInfo {
+                name: "files".into(),
+                n_samples: 40,
+                n_classes: 5,
+                shape: None,
+                max_value: 255,
+                normalization: None,
+            }
+        }
+
+        fn label(&self, sample_idx: usize) -> u16 {
+            (sample_idx % FILES.len()) as u16
+        }
+
+        fn image(&self, sample_idx: usize) -> Result<Image<'_>, SampleError> {
+            Ok(self.picture(sample_idx)?.into_image())
+        }
+
+        fn picture(&self, sample_idx: usize) -> Result<Picture, SampleError> {
+            let name = FILES[sample_idx % FILES.len()];
+            let bytes = match self.broken {
+                Some(idx) if idx <= sample_idx => Vec::new(),
+                _ => golden::file(name),
+            };
+            Ok(decode(&bytes, &DecodeLimits::default()).map_err(|error| format!("{name}: {error}"))?)
+        }
+    }
+
+    fn every_change() -> LoaderConfig {
+        let jitter = Jitter { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1 };
+        LoaderConfig {
+            geometry: Some(Geometry { channels: 3, size: 20, resize: 24 }),
+            augmentation: Some(Augmentation {
+                crop: Some(RandomResizedCrop::default()),
+                pad: 1,
+                flip: true,
+                jitter: Some(jitter),
+                lighting: 0.1,
+            }),
+            ..LoaderConfig::training(7, 11, normalization())
+        }
+    }
+
+    #[test]
+    fn images_of_several_sizes_come_in_one_whatever_the_threads() {
+        let batches = |n_threads| -> Vec<Batch> {
+            let config = LoaderConfig { n_threads, ..every_change() };
+            let loader = Loader::new(Arc::new(Files { broken: None }), config).unwrap();
+            (0..2).flat_map(|epoch| loader.epoch(epoch, 1)).map(Result::unwrap).collect()
+        };
+        let expected = batches(0);
+        assert_eq!(expected.len(), 8);
+        assert!(expected.iter().all(|batch| batch.shape == [7, 3, 20, 20]));
+        for n_threads in [1, 2, 3, 8] {
+            assert_eq!(batches(n_threads), expected, "{n_threads}");
+        }
+    }
+
+    /// What the network is given is what torchvision's transforms give.
+    #[test]
+    fn evaluation_takes_the_middle() {
+        let middle = golden::read().middle.remove(0);
+        let config = LoaderConfig {
+            geometry: Some(Geometry { channels: 3, size: middle.size, resize: middle.resize }),
+            ..LoaderConfig::evaluation(1, Normalization { mean: vec![0.0; 3], std: vec![1.0; 3] })
+        };
+        let loader = Loader::new(Arc::new(Files { broken: None }), config).unwrap();
+        let batch = loader.epoch(0, 0).next().unwrap().unwrap();
+        let expected = middle.pixels.picture().into_image().pixels;
+        let got = batch.images.iter().map(|value| (255.0 * value).round_ties_even() as u8);
+        assert!(got.zip(&*expected).all(|(got, expected)| got.abs_diff(*expected) <= 1));
+    }
+
+    #[test]
+    fn a_grey_network_gets_grey() {
+        let config = LoaderConfig {
+            geometry: Some(Geometry { channels: 1, size: 8, resize: 8 }),
+            ..LoaderConfig::evaluation(5, Normalization { mean: vec![0.5], std: vec![0.5] })
+        };
+        let loader = Loader::new(Arc::new(Files { broken: None }), config).unwrap();
+        assert_eq!(loader.epoch(0, 0).next().unwrap().unwrap().shape, [5, 1, 8, 8]);
+    }
+
+    /// Lighting adds to all pixels of a channel as much, in units where white is 1.
+    #[test]
+    fn light_is_added_before_the_normalization() {
+        let lit = |lighting| {
+            let augmentation = Augmentation { lighting, ..Augmentation::default() };
+            batches(LoaderConfig { augmentation: Some(augmentation), ..config() }, 0, 0).remove(0)
+        };
+        let (dark, lit) = (lit(0.0), lit(1.0));
+        for (channel, std) in normalization().std.into_iter().enumerate() {
+            let plane = channel * 20..(channel + 1) * 20;
+            let added: Vec<f32> = lit.images[plane.clone()]
+                .iter()
+                .zip(&dark.images[plane])
+                .map(|(lit, dark)| lit - dark)
+                .collect();
+            assert!(added.iter().all(|value| (value - added[0]).abs() < 1e-5), "{added:?}");
+            assert!((1e-3..1.0).contains(&(added[0] * std).abs()), "{added:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_file_that_cannot_be_decoded_is_named() {
+        for n_threads in [0, 1, 4] {
+            let ordered = LoaderConfig { n_threads, shuffle: false, ..every_change() };
+            let loader = Loader::new(Arc::new(Files { broken: Some(16) }), ordered).unwrap();
+            let mut batches = loader.epoch(0, 0);
+            assert!(batches.next().unwrap().is_ok() && batches.next().unwrap().is_ok());
+            let error = batches.next().unwrap().unwrap_err();
+            assert_eq!(error.to_string(), "read sample 16 of files: baseline.jpg: it is empty");
+        }
+    }
+
+    #[test]
+    fn changes_that_are_not_defined_are_refused() {
+        let check = |edit: fn(&mut LoaderConfig, &mut Augmentation), expected: &str| {
+            let mut config = every_change();
+            let mut augmentation = config.augmentation.take().unwrap();
+            edit(&mut config, &mut augmentation);
+            config.augmentation = Some(augmentation);
+            let error = Loader::new(Arc::new(Files { broken: None }), config).unwrap_err();
+            assert_eq!(error.to_string(), expected);
+        };
+        check(
+            |config, _| config.geometry = None,
+            "serve files: its images differ in shape; say to which size they are brought (data.size)",
+        );
+        check(
+            |config, _| config.geometry = Some(Geometry { channels: 3, size: 20, resize: 19 }),
+            "bring images to 20x20 in 3 channels by way of a shorter side of 19: expected 1 or 3 channels, and 1 <= size <= \
+             shorter side <= 8192",
+        );
+        check(
+            |_, augmentation| {
+                augmentation.crop = Some(RandomResizedCrop { scale: [0.0, 1.0], ratio: [1.0; 2] })
+            },
+            "augment images: scale is from 0 to 1, expected two numbers above 0 in order, up to 1",
+        );
+        check(
+            |_, augmentation| augmentation.jitter = Some(Jitter { hue: f64::NAN, ..Jitter::default() }),
+            "augment images: hue is NaN, expected 0 to 0.5",
+        );
+        check(
+            |config, _| config.geometry = Some(Geometry { channels: 1, size: 20, resize: 20 }),
+            "augment images: saturation, hue and lighting need 3 channels, these have 1",
+        );
+        let crop = Augmentation { crop: Some(RandomResizedCrop::default()), ..Augmentation::default() };
+        let config = LoaderConfig { augmentation: Some(crop), ..config() };
+        assert_eq!(
+            Loader::new(dataset(20), config).unwrap_err().to_string(),
+            "crop images of synthetic at random: say to which size the crops are brought (data.size)"
+        );
+    }
+
+    #[test]
+    fn large_batches_are_not_prepared_far_ahead() {
+        let geometry = Some(Geometry { channels: 3, size: 224, resize: 224 });
+        let large = LoaderConfig { geometry, ..LoaderConfig::evaluation(256, normalization()) };
+        let loader = Loader::new(Arc::new(Files { broken: None }), large).unwrap();
+        assert_eq!(loader.n_prepared(), 1);
+        let small = Loader::new(dataset(100), LoaderConfig { prefetch: 5, ..config() }).unwrap();
+        assert_eq!(small.n_prepared(), 5);
     }
 
     #[test]

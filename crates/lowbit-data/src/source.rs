@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DataError, ImageShape, Normalization};
+use crate::{DataError, ImageShape, Normalization, Picture};
 
 /// Labeled images that are read one by one, in any order, by several threads at once.
 ///
@@ -72,6 +72,23 @@ pub trait Source: fmt::Debug + Send + Sync {
     /// If there is no sample of that index; it is not asked for.
     fn image(&self, sample_idx: usize) -> Result<Image<'_>, SampleError>;
 
+    /// The image of a sample as a [`Loader`](crate::Loader) takes it that brings all images to one size.
+    ///
+    /// Unless this is overridden, it is [`image`](Self::image) in another order. A source that decodes image files gives what
+    /// [`decode`](crate::decode()) makes here, and [`Picture::into_image`] of it there.
+    ///
+    /// # Errors
+    /// As [`image`](Self::image).
+    fn picture(&self, sample_idx: usize) -> Result<Picture, SampleError> {
+        let image = self.image(sample_idx)?;
+        let Image { shape, pixels } = &image;
+        if pixels.len() != shape.n_values() {
+            return Err(Box::new(SampleFailure::Length { shape: *shape, got: pixels.len() }));
+        }
+        let shape = image.shape;
+        Picture::from_image(image).ok_or_else(|| format!("its image is {shape}, which is too large").into())
+    }
+
     /// What tells its samples from others: a run is resumed only with an equal one.
     ///
     /// Unless this is overridden, it is the CRC-32 of all labels, then all pixels, in order (of labels as one byte where
@@ -126,8 +143,8 @@ pub struct SourceInfo {
     pub n_samples: usize,
     /// Number of classes; labels are below it.
     pub n_classes: usize,
-    /// The shape of every image; `None` where it differs from image to image, which a [`Loader`](crate::Loader) does not
-    /// serve, as it resizes none.
+    /// The shape of every image; `None` where it differs from image to image, which a [`Loader`](crate::Loader) serves in one
+    /// size, by a [`Geometry`](crate::Geometry).
     pub shape: Option<ImageShape>,
     /// The largest pixel value, which stands for 1.0: 255 unless the images are special.
     pub max_value: u8,
@@ -148,6 +165,30 @@ impl SourceInfo {
             Some(failure) => Err(self.error(sample_idx, failure)),
             None => Ok(image),
         }
+    }
+
+    /// Reads one image of `source`, whose info this is, of any size but with pixels and colors, and checks it.
+    pub(crate) fn read_picture<S: Source + ?Sized>(
+        &self,
+        source: &S,
+        sample_idx: usize,
+    ) -> Result<Picture, DataError> {
+        let picture = source
+            .picture(sample_idx)
+            .map_err(|error| self.error(sample_idx, SampleFailure::Source(error)))?;
+        let shape = picture.shape();
+        let failure = if let Some(expected) = self.shape.filter(|expected| *expected != shape) {
+            Some(SampleFailure::Shape { expected, got: shape })
+        } else if picture.pixels.len() != shape.n_values() {
+            Some(SampleFailure::Length { shape, got: picture.pixels.len() })
+        } else if !matches!(shape.channels, 1 | 3) || shape.n_values() == 0 {
+            Some(SampleFailure::NoPicture { shape })
+        } else if self.max_value < u8::MAX {
+            self.pixel_flaw(&picture.pixels)
+        } else {
+            None
+        };
+        failure.map_or(Ok(picture), |failure| Err(self.error(sample_idx, failure)))
     }
 
     fn error(&self, sample: usize, failure: SampleFailure) -> DataError {
@@ -233,6 +274,12 @@ pub enum SampleFailure {
         /// Number of its pixel values.
         got: usize,
     },
+    /// It cannot be resized.
+    #[error("its image is {shape} (channels, height, width), expected 1 or 3 channels and at least a pixel")]
+    NoPicture {
+        /// Its shape.
+        shape: ImageShape,
+    },
     /// A pixel is above the largest value.
     #[error("its image has a pixel of {got}, larger than the largest allowed, {max}")]
     Pixel {
@@ -272,6 +319,10 @@ impl Source for Head {
 
     fn image(&self, sample_idx: usize) -> Result<Image<'_>, SampleError> {
         self.source.image(sample_idx)
+    }
+
+    fn picture(&self, sample_idx: usize) -> Result<Picture, SampleError> {
+        self.source.picture(sample_idx)
     }
 
     fn digest(&self) -> Result<Digest, DataError> {

@@ -261,7 +261,7 @@ fn images_are_those_that_the_recipe_says() {
     check(
         &[],
         |info| info.shape = None,
-        "serve waves 0: its images differ in shape; a source gives all in one",
+        "serve waves 0: its images differ in shape; say to which size they are brought (data.size)",
     );
     check(
         &[],

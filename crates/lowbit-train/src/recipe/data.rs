@@ -127,8 +127,23 @@ impl Serialize for DataRecipe {
             table.serialize_field("normalization", &Numbers { mean: short(mean), std: short(std) })?;
         }
         if let Some(augment) = augment {
-            table.serialize_field("augment", augment)?;
+            table.serialize_field("augment", &AugmentTable { augment })?;
         }
+        table.end()
+    }
+}
+
+/// `[data.augment]`: the changes in the form that `read_augment` reads.
+struct AugmentTable<'a> {
+    augment: &'a Augmentation,
+}
+
+impl Serialize for AugmentTable<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Augmentation { pad, flip, .. } = self.augment;
+        let mut table = serializer.serialize_struct("augment", 2)?;
+        table.serialize_field("pad", pad)?;
+        table.serialize_field("flip", flip)?;
         table.end()
     }
 }
@@ -186,7 +201,7 @@ pub(super) fn read_data(section: Section<'_>) -> DataRecipe {
         let pad = augment.integer("pad", 0, 0..=if is_known { side } else { u64::MAX }) as usize;
         let flip = augment.boolean("flip", false);
         augment.finish();
-        Augmentation { pad, flip }
+        Augmentation { pad, flip, ..Augmentation::default() }
     });
     let n_train = recipe.train_limit.or(sizes.map(|info| info.n_train));
     if let Some(n_train) = n_train.filter(|&n| recipe.batch_size > n) {
