@@ -49,8 +49,22 @@ fn all() {
         seed("archive", name, &[&[0][..], &tar].concat());
         seed("archive", &format!("{name}-gzip"), &[&[1][..], &gzip(&tar)].concat());
     }
+    images();
     #[cfg(feature = "training")]
     training();
+}
+
+/// Every kind of image file that the tests compare with Pillow.
+fn images() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/images");
+    for entry in fs::read_dir(folder).expect("the golden images are there") {
+        let path = entry.expect("a directory can be read").path();
+        let name = path.file_name().expect("a file has a name").to_string_lossy().into_owned();
+        if name.ends_with(".jpg") || name.ends_with(".png") {
+            let bytes = fs::read(&path).expect("a golden image can be read");
+            seed("image", &name, &[&[31, 5][..], &bytes].concat());
+        }
+    }
 }
 
 #[cfg(feature = "training")]

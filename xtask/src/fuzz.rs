@@ -8,10 +8,11 @@ use clap::Args;
 use crate::{cargo, workspace};
 
 /// Targets that build without burn, and those that do not.
-const TARGETS: [(&str, bool); 12] = [
+const TARGETS: [(&str, bool); 13] = [
     ("idx", false),
     ("cifar", false),
     ("archive", false),
+    ("image", false),
     ("recipe", true),
     ("manifest", true),
     ("sums", true),

@@ -48,6 +48,8 @@ enum Bench {
     Backends(bench::backends::BackendsArgs),
     /// Single operations: convolutions, normalization, quantizers
     Ops(bench::ops::OpsArgs),
+    /// Images from files: decoded, cropped, resized and normalized, beside torchvision
+    Loader(bench::loader::LoaderArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -60,6 +62,7 @@ fn main() -> anyhow::Result<()> {
         Task::Bench(Bench::Step(args)) => bench::step(&args),
         Task::Bench(Bench::Backends(args)) => bench::backends::run(&args),
         Task::Bench(Bench::Ops(args)) => bench::ops::run(&args),
+        Task::Bench(Bench::Loader(args)) => bench::loader::run(&args),
     }
 }
 

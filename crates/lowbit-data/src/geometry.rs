@@ -1,7 +1,8 @@
 //! Images of any size become images of the network's.
 
-use fast_image_resize::images::{CroppedImage, Image as Target, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeError, ResizeOptions, Resizer};
+use fast_image_resize::images::{Image as Target, TypedCroppedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use rand::{Rng, RngExt};
 
 use crate::{DataError, Dimensions, Image, ImageShape, Picture};
@@ -54,32 +55,22 @@ impl Geometry {
     /// # Panics
     /// If the picture has no pixel, other than 1 or 3 channels or not as many values as it says, or if the part is not in it.
     pub fn apply(self, picture: Picture, crop: Option<CropBox>) -> Image<'static> {
-        assert!(
-            matches!(picture.channels, 1 | 3) && picture.dimensions.n_pixels() > 0,
-            "{}",
-            picture.shape()
-        );
-        let picture = picture.with_channels(self.channels);
-        let dimensions = picture.dimensions;
-        let pixels = match crop {
-            Some(CropBox { left, top, width, height }) => {
-                resized(&picture, self.size, |source, target, resizer| {
-                    // Pixels beside a crop have no influence.
-                    let crop = CroppedImage::new(source, left, top, width, height)
-                        .expect("the part is in the picture");
-                    resizer.resize(&crop, target, &bilinear())
-                })
-            }
+        let is_picture = matches!(picture.channels, 1 | 3) && picture.dimensions.n_pixels() > 0;
+        assert!(is_picture, "a picture of {}", picture.shape());
+        // The resizing of one kind of pixels alone is compiled: grey is resized as a color.
+        let picture = picture.with_channels(3);
+        let (part, seen) = match crop {
+            // Pixels beside a part have no influence.
+            Some(part) => (part, None),
             None => {
-                let [left, top, width, height] = self.middle(dimensions);
-                resized(&picture, self.size, |source, target, resizer| {
-                    resizer.resize(source, target, &bilinear().crop(left, top, width, height))
-                })
+                let Dimensions { width, height } = picture.dimensions;
+                (CropBox { left: 0, top: 0, width, height }, Some(self.middle(picture.dimensions)))
             }
         };
         let side = self.size as u32;
-        Picture { dimensions: Dimensions { width: side, height: side }, channels: self.channels, pixels }
-            .into_image()
+        let dimensions = Dimensions { width: side, height: side };
+        let pixels = resized(&picture, part, seen, dimensions);
+        Picture { dimensions, channels: 3, pixels }.with_channels(self.channels).into_image()
     }
 
     /// Left, top, width and height of what is seen after the shorter side has become `resize` and the middle is taken.
@@ -98,21 +89,22 @@ impl Geometry {
     }
 }
 
-fn bilinear() -> ResizeOptions {
-    ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false)
-}
-
-fn resized(
-    picture: &Picture,
-    size: usize,
-    resize: impl FnOnce(&ImageRef<'_>, &mut Target<'_>, &mut Resizer) -> Result<(), ResizeError>,
-) -> Vec<u8> {
-    let kind = if picture.channels == 3 { PixelType::U8x3 } else { PixelType::U8 };
+/// Of `part` of a picture what is `seen` (left, top, width and height in it; all unless it is said), in `size`.
+fn resized(picture: &Picture, part: CropBox, seen: Option<[f64; 4]>, size: Dimensions) -> Vec<u8> {
     let Dimensions { width, height } = picture.dimensions;
-    let source =
-        ImageRef::new(width, height, &picture.pixels, kind).expect("a picture has as many values as it says");
-    let mut target = Target::new(size as u32, size as u32, kind);
-    resize(&source, &mut target, &mut Resizer::new()).expect("the part is in the picture");
+    let whole = TypedImageRef::<U8x3>::from_buffer(width, height, &picture.pixels);
+    let whole = whole.expect("a picture has as many values as it says");
+    let part = TypedCroppedImage::new(whole, part.left, part.top, part.width, part.height);
+    let part = part.expect("the part is in the picture");
+    let options =
+        ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false);
+    let options = match seen {
+        Some([left, top, width, height]) => options.crop(left, top, width, height),
+        None => options,
+    };
+    let mut target = Target::new(size.width, size.height, PixelType::U8x3);
+    let mut view = target.typed_image_mut::<U8x3>().expect("invariant: it was made of this type");
+    Resizer::new().resize_typed(&part, &mut view, &options).expect("invariant: what is seen is in the part");
     target.into_vec()
 }
 

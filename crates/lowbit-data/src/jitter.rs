@@ -39,7 +39,7 @@ enum Change {
     Brightness(f32),
     Contrast(f32),
     Saturation(f32),
-    /// In 255ths of a turn.
+    /// By so much of 255, which is a whole turn.
     Hue(i32),
 }
 

@@ -64,7 +64,7 @@ pub use file_kind::FileKind;
 pub use geometry::{CropBox, Geometry, RandomResizedCrop};
 pub use idx::MAX_IMAGES;
 pub use jitter::{Jitter, JitterDraw};
-pub use loader::{Batch, EpochIter, Loader, LoaderConfig};
+pub use loader::{Batch, EpochIter, Loader, LoaderConfig, batches_ahead};
 pub use locate::{Locations, places_of};
 pub use picture::{Dimensions, Picture};
 pub use source::{Digest, Image, SampleError, SampleFailure, Source, SourceInfo, head};

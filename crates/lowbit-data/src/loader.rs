@@ -167,8 +167,8 @@ impl Loader {
     pub fn n_prepared(&self) -> usize {
         let Decoder { config, shape, .. } = &*self.decoder;
         let n_values = config.batch_size.saturating_mul(shape.n_values());
-        let batch = n_values.saturating_mul(size_of::<f32>()).max(1);
-        config.prefetch.min(MAX_PREPARED / batch).max(1)
+        let batch = n_values.saturating_mul(size_of::<f32>());
+        batches_ahead(config.prefetch, batch)
     }
 
     /// The order of the samples in an epoch.
@@ -205,6 +205,11 @@ impl Loader {
 
 /// Bytes of batches that are prepared ahead, if they are more than one.
 const MAX_PREPARED: usize = 256 << 20;
+
+/// Of `prefetch` batches of so many bytes, those that are prepared ahead: large ones are not all.
+pub fn batches_ahead(prefetch: usize, batch_bytes: usize) -> usize {
+    prefetch.min(MAX_PREPARED / batch_bytes.max(1)).max(1)
+}
 
 fn threads(n_threads: usize) -> Option<ThreadPool> {
     let name = |idx| format!("lowbit-data {idx}");

@@ -19,11 +19,23 @@ use crate::recipe::{DataRecipe, DatasetChoice, Recipe};
 /// Images per evaluation batch. Fixed, so that every evaluation of a checkpoint adds in the same order.
 pub(crate) const EVAL_BATCH_SIZE: usize = 256;
 
-/// Batches on the host at a time: those prepared ahead, one that is being prepared, and the one in use.
-pub(crate) const N_PREPARED: u64 = LoaderConfig::DEFAULT_PREFETCH as u64 + 2;
+/// Batches of so many bytes that are on the host at a time: those prepared ahead, one that is being prepared, and the one in
+/// use.
+pub(crate) fn n_prepared(batch_bytes: u64) -> u64 {
+    let batch_bytes = usize::try_from(batch_bytes).unwrap_or(usize::MAX);
+    lowbit_data::batches_ahead(LoaderConfig::DEFAULT_PREFETCH, batch_bytes) as u64 + 2
+}
 
-/// Threads that decode and augment images beside the training.
-const LOADER_THREADS: usize = 1;
+/// The most threads that decode images unless a recipe says how many.
+const MAX_WORKERS: usize = 16;
+
+/// Threads that decode and vary images beside the training: one where they are at hand in their size, as many as there are cores where
+/// files are decoded and resized. A step waits for the slowest of its threads, but the work is the same: while it computes, at
+/// most some batches are prepared.
+fn workers(recipe: &DataRecipe) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
+    recipe.workers.unwrap_or_else(|| if recipe.geometry.is_some() { cores() } else { 1 })
+}
 
 /// Where the images of a training are from.
 #[derive(Clone, Debug)]
@@ -82,7 +94,7 @@ impl Images {
                 let source = Arc::clone(if split == Split::Train { train } else { test });
                 let expected =
                     ImageShape { channels: shape.channels, height: shape.height, width: shape.width };
-                expect_own(&source, split, expected, n_classes)?;
+                expect_own(&source, split, recipe.geometry.is_none().then_some(expected), n_classes)?;
                 Ok(Part::Own(match limit {
                     Some(limit) => lowbit_data::head(source, limit)?,
                     None => source,
@@ -108,19 +120,19 @@ impl Images {
     }
 }
 
-/// Refuses a program's own images that are not what the recipe says of them.
+/// Refuses a program's own images that are not what the recipe says of them; of their `shape` where they keep their size.
 fn expect_own(
     source: &Arc<dyn Source>,
     split: Split,
-    shape: ImageShape,
+    shape: Option<ImageShape>,
     n_classes: usize,
 ) -> Result<(), TrainError> {
     let info = source.info();
     let list = |shape: ImageShape| format!("{:?}", [shape.channels, shape.height, shape.width]);
     // Where the shapes differ from image to image, the loader says so.
-    let other_shape = info.shape.filter(|got| *got != shape);
+    let other_shape = shape.zip(info.shape).filter(|(expected, got)| got != expected);
     let differs = match other_shape {
-        Some(got) => Some(("data.shape", list(shape), list(got))),
+        Some((expected, got)) => Some(("data.shape", list(expected), list(got))),
         None => (info.n_classes != n_classes)
             .then(|| ("data.classes", n_classes.to_string(), info.n_classes.to_string())),
     };
@@ -217,11 +229,12 @@ impl Data {
         let warnings = Part::warnings(Some(&train), &test);
         let are_published = [&train, &test].into_iter().all(Part::is_published);
         let config = LoaderConfig {
+            geometry: recipe.geometry,
             augmentation: recipe.augment,
-            n_threads: LOADER_THREADS,
+            n_threads: workers(recipe),
             ..LoaderConfig::training(recipe.batch_size, seed, normalization.clone())
         };
-        let (train, test) = (train.serve(config)?, test.serve(test_config(normalization))?);
+        let (train, test) = (train.serve(config)?, test.serve(test_config(recipe, normalization))?);
         Ok(Self {
             train: train.loader,
             test: test.loader,
@@ -260,11 +273,15 @@ pub(crate) fn test_images(
 ) -> Result<(Served, Vec<DataWarning>), TrainError> {
     let test = images.part(recipe, Split::Test)?;
     let warnings = Part::warnings(None, &test);
-    Ok((test.serve(test_config(images.normalization(recipe)?))?, warnings))
+    Ok((test.serve(test_config(recipe, images.normalization(recipe)?))?, warnings))
 }
 
-fn test_config(normalization: Normalization) -> LoaderConfig {
-    LoaderConfig { n_threads: LOADER_THREADS, ..LoaderConfig::evaluation(EVAL_BATCH_SIZE, normalization) }
+fn test_config(recipe: &DataRecipe, normalization: Normalization) -> LoaderConfig {
+    LoaderConfig {
+        geometry: recipe.geometry,
+        n_threads: workers(recipe),
+        ..LoaderConfig::evaluation(EVAL_BATCH_SIZE, normalization)
+    }
 }
 
 /// Images of a batch on `device`, `[batch, channels, height, width]`.

@@ -2,7 +2,7 @@
 
 use lowbit_models::Kept;
 
-use crate::data::{EVAL_BATCH_SIZE, N_PREPARED};
+use crate::data::{EVAL_BATCH_SIZE, n_prepared};
 use crate::error::TrainError;
 use crate::experiment::Experiment;
 use crate::recipe::{DatasetChoice, OptimizerRecipe, Recipe};
@@ -26,8 +26,8 @@ pub struct MemoryEstimate {
     pub parameters: u64,
     /// Bytes for each image of a batch: activations that are kept for the backward pass, and gradients.
     pub per_image: u64,
-    /// Bytes of the images of a batch on the host, for each of them: those that are prepared ahead.
-    pub prepared_per_image: u64,
+    /// Bytes of an image of a batch on the host.
+    pub input_per_image: u64,
     /// Bytes of the largest tensor for each image of a batch.
     pub largest_per_image: u64,
     /// Bytes of an evaluation, whose batches are of a size of their own.
@@ -55,7 +55,7 @@ impl MemoryEstimate {
             program: PROGRAM + n_images(recipe) * pixels * 3 / 2,
             parameters: 0,
             per_image: 0,
-            prepared_per_image: N_PREPARED * pixels * FLOAT,
+            input_per_image: pixels * FLOAT,
             largest_per_image: 0,
             evaluation: 0,
             evaluation_batch: n_test(recipe).unwrap_or(u64::MAX).min(EVAL_BATCH_SIZE as u64),
@@ -92,7 +92,8 @@ impl MemoryEstimate {
 
     /// Bytes of the program, the data set and the batches that are prepared, in the memory of the host.
     pub fn host(&self, batch_size: u64) -> u64 {
-        self.program.saturating_add(batch_size.saturating_mul(self.prepared_per_image))
+        let batch = batch_size.saturating_mul(self.input_per_image);
+        self.program.saturating_add(n_prepared(batch).saturating_mul(batch))
     }
 
     /// Both, as on a CPU.

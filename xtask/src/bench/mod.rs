@@ -18,6 +18,7 @@ use crate::workspace;
 use origin::Origin;
 
 pub mod backends;
+pub mod loader;
 pub mod ops;
 mod origin;
 
@@ -245,7 +246,9 @@ fn peer_script(name: &str) -> PathBuf {
 fn virtual_environment() -> anyhow::Result<String> {
     let folder = workspace::target_dir()?.join("peers/torch");
     let python = folder.join("bin/python");
-    if !python.is_file() {
+    let requirements = peer_script("requirements.txt");
+    let (wanted, installed) = (std::fs::read_to_string(&requirements)?, folder.join("installed.txt"));
+    if std::fs::read_to_string(&installed).ok().as_ref() != Some(&wanted) {
         eprintln!("installing the peer into {}", folder.display());
         let run = |program: &Path, args: &[&str]| -> anyhow::Result<()> {
             let status = Command::new(program).args(args).status();
@@ -255,12 +258,13 @@ fn virtual_environment() -> anyhow::Result<String> {
             }
         };
         run(Path::new("python3"), &["-m", "venv", &folder.display().to_string()])?;
-        let requirements = peer_script("requirements.txt").display().to_string();
-        if let Err(error) = run(&python, &["-m", "pip", "install", "--quiet", "-r", &requirements]) {
+        let file = requirements.display().to_string();
+        if let Err(error) = run(&python, &["-m", "pip", "install", "--quiet", "-r", &file]) {
             // Half an environment would be taken for a whole one.
             std::fs::remove_dir_all(folder).context("failed to remove the environment")?;
             return Err(error);
         }
+        std::fs::write(installed, wanted).context("failed to note what is installed")?;
     }
     Ok(python.display().to_string())
 }

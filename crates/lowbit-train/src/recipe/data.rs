@@ -2,11 +2,12 @@
 
 use std::fmt;
 
-use lowbit_data::{Augmentation, DatasetName, LabelKind, MAX_IMAGES, Normalization};
+use lowbit_data::{Augmentation, DatasetName, Geometry, LabelKind, MAX_IMAGES, Normalization};
 use lowbit_models::InputShape;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
+use super::augment::{AugmentTable, read_augment, read_geometry};
 use super::reader::Section;
 
 /// Superclasses of CIFAR-100.
@@ -20,6 +21,9 @@ const MAX_SIDE: u64 = 65_535;
 
 /// What stands at `shape`.
 const SHAPE: &str = "channels, height and width, each from 1 to 65535, as in [3, 32, 32]";
+
+/// More threads than any machine has cores.
+const MAX_WORKERS: u64 = 1024;
 
 /// As many classes as a label of 16 bits tells apart.
 const MAX_CLASSES: u64 = 1 << 16;
@@ -37,6 +41,10 @@ pub struct DataRecipe {
     pub train_limit: Option<usize>,
     /// Evaluate on only the first so many test images.
     pub test_limit: Option<usize>,
+    /// The size that images are brought to: `data.size`, `data.resize` and `data.channels`. `None` leaves them as they are.
+    pub geometry: Option<Geometry>,
+    /// Threads that decode and vary images, instead of as many as are sensible. No effect on results.
+    pub workers: Option<usize>,
     /// How pixels become network inputs, instead of what is customary for the data set or said by the program.
     pub normalization: Option<Normalization>,
     /// Random changes of the training images.
@@ -50,7 +58,7 @@ pub enum DatasetChoice {
     Named(DatasetName),
     /// Those that the program gives, of which the recipe says what decides the network.
     Own {
-        /// Shape of an image: `data.shape`.
+        /// Shape of an image: `data.shape`; that of the network's input where images are brought to `data.size`.
         shape: InputShape,
         /// Number of classes: `data.classes`.
         n_classes: usize,
@@ -76,12 +84,13 @@ impl fmt::Display for DatasetChoice {
 impl DataRecipe {
     /// Shape of the images as the network takes them.
     pub fn input_shape(&self) -> InputShape {
-        match self.dataset {
-            DatasetChoice::Named(name) => {
+        match (self.geometry, self.dataset) {
+            (Some(Geometry { channels, size, .. }), _) => InputShape { channels, height: size, width: size },
+            (None, DatasetChoice::Named(name)) => {
                 let shape = name.info().shape;
                 InputShape { channels: shape.channels, height: shape.height, width: shape.width }
             }
-            DatasetChoice::Own { shape, .. } => shape,
+            (None, DatasetChoice::Own { shape, .. }) => shape,
         }
     }
 
@@ -108,12 +117,20 @@ impl Serialize for DataRecipe {
             let short = |value: &f32| value.to_string().parse().unwrap_or_else(|_| f64::from(*value));
             values.iter().map(short).collect()
         };
-        let Self { dataset, labels, batch_size, train_limit, test_limit, normalization, augment } = self;
-        let mut table = serializer.serialize_struct("data", 9)?;
+        let Self { dataset, labels, batch_size, train_limit, test_limit, .. } = self;
+        let Self { geometry, workers, normalization, augment, .. } = self;
+        let mut table = serializer.serialize_struct("data", 13)?;
         table.serialize_field("dataset", dataset.as_str())?;
         if let DatasetChoice::Own { shape, n_classes } = dataset {
-            table.serialize_field("shape", &[shape.channels, shape.height, shape.width])?;
+            if geometry.is_none() {
+                table.serialize_field("shape", &[shape.channels, shape.height, shape.width])?;
+            }
             table.serialize_field("classes", n_classes)?;
+        }
+        if let Some(Geometry { channels, size, resize }) = geometry {
+            table.serialize_field("size", size)?;
+            table.serialize_field("resize", resize)?;
+            table.serialize_field("channels", channels)?;
         }
         table.serialize_field("labels", labels)?;
         table.serialize_field("batch_size", batch_size)?;
@@ -123,27 +140,15 @@ impl Serialize for DataRecipe {
         if let Some(limit) = test_limit {
             table.serialize_field("test_limit", limit)?;
         }
+        if let Some(workers) = workers {
+            table.serialize_field("workers", workers)?;
+        }
         if let Some(Normalization { mean, std }) = normalization {
             table.serialize_field("normalization", &Numbers { mean: short(mean), std: short(std) })?;
         }
         if let Some(augment) = augment {
-            table.serialize_field("augment", &AugmentTable { augment })?;
+            table.serialize_field("augment", &AugmentTable(augment))?;
         }
-        table.end()
-    }
-}
-
-/// `[data.augment]`: the changes in the form that `read_augment` reads.
-struct AugmentTable<'a> {
-    augment: &'a Augmentation,
-}
-
-impl Serialize for AugmentTable<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Augmentation { pad, flip, .. } = self.augment;
-        let mut table = serializer.serialize_struct("augment", 2)?;
-        table.serialize_field("pad", pad)?;
-        table.serialize_field("flip", flip)?;
         table.end()
     }
 }
@@ -155,6 +160,7 @@ pub(super) fn read_data(section: Section<'_>) -> DataRecipe {
     let is_known = !section.has_problems();
     let shape = read_shape(&section);
     let n_classes = section.optional_integer("classes", 1..=MAX_CLASSES);
+    let geometry = read_geometry(&section, name.filter(|_| is_known).map(|name| name.info().shape.channels));
     let keys = [("shape", SHAPE), ("classes", "the number of classes")];
     let dataset = match name {
         Some(name) => {
@@ -164,11 +170,23 @@ pub(super) fn read_data(section: Section<'_>) -> DataRecipe {
             DatasetChoice::Named(name)
         }
         None => {
-            for (key, expected) in keys.iter().filter(|(key, _)| !section.has(key)) {
+            let is_missing = |key: &str| !section.has(key) && (key != "shape" || !section.has("size"));
+            for (key, expected) in keys.iter().filter(|(key, _)| is_missing(key)) {
                 section.problem(key, format!("is missing; expected {expected}"));
             }
+            if section.has("shape") && section.has("size") {
+                section.problem("shape", "images are brought to data.size: remove this key");
+            }
             let none = InputShape { channels: 1, height: 1, width: 1 };
-            DatasetChoice::Own { shape: shape.unwrap_or(none), n_classes: n_classes.unwrap_or(1) as usize }
+            let resized = geometry.map(|Geometry { channels, size, .. }| InputShape {
+                channels,
+                height: size,
+                width: size,
+            });
+            DatasetChoice::Own {
+                shape: resized.or(shape).unwrap_or(none),
+                n_classes: n_classes.unwrap_or(1) as usize,
+            }
         }
     };
     let labels =
@@ -189,6 +207,8 @@ pub(super) fn read_data(section: Section<'_>) -> DataRecipe {
         test_limit: section
             .optional_integer("test_limit", limit(sizes.map(|info| info.n_test)))
             .map(|n| n as usize),
+        geometry,
+        workers: section.optional_integer("workers", 0..=MAX_WORKERS).map(|n| n as usize),
         normalization: None,
         augment: None,
     };
@@ -198,10 +218,7 @@ pub(super) fn read_data(section: Section<'_>) -> DataRecipe {
         .and_then(|section| read_normalization(section, is_known.then_some(channels)));
     recipe.augment = section.optional_section("augment").map(|augment| {
         let side = height.min(width) as u64;
-        let pad = augment.integer("pad", 0, 0..=if is_known { side } else { u64::MAX }) as usize;
-        let flip = augment.boolean("flip", false);
-        augment.finish();
-        Augmentation { pad, flip, ..Augmentation::default() }
+        read_augment(augment, geometry, is_known.then_some(side), is_known.then_some(channels))
     });
     let n_train = recipe.train_limit.or(sizes.map(|info| info.n_train));
     if let Some(n_train) = n_train.filter(|&n| recipe.batch_size > n) {

@@ -4,6 +4,7 @@
 //! is valid, so no later code checks again. A recipe serializes to the TOML of its resolved form, with every default
 //! written out, which reads back as the same recipe.
 
+mod augment;
 mod data;
 mod embedded;
 mod phases;

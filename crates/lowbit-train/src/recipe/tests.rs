@@ -2,6 +2,7 @@ use std::fs;
 use std::path::Path;
 
 use lowbit_core::Precision;
+use lowbit_data::{Geometry, RandomResizedCrop};
 
 use super::*;
 use crate::strategy::{Key, STRATEGIES, Strategy};
@@ -1489,6 +1490,67 @@ fn mistakes_in_the_description_of_images_are_told() {
         [
             "data.shape: that of digits is known: remove this key",
             "data.classes: that of digits is known: remove this key"
+        ]
+    );
+}
+
+/// The size of the network's input is said by the recipe, by which all its images are brought to it.
+#[test]
+fn images_are_brought_to_a_size() {
+    let augment = "data.augment={crop='random-resized', scale=[0.25, 1], flip=true, lighting=0.1, \
+                   jitter={brightness=0.4, hue=0.1}}";
+    let own = ["data.dataset=own", "data.classes=9", "data.size=64", "data.workers=3", augment];
+    let recipe = parse(&own).unwrap();
+    assert_eq!(recipe.data.input_shape().dims(), [3, 64, 64]);
+    assert_eq!(recipe.data.geometry, Some(Geometry { channels: 3, size: 64, resize: 74 }));
+    assert_eq!(recipe.data.workers, Some(3));
+    let changes = recipe.data.augment.unwrap();
+    assert_eq!(changes.crop.unwrap().scale, [0.25, 1.0]);
+    assert_eq!(changes.crop.unwrap().ratio, RandomResizedCrop::default().ratio);
+    assert_eq!((changes.lighting, changes.jitter.unwrap().brightness), (0.1, 0.4));
+    let text = recipe.to_toml();
+    for line in ["size = 64", "resize = 74", "workers = 3", "crop = \"random-resized\"", "lighting = 0.1"] {
+        assert!(text.contains(&format!("{line}\n")), "{line} in {text}");
+    }
+    assert_eq!(Recipe::parse(&text, "test", &[]).unwrap(), recipe);
+    let middle = parse(&["data.dataset=own", "data.classes=9", "data.size=224", "data.channels=1"]).unwrap();
+    assert_eq!(middle.data.geometry, Some(Geometry { channels: 1, size: 224, resize: 256 }));
+    // A data set keeps its channels.
+    let digits = parse(&["data.size=16", "data.augment={crop='random-resized'}"]).unwrap();
+    assert_eq!(digits.data.input_shape().dims(), [1, 16, 16]);
+}
+
+#[test]
+fn mistakes_in_sizes_and_changes_of_images_are_told() {
+    assert_eq!(
+        mistakes(&["data.resize=9", "data.augment={crop='random-resized'}"]),
+        [
+            "data.resize: images keep their size: remove this key, or set data.size to that of the network's input",
+            "data.augment.crop: the size to which parts are resized is missing: set data.size to that of the network's input",
+        ]
+    );
+    assert_eq!(
+        mistakes(&["data.size=16", "data.resize=15"]),
+        ["data.resize: expected an integer from 16 to 8192, got 15"]
+    );
+    assert_eq!(
+        mistakes(&["data.workers=1025"]),
+        ["data.workers: expected an integer from 0 to 1024, got 1025"]
+    );
+    assert_eq!(
+        mistakes(&["data.augment={scale=[0.5, 0.4], jitter={hue=0.6}, lighting=0.1}"]),
+        [
+            "data.augment.scale: nothing is cropped: remove this key, or set data.augment.crop=\"random-resized\"",
+            "data.augment.scale: expected the smallest and the largest, above 0 and up to 1, got [0.5, 0.4]",
+            "data.augment.jitter.hue: expected a number from 0 to 0.5, got 0.6",
+            "data.augment.lighting: grey images have no colors: remove this key",
+        ]
+    );
+    assert_eq!(
+        mistakes(&[&OWN[..], &["data.size=32", "data.channels=2"]].concat()),
+        [
+            "data.channels: expected 1 (grey) or 3 (red, green and blue), got 2",
+            "data.shape: images are brought to data.size: remove this key",
         ]
     );
 }
