@@ -92,6 +92,15 @@ fn training() {
     let header = br#"{"a":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[],"data_offsets":[8,12]}}"#;
     let length = (header.len() as u64).to_le_bytes();
     seed("safetensors", "two", &[&length[..], header, &[0; 12]].concat());
+    for (name, bytes) in [
+        ("zip", &include_bytes!("../../tests/golden/weights/zip.pth")[..]),
+        ("legacy", include_bytes!("../../tests/golden/weights/legacy.pth")),
+        ("tar", include_bytes!("../../tests/golden/weights/tar.pth")),
+        ("mixed", include_bytes!("../../tests/golden/weights/mixed.pth")),
+    ] {
+        seed("pytorch", name, bytes);
+    }
+    seed("pytorch", "safetensors", &[&length[..], header, &[0; 12]].concat());
     seed("burnpack", "adamw", &fuzzing::optimizer_seed());
     let time = r#"{"epoch":1,"seconds":1.5,"images_per_second":100.0}"#;
     let warning = r#"{"step":3,"kind":"data","message":"text"}"#;

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use lowbit_models::{Family, InputShape, Layout, ModelConfig, Network, QuantizationPolicy};
 use lowbit_tests::golden::{SmallWeights, TorchvisionFile, TorchvisionNetwork, load};
 use lowbit_tests::{Tolerance, assert_close_f64, backends, centered, default_device, tensor, value, values};
-use lowbit_train::weights::{self, Container, WeightsError, WeightsFile, fits};
+use lowbit_train::weights::{self, Container, Fitting, WeightsError, WeightsFile, fits};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -52,8 +52,9 @@ fn every_container_has_the_logits_of_pytorch() {
             let logits = network.forward(tensor(&pixels, small.images, &backend.device));
             check_logits(&format!("{name} on {}", backend.name), logits, &small.logits, scale);
         }
-        let expected = InputShape { channels: small.images[1], height: 224, width: 224 };
-        assert_eq!(fits(&file), [(model.clone(), expected, small.classes)], "{name}");
+        let input = InputShape { channels: small.images[1], height: 224, width: 224 };
+        let expected = Fitting { model: model.clone(), input, classes: small.classes };
+        assert_eq!(fits(&file), [expected], "{name}");
     }
 }
 
@@ -85,8 +86,8 @@ fn another_network_is_told_with_all_that_differs() {
         assert!(matches!(error, WeightsError::Misfit(_)), "{error:?}");
         error.to_string()
     };
-    let settings = "it fits model.family=\"resnet\", model.layout=\"imagenet\", model.depth=18, model.width=0.015625 on images \
-                    of 1 channels";
+    let settings = "it fits model.family=\"resnet\", model.layout=\"imagenet\", model.depth=18, model.width=0.015625 for images \
+                    of 1 channel, 5 classes";
     assert_eq!(
         message(ModelConfig::imagenet(Family::ResNet, 34).with_width(small.width)),
         format!(
@@ -160,7 +161,7 @@ fn torchvisions_networks_have_their_logits() {
         let path = written(case, folder.path());
         let weights = WeightsFile::open(&path).unwrap();
         assert_eq!(weights.container(), Container::Safetensors);
-        assert_eq!(fits(&weights), [(model.clone(), input, 1000)], "{name}");
+        assert_eq!(fits(&weights), [Fitting { model: model.clone(), input, classes: 1000 }], "{name}");
         let (network, fit) = weights::load(&weights, network(&model, images, 1000)).unwrap();
         let n_tensors = case.tensors.iter().filter(|tensor| !tensor.contains("num_batches_tracked")).count();
         assert_eq!(fit.taken.len(), n_tensors, "{name}");

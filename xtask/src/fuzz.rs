@@ -8,7 +8,7 @@ use clap::Args;
 use crate::{cargo, workspace};
 
 /// Targets that build without burn, and those that do not.
-const TARGETS: [(&str, bool); 13] = [
+const TARGETS: [(&str, bool); 14] = [
     ("idx", false),
     ("cifar", false),
     ("archive", false),
@@ -17,6 +17,7 @@ const TARGETS: [(&str, bool); 13] = [
     ("manifest", true),
     ("sums", true),
     ("safetensors", true),
+    ("pytorch", true),
     ("burnpack", true),
     ("run_json", true),
     ("plan", true),

@@ -52,8 +52,11 @@ pub enum FileKind {
 }
 
 impl FileKind {
-    /// By the first [`START_LEN`] bytes, or all if there are fewer.
-    pub(crate) fn of(start: &[u8]) -> Self {
+    /// First bytes that it goes by.
+    pub const START_LEN: usize = START_LEN;
+
+    /// By the first [`FileKind::START_LEN`] bytes, or all if there are fewer.
+    pub fn of(start: &[u8]) -> Self {
         let marks: [(&[u8], FileKind); 18] = [
             (b"\x1f\x8b", FileKind::Gzip),
             (b"\0\0\x08", FileKind::Idx),
@@ -106,7 +109,7 @@ impl FileKind {
     }
 
     /// Whether a file of this kind is there in place of another, so that its name cannot be right.
-    pub(crate) fn is_recognized(self) -> bool {
+    pub fn is_recognized(self) -> bool {
         self != FileKind::Unknown
     }
 }

@@ -1,5 +1,6 @@
 //! Entry points for fuzzing, which hand over bytes in place of files. No part of the interface.
 
+use std::path::Path;
 use std::sync::OnceLock;
 
 use burn::tensor::Device;
@@ -11,6 +12,7 @@ use crate::optimizer_file::{MayLack, OptimizerFile, optimizer_bytes};
 use crate::progress::Progress;
 use crate::recipe::{Recipe, TrainRecipe};
 use crate::run_dir::{RunDir, Starts};
+use crate::weights::{TensorInfo, WeightsFile, fits};
 
 /// Reads the manifest of a checkpoint.
 pub fn manifest(bytes: &[u8]) -> bool {
@@ -25,6 +27,15 @@ pub fn sums(bytes: &[u8]) -> bool {
 /// Reads the tensors of a network.
 pub fn safetensors(bytes: &[u8]) -> bool {
     from_safetensors(bytes).is_ok()
+}
+
+/// Reads the weights that another program wrote: what networks they are, and all values that a small network could have.
+pub fn weights(path: &Path) -> bool {
+    let Ok(file) = WeightsFile::open(path) else { return false };
+    let small = |(_, tensor): &(&String, &TensorInfo)| tensor.n_values() <= 1 << 16;
+    let read = file.tensors().iter().filter(small).all(|(name, _)| file.read(name).is_ok());
+    let is_known = !fits(&file).is_empty();
+    read && is_known
 }
 
 /// A small network with learned quantizers, its optimizer and what that keeps.

@@ -8,6 +8,7 @@ use clap::builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, Typ
 use clap::{Arg, ArgAction, ArgGroup, Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use lowbit_data::{DatasetName, Locations};
+use lowbit_models::{Family, Layout, ModelConfig};
 
 use crate::device::DeviceName;
 use crate::exit_code;
@@ -92,6 +93,21 @@ pub enum Command {
     ], INSPECT_NOTES))]
     Inspect(InspectArgs),
 
+    /// Show what is in a file of weights, and which network it is
+    #[command(after_help = concat_examples(&[
+        ("lowbit import resnet18.pth", ""),
+        ("lowbit import checkpoint.pth.tar --model resnet50", ""),
+        ("lowbit import model.safetensors --recipe my-recipe.toml --json", ""),
+    ], IMPORT_NOTES))]
+    Import(ImportArgs),
+
+    /// Write the weights of a run for other programs
+    #[command(after_help = concat_examples(&[
+        ("lowbit export runs/mine", ""),
+        ("lowbit export runs/mine --checkpoint best --out mine.safetensors", ""),
+    ], EXPORT_NOTES))]
+    Export(ExportArgs),
+
     /// List the recipes that come with lowbit, or show one
     #[command(after_help = concat_examples(&[
         ("lowbit recipes", ""),
@@ -150,6 +166,24 @@ With --json, stdout holds one JSON object with `recipe` and `plan`; for a run
 also `steps` (of the whole training), `result` (or null), `state_sha256` (a
 digest over all parameters, quantizer, optimizer and BatchNorm state), `info`,
 `processes`, `checkpoints`, `best`, `set_aside`, `checkpoint` and `run_dir`.";
+
+const IMPORT_NOTES: &str = "\
+Files of PyTorch (ZIP, legacy, TAR) and safetensors are read by their content;
+nothing in them is executed. A training begins with one by `--set init=FILE`.
+
+With --json, stdout holds one JSON object: `file`, `container`, `sha256`,
+`n_tensors`, `n_values`, `tensors` (each with `name`, `dtype`, `shape` and
+`becomes`, its path in the network or null), `fits` (networks of lowbit that it
+is of, each with `model`, `input` and `classes`), `network` (the one that
+`becomes` is for), `new_classifier` (or null), `left_out`.";
+
+const EXPORT_NOTES: &str = "\
+The file has the weights of the network that the run evaluates, by torchvision's
+names and in full precision. The quantizers of the run are left out, which is
+said: what reads the file computes in full precision.
+
+With --json, stdout holds one JSON object: `file`, `format`, `run_dir`,
+`checkpoint`, `network`, `n_tensors`, `n_bytes`, `n_left_out`.";
 
 const DATA_NOTES: &str = "\
 Data sets are looked for in DIR/NAME and DIR of --data-dir, then in
@@ -243,6 +277,54 @@ pub struct InspectArgs {
 
     #[command(flatten)]
     pub set: SetArgs,
+
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Args)]
+pub struct ImportArgs {
+    /// File of weights
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = path())]
+    pub file: PathBuf,
+
+    /// Show what this network would take of it [default: the first that it fits]
+    #[arg(long, value_name = "NAME", value_parser = models(), conflicts_with = "recipe")]
+    pub model: Option<ModelConfig>,
+
+    /// Show what the network of this recipe would take of it
+    #[arg(long, value_name = "RECIPE | FILE.toml", value_hint = ValueHint::FilePath)]
+    pub recipe: Option<String>,
+
+    /// Change that recipe: a dotted key and a TOML value; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", requires = "recipe")]
+    pub set: Vec<String>,
+
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Args)]
+pub struct ExportArgs {
+    /// Run directory
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
+    pub run: PathBuf,
+
+    /// Format of the file
+    #[arg(long, value_name = "FORMAT", value_parser = ["safetensors"], default_value = "safetensors")]
+    pub format: String,
+
+    /// New file [default: NAME of the recipe, in the current directory]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = path())]
+    pub out: Option<PathBuf>,
+
+    /// Checkpoint, or `best` for that of the highest test accuracy [default: the newest]
+    #[arg(long, value_name = "NAME")]
+    pub checkpoint: Option<String>,
+
+    /// Network of a joint training: teacher, student2, ... [default: student]
+    #[arg(long, value_name = "NAME")]
+    pub network: Option<String>,
 
     #[command(flatten)]
     pub json: JsonArgs,
@@ -371,6 +453,28 @@ impl TypedValueParser for DeviceParser {
 /// Reads a path; one that begins with `~` is refused, of which a directory would be made.
 fn path() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(|path| expect_no_tilde(&path).map(|()| path))
+}
+
+/// The networks that `lowbit import` knows by name: torchvision's names, and those made of them.
+const MODELS: [(&str, fn() -> ModelConfig); 10] = [
+    ("resnet18", || ModelConfig::imagenet(Family::ResNet, 18)),
+    ("resnet34", || ModelConfig::imagenet(Family::ResNet, 34)),
+    ("resnet50", || ModelConfig::imagenet(Family::ResNet, 50)),
+    ("resnet101", || ModelConfig::imagenet(Family::ResNet, 101)),
+    ("preresnet18", || ModelConfig::imagenet(Family::PreResNet, 18)),
+    ("preresnet34", || ModelConfig::imagenet(Family::PreResNet, 34)),
+    ("preresnet50", || ModelConfig::imagenet(Family::PreResNet, 50)),
+    ("preresnet101", || ModelConfig::imagenet(Family::PreResNet, 101)),
+    ("alexnet", || ModelConfig::alexnet(Layout::ImageNet).without_norm()),
+    ("alexnet-bn", || ModelConfig::alexnet(Layout::ImageNet)),
+];
+
+/// Reads the name of a network, and lets shells complete it.
+fn models() -> impl TypedValueParser<Value = ModelConfig> {
+    PossibleValuesParser::new(MODELS.map(|(name, _)| name)).map(|name| {
+        let known = MODELS.iter().find(|(known, _)| *known == name);
+        (known.expect("invariant: the name is one of the possible values").1)()
+    })
 }
 
 /// Reads the name of a data set, and lets shells complete it.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use lowbit_data::DataError;
+use lowbit_train::weights::WeightsError;
 use lowbit_train::{CheckpointError, RecipeError, TrainError, shell_quoted};
 
 use crate::device::DeviceError;
@@ -163,6 +164,9 @@ fn options(error: &TrainError) -> String {
         TrainError::NotARun { exists: true, .. } => ", which `lowbit train --out` writes".into(),
         TrainError::OtherData { .. } => format!("{give}, or train on these in a new run"),
         TrainError::OtherSteps { .. } => give.into(),
+        TrainError::Weights { path, source: WeightsError::Misfit(_) } => {
+            format!("; `lowbit import {}` lists what is in it", shell_quoted(path))
+        }
         TrainError::Init { source, .. } => options(source),
         TrainError::Data(error) => data_options(error).into(),
         _ => String::new(),

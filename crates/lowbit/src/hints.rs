@@ -58,10 +58,11 @@ const OPTIONS: [(&[&str], &str); 7] = [
 ];
 
 /// Commands of other programs.
-const COMMANDS: [(&[&str], &str); 7] = [
+const COMMANDS: [(&[&str], &str); 8] = [
     (&["resume", "continue"], "train --resume DIR"),
     (&["evaluate", "test", "score", "validate", "predict"], "eval DIR"),
     (&["show", "info", "summary", "plan", "describe"], "inspect DIR"),
+    (&["load", "convert", "weights"], "import FILE"),
     (&["fetch", "download"], "data fetch NAME"),
     (&["verify", "check"], "data verify NAME"),
     (&["list", "ls", "models"], "recipes"),

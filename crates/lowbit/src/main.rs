@@ -8,7 +8,9 @@ mod data;
 mod device;
 mod eval;
 mod exit_code;
+mod export;
 mod hints;
+mod import;
 mod inspect;
 mod logging;
 mod memory;
@@ -110,6 +112,8 @@ fn run(cli: &Cli) -> Code {
         Command::Train(args) => train::run(args, &screen, &log),
         Command::Eval(args) => eval::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Import(args) => import::run(args),
+        Command::Export(args) => export::run(args),
         Command::Recipes(args) => recipes::run(args, &screen),
         Command::Data(args) => data::run(args, &screen),
         Command::Completions(args) => completions(args),

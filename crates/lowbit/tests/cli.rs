@@ -99,11 +99,13 @@ fn cut_short(path: &Path) {
 #[test]
 fn help() {
     let sandbox = Sandbox::new();
-    let commands: [&[&str]; 12] = [
+    let commands: [&[&str]; 14] = [
         &[],
         &["train"],
         &["eval"],
         &["inspect"],
+        &["import"],
+        &["export"],
         &["recipes"],
         &["recipes", "list"],
         &["recipes", "show"],

@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use burn::tensor::{TensorData, bf16, f16};
+use lowbit_data::FileKind;
 use pytorch_reader::{FileFormat, PytorchReader};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::WeightsError;
+use super::pickles::{self, Kind};
+use super::{WeightsError, dims};
 use crate::files::open_regular;
 
 /// Largest file: no network of ours has more than 4 billion parameters.
@@ -64,6 +66,16 @@ impl TensorInfo {
         // Both readers refuse a shape whose values cannot be counted.
         self.shape.iter().product()
     }
+
+    /// Whether it is of real numbers.
+    pub fn is_float(&self) -> bool {
+        Float::of(self.dtype).is_some()
+    }
+
+    /// Its shape as in "64x3x7x7".
+    pub fn shape_text(&self) -> String {
+        dims(&self.shape)
+    }
 }
 
 /// A file of weights that another program wrote.
@@ -94,10 +106,12 @@ impl WeightsFile {
             return Err(WeightsError::TooLarge { n_bytes, most: MAX_FILE });
         }
         let mut start = Vec::new();
-        file.by_ref().take(9).read_to_end(&mut start).map_err(unreadable)?;
-        let (container, tensors, source) = match header_length(&start) {
-            Some(length) => safetensors(file, length, n_bytes)?,
-            None => pytorch(path)?,
+        file.by_ref().take(FileKind::START_LEN as u64).read_to_end(&mut start).map_err(unreadable)?;
+        file.rewind().map_err(unreadable)?;
+        let (container, tensors, source) = match (header_length(&start), Kind::of(&start)) {
+            (Some(length), _) => safetensors(file, length, n_bytes)?,
+            (None, Some(kind)) => pytorch(path, file, kind)?,
+            (None, None) => return Err(WeightsError::OtherKind(FileKind::of(&start))),
         };
         if tensors.is_empty() {
             return Err(WeightsError::NoTensors);
@@ -260,7 +274,8 @@ fn safetensors_type(dtype: Dtype) -> &'static str {
     }
 }
 
-fn pytorch(path: &Path) -> Result<Opened, WeightsError> {
+fn pytorch(path: &Path, file: File, kind: Kind) -> Result<Opened, WeightsError> {
+    pickles::check(file, kind).map_err(|problem| WeightsError::damaged(&problem))?;
     let reader = PytorchReader::new(path).map_err(|error| match error {
         pytorch_reader::PytorchError::Io(source) if source.raw_os_error().is_some() => {
             WeightsError::Unreadable { source }
@@ -271,8 +286,7 @@ fn pytorch(path: &Path) -> Result<Opened, WeightsError> {
         FileFormat::Zip => Container::PytorchZip,
         FileFormat::Legacy => Container::PytorchLegacy,
         FileFormat::Tar => Container::PytorchTar,
-        // It has no place for values.
-        FileFormat::Pickle => return Err(WeightsError::NoTensors),
+        FileFormat::Pickle => return Err(WeightsError::OtherKind(FileKind::Pickle)),
     };
     let tensors = reader.into_tensors();
     let info = |tensor: &pytorch_reader::Tensor| TensorInfo {

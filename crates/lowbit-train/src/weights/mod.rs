@@ -4,21 +4,25 @@
 //! them.
 
 mod container;
+mod export;
 mod load;
 mod names;
+mod pickles;
 
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use lowbit_data::FileKind;
 use serde::{Deserialize, Serialize};
 
 use crate::text::{explain, one_line};
 
 pub use container::{Container, TensorInfo, WeightsFile};
+pub use export::{ExportedWeights, to_safetensors};
 pub use load::load;
 pub(crate) use load::tensors_for;
-pub use names::{Fit, Misfit, NewClassifier, Taken, fits};
+pub use names::{Fit, Fitting, Misfit, NewClassifier, Taken, fits, sizes};
 
 /// Longest part of a message that comes from a file.
 const LONGEST: usize = 200;
@@ -43,8 +47,11 @@ pub enum WeightsError {
         /// The most that are read.
         most: u64,
     },
-    /// It is damaged, or of another kind.
-    #[error("it is damaged, or no file of weights that PyTorch or safetensors writes: {problem}")]
+    /// It is of another kind.
+    #[error("it is {}, expected a checkpoint of PyTorch (.pth, .pt) or safetensors", kind(*_0))]
+    OtherKind(FileKind),
+    /// It is damaged, or more than a network's weights.
+    #[error("it is damaged, or no file of weights: {problem}")]
     Damaged {
         /// What is wrong.
         problem: String,
@@ -96,6 +103,14 @@ pub struct InitialWeights {
     /// Tensors of the file that are no part of the network, as an optimizer's.
     #[serde(default)]
     pub n_left_out: usize,
+}
+
+fn kind(kind: FileKind) -> String {
+    match kind {
+        FileKind::Unknown => "of a kind that is not known".into(),
+        FileKind::Pickle => "a pickle without a place for tensors".into(),
+        known => known.to_string(),
+    }
 }
 
 /// A name of a file as a message has it.

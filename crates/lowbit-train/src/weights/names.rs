@@ -211,7 +211,7 @@ impl Fit {
     pub fn new(file: &WeightsFile, graph: &Graph) -> Result<Self, Misfit> {
         let mut fit = Self::of(file.tensors(), graph);
         if let Err(misfit) = &mut fit {
-            misfit.fitting = fits(file).first().map(|(model, input, _)| settings(model, *input));
+            misfit.fitting = fits(file).first().map(Fitting::to_string);
         }
         fit
     }
@@ -262,26 +262,66 @@ fn new_classifier(tensors: &[(&[usize], Taken)]) -> Option<NewClassifier> {
     })
 }
 
+/// A network of lowbit, for images of a size.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Fitting {
+    /// Its architecture.
+    pub model: ModelConfig,
+    /// Its images.
+    pub input: InputShape,
+    /// Its classes.
+    pub classes: usize,
+}
+
+/// As keys of a recipe.
+impl fmt::Display for Fitting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ModelConfig { family, layout, depth, width, norm, .. } = &self.model;
+        write!(f, "model.family={:?}", family.name())?;
+        if family.settings().layouts.len() > 1 {
+            write!(f, ", model.layout={:?}", layout.to_string())?;
+        }
+        if let Some(depth) = depth {
+            write!(f, ", model.depth={depth}")?;
+        }
+        if *width != 1.0 {
+            write!(f, ", model.width={width}")?;
+        }
+        if let Some(norm) = norm {
+            write!(f, ", model.norm={norm}")?;
+        }
+        let channels = self.input.channels;
+        let plural = if channels == 1 { "" } else { "s" };
+        write!(f, " for images of {channels} channel{plural}, {} classes", self.classes)
+    }
+}
+
 /// Depths that are tried of families that have one.
 const DEPTHS: [usize; 11] = [8, 14, 18, 20, 32, 34, 44, 50, 56, 101, 110];
 
 /// Sides of images that are tried: a linear layer after a map shows what it was made for.
 const SIDES: [usize; 3] = [224, 32, 28];
 
-/// The networks of lowbit that the file fits with all it has, with their input and number of classes.
-pub fn fits(file: &WeightsFile) -> Vec<(ModelConfig, InputShape, usize)> {
+/// The networks of lowbit that the file fits with all it has.
+pub fn fits(file: &WeightsFile) -> Vec<Fitting> {
     let named = Named::new(file.tensors());
-    let mut found: Vec<(ModelConfig, InputShape, usize)> = Vec::new();
+    let mut found: Vec<Fitting> = Vec::new();
     for model in candidates() {
         for side in SIDES {
-            let fit = fit_of(&named, file.tensors(), &model, side);
             // Most networks take images of any size.
-            if let Some(fit) = fit.filter(|(model, ..)| found.iter().all(|(other, ..)| other != model)) {
+            let is_new = |fit: &Fitting| found.iter().all(|other| other.model != fit.model);
+            if let Some(fit) = fit_of(&named, file.tensors(), &model, side).filter(is_new) {
                 found.push(fit);
             }
         }
     }
     found
+}
+
+/// Channels of the images and number of classes of the file, as far as it has the first and the last layer of `model`.
+pub fn sizes(file: &WeightsFile, model: &ModelConfig) -> Option<(usize, usize)> {
+    let tensors = model_tensors(model, 224)?;
+    Sizes::of(&Named::new(file.tensors()), &tensors).map(|sizes| (sizes.channels, sizes.classes))
 }
 
 fn candidates() -> Vec<ModelConfig> {
@@ -312,39 +352,42 @@ fn candidates() -> Vec<ModelConfig> {
     models
 }
 
+/// The tensors of `model` for images of this side, at width 1.
+fn model_tensors(model: &ModelConfig, side: usize) -> Option<Vec<Expected>> {
+    let input = InputShape { channels: 3, height: side, width: side };
+    model.graph(input, 1).ok().map(|graph| expected(&graph))
+}
+
+/// What the first and the last layer of a file show.
+struct Sizes {
+    width: f64,
+    channels: usize,
+    classes: usize,
+}
+
+impl Sizes {
+    fn of(named: &Named<'_>, tensors: &[Expected]) -> Option<Self> {
+        let first = tensors.first()?;
+        let stem = named.tensors.get(&first.name)?.1;
+        let classifier = named.tensors.get(&tensors.iter().find(|tensor| tensor.is_classifier)?.name)?.1;
+        let width = *stem.shape.first()? as f64 / *first.shape.first()? as f64;
+        let (channels, classes) = (*stem.shape.get(1)?, *classifier.shape.first()?);
+        // What a file says of sizes is bounded before a graph is made of it.
+        let is_small = width > 0.0 && width <= 64.0 && channels <= 1 << 16 && classes <= 1 << 24;
+        is_small.then_some(Self { width, channels, classes })
+    }
+}
+
 /// `model` with the width, channels and classes of the file, if that is its network.
 fn fit_of(
     named: &Named<'_>,
     file: &BTreeMap<String, TensorInfo>,
     model: &ModelConfig,
     side: usize,
-) -> Option<(ModelConfig, InputShape, usize)> {
-    let input = InputShape { channels: 3, height: side, width: side };
-    let tensors = expected(&model.graph(input, 1).ok()?);
-    // Names first: they tell most networks apart.
-    let stem = named.tensors.get(&tensors.first()?.name)?.1;
-    let classifier = named.tensors.get(&tensors.iter().find(|tensor| tensor.is_classifier)?.name)?.1;
-    let width = *stem.shape.first()? as f64 / *tensors.first()?.shape.first()? as f64;
-    let input = InputShape { channels: *stem.shape.get(1)?, ..input };
+) -> Option<Fitting> {
+    let Sizes { width, channels, classes } = Sizes::of(named, &model_tensors(model, side)?)?;
+    let input = InputShape { channels, height: side, width: side };
     let model = model.clone().with_width(width);
-    let classes = *classifier.shape.first()?;
-    // What a file says of sizes is bounded before a graph is made of it.
-    let is_small = width <= 64.0 && input.channels <= 1 << 16 && classes <= 1 << 24;
-    let graph = is_small.then(|| model.graph(input, classes).ok())??;
-    Fit::of(file, &graph).ok().map(|_| (model, input, classes))
-}
-
-/// A network as keys of a recipe.
-fn settings(model: &ModelConfig, input: InputShape) -> String {
-    let ModelConfig { family, layout, depth, width, norm, .. } = model;
-    let mut keys = vec![format!("model.family={:?}", family.name())];
-    if family.settings().layouts.len() > 1 {
-        keys.push(format!("model.layout={:?}", layout.to_string()));
-    }
-    keys.extend(depth.map(|depth| format!("model.depth={depth}")));
-    if *width != 1.0 {
-        keys.push(format!("model.width={width}"));
-    }
-    keys.extend(norm.map(|norm| format!("model.norm={norm}")));
-    format!("{} on images of {} channels", keys.join(", "), input.channels)
+    let graph = model.graph(input, classes).ok()?;
+    Fit::of(file, &graph).ok().map(|_| Fitting { model, input, classes })
 }

@@ -1,0 +1,92 @@
+//! `lowbit export`: the weights of a run for other programs.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use lowbit_train::weights::{ExportedWeights, to_safetensors};
+use lowbit_train::{RunDir, Subject};
+use serde::Serialize;
+
+use crate::cli::ExportArgs;
+use crate::device::DeviceName;
+use crate::exit_code::{self, Code, UsageError};
+use crate::inspect::{checkpoint_named, expect_no_checkpoint};
+use crate::output::{self, counted};
+
+#[derive(Serialize)]
+struct Report<'a> {
+    file: &'a Path,
+    format: &'static str,
+    run_dir: &'a Path,
+    checkpoint: String,
+    network: &'a str,
+    n_tensors: usize,
+    n_bytes: usize,
+    /// Tensors of quantizers that the file does not have.
+    n_left_out: usize,
+}
+
+pub fn run(args: &ExportArgs) -> anyhow::Result<Code> {
+    expect_no_checkpoint(&args.run, "export")?;
+    let run = RunDir::open(&args.run)?;
+    let recipe = run.recipe()?;
+    let out = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}.safetensors", recipe.name)));
+    if out.exists() {
+        return Err(exists(&out).into());
+    }
+    let checkpoint = match args.checkpoint.as_deref() {
+        Some(name) => Some(checkpoint_named(&args.run, name)?),
+        None => None,
+    };
+    let subject = Subject { checkpoint: checkpoint.as_deref(), network: args.network.as_deref() };
+    let device = DeviceName::fastest()?.open()?;
+    let network = lowbit_train::load_network(&args.run, subject, &device)
+        .map_err(|error| exit_code::with_previous(error, "export", &args.run))?;
+    let ExportedWeights { bytes, n_tensors, n_left_out } = to_safetensors(&network);
+    write_new(&out, &bytes)?;
+    if n_left_out > 0 {
+        tracing::warn!(
+            "the file has the weights in full precision, not the quantizers of the run ({}): what reads it computes with other numbers \
+             than the run did",
+            recipe.quantization.summary()
+        );
+    }
+    let report = Report {
+        file: &out,
+        format: "safetensors",
+        run_dir: &args.run,
+        checkpoint: checkpoint.unwrap_or_else(|| "newest".into()),
+        network: args.network.as_deref().unwrap_or("student"),
+        n_tensors,
+        n_bytes: bytes.len(),
+        n_left_out,
+    };
+    match args.json.json {
+        true => output::print_json(&report)?,
+        false => output::print(&format!(
+            "{}: {} in full precision, {} bytes",
+            out.display(),
+            counted(n_tensors as u64, "tensor"),
+            bytes.len()
+        ))?,
+    }
+    Ok(Code::Success)
+}
+
+fn exists(path: &Path) -> UsageError {
+    UsageError(format!("{} exists and is never overwritten: choose another with --out", path.display()))
+}
+
+/// Writes a file that is not there yet; none is left behind if that fails.
+fn write_new(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let mut file = match OpenOptions::new().write(true).create_new(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(exists(path).into()),
+        file => file.with_context(|| format!("failed to create {}", path.display()))?,
+    };
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    written.with_context(|| format!("failed to write {}", path.display())).inspect_err(|_| {
+        let _ = std::fs::remove_file(path);
+    })
+}
