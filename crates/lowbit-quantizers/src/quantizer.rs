@@ -48,9 +48,9 @@ pub trait Quantizer: Module {
         Vec::new()
     }
 
-    /// The parameter to watch over a training by the name that a run's metrics have for it: its values in force.
-    fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
-        None
+    /// The parameters to watch over a training by the names that a run's metrics have for them: their values in force.
+    fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
+        Vec::new()
     }
 
     /// How many values are held at their floor, `[1]`; `None` without a floor.
@@ -507,8 +507,8 @@ impl WeightQuantizer {
         with!(Self, self, quantizer => quantizer.learned_mut())
     }
 
-    /// The learned parameter to watch over a training: its values in force, at least the floor.
-    pub fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
+    /// The learned parameters to watch over a training: their values in force, at least the floor.
+    pub fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
         with!(Self, self, quantizer => quantizer.watched())
     }
 
@@ -644,9 +644,9 @@ impl ActivationQuantizer {
         with!(Self, self, quantizer => quantizer.n_at_floor())
     }
 
-    /// The learned or running parameter to watch over a training: step size, clip value or running maximum. Its value in force,
+    /// The learned or running parameters to watch over a training: step size, clip value or running maximum, say. Their values in force,
     /// at least the floor.
-    pub fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
+    pub fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
         with!(Self, self, quantizer => quantizer.watched())
     }
 }

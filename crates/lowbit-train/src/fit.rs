@@ -131,8 +131,7 @@ impl<'a> Fit<'a> {
         for warning in run.take_warnings() {
             self.warn(WarningKind::Storage, warning);
         }
-        let overruled = self.experiment.recipe.overruled_epochs(&self.experiment.strategies)?;
-        let warnings = self.experiment.recipe.warnings().into_iter().chain(overruled);
+        let warnings = self.experiment.recipe.warnings().into_iter();
         for message in warnings.chain(self.experiment.long_averages(&self.timeline)) {
             self.warn(WarningKind::Recipe, message);
         }
@@ -475,12 +474,10 @@ impl<'a> Fit<'a> {
         })
     }
 
-    /// Warns of learned parameters of quantizers that have not moved since the evaluation before in this phase, or since it began,
-    /// or that are held at their floor.
+    /// Warns of learned parameters of quantizers that have not moved since the phase began, or that are held at their floor.
     fn watch_learned(&mut self) {
         let is_trained = self.current().train.quantizers.learning_rate_scale > 0.0;
         let mut warnings = Vec::new();
-        let mut means = BTreeMap::new();
         for (parameter, Learned { mean, is_at_floor, .. }) in self.learned() {
             if is_at_floor {
                 warnings.push(format!(
@@ -489,13 +486,11 @@ impl<'a> Fit<'a> {
                 ));
             } else if is_trained && self.progress.learned.get(&parameter) == Some(&mean) {
                 warnings.push(format!(
-                    "{parameter} did not move up to an evaluation: nothing that passes through the layer reaches it, or its \
+                    "{parameter} has not moved since the phase began: nothing that passes through the layer reaches it, or its \
                      learning rate is too small"
                 ));
             }
-            means.insert(parameter, mean);
         }
-        self.progress.learned = means;
         warnings.into_iter().for_each(|warning| self.warn(WarningKind::Training, warning));
     }
 

@@ -35,7 +35,7 @@ pub struct Progress {
     /// Sums over the images of the current epoch of the parts of each network's loss and of their `total`, by its name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub losses: BTreeMap<String, BTreeMap<String, f64>>,
-    /// Learned parameters of the quantizers at the newest evaluation of the phase, by network, layer and name.
+    /// Learned parameters of the quantizers as the phase began, by network, layer and name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub learned: BTreeMap<String, f32>,
     /// Sum over the steps of the current epoch of the share of layers that was quantized, if a strategy decides it.

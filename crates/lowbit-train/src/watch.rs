@@ -13,21 +13,21 @@ pub(crate) struct Learned {
     pub(crate) is_at_floor: bool,
 }
 
-/// The learned parameters of all quantizers, by layer.
+/// The learned parameters of all quantizers, by layer. The first of a quantizer says whether a value of any is at its floor.
 pub(crate) fn learned_parameters(network: &Network) -> Vec<Learned> {
     let mut learned = Vec::new();
     for (path, layer) in network.layers() {
-        let weight =
-            layer.weight_quantizer().and_then(|quantizer| quantizer.watched().zip(quantizer.n_at_floor()));
-        let input =
-            layer.input_quantizer().and_then(|quantizer| quantizer.watched().zip(quantizer.n_at_floor()));
-        for ((name, value), n_at_floor) in weight.into_iter().chain(input) {
-            learned.push(Learned {
-                path: path.into(),
-                name,
-                mean: value.mean().into_scalar::<f32>(),
-                is_at_floor: n_at_floor.into_scalar::<i64>() > 0,
-            });
+        let weight = layer.weight_quantizer().filter(|quantizer| !quantizer.learned().is_empty());
+        let input = layer.input_quantizer().filter(|quantizer| !quantizer.learned().is_empty());
+        let weight = weight.map(|quantizer| (quantizer.watched(), quantizer.n_at_floor()));
+        let input = input.map(|quantizer| (quantizer.watched(), quantizer.n_at_floor()));
+        for (watched, n_at_floor) in weight.into_iter().chain(input) {
+            let mut is_at_floor = n_at_floor.is_some_and(|n| n.into_scalar::<i64>() > 0);
+            for (name, value) in watched {
+                let mean = value.mean().into_scalar::<f32>();
+                let is_at_floor = std::mem::take(&mut is_at_floor);
+                learned.push(Learned { path: path.into(), name, mean, is_at_floor });
+            }
         }
     }
     learned
@@ -37,9 +37,9 @@ pub(crate) fn learned_parameters(network: &Network) -> Vec<Learned> {
 pub(crate) fn watched(network: &Network) -> BTreeMap<String, f32> {
     let mut values = BTreeMap::new();
     for (path, layer) in network.layers() {
-        let weight = layer.weight_quantizer().and_then(|quantizer| quantizer.watched());
-        let input = layer.input_quantizer().and_then(|quantizer| quantizer.watched());
-        for (name, value) in weight.into_iter().chain(input) {
+        let weight = layer.weight_quantizer().map(|quantizer| quantizer.watched());
+        let input = layer.input_quantizer().map(|quantizer| quantizer.watched());
+        for (name, value) in weight.into_iter().chain(input).flatten() {
             values.insert(format!("{path}.{name}"), value.mean().into_scalar::<f32>());
         }
     }

@@ -133,8 +133,8 @@ impl Quantizer for ApotWeights {
         vec![&mut self.clip_value]
     }
 
-    fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
-        Some(("weight_clip_value", constant(self.clip_value.val()).clamp_min(MIN_CLIP_VALUE)))
+    fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
+        vec![("weight_clip_value", constant(self.clip_value.val()).clamp_min(MIN_CLIP_VALUE))]
     }
 }
 
@@ -220,8 +220,8 @@ impl Quantizer for ApotActivations {
         vec![&mut self.clip_value]
     }
 
-    fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
-        Some(("clip_value", constant(self.clip())))
+    fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
+        vec![("clip_value", constant(self.clip()))]
     }
 }
 

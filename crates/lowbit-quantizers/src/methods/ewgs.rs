@@ -148,8 +148,12 @@ impl Quantizer for EwgsWeights {
         vec![&mut self.interval_lower, &mut self.interval_upper, &mut self.output_scale]
     }
 
-    fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
-        Some(("weight_interval_width", constant(width(&self.interval_lower, &self.interval_upper))))
+    fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
+        vec![
+            ("weight_interval_lower", constant(self.interval_lower.val())),
+            ("weight_interval_width", constant(width(&self.interval_lower, &self.interval_upper))),
+            ("weight_output_scale", constant(self.output_scale.val()).clamp_min(MIN_WIDTH)),
+        ]
     }
 
     fn n_at_floor(&self) -> Option<Tensor<1, Int>> {
@@ -246,9 +250,9 @@ impl Quantizer for EwgsActivations {
         vec![&mut self.interval_lower, &mut self.interval_upper]
     }
 
-    fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
-        let [_, width] = self.interval(1);
-        Some(("act_interval_width", constant(width)))
+    fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
+        let [lower, width] = self.interval(1).map(constant);
+        vec![("act_interval_lower", lower), ("act_interval_width", width)]
     }
 
     fn n_at_floor(&self) -> Option<Tensor<1, Int>> {

@@ -140,8 +140,8 @@ impl Quantizer for LsqWeights {
         vec![&mut self.step_size]
     }
 
-    fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
-        Some(("weight_step_size", in_force(&self.step_size)))
+    fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
+        vec![("weight_step_size", in_force(&self.step_size))]
     }
 
     /// The distance between the outermost levels stays. (Their places cannot both: a grid of 4 bits has them at -8 and 7 steps, one
@@ -218,12 +218,12 @@ impl Quantizer for LsqActivations {
         vec![&mut self.step_size]
     }
 
-    fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
+    fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
         let step_size = match self.calibration.mean() {
             Some(mean_abs) => step_from_mean(mean_abs, self.bits.unsigned_range()),
             None => in_force(&self.step_size),
         };
-        Some(("act_step_size", step_size))
+        vec![("act_step_size", step_size)]
     }
 
     fn rescale(&mut self, from: BitWidth) {

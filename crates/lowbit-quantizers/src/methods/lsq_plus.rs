@@ -53,8 +53,8 @@ impl Quantizer for LsqPlusWeights {
         vec![&mut self.step_size]
     }
 
-    fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
-        Some(("weight_step_size", in_force(&self.step_size)))
+    fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
+        vec![("weight_step_size", in_force(&self.step_size))]
     }
 
     fn rescale(&mut self, from: BitWidth) {
@@ -154,12 +154,12 @@ impl Quantizer for LsqPlusActivations {
         vec![&mut self.step_size, &mut self.step_offset]
     }
 
-    fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
-        let step_size = match self.calibrated() {
-            Some([step_size, _]) => step_size,
-            None => in_force(&self.step_size),
+    fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
+        let [step_size, offset] = match self.calibrated() {
+            Some(calibrated) => calibrated,
+            None => [in_force(&self.step_size), constant(self.step_offset.val())],
         };
-        Some(("act_step_size", step_size))
+        vec![("act_step_size", step_size), ("act_step_offset", offset)]
     }
 
     fn rescale(&mut self, from: BitWidth) {

@@ -214,8 +214,8 @@ impl Quantizer for MinMaxActivations {
         self.bits.unsigned_range().into()
     }
 
-    fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
-        Some(("running_max", self.running_max.value_sync()))
+    fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
+        vec![("running_max", self.running_max.value_sync())]
     }
 }
 

@@ -129,8 +129,8 @@ impl Quantizer for PactActivations {
         vec![&mut self.clip_value]
     }
 
-    fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
-        Some(("clip_value", constant(self.clip())))
+    fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
+        vec![("clip_value", constant(self.clip()))]
     }
 }
 

@@ -87,8 +87,8 @@ impl Quantizer for TqtWeights {
         vec![&mut self.log2_threshold]
     }
 
-    fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
-        Some(("weight_log2_threshold", constant(self.log2_threshold.val())))
+    fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
+        vec![("weight_log2_threshold", constant(self.log2_threshold.val()))]
     }
 }
 
@@ -157,8 +157,8 @@ impl Quantizer for TqtActivations {
         vec![&mut self.log2_threshold]
     }
 
-    fn watched(&self) -> Option<(&'static str, Tensor<1>)> {
-        Some(("act_log2_threshold", constant(self.threshold())))
+    fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
+        vec![("act_log2_threshold", constant(self.threshold()))]
     }
 }
 

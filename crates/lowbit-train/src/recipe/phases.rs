@@ -66,6 +66,14 @@ impl Recipe {
         }
         let too_few = || PhasesError::TooFewEpochs { epochs: self.train.epochs, phases: names.clone() };
         let are_own = phases.iter().any(|phase| phase.train.epochs != self.train.epochs);
+        let given: u64 = phases.iter().map(|phase| phase.train.epochs).sum();
+        let is_changed =
+            |phase: &Phase| self.phases.get(&phase.name).is_some_and(|change| change.epochs.is_some());
+        if are_own && given != self.train.epochs && !phases.iter().all(is_changed) {
+            let of_phases = phases.iter().map(|phase| format!("{} of {}", phase.train.epochs, phase.name));
+            let phases = of_phases.collect::<Vec<_>>().join(", ");
+            return Err(PhasesError::OtherEpochs { epochs: self.train.epochs, given, phases });
+        }
         let shares = divided_epochs(self.train.epochs, phases.len() as u64);
         for (i, phase) in phases.iter_mut().enumerate() {
             let change = self.phases.get(&phase.name);
@@ -82,30 +90,6 @@ impl Recipe {
             }
         }
         Ok(phases)
-    }
-
-    /// What to say of a strategy that gives phases epochs of its own, so that those of `[train]` have no effect.
-    ///
-    /// # Errors
-    /// [`PhasesError`] if there can be no such phases.
-    pub(crate) fn overruled_epochs(
-        &self,
-        strategies: &[Box<dyn Strategy>],
-    ) -> Result<Option<String>, PhasesError> {
-        for (i, strategy) in strategies.iter().enumerate() {
-            let phases = self.composed_phases(&strategies[..=i])?;
-            if phases.iter().any(|phase| phase.train.epochs != self.train.epochs) {
-                let epochs = |phase: &Phase| format!("{} of {}", phase.train.epochs, phase.name);
-                let epochs: Vec<String> = self.phases_with(strategies)?.iter().map(epochs).collect();
-                return Ok(Some(format!(
-                    "train.epochs={} has no effect: strategy {:?} gives its phases epochs of their own; they train {}",
-                    self.train.epochs,
-                    strategy.name(),
-                    epochs.join(", "),
-                )));
-            }
-        }
-        Ok(None)
     }
 
     /// The settings of `[train]` for a training of `epochs`.
@@ -144,6 +128,18 @@ pub enum PhasesError {
         epochs: u64,
         /// Names of the phases.
         phases: Vec<String>,
+    },
+    /// Strategies give phases epochs of their own, and not as many as the training has.
+    #[error(
+        "train.epochs={epochs}, but the strategies give their phases {given} epochs together ({phases}): set train.epochs={given}, or give each of [phases.NAME] its epochs"
+    )]
+    OtherEpochs {
+        /// Epochs of the training.
+        epochs: u64,
+        /// Those of all phases.
+        given: u64,
+        /// The epochs of each phase by name.
+        phases: String,
     },
     /// A strategy makes phases that cannot be told apart, or none.
     #[error(transparent)]
