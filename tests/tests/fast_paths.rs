@@ -102,7 +102,7 @@ fn forward(layer: &QuantConv2d, device: &Device) -> Tensor<4> {
             layer.forward_quantized(batch_norm(input(device), affine, 1e-5, activation).output)
         }
         // Min-max has to see its input.
-        None => layer.forward(batch_norm(input(device), affine, 1e-5, Activation::Relu).output.values),
+        None => layer.forward(batch_norm(input(device), affine, 1e-5, Activation::Relu).output.into_values()),
     }
 }
 
@@ -146,7 +146,7 @@ fn quantized_layers_convolve_codes() {
                 let trained = layer(quantization, &device);
                 let calls = Calls::of(|| drop(forward(&trained, &device).sum().backward()));
                 // Kept codes need no kernel of integers.
-                let kept = u64::from(!method.has_zero_point() && largest_code(&codes) <= 255);
+                let kept = u64::from(!method.has_zero_point());
                 calls.assert(
                     &format!("training, {what}"),
                     &[
@@ -169,17 +169,21 @@ fn assert_codes_travel(layer: &QuantConv2d, method: Method, what: &str, device: 
     let of = |codes: Tensor<4, Int>| codes.into_data().iter::<i32>().collect::<Vec<_>>();
     let quantizer = layer.weight_quantizer.as_ref().expect("weights are quantized");
     let weight = layer.weight.val();
-    let (travelling, asked) = (quantizer.quantize(weight.clone()).codes(), quantizer.codes(weight));
+    let (quantized, asked) = (quantizer.quantize(weight.clone()), quantizer.codes(weight));
+    let travelling = quantized.codes();
     // The code -128 of 8 bits is a byte, too.
     match largest_code(&quantizer.code_set()) <= 128 {
-        true => assert_eq!(of(travelling.expect("codes of weights")), of(asked), "weights, {what}"),
+        true => {
+            assert_eq!(of(travelling.expect("codes of weights").integers()), of(asked), "weights, {what}")
+        }
         false => assert!(travelling.is_none(), "weights, {what}"),
     }
     let quantizer = layer.input_quantizer.as_ref().expect("inputs are quantized");
     let input = input(device).clamp_min(0.0);
-    let (travelling, asked) = (quantizer.quantize(input.clone()).codes(), quantizer.codes(input));
+    let (quantized, asked) = (quantizer.quantize(input.clone()), quantizer.codes(input));
+    let travelling = quantized.codes();
     match method.has_zero_point() {
-        false => assert_eq!(of(travelling.expect("codes of inputs")), of(asked), "inputs, {what}"),
+        false => assert_eq!(of(travelling.expect("codes of inputs").integers()), of(asked), "inputs, {what}"),
         true => assert!(travelling.is_none(), "inputs, {what}"),
     }
 }
@@ -193,6 +197,15 @@ fn a_fallback_is_counted() {
         let quantized = layer(LayerQuantization::new(Method::DoReFa, two, two), &device);
         let calls = Calls::of(|| drop(quantized.forward_quantized(input(&device))));
         calls.assert(&format!("off the grid, on {name}"), &[("convolution", 1)]);
+        // Weights in full precision: floats are multiplied, but the codes of the input are kept.
+        let only_inputs = LayerQuantization::new(Method::DoReFa, Precision::FullPrecision, two);
+        let autodiff = device.clone().autodiff();
+        let only_inputs = layer(only_inputs, &autodiff);
+        let calls = Calls::of(|| drop(forward(&only_inputs, &autodiff).sum().backward()));
+        calls.assert(
+            &format!("w32a2 on {name}"),
+            &[("convolution", 1), ("gradient of a convolution's weights, from codes", 1)],
+        );
         let plain = layer(LayerQuantization::FULL_PRECISION, &device);
         let calls = Calls::of(|| drop(forward(&plain, &device)));
         calls.assert(&format!("fp32 on {name}"), &[("convolution", 1), ("convolution of codes", 0)]);

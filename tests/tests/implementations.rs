@@ -163,9 +163,9 @@ fn the_norm_of_an_empty_batch_is_empty() {
         let (gamma, beta) = (parameter(1.0), parameter(0.0));
         let x = tensor(&[], [0, 2, 3, 3], &device);
         let result = batch_norm(x, [gamma.clone(), beta.clone()], 1e-5, Activation::Relu);
-        assert_eq!(result.output.values.dims(), [0, 2, 3, 3], "{what}");
+        assert_eq!(result.output.values().dims(), [0, 2, 3, 3], "{what}");
         assert_eq!(values(Tensor::cat(vec![result.mean, result.variance], 0)), [0.0; 4], "{what}");
-        let gradients = result.output.values.sum().backward();
+        let gradients = result.output.into_values().sum().backward();
         for parameter in [gamma, beta] {
             let gradient = parameter.grad(&gradients).map(values).unwrap_or_default();
             assert!(gradient.iter().all(|value| *value == 0.0), "{what}: {gradient:?}");

@@ -265,8 +265,8 @@ fn operands_may_be_transposed() {
             .map(|(x, w)| values(conv2d(unit(x.clone(), 3.0), dorefa(w.clone(), 3.0), options())));
         assert_eq!(codes[0], codes[1], "convolution of codes on {name}");
         let affine = || [1.2, 0.1].map(|value| Tensor::full([5], value, &device));
-        let norms =
-            [x, x_ordered].map(|x| values(batch_norm(x, affine(), 1e-5, Activation::Relu).output.values));
+        let norms = [x, x_ordered]
+            .map(|x| values(batch_norm(x, affine(), 1e-5, Activation::Relu).output.into_values()));
         assert_eq!(norms[0], norms[1], "normalization on {name}");
     }
 }
@@ -341,7 +341,7 @@ fn normalizations_agree_with_every_activation() {
                 |x| {
                     let affine = [x[1].clone(), x[2].clone()];
                     let activation = after.activation(x[3..].to_vec());
-                    batch_norm(x[0].clone().reshape(shape), affine, 1e-5, activation).output.values
+                    batch_norm(x[0].clone().reshape(shape), affine, 1e-5, activation).output.into_values()
                 },
                 |x| {
                     let affine = [x[1].clone(), x[2].clone()];
@@ -361,7 +361,7 @@ fn fake_quantizers_agree() {
                 check_composed(
                     &format!("dorefa {shape:?} {n} {max_gradient:?}"),
                     &flat,
-                    |x| dorefa_with(x[0].clone().reshape(shape), n, max_gradient).values,
+                    |x| dorefa_with(x[0].clone().reshape(shape), n, max_gradient).into_values(),
                     |x| composed::dorefa_weights(x[0].clone().reshape(shape), n, max_gradient),
                 );
             }
@@ -380,7 +380,7 @@ fn fake_quantizers_agree() {
             check_composed(
                 &format!("{grid:?} {shape:?}"),
                 shapes,
-                |x| grid.scheme(x[1..].to_vec()).quantize(x[0].clone().reshape(shape)).values,
+                |x| grid.scheme(x[1..].to_vec()).quantize(x[0].clone().reshape(shape)).into_values(),
                 |x| grid.composed(x[0].clone().reshape(shape), &x[1..]),
             );
         }
@@ -392,7 +392,7 @@ fn fake_quantizers_agree() {
             check_composed(
                 &format!("affine {shape:?} {scale} {zero_point} {n}"),
                 &[(&shape, 0.4, 1.0)],
-                |x| grid.scheme(parameters(&x[0])).quantize(x[0].clone().reshape(shape)).values,
+                |x| grid.scheme(parameters(&x[0])).quantize(x[0].clone().reshape(shape)).into_values(),
                 |x| grid.composed(x[0].clone().reshape(shape), &parameters(&x[0])),
             );
         }
@@ -532,21 +532,24 @@ fn nan_stays_nan() {
         let one = || tensor::<1>(&[1.0], [1], &backend.device);
         let [half, whole] =
             [0.5, 1.0].map(|step| Grid::Step { q_min: 0.0, q_max: 3.0 }.scheme(vec![one() * step]));
-        is_nan("fake quantization", unit(x.clone(), 3.0).values);
+        is_nan("fake quantization", unit(x.clone(), 3.0).into_values());
         is_nan("codes of the input", conv2d(half.quantize(x.clone()), whole.quantize(w.clone()), options()));
         let good = half.quantize(x.ones_like());
         is_nan("codes of the weights", conv2d(good, whole.quantize(bad_w.clone()), options()));
         is_nan("convolution", conv2d(x.clone(), w, options()));
-        is_nan("weights", dorefa(bad_w.clone(), 3.0).values);
+        is_nan("weights", dorefa(bad_w.clone(), 3.0).into_values());
         for is_bounded in [true, false] {
-            is_nan("signs", Grid::Sign { is_bounded }.scheme(vec![one()]).quantize(bad_w.clone()).values);
+            is_nan(
+                "signs",
+                Grid::Sign { is_bounded }.scheme(vec![one()]).quantize(bad_w.clone()).into_values(),
+            );
         }
         assert!(values(value_range(x.clone())).iter().all(|bound| bound.is_nan()), "range");
         let on_affine = Grid::Affine { n: 3.0 }.scheme(vec![one(), one()]).quantize(x.clone());
-        is_nan("affine grid", on_affine.values);
+        is_nan("affine grid", on_affine.into_values());
         let affine = [tensor(&[1.0; 4], [4], &backend.device), tensor(&[0.0; 4], [4], &backend.device)];
         let activation = Grid::Unit { n: 3.0 }.activation(Vec::new());
-        is_nan("normalization", batch_norm(x, affine, 1e-5, activation).output.values);
+        is_nan("normalization", batch_norm(x, affine, 1e-5, activation).output.into_values());
     }
 }
 
@@ -578,7 +581,7 @@ fn fused_input_quantizers_agree_with_those_after_a_relu() {
                         let activation = layer.input_activation(shape).expect("this method has one");
                         layer.forward_quantized(normalize(activation))
                     }
-                    false => layer.forward(normalize(Activation::Relu).values),
+                    false => layer.forward(normalize(Activation::Relu).into_values()),
                 };
                 let all = (y.clone() * y.clone()).sum().backward();
                 let mut results = vec![("output".to_string(), values(y))];

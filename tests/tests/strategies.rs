@@ -1240,12 +1240,9 @@ fn more_batches_than_an_epoch_has_are_taken_from_the_next() {
 }
 
 #[test]
-fn weights_of_other_programs_are_refused_by_name() {
-    let error = train_error("foreign", &recipe(&["init='x.pth'"]));
-    assert!(
-        error.to_string().starts_with("init: ") && error.to_string().contains("x.pth is not a run"),
-        "{error}"
-    );
+fn weights_that_are_missing_are_named() {
+    let error = train_error("foreign", &recipe(&["init='x.pth'"])).to_string();
+    assert!(error.starts_with("init: weights ") && error.contains("x.pth: it cannot be read"), "{error}");
 }
 
 // The example of the documentation.
@@ -1449,7 +1446,7 @@ fn epochs_of_a_strategy_are_those_of_the_training() {
     };
     assert_eq!(
         trained(&["train.epochs=1"]).unwrap_err(),
-        "train.epochs=1, but the strategies give their phases 2 epochs together (2 of w2a2): set train.epochs=2, or give each \
+        "train.epochs=1, but the phases have 2 epochs together, as the strategies give them (2 of w2a2): set train.epochs=2, or give each \
          of [phases.NAME] its epochs"
     );
     assert_eq!(trained(&["train.epochs=2"]), Ok(()));

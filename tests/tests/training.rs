@@ -183,7 +183,7 @@ fn check_norm(what: &str, case: &BatchNormCase, device: &Device) {
     let (gamma, beta) = (vector(&case.weight), vector(&case.bias));
     let x = tensor(&case.x, case.shape, device).require_grad();
     let result = batch_norm(x.clone(), [gamma.clone(), beta.clone()], case.eps, Activation::Identity);
-    let y = result.output.values;
+    let y = result.output.into_values();
     let backward = (y.clone() * tensor(&case.grad_y, case.shape, device)).sum().backward();
     assert_close(&format!("{what}: y"), &values(y), &case.y, NORM);
     let grad_x = values(x.grad(&backward).expect("the input has a gradient"));

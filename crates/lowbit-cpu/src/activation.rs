@@ -1,6 +1,6 @@
 //! Functions of one value that follow a normalization or stand alone: ReLU and the formulas of quantizers, with their gradients.
 
-use crate::codes::byte;
+use crate::codes::{byte, is_integer};
 use crate::formula::{Formula, Number};
 use crate::output::Slot;
 
@@ -82,7 +82,7 @@ impl<F: Formula<P>, const P: usize> Coding<P> for Rounded<F> {
     }
 }
 
-/// Writes the result for `x` and its code. `are_codes` turns to 0 if it lies beyond the bounds, or if there is none.
+/// Writes the result for `x` and its code. `are_codes` turns to 0 if it lies beyond the bounds or is no integer.
 #[inline(always)]
 pub(crate) fn write_coded<A: Coding<P>, const P: usize>(
     activation: A,
@@ -95,7 +95,8 @@ pub(crate) fn write_coded<A: Coding<P>, const P: usize>(
 ) {
     let number = activation.code(x, p);
     // Also false for `NaN`.
-    *are_codes &= u32::from(number >= least) & u32::from(number <= largest);
+    let is_within = u32::from(number >= least) & u32::from(number <= largest);
+    *are_codes &= is_within & u32::from(is_integer(number));
     value.write(activation.value_of(number, p));
     code.write(byte(number));
 }

@@ -22,6 +22,12 @@ pub(crate) fn byte_bounds(range: &RangeInclusive<i32>) -> Option<[f32; 2]> {
 /// 1.5 * 2^23: the lowest bits of a sum with it are those of an integer, in two's complement.
 const INTEGERS: f32 = 12_582_912.0;
 
+/// Whether a number up to 2^22 is an integer.
+#[inline(always)]
+pub(crate) fn is_integer(number: f32) -> bool {
+    (number + INTEGERS) - INTEGERS == number
+}
+
 /// The byte of a code from -128 to 255. Nothing is undefined for others.
 #[inline(always)]
 pub(crate) fn byte(code: f32) -> u8 {
@@ -37,6 +43,15 @@ mod tests {
         for code in -128..=255 {
             assert_eq!(byte(code as f32), code as u8, "{code}");
         }
+    }
+
+    #[test]
+    fn integers_are_told() {
+        for code in -128..=255 {
+            let code = code as f32;
+            assert!(is_integer(code) && !is_integer(code + 0.5) && !is_integer(code + 0.01), "{code}");
+        }
+        assert!(!is_integer(f32::NAN));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Batch normalization with the activation that follows it, Ioffe and Szegedy 2015 (arXiv 1502.03167).
 //!
-//! All tensors are `[batch, channels, plane]`. The forward pass writes only the activation's result; the backward pass
+//! All tensors are `[batch, channels, plane]`. The forward pass writes only the activation's result, and its codes; the backward pass
 //! computes the rest again from the input, in the same operations, so that both agree on every rounding.
 
 use std::ops::RangeInclusive;

@@ -13,7 +13,7 @@ use burn::tensor::ops::ConvOptions;
 use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::weights::MaxGradient;
 
-use crate::backend::{ActivationKind, CodeKinds, CodedTensor, KeepCodes, KeptCodes, KernelBackend};
+use crate::backend::{ActivationKind, CodeWorth, CodedTensor, KeepCodes, KeptCodes, KernelBackend};
 
 impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn lowbit_conv2d(
@@ -30,7 +30,7 @@ impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Auto
         weight: CodedTensor<Self>,
         input_unit: FloatTensor<Self>,
         weight_unit: FloatTensor<Self>,
-        codes: CodeKinds,
+        codes: CodeWorth,
         options: ConvOptions<2>,
     ) -> FloatTensor<Self> {
         let (input_unit, weight_unit) = (input_unit.into_primitive(), weight_unit.into_primitive());

@@ -58,7 +58,7 @@ impl<B: Backend> CodedTensor<B> {
 
 /// What codes of the operands of a convolution are worth, apart from their units.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct CodeKinds {
+pub struct CodeWorth {
     /// What the units are divided into, of the input and of the weights.
     pub parts: [f32; 2],
     /// Whether the operands have a unit, one of the input and one or one for each output channel of the weights; 1 else.
@@ -84,7 +84,7 @@ pub trait KeepCodes: Backend {
         _weight: &FloatTensor<Self>,
         _input_codes: &IntTensor<Self>,
         _input_unit: &FloatTensor<Self>,
-        _codes: CodeKinds,
+        _codes: CodeWorth,
         _options: &ConvOptions<2>,
     ) -> Option<KeptCodes> {
         None
@@ -127,7 +127,7 @@ pub trait KernelBackend: Backend {
         #[extension_type] weight: CodedTensor<Self>,
         _input_unit: FloatTensor<Self>,
         _weight_unit: FloatTensor<Self>,
-        _codes: CodeKinds,
+        _codes: CodeWorth,
         options: ConvOptions<2>,
     ) -> FloatTensor<Self> {
         Self::lowbit_conv2d(input.values(), weight.values(), options)

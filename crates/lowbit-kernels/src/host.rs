@@ -14,7 +14,7 @@ use lowbit_cpu::norm::{self, Activation, NormParameters, NormShape};
 use lowbit_cpu::packed::PackedImages;
 use lowbit_cpu::weights::{self, MaxGradient};
 
-use crate::backend::{ActivationKind, CodeKinds, CodedTensor, KeepCodes, KeptCodes, KernelBackend};
+use crate::backend::{ActivationKind, CodeWorth, CodedTensor, KeepCodes, KeptCodes, KernelBackend};
 use crate::choice::is_reference;
 use crate::reference;
 use crate::times::{Kind, timed};
@@ -69,7 +69,7 @@ fn conv2d<B: Host>(input: FloatTensor<B>, weight: FloatTensor<B>, shape: &ConvSh
 }
 
 /// What one code of an operand (0 the input, 1 the weights) is worth, for all or for each output channel.
-fn scales(codes: CodeKinds, operand: usize, units: &[f32]) -> Vec<f32> {
+fn scales(codes: CodeWorth, operand: usize, units: &[f32]) -> Vec<f32> {
     let parts = codes.parts[operand];
     match codes.have_unit[operand] {
         true => units.iter().map(|unit| unit / parts).collect(),
@@ -77,21 +77,28 @@ fn scales(codes: CodeKinds, operand: usize, units: &[f32]) -> Vec<f32> {
     }
 }
 
-/// `None` if the sums are beyond 32 bits.
-fn conv2d_codes<B: Host>(
-    [input, weight]: [IntTensor<B>; 2],
-    units: [FloatTensor<B>; 2],
-    codes: CodeKinds,
+/// The kernel for these codes of weights; `None` if the sums are beyond 32 bits.
+fn integer_conv<B: Host>(
+    weight: &IntTensor<B>,
+    unit: FloatTensor<B>,
+    codes: CodeWorth,
     shape: &ConvShape,
-) -> Option<FloatTensor<B>> {
-    let [input_unit, weight_unit] = units.map(B::contiguous);
-    let input_scale = scales(codes, 0, B::slice(&input_unit))[0];
-    let weight_scales = scales(codes, 1, B::slice(&weight_unit));
+) -> Option<IntegerConv> {
+    let scales = scales(codes, 1, B::slice(&B::contiguous(unit)));
+    B::with_codes(weight, |weight| IntegerConv::new(*shape, weight, &scales, codes.bounds))
+}
+
+fn conv2d_codes<B: Host>(
+    kernel: &IntegerConv,
+    input: &IntTensor<B>,
+    unit: FloatTensor<B>,
+    codes: CodeWorth,
+    shape: &ConvShape,
+) -> FloatTensor<B> {
+    let scale = scales(codes, 0, B::slice(&B::contiguous(unit)))[0];
     let [height, width] = shape.out_size();
     let dims = [shape.batch, shape.out_channels, height, width];
-    let kernel =
-        B::with_codes(&weight, |weight| IntegerConv::new(*shape, weight, &weight_scales, codes.bounds))?;
-    Some(B::tensor(B::with_codes(&input, |input| kernel.forward(input, input_scale)), &dims))
+    B::tensor(B::with_codes(input, |input| kernel.forward(input, scale)), &dims)
 }
 
 fn conv2d_input_gradient<B: Host>(
@@ -119,7 +126,7 @@ fn keep_codes<B: Host>(
     weight: &FloatTensor<B>,
     input_codes: &IntTensor<B>,
     input_unit: &FloatTensor<B>,
-    codes: CodeKinds,
+    codes: CodeWorth,
     options: &ConvOptions<2>,
 ) -> Option<KeptCodes> {
     let shape = conv_shape(input, weight, options)?;
@@ -239,8 +246,9 @@ fn fake_quantize<B: Host>(
     codes: Option<&RangeInclusive<i32>>,
 ) -> CodedTensor<B> {
     let dims = x.shape();
-    let (x, parameters) = (B::contiguous(x), B::contiguous(parameters));
-    let parameters = if formula.n_parameters() == 0 { &[][..] } else { B::slice(&parameters) };
+    let x = B::contiguous(x);
+    let parameters = (formula.n_parameters() > 0).then(|| B::contiguous(parameters));
+    let parameters = parameters.as_ref().map_or(&[][..], B::slice);
     let output = match codes {
         Some(_) => formula.coded(B::slice(&x), parameters, codes),
         None => Coded { values: formula.forward(B::slice(&x), parameters), codes: None },
@@ -276,7 +284,7 @@ macro_rules! host_backend {
                 weight: &FloatTensor<Self>,
                 input_codes: &IntTensor<Self>,
                 input_unit: &FloatTensor<Self>,
-                codes: CodeKinds,
+                codes: CodeWorth,
                 options: &ConvOptions<2>,
             ) -> Option<KeptCodes> {
                 timed(Kind::KeepCodes, || {
@@ -321,20 +329,27 @@ macro_rules! host_backend {
                 weight: CodedTensor<Self>,
                 input_unit: FloatTensor<Self>,
                 weight_unit: FloatTensor<Self>,
-                codes: CodeKinds,
+                codes: CodeWorth,
                 options: ConvOptions<2>,
             ) -> FloatTensor<Self> {
                 let [(input, input_codes), (weight, weight_codes)] = [input, weight].map(CodedTensor::split);
                 let shape = conv_shape(&input, &weight, &options)
                     .filter(|shape| IntegerConv::pays(shape, codes.bounds));
-                let units = [input_unit, weight_unit];
-                let output = match (shape, input_codes, weight_codes) {
-                    (Some(shape), Some(input), Some(weight)) => {
-                        timed(Kind::ConvCodes, || conv2d_codes::<Self>([input, weight], units, codes, &shape))
+                if let (Some(shape), Some(input_codes), Some(weight_codes)) =
+                    (shape, input_codes, weight_codes)
+                {
+                    let kernel = timed(Kind::PackedWeights, || {
+                        integer_conv::<Self>(&weight_codes, weight_unit, codes, &shape)
+                    });
+                    if let Some(kernel) = kernel {
+                        // The values are not needed any more.
+                        drop((input, weight));
+                        return timed(Kind::ConvCodes, || {
+                            conv2d_codes::<Self>(&kernel, &input_codes, input_unit, codes, &shape)
+                        });
                     }
-                    _ => None,
-                };
-                output.unwrap_or_else(|| Self::lowbit_conv2d(input, weight, options))
+                }
+                Self::lowbit_conv2d(input, weight, options)
             }
 
             fn lowbit_conv2d_input_gradient(

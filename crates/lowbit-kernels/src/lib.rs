@@ -5,7 +5,7 @@
 //! so. Which implementation runs is decided here and nowhere else: callers see functions of tensors.
 //!
 //! What a quantizer computes is a [`Formula`], which belongs to its method. A [`Scheme`] is a formula with its parameters; what it
-//! yields, [`Quantized`], knows which integers its values are made of, and a convolution of two such multiplies the integers.
+//! yields, [`Quantized`], has its values and, on CPUs, their codes, which a convolution of two such multiplies.
 //!
 //! What it does not do: no layers, no quantizers, no state.
 //!
@@ -40,7 +40,7 @@
 //! let device = Device::flex().autodiff();
 //! let x = Tensor::<1>::from_floats([-0.2, 0.3, 0.6, 1.4], &device).require_grad();
 //! let scheme = Scheme::new(AnyFormula::new(Thirds), Vec::new(), 0..=3);
-//! let y = scheme.quantize(x.clone()).values;
+//! let y = scheme.quantize(x.clone()).into_values();
 //! assert_eq!(y.clone().into_data().to_vec::<f32>().unwrap(), [0.0, 1.0 / 3.0, 2.0 / 3.0, 1.0]);
 //!
 //! let gradient = x.grad(&y.sum().backward()).unwrap();
@@ -72,48 +72,42 @@ pub use lowbit_cpu::formula::{AnyFormula, Formula, Mode, Number};
 pub use lowbit_cpu::integer::CodeBounds;
 pub use lowbit_cpu::weights::MaxGradient;
 
-pub use backend::{ActivationKind, CodeKinds, CodedTensor, KeepCodes, KeptCodes, KernelBackend};
+pub use backend::{ActivationKind, CodeWorth, CodedTensor, KeepCodes, KeptCodes, KernelBackend};
 use choice::demand_extension;
 pub use reduce::reduce_in_parts;
-use scheme::{Codes, constant, quantized};
-pub use scheme::{Quantized, Scheme};
+pub use scheme::{Codes, Quantized, Scheme};
+use scheme::{constant, quantized};
 
-/// Convolution without bias; as `burn::tensor::module::conv2d`. Operands with codes, those of the input not negative, are multiplied as
-/// integers by backends that have a kernel for it: their sums are exact.
+/// Convolution without bias; as `burn::tensor::module::conv2d`. Operands with codes, those of the input not negative, of one unit and of at
+/// most 8 bits, are multiplied as integers by backends that have a kernel for it: their sums are exact.
 ///
 /// # Shapes
 /// - input: `[batch, in_channels, height, width]`
 /// - weight: `[out_channels, in_channels / groups, kernel height, kernel width]`
-///
-/// # Panics
-/// If the input has a unit for each of its images.
 pub fn conv2d(
     input: impl Into<Quantized<4>>,
     weight: impl Into<Quantized<4>>,
     options: ConvOptions<2>,
 ) -> Tensor<4> {
-    let (input, weight) = (input.into(), weight.into());
-    demand_extension(&input.values);
-    let Some((of_input, activation)) = input.codes.and_then(Codes::unsigned) else {
-        let [input, weight] = [input.values, weight.values].map(Tensor::into_dispatch);
+    let ((input, of_input), (weight, of_weight)) = (input.into().split(), weight.into().split());
+    demand_extension(&input);
+    let Some((of_input, activation)) = of_input.and_then(Codes::of_an_input) else {
+        let [input, weight] = [input, weight].map(Tensor::into_dispatch);
         return Tensor::from_dispatch(Dispatch::lowbit_conv2d(input, weight, options));
     };
-    let n_units = of_input.unit.as_ref().map_or(1, |unit| unit.dims()[0]);
-    assert_eq!(n_units, 1, "one unit for the input");
-    let of_weight = weight.codes;
-    let codes = CodeKinds {
+    let codes = CodeWorth {
         parts: [of_input.parts, of_weight.as_ref().map_or(1.0, |codes| codes.parts)],
         have_unit: [of_input.unit.is_some(), of_weight.as_ref().is_some_and(|codes| codes.unit.is_some())],
         bounds: CodeBounds { activation, weight: of_weight.as_ref().map_or(0, Codes::magnitude) },
     };
     // An operation has a fixed number of tensors; any does where there is no unit.
-    let stand_in = constant(weight.values.clone()).into_dispatch();
+    let stand_in = constant(weight.clone()).into_dispatch();
     let unit = |unit: Option<Tensor<1>>| unit.map_or_else(|| stand_in.clone(), Tensor::into_dispatch);
     let (weight_codes, weight_unit) =
         of_weight.map(|codes| (codes.bytes.into_dispatch(), codes.unit)).unzip();
     let output = Dispatch::lowbit_conv2d_codes(
-        CodedTensor::Codes(input.values.into_dispatch(), of_input.bytes.into_dispatch()),
-        CodedTensor::of((weight.values.into_dispatch(), weight_codes)),
+        CodedTensor::Codes(input.into_dispatch(), of_input.bytes.into_dispatch()),
+        CodedTensor::of((weight.into_dispatch(), weight_codes)),
         unit(of_input.unit),
         unit(weight_unit.flatten()),
         codes,
@@ -244,7 +238,8 @@ pub fn dorefa_weights<const D: usize>(
     max_gradient: MaxGradient,
 ) -> Quantized<D> {
     demand_extension(&w);
-    assert!(formula.n_parameters() == 1 && formula.unit().is_none() && formula.zero().is_none());
+    let is_of_one = formula.n_parameters() == 1 && formula.unit().is_none() && formula.zero().is_none();
+    assert!(is_of_one, "{formula:?} has other parameters than the divisor of DoReFa's weights");
     let wanted = Some(codes.clone());
     let output = Dispatch::lowbit_dorefa_weights(w.into_dispatch(), formula.clone(), wanted, max_gradient);
     quantized(output, None, formula.parts(), codes)

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use burn::backend::Dispatch;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, IntDType, Tensor};
 use lowbit_cpu::formula::{AnyFormula, Mode};
 
 use crate::backend::{CodedTensor, KernelBackend};
@@ -140,28 +140,72 @@ fn zero_if_nan<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// Values, and the codes that they are made of where an operation has made codes, too.
 #[derive(Clone, Debug)]
 pub struct Quantized<const D: usize> {
-    /// The real values.
-    pub values: Tensor<D>,
-    /// Their codes. They are not checked against the values.
+    values: Tensor<D>,
     pub(crate) codes: Option<Codes<D>>,
+}
+
+impl<const D: usize> Quantized<D> {
+    /// The real values.
+    pub fn values(&self) -> &Tensor<D> {
+        &self.values
+    }
+
+    /// The real values alone.
+    pub fn into_values(self) -> Tensor<D> {
+        self.values
+    }
+
+    /// The codes, if they came with the values: on a CPU, where code zero is worth zero, of at most 8 bits with their sign, and if none of
+    /// the values is `NaN`.
+    pub fn codes(&self) -> Option<&Codes<D>> {
+        self.codes.as_ref()
+    }
+
+    pub(crate) fn split(self) -> (Tensor<D>, Option<Codes<D>>) {
+        (self.values, self.codes)
+    }
 }
 
 /// Codes, and what they are worth: `code / parts * unit`.
 #[derive(Clone, Debug)]
-pub(crate) struct Codes<const D: usize> {
+pub struct Codes<const D: usize> {
     /// As bytes, those of negative codes in two's complement.
     pub(crate) bytes: Tensor<D, Int>,
-    /// The unit, `[1]` or one for each slice along the first axis; 1 without one.
     pub(crate) unit: Option<Tensor<1>>,
     pub(crate) parts: f32,
-    /// Smallest and largest code.
     pub(crate) range: RangeInclusive<i32>,
 }
 
 impl<const D: usize> Codes<D> {
-    /// The same codes, and the largest, if none is negative.
-    pub(crate) fn unsigned(self) -> Option<(Self, u8)> {
-        let largest = u8::try_from(*self.range.end()).ok().filter(|_| *self.range.start() >= 0)?;
+    /// The codes as integers of 32 bits.
+    pub fn integers(&self) -> Tensor<D, Int> {
+        let codes = self.bytes.clone().cast(IntDType::I32);
+        match *self.range.start() < 0 {
+            true => codes.clone().mask_where(codes.clone().greater_elem(i8::MAX), codes - 256),
+            false => codes,
+        }
+    }
+
+    /// Smallest and largest code.
+    pub fn range(&self) -> RangeInclusive<i32> {
+        self.range.clone()
+    }
+
+    /// What [`parts`](Self::parts) codes are worth, `[1]` or one for each slice along the first axis; `None` for 1.
+    pub fn unit(&self) -> Option<&Tensor<1>> {
+        self.unit.as_ref()
+    }
+
+    /// What the unit is divided into.
+    pub fn parts(&self) -> f32 {
+        self.parts
+    }
+
+    /// The same codes, and the largest, if they can be those of a convolution's input: none is negative, and all have one unit.
+    pub(crate) fn of_an_input(self) -> Option<(Self, u8)> {
+        let has_one_unit = self.unit.as_ref().is_none_or(|unit| unit.dims() == [1]);
+        let is_unsigned = *self.range.start() >= 0;
+        let largest = u8::try_from(*self.range.end()).ok().filter(|_| is_unsigned && has_one_unit)?;
         Some((self, largest))
     }
 
@@ -169,18 +213,6 @@ impl<const D: usize> Codes<D> {
     pub(crate) fn magnitude(&self) -> u8 {
         let largest = self.range.start().unsigned_abs().max(self.range.end().unsigned_abs());
         u8::try_from(largest).expect("invariant: codes that come as bytes have no larger magnitude than 255")
-    }
-}
-
-impl<const D: usize> Quantized<D> {
-    /// The codes as integers, if they came with the values: on a CPU, of at most 8 bits, and if none of the values is `NaN`.
-    pub fn codes(&self) -> Option<Tensor<D, Int>> {
-        let Codes { bytes, range, .. } = self.codes.as_ref()?;
-        let codes = bytes.clone().cast(burn::tensor::IntDType::I32);
-        Some(match *range.start() < 0 {
-            true => codes.clone().mask_where(codes.clone().greater_elem(i8::MAX), codes - 256),
-            false => codes,
-        })
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 #[derive(Clone, Copy)]
 pub(crate) enum Kind {
     ConvForward,
+    PackedWeights,
     ConvCodes,
     KeepCodes,
     ConvInputGradient,
@@ -20,8 +21,9 @@ pub(crate) enum Kind {
     Weights,
 }
 
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     "convolution",
+    "codes of weights packed for a convolution",
     "convolution of codes",
     "codes kept for the backward pass",
     "gradient of a convolution's input",
@@ -30,7 +32,7 @@ const NAMES: [&str; 10] = [
     "normalization",
     "gradient of a normalization",
     "fake quantization alone",
-    "weights of DoReFa",
+    "weights of DoReFa, but for their grid",
 ];
 
 /// What the kernels of one kind did.

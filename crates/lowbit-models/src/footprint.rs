@@ -12,13 +12,10 @@ const FLOAT: u64 = 4;
 /// Bytes of an index of a max pool.
 const INDEX: u64 = 8;
 
-/// Most bits of weights whose codes the CPU's kernels take.
-const MOST_BITS_OF_CODES: u32 = 7;
-
 /// As what the input of a convolution is kept for its gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {
-    /// As packed codes, where both operands are of few bits: on the CPU.
+    /// As packed codes, where the input is quantized: on the CPU.
     Codes,
     /// As floats: on GPUs, and where only a part of a layer is quantized.
     Floats,
@@ -187,10 +184,7 @@ impl Tally<'_> {
     }
 
     fn keeps_codes(&self, quantization: &LayerQuantization) -> bool {
-        let LayerQuantization { act_method, weight_bits, .. } = quantization;
-        self.inputs == Kept::Codes
-            && !act_method.has_zero_point()
-            && weight_bits.stored_bits() <= MOST_BITS_OF_CODES
+        self.inputs == Kept::Codes && !quantization.act_method.has_zero_point()
     }
 }
 
@@ -251,8 +245,12 @@ mod tests {
         let floats = Footprint { kept: rest + 4 * 4 * 30, ..expected };
         assert_eq!(footprint(&policy(Method::DoReFa, 2), Kept::Floats), floats);
         assert_eq!(footprint(&QuantizationPolicy::full_precision(), Kept::Codes), floats);
-        // Weights of 8 bits have no codes that are kept, and min-max sees what the ReLU makes.
-        assert_eq!(footprint(&policy(Method::DoReFa, 8), Kept::Codes), floats);
+        // A byte for each code, whatever the weights are; min-max sees what the ReLU makes.
+        let bytes = Footprint { kept: rest + 4 * 30, ..expected };
+        assert_eq!(footprint(&policy(Method::DoReFa, 8), Kept::Codes), bytes);
+        let eight = Precision::bits(8).unwrap();
+        let only_inputs = LayerQuantization::new(Method::DoReFa, Precision::FullPrecision, eight);
+        assert_eq!(footprint(&QuantizationPolicy::new(only_inputs), Kept::Codes), bytes);
         let minmax = footprint(&policy(Method::MinMax, 2), Kept::Codes);
         assert_eq!(minmax, Footprint { kept: floats.kept + 4 * 4 * 30, ..floats });
     }

@@ -239,11 +239,11 @@ impl Value {
     /// `activation(norm(self))`.
     fn normalized(self, norm: &BatchNorm, activation: Activation) -> Self {
         match self {
-            Self::Map(map) => Self::Map(norm_then(norm, map, activation).values),
+            Self::Map(map) => Self::Map(norm_then(norm, map, activation).into_values()),
             Self::Features(features) => {
                 let [batch, channels] = features.dims();
                 let map = norm_then(norm, features.reshape([batch, channels, 1, 1]), activation);
-                Self::Features(map.values.reshape([batch, channels]))
+                Self::Features(map.into_values().reshape([batch, channels]))
             }
         }
     }

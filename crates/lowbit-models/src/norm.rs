@@ -11,11 +11,8 @@ pub(crate) fn norm_relu_convs(norm: &BatchNorm, x: Tensor<4>, convs: &[&QuantCon
     let Some((first, others)) = convs.split_first() else { return Vec::new() };
     let are_alike = others.iter().all(|conv| first.quantizes_input_like(conv));
     match first.input_activation(x.dims()).filter(|_| are_alike) {
-        Some(activation) => {
-            let quantized = norm_then(norm, x, activation);
-            convs.iter().map(|conv| conv.forward_quantized(quantized.clone())).collect()
-        }
-        None => QuantConv2d::forward_all(convs, norm_then(norm, x, Activation::Relu).values),
+        Some(activation) => QuantConv2d::forward_all_quantized(convs, norm_then(norm, x, activation)),
+        None => QuantConv2d::forward_all(convs, norm_then(norm, x, Activation::Relu).into_values()),
     }
 }
 

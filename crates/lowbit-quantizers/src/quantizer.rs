@@ -48,7 +48,8 @@ pub trait Quantizer: Module {
         Vec::new()
     }
 
-    /// The parameters to watch over a training by the names that a run's metrics have for them: their values in force.
+    /// The parameters to watch over a training by the names that a run's metrics have for them: their values in force. The first
+    /// is one that is to move in any training; the others may have a reason to stay.
     fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
         Vec::new()
     }
@@ -93,7 +94,7 @@ pub trait QuantizesWeights: Quantizer {
 
     /// The real values alone.
     fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
-        self.quantize(w).values
+        self.quantize(w).into_values()
     }
 
     /// The same without rounding.
@@ -154,7 +155,7 @@ pub trait QuantizesActivations: Quantizer {
 
     /// The real values alone.
     fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        self.quantize(x).values
+        self.quantize(x).into_values()
     }
 
     /// The same without rounding.
@@ -474,7 +475,7 @@ impl WeightQuantizer {
 
     /// The real values of the codes of `w`, of `w`'s shape, with the method's gradient.
     pub fn fake_quantize<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
-        self.quantize(w).values
+        self.quantize(w).into_values()
     }
 
     /// [`fake_quantize`](Self::fake_quantize) with what the values are made of: for a convolution.
@@ -561,7 +562,7 @@ impl ActivationQuantizer {
 
     /// The real values of the codes of `x`, of `x`'s shape, with the method's gradient.
     pub fn fake_quantize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        self.quantize(x).values
+        self.quantize(x).into_values()
     }
 
     /// [`fake_quantize`](Self::fake_quantize) with what the values are made of: for a convolution.

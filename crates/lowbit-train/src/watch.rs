@@ -13,7 +13,7 @@ pub(crate) struct Learned {
     pub(crate) is_at_floor: bool,
 }
 
-/// The learned parameters of all quantizers, by layer. The first of a quantizer says whether a value of any is at its floor.
+/// A learned parameter of each quantizer, by layer.
 pub(crate) fn learned_parameters(network: &Network) -> Vec<Learned> {
     let mut learned = Vec::new();
     for (path, layer) in network.layers() {
@@ -22,12 +22,13 @@ pub(crate) fn learned_parameters(network: &Network) -> Vec<Learned> {
         let weight = weight.map(|quantizer| (quantizer.watched(), quantizer.n_at_floor()));
         let input = input.map(|quantizer| (quantizer.watched(), quantizer.n_at_floor()));
         for (watched, n_at_floor) in weight.into_iter().chain(input) {
-            let mut is_at_floor = n_at_floor.is_some_and(|n| n.into_scalar::<i64>() > 0);
-            for (name, value) in watched {
-                let mean = value.mean().into_scalar::<f32>();
-                let is_at_floor = std::mem::take(&mut is_at_floor);
-                learned.push(Learned { path: path.into(), name, mean, is_at_floor });
-            }
+            let Some((name, value)) = watched.into_iter().next() else { continue };
+            learned.push(Learned {
+                path: path.into(),
+                name,
+                mean: value.mean().into_scalar::<f32>(),
+                is_at_floor: n_at_floor.is_some_and(|n| n.into_scalar::<i64>() > 0),
+            });
         }
     }
     learned

@@ -238,7 +238,7 @@ fn norm(backend: &Backend, channels: usize, [height, width]: [usize; 2], after: 
     let outcome = outcome(&Affine::new(channels, &device), tensor(&x, shape, &device), |affine, x| {
         let result = batch_norm(x, affine.parameters(), EPSILON, after.activation(&device));
         statistics = Some([result.mean, result.variance]);
-        result.output.values
+        result.output.into_values()
     });
     let [mean, variance] = statistics.expect("invariant: the forward pass ran");
     let affine = Affine::new(channels, &backend.device);
@@ -248,7 +248,7 @@ fn norm(backend: &Backend, channels: usize, [height, width]: [usize; 2], after: 
         batch_norm_fixed(x, affine.parameters(), fixed, EPSILON, after.activation(&backend.device));
     outcome.close("mean", values(mean), SUM).close("variance", values(variance), SUM).close(
         "output in evaluation",
-        values(evaluated.values),
+        values(evaluated.into_values()),
         SUM,
     )
 }

@@ -141,10 +141,15 @@ impl QuantConv2d {
                 if !others.is_empty() && others.iter().all(|other| first.quantizes_input_like(other)) =>
             {
                 let quantized = first.selection.input(&first.input_quantizer, input);
-                Self::on_each(layers, quantized, Self::forward_quantized)
+                Self::forward_all_quantized(layers, quantized)
             }
             _ => Self::on_each(layers, input, Self::forward),
         }
+    }
+
+    /// [`forward_quantized`](Self::forward_quantized) of each layer.
+    pub fn forward_all_quantized(layers: &[&Self], input: Quantized<4>) -> Vec<Tensor<4>> {
+        Self::on_each(layers, input, Self::forward_quantized)
     }
 
     /// `forward` of each layer on the same input, which the last one takes.

@@ -92,8 +92,8 @@ impl QuantLinear {
             // Not every backend has products of nothing: burn's ndarray divides by zero.
             return Tensor::zeros([0, self.weight.val().dims()[0]], &input.device());
         }
-        let input = self.selection.input(&self.input_quantizer, input).values;
-        let weight = self.selection.weight(&self.weight_quantizer, self.weight.val()).values;
+        let input = self.selection.input(&self.input_quantizer, input).into_values();
+        let weight = self.selection.weight(&self.weight_quantizer, self.weight.val()).into_values();
         let output = input.matmul(weight.transpose());
         match &self.bias {
             Some(bias) => output + bias.val().unsqueeze(),

@@ -150,8 +150,8 @@ impl Quantizer for EwgsWeights {
 
     fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
         vec![
-            ("weight_interval_lower", constant(self.interval_lower.val())),
             ("weight_interval_width", constant(width(&self.interval_lower, &self.interval_upper))),
+            ("weight_interval_lower", constant(self.interval_lower.val())),
             ("weight_output_scale", constant(self.output_scale.val()).clamp_min(MIN_WIDTH)),
         ]
     }
@@ -252,7 +252,7 @@ impl Quantizer for EwgsActivations {
 
     fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
         let [lower, width] = self.interval(1).map(constant);
-        vec![("act_interval_lower", lower), ("act_interval_width", width)]
+        vec![("act_interval_width", width), ("act_interval_lower", lower)]
     }
 
     fn n_at_floor(&self) -> Option<Tensor<1, Int>> {

@@ -66,11 +66,11 @@ impl Recipe {
         }
         let too_few = || PhasesError::TooFewEpochs { epochs: self.train.epochs, phases: names.clone() };
         let are_own = phases.iter().any(|phase| phase.train.epochs != self.train.epochs);
-        let given: u64 = phases.iter().map(|phase| phase.train.epochs).sum();
-        let is_changed =
-            |phase: &Phase| self.phases.get(&phase.name).is_some_and(|change| change.epochs.is_some());
-        if are_own && given != self.train.epochs && !phases.iter().all(is_changed) {
-            let of_phases = phases.iter().map(|phase| format!("{} of {}", phase.train.epochs, phase.name));
+        let named = |phase: &Phase| self.phases.get(&phase.name).and_then(|change| change.epochs);
+        let of_phase = |phase: &Phase| named(phase).unwrap_or(phase.train.epochs);
+        let given: u64 = phases.iter().map(of_phase).sum();
+        if are_own && given != self.train.epochs && !phases.iter().all(|phase| named(phase).is_some()) {
+            let of_phases = phases.iter().map(|phase| format!("{} of {}", of_phase(phase), phase.name));
             let phases = of_phases.collect::<Vec<_>>().join(", ");
             return Err(PhasesError::OtherEpochs { epochs: self.train.epochs, given, phases });
         }
@@ -129,9 +129,9 @@ pub enum PhasesError {
         /// Names of the phases.
         phases: Vec<String>,
     },
-    /// Strategies give phases epochs of their own, and not as many as the training has.
+    /// Strategies give phases epochs of their own, which with those of `[phases]` are not as many as the training has.
     #[error(
-        "train.epochs={epochs}, but the strategies give their phases {given} epochs together ({phases}): set train.epochs={given}, or give each of [phases.NAME] its epochs"
+        "train.epochs={epochs}, but the phases have {given} epochs together, as the strategies give them ({phases}): set train.epochs={given}, or give each of [phases.NAME] its epochs"
     )]
     OtherEpochs {
         /// Epochs of the training.

@@ -125,7 +125,7 @@ fn inputs_are_rounded_where_it_is_said_and_clipped_everywhere() {
             let what = format!("{}, {selection:?}", case.name);
             let quantizer = Some((case.quantizer)());
             let x = matrix(&INPUT, [2, 4]).require_grad();
-            let y = selection.input(&quantizer, x.clone()).values;
+            let y = selection.input(&quantizer, x.clone()).into_values();
             // In each sample, the first two values are of the first group.
             let of_group = [case.rounded, if i == 2 { case.unrounded } else { case.rounded }];
             let [first, second] = if i == 1 { [case.unrounded; 2] } else { of_group };
@@ -236,7 +236,7 @@ fn weights_are_rounded_where_it_is_said_and_clipped_everywhere() {
             let what = format!("{}, {selection:?}", case.name);
             let quantizer = Some((case.quantizer)());
             let w = matrix(&WEIGHT, [4, 2]).require_grad();
-            let y = selection.weight(&quantizer, w.clone()).values;
+            let y = selection.weight(&quantizer, w.clone()).into_values();
             let first = if i == 1 { case.unrounded } else { case.rounded };
             let second = if i == 0 { case.rounded } else { case.unrounded };
             assert_close(&what, &values(y.clone()), &[&first[..4], &second[4..]].concat());
@@ -292,8 +292,8 @@ fn both_paths_have_the_same_range() {
 #[test]
 fn a_layer_that_is_in_full_precision_has_nothing_to_select() {
     for selection in selections() {
-        assert_eq!(values(selection.input(&None, matrix(&INPUT, [2, 4])).values), INPUT);
-        assert_eq!(values(selection.weight(&None, matrix(&WEIGHT, [4, 2])).values), WEIGHT);
+        assert_eq!(values(selection.input(&None, matrix(&INPUT, [2, 4])).into_values()), INPUT);
+        assert_eq!(values(selection.weight(&None, matrix(&WEIGHT, [4, 2])).into_values()), WEIGHT);
     }
 }
 
@@ -314,6 +314,7 @@ fn no_groups_select_nothing() {
     let none = Selection::ChannelGroups(Vec::new());
     assert_eq!(none.share(10), 0.0);
     let quantizer = Some(ActivationQuantizer::DoReFa(DoReFaActivations::new(bits(2), &device())));
-    let of = |selection: &Selection| values(selection.input(&quantizer, matrix(&INPUT, [2, 4])).values);
+    let of =
+        |selection: &Selection| values(selection.input(&quantizer, matrix(&INPUT, [2, 4])).into_values());
     assert_eq!(of(&none), of(&Selection::None));
 }
