@@ -136,6 +136,7 @@ TORCHVISION = {
     "resnet50": (1, 3, 64, 64),
     "resnet101": None,
     "alexnet": (1, 3, 224, 224),
+    "mobilenet_v2": (1, 3, 64, 64),
 }
 
 

@@ -352,6 +352,10 @@ fn plans_are_those_of_the_built_networks() {
     }
     configs.push(ModelConfig::new(Family::ResNet, 8).with_width(0.01));
     configs.push(ModelConfig::vgg_small().with_width(0.1));
+    configs.extend(
+        [Layout::Cifar, Layout::ImageNet].map(|layout| ModelConfig::mobilenet_v2(layout).with_width(0.1)),
+    );
+    configs.push(ModelConfig::new(Family::ResNet, 8).with_logit_scale());
     for layout in [Layout::Cifar, Layout::ImageNet] {
         let config = ModelConfig::alexnet(layout).with_width(0.05);
         configs.extend([config.clone().without_norm(), config]);

@@ -116,6 +116,7 @@ fn config(name: &str) -> ModelConfig {
         "resnet50" => ModelConfig::imagenet(Family::ResNet, 50),
         "resnet101" => ModelConfig::imagenet(Family::ResNet, 101),
         "alexnet" => ModelConfig::alexnet(Layout::ImageNet).without_norm(),
+        "mobilenet_v2" => ModelConfig::mobilenet_v2(Layout::ImageNet),
         other => panic!("no network {other}"),
     }
 }
@@ -151,7 +152,7 @@ fn written(case: &TorchvisionNetwork, folder: &Path) -> PathBuf {
 fn torchvisions_networks_have_their_logits() {
     let folder = tempfile::tempdir().unwrap();
     let file: TorchvisionFile = load("torchvision");
-    assert_eq!(file.networks.len(), 5);
+    assert_eq!(file.networks.len(), 6);
     for case in &file.networks {
         let (model, name) = (config(&case.name), &case.name);
         let input = InputShape { channels: 3, height: 224, width: 224 };
@@ -161,7 +162,8 @@ fn torchvisions_networks_have_their_logits() {
         let path = written(case, folder.path());
         let weights = WeightsFile::open(&path).unwrap();
         assert_eq!(weights.container(), Container::Safetensors);
-        assert_eq!(fits(&weights), [Fitting { model: model.clone(), input, classes: 1000 }], "{name}");
+        // MobileNetV2 has the same shapes in both layouts.
+        assert!(fits(&weights).contains(&Fitting { model: model.clone(), input, classes: 1000 }), "{name}");
         let (network, fit) = weights::load(&weights, network(&model, images, 1000)).unwrap();
         let n_tensors = case.tensors.iter().filter(|tensor| !tensor.contains("num_batches_tracked")).count();
         assert_eq!(fit.taken.len(), n_tensors, "{name}");
@@ -170,4 +172,26 @@ fn torchvisions_networks_have_their_logits() {
         check_logits(name, logits, &case.logits, case.scale);
         std::fs::remove_file(path).unwrap();
     }
+}
+
+/// A learned factor of the logits, which no file has, stays; other programs get it in the classifier.
+#[test]
+fn a_scale_of_the_logits_is_part_of_the_exported_classifier() {
+    let small: SmallWeights = load("weights/logits");
+    let model = ModelConfig::imagenet(Family::ResNet, 18).with_width(small.width);
+    let file = WeightsFile::open(&golden("zip.pth")).unwrap();
+    let scaled = network(&model.clone().with_logit_scale(), small.images, small.classes);
+    let (scaled, fit) = weights::load(&file, scaled).unwrap();
+    assert_eq!(fit.taken.len(), 102);
+    let pixels = centered(0, small.images.iter().product());
+    let images = || tensor(&pixels, small.images, &default_device());
+    let expected: Vec<f64> = small.logits.iter().map(|logit| 0.01 * logit).collect();
+    let scale = expected.iter().fold(0.0f64, |most, logit| most.max(logit.abs()));
+    check_logits("scaled", scaled.forward(images()), &expected, scale);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("scaled.safetensors");
+    std::fs::write(&path, weights::to_safetensors(&scaled).bytes).unwrap();
+    let plain = network(&model, small.images, small.classes);
+    let (plain, _) = weights::load(&WeightsFile::open(&path).unwrap(), plain).unwrap();
+    check_logits("plain", plain.forward(images()), &expected, scale);
 }

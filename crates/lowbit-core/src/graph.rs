@@ -152,6 +152,10 @@ pub enum Op {
     },
     /// `max(x, 0)`.
     Relu,
+    /// `min(max(x, 0), 6)`.
+    Relu6,
+    /// A learned number times the value.
+    Scale,
     /// Sum of two values of the same shape.
     Add,
     /// Maximum over windows of a map; padding never wins.
@@ -273,6 +277,21 @@ impl Graph {
             node.inputs.iter().for_each(|input| readers[input.0].push(id));
         }
         readers
+    }
+
+    /// Whether the output of each node, by index, may be negative. The image counts as one that is not.
+    pub fn may_be_negative(&self) -> Vec<bool> {
+        let mut may_be: Vec<bool> = Vec::new();
+        for node in &self.nodes {
+            may_be.push(match node.op {
+                Op::Input(_) | Op::Relu | Op::Relu6 => false,
+                Op::Conv(_) | Op::Linear(_) | Op::Norm { .. } | Op::Scale => true,
+                Op::Add | Op::MaxPool { .. } | Op::GlobalAvgPool | Op::Flatten => {
+                    node.inputs.iter().any(|input| may_be[input.0])
+                }
+            });
+        }
+        may_be
     }
 
     /// The fewest values of a channel that a BatchNorm sees of one image; `None` without BatchNorm. In training it normalizes by
@@ -483,6 +502,22 @@ impl GraphBuilder {
         self.push(Node { path: String::new(), op: Op::Relu, inputs: vec![input] })
     }
 
+    /// Adds a ReLU that ends at 6.
+    ///
+    /// # Errors
+    /// [`GraphError`] if there is no such input.
+    pub fn relu6(&mut self, input: NodeId) -> Result<NodeId, GraphError> {
+        self.push(Node { path: String::new(), op: Op::Relu6, inputs: vec![input] })
+    }
+
+    /// Adds a learned number that its input is multiplied by.
+    ///
+    /// # Errors
+    /// [`GraphError`] if there is no such input.
+    pub fn scale(&mut self, path: impl Into<String>, input: NodeId) -> Result<NodeId, GraphError> {
+        self.push(Node { path: path.into(), op: Op::Scale, inputs: vec![input] })
+    }
+
     /// Adds the sum of two values.
     ///
     /// # Errors
@@ -594,7 +629,7 @@ impl GraphBuilder {
         if let Some(later) = node.inputs.iter().find(|input| input.0 >= self.nodes.len()) {
             return Err(GraphError::Order { node: name(), got: later.0 });
         }
-        let is_layer = matches!(node.op, Op::Conv(_) | Op::Linear(_) | Op::Norm { .. });
+        let is_layer = matches!(node.op, Op::Conv(_) | Op::Linear(_) | Op::Norm { .. } | Op::Scale);
         if is_layer == node.path.is_empty() {
             return Err(GraphError::Path { node: name() });
         }
@@ -652,7 +687,7 @@ impl GraphBuilder {
                 }
                 input(0)
             }
-            Op::Relu => input(0),
+            Op::Relu | Op::Relu6 | Op::Scale => input(0),
             Op::Add => {
                 if input(0) != input(1) {
                     return Err(is_wrong(format!("that of the other, {:?}", input(1))));

@@ -24,11 +24,14 @@ pub enum Family {
     VggSmall,
     /// AlexNet; its depth is fixed.
     AlexNet,
+    /// MobileNetV2; its depth is fixed.
+    MobileNetV2,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::PreResNet, Self::ResNet, Self::VggSmall, Self::AlexNet];
+    pub const ALL: [Self; 5] =
+        [Self::PreResNet, Self::ResNet, Self::VggSmall, Self::AlexNet, Self::MobileNetV2];
 
     /// Its name, as in recipes.
     pub fn name(self) -> &'static str {
@@ -117,6 +120,14 @@ pub struct ModelConfig {
     /// Whether AlexNet has BatchNorm; absent is with. Absent for other families, which have it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norm: Option<bool>,
+    /// Whether a learned number, which begins with 0.01, multiplies the logits: the scalar layer in the code of Zhuang et al. 2018
+    /// (arXiv 1711.00205).
+    #[serde(skip_serializing_if = "is_off")]
+    pub logit_scale: bool,
+}
+
+fn is_off(setting: &bool) -> bool {
+    !setting
 }
 
 impl ModelConfig {
@@ -140,14 +151,24 @@ impl ModelConfig {
         Self { norm: Some(true), ..Self::of(Family::AlexNet, layout) }
     }
 
+    /// MobileNetV2 at width 1.
+    pub fn mobilenet_v2(layout: Layout) -> Self {
+        Self::of(Family::MobileNetV2, layout)
+    }
+
     fn of(family: Family, layout: Layout) -> Self {
         let stem_stride = (family.settings().stem_strides)(layout)[0];
-        Self { family, layout, depth: None, width: 1.0, stem_stride, norm: None }
+        Self { family, layout, depth: None, width: 1.0, stem_stride, norm: None, logit_scale: false }
     }
 
     /// The same with another number of channels.
     pub fn with_width(self, width: f64) -> Self {
         Self { width, ..self }
+    }
+
+    /// The same with a learned number that multiplies the logits.
+    pub fn with_logit_scale(self) -> Self {
+        Self { logit_scale: true, ..self }
     }
 
     /// The same without BatchNorm, which AlexNet has.
@@ -202,13 +223,15 @@ impl ModelConfig {
     /// [`ModelError`] if the architecture is not defined.
     pub fn layers(&self) -> Result<Vec<NamedLayer>, ModelError> {
         let graph = self.any_graph()?;
+        let may_be_negative = graph.may_be_negative();
         let layers = graph.nodes().iter().filter_map(|node| {
             let role = match node.op {
                 Op::Conv(conv) => conv.role,
                 Op::Linear(linear) => linear.role,
                 _ => return None,
             };
-            Some(NamedLayer { path: node.path.clone(), role })
+            let reads_negative = node.inputs.iter().any(|input| may_be_negative[input.index()]);
+            Some(NamedLayer { path: node.path.clone(), role, reads_negative })
         });
         Ok(layers.collect())
     }
@@ -243,7 +266,7 @@ impl ModelConfig {
 
     /// Refuses what is not among the settings of the family.
     fn check(&self, input: InputShape, n_classes: usize) -> Result<(), ModelError> {
-        let Self { family, layout, depth, width, stem_stride, norm } = *self;
+        let Self { family, layout, depth, width, stem_stride, norm, logit_scale: _ } = *self;
         let settings = family.settings();
         if input.dims().contains(&0) || n_classes == 0 {
             return Err(ModelError::Empty { n_classes, input });
@@ -293,6 +316,8 @@ pub struct NamedLayer {
     pub path: String,
     /// The part it plays.
     pub role: LayerRole,
+    /// Whether its input may be negative, as that of a linear bottleneck. That of the first layer, the image, does not count.
+    pub reads_negative: bool,
 }
 
 /// A network as it was built, with the plan of its layers.

@@ -75,6 +75,7 @@ fn n_parameters(graph: &Graph) -> u64 {
             linear.in_features * linear.out_features + biases
         }
         Op::Norm { channels } => 2 * channels,
+        Op::Scale => 1,
         _ => 0,
     };
     graph.nodes().iter().map(|node| parameters(node.op) as u64).sum()
@@ -124,12 +125,16 @@ impl Tally<'_> {
                 self.keep_inputs(input.node, norm.is_some(), convs);
                 read + between + made
             }
-            Step::Norm { input, .. } | Step::Linear { input, .. } => {
+            Step::Norm { input, .. } | Step::Linear { input, .. } | Step::Scale { input, .. } => {
                 self.keep_output(input.node, true);
                 read + made
             }
             Step::Plain { op: Op::Relu, output, .. } => {
                 self.keep_output(*output, true);
+                read + made
+            }
+            Step::Plain { inputs, op: Op::Relu6, .. } => {
+                self.keep_output(inputs[0].node, true);
                 read + made
             }
             Step::Plain { inputs, op: Op::MaxPool { .. }, output } => {

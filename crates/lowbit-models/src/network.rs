@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::module::{
     Content, Devices, DisplaySettings, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper,
-    ModuleVisitor,
+    ModuleVisitor, Param,
 };
 use burn::nn::{BatchNorm, BatchNormConfig};
 use burn::tensor::activation::relu;
@@ -51,6 +51,23 @@ enum Layer {
     Conv(QuantConv2d),
     Linear(QuantLinear),
     Norm(BatchNorm),
+    Scale(Scale),
+}
+
+/// A learned number that a value is multiplied by.
+#[derive(Module, Debug)]
+struct Scale {
+    /// That number, `[1]`.
+    scale: Param<Tensor<1>>,
+}
+
+impl Scale {
+    /// What a scale of the logits begins with in the code of Zhuang et al. 2018.
+    const START: f32 = 0.01;
+
+    fn new(device: &Device) -> Self {
+        Self { scale: Param::from_tensor(Tensor::from_floats([Self::START], device)) }
+    }
 }
 
 impl Layer {
@@ -82,6 +99,7 @@ impl Layer {
                 config.init(device, rng).map(Self::Linear)
             }
             Op::Norm { channels } => Ok(Self::Norm(BatchNormConfig::new(channels).init(device))),
+            Op::Scale => Ok(Self::Scale(Scale::new(device))),
             _ => return Ok(None),
         };
         layer.map(Some).map_err(|source| ModelError::Quantizer { layer: node.path.clone(), source })
@@ -122,7 +140,7 @@ impl Network {
     pub fn norms(&self) -> impl Iterator<Item = (&str, &BatchNorm)> {
         self.parts().filter_map(|(path, layer)| match layer {
             Layer::Norm(norm) => Some((path, norm)),
-            Layer::Conv(_) | Layer::Linear(_) => None,
+            Layer::Conv(_) | Layer::Linear(_) | Layer::Scale(_) => None,
         })
     }
 
@@ -130,7 +148,7 @@ impl Network {
     pub fn norms_mut(&mut self) -> impl Iterator<Item = (&str, &mut BatchNorm)> {
         self.parts_mut().filter_map(|(path, layer)| match layer {
             Layer::Norm(norm) => Some((path, norm)),
-            Layer::Conv(_) | Layer::Linear(_) => None,
+            Layer::Conv(_) | Layer::Linear(_) | Layer::Scale(_) => None,
         })
     }
 
@@ -181,6 +199,10 @@ impl Network {
                     let value = self.linear(*layer).forward(values.read(*input).features());
                     values.set(*output, Value::Features(value));
                 }
+                Step::Scale { input, layer, output } => {
+                    let value = values.read(*input).scaled(self.scale(*layer));
+                    values.set(*output, value);
+                }
                 Step::Plain { inputs, op, output } => {
                     let inputs = inputs.iter().map(|input| values.read(*input)).collect();
                     values.set(*output, plain(*op, inputs));
@@ -212,6 +234,15 @@ impl Network {
     }
 }
 
+impl Network {
+    fn scale(&self, layer: usize) -> &Scale {
+        match &self.layers[layer] {
+            Layer::Scale(scale) => scale,
+            _ => unreachable!("invariant: the step is of a scale"),
+        }
+    }
+}
+
 /// The output of a node.
 #[derive(Clone)]
 enum Value {
@@ -233,6 +264,13 @@ impl Value {
         match self {
             Self::Features(features) => features,
             Self::Map(_) => unreachable!("invariant: the shapes of the graph are checked"),
+        }
+    }
+
+    fn scaled(self, Scale { scale }: &Scale) -> Self {
+        match self {
+            Self::Map(map) => Self::Map(map * scale.val().reshape([1, 1, 1, 1])),
+            Self::Features(features) => Self::Features(features * scale.val().reshape([1, 1])),
         }
     }
 
@@ -278,6 +316,10 @@ fn plain(op: Op, inputs: Vec<Value>) -> Value {
             Value::Map(map) => Value::Map(relu(map)),
             Value::Features(features) => Value::Features(relu(features)),
         },
+        Op::Relu6 => match next() {
+            Value::Map(map) => Value::Map(map.clamp(0.0, 6.0)),
+            Value::Features(features) => Value::Features(features.clamp(0.0, 6.0)),
+        },
         Op::Add => match (next(), next()) {
             (Value::Map(one), Value::Map(other)) => Value::Map(one + other),
             (one, other) => Value::Features(one.features() + other.features()),
@@ -294,7 +336,7 @@ fn plain(op: Op, inputs: Vec<Value>) -> Value {
             Value::Features(mean.reshape([batch, channels]))
         }
         Op::Flatten => Value::Features(next().map().flatten(1, 3)),
-        Op::Input(_) | Op::Conv(_) | Op::Linear(_) | Op::Norm { .. } => {
+        Op::Input(_) | Op::Conv(_) | Op::Linear(_) | Op::Norm { .. } | Op::Scale => {
             unreachable!("invariant: these are other steps")
         }
     }
@@ -305,7 +347,7 @@ impl QuantizedNetwork for Network {
         self.parts().filter_map(|(path, layer)| match layer {
             Layer::Conv(conv) => Some((path, LayerRef::Conv(conv))),
             Layer::Linear(linear) => Some((path, LayerRef::Linear(linear))),
-            Layer::Norm(_) => None,
+            Layer::Norm(_) | Layer::Scale(_) => None,
         })
     }
 
@@ -313,7 +355,7 @@ impl QuantizedNetwork for Network {
         self.parts_mut().filter_map(|(path, layer)| match layer {
             Layer::Conv(conv) => Some((path, LayerMut::Conv(conv))),
             Layer::Linear(linear) => Some((path, LayerMut::Linear(linear))),
-            Layer::Norm(_) => None,
+            Layer::Norm(_) | Layer::Scale(_) => None,
         })
     }
 }
@@ -329,6 +371,7 @@ impl Module for Network {
             Layer::Conv(conv) => conv.collect_devices(devices),
             Layer::Linear(linear) => linear.collect_devices(devices),
             Layer::Norm(norm) => norm.collect_devices(devices),
+            Layer::Scale(scale) => scale.collect_devices(devices),
         })
     }
 
@@ -339,6 +382,7 @@ impl Module for Network {
                 Layer::Conv(conv) => conv.visit(visitor),
                 Layer::Linear(linear) => linear.visit(visitor),
                 Layer::Norm(norm) => norm.visit(visitor),
+                Layer::Scale(scale) => scale.visit(visitor),
             }
             path.split('.').rev().for_each(|part| visitor.exit_module(part, CONTAINER));
         }
@@ -353,6 +397,7 @@ impl Module for Network {
                 Layer::Conv(conv) => Layer::Conv(conv.map(mapper)),
                 Layer::Linear(linear) => Layer::Linear(linear.map(mapper)),
                 Layer::Norm(norm) => Layer::Norm(norm.map(mapper)),
+                Layer::Scale(scale) => Layer::Scale(scale.map(mapper)),
             };
             path.split('.').rev().for_each(|part| mapper.exit_module(part, CONTAINER));
             layer
@@ -366,23 +411,34 @@ impl Module for Network {
             |layer| layer.to_device(device),
             |layer| layer.to_device(device),
             |layer| layer.to_device(device),
+            |layer| layer.to_device(device),
         )
     }
 
     fn fork(self, device: &Device) -> Self {
-        self.each(|layer| layer.fork(device), |layer| layer.fork(device), |layer| layer.fork(device))
+        self.each(
+            |layer| layer.fork(device),
+            |layer| layer.fork(device),
+            |layer| layer.fork(device),
+            |layer| layer.fork(device),
+        )
     }
 
     fn valid(&self) -> Self {
-        self.clone().each(|layer| layer.valid(), |layer| layer.valid(), |layer| layer.valid())
+        self.clone().each(
+            |layer| layer.valid(),
+            |layer| layer.valid(),
+            |layer| layer.valid(),
+            |layer| layer.valid(),
+        )
     }
 
     fn train(self) -> Self {
-        self.each(Module::train, Module::train, Module::train)
+        self.each(Module::train, Module::train, Module::train, Module::train)
     }
 
     fn materialize(self) -> Self {
-        self.each(Module::materialize, Module::materialize, Module::materialize)
+        self.each(Module::materialize, Module::materialize, Module::materialize, Module::materialize)
     }
 }
 
@@ -393,11 +449,13 @@ impl Network {
         conv: impl Fn(QuantConv2d) -> QuantConv2d,
         linear: impl Fn(QuantLinear) -> QuantLinear,
         norm: impl Fn(BatchNorm) -> BatchNorm,
+        scale: impl Fn(Scale) -> Scale,
     ) -> Self {
         let layers = self.layers.into_iter().map(|layer| match layer {
             Layer::Conv(layer) => Layer::Conv(conv(layer)),
             Layer::Linear(layer) => Layer::Linear(linear(layer)),
             Layer::Norm(layer) => Layer::Norm(norm(layer)),
+            Layer::Scale(layer) => Layer::Scale(scale(layer)),
         });
         Self { program: self.program, layers: layers.collect() }
     }
@@ -410,6 +468,7 @@ impl ModuleDisplayDefault for Network {
             Layer::Conv(conv) => content.add(path, conv),
             Layer::Linear(linear) => content.add(path, linear),
             Layer::Norm(norm) => content.add(path, norm),
+            Layer::Scale(scale) => content.add(path, scale),
         };
         self.parts().fold(content, add).optional()
     }

@@ -16,6 +16,13 @@ pub struct Plan {
     pub layers: Vec<LayerPlan>,
     /// Parameters of all BatchNorm layers, in full precision; export folds them into the layers.
     pub n_norm_parameters: usize,
+    /// Learned factors, as that of the logits, in full precision.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub n_scales: usize,
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// One layer.
@@ -85,6 +92,9 @@ impl Plan {
             if let Op::Norm { channels } = node.op {
                 plan.n_norm_parameters += 2 * channels;
             }
+            if node.op == Op::Scale {
+                plan.n_scales += 1;
+            }
             let Some(shape) = LayerShape::of(node, graph.shape(id)) else { continue };
             let quantization = policy.resolve(&shape.path, shape.role);
             match quantization.check() {
@@ -101,12 +111,15 @@ impl Plan {
 
     /// All parameters, those of BatchNorm included.
     pub fn n_parameters(&self) -> usize {
-        self.layers.iter().map(|layer| layer.n_parameters).sum::<usize>() + self.n_norm_parameters
+        self.layers.iter().map(|layer| layer.n_parameters).sum::<usize>()
+            + self.n_norm_parameters
+            + self.n_scales
     }
 
     /// Bytes of all packed layers and of BatchNorm's parameters.
     pub fn packed_bytes(&self) -> u64 {
-        self.layers.iter().map(|layer| layer.packed_bytes).sum::<u64>() + 4 * self.n_norm_parameters as u64
+        self.layers.iter().map(|layer| layer.packed_bytes).sum::<u64>()
+            + 4 * (self.n_norm_parameters + self.n_scales) as u64
     }
 
     /// Multiply-accumulates for one image.
@@ -194,6 +207,20 @@ impl fmt::Display for Plan {
             "",
             bytes(norms)
         )?;
+        if self.n_scales > 0 {
+            writeln!(
+                f,
+                "{:<path_width$} {:<shape_width$} {:>8} {:>4} {:>4} {:<9} {:>9} {:>9}",
+                "scales",
+                "",
+                self.n_scales,
+                "fp32",
+                "fp32",
+                "-",
+                "",
+                bytes(4 * self.n_scales as u64)
+            )?;
+        }
         writeln!(
             f,
             "{:<total_width$} {:>8} {:>4} {:>4} {:<9} {:>9} {:>9}",

@@ -44,6 +44,8 @@ pub(crate) enum Step {
     Norm { input: Operand, layer: usize, is_relu: bool, output: NodeId },
     /// A linear layer.
     Linear { input: Operand, layer: usize, output: NodeId },
+    /// A learned factor.
+    Scale { input: Operand, layer: usize, output: NodeId },
     /// An operation without parameters.
     Plain { inputs: Vec<Operand>, op: Op, output: NodeId },
 }
@@ -51,9 +53,10 @@ pub(crate) enum Step {
 impl Step {
     fn operands_mut(&mut self) -> &mut [Operand] {
         match self {
-            Self::Convs { input, .. } | Self::Norm { input, .. } | Self::Linear { input, .. } => {
-                std::slice::from_mut(input)
-            }
+            Self::Convs { input, .. }
+            | Self::Norm { input, .. }
+            | Self::Linear { input, .. }
+            | Self::Scale { input, .. } => std::slice::from_mut(input),
             Self::Plain { inputs, .. } => inputs,
         }
     }
@@ -64,9 +67,9 @@ impl Step {
             Self::Convs { input, convs, .. } => {
                 (vec![*input], convs.iter().map(|conv| conv.output).collect())
             }
-            Self::Norm { input, output, .. } | Self::Linear { input, output, .. } => {
-                (vec![*input], vec![*output])
-            }
+            Self::Norm { input, output, .. }
+            | Self::Linear { input, output, .. }
+            | Self::Scale { input, output, .. } => (vec![*input], vec![*output]),
             Self::Plain { inputs, output, .. } => (inputs.clone(), vec![*output]),
         }
     }
@@ -78,9 +81,10 @@ impl Step {
                 convs.retain(|conv| keep(conv.output));
                 !convs.is_empty()
             }
-            Self::Norm { output, .. } | Self::Linear { output, .. } | Self::Plain { output, .. } => {
-                keep(*output)
-            }
+            Self::Norm { output, .. }
+            | Self::Linear { output, .. }
+            | Self::Scale { output, .. }
+            | Self::Plain { output, .. } => keep(*output),
         }
     }
 }
@@ -89,7 +93,7 @@ impl Program {
     pub(crate) fn new(graph: Graph) -> Self {
         let layers: Vec<NodeId> = graph
             .entries()
-            .filter(|(_, node)| matches!(node.op, Op::Conv(_) | Op::Linear(_) | Op::Norm { .. }))
+            .filter(|(_, node)| matches!(node.op, Op::Conv(_) | Op::Linear(_) | Op::Norm { .. } | Op::Scale))
             .map(|(id, _)| id)
             .collect();
         // What is fused does not depend on whether feature maps are asked for: the logits have the same bits.
@@ -166,7 +170,8 @@ fn steps(graph: &Graph, layers: &[NodeId]) -> Vec<Step> {
                 Step::Convs { input: operand(node.inputs[0]), norm: None, convs: convs(&all) }
             }
             Op::Linear(_) => Step::Linear { input: operand(node.inputs[0]), layer: layer(id), output: id },
-            op @ (Op::Relu | Op::Add | Op::MaxPool { .. } | Op::GlobalAvgPool | Op::Flatten) => {
+            Op::Scale => Step::Scale { input: operand(node.inputs[0]), layer: layer(id), output: id },
+            op @ (Op::Relu | Op::Relu6 | Op::Add | Op::MaxPool { .. } | Op::GlobalAvgPool | Op::Flatten) => {
                 let inputs = node.inputs.iter().copied().map(operand).collect();
                 Step::Plain { inputs, op, output: id }
             }
@@ -195,7 +200,7 @@ mod tests {
             Step::Norm { layer, is_relu, .. } => {
                 format!("{}{}", path(*layer), if *is_relu { "+relu" } else { "" })
             }
-            Step::Linear { layer, .. } => path(*layer).into(),
+            Step::Linear { layer, .. } | Step::Scale { layer, .. } => path(*layer).into(),
             Step::Plain { op, .. } => format!("{op:?}").split([' ', '{']).next().unwrap().to_lowercase(),
         }
     }
@@ -346,9 +351,10 @@ mod tests {
             }
             match step {
                 Step::Convs { convs, .. } => alive.extend(convs.iter().map(|conv| conv.output)),
-                Step::Norm { output, .. } | Step::Linear { output, .. } | Step::Plain { output, .. } => {
-                    alive.push(*output);
-                }
+                Step::Norm { output, .. }
+                | Step::Linear { output, .. }
+                | Step::Scale { output, .. }
+                | Step::Plain { output, .. } => alive.push(*output),
             }
             most = most.max(alive.len());
         }

@@ -456,7 +456,7 @@ fn path() -> impl TypedValueParser<Value = PathBuf> {
 }
 
 /// The networks that `lowbit import` knows by name: torchvision's names, and those made of them.
-const MODELS: [(&str, fn() -> ModelConfig); 10] = [
+const MODELS: [(&str, fn() -> ModelConfig); 11] = [
     ("resnet18", || ModelConfig::imagenet(Family::ResNet, 18)),
     ("resnet34", || ModelConfig::imagenet(Family::ResNet, 34)),
     ("resnet50", || ModelConfig::imagenet(Family::ResNet, 50)),
@@ -466,6 +466,7 @@ const MODELS: [(&str, fn() -> ModelConfig); 10] = [
     ("preresnet50", || ModelConfig::imagenet(Family::PreResNet, 50)),
     ("preresnet101", || ModelConfig::imagenet(Family::PreResNet, 101)),
     ("alexnet", || ModelConfig::alexnet(Layout::ImageNet).without_norm()),
+    ("mobilenet_v2", || ModelConfig::mobilenet_v2(Layout::ImageNet)),
     ("alexnet-bn", || ModelConfig::alexnet(Layout::ImageNet)),
 ];
 

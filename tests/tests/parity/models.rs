@@ -84,6 +84,8 @@ pub fn cases() -> Vec<ModelCase> {
         cases.push(ModelCase::new(alexnet(Layout::ImageNet), IMAGENET_INPUT, precision));
         cases.push(ModelCase::new(alexnet(Layout::ImageNet).without_norm(), IMAGENET_INPUT, precision));
     }
+    // Depthwise convolutions, ReLU6 and linear bottlenecks.
+    cases.push(ModelCase::new(ModelConfig::mobilenet_v2(Layout::Cifar).with_width(0.1), INPUTS[2], None));
     // Linear layers whose input is quantized too.
     for method in METHODS {
         cases.push(ModelCase::new(alexnet(Layout::Cifar), INPUTS[0], Some((method, 2, Some(2)))));
@@ -146,7 +148,7 @@ impl ModelCase {
     /// 3 values of the batch, whose differences may be small beside them. (Of one time, Mesa's software driver took 3.83 times.)
     fn allowed(&self, Tolerance { relative, absolute }: Tolerance) -> Tolerance {
         let factor = match self.config {
-            ModelConfig { depth: Some(50), .. } => 30.0,
+            ModelConfig { depth: Some(50), .. } | ModelConfig { family: Family::MobileNetV2, .. } => 30.0,
             ModelConfig { family: Family::AlexNet, .. } => 10.0,
             _ => 1.0,
         };

@@ -13,7 +13,7 @@
 
 use lowbit_core::graph::{Conv, Graph, GraphBuilder, GraphError, LayerRole, Linear, NodeId};
 
-use super::{Settings, scaled};
+use super::{Settings, finished, scaled};
 use crate::{InputShape, Layout, ModelConfig, ModelError};
 
 /// Channels of the convolutions at width 1.
@@ -81,7 +81,7 @@ fn graph(config: &ModelConfig, input: InputShape, n_classes: usize) -> Result<Gr
         x = graph.linear(path, if norm { linear.without_bias() } else { linear }, x)?;
         x = activate(&mut graph, norm.then(|| format!("norms.{}", CHANNELS.len() + i)), x)?;
     }
-    Ok(graph.finish(x)?)
+    finished(graph, config, x)
 }
 
 /// A ReLU, after a BatchNorm if there is a path for it.

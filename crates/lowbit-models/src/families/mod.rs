@@ -1,12 +1,14 @@
 //! The families of networks: each is one file that says its settings and builds a graph. [`Family`] lists them.
 
 mod alexnet;
+mod mobilenet_v2;
 mod preresnet;
 mod residual;
 mod resnet;
 mod vgg_small;
 
-use lowbit_core::Graph;
+use lowbit_core::graph::NodeId;
+use lowbit_core::{Graph, GraphBuilder};
 
 use crate::{Family, InputShape, Layout, ModelConfig, ModelError};
 
@@ -46,6 +48,7 @@ impl Family {
             Self::PreResNet => &preresnet::SETTINGS,
             Self::VggSmall => &vgg_small::SETTINGS,
             Self::AlexNet => &alexnet::SETTINGS,
+            Self::MobileNetV2 => &mobilenet_v2::SETTINGS,
         }
     }
 }
@@ -53,4 +56,10 @@ impl Family {
 /// `channels * width`, at least 1.
 fn scaled(channels: usize, width: f64) -> usize {
     ((channels as f64 * width).round_ties_even() as usize).max(1)
+}
+
+/// The graph that ends with `logits`, after their learned factor if `config` has one.
+fn finished(mut graph: GraphBuilder, config: &ModelConfig, logits: NodeId) -> Result<Graph, ModelError> {
+    let logits = if config.logit_scale { graph.scale("logit_scale", logits)? } else { logits };
+    Ok(graph.finish(logits)?)
 }

@@ -2,7 +2,7 @@
 
 use lowbit_core::graph::{Conv, Graph, GraphBuilder, GraphError, LayerRole, Linear, NodeId};
 
-use super::{Depths, Settings, scaled};
+use super::{Depths, Settings, finished, scaled};
 use crate::{InputShape, Layout, ModelConfig, ModelError};
 
 /// No network is deeper: one layer more costs memory before anything can be refused.
@@ -216,5 +216,5 @@ pub(super) fn graph(
     x = (parts.before_pool)(&mut graph, names, x)?;
     let pooled = graph.global_avg_pool(x)?;
     let logits = graph.linear("fc", Linear::new([channels, n_classes], LayerRole::Last), pooled)?;
-    Ok(graph.finish(logits)?)
+    finished(graph, config, logits)
 }

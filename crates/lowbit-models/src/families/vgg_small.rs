@@ -5,7 +5,7 @@
 
 use lowbit_core::graph::{Conv, Graph, GraphBuilder, LayerRole, Linear};
 
-use super::{Settings, scaled};
+use super::{Settings, finished, scaled};
 use crate::{InputShape, Layout, ModelConfig, ModelError};
 
 /// Channels of the three stages at width 1.
@@ -46,5 +46,5 @@ fn graph(config: &ModelConfig, input: InputShape, n_classes: usize) -> Result<Gr
     let x = graph.flatten(x)?;
     let n_features = graph.shape(x).channels();
     let logits = graph.linear("fc", Linear::new([n_features, n_classes], LayerRole::Last), x)?;
-    Ok(graph.finish(logits)?)
+    finished(graph, config, logits)
 }

@@ -133,6 +133,7 @@ pub const BASES: &[Part] = parts!("bases":
     "cifar10-resnet20",
     "cifar10-resnet56",
     "cifar10-vgg-small",
+    "cifar100-mobilenetv2",
     "cifar100-preresnet20",
     "cifar100-resnet20",
     "cifar100-resnet56",

@@ -343,7 +343,9 @@ fn read_network(section: Section<'_>, like: Option<&ModelConfig>) -> ModelConfig
             None
         }
     };
-    let model = ModelConfig { family, layout, depth, width, stem_stride: stem_stride as usize, norm };
+    let logit_scale = section.boolean("logit_scale", like.is_some_and(|like| like.logit_scale));
+    let model =
+        ModelConfig { family, layout, depth, width, stem_stride: stem_stride as usize, norm, logit_scale };
     if is_known && !strides.contains(&model.stem_stride) {
         match strides {
             [_] => none("stem_stride"),
@@ -537,12 +539,19 @@ fn check_layer(section: &Section<'_>, policy: &QuantizationPolicy, keys: &[Strin
         Ok(()) => {}
     }
     let LayerQuantization { act_method, act_bits, .. } = quantization;
-    if layer.role == LayerRole::First && act_bits != Precision::FullPrecision && !act_method.takes_negative()
+    let reads = match (layer.role, layer.reads_negative) {
+        (LayerRole::First, _) => Some((format!("the normalized image at {}", layer.path), r#""minmax""#)),
+        // One message for all of them.
+        (_, true) => Some(("what linear bottlenecks make".into(), r#""lsq-plus", "ewgs" or "minmax""#)),
+        (_, false) => None,
+    };
+    if let Some((what, methods)) = reads
+        && act_bits != Precision::FullPrecision
+        && !act_method.takes_negative()
     {
         let message = format!(
-            "{act_method} quantizes what is not negative, and would cut off half of the normalized image at {}: take \
-             act_method = \"minmax\" for it, or act_bits = \"fp32\"",
-            layer.path
+            "{act_method} quantizes what is not negative, and would cut off half of {what}: take act_method = {methods} for it, or \
+             act_bits = \"fp32\""
         );
         report("act_bits", Operand::Activations, |change| change.act_bits.is_some(), message);
     }
@@ -558,7 +567,7 @@ fn check_students(
     let students = strategy.joint.iter().flat_map(|joint| &joint.students).enumerate();
     for (i, student) in students {
         let policy = student.policy(&quantization.policy);
-        for NamedLayer { path, role } in model.layers().unwrap_or_default() {
+        for NamedLayer { path, role, .. } in model.layers().unwrap_or_default() {
             let is_known = quantization.policy.resolve(&path, role).check().is_err();
             if let (false, Err(error)) = (is_known, policy.resolve(&path, role).check()) {
                 root.problem_once(&format!("strategy.joint.students[{i}].weight_bits"), error.to_string());

@@ -1426,6 +1426,32 @@ fn a_plain_network_by_dorefa_is_warned_of() {
     }
 }
 
+/// A linear bottleneck is negative as often as not.
+#[test]
+fn what_cuts_off_a_bottleneck_is_refused() {
+    let mobilenet = "model={family='mobilenetv2'}";
+    let found = mistakes(&[mobilenet]);
+    assert!(
+        found.len() == 1
+            && found[0].contains(
+                "would cut off half of what linear bottlenecks make: take act_method = \"lsq-plus\", "
+            ),
+        "{found:?}"
+    );
+    for fine in ["quantization.act_method=lsq-plus", "quantization.act_bits=fp32"] {
+        assert!(parse(&[mobilenet, fine]).is_ok(), "{fine}");
+    }
+}
+
+#[test]
+fn a_scale_of_the_logits_is_a_part_of_the_network() {
+    let parameters = |overrides: &[&str]| {
+        let recipe = parse(overrides).unwrap();
+        crate::plan(&recipe).unwrap().n_parameters()
+    };
+    assert_eq!(parameters(&["model.logit_scale=true"]), parameters(&[]) + 1);
+}
+
 const OWN: [&str; 3] = ["data.dataset=own", "data.shape=[3, 48, 40]", "data.classes=1000"];
 
 /// The recipe says of the program's images what decides the network, and holds it resolved.

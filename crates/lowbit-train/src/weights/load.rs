@@ -2,6 +2,7 @@
 
 use lowbit_models::Network;
 
+use super::names::scales;
 use super::{Fit, WeightsError, WeightsFile};
 use crate::state::{self, NamedTensors};
 
@@ -22,13 +23,15 @@ pub(crate) fn tensors_for(
     network: &Network,
 ) -> Result<(NamedTensors, Fit), WeightsError> {
     let fit = Fit::new(file, network.graph()).map_err(|misfit| WeightsError::Misfit(Box::new(misfit)))?;
-    let mut tensors = match &fit.new_classifier {
-        Some(new) => {
-            let is_of_it = |path: &str| path.rsplit_once('.').is_some_and(|(layer, _)| layer == new.layer);
-            state::tensors(network).into_iter().filter(|(path, _)| is_of_it(path)).collect()
-        }
-        None => NamedTensors::new(),
+    // A new classifier stays as it is, and what other programs' networks do not have.
+    let kept = scales(network.graph());
+    let is_kept = |path: &str| {
+        let layer = path.rsplit_once('.').map(|(layer, _)| layer);
+        kept.iter().any(|kept| kept == path)
+            || fit.new_classifier.as_ref().is_some_and(|new| layer == Some(new.layer.as_str()))
     };
+    let mut tensors: NamedTensors =
+        state::tensors(network).into_iter().filter(|(path, _)| is_kept(path)).collect();
     for taken in &fit.taken {
         tensors.insert(taken.path.clone(), file.read(&taken.name)?);
     }

@@ -76,6 +76,12 @@ pub(crate) fn expected(graph: &Graph) -> Vec<Expected> {
     tensors
 }
 
+/// Paths of the learned factors of the network of `graph`, which torchvision's do not have.
+pub(crate) fn scales(graph: &Graph) -> Vec<String> {
+    let scales = graph.nodes().iter().filter(|node| node.op == Op::Scale);
+    scales.map(|node| format!("{}.scale", node.path)).collect()
+}
+
 /// A tensor of a file, and the one of a network that it becomes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Taken {
@@ -345,6 +351,7 @@ fn candidates() -> Vec<ModelConfig> {
                     width: 1.0,
                     stem_stride: (settings.stem_strides)(*layout)[0],
                     norm,
+                    logit_scale: false,
                 }));
             }
         }
