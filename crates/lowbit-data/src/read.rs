@@ -73,7 +73,7 @@ pub(crate) enum Content {
     /// As it is, with the length that the file has.
     Raw(File, u64),
     /// Compressed.
-    Gzip(GzipMembers<BufReader<File>>),
+    Gzip(Box<GzipMembers<BufReader<File>>>),
 }
 
 impl Read for Content {
@@ -96,7 +96,7 @@ impl Content {
         file.rewind().map_err(io_error)?;
         let kind = FileKind::of(&start[..n_read]);
         let content = match kind {
-            FileKind::Gzip => Content::Gzip(GzipMembers::new(BufReader::new(file))),
+            FileKind::Gzip => Content::Gzip(Box::new(GzipMembers::new(BufReader::new(file)))),
             _ => {
                 let len = file.metadata().map_err(io_error)?.len();
                 Content::Raw(file, len)

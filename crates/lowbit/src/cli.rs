@@ -455,8 +455,10 @@ fn path() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(|path| expect_no_tilde(&path).map(|()| path))
 }
 
+type MakeModel = fn() -> ModelConfig;
+
 /// The networks that `lowbit import` knows by name: torchvision's names, and those made of them.
-const MODELS: [(&str, fn() -> ModelConfig); 11] = [
+const MODELS: [(&str, MakeModel); 11] = [
     ("resnet18", || ModelConfig::imagenet(Family::ResNet, 18)),
     ("resnet34", || ModelConfig::imagenet(Family::ResNet, 34)),
     ("resnet50", || ModelConfig::imagenet(Family::ResNet, 50)),

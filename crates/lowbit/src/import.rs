@@ -61,8 +61,7 @@ pub fn run(args: &ImportArgs) -> anyhow::Result<Code> {
     let fit = match &network {
         Some(Fitting { model, input, classes }) => {
             let graph = model.graph(*input, *classes).map_err(TrainError::Model)?;
-            let fit = Fit::new(&file, &graph)
-                .map_err(|misfit| report_error(WeightsError::Misfit(Box::new(misfit))))?;
+            let fit = Fit::new(&file, &graph).map_err(|misfit| report_error(WeightsError::Misfit(misfit)))?;
             // What a training would stumble over is found here.
             for tensor in &fit.taken {
                 file.read(&tensor.name).map_err(report_error)?;

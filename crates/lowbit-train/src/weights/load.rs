@@ -22,7 +22,7 @@ pub(crate) fn tensors_for(
     file: &WeightsFile,
     network: &Network,
 ) -> Result<(NamedTensors, Fit), WeightsError> {
-    let fit = Fit::new(file, network.graph()).map_err(|misfit| WeightsError::Misfit(Box::new(misfit)))?;
+    let fit = Fit::new(file, network.graph()).map_err(WeightsError::Misfit)?;
     // A new classifier stays as it is, and what other programs' networks do not have.
     let kept = scales(network.graph());
     let is_kept = |path: &str| {

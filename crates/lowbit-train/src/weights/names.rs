@@ -214,7 +214,7 @@ impl Fit {
     ///
     /// # Errors
     /// All that keeps them from it.
-    pub fn new(file: &WeightsFile, graph: &Graph) -> Result<Self, Misfit> {
+    pub fn new(file: &WeightsFile, graph: &Graph) -> Result<Self, Box<Misfit>> {
         let mut fit = Self::of(file.tensors(), graph);
         if let Err(misfit) = &mut fit {
             misfit.fitting = fits(file).first().map(Fitting::to_string);
@@ -222,7 +222,7 @@ impl Fit {
         fit
     }
 
-    fn of(file: &BTreeMap<String, TensorInfo>, graph: &Graph) -> Result<Self, Misfit> {
+    fn of(file: &BTreeMap<String, TensorInfo>, graph: &Graph) -> Result<Self, Box<Misfit>> {
         let Named { mut tensors, left_out, twice } = Named::new(file);
         let mut misfit = Misfit { twice, ..Misfit::default() };
         let (mut taken, mut classifier) = (Vec::new(), Vec::new());
@@ -247,7 +247,7 @@ impl Fit {
         misfit.unknown = tensors.values().map(|(name, _)| (*name).to_string()).collect();
         match misfit == Misfit::default() {
             true => Ok(Self { taken, new_classifier, left_out }),
-            false => Err(misfit),
+            false => Err(Box::new(misfit)),
         }
     }
 }
