@@ -18,6 +18,8 @@ pub enum Purpose {
     Augment = 3,
     /// Which units are quantized in one iteration (stochastic precision).
     StochasticPrecision = 4,
+    /// Which images are held back from training; `step` is the class.
+    Split = 5,
 }
 
 /// The generator for one purpose at one point of a run.

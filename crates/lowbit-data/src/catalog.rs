@@ -91,12 +91,15 @@ impl FromStr for DatasetName {
 pub enum Split {
     /// The training images.
     Train,
+    /// Images by which something is chosen, a setting or a checkpoint. Published data sets have none of their own: theirs are
+    /// training images that are held back.
+    Validation,
     /// The test images.
     Test,
 }
 
 impl Split {
-    /// Both parts.
+    /// The parts of a published data set.
     pub const ALL: &'static [Split] = &[Split::Train, Split::Test];
 }
 
@@ -104,6 +107,7 @@ impl fmt::Display for Split {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Split::Train => "train",
+            Split::Validation => "validation",
             Split::Test => "test",
         })
     }
@@ -170,7 +174,7 @@ pub(crate) fn files_of(name: DatasetName, split: Split) -> &'static [RemoteFile]
     let files = name.info().files;
     match (Layout::of(name), split) {
         (Some(_), _) => files,
-        (None, Split::Train) => &files[..files.len() / 2],
+        (None, Split::Train | Split::Validation) => &files[..files.len() / 2],
         (None, Split::Test) => &files[files.len() / 2..],
     }
 }

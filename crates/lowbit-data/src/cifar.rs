@@ -85,14 +85,14 @@ impl Layout {
     /// The files of one part, in order.
     pub(crate) fn files(&self, split: Split) -> &'static [Member] {
         match split {
-            Split::Train => self.train,
+            Split::Train | Split::Validation => self.train,
             Split::Test => self.test,
         }
     }
 
     fn records_per_file(&self, split: Split) -> usize {
         match split {
-            Split::Train => self.records_per_train_file,
+            Split::Train | Split::Validation => self.records_per_train_file,
             Split::Test => TEST_RECORDS,
         }
     }

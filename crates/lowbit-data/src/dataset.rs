@@ -232,7 +232,8 @@ impl Opened {
     }
 }
 
-/// Reads one part of a data set into memory.
+/// Reads one part of a data set into memory. Published data sets have no validation images of their own: those are among the
+/// training images, which are read for them.
 ///
 /// [`DatasetName::Digits`] is built in and needs no file. The other data sets are looked for in `locations`, in their
 /// order. A CIFAR file must hold exactly the published number of records; IDX files declare their own number, so that
@@ -250,6 +251,7 @@ pub fn open(
     if labels == LabelKind::Coarse && name != DatasetName::Cifar100 {
         return Err(DataError::NoCoarseLabels { name });
     }
+    let split = if split == Split::Test { Split::Test } else { Split::Train };
     let found = locate::find(name, split, locations)?;
     let place = found.place().map(Path::to_owned);
     let (Parts { dataset, .. }, published) = match found {
@@ -314,6 +316,11 @@ impl Normalization {
             }
         };
         Normalization { mean: mean.to_vec(), std: std.to_vec() }
+    }
+
+    /// Mean and deviation of ImageNet's training images, as torchvision's models take them: customary for color photographs.
+    pub fn imagenet() -> Self {
+        Normalization { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225] }
     }
 
     /// Mean and (population) standard deviation of all pixels of a source, per channel. Not a number for a source without

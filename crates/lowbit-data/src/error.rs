@@ -347,6 +347,29 @@ pub enum DataError {
         max: usize,
     },
 
+    /// A folder of images that is none, or not what it has to be.
+    #[error("use the images in {}: {problem}", .path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: FolderProblem,
+    },
+
+    /// An image file that was written over since its folder was indexed.
+    #[error("read {}: it has {got} bytes, but the index of its folder says {expected}; bring the index up to date with \
+        `lowbit data index {}`", .path.display(), root.display())]
+    ImageChanged {
+        /// The file.
+        path: PathBuf,
+        /// Bytes by the index.
+        expected: u64,
+        /// Bytes found.
+        got: u64,
+        /// The folder.
+        root: PathBuf,
+    },
+
     /// More samples were asked for than there are.
     #[error(
         "take the first {asked} images of {name}: there are {available}; ask for fewer, or give a directory with more"
@@ -470,6 +493,156 @@ pub enum DataError {
         mean: Vec<f32>,
         /// Standard deviation per channel.
         std: Vec<f32>,
+    },
+}
+
+/// What is wrong with a folder of images.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FolderProblem {
+    /// It is a file.
+    #[error("it is no folder")]
+    NotAFolder,
+    /// No folders in it.
+    #[error("it has no class folders; expected train/<class>/*.jpg and val/<class>/*.jpg, or <class>/*.jpg")]
+    NoClasses,
+    /// Folders, but no images.
+    #[error("no JPEG or PNG file is in its {}{}; expected <class>/*.jpg",
+        if *.n_classes == 1 { "one folder".into() } else { format!("{n_classes} folders") },
+        if .skipped.is_empty() { String::new() } else { format!(", which have other files: {skipped}") })]
+    NoImages {
+        /// Class folders.
+        n_classes: usize,
+        /// What else there is.
+        skipped: String,
+    },
+    /// More classes than labels tell apart.
+    #[error("it has {got} class folders, more than {limit}")]
+    TooManyClasses {
+        /// Class folders.
+        got: usize,
+        /// The most there can be.
+        limit: usize,
+    },
+    /// Shards in another layout than that of WebDataset.
+    #[error("{n} of its files have no partner: a shard has key.jpg and key.cls one after the other")]
+    NotPaired {
+        /// Files without a partner so far.
+        n: usize,
+    },
+    /// A label in a shard that no name is for.
+    #[error("a shard has class {label}, but its classes.txt has {n_names} names")]
+    LabelBeyondNames {
+        /// The label.
+        label: u16,
+        /// The names.
+        n_names: usize,
+    },
+    /// Shards of other images, or packed in another way.
+    #[error("its shards are of other images, or packed with other settings: pack into a new folder")]
+    OtherPack,
+    /// Something else is where shards are to be made.
+    #[error("it has other files: pack into a new folder")]
+    NotEmpty,
+    /// A list of classes that names one twice, or not at all.
+    #[error("its lines are to be the names of the classes, each once, but {class:?} is not")]
+    ClassNames {
+        /// The name.
+        class: String,
+    },
+    /// A folder that is not ILSVRC-2012.
+    #[error("it has no {what} images of ILSVRC-2012; expected {expected}")]
+    NoImageNet {
+        /// Which images.
+        what: &'static str,
+        /// Where they would be.
+        expected: &'static str,
+    },
+    /// Validation images of ILSVRC-2012 without classes.
+    #[error("its validation images are not in class folders, and no file says their classes; expected one of {}",
+        .expected.join(", "))]
+    NoLabels {
+        /// Names of such files.
+        expected: &'static [&'static str],
+    },
+    /// A line of the classes of validation images that has none.
+    #[error(
+        "line {line} says no class; expected nXXXXXXXX, or an image and nXXXXXXXX. (The numbers of the devkit are not read.)"
+    )]
+    NoClassInLine {
+        /// The line, from 1.
+        line: usize,
+    },
+    /// Another number of classes than of images.
+    #[error("it has {n_lines} classes, but there are {n_images} validation images")]
+    LabelCount {
+        /// Lines with a class.
+        n_lines: usize,
+        /// Images.
+        n_images: usize,
+    },
+    /// An image whose class is not said.
+    #[error("it does not say the class of {image}")]
+    NoLabelOf {
+        /// The image.
+        image: String,
+    },
+    /// Two folders for one part.
+    #[error("it has both {first} and {second}; leave one of them")]
+    TwoOfOne {
+        /// One.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
+    /// A part has a class that the training images do not have.
+    #[error("{part} has {n_part} classes, train has {n_train}: {n_unknown} of {part} {} not in train, the first is {class:?}",
+        if *.n_unknown == 1 { "is" } else { "are" })]
+    UnknownClass {
+        /// The part.
+        part: &'static str,
+        /// The first class that is unknown.
+        class: String,
+        /// Their number.
+        n_unknown: usize,
+        /// Classes of the part.
+        n_part: usize,
+        /// Classes of the training images.
+        n_train: usize,
+    },
+    /// Files that are images by their name, but cannot be used.
+    #[error("{n} {} cannot be used, the first is {first}: {reason}; repair or remove {}, or pass over them with \
+        data.skip_unreadable=true", if *.n == 1 { "file" } else { "files" }, if *.n == 1 { "it" } else { "them" })]
+    Unusable {
+        /// Their number.
+        n: u64,
+        /// The first.
+        first: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Nothing to score at the end.
+    #[error(
+        "it has no test images: say which fraction of the images they are, as in data.test=0.2, or put them into val"
+    )]
+    NoTestImages,
+    /// A fraction of what is there already.
+    #[error(
+        "{key} takes a fraction of the training images, but {part} is there: remove the key, or the folder"
+    )]
+    Needless {
+        /// The key of the recipe.
+        key: &'static str,
+        /// The folder.
+        part: &'static str,
+    },
+    /// Too few images to be divided.
+    #[error("no {what} images are left of {n_images}: take smaller fractions, or more images")]
+    NothingLeft {
+        /// Of which part.
+        what: &'static str,
+        /// All images.
+        n_images: usize,
     },
 }
 

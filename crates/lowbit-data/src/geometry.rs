@@ -108,6 +108,21 @@ fn resized(picture: &Picture, part: CropBox, seen: Option<[f64; 4]>, size: Dimen
     target.into_vec()
 }
 
+/// `picture` with its shorter side brought to `side`, as torchvision's `Resize` does it.
+///
+/// # Panics
+/// If the picture has no pixel, other than 3 channels or not as many values as it says.
+pub(crate) fn resize_shorter(picture: Picture, side: u32) -> Picture {
+    let Dimensions { width, height } = picture.dimensions;
+    let shorter = u64::from(width.min(height));
+    // Whole pixels, as torchvision counts them.
+    let along = |length: u32| (u64::from(side) * u64::from(length) / shorter).max(1) as u32;
+    let dimensions = Dimensions { width: along(width), height: along(height) };
+    let whole = CropBox { left: 0, top: 0, width, height };
+    let pixels = resized(&picture, whole, None, dimensions);
+    Picture { dimensions, channels: 3, pixels }
+}
+
 /// A part of an image, in whole pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CropBox {

@@ -4,7 +4,8 @@
 //! The batches of a run depend on data set, seed, epoch and step only, bit for bit: not on the number of threads, the
 //! prefetch depth, or whether a run was interrupted.
 //!
-//! Images come from a [`Source`]: a data set of the catalog, which is held in memory as a whole, or your own.
+//! Images come from a [`Source`]: a data set of the catalog, which is held in memory as a whole, an [`ImageFolder`], whose images
+//! are decoded when they are asked for, or your own.
 //!
 //! Image files are decoded by [`decode()`], and images of any size brought to one by a [`Geometry`], as torchvision does it.
 //!
@@ -39,6 +40,7 @@ mod digits;
 mod error;
 mod fetch;
 mod file_kind;
+mod folder;
 mod geometry;
 #[cfg(test)]
 mod golden;
@@ -51,6 +53,7 @@ mod picture;
 mod prefetch;
 mod read;
 mod source;
+mod split;
 mod verify;
 mod warning;
 
@@ -58,9 +61,13 @@ pub use augment::{Augmentation, AugmentationDraw};
 pub use catalog::{DatasetInfo, DatasetName, LabelKind, RemoteFile, Split};
 pub use dataset::{Dataset, ImageShape, Normalization, Opened, open};
 pub use decode::{DecodeError, DecodeLimits, decode, dimensions};
-pub use error::{Action, ChecksumKind, DataError, FetchFailure, Held};
+pub use error::{Action, ChecksumKind, DataError, FetchFailure, FolderProblem, Held};
 pub use fetch::{FetchRequest, Progress, fetch};
 pub use file_kind::FileKind;
+pub use folder::{
+    FolderImages, FolderPart, FolderSplit, ImageFolder, ImageIndex, ImageStats, MAX_IMAGE_FILE, PackSettings,
+    Packed, Skipped, Spread, Unreadable, Unusable, contact_sheet, index_cache, pack,
+};
 pub use geometry::{CropBox, Geometry, RandomResizedCrop};
 pub use idx::MAX_IMAGES;
 pub use jitter::{Jitter, JitterDraw};
@@ -68,6 +75,7 @@ pub use loader::{Batch, EpochIter, Loader, LoaderConfig, batches_ahead};
 pub use locate::{Locations, places_of};
 pub use picture::{Dimensions, Picture};
 pub use source::{Digest, Image, SampleError, SampleFailure, Source, SourceInfo, head};
+pub use split::{Divided, Fractions, divide, in_turn, subset};
 pub use verify::{FileReport, FileStatus, SplitReport, VerifyReport, verify};
 pub use warning::{DataWarning, source_warnings, warnings};
 

@@ -159,7 +159,7 @@ pub fn places_of(name: DatasetName, locations: &Locations) -> Result<[Option<Pat
 /// The parts of the names of the image and the label file.
 fn idx_stems(split: Split) -> [(&'static str, &'static str); 2] {
     match split {
-        Split::Train => [("train-images", "idx3"), ("train-labels", "idx1")],
+        Split::Train | Split::Validation => [("train-images", "idx3"), ("train-labels", "idx1")],
         Split::Test => [("t10k-images", "idx3"), ("t10k-labels", "idx1")],
     }
 }

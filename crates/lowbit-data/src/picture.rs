@@ -67,6 +67,28 @@ impl Picture {
         Image { shape, pixels: pixels.into() }
     }
 
+    /// As a PNG file.
+    ///
+    /// # Panics
+    /// If it has other than 1 or 3 channels, or not as many values as its size.
+    pub fn to_png(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, self.dimensions.width, self.dimensions.height);
+        encoder.set_color(match self.channels {
+            1 => png::ColorType::Grayscale,
+            3 => png::ColorType::Rgb,
+            n => panic!("{n} channels are no picture"),
+        });
+        let write = |encoder: png::Encoder<'_, &mut Vec<u8>>| {
+            let mut writer = encoder.write_header()?;
+            writer.write_image_data(&self.pixels)?;
+            writer.finish()
+        };
+        write(encoder)
+            .expect("invariant: memory takes what is written, and the values are as many as the size says");
+        bytes
+    }
+
     /// From planes. `None` for more pixels in a row or column than are counted.
     pub(crate) fn from_image(image: Image<'_>) -> Option<Self> {
         let ImageShape { channels, height, width } = image.shape;

@@ -89,6 +89,11 @@ pub trait Source: fmt::Debug + Send + Sync {
         Picture::from_image(image).ok_or_else(|| format!("its image is {shape}, which is too large").into())
     }
 
+    /// Names of the classes, one for each label, if they have any: they are written down in the run.
+    fn class_names(&self) -> Option<&[String]> {
+        None
+    }
+
     /// What tells its samples from others: a run is resumed only with an equal one.
     ///
     /// Unless this is overridden, it is the CRC-32 of all labels, then all pixels, in order (of labels as one byte where
@@ -323,6 +328,10 @@ impl Source for Head {
 
     fn picture(&self, sample_idx: usize) -> Result<Picture, SampleError> {
         self.source.picture(sample_idx)
+    }
+
+    fn class_names(&self) -> Option<&[String]> {
+        self.source.class_names()
     }
 
     fn digest(&self) -> Result<Digest, DataError> {

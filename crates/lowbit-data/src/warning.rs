@@ -59,6 +59,22 @@ pub enum DataWarning {
         /// Those with an image, in ascending order.
         present: Vec<usize>,
     },
+    /// Some classes of a folder of images have no image in a part.
+    AbsentClasses {
+        /// The part.
+        split: Split,
+        /// Classes of the training images.
+        n_classes: usize,
+        /// Names of those without an image.
+        absent: Vec<String>,
+    },
+    /// A folder of images has one class.
+    OneClass {
+        /// Its name.
+        class: String,
+        /// Training images.
+        n_images: usize,
+    },
     /// Every pixel of every image has the same value.
     Blank {
         /// The part.
@@ -123,7 +139,7 @@ impl fmt::Display for DataWarning {
                     Split::Train => {
                         "the network cannot learn what is missing; take more images, or shuffle the files"
                     }
-                    Split::Test => {
+                    Split::Validation | Split::Test => {
                         "the accuracy says nothing about what is missing; take more images, or shuffle the files"
                     }
                 };
@@ -142,6 +158,23 @@ impl fmt::Display for DataWarning {
                     }
                 }
             }
+            DataWarning::AbsentClasses { split, n_classes, absent } => {
+                let (what, n) = (of(*split), absent.len());
+                write!(f, "the {what} images are of {} of {n_classes} classes, without ", n_classes - n)?;
+                for (i, class) in absent.iter().take(5).enumerate() {
+                    write!(f, "{}{class:?}", if i == 0 { "" } else { ", " })?;
+                }
+                let more = if n > 5 { format!(" and {} more", n - 5) } else { String::new() };
+                let consequence = match split {
+                    Split::Train => "the network cannot learn what is missing",
+                    Split::Validation | Split::Test => "the accuracy says nothing about what is missing",
+                };
+                write!(f, "{more}: {consequence}; put images into their folders")
+            }
+            DataWarning::OneClass { class, n_images } => write!(
+                f,
+                "all {n_images} images are of one class, {class:?}, so that any network is right: a folder a class is expected"
+            ),
             DataWarning::Blank { split, n_images, value } => {
                 write!(f, "every pixel of the {n_images} {} images is {value}", of(*split))
             }
@@ -169,6 +202,7 @@ impl fmt::Display for DataWarning {
 fn of(split: Split) -> &'static str {
     match split {
         Split::Train => "training",
+        Split::Validation => "validation",
         Split::Test => "test",
     }
 }

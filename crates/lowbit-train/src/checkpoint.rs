@@ -19,6 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
+use lowbit_data::Split;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
@@ -237,8 +238,10 @@ fn offer(previous: &Option<String>) -> String {
 /// A checkpoint that was evaluated.
 pub(crate) struct Scored {
     pub(crate) name: String,
-    /// Its accuracy on the test images.
+    /// Its accuracy.
     pub(crate) top1: f64,
+    /// The images that it is on.
+    pub(crate) images: Split,
 }
 
 /// The `checkpoints` directory of a run.
@@ -511,8 +514,7 @@ impl Checkpoints {
         CheckpointError::Damaged { path: folder.into(), problem, previous: None }
     }
 
-    /// Removes all but the newest `keep_last` checkpoints and the best one, which scored highest on the test images
-    /// (the earliest of several).
+    /// Removes all but the newest `keep_last` checkpoints and the best one (the earliest of several).
     pub(crate) fn prune(&self, keep_last: usize, last_phase: usize) -> Result<(), CheckpointError> {
         let mut names = self.names()?;
         // What else has the name of one is not ours.
@@ -558,14 +560,14 @@ impl Checkpoints {
         remove_all(path).map_err(|source| self.io("remove", path, source))
     }
 
-    /// Name of the checkpoint with the highest test accuracy, the earliest of several, among those of `last_phase`: only
-    /// they have the precision asked for.
+    /// Name of the checkpoint with the highest accuracy, the earliest of several, among those of `last_phase`: only they have
+    /// the precision asked for. The accuracy is that on the validation images, or, if there are none, on the test images.
     pub(crate) fn best(&self, last_phase: usize) -> Result<Option<String>, CheckpointError> {
         let mut best: Option<Scored> = None;
         for name in self.names()? {
             match self.score(&name, last_phase) {
-                Ok(Some(top1)) if best.as_ref().is_none_or(|best| top1 > best.top1) => {
-                    best = Some(Scored { name, top1 });
+                Ok(Some((images, top1))) if best.as_ref().is_none_or(|best| top1 > best.top1) => {
+                    best = Some(Scored { name, top1, images });
                 }
                 // One that is damaged is not the best; an error that concerns the disk is not to be passed over.
                 Ok(_) | Err(CheckpointError::Damaged { .. }) => {}
@@ -584,24 +586,26 @@ impl Checkpoints {
         };
         let mut best: Option<Scored> = None;
         for name in self.names().map_err(&mut warn).unwrap_or_default() {
-            let Some(top1) = self.score(&name, last_phase).map_err(&mut warn).unwrap_or_default() else {
+            let Some((images, top1)) = self.score(&name, last_phase).map_err(&mut warn).unwrap_or_default()
+            else {
                 continue;
             };
             if best.as_ref().is_none_or(|best| top1 > best.top1)
                 && self.read_whole(&name).map_err(&mut warn).is_ok()
             {
-                best = Some(Scored { name, top1 });
+                best = Some(Scored { name, top1, images });
             }
         }
         (best, warnings)
     }
 
-    /// Accuracy on the test images of the checkpoint `name`, if it was evaluated and is of `last_phase`.
-    fn score(&self, name: &str, last_phase: usize) -> Result<Option<f64>, CheckpointError> {
+    /// Accuracy of the checkpoint `name` and the images that it is on, if it was evaluated and is of `last_phase`.
+    fn score(&self, name: &str, last_phase: usize) -> Result<Option<(Split, f64)>, CheckpointError> {
         let folder = self.path(name);
         let manifest = self.manifest(&folder, &self.sums(&folder)?)?;
-        let Progress { step, phase, test, test_step, .. } = manifest.progress;
-        Ok(test.filter(|_| test_step == Some(step) && phase == last_phase).map(|test| test.top1))
+        let progress = manifest.progress;
+        let is_evaluated = progress.test_step == Some(progress.step) && progress.phase == last_phase;
+        Ok(progress.chosen_by().filter(|_| is_evaluated).map(|(images, scores)| (images, scores.top1)))
     }
 
     /// Names of the checkpoints after `step`, oldest first.

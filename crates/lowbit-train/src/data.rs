@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use lowbit_data::{
-    Batch, DataError, DataWarning, ImageShape, Loader, LoaderConfig, Locations, Normalization, Opened,
-    Source, Split,
+    Batch, DataError, DataWarning, FolderSplit, Fractions, ImageFolder, ImageShape, Loader, LoaderConfig,
+    Locations, Normalization, Opened, Source, Split,
 };
 
 use crate::error::{IoContext, TrainError};
-use crate::image_set::{ImageSet, RunData};
-use crate::recipe::{DataRecipe, DatasetChoice, Recipe};
+use crate::image_set::{ImageSet, RunData, SkippedImages};
+use crate::recipe::{DataRecipe, DatasetChoice, FolderForm, Recipe};
 
 /// Images per evaluation batch. Fixed, so that every evaluation of a checkpoint adds in the same order.
 pub(crate) const EVAL_BATCH_SIZE: usize = 256;
@@ -76,33 +76,125 @@ impl Images {
         }
     }
 
-    /// One part, as far as the recipe takes it.
-    fn part(&self, recipe: &DataRecipe, split: Split) -> Result<Part, TrainError> {
-        let limit = match split {
-            Split::Train => recipe.train_limit,
-            Split::Test => recipe.test_limit,
-        };
+    /// The images of `recipe`, as far as it takes them.
+    fn found(&self, recipe: &DataRecipe, wanted: Wanted) -> Result<Found, TrainError> {
         match (self, recipe.dataset) {
             (Images::Named(locations), DatasetChoice::Named(name)) => {
-                let opened = lowbit_data::open(name, split, recipe.labels, locations)?;
-                Ok(Part::Named(match limit {
-                    Some(limit) => opened.head(limit)?,
-                    None => opened,
-                }))
+                let opened = |split, limit: Option<usize>| {
+                    let opened = lowbit_data::open(name, split, recipe.labels, locations)?;
+                    let opened = match limit {
+                        Some(limit) => opened.head(limit)?,
+                        None => opened,
+                    };
+                    // What an evaluation warns of is recorded nowhere.
+                    match wanted {
+                        Wanted::All => with_resolved_place(opened),
+                        Wanted::Test => Ok(opened),
+                    }
+                };
+                let train = match wanted {
+                    Wanted::All => Some(opened(Split::Train, recipe.train_limit)?),
+                    Wanted::Test => None,
+                };
+                let test = opened(Split::Test, recipe.test_limit)?;
+                let are_published =
+                    train.iter().chain([&test]).all(|part| part.published == Some(part.split));
+                let warnings = lowbit_data::warnings(train.as_ref(), &test);
+                let source = |opened: Opened| -> Arc<dyn Source> { Arc::new(opened.dataset) };
+                Ok(Found {
+                    train: train.map(source),
+                    validation: None,
+                    test: source(test),
+                    folders: [None; 3],
+                    is_named: true,
+                    are_published,
+                    classes: None,
+                    warnings,
+                    skipped: None,
+                })
             }
             (Images::Own { train, test }, DatasetChoice::Own { shape, n_classes }) => {
-                let source = Arc::clone(if split == Split::Train { train } else { test });
                 let expected =
                     ImageShape { channels: shape.channels, height: shape.height, width: shape.width };
-                expect_own(&source, split, recipe.geometry.is_none().then_some(expected), n_classes)?;
-                Ok(Part::Own(match limit {
-                    Some(limit) => lowbit_data::head(source, limit)?,
-                    None => source,
-                }))
+                let expected = recipe.geometry.is_none().then_some(expected);
+                let limited = |source: &Arc<dyn Source>, split, limit| {
+                    expect_own(source, split, expected, n_classes)?;
+                    Ok::<_, TrainError>(match limit {
+                        Some(limit) => lowbit_data::head(Arc::clone(source), limit)?,
+                        None => Arc::clone(source),
+                    })
+                };
+                let train = match wanted {
+                    Wanted::All => Some(limited(train, Split::Train, recipe.train_limit)?),
+                    Wanted::Test => None,
+                };
+                let test = limited(test, Split::Test, recipe.test_limit)?;
+                Ok(Found {
+                    warnings: lowbit_data::source_warnings(train.as_deref(), &*test),
+                    classes: test.class_names().map(<[String]>::to_vec),
+                    train,
+                    validation: None,
+                    test,
+                    folders: [None; 3],
+                    is_named: false,
+                    are_published: false,
+                    skipped: None,
+                })
+            }
+            (Images::Named(locations), DatasetChoice::Folder { form, n_classes }) => {
+                let folder = open_folder(locations, form)?;
+                expect_classes(&folder, n_classes)?;
+                let (folder, skipped) = match recipe.skip_unreadable {
+                    true => without_unreadable(folder)?,
+                    false => {
+                        folder.expect_usable()?;
+                        (folder, None)
+                    }
+                };
+                let fractions = Fractions {
+                    validation: recipe.validation.unwrap_or(0.0),
+                    test: recipe.test.unwrap_or(0.0),
+                    seed: recipe.split_seed,
+                };
+                let FolderSplit { classes, train, validation, test, warnings, folders } =
+                    folder.images(&fractions)?;
+                Ok(Found {
+                    train: Some(limited_in_turn(train, recipe.train_limit)?),
+                    validation,
+                    test: limited_in_turn(test, recipe.test_limit)?,
+                    folders: folders.map(Some),
+                    is_named: false,
+                    are_published: false,
+                    classes: Some(classes),
+                    warnings,
+                    skipped,
+                })
             }
             (Images::Named(_), DatasetChoice::Own { .. }) => Err(TrainError::NoImages),
-            (Images::Own { .. }, DatasetChoice::Named(name)) => Err(TrainError::NamedImages { name }),
+            (Images::Own { .. }, DatasetChoice::Named(_) | DatasetChoice::Folder { .. }) => {
+                Err(TrainError::NamedImages { name: recipe.dataset.as_str() })
+            }
         }
+    }
+
+    /// The recipe with what its images say: the number of classes of a folder, and the normalization, which a source may say
+    /// otherwise when the run goes on.
+    ///
+    /// # Errors
+    /// [`TrainError`] if they cannot be found, or are not what the recipe says.
+    pub fn complete(&self, recipe: &Recipe) -> Result<Recipe, TrainError> {
+        let mut recipe = recipe.clone();
+        if let (Images::Named(locations), DatasetChoice::Folder { form, n_classes }) =
+            (self, recipe.data.dataset)
+        {
+            let folder = open_folder(locations, form)?;
+            expect_classes(&folder, n_classes)?;
+            recipe.data.dataset = DatasetChoice::Folder { form, n_classes: Some(folder.classes().len()) };
+        }
+        if !matches!(recipe.data.dataset, DatasetChoice::Named(_)) {
+            recipe.data.normalization = Some(self.normalization(&recipe.data)?);
+        }
+        Ok(recipe)
     }
 
     /// How pixels become network inputs: as the recipe says, or else as is customary for the data set, or as the program says of
@@ -115,6 +207,10 @@ impl Images {
                 let info = train.info();
                 info.normalization.ok_or(TrainError::NoNormalization { name: info.name })
             }
+            (None, _, DatasetChoice::Folder { .. }) => match recipe.input_shape().channels {
+                3 => Ok(Normalization::imagenet()),
+                _ => Err(TrainError::NoNormalization { name: recipe.dataset.to_string() }),
+            },
             (None, Images::Named(_), DatasetChoice::Own { .. }) => Err(TrainError::NoImages),
         }
     }
@@ -144,55 +240,101 @@ fn expect_own(
     }
 }
 
-/// One part of the images.
-enum Part {
-    Named(Opened),
-    Own(Arc<dyn Source>),
+/// The folder of images of one's own, which has no place of its own.
+fn open_folder(locations: &Locations, form: FolderForm) -> Result<ImageFolder, TrainError> {
+    let places = [&locations.data_dir, &locations.run_data_dir];
+    let place = places.into_iter().flatten().next().ok_or(TrainError::NoFolder)?;
+    Ok(match form {
+        FolderForm::Classes => ImageFolder::open(place)?,
+        FolderForm::ImageNet => ImageFolder::open_imagenet(place)?,
+    })
 }
 
-impl Part {
-    /// What is doubtful about the images of a training, or of an evaluation, which has no training images.
-    fn warnings(train: Option<&Self>, test: &Self) -> Vec<DataWarning> {
-        match (train, test) {
-            (Some(Part::Named(train)), Part::Named(test)) => lowbit_data::warnings(Some(train), test),
-            (_, Part::Named(test)) => lowbit_data::warnings(None, test),
-            (Some(Part::Own(train)), Part::Own(test)) => {
-                lowbit_data::source_warnings(Some(&**train), &**test)
-            }
-            (_, Part::Own(test)) => lowbit_data::source_warnings(None, &**test),
+/// Refuses a folder with another number of classes than the recipe says.
+fn expect_classes(folder: &ImageFolder, n_classes: Option<usize>) -> Result<(), TrainError> {
+    match n_classes.filter(|expected| *expected != folder.classes().len()) {
+        Some(expected) => Err(TrainError::OtherImages {
+            split: Split::Train,
+            name: folder.root().display().to_string(),
+            key: "data.classes",
+            expected: expected.to_string(),
+            got: folder.classes().len().to_string(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Reads all images, and leaves out those that cannot be read.
+fn without_unreadable(folder: ImageFolder) -> Result<(ImageFolder, Option<SkippedImages>), TrainError> {
+    const N_TOLD: usize = 1000;
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let unreadable = folder.unreadable(n_threads)?;
+    let unusable = folder.parts().iter().map(|part| part.index.unusable());
+    let n = unreadable.len() as u64 + unusable.clone().map(|unusable| unusable.n).sum::<u64>();
+    let of_names =
+        unusable.flat_map(|unusable| &unusable.first).map(|(path, reason)| format!("{path}: {reason}"));
+    let all = of_names.chain(unreadable.iter().map(|image| image.reason.clone()));
+    let skipped = (n > 0).then(|| SkippedImages { n, files: all.take(N_TOLD).collect() });
+    Ok((folder.without(&unreadable), skipped))
+}
+
+/// The first images alone, those of all classes in turn: a folder has them class by class.
+fn limited_in_turn(source: Arc<dyn Source>, limit: Option<usize>) -> Result<Arc<dyn Source>, TrainError> {
+    let Some(limit) = limit else { return Ok(source) };
+    let info = source.info();
+    if limit > info.n_samples {
+        let error = DataError::TooFewSamples { name: info.name, asked: limit, available: info.n_samples };
+        return Err(error.into());
+    }
+    let labels: Vec<u16> = (0..info.n_samples).map(|sample| source.label(sample)).collect();
+    Ok(lowbit_data::subset(source, lowbit_data::in_turn(&labels, limit)))
+}
+
+/// Which images are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// All of them.
+    All,
+    /// The test images, and others only if those cannot be had without them.
+    Test,
+}
+
+/// Images as they were found.
+struct Found {
+    /// `None` if they are not wanted.
+    train: Option<Arc<dyn Source>>,
+    validation: Option<Arc<dyn Source>>,
+    test: Arc<dyn Source>,
+    /// The folders that training, validation and test images are from, if they are those of a folder; "" for all of it.
+    folders: [Option<&'static str>; 3],
+    /// Whether they are those of a data set that has a name.
+    is_named: bool,
+    /// Whether they are those that are published, each in its own part.
+    are_published: bool,
+    classes: Option<Vec<String>>,
+    warnings: Vec<DataWarning>,
+    skipped: Option<SkippedImages>,
+}
+
+impl Found {
+    /// Holds some of the training images back for validation, if the recipe says so.
+    fn divided(self, recipe: &DataRecipe) -> Self {
+        if let DatasetChoice::Folder { .. } = recipe.dataset {
+            return self;
         }
+        let (Some(validation), Some(train)) = (recipe.validation, &self.train) else { return self };
+        let labels: Vec<u16> = (0..train.info().n_samples).map(|sample| train.label(sample)).collect();
+        let divided =
+            lowbit_data::divide(&labels, &Fractions { validation, test: 0.0, seed: recipe.split_seed });
+        let of = |indices| Some(lowbit_data::subset(Arc::clone(train), indices));
+        Found { validation: of(divided.validation), train: of(divided.train), ..self }
     }
+}
 
-    /// With the one name of the place that it is from: a warning is recorded once in a run, however that was spelled.
-    fn resolved(self) -> Result<Self, TrainError> {
-        Ok(match self {
-            Part::Named(opened) => {
-                let place = opened.place.as_ref().map(resolved).transpose()?;
-                Part::Named(Opened { place, ..opened })
-            }
-            own => own,
-        })
-    }
-
-    /// Whether they are those that are published, in their own part.
-    fn is_published(&self) -> bool {
-        matches!(self, Part::Named(opened) if opened.published == Some(opened.split))
-    }
-
-    fn serve(self, config: LoaderConfig) -> Result<Served, TrainError> {
-        let (source, own): (Arc<dyn Source>, _) = match self {
-            Part::Named(opened) => (Arc::new(opened.dataset), None),
-            Part::Own(source) => {
-                let info = source.info();
-                (source, Some(info))
-            }
-        };
-        let loader = Loader::new(source, config)?;
-        let (max_value, name) = own.map(|info| (info.max_value, info.name)).unzip();
-        let (n_images, digest) = (loader.n_samples(), loader.source().digest()?);
-        let set = ImageSet { source: name, max_value, n_images, digest };
-        Ok(Served { loader, set })
-    }
+/// An opened part with the one name of the place that it is from: a warning is recorded once in a run, however that was spelled.
+fn with_resolved_place(opened: Opened) -> Result<Opened, TrainError> {
+    let place = opened.place.as_ref().map(resolved).transpose()?;
+    Ok(Opened { place, ..opened })
 }
 
 /// Images that are served in batches, and by what they are told from others.
@@ -201,13 +343,35 @@ pub(crate) struct Served {
     pub(crate) set: ImageSet,
 }
 
-/// The training and test images of a recipe.
+impl Served {
+    fn new(
+        source: Arc<dyn Source>,
+        is_named: bool,
+        folder: Option<&'static str>,
+        config: LoaderConfig,
+    ) -> Result<Self, TrainError> {
+        let own = (!is_named && folder.is_none()).then(|| source.info());
+        let loader = Loader::new(source, config)?;
+        let (max_value, name) = own.map(|info| (info.max_value, info.name)).unzip();
+        let (n_images, digest) = (loader.n_samples(), loader.source().digest()?);
+        let set = ImageSet { source: name, max_value, folder: folder.map(Into::into), n_images, digest };
+        Ok(Self { loader, set })
+    }
+}
+
+/// The images of a recipe.
 pub(crate) struct Data {
     pub(crate) train: Loader,
+    /// Those that are held back, if any.
+    pub(crate) validation: Option<Loader>,
     pub(crate) test: Loader,
     /// Whether they are those that are published, each in its own part.
     pub(crate) are_published: bool,
+    /// Names of the classes, if they have any.
+    pub(crate) classes: Option<Vec<String>>,
     pub(crate) warnings: Vec<DataWarning>,
+    /// Images that were passed over.
+    pub(crate) skipped: Option<SkippedImages>,
     info: RunData,
 }
 
@@ -223,24 +387,32 @@ impl Data {
     }
 
     fn open(recipe: &DataRecipe, seed: u64, images: &Images) -> Result<Self, TrainError> {
-        let part = |split| images.part(recipe, split).and_then(Part::resolved);
-        let (train, test) = (part(Split::Train)?, part(Split::Test)?);
+        let found = images.found(recipe, Wanted::All)?.divided(recipe);
         let normalization = images.normalization(recipe)?;
-        let warnings = Part::warnings(Some(&train), &test);
-        let are_published = [&train, &test].into_iter().all(Part::is_published);
         let config = LoaderConfig {
             geometry: recipe.geometry,
             augmentation: recipe.augment,
             n_threads: workers(recipe),
             ..LoaderConfig::training(recipe.batch_size, seed, normalization.clone())
         };
-        let (train, test) = (train.serve(config)?, test.serve(test_config(recipe, normalization))?);
+        let Found { folders, is_named, are_published, classes, warnings, skipped, .. } = found;
+        let train = found.train.expect("invariant: all images are wanted");
+        let train = Served::new(train, is_named, folders[0], config)?;
+        let evaluated = |source, folder| {
+            Served::new(source, is_named, folder, test_config(recipe, normalization.clone()))
+        };
+        let validation = found.validation.map(|source| evaluated(source, folders[1])).transpose()?;
+        let test = evaluated(found.test, folders[2])?;
+        let (validation, validation_set) = validation.map(|served| (served.loader, served.set)).unzip();
         Ok(Self {
             train: train.loader,
+            validation,
             test: test.loader,
-            info: RunData { train: train.set, test: test.set },
+            info: RunData { train: train.set, validation: validation_set, test: test.set },
             are_published,
+            classes,
             warnings,
+            skipped,
         })
     }
 
@@ -256,13 +428,21 @@ impl Data {
     /// Refuses images that are not those of the run, with which it would end elsewhere.
     pub(crate) fn expect(&self, run: RunData) -> Result<(), TrainError> {
         let found = self.info();
-        let splits = [(Split::Train, run.train, found.train), (Split::Test, run.test, found.test)];
-        match splits.into_iter().find(|(_, expected, got)| expected != got) {
-            Some((split, expected, got)) => {
-                Err(TrainError::OtherData { split, expected: Box::new(expected), got: Box::new(got) })
+        let splits = [
+            (Split::Train, Some(run.train), Some(found.train)),
+            (Split::Validation, run.validation, found.validation),
+            (Split::Test, Some(run.test), Some(found.test)),
+        ];
+        for (split, expected, got) in splits {
+            if expected != got {
+                return Err(TrainError::OtherData {
+                    split,
+                    expected: Box::new(expected),
+                    got: Box::new(got),
+                });
             }
-            None => Ok(()),
         }
+        Ok(())
     }
 }
 
@@ -271,9 +451,9 @@ pub(crate) fn test_images(
     recipe: &DataRecipe,
     images: &Images,
 ) -> Result<(Served, Vec<DataWarning>), TrainError> {
-    let test = images.part(recipe, Split::Test)?;
-    let warnings = Part::warnings(None, &test);
-    Ok((test.serve(test_config(recipe, images.normalization(recipe)?))?, warnings))
+    let Found { test, folders, is_named, warnings, .. } = images.found(recipe, Wanted::Test)?;
+    let config = test_config(recipe, images.normalization(recipe)?);
+    Ok((Served::new(test, is_named, folders[2], config)?, warnings))
 }
 
 fn test_config(recipe: &DataRecipe, normalization: Normalization) -> LoaderConfig {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use lowbit_data::{DataError, DatasetName, Split};
+use lowbit_data::{DataError, Split};
 use lowbit_models::ModelError;
 
 use crate::checkpoint::CheckpointError;
@@ -105,8 +105,11 @@ pub enum TrainError {
     )]
     NamedImages {
         /// The data set.
-        name: DatasetName,
+        name: &'static str,
     },
+    /// The recipe trains on a folder of images, which nobody has named.
+    #[error("the recipe trains on a folder of images, which is not in it, and has to be given")]
+    NoFolder,
     /// The images of the program are not what the recipe says.
     #[error("the {} images {name:?} have {key}={got}, the recipe has {expected}", split_name(*.split))]
     OtherImages {
@@ -131,16 +134,16 @@ pub enum TrainError {
     },
     /// The images are not those that the run was made with.
     #[error(
-        "the {} images are not those of the run: it has {expected}, found are {got}",
-        split_name(*.split)
+        "the {} images are not those of the run: it has {}, found are {}",
+        split_name(*.split), or_none(expected), or_none(got)
     )]
     OtherData {
         /// Which images.
         split: Split,
         /// Those of the run.
-        expected: Box<ImageSet>,
+        expected: Box<Option<ImageSet>>,
         /// Those found.
-        got: Box<ImageSet>,
+        got: Box<Option<ImageSet>>,
     },
     /// The steps of a checkpoint are not those that the images give.
     #[error(
@@ -338,6 +341,8 @@ pub enum TrainError {
 pub enum Divergence {
     /// The loss of a training batch.
     Loss(f64),
+    /// The mean loss on the validation images.
+    ValidationLoss(f64),
     /// The mean loss on the test images.
     TestLoss(f64),
     /// The norm of all gradients, by which clipping would have made them zero.
@@ -350,6 +355,7 @@ impl fmt::Display for Divergence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Loss(loss) => write!(f, "loss is {loss}"),
+            Self::ValidationLoss(loss) => write!(f, "validation loss is {loss}"),
             Self::TestLoss(loss) => write!(f, "test loss is {loss}"),
             Self::GradientNorm(norm) => write!(f, "the norm of the gradients is {norm}"),
             Self::State => f.write_str("the state is not finite"),
@@ -391,9 +397,14 @@ fn lacking(exists: bool) -> &'static str {
     }
 }
 
+fn or_none(images: &Option<ImageSet>) -> String {
+    images.as_ref().map_or("none".into(), ToString::to_string)
+}
+
 fn split_name(split: Split) -> &'static str {
     match split {
         Split::Train => "training",
+        Split::Validation => "validation",
         Split::Test => "test",
     }
 }

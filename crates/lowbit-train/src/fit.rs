@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use burn::tensor::Device;
-use lowbit_data::Batch;
+use lowbit_data::{Batch, Loader, Split};
 use lowbit_models::Plan;
 use serde::Serialize;
 
@@ -60,8 +60,8 @@ pub(crate) struct Fit<'a> {
     pub(crate) has_warned_of_housekeeping: bool,
     /// Whether something was said of checkpoints that were written at a further try.
     pub(crate) has_warned_of_retries: bool,
-    /// Scores of networks that are not trained, which stay.
-    pub(crate) frozen_scores: BTreeMap<String, Scores>,
+    /// Scores of networks that are not trained, which stay: on the validation images, and on the test images.
+    pub(crate) frozen_scores: [BTreeMap<String, Scores>; 2],
     pub(crate) warnings: Warnings,
     /// What the files held that are only appended to, when the newest checkpoint was saved.
     pub(crate) starts: Starts,
@@ -88,7 +88,7 @@ impl<'a> Fit<'a> {
             saved_at: Instant::now(),
             has_warned_of_housekeeping: false,
             has_warned_of_retries: false,
-            frozen_scores: BTreeMap::new(),
+            frozen_scores: Default::default(),
             warnings: Warnings::default(),
             starts: Starts::default(),
             clock: Clock::new(0, 0.0),
@@ -125,6 +125,7 @@ impl<'a> Fit<'a> {
             plan: &plan,
             step: self.progress.step,
             n_train: self.data.train.n_samples(),
+            n_validation: self.data.validation.as_ref().map_or(0, Loader::n_samples),
             n_test: self.data.test.n_samples(),
         });
         self.warnings.attach(run.path(), self.session.observer);
@@ -137,6 +138,9 @@ impl<'a> Fit<'a> {
         }
         for warning in std::mem::take(&mut self.data.warnings) {
             self.warn(WarningKind::Data, warning.to_string());
+        }
+        if let Some(skipped) = self.data.skipped.take() {
+            self.warn(WarningKind::Data, skipped.to_string());
         }
         self.record_process(run)?;
         self.clock.started = Instant::now();
@@ -385,8 +389,9 @@ impl<'a> Fit<'a> {
         let others = self.trainees[1..].iter().map(|trainee| {
             let name = trainee.spec.name.clone();
             let train_loss = losses.get(&name).map(|parts| parts[TOTAL]);
-            let test = self.progress.tests.get(&name).copied().filter(|_| evaluated);
-            (name, NetworkMetrics { train_loss, test })
+            let of = |scores: &BTreeMap<String, Scores>| scores.get(&name).copied().filter(|_| evaluated);
+            let (validation, test) = (of(&self.progress.validations), of(&self.progress.tests));
+            (name, NetworkMetrics { train_loss, validation, test })
         });
         let metrics = EpochMetrics {
             epoch: self.progress.step / steps_per_epoch,
@@ -396,6 +401,7 @@ impl<'a> Fit<'a> {
             train: self.progress.train.scores(),
             networks: others.collect(),
             losses,
+            validation: self.progress.validation.filter(|_| evaluated),
             test: self.progress.test.filter(|_| evaluated),
             quantized_fraction: self.progress.quantized_sum.map(|sum| sum / steps_per_epoch as f64),
             quantizers: watched(&self.trainees[0].valid()),
@@ -415,10 +421,17 @@ impl<'a> Fit<'a> {
         Ok(())
     }
 
-    /// Scores all networks on the test images, after estimating BatchNorm's statistics anew over `n_batches` batches of
-    /// this epoch. Returns whether it came to an end: after a stop, what it leaves is of no use.
+    /// Scores all networks, after estimating BatchNorm's statistics anew over `n_batches` batches of this epoch: on the
+    /// validation images where there are some, and else, or after the last step, on the test images. Returns whether it came to
+    /// an end: after a stop, what it leaves is of no use.
     fn evaluate(&mut self, n_batches: usize) -> Result<bool, TrainError> {
         let epoch = (self.progress.step - 1) / self.timeline.steps_per_epoch;
+        let validation = self.data.validation.as_ref().map(|loader| (Split::Validation, loader));
+        let is_tested = validation.is_none() || self.progress.step == self.timeline.steps();
+        let test = is_tested.then_some((Split::Test, &self.data.test));
+        let images: Vec<(Split, &Loader)> = validation.into_iter().chain(test).collect();
+        (self.progress.validation, self.progress.test) = (None, None);
+        self.progress.validations.clear();
         self.progress.tests.clear();
         for (i, trainee) in self.trainees.iter_mut().enumerate() {
             if n_batches > 0 && trainee.spec.is_trained {
@@ -427,31 +440,45 @@ impl<'a> Fit<'a> {
                 let batches = batches.take_while(|_| !stop.load(Ordering::Relaxed));
                 trainee.reestimate_norms(batches.map(|batch| Ok(tensor(&mut batch?, &self.device))))?;
             }
-            if let Some(scores) = self.frozen_scores.get(&trainee.spec.name) {
-                self.progress.tests.insert(trainee.spec.name.clone(), *scores);
-                continue;
-            }
+            let name = &trainee.spec.name;
             let network = trainee.evaluated_network();
-            let scores = evaluate(&network, &self.data.test, &self.session.device, self.session.stop)?;
-            let Some(scores) = scores else { return Ok(false) };
-            if !trainee.spec.is_trained {
-                self.frozen_scores.insert(trainee.spec.name.clone(), scores);
-            }
-            if !scores.loss.is_finite() {
-                let loss = Divergence::TestLoss(scores.loss);
-                let place = state::first_non_finite(&network);
-                return Err(self.non_finite(NotFinite { what: loss, network: i, place }));
-            }
-            match i {
-                0 => self.progress.test = Some(scores),
-                _ => drop(self.progress.tests.insert(trainee.spec.name.clone(), scores)),
+            for &(split, loader) in &images {
+                let is_test = split == Split::Test;
+                let frozen = self.frozen_scores[usize::from(is_test)].get(name).copied();
+                let scores = match frozen {
+                    Some(scores) => scores,
+                    None => {
+                        let scores = evaluate(&network, loader, &self.session.device, self.session.stop)?;
+                        let Some(scores) = scores else { return Ok(false) };
+                        if !scores.loss.is_finite() {
+                            let loss = match is_test {
+                                true => Divergence::TestLoss(scores.loss),
+                                false => Divergence::ValidationLoss(scores.loss),
+                            };
+                            let place = state::first_non_finite(&network);
+                            return Err(self.non_finite(NotFinite { what: loss, network: i, place }));
+                        }
+                        scores
+                    }
+                };
+                if !trainee.spec.is_trained {
+                    self.frozen_scores[usize::from(is_test)].insert(name.clone(), scores);
+                }
+                let progress = &mut self.progress;
+                match (i, is_test) {
+                    (0, false) => progress.validation = Some(scores),
+                    (0, true) => progress.test = Some(scores),
+                    (_, false) => drop(progress.validations.insert(name.clone(), scores)),
+                    (_, true) => drop(progress.tests.insert(name.clone(), scores)),
+                }
             }
         }
         // Only the last phase has the precision asked for.
-        if let (Some(test), true) = (self.progress.test, self.phase == self.experiment.last_phase()) {
-            self.is_new_best = self.progress.best_top1.is_none_or(|best| test.top1 > best);
+        let chosen_by = self.progress.chosen_by().filter(|_| self.phase == self.experiment.last_phase());
+        if let Some((_, scores)) = chosen_by {
+            self.is_new_best = self.progress.best_top1.is_none_or(|best| scores.top1 > best);
             if self.is_new_best {
-                self.progress.best_top1 = Some(test.top1);
+                self.progress.best_top1 = Some(scores.top1);
             }
         }
         self.progress.test_step = Some(self.progress.step);
@@ -594,7 +621,8 @@ impl<'a> Fit<'a> {
             top1: test.top1,
             top5: test.top5,
             loss: test.loss,
-            best: best.map(|Scored { name, top1 }| BestCheckpoint { checkpoint: name, top1 }),
+            validation: self.progress.validation,
+            best: best.map(|Scored { name, top1, images }| BestCheckpoint { checkpoint: name, top1, images }),
             epochs: self.experiment.epochs(),
             seconds: self.progress.seconds,
             images_per_second: self.progress.images_per_second(),
@@ -605,6 +633,7 @@ impl<'a> Fit<'a> {
             reference: self.experiment.recipe.reference.clone().filter(|_| self.data.are_published),
             warnings: self.warnings.messages(),
             started: run.info()?.started,
+            classes: self.data.classes.clone(),
             data: Some(self.data.info()),
             origin: Some(origin),
             same_origin: Some(same_origin),

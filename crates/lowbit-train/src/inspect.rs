@@ -43,10 +43,16 @@ pub struct Evaluation {
     pub scores: Scores,
     /// Scores that the run reported at this checkpoint, if it evaluated there.
     pub reported: Option<Scores>,
+    /// Scores on the validation images that the run reported at this checkpoint, if it evaluated there and has some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<Scores>,
     /// Device on which it did.
     pub reported_on: Option<String>,
     /// The program and the machine that did; absent if it was an earlier lowbit.
     pub reported_by: Option<Origin>,
+    /// Names of the classes, if they have any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<String>>,
     /// The test images.
     pub data: ImageSet,
     /// Whether the test images are those of the run, if it knows them.
@@ -80,14 +86,20 @@ pub fn evaluate(
     let (Served { loader, set: data }, data_warnings) = test_images(&recipe.data, &images)?;
     let same_data = info.data.map(|run| run.test == data);
     let Progress { step, test, mut tests, test_step, test_device, test_origin, .. } = progress;
-    let reported = if wanted == STUDENT { test } else { tests.remove(wanted) };
-    let reported = reported.filter(|_| test_step == Some(step));
+    let (validation, mut validations) = (progress.validation, progress.validations);
+    let [reported, validation] = match wanted == STUDENT {
+        true => [test, validation],
+        false => [tests.remove(wanted), validations.remove(wanted)],
+    }
+    .map(|scores| scores.filter(|_| test_step == Some(step)));
     Ok(Evaluation {
         scores: evaluate_network(&network, &loader, device, &AtomicBool::new(false))?
             .expect("invariant: nobody stops it"),
         reported_on: test_device.filter(|_| reported.is_some()),
         reported_by: test_origin.filter(|_| reported.is_some()),
         reported,
+        validation,
+        classes: info.classes,
         data,
         // The run has those of its own images on record.
         warnings: match same_data {
@@ -183,7 +195,7 @@ pub struct Inspection {
     pub obstacle: Option<String>,
     /// Names of its checkpoints, oldest first.
     pub checkpoints: Vec<String>,
-    /// Name of the checkpoint with the highest test accuracy.
+    /// Name of the checkpoint with the highest accuracy: on the validation images, if there are some, else on the test images.
     pub best: Option<String>,
     /// What was wrong without ending the training.
     pub warnings: Vec<Warning>,
@@ -261,11 +273,12 @@ fn obstacle_to(info: &RunInfo, recipe: &Recipe, path: &Path) -> Option<String> {
         (Ok(()), DatasetChoice::Own { .. }) => {
             Some("its images are those of a program: it goes on with the program that made it".into())
         }
-        (Ok(()), DatasetChoice::Named(_)) => None,
+        (Ok(()), DatasetChoice::Named(_) | DatasetChoice::Folder { .. }) => None,
     }
 }
 
-/// Name of the checkpoint with the highest test accuracy among those of the last phase that are kept, in the run in `path`.
+/// Name of the checkpoint with the highest accuracy among those of the last phase that are kept, in the run in `path`: on the
+/// validation images, if there are some, else on the test images.
 ///
 /// # Errors
 /// [`TrainError`] if the run cannot be read.

@@ -83,7 +83,7 @@ pub use data::Images;
 pub use error::{Divergence, TrainError};
 pub use experiment::plan;
 pub use files::{MAX_TEXT, open_regular, read_regular, read_regular_text};
-pub use image_set::{ImageSet, RunData};
+pub use image_set::{ImageSet, RunData, SkippedImages};
 pub use inspect::{
     CheckpointInspection, Evaluation, Inspection, Subject, best_checkpoint, evaluate, inspect, load_network,
 };

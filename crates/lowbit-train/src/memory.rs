@@ -126,7 +126,7 @@ fn n_images(recipe: &Recipe) -> u64 {
 fn n_test(recipe: &Recipe) -> Option<u64> {
     let published = match recipe.data.dataset {
         DatasetChoice::Named(name) => Some(name.info().n_test),
-        DatasetChoice::Own { .. } => None,
+        DatasetChoice::Own { .. } | DatasetChoice::Folder { .. } => None,
     };
     [published, recipe.data.test_limit].into_iter().flatten().min().map(|n| n as u64)
 }

@@ -74,7 +74,10 @@ pub struct EpochMetrics {
     /// their sum, `total`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub losses: BTreeMap<String, BTreeMap<String, f64>>,
-    /// Scores on the test images, where the epoch was evaluated.
+    /// Scores on the validation images, where there are some and the epoch was evaluated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<Scores>,
+    /// Scores on the test images, where the epoch was evaluated on them: with validation images, after the last epoch only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<Scores>,
     /// Mean share of the layers that was quantized in the epoch's steps, if a strategy decides it.
@@ -94,7 +97,10 @@ pub struct NetworkMetrics {
     /// Mean of what it is trained on, distillation included; absent if it is not trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train_loss: Option<f64>,
-    /// Scores on the test images, where the epoch was evaluated.
+    /// Scores on the validation images, where there are some and the epoch was evaluated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<Scores>,
+    /// Scores on the test images, where the epoch was evaluated on them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<Scores>,
 }

@@ -42,6 +42,8 @@ pub struct StartReport<'a> {
     pub step: u64,
     /// Training images.
     pub n_train: usize,
+    /// Validation images; 0 if there are none.
+    pub n_validation: usize,
     /// Test images.
     pub n_test: usize,
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lowbit_data::Split;
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::{Scores, Tally};
@@ -46,9 +47,15 @@ pub struct Progress {
     /// The files of the run that are only appended to, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub records: BTreeMap<String, Record>,
-    /// Scores of the newest evaluation.
+    /// Scores of the newest evaluation on the validation images, if there are some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<Scores>,
+    /// The same of further networks, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub validations: BTreeMap<String, Scores>,
+    /// Scores of the newest evaluation on the test images. Where there are validation images, that is the one after the last step.
     pub test: Option<Scores>,
-    /// Scores of the newest evaluation of further networks, by name.
+    /// The same of further networks, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tests: BTreeMap<String, Scores>,
     /// Steps done when it was evaluated.
@@ -58,7 +65,7 @@ pub struct Progress {
     /// The program and the machine that evaluated it. Not part of the state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test_origin: Option<Origin>,
-    /// Highest `top1` of the last phase's evaluations so far.
+    /// Highest `top1` of the last phase's evaluations so far: on the validation images, if there are some.
     pub best_top1: Option<f64>,
     /// Seconds of training so far, evaluation included. Not part of the state.
     pub seconds: f64,
@@ -80,6 +87,12 @@ pub struct Record {
 }
 
 impl Progress {
+    /// The scores by which a checkpoint is chosen: those on the validation images, if there are some.
+    pub(crate) fn chosen_by(&self) -> Option<(Split, Scores)> {
+        let validation = self.validation.map(|scores| (Split::Validation, scores));
+        validation.or_else(|| self.test.map(|scores| (Split::Test, scores)))
+    }
+
     /// Training images per second so far, evaluation excluded; 0 if an earlier lowbit did not count.
     pub(crate) fn images_per_second(&self) -> f64 {
         match self.n_images {

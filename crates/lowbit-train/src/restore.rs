@@ -85,7 +85,7 @@ impl Fit<'_> {
 
     /// Refuses a progress whose parts contradict each other.
     fn expect_consistent(&self, progress: &Progress) -> Result<(), String> {
-        let Progress { step, pending, train, test, test_step, losses, n_images, .. } = progress;
+        let Progress { step, pending, train, test_step, losses, n_images, .. } = progress;
         let ends_an_epoch = *step > 0 && step.is_multiple_of(self.timeline.steps_per_epoch);
         match pending {
             Some(Pending::Calibration) if *step > 0 => {
@@ -96,7 +96,8 @@ impl Fit<'_> {
             }
             _ => {}
         }
-        if test.is_some() != test_step.is_some() || test_step.is_some_and(|test_step| test_step > *step) {
+        let is_evaluated = progress.chosen_by().is_some();
+        if is_evaluated != test_step.is_some() || test_step.is_some_and(|test_step| test_step > *step) {
             return Err("its evaluation contradicts the step of the evaluation".into());
         }
         let is_counted = train.n_top1 <= train.n_top5 && train.n_top5 <= train.n_images;

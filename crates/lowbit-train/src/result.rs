@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use lowbit_data::Split;
 use serde::{Deserialize, Serialize};
 
 use crate::image_set::RunData;
@@ -20,7 +21,11 @@ pub struct RunResult {
     pub top5: f64,
     /// Mean test loss after the last epoch.
     pub loss: f64,
-    /// Highest `top1` of all checkpoints that are kept, and where it is.
+    /// Scores on the validation images after the last epoch, if there are some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<Scores>,
+    /// The checkpoint of the highest accuracy of all that are kept, on the validation images if there are some. It is chosen by
+    /// those images: its accuracy on them is no result.
     pub best: Option<BestCheckpoint>,
     /// Epochs.
     pub epochs: u64,
@@ -44,6 +49,9 @@ pub struct RunResult {
     /// When the run was made, in UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<String>,
+    /// Names of the classes, if they have any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<String>>,
     /// The images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<RunData>,
@@ -62,6 +70,14 @@ pub struct RunResult {
 pub struct BestCheckpoint {
     /// Its name.
     pub checkpoint: String,
-    /// Its accuracy on the test images.
+    /// Its accuracy on the images by which it was chosen.
     pub top1: f64,
+    /// The images by which it was chosen: "validation", or "test" where there are no validation images.
+    #[serde(default = "test_images")]
+    pub images: Split,
+}
+
+/// What an earlier lowbit chose by.
+fn test_images() -> Split {
+    Split::Test
 }

@@ -19,7 +19,7 @@ use crate::experiment::Experiment;
 use crate::files::{
     MAX_RECORD, MAX_TEXT, is_other_file, open_regular, read_regular, read_regular_text, regular_length,
 };
-use crate::image_set::RunData;
+use crate::image_set::{RunData, SkippedImages};
 use crate::layout::{
     CHECKPOINTS, LOCK, METRICS, PLAN, PROCESSES, RECIPE, RESULT, RUN_INFO, TIMING, WARNINGS,
 };
@@ -111,6 +111,12 @@ pub struct RunInfo {
     /// The images; absent if an earlier lowbit made the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<RunData>,
+    /// Names of the classes, one for each label, if they have any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<String>>,
+    /// Images that were passed over, as they cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<SkippedImages>,
     /// The strategies, those of the recipe first, then the caller's own; absent if an earlier lowbit made the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strategies: Option<Vec<Fingerprint>>,
@@ -155,6 +161,8 @@ impl From<RunInfo1> for RunInfo {
             device,
             data_dir,
             data,
+            classes: None,
+            skipped: None,
             strategies: None,
             unnamed_strategies: Vec::new(),
             n_parameters: None,
@@ -218,6 +226,8 @@ impl RunInfo {
             device,
             data_dir: None,
             data: Some(data),
+            classes: None,
+            skipped: None,
             strategies: Some(strategies),
             unnamed_strategies: Vec::new(),
             n_parameters: None,
@@ -922,6 +932,8 @@ mod tests {
                 device: "flex".into(),
                 data_dir: None,
                 data: None,
+                classes: None,
+                skipped: None,
                 strategies: serde_json::from_str(strategies).expect("a list, or none"),
                 unnamed_strategies: Vec::new(),
                 n_parameters: Some(n),

@@ -8,7 +8,7 @@ use crate::error::TrainError;
 use crate::experiment::fingerprints;
 use crate::fit::Fit;
 use crate::progress::Progress;
-use crate::recipe::{DatasetChoice, Recipe};
+use crate::recipe::Recipe;
 use crate::run_dir::{NewRun, RunDir, RunInfo, RunRecipe, absolute, expect_text, with_absolute_paths};
 use crate::session::{Outcome, Session};
 use crate::set_aside;
@@ -36,14 +36,10 @@ pub fn train<'a>(
 ) -> Result<Outcome, TrainError> {
     let out = out.into();
     expect_text(out.path())?;
-    let mut recipe = with_absolute_paths(recipe)?;
+    let recipe = with_absolute_paths(&session.images.complete(recipe)?)?;
     let data_dir = session.images.data_dir().map(absolute).transpose()?;
     data_dir.as_deref().map_or(Ok(()), expect_text)?;
     let data = Data::read(&recipe, &session.images, session.stop)?;
-    if let DatasetChoice::Own { .. } = recipe.data.dataset {
-        // A source may say something else when the run goes on, or is evaluated.
-        recipe.data.normalization = Some(session.images.normalization(&recipe.data)?);
-    }
     let run_recipe = RunRecipe { recipe: recipe.clone(), sha256: sha256(recipe.to_toml().as_bytes()) };
     let mut fit = Fit::new(run_recipe, data, session)?;
     fit.build(0)?;
@@ -52,6 +48,8 @@ pub fn train<'a>(
     let info = RunInfo {
         data_dir,
         initial_weights,
+        classes: fit.data.classes.clone(),
+        skipped: fit.data.skipped.clone(),
         n_parameters: experiment.n_parameters()?,
         ..RunInfo::new(origin.clone(), device_name.clone(), fit.data.info(), experiment.fingerprints())
     };

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use clap::builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Arg, ArgAction, ArgGroup, Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
-use lowbit_data::{DatasetName, Locations};
+use lowbit_data::{DataError, DatasetName, Locations};
 use lowbit_models::{Family, Layout, ModelConfig};
 
 use crate::device::DeviceName;
@@ -115,9 +115,11 @@ pub enum Command {
     ], ""))]
     Recipes(RecipesArgs),
 
-    /// List, fetch and verify data sets
+    /// List, fetch and verify data sets, and look at images of your own
     #[command(after_help = concat_examples(&[
         ("lowbit data list", ""),
+        ("lowbit data show flowers --out sheet.png", ""),
+        ("lowbit data stats flowers --json", ""),
         ("lowbit data fetch cifar100", ""),
         ("lowbit data verify cifar100 --data-dir /data", ""),
     ], DATA_NOTES))]
@@ -142,7 +144,9 @@ With --json, stdout holds one JSON object. A complete training has `status`
 \"complete\", `top1` and `top5` (fractions), `loss`, `best`, `epochs`, `seconds`,
 `images_per_second`, `recipe`, `device`, `seed`, `started`, `data`, `origin`
 (program and machine), `same_origin` (whether all its processes had the same),
-`run_dir` and, if the recipe has one, `reference`; a training that was stopped
+`run_dir` and, if there are any, `reference`, `classes` and `validation`
+(`top1`, `top5` and `loss` of the validation images; all others are of the test
+images, but `best`, which says by which it was chosen); a training that was stopped
 has `status` \"interrupted\", `run_dir`, `step` and `steps`, or only that
 if it had not begun.";
 
@@ -227,6 +231,10 @@ pub struct TrainArgs {
     #[arg(long, requires = "resuming", conflicts_with = "checkpoint")]
     pub or_previous: bool,
 
+    /// Pass over images of a folder that cannot be read, instead of ending there: sets data.skip_unreadable=true
+    #[arg(long, conflicts_with = "resume")]
+    pub skip_unreadable: bool,
+
     /// Train even if the memory is too small by the estimate, which is a warning then
     #[arg(long)]
     pub ignore_memory: bool,
@@ -247,7 +255,8 @@ pub struct EvalArgs {
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
     pub run: PathBuf,
 
-    /// Checkpoint, or `best` for that of the highest test accuracy [default: the newest]
+    /// Checkpoint, or `best` for that of the highest accuracy on the validation images, or, if there are none, on the test
+    /// images [default: the newest]
     #[arg(long, value_name = "NAME")]
     pub checkpoint: Option<String>,
 
@@ -277,6 +286,9 @@ pub struct InspectArgs {
 
     #[command(flatten)]
     pub set: SetArgs,
+
+    #[command(flatten)]
+    pub data_dir: DataDirArgs,
 
     #[command(flatten)]
     pub json: JsonArgs,
@@ -373,12 +385,78 @@ pub enum DataCommand {
         #[arg(value_parser = dataset_names())]
         name: DatasetName,
     },
-    /// Compare the files of a data set with the published checksums, and read them
+    /// Compare the files of a data set with the published checksums, and read them; or read all images of a folder
     Verify {
-        /// Data set
-        #[arg(value_parser = dataset_names())]
-        name: DatasetName,
+        /// Data set, or a folder of your own images; a name of a data set is not taken for a folder
+        #[arg(value_name = "NAME | DIR", value_hint = ValueHint::DirPath, value_parser = path().try_map(NameOrDir::new))]
+        of: NameOrDir,
     },
+    /// Look for the images in a folder of your own, and keep an index of them in the cache
+    Index {
+        /// Folder with train/CLASS/* and val/CLASS/*, or with CLASS/*
+        #[arg(value_hint = ValueHint::DirPath, value_parser = path())]
+        dir: PathBuf,
+    },
+    /// Show what is in a folder of your own images: how many of each class, and a sheet of them
+    Show {
+        /// Folder of images
+        #[arg(value_hint = ValueHint::DirPath, value_parser = path())]
+        dir: PathBuf,
+        /// Write a sheet of images of all classes to this PNG file
+        #[arg(long, value_name = "FILE.png", value_hint = ValueHint::FilePath, value_parser = path())]
+        out: Option<PathBuf>,
+        /// Vary the images of the sheet as this recipe does in training
+        #[arg(long, value_name = "RECIPE | FILE.toml", value_hint = ValueHint::FilePath, requires = "out")]
+        recipe: Option<String>,
+        #[command(flatten)]
+        set: SetArgs,
+    },
+    /// Pack the images of a folder into tar archives, which are read faster where files are many; what was stopped goes on
+    Pack {
+        /// Folder of images
+        #[arg(value_name = "SRC", value_hint = ValueHint::DirPath, value_parser = path())]
+        from: PathBuf,
+        /// New folder, or one of a packing that was stopped
+        #[arg(value_name = "DST", value_hint = ValueHint::DirPath, value_parser = path())]
+        to: PathBuf,
+        /// Bring the shorter side of larger images to so many pixels, and write them as JPEG
+        #[arg(long, value_name = "SIDE", value_parser = clap::value_parser!(u32).range(1..=4096))]
+        resize: Option<u32>,
+        /// Quality of the JPEG files that are made
+        #[arg(long, value_name = "1..100", default_value_t = 95, requires = "resize",
+            value_parser = clap::value_parser!(u8).range(1..=100))]
+        quality: u8,
+        /// Images of each archive
+        #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
+        per_shard: u32,
+        /// The source is ILSVRC-2012 as it is published, for data.dataset="imagenet"
+        #[arg(long)]
+        imagenet: bool,
+    },
+    /// Measure the images of a folder of your own: their sizes, and mean and deviation for data.normalization
+    Stats {
+        /// Folder of images
+        #[arg(value_hint = ValueHint::DirPath, value_parser = path())]
+        dir: PathBuf,
+    },
+}
+
+/// What `lowbit data verify` looks at.
+#[derive(Clone, Debug)]
+pub enum NameOrDir {
+    Name(DatasetName),
+    Dir(PathBuf),
+}
+
+impl NameOrDir {
+    /// A name of a data set, or else a path: one that is there, or has more than a name.
+    fn new(path: PathBuf) -> Result<Self, DataError> {
+        match path.to_str().map(str::parse) {
+            Some(Ok(name)) => Ok(Self::Name(name)),
+            Some(Err(error)) if path.components().count() == 1 && !path.exists() => Err(error),
+            _ => Ok(Self::Dir(path)),
+        }
+    }
 }
 
 #[derive(Args)]

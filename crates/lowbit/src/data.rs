@@ -4,12 +4,13 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use lowbit_data::{
-    DataError, DatasetInfo, DatasetName, FetchRequest, FileReport, FileStatus, Locations, SplitReport,
-    VerifyReport, fetch, places_of, verify,
+    DataError, DatasetInfo, DatasetName, FetchRequest, FileReport, FileStatus, ImageFolder, Locations,
+    PackSettings, SplitReport, VerifyReport, fetch, places_of, verify,
 };
 use serde::Serialize;
 
-use crate::cli::{DataArgs, DataCommand};
+use crate::cli::{DataArgs, DataCommand, NameOrDir};
+use crate::data_folder;
 use crate::exit_code::{self, Code};
 use crate::output;
 use crate::progress::Screen;
@@ -17,10 +18,25 @@ use crate::progress::Screen;
 pub fn run(args: &DataArgs, screen: &Screen) -> anyhow::Result<Code> {
     let locations = Locations::default_with(args.data_dir.clone());
     let json = args.json.json;
-    match args.command {
+    match &args.command {
         DataCommand::List => list(&locations, json, screen.is_quiet()),
-        DataCommand::Fetch { name } => fetch_files(name, &locations, json, screen),
-        DataCommand::Verify { name } => verify_files(name, &locations, json),
+        DataCommand::Fetch { name } => fetch_files(*name, &locations, json, screen),
+        DataCommand::Verify { of: NameOrDir::Name(name) } => verify_files(*name, &locations, json),
+        DataCommand::Verify { of: NameOrDir::Dir(dir) } => data_folder::verify(dir, json, screen),
+        DataCommand::Index { dir } => data_folder::index(dir, json),
+        DataCommand::Show { dir, recipe, set, out } => {
+            data_folder::show(dir, recipe.as_deref(), &set.set, out.as_deref(), json)
+        }
+        DataCommand::Pack { from, to, resize, quality, per_shard, imagenet } => {
+            let settings =
+                PackSettings { resize: *resize, quality: *quality, per_shard: *per_shard as usize };
+            let folder = match imagenet {
+                true => ImageFolder::open_imagenet(from)?,
+                false => ImageFolder::open(from)?,
+            };
+            data_folder::pack(&folder, to, &settings, json, screen)
+        }
+        DataCommand::Stats { dir } => data_folder::stats(dir, json, screen),
     }
 }
 

@@ -81,11 +81,17 @@ fn may_differ(evaluation: &Evaluation, name: DeviceName, here: &Origin) -> Optio
 }
 
 fn describe(report: &Report<'_>) -> String {
-    let Evaluation { checkpoint, network, phase, scores, reported, reported_on, same_data, .. } =
-        report.evaluation;
+    let Evaluation {
+        checkpoint, network, phase, scores, reported, validation, reported_on, same_data, ..
+    } = report.evaluation;
     let verdict = match reported {
         _ if *same_data == Some(false) => "these are not the test images that the run was tested on".into(),
-        None => "the run did not evaluate at this step".into(),
+        None => match validation {
+            Some(validation) => {
+                format!("the run scored it on its validation images alone: {}", show(validation))
+            }
+            None => "the run did not evaluate at this step".into(),
+        },
         Some(reported) if reported == scores => "exactly what the run reported".into(),
         Some(reported) => match &report.may_differ {
             None => format!(

@@ -81,6 +81,7 @@ fn of_train(error: &TrainError) -> Code {
         | TrainError::UnknownNetwork { .. }
         | TrainError::OtherRecipe { .. }
         | TrainError::NoImages
+        | TrainError::NoFolder
         | TrainError::NamedImages { .. }
         | TrainError::NotText { .. } => Code::Usage,
         TrainError::Init { source, .. } | TrainError::Unsaved { source, .. } => of_train(source),
@@ -162,6 +163,7 @@ fn options(error: &TrainError) -> String {
         ),
         TrainError::NotEmpty { .. } => ": choose another with --out, or remove it".into(),
         TrainError::NotARun { exists: true, .. } => ", which `lowbit train --out` writes".into(),
+        TrainError::NoFolder => " with --data-dir DIR".into(),
         TrainError::OtherData { .. } => format!("{give}, or train on these in a new run"),
         TrainError::OtherSteps { .. } => give.into(),
         TrainError::Weights { path, source: WeightsError::Misfit(_) } => {

@@ -4,10 +4,11 @@ use std::fmt::Write;
 use std::path::Path;
 
 use lowbit_models::{Layout, Plan};
+use lowbit_train::recipe::DatasetChoice;
 use lowbit_train::strategy::{About, Phase};
 use lowbit_train::{
-    CheckpointInspection, Inspection, Origin, Pending, Recipe, RecipeError, RunData, RunDir, RunProcess,
-    SetAside, shell_quoted,
+    CheckpointInspection, Images, Inspection, Origin, Pending, Recipe, RecipeError, RunData, RunDir,
+    RunProcess, SetAside, shell_quoted,
 };
 use serde::Serialize;
 
@@ -17,7 +18,7 @@ use crate::output::{self, counted, percent_exact};
 use crate::recipes;
 use crate::train::describe_result;
 
-/// Stands for the checkpoint with the highest test accuracy.
+/// Stands for the checkpoint with the highest accuracy.
 const BEST: &str = "best";
 
 #[derive(Serialize)]
@@ -99,8 +100,10 @@ fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt
         }
         _ => {}
     }
-    let images =
-        |data: &RunData| format!(": {} training and {} test images", data.train.n_images, data.test.n_images);
+    let images = |data: &RunData| {
+        let n_validation = data.validation.as_ref().map_or(0, |images| images.n_images);
+        format!(": {}", output::images(data.train.n_images, n_validation, data.test.n_images))
+    };
     let images = info.data.as_ref().map(images).unwrap_or_default();
     writeln!(text, "{}", entry("data", &format!("{}{images}", recipe.data.dataset)))?;
     writeln!(text, "{}", entry("seed", &recipe.seed.to_string()))?;
@@ -204,9 +207,14 @@ fn describe_place(phases: &[Phase], steps: Option<u64>, step: u64) -> String {
 
 /// What a checkpoint scored, if it was evaluated.
 fn describe_evaluation(checkpoint: &CheckpointInspection) -> Option<String> {
-    let (test, step) = (checkpoint.progress.test?, checkpoint.progress.test_step?);
-    let (top1, top5) = (percent_exact(test.top1), percent_exact(test.top5));
-    Some(format!("top-1 {top1}  top-5 {top5}  loss {:.4}  (after step {step})", test.loss))
+    let progress = &checkpoint.progress;
+    let (images, scores) = match (progress.test, progress.validation) {
+        (Some(test), _) => ("", test),
+        (None, Some(validation)) => ("validation images, ", validation),
+        (None, None) => return None,
+    };
+    let (top1, top5, step) = (percent_exact(scores.top1), percent_exact(scores.top5), progress.test_step?);
+    Some(format!("top-1 {top1}  top-5 {top5}  loss {:.4}  ({images}after step {step})", scores.loss))
 }
 
 /// The machine of a run in a line.
@@ -230,6 +238,13 @@ fn inspect_recipe(args: &InspectArgs) -> anyhow::Result<()> {
     if args.checkpoint.is_some() {
         return Err(UsageError("--checkpoint names one of a run, but this is a recipe".into()).into());
     }
+    // Without a place, a folder of images is no error as long as the recipe says how many classes it has.
+    let recipe = match (args.data_dir.data_dir.is_some(), recipe.data.dataset) {
+        (true, _) | (_, DatasetChoice::Folder { n_classes: None, .. }) => {
+            Images::from(args.data_dir.locations()).complete(&recipe)?
+        }
+        _ => recipe,
+    };
     let plan = lowbit_train::plan(&recipe)?;
     let phases = recipe.phases();
     if args.json.json {

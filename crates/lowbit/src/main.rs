@@ -5,6 +5,7 @@
 
 mod cli;
 mod data;
+mod data_folder;
 mod device;
 mod eval;
 mod exit_code;

@@ -163,6 +163,14 @@ pub fn clock(seconds: f64) -> String {
     }
 }
 
+/// The images of a training, in words.
+pub fn images(n_train: usize, n_validation: usize, n_test: usize) -> String {
+    match n_validation {
+        0 => format!("{n_train} training and {n_test} test images"),
+        n => format!("{n_train} training, {n} validation and {n_test} test images"),
+    }
+}
+
 /// A number of things.
 pub fn counted(n: u64, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })

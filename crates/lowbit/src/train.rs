@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use lowbit_train::recipe::{DEFAULT, Difference, lowest_precision};
 use lowbit_train::{
-    CheckpointError, EpochMetrics, EpochTiming, Kept, MemoryEstimate, NewRun, Observer, Outcome, PhaseReport,
-    Recipe, ResumeFrom, RunDir, RunResult, Scores, Session, StartReport, StepReport, TrainError,
+    CheckpointError, EpochMetrics, EpochTiming, Images, Kept, MemoryEstimate, NewRun, Observer, Outcome,
+    PhaseReport, Recipe, ResumeFrom, RunDir, RunResult, Scores, Session, StartReport, StepReport, TrainError,
     shell_quoted,
 };
 use serde::Serialize;
@@ -34,8 +34,11 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         }
         None => {
             let name = args.recipe.as_deref().unwrap_or(DEFAULT);
-            let (recipe, changes) = recipes::load(name, &args.set.set)?;
+            let mut set = args.set.set.clone();
+            set.extend(args.skip_unreadable.then(|| "data.skip_unreadable=true".into()));
+            let (recipe, changes) = recipes::load(name, &set)?;
             changed = changes.map(|changes| describe_changes(&changes));
+            let recipe = Images::from(args.data_dir.locations()).complete(&recipe)?;
             match &args.out {
                 Some(out) if args.or_resume && is_run(out) => {
                     RunDir::open(out)?.expect_recipe(&recipe)?;
@@ -268,7 +271,7 @@ impl Follower<'_> {
 
 impl Observer for Follower<'_> {
     fn started(&mut self, report: &StartReport<'_>) {
-        let StartReport { run, recipe, plan, step, n_train, n_test } = *report;
+        let StartReport { run, recipe, plan, step, n_train, n_validation, n_test } = *report;
         self.log.open(run);
         self.epochs = recipe.total_epochs();
         let (epochs, batch) = (self.epochs, recipe.data.batch_size);
@@ -294,7 +297,7 @@ impl Observer for Follower<'_> {
         if let Some(strategies) = describe_strategies_of(recipe) {
             self.show_entry("with    ", &strategies);
         }
-        let images = format!("{}: {n_train} training and {n_test} test images", recipe.data.dataset);
+        let images = format!("{}: {}", recipe.data.dataset, output::images(n_train, n_validation, n_test));
         self.show_entry("data    ", &images);
         let epochs = counted(epochs, "epoch");
         self.show_entry("plan    ", &format!("{epochs} in batches of {batch}, seed {}", recipe.seed));
@@ -355,6 +358,8 @@ impl Observer for Follower<'_> {
             learning_rate = metrics.learning_rate,
             train_loss = metrics.train.loss,
             train_top1 = metrics.train.top1,
+            validation_loss = metrics.validation.map(|validation| validation.loss),
+            validation_top1 = metrics.validation.map(|validation| validation.top1),
             test_loss = metrics.test.map(|test| test.loss),
             test_top1 = metrics.test.map(|test| test.top1),
             seconds = timing.seconds,
@@ -420,13 +425,16 @@ fn epoch_lines(metrics: &EpochMetrics, epochs: u64, timing: &EpochTiming) -> [St
     let seconds = clock(timing.seconds);
     let top1 = |scores: Scores| format!("top1 {:>5}", percent(scores.top1));
     let show = |scores: Scores| format!("loss {} {}", short(scores.loss), top1(scores));
+    // After the last epoch of a training with validation images there are both: the test images are what counts.
+    let scored =
+        metrics.test.map(|scores| ("test", scores)).or(metrics.validation.map(|scores| ("val", scores)));
     let test = |show: &dyn Fn(Scores) -> String| {
-        metrics.test.map(|test| format!("  test {}", show(test))).unwrap_or_default()
+        scored.map(|(images, scores)| format!("  {images} {}", show(scores))).unwrap_or_default()
     };
     [
         format!("{epoch}  train {}{}  {seconds}", show(metrics.train), test(&show)),
         format!("{epoch}  train {}{}", top1(metrics.train), test(&top1)),
-        match metrics.test {
+        match scored {
             Some(_) => format!("{epoch}{}", test(&top1)),
             None => format!("{epoch}  train {}", top1(metrics.train)),
         },
@@ -457,20 +465,33 @@ fn describe(result: &RunResult, options: &str, is_quiet: bool) -> String {
 pub fn describe_result(result: &RunResult) -> String {
     let RunResult { top1, top5, loss, epochs, seconds, images_per_second, .. } = result;
     let reference = result.reference.as_ref().map(|text| format!("reference   {text}\n"));
-    let best = result
-        .best
-        .as_ref()
-        .map(|best| format!("best        top-1 {}, {}\n", percent_exact(best.top1), best.checkpoint));
+    let best = result.best.as_ref().map(|best| {
+        format!(
+            "best        top-1 {} ({} images), {}\n",
+            percent_exact(best.top1),
+            best.images,
+            best.checkpoint
+        )
+    });
+    let validation = result.validation.as_ref().map(|Scores { loss, top1, top5 }| {
+        format!(
+            "validation  top-1 {}  top-5 {}  loss {loss:.4}\n",
+            percent_exact(*top1),
+            percent_exact(*top5)
+        )
+    });
     let networks: String = result
         .networks
         .iter()
         .map(|(name, scores)| format!("{name:<11} top-1 {}\n", percent_exact(scores.top1)))
         .collect();
     format!(
-        "last epoch  top-1 {}  top-5 {}  loss {loss:.4}\n{}{networks}{}time        {}, {}, {images_per_second:.0} \
+        "last epoch  top-1 {}  top-5 {}  loss {loss:.4}{}\n{}{}{networks}{}time        {}, {}, {images_per_second:.0} \
         images/s\n",
         percent_exact(*top1),
         percent_exact(*top5),
+        if validation.is_some() { "  (test images)" } else { "" },
+        validation.unwrap_or_default(),
         best.unwrap_or_default(),
         reference.unwrap_or_default(),
         clock(*seconds),
@@ -510,6 +531,7 @@ mod tests {
             learning_rate: 0.1,
             train: BAD,
             losses: Default::default(),
+            validation: None,
             test: Some(Scores { loss: 12.3456, ..BAD }),
             quantized_fraction: None,
             networks: Default::default(),

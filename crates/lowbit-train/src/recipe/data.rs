@@ -8,13 +8,19 @@ use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 use super::augment::{AugmentTable, read_augment, read_geometry};
-use super::reader::Section;
+use super::reader::{NumberRange, Section};
 
 /// Superclasses of CIFAR-100.
 const N_COARSE_CLASSES: usize = 20;
 
 /// How a recipe says that the program gives the images.
 const OWN: &str = "own";
+
+/// How a recipe says that the images are in a folder for each class.
+const FOLDER: &str = "folder";
+
+/// How it says that they are those of ILSVRC-2012.
+const IMAGENET: &str = "imagenet";
 
 /// Largest number of channels, rows or columns of an image.
 const MAX_SIDE: u64 = 65_535;
@@ -45,6 +51,14 @@ pub struct DataRecipe {
     pub geometry: Option<Geometry>,
     /// Threads that decode and vary images, instead of as many as are sensible. No effect on results.
     pub workers: Option<usize>,
+    /// Fraction of the training images of each class that is held back for validation, above 0 and below 1.
+    pub validation: Option<f64>,
+    /// Fraction of the images of each class of a folder that are test images, above 0 and below 1, where it has none of its own.
+    pub test: Option<f64>,
+    /// Which images are held back. It is not the seed of the training, so that trainings by several seeds share their images.
+    pub split_seed: u64,
+    /// Whether images of a folder that cannot be read are passed over: all are read before the training begins.
+    pub skip_unreadable: bool,
     /// How pixels become network inputs, instead of what is customary for the data set or said by the program.
     pub normalization: Option<Normalization>,
     /// Random changes of the training images.
@@ -63,6 +77,22 @@ pub enum DatasetChoice {
         /// Number of classes: `data.classes`.
         n_classes: usize,
     },
+    /// Those of a folder, which is given where the training begins.
+    Folder {
+        /// How they are laid out.
+        form: FolderForm,
+        /// Number of classes: `data.classes`, or, once the folder is known, what it has.
+        n_classes: Option<usize>,
+    },
+}
+
+/// How images are laid out in a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FolderForm {
+    /// A folder for each class, or shards.
+    Classes,
+    /// ILSVRC-2012 as it is published.
+    ImageNet,
 }
 
 impl DatasetChoice {
@@ -71,6 +101,8 @@ impl DatasetChoice {
         match self {
             Self::Named(name) => name.as_str(),
             Self::Own { .. } => OWN,
+            Self::Folder { form: FolderForm::Classes, .. } => FOLDER,
+            Self::Folder { form: FolderForm::ImageNet, .. } => IMAGENET,
         }
     }
 }
@@ -91,15 +123,18 @@ impl DataRecipe {
                 InputShape { channels: shape.channels, height: shape.height, width: shape.width }
             }
             (None, DatasetChoice::Own { shape, .. }) => shape,
+            // One that is missing is told.
+            (None, DatasetChoice::Folder { .. }) => InputShape { channels: 3, height: 1, width: 1 },
         }
     }
 
-    /// Number of classes.
+    /// Number of classes. Of a folder that is not known yet, it is a stand-in.
     pub fn n_classes(&self) -> usize {
         match (self.dataset, self.labels) {
             (DatasetChoice::Named(name), LabelKind::Fine) => name.info().n_classes,
             (DatasetChoice::Named(_), LabelKind::Coarse) => N_COARSE_CLASSES,
             (DatasetChoice::Own { n_classes, .. }, _) => n_classes,
+            (DatasetChoice::Folder { n_classes, .. }, _) => n_classes.unwrap_or(2),
         }
     }
 }
@@ -117,14 +152,17 @@ impl Serialize for DataRecipe {
             let short = |value: &f32| value.to_string().parse().unwrap_or_else(|_| f64::from(*value));
             values.iter().map(short).collect()
         };
-        let Self { dataset, labels, batch_size, train_limit, test_limit, .. } = self;
-        let Self { geometry, workers, normalization, augment, .. } = self;
-        let mut table = serializer.serialize_struct("data", 13)?;
+        let Self { dataset, labels, batch_size, train_limit, test_limit, validation, test, .. } = self;
+        let Self { split_seed, skip_unreadable, geometry, workers, normalization, augment, .. } = self;
+        let mut table = serializer.serialize_struct("data", 17)?;
         table.serialize_field("dataset", dataset.as_str())?;
         if let DatasetChoice::Own { shape, n_classes } = dataset {
             if geometry.is_none() {
                 table.serialize_field("shape", &[shape.channels, shape.height, shape.width])?;
             }
+            table.serialize_field("classes", n_classes)?;
+        }
+        if let DatasetChoice::Folder { n_classes: Some(n_classes), .. } = dataset {
             table.serialize_field("classes", n_classes)?;
         }
         if let Some(Geometry { channels, size, resize }) = geometry {
@@ -143,6 +181,18 @@ impl Serialize for DataRecipe {
         if let Some(workers) = workers {
             table.serialize_field("workers", workers)?;
         }
+        if let Some(validation) = validation {
+            table.serialize_field("validation", validation)?;
+        }
+        if let Some(test) = test {
+            table.serialize_field("test", test)?;
+        }
+        if validation.or(*test).is_some() {
+            table.serialize_field("split_seed", split_seed)?;
+        }
+        if *skip_unreadable {
+            table.serialize_field("skip_unreadable", skip_unreadable)?;
+        }
         if let Some(Normalization { mean, std }) = normalization {
             table.serialize_field("normalization", &Numbers { mean: short(mean), std: short(std) })?;
         }
@@ -154,22 +204,36 @@ impl Serialize for DataRecipe {
 }
 
 pub(super) fn read_data(section: Section<'_>) -> DataRecipe {
-    let names = DatasetName::ALL.iter().map(|name| (name.as_str(), Some(*name)));
-    let name = section.choice("dataset", &names.chain([(OWN, None)]).collect::<Vec<_>>());
+    let names = DatasetName::ALL.iter().map(|name| (name.as_str(), Kind::Named(*name)));
+    let folder = |form| Kind::Folder(form);
+    let others =
+        [(FOLDER, folder(FolderForm::Classes)), (IMAGENET, folder(FolderForm::ImageNet)), (OWN, Kind::Own)];
+    let kind = section.choice("dataset", &names.chain(others).collect::<Vec<_>>());
+    let name = if let Kind::Named(name) = kind { Some(name) } else { None };
     // What does not fit another data set may fit the one that is meant.
     let is_known = !section.has_problems();
     let shape = read_shape(&section);
     let n_classes = section.optional_integer("classes", 1..=MAX_CLASSES);
     let geometry = read_geometry(&section, name.filter(|_| is_known).map(|name| name.info().shape.channels));
     let keys = [("shape", SHAPE), ("classes", "the number of classes")];
-    let dataset = match name {
-        Some(name) => {
+    let dataset = match kind {
+        Kind::Named(name) => {
             for (key, _) in keys.iter().filter(|(key, _)| is_known && section.has(key)) {
                 section.problem(key, format!("that of {name} is known: remove this key"));
             }
             DatasetChoice::Named(name)
         }
-        None => {
+        Kind::Folder(form) => {
+            if section.has("shape") {
+                section.problem("shape", "images of a folder are brought to data.size: remove this key");
+            }
+            if !section.has("size") {
+                section
+                    .problem("size", "is missing; expected the side that images are brought to, as in 224");
+            }
+            DatasetChoice::Folder { form, n_classes: n_classes.map(|n| n as usize) }
+        }
+        Kind::Own => {
             let is_missing = |key: &str| !section.has(key) && (key != "shape" || !section.has("size"));
             for (key, expected) in keys.iter().filter(|(key, _)| is_missing(key)) {
                 section.problem(key, format!("is missing; expected {expected}"));
@@ -197,6 +261,7 @@ pub(super) fn read_data(section: Section<'_>) -> DataRecipe {
     // What is built in is known; of files, they themselves decide, and may be data of the user's own.
     let sizes = name.map(|name| name.info()).filter(|info| is_known && info.files.is_empty());
     let limit = |n: Option<usize>| 1..=n.unwrap_or(MAX_IMAGES) as u64;
+    let is_folder = matches!(dataset, DatasetChoice::Folder { .. });
     let mut recipe = DataRecipe {
         dataset,
         labels: labels.unwrap_or(LabelKind::Fine),
@@ -209,9 +274,21 @@ pub(super) fn read_data(section: Section<'_>) -> DataRecipe {
             .map(|n| n as usize),
         geometry,
         workers: section.optional_integer("workers", 0..=MAX_WORKERS).map(|n| n as usize),
+        validation: read_fraction(&section, "validation"),
+        test: read_fraction(&section, "test"),
+        skip_unreadable: section.boolean("skip_unreadable", false),
+        split_seed: section.integer("split_seed", 0, 0..=i64::MAX as u64),
         normalization: None,
         augment: None,
     };
+    for key in
+        ["test", "skip_unreadable"].into_iter().filter(|key| is_known && !is_folder && section.has(key))
+    {
+        section.problem(key, format!("is for data.dataset=\"{FOLDER}\" or \"{IMAGENET}\": remove this key"));
+    }
+    if section.has("split_seed") && recipe.validation.or(recipe.test).is_none() {
+        section.problem("split_seed", "nothing is held back by it: remove this key, or set data.validation");
+    }
     let InputShape { channels, height, width } = recipe.input_shape();
     recipe.normalization = section
         .optional_section("normalization")
@@ -229,6 +306,20 @@ pub(super) fn read_data(section: Section<'_>) -> DataRecipe {
     }
     section.finish();
     recipe
+}
+
+/// What a recipe may name as its images.
+#[derive(Clone, Copy)]
+enum Kind {
+    Named(DatasetName),
+    Folder(FolderForm),
+    Own,
+}
+
+/// A fraction of images that is held back.
+fn read_fraction(section: &Section<'_>, key: &str) -> Option<f64> {
+    // 0 holds nothing back, as the absence of the key.
+    section.optional_number(key, &NumberRange::FRACTION).filter(|fraction| *fraction > 0.0)
 }
 
 /// The shape of images that the program gives.

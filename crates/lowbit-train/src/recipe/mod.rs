@@ -29,7 +29,7 @@ use toml::{Table, Value};
 pub use lowbit_strategies::{OptimizerRecipe, QuantizerGroup, ScheduleRecipe, TrainRecipe};
 
 use data::read_data;
-pub use data::{DataRecipe, DatasetChoice};
+pub use data::{DataRecipe, DatasetChoice, FolderForm};
 pub use embedded::{BASES, BIT_WIDTHS, DEFAULT, EmbeddedRecipe, METHODS, Part, embedded};
 pub use phases::{PhaseRecipe, PhasesError};
 pub use reader::Problem;

@@ -1602,3 +1602,42 @@ fn operands_have_methods_of_their_own() {
     assert_eq!(methods(&[of_layer], path), ["lsq", "lsq-plus"]);
     assert_eq!(methods(&[of_layer], "stages.1.0.conv1"), ["dorefa", "lsq-plus"]);
 }
+
+/// A folder says how many classes it has; the recipe may say so too.
+#[test]
+fn folders_of_images_are_described() {
+    let folder =
+        ["data.dataset=folder", "data.size=32", "data.validation=0.1", "data.test=0.2", "data.split_seed=3"];
+    let recipe = parse(&folder).unwrap();
+    assert_eq!(recipe.data.dataset, DatasetChoice::Folder { form: FolderForm::Classes, n_classes: None });
+    assert_eq!(recipe.data.input_shape().dims(), [3, 32, 32]);
+    let text = recipe.to_toml();
+    for line in ["dataset = \"folder\"", "validation = 0.1", "test = 0.2", "split_seed = 3"] {
+        assert!(text.contains(&format!("{line}\n")), "{line} in {text}");
+    }
+    assert_eq!(Recipe::parse(&text, "test", &[]).unwrap(), recipe);
+    let imagenet =
+        ["data.dataset=imagenet", "data.size=32", "data.classes=1000", "data.skip_unreadable=true"];
+    let recipe = parse(&imagenet).unwrap();
+    assert_eq!(recipe.data.n_classes(), 1000);
+    assert_eq!(Recipe::parse(&recipe.to_toml(), "test", &[]).unwrap(), recipe);
+
+    assert_eq!(
+        mistakes(&["data.dataset=folder", "data.shape=[3, 8, 8]"]),
+        [
+            "data.shape: images of a folder are brought to data.size: remove this key",
+            "data.size: is missing; expected the side that images are brought to, as in 224",
+        ]
+    );
+    assert_eq!(
+        mistakes(&["data.test=0.2", "data.skip_unreadable=true", "data.split_seed=1"]),
+        [
+            "data.test: is for data.dataset=\"folder\" or \"imagenet\": remove this key",
+            "data.skip_unreadable: is for data.dataset=\"folder\" or \"imagenet\": remove this key",
+        ]
+    );
+    assert_eq!(
+        mistakes(&["data.validation=-0.1"]),
+        ["data.validation: expected a number from 0 and less than 1 (in 32 bits), got -0.1"]
+    );
+}

@@ -40,6 +40,7 @@ impl Sandbox {
         let mut command = Command::new(LOWBIT);
         command.args(args).current_dir(self.0.path());
         command.env("HOME", self.path("home")).env_remove("XDG_DATA_HOME").env_remove("COLUMNS");
+        command.env_remove("XDG_CACHE_HOME");
         command
     }
 

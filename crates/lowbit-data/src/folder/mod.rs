@@ -1,0 +1,405 @@
+//! Images of one's own: a folder for each class.
+
+mod archive;
+mod imagenet;
+mod index;
+mod index_file;
+mod pack;
+mod scan;
+mod sheet;
+mod source;
+mod stats;
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use index::{ImageIndex, MAX_IMAGE_FILE, Skipped, Unusable};
+pub use index_file::index_cache;
+pub use pack::{PackSettings, Packed, pack};
+pub use sheet::contact_sheet;
+pub use source::{FolderImages, Unreadable};
+pub use stats::{ImageStats, Spread};
+
+use crate::error::{Action, FolderProblem};
+use crate::{DataError, DataWarning, Fractions, Source, Split, divide, subset};
+
+/// Folders with at least as many images have their index kept as a file by itself.
+const KEPT_FROM: usize = 10_000;
+
+/// A folder of images as it is found, in one of these forms:
+///
+/// | form | |
+/// |---|---|
+/// | `train/<class>/*`, `val/<class>/*`, `test/<class>/*` | divided already; `val` may be called `valid` or `validation`, and it or `test` may be absent |
+/// | `<class>/*` | one whole, to be divided by [`Fractions`] |
+///
+/// ```no_run
+/// use lowbit_data::{Fractions, ImageFolder, Source};
+///
+/// let folder = ImageFolder::open("flowers".as_ref())?;
+/// let images = folder.images(&Fractions { test: 0.2, ..Fractions::default() })?;
+/// println!("{} training images of {} classes", images.train.info().n_samples, images.classes.len());
+/// # Ok::<(), lowbit_data::DataError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct ImageFolder {
+    root: PathBuf,
+    parts: Vec<FolderPart>,
+}
+
+/// A part of an [`ImageFolder`].
+#[derive(Clone, Debug)]
+pub struct FolderPart {
+    /// Its folder, as in "val"; empty for one whole.
+    pub name: &'static str,
+    /// Its images.
+    pub index: Arc<ImageIndex>,
+    /// The file of its index, if it was read from there.
+    pub index_file: Option<PathBuf>,
+}
+
+/// The images of an [`ImageFolder`], divided.
+#[derive(Clone, Debug)]
+pub struct FolderSplit {
+    /// Names of the classes.
+    pub classes: Vec<String>,
+    /// Those that are trained on.
+    pub train: Arc<dyn Source>,
+    /// Those by which something is chosen.
+    pub validation: Option<Arc<dyn Source>>,
+    /// Those that are scored at the end.
+    pub test: Arc<dyn Source>,
+    /// The folders that training, validation and test images are from, as in "val"; "" for one whole. Without validation images,
+    /// the second says nothing.
+    pub folders: [&'static str; 3],
+    /// What is doubtful about them.
+    pub warnings: Vec<DataWarning>,
+}
+
+const TRAIN: &str = "train";
+const TEST: &str = "test";
+const VALIDATION: [&str; 3] = ["val", "valid", "validation"];
+
+impl ImageFolder {
+    /// Finds the images in `root`. The index of a large folder is kept as a file in the user's cache ([`index_cache`]), by which
+    /// the next start is fast.
+    ///
+    /// # Errors
+    /// [`DataError`] if it is no folder of class folders, or cannot be read.
+    pub fn open(root: &Path) -> Result<Self, DataError> {
+        Self::open_with(root, index_cache().as_deref(), KEPT_FROM)
+    }
+
+    /// The same, scanned anew. The index is kept in `cache` whatever its size.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn scan(root: &Path, cache: Option<&Path>) -> Result<Self, DataError> {
+        let mut folder = Self::open_with(root, None, 0)?;
+        for part in &mut folder.parts {
+            part.index_file = cache.and_then(|cache| kept(cache, &part.index));
+        }
+        Ok(folder)
+    }
+
+    fn open_with(root: &Path, cache: Option<&Path>, kept_from: usize) -> Result<Self, DataError> {
+        if !root.exists() {
+            return Err(DataError::DataDirMissing { path: root.to_owned() });
+        }
+        let root = fs::canonicalize(root).map_err(|error| DataError::io(root, Action::Read, error))?;
+        let metadata = fs::metadata(&root).map_err(|error| DataError::io(&root, Action::Read, error))?;
+        let folder = |problem| DataError::Folder { path: root.clone(), problem };
+        if !metadata.is_dir() {
+            return Err(folder(FolderProblem::NotAFolder));
+        }
+        let has = |name: &&str| {
+            let path = root.join(name);
+            has_folders(&path) || !shards_in(&path).is_empty()
+        };
+        let mut names = Vec::new();
+        if has(&TRAIN) {
+            names.push(TRAIN);
+            match VALIDATION.iter().copied().filter(has).collect::<Vec<_>>()[..] {
+                [] => {}
+                [name] => names.push(name),
+                [first, second, ..] => return Err(folder(FolderProblem::TwoOfOne { first, second })),
+            }
+            names.extend(has(&TEST).then_some(TEST));
+        } else {
+            names.push("");
+        }
+        let part = |name: &'static str| {
+            let path = if name.is_empty() { root.clone() } else { root.join(name) };
+            let file = cache.map(|cache| index_file::file_of(cache, &path)).filter(|file| file.exists());
+            let known = file.as_ref().and_then(|file| index_file::read(file, &path));
+            let (index, index_file) = match known {
+                Some(index) => (index, file),
+                None => {
+                    let index = scan_part(&path)?;
+                    let kept =
+                        cache.filter(|_| index.len() >= kept_from).and_then(|cache| kept(cache, &index));
+                    (index, kept)
+                }
+            };
+            expect_images(&index)?;
+            Ok(FolderPart { name, index: Arc::new(index), index_file })
+        };
+        let parts = names.into_iter().map(part).collect::<Result<Vec<_>, DataError>>()?;
+        Ok(ImageFolder { root, parts })
+    }
+
+    /// Finds the images of ILSVRC-2012 in `root`, as they are published or unpacked: `train/nXXXXXXXX/*.JPEG` or
+    /// `ILSVRC2012_img_train.tar`, a tar of tars that is read in place; and `val/nXXXXXXXX/*.JPEG`, or `val/*.JPEG` or
+    /// `ILSVRC2012_img_val.tar` with a file that says the classes. The folders may be in `ILSVRC/Data/CLS-LOC`, as Kaggle's are.
+    /// The index of the training images is kept as by [`open`](Self::open).
+    ///
+    /// # Errors
+    /// [`DataError`] if something is missing, or cannot be read.
+    pub fn open_imagenet(root: &Path) -> Result<Self, DataError> {
+        if !root.exists() {
+            return Err(DataError::DataDirMissing { path: root.to_owned() });
+        }
+        let root = fs::canonicalize(root).map_err(|error| DataError::io(root, Action::Read, error))?;
+        let [train, val] = imagenet::find(&root)?;
+        let cache = index_cache();
+        let file =
+            cache.as_ref().map(|cache| index_file::file_of(cache, train.path())).filter(|file| file.exists());
+        let known = file.as_ref().and_then(|file| index_file::read(file, train.root()));
+        let (index, index_file) = match known {
+            Some(index) => (index, file),
+            None => {
+                let index = train.scan(&[])?;
+                let kept = cache.filter(|_| index.len() >= KEPT_FROM).and_then(|cache| {
+                    let file = index_file::file_of(&cache, train.path());
+                    index_file::write(&file, &index).ok().map(|()| file)
+                });
+                (index, kept)
+            }
+        };
+        expect_images(&index)?;
+        let held = val.scan(index.classes())?;
+        expect_images(&held)?;
+        let train = FolderPart { name: TRAIN, index: Arc::new(index), index_file };
+        let val = FolderPart { name: VALIDATION[0], index: Arc::new(held), index_file: None };
+        Ok(ImageFolder { root, parts: vec![train, val] })
+    }
+
+    /// The folder, by its one name.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Its parts: one if it is one whole, else the training images first.
+    pub fn parts(&self) -> &[FolderPart] {
+        &self.parts
+    }
+
+    /// Names of the classes: those of the training images.
+    pub fn classes(&self) -> &[String] {
+        self.parts[0].index.classes()
+    }
+
+    /// The images of a part as they are decoded.
+    pub fn part_images(&self, part: &FolderPart) -> Result<FolderImages, DataError> {
+        FolderImages::new(self.name_of(part), Arc::clone(&part.index), self.classes()).map_err(|classes| {
+            let problem = FolderProblem::UnknownClass {
+                part: part.name,
+                class: classes.first().cloned().unwrap_or_default(),
+                n_unknown: classes.len(),
+                n_part: part.index.classes().len(),
+                n_train: self.classes().len(),
+            };
+            DataError::Folder { path: self.root.clone(), problem }
+        })
+    }
+
+    fn name_of(&self, part: &FolderPart) -> String {
+        let name = self.root.file_name().unwrap_or(self.root.as_os_str());
+        let name = index::one_line(Path::new(name));
+        if part.name.is_empty() { name } else { format!("{name}/{}", part.name) }
+    }
+
+    /// Refuses a folder with files that are images by their name, but cannot be used.
+    ///
+    /// # Errors
+    /// [`DataError::Folder`] with the first.
+    pub fn expect_usable(&self) -> Result<(), DataError> {
+        for FolderPart { index, .. } in &self.parts {
+            let Unusable { n, first } = index.unusable();
+            if let Some((path, reason)) = first.first() {
+                let problem = FolderProblem::Unusable { n: *n, first: path.clone(), reason: reason.clone() };
+                return Err(DataError::Folder { path: index.root().to_owned(), problem });
+            }
+        }
+        Ok(())
+    }
+
+    /// All images that cannot be decoded: every one is read, on `n_threads` threads.
+    ///
+    /// # Errors
+    /// If a part has a class that the training images do not have.
+    pub fn unreadable(&self, n_threads: usize) -> Result<Vec<Unreadable>, DataError> {
+        let mut unreadable = Vec::new();
+        for part in &self.parts {
+            let failures = self.part_images(part)?.decode_all(n_threads, |_, _| true);
+            unreadable.extend(failures.into_iter().map(|(image, reason)| Unreadable {
+                part: part.name,
+                image,
+                path: part.index.name(image),
+                reason,
+            }));
+        }
+        Ok(unreadable)
+    }
+
+    /// The same folder without some of its images, which are named by part and index.
+    #[must_use]
+    pub fn without(mut self, images: &[Unreadable]) -> Self {
+        for part in &mut self.parts {
+            let of_part = images.iter().filter(|image| image.part == part.name).map(|image| image.image);
+            let indices: HashSet<usize> = of_part.collect();
+            if !indices.is_empty() {
+                part.index = Arc::new(part.index.without(&indices));
+            }
+        }
+        self
+    }
+
+    /// The images, divided. Where there are training and validation images, but no test images, the validation images are those
+    /// that are scored at the end, as is customary for ImageNet; validation images are then taken from the training images.
+    ///
+    /// # Errors
+    /// [`DataError::Folder`] if there is nothing to score at the end, a fraction is given of what is there already, or a part has
+    /// a class that the training images do not have.
+    pub fn images(&self, fractions: &Fractions) -> Result<FolderSplit, DataError> {
+        let problem = |problem| DataError::Folder { path: self.root.clone(), problem };
+        let find = |names: &[&str]| self.parts[1..].iter().find(|part| names.contains(&part.name));
+        let (validation, test) = match (find(&VALIDATION), find(&[TEST])) {
+            (Some(validation), None) => (None, Some(validation)),
+            parts => parts,
+        };
+        if let Some(part) = test.filter(|_| fractions.test > 0.0) {
+            return Err(problem(FolderProblem::Needless { key: "data.test", part: part.name }));
+        }
+        if let Some(part) = validation.filter(|_| fractions.validation > 0.0) {
+            return Err(problem(FolderProblem::Needless { key: "data.validation", part: part.name }));
+        }
+        if test.is_none() && fractions.test == 0.0 {
+            return Err(problem(FolderProblem::NoTestImages));
+        }
+        let (own_validation_name, own_test_name) =
+            (validation.map(|part| part.name), test.map(|part| part.name));
+        let mut warnings = Vec::new();
+        let whole: Arc<dyn Source> = Arc::new(self.part_images(&self.parts[0])?);
+        let mut part = |part: &FolderPart, split| -> Result<Arc<dyn Source>, DataError> {
+            let images = self.part_images(part)?;
+            let counts = part.index.counts();
+            let of_part: HashMap<&String, usize> = part.index.classes().iter().zip(counts).collect();
+            let has = |class: &&String| of_part.get(class).is_some_and(|n| *n > 0);
+            let absent: Vec<String> = self.classes().iter().filter(|class| !has(class)).cloned().collect();
+            if !absent.is_empty() {
+                warnings.push(DataWarning::AbsentClasses { split, n_classes: self.classes().len(), absent });
+            }
+            Ok(Arc::new(images))
+        };
+        let own_validation = validation.map(|found| part(found, Split::Validation)).transpose()?;
+        let own_test = test.map(|found| part(found, Split::Test)).transpose()?;
+        let train_index = &self.parts[0].index;
+        let counts = train_index.counts();
+        let empty: Vec<String> = train_index
+            .classes()
+            .iter()
+            .zip(&counts)
+            .filter(|(_, n)| **n == 0)
+            .map(|(class, _)| class.clone())
+            .collect();
+        if !empty.is_empty() {
+            let n_classes = self.classes().len();
+            warnings.push(DataWarning::AbsentClasses { split: Split::Train, n_classes, absent: empty });
+        }
+        if let [class] = self.classes() {
+            warnings.push(DataWarning::OneClass { class: class.clone(), n_images: train_index.len() });
+        }
+        let labels: Vec<u16> = (0..whole.info().n_samples).map(|sample| whole.label(sample)).collect();
+        let divided = divide(&labels, fractions);
+        let (train, validation, test) = match (fractions.validation > 0.0, own_test) {
+            (false, Some(test)) => (whole, own_validation, test),
+            (is_divided, own_test) => {
+                let of = |indices: Vec<u32>| subset(Arc::clone(&whole), indices);
+                let test = own_test.unwrap_or_else(|| of(divided.test));
+                let validation = if is_divided { Some(of(divided.validation)) } else { own_validation };
+                (of(divided.train), validation, test)
+            }
+        };
+        for (source, what) in
+            [(Some(&train), "training"), (validation.as_ref(), "validation"), (Some(&test), "test")]
+        {
+            if source.is_some_and(|source| source.info().n_samples == 0) {
+                return Err(problem(FolderProblem::NothingLeft { what, n_images: labels.len() }));
+            }
+        }
+        let of_train = self.parts[0].name;
+        let folders = [of_train, own_validation_name.unwrap_or(of_train), own_test_name.unwrap_or(of_train)];
+        Ok(FolderSplit { classes: self.classes().to_vec(), train, validation, test, folders, warnings })
+    }
+}
+
+/// Writes the index of a part; a cache that cannot be written to is no error.
+fn kept(cache: &Path, index: &ImageIndex) -> Option<PathBuf> {
+    let file = index_file::file_of(cache, index.root());
+    index_file::write(&file, index).ok().map(|()| file)
+}
+
+/// The images of a folder of class folders, or of shards.
+fn scan_part(path: &Path) -> Result<ImageIndex, DataError> {
+    let shards = if has_folders(path) { Vec::new() } else { shards_in(path) };
+    if shards.is_empty() {
+        return scan::scan(path);
+    }
+    let beside = [path.join(archive::CLASSES), path.join("..").join(archive::CLASSES)];
+    let classes =
+        beside.iter().find(|file| file.is_file()).map(|file| archive::read_classes(file)).transpose()?;
+    archive::scan_shards(path, &shards, classes, scan::modified(path)?)
+}
+
+/// The names of the tar archives in a folder, in their order.
+fn shards_in(path: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<String> =
+        names.filter(|name| !name.starts_with('.') && archive::is_archive(name)).collect();
+    names.sort_unstable();
+    names
+}
+
+/// Whether there is a folder with folders in it.
+fn has_folders(path: &Path) -> bool {
+    let Ok(mut entries) = fs::read_dir(path) else { return false };
+    entries.any(|entry| {
+        entry.is_ok_and(|entry| {
+            !entry.file_name().as_encoded_bytes().starts_with(b".") && entry.path().is_dir()
+        })
+    })
+}
+
+fn expect_images(index: &ImageIndex) -> Result<(), DataError> {
+    let problem = match (index.classes().is_empty(), index.is_empty()) {
+        (true, _) => FolderProblem::NoClasses,
+        (false, true) => {
+            let Unusable { n, first } = index.unusable();
+            match first.first() {
+                Some((path, reason)) => {
+                    FolderProblem::Unusable { n: *n, first: path.clone(), reason: reason.clone() }
+                }
+                None => FolderProblem::NoImages {
+                    n_classes: index.classes().len(),
+                    skipped: index.skipped().to_string(),
+                },
+            }
+        }
+        (false, false) => return Ok(()),
+    };
+    Err(DataError::Folder { path: index.root().to_owned(), problem })
+}
