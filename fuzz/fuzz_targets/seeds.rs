@@ -49,13 +49,13 @@ fn all() {
         seed("archive", name, &[&[0][..], &tar].concat());
         seed("archive", &format!("{name}-gzip"), &[&[1][..], &gzip(&tar)].concat());
     }
-    images();
+    image_files();
     #[cfg(feature = "training")]
     training();
 }
 
 /// Every kind of image file that the tests compare with Pillow.
-fn images() {
+fn image_files() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/images");
     for entry in fs::read_dir(folder).expect("the golden images are there") {
         let path = entry.expect("a directory can be read").path();

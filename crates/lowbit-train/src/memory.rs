@@ -52,7 +52,7 @@ impl MemoryEstimate {
         let inputs = if is_partial { Kept::Floats } else { inputs };
         let mut estimate = Self {
             // Reading them leaves half of it to be used again, in pieces: measured on CIFAR.
-            program: PROGRAM + n_images(recipe) * pixels * 3 / 2,
+            program: PROGRAM + held(recipe) * 3 / 2,
             parameters: 0,
             per_image: 0,
             input_per_image: pixels * FLOAT,
@@ -113,13 +113,13 @@ impl MemoryEstimate {
     }
 }
 
-/// Images that are trained on and evaluated, and held here. Of data of the user's own under the name of a data set, there may
-/// be others; what a program gives it holds itself.
-fn n_images(recipe: &Recipe) -> u64 {
+/// Bytes of the images that are trained on and evaluated, in the size in which they are held here. Of data of the user's own under
+/// the name of a data set, there may be others; what a program gives it holds itself.
+fn held(recipe: &Recipe) -> u64 {
     let DatasetChoice::Named(name) = recipe.data.dataset else { return 0 };
     let info = name.info();
     let n_train = recipe.data.train_limit.map_or(info.n_train, |limit| limit.min(info.n_train));
-    n_train as u64 + n_test(recipe).unwrap_or(0)
+    (n_train as u64 + n_test(recipe).unwrap_or(0)) * info.shape.n_values() as u64
 }
 
 /// Images that are evaluated; `None` of a program's own without a limit, whose number is not known here.
@@ -185,6 +185,17 @@ mod tests {
         assert_eq!(of.total(2), of.host(2) + of.device(2));
         // More images than can be counted are no overflow.
         assert_eq!(of.total(u64::MAX), u64::MAX);
+    }
+
+    /// Images are held in their own size, and in the network's only in the batches that are prepared: of large ones fewer.
+    #[test]
+    fn images_that_are_resized_are_held_as_they_are() {
+        let of = estimate("digits-preresnet8-w2a2", &[]);
+        let resized = estimate("digits-preresnet8-w2a2", &["data.size=64"]);
+        assert_eq!(resized.program, of.program);
+        assert_eq!(resized.input_per_image, 64 * of.input_per_image);
+        assert_eq!(of.host(100) - of.program, 6 * 100 * 64 * 4);
+        assert_eq!(resized.host(100_000) - resized.program, 3 * 100_000 * 64 * 64 * 4);
     }
 
     #[test]
