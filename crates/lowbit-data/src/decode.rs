@@ -250,6 +250,23 @@ mod tests {
         bytes
     }
 
+    /// Found by fuzzing: the decoder panics there.
+    #[test]
+    fn a_palette_that_ends_within_a_color_is_damage() {
+        let bytes = file("palette-4.png");
+        let chunk = |kind: &[u8; 4], content: &[u8]| {
+            let body = [&kind[..], content].concat();
+            let (length, crc) = (content.len() as u32, crc32fast::hash(&body));
+            [&length.to_be_bytes()[..], &body, &crc.to_be_bytes()].concat()
+        };
+        let after = bytes.windows(4).position(|kind| kind == b"tRNS").unwrap() - 4;
+        let bytes = [&bytes[..33], &chunk(b"PLTE", &[7; 49]), &bytes[after..]].concat();
+        assert_eq!(
+            error(&bytes),
+            "the PNG is damaged or of a kind that is not read: its palette has 49 bytes, of which 3 are a color"
+        );
+    }
+
     #[test]
     fn headers_that_promise_too_much_are_refused() {
         for bytes in [promising_jpeg(65_535, 65_535), promising_png(65_535, 65_535)] {

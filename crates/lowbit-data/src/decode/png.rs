@@ -26,6 +26,13 @@ pub(super) fn decode(bytes: &[u8], limits: DecodeLimits) -> Result<Picture, Deco
     decoder.set_ignore_iccp_chunk(true);
     decoder.set_transformations(Transformations::EXPAND);
     let mut reader = decoder.read_info().map_err(error)?;
+    let info = reader.info();
+    let palette = info.palette.as_ref().filter(|_| info.color_type == ColorType::Indexed);
+    // By a palette that ends within a color, the decoder would panic.
+    if let Some(n_bytes) = palette.map(|palette| palette.len()).filter(|n_bytes| n_bytes % 3 != 0) {
+        let reason = format_args!("its palette has {n_bytes} bytes, of which 3 are a color");
+        return Err(DecodeError::damaged(FORMAT, reason));
+    }
     // Transparency by a value of grey becomes a channel too.
     let is_grey = reader.info().color_type == ColorType::Grayscale;
     let (color, depth) = reader.output_color_type();
