@@ -13,8 +13,8 @@ use crate::image_set::RunData;
 use crate::recipe::{DataRecipe, Quantized};
 use crate::run_dir::RunDir;
 use crate::state::NamedTensors;
-use crate::strategy::{Init, Role, TEACHER};
-use crate::weights::{Fit, InitialWeights, WeightsError, WeightsFile, tensors_for};
+use crate::strategy::{Init, NetworkSpec, Role, TEACHER};
+use crate::weights::{Fit, InitialWeights, NewClassifier, WeightsError, WeightsFile, tensors_for};
 
 /// Endings of files with weights, by which one that is not there is told from a run.
 const FILES: [&str; 5] = ["pth", "pt", "safetensors", "ckpt", "bin"];
@@ -31,23 +31,29 @@ pub(crate) struct Initial {
 }
 
 impl Initial {
-    /// What the network called `name`, which is built already, begins with.
-    pub(crate) fn load(init: &Init, role: Role, name: &str, network: &Network) -> Result<Self, TrainError> {
+    /// What the network of `spec`, which is built already, begins with.
+    pub(crate) fn load(init: &Init, spec: &NetworkSpec, network: &Network) -> Result<Self, TrainError> {
         let path = init.path.as_path();
         let has_ending = || path.extension().is_some_and(|ending| FILES.iter().any(|known| ending == *known));
         match path.exists() && !path.is_dir() || !path.exists() && has_ending() {
-            true => Self::of_file(path, name, network)
+            true => Self::of_file(path, spec, network)
                 .map_err(|source| TrainError::Weights { path: path.into(), source }),
-            false => Self::of_run(path, role),
+            false => Self::of_run(path, spec.role),
         }
     }
 
-    /// The tensors of the file at `path` for the `network` called `name`.
-    fn of_file(path: &Path, name: &str, network: &Network) -> Result<Self, WeightsError> {
+    /// The tensors of the file at `path` for the `network` of `spec`.
+    fn of_file(path: &Path, spec: &NetworkSpec, network: &Network) -> Result<Self, WeightsError> {
         let file = WeightsFile::open(path)?;
         let (tensors, Fit { taken, new_classifier, left_out }) = tensors_for(&file, network)?;
+        if let Some(NewClassifier { layer, file_classes, classes }) = &new_classifier
+            && !spec.is_trained
+        {
+            let layer = layer.clone();
+            return Err(WeightsError::Untrained { layer, file_classes: *file_classes, classes: *classes });
+        }
         let record = InitialWeights {
-            network: name.into(),
+            network: spec.name.clone(),
             path: path.into(),
             sha256: file.sha256()?,
             container: file.container(),

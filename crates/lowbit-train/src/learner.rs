@@ -137,7 +137,7 @@ impl Trainee {
         let mut loaded = Loaded::default();
         let Some(init @ Init { path, key }) = &self.spec.init else { return Ok(loaded) };
         let load = || -> Result<(Network, Initial), TrainError> {
-            let mut initial = Initial::load(init, self.spec.role, &self.spec.name, &self.learner.network)?;
+            let mut initial = Initial::load(init, &self.spec, &self.learner.network)?;
             let other_model = |source| CheckpointError::OtherModel { path: path.clone(), source };
             let tensors = std::mem::take(&mut initial.tensors);
             let network = self.learner.network.clone();

@@ -32,7 +32,7 @@ const SETTINGS: [(&[&str], &str, &str); 16] = [
 ];
 
 /// Other options of other programs.
-const OPTIONS: [(&[&str], &str); 7] = [
+const OPTIONS: [(&[&str], &str); 8] = [
     (
         &["output", "output-dir", "out-dir", "save-dir", "logdir", "run-dir", "o"],
         "the run directory is given by `--out DIR`",
@@ -50,10 +50,8 @@ const OPTIONS: [(&[&str], &str); 7] = [
         "a run is continued by `lowbit train --resume DIR`",
     ),
     (&["data", "data-path", "data-root", "root", "d"], "the place of data sets is given by `--data-dir DIR`"),
-    (
-        &["threads", "workers", "num-workers", "jobs", "j"],
-        "threads are set by the environment variable RAYON_NUM_THREADS",
-    ),
+    (&["threads", "jobs", "j"], "threads are set by the environment variable RAYON_NUM_THREADS"),
+    (&["workers", "num-workers"], "threads that read images are set by `--set data.workers=2`"),
     (&["silent"], "only errors and the result are shown with `--quiet`"),
 ];
 

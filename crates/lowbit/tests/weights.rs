@@ -87,6 +87,18 @@ fn weights_of_another_network_are_refused() {
     );
 }
 
+/// A teacher that is not trained cannot learn another classifier.
+#[test]
+fn a_frozen_teacher_for_other_classes_is_refused() {
+    let sandbox = Sandbox::new();
+    let path = golden("zip.pth");
+    let teacher =
+        format!("strategy.joint={{mode=\"frozen\",teacher={{init={:?}}}}}", path.display().to_string());
+    let expected =
+        "is for 5 classes, this network for 10, and is not trained: its new classifier fc would stay";
+    refuses(&sandbox, &path, &[&teacher], &["error: strategy.joint.teacher.init: weights ", expected]);
+}
+
 /// What `lowbit import` says of every container.
 #[test]
 fn import_shows_what_is_in_a_file() {
@@ -254,6 +266,15 @@ fn hostile_files_are_told_in_a_line() {
     let pickle = |bytes: &[u8]| zip(&[("a/data.pkl", bytes, 0, None)]);
     let many = [b"\x80\x02".as_slice(), &vec![b'N'; 1_000_001], b"."].concat();
     let nested = [b"\x80\x02".as_slice(), &vec![b']'; 900_000], &vec![b'a'; 899_999], b"."].concat();
+    // Used again and again: the reader copies what it remembers.
+    let again = |first: &[u8], n: usize| {
+        [b"\x80\x02](".as_slice(), first, b"q\x00", &b"h\x00".repeat(n), b"e."].concat()
+    };
+    let class_of_a_megabyte =
+        again(&[b"ctorch\n".as_slice(), &vec![b'N'; 1_000_000], b"\n"].concat(), 60_000);
+    let many_sides = again(&[b"(".as_slice(), &b"K\x01".repeat(300_001), b"t"].concat(), 60_000);
+    let key = [b"X".as_slice(), &1_000_000_u32.to_le_bytes(), &vec![b'k'; 1_000_000]].concat();
+    let long_key = again(&key, 60_001);
     // A list in itself.
     let cyclic = b"\x80\x02]q\x00h\x00a.".to_vec();
     let header = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
@@ -277,6 +298,14 @@ fn hostile_files_are_told_in_a_line() {
             "bomb.pth",
             zip(&[("a/data.pkl", b"\x03\x00", 8, Some(1 << 30))]),
             "is compressed, which PyTorch never does",
+        ),
+        ("names.pth", pickle(&class_of_a_megabyte), "the name of a class in it has more than 1024 bytes"),
+        ("sides.pth", pickle(&many_sides), "a tensor has 300001 sides, expected at most 64"),
+        ("keys.pth", pickle(&long_key), "its pickles use 60001 values under names of up to 1000000 bytes"),
+        (
+            "strides.pth",
+            pickle(&state(&[1 << 16, 1 << 12], 1)),
+            "its tensor conv1.weight has 1073741824 bytes, the file 261",
         ),
         ("many.pth", pickle(&many), "its pickles have more than 1000000 operations"),
         ("many-legacy.pth", legacy(&many), "its pickles have more than 1000000 operations"),

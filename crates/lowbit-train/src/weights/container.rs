@@ -275,6 +275,7 @@ fn safetensors_type(dtype: Dtype) -> &'static str {
 }
 
 fn pytorch(path: &Path, file: File, kind: Kind) -> Result<Opened, WeightsError> {
+    let n_bytes = file.metadata().map_err(|source| WeightsError::Unreadable { source })?.len();
     pickles::check(file, kind).map_err(|problem| WeightsError::damaged(&problem))?;
     let reader = PytorchReader::new(path).map_err(|error| match error {
         pytorch_reader::PytorchError::Io(source) if source.raw_os_error().is_some() => {
@@ -293,7 +294,15 @@ fn pytorch(path: &Path, file: File, kind: Kind) -> Result<Opened, WeightsError> 
         dtype: pytorch_type(tensor.dtype()),
         shape: tensor.shape().to_vec(),
     };
-    let list = tensors.iter().map(|(name, tensor)| (name.clone(), info(tensor))).collect();
+    let list: BTreeMap<_, _> = tensors.iter().map(|(name, tensor)| (name.clone(), info(tensor))).collect();
+    // By strides of zero a value may be many of a tensor.
+    for (name, tensor) in &tensors {
+        let size = (tensor.dtype().size() * tensor.shape().iter().product::<usize>()) as u64;
+        if size > n_bytes {
+            let problem = format!("its tensor {} has {size} bytes, the file {n_bytes}", super::named(name));
+            return Err(WeightsError::damaged(&problem));
+        }
+    }
     Ok((container, list, Source::Pytorch(tensors)))
 }
 

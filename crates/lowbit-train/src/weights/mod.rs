@@ -73,6 +73,18 @@ pub enum WeightsError {
         /// Name of the tensor.
         tensor: String,
     },
+    /// It is for another number of classes, and the network is not trained.
+    #[error(
+        "it is for {file_classes} classes, this network for {classes}, and is not trained: its new classifier {layer} would stay as it was drawn; train the teacher along, or give one for these classes"
+    )]
+    Untrained {
+        /// Path of the classifier.
+        layer: String,
+        /// Classes of the file.
+        file_classes: usize,
+        /// Classes of the network.
+        classes: usize,
+    },
     /// It is of another network.
     #[error("it is of another network: {_0}")]
     Misfit(Box<Misfit>),

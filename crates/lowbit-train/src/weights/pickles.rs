@@ -21,6 +21,16 @@ const MAX_ENTRIES: usize = 100_000;
 /// Most sides of a tensor, as PyTorch has it.
 const MAX_RANK: i32 = 64;
 
+/// Most bytes of the name of a class.
+const MAX_CLASS: usize = 1 << 10;
+
+/// Most bytes of texts that the reader may copy: what is remembered is copied each time that it is used, and each tensor has the path of its
+/// keys. A file of ResNet-101 with its optimizer takes a thousandth.
+const MAX_COPIED: u64 = 4 << 30;
+
+/// Most dictionaries in one another, as the reader follows them.
+const MAX_DEPTH: u64 = 1_000;
+
 /// Containers by their first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -52,7 +62,7 @@ type Problem = String;
 
 /// Refuses a `file` of this `kind` whose pickles take more memory than those of a network need.
 pub(super) fn check(file: File, kind: Kind) -> Result<(), Problem> {
-    let mut budget = Budget { operations: MAX_OPERATIONS, bytes: MAX_BYTES };
+    let mut budget = Budget { operations: MAX_OPERATIONS, bytes: MAX_BYTES, ..Budget::default() };
     match kind {
         Kind::Zip => check_zip(file, &mut budget),
         Kind::Tar => check_tar(file, &mut budget),
@@ -61,7 +71,8 @@ pub(super) fn check(file: File, kind: Kind) -> Result<(), Problem> {
             let mut reader = BufReader::new(file);
             (0..5).try_for_each(|_| budget.pass(&mut reader).map(drop))
         }
-    }
+    }?;
+    budget.check_copies()
 }
 
 fn check_zip(file: File, budget: &mut Budget) -> Result<(), Problem> {
@@ -152,10 +163,15 @@ fn pass_over(reader: &mut impl Read, n_bytes: u64) -> Result<(), Problem> {
     if n == n_bytes { Ok(()) } else { Err(truncated(io::ErrorKind::UnexpectedEof.into())) }
 }
 
-/// What the pickles of a file may still have.
+/// What the pickles of a file may still have, and what was seen of what the reader copies.
+#[derive(Default)]
 struct Budget {
     operations: u64,
     bytes: u64,
+    /// What is taken from the memory of a pickle, or from a storage.
+    uses: u64,
+    longest_text: u64,
+    dictionaries: u64,
 }
 
 /// What is known of a pickle that was passed.
@@ -170,6 +186,19 @@ struct Passed {
 }
 
 impl Budget {
+    /// Refuses pickles that the reader would make more text of than a network has.
+    fn check_copies(&self) -> Result<(), Problem> {
+        let path = self.longest_text.saturating_mul(self.dictionaries.clamp(1, MAX_DEPTH));
+        match self.uses.saturating_mul(path) <= MAX_COPIED {
+            true => Ok(()),
+            false => Err(format!(
+                "its pickles use {} values under names of up to {} bytes in {} dictionaries: save the weights alone, as \
+                 torch.save(model.state_dict(), FILE) does",
+                self.uses, self.longest_text, self.dictionaries
+            )),
+        }
+    }
+
     fn take_bytes(&mut self, n: u64) -> Result<(), Problem> {
         let left = self.bytes.checked_sub(n);
         self.bytes = left.ok_or_else(|| format!("its pickles have more than {MAX_BYTES} bytes of texts"))?;
@@ -201,13 +230,32 @@ impl Budget {
     /// Passes a pickle, up to its end.
     fn pass(&mut self, reader: &mut impl BufRead) -> Result<Passed, Problem> {
         let mut passed = Passed::default();
+        // Integers since the newest mark: the sides of a tensor, if a tuple is made of them.
+        let mut n_sides = 0;
         loop {
             let [operation] = self.fixed::<1>(reader)?;
             passed.operations += 1;
             self.operations = self
                 .operations
                 .checked_sub(1)
-                .ok_or_else(|| format!("its pickles have more than {MAX_OPERATIONS} operations"))?;
+                .ok_or_else(|| format!("its pickles have more than {MAX_OPERATIONS} operations: save the weights alone, as torch.save(model.state_dict(), FILE) does"))?;
+            match operation {
+                b'(' => n_sides = 0,
+                b'K' | b'M' | b'J' | b'I' | b'L' | 0x8a | 0x8b => n_sides += 1,
+                // One after the other, from the memory.
+                b'h' | b'j' | b'g' | b'2' if n_sides > 0 => n_sides += 1,
+                b't' if n_sides > MAX_RANK => {
+                    return Err(format!("a tensor has {n_sides} sides, expected at most {MAX_RANK}"));
+                }
+                b'}' => self.dictionaries += 1,
+                b'd' => {
+                    self.dictionaries += 1;
+                    n_sides = 0;
+                }
+                b't' | b'e' | b'l' | b'u' => n_sides = 0,
+                _ => {}
+            }
+            self.uses += u64::from(matches!(operation, b'h' | b'j' | b'g' | b'2' | b'Q' | b'P'));
             let mut integer = |value: i64| {
                 passed.n_integers += 1;
                 passed.integer = value;
@@ -218,9 +266,12 @@ impl Budget {
                 b'M' => integer(u16::from_le_bytes(self.fixed(reader)?).into()),
                 b'J' => integer(i32::from_le_bytes(self.fixed(reader)?).into()),
                 b'c' => {
-                    self.line(reader)?;
+                    let module = self.line(reader)?.len();
                     passed.n_classes += 1;
                     passed.class = String::from_utf8_lossy(&self.line(reader)?).into_owned();
+                    if module.max(passed.class.len()) > MAX_CLASS {
+                        return Err(format!("the name of a class in it has more than {MAX_CLASS} bytes"));
+                    }
                 }
                 // A class by two texts of the stack.
                 0x93 => passed.n_classes += 2,
@@ -281,6 +332,7 @@ impl Budget {
     }
 
     fn text(&mut self, reader: &mut impl Read, n: u64) -> Result<(), Problem> {
+        self.longest_text = self.longest_text.max(n);
         self.take_bytes(n)?;
         pass_over(reader, n)
     }
@@ -288,6 +340,7 @@ impl Budget {
     fn line(&mut self, reader: &mut impl BufRead) -> Result<Vec<u8>, Problem> {
         let mut line = Vec::new();
         reader.take(self.bytes.saturating_add(1)).read_until(b'\n', &mut line).map_err(truncated)?;
+        self.longest_text = self.longest_text.max(line.len() as u64);
         self.take_bytes(line.len() as u64)?;
         match line.pop() {
             Some(b'\n') => Ok(line.strip_suffix(b"\r").unwrap_or(&line).to_vec()),
