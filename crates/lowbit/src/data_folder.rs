@@ -15,7 +15,7 @@ use lowbit_train::shell_quoted;
 use serde::Serialize;
 
 use crate::exit_code::Code;
-use crate::output;
+use crate::output::{self, counted};
 use crate::progress::{Progress, Screen};
 use crate::recipes;
 use crate::signals::stop_on_signals;
@@ -488,7 +488,9 @@ pub fn pack(
             let kept =
                 if *n_kept > 0 { format!(", {n_kept} of which were there already") } else { String::new() };
             format!(
-                "{n_images} images in {n_shards} archives{kept}; train on them with --data-dir {}",
+                "{} in {}{kept}; train on them with --data-dir {}",
+                counted(*n_images, "image"),
+                counted(*n_shards, "archive"),
                 shell_quoted(to)
             )
         }
