@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use lowbit_models::{InputShape, ModelConfig};
+use lowbit_train::recipe::DatasetChoice;
 use lowbit_train::weights::{
     Container, Fit, Fitting, NewClassifier, TensorInfo, WeightsError, WeightsFile, fits,
 };
@@ -52,7 +53,12 @@ pub fn run(args: &ImportArgs) -> anyhow::Result<Code> {
     let network = match (&args.recipe, &args.model) {
         (Some(name), _) => {
             let (recipe, _) = recipes::load(name, &args.set)?;
-            let (input, classes) = (recipe.data.input_shape(), recipe.data.n_classes());
+            let input = recipe.data.input_shape();
+            let classes = match recipe.data.dataset {
+                // Known where the training begins: until then, those of the file.
+                DatasetChoice::Folder { n_classes: None, .. } => of_model(&file, &recipe.model).classes,
+                _ => recipe.data.n_classes(),
+            };
             Some(Fitting { model: recipe.model, input, classes })
         }
         (None, Some(model)) => Some(of_model(&file, model)),

@@ -32,6 +32,8 @@ pub struct Cell {
     pub seed: u64,
     /// Changed settings.
     pub set: Vec<String>,
+    /// Settings that say which runs it begins with.
+    pub init: Vec<String>,
     /// Its run directory.
     pub run: PathBuf,
 }
@@ -273,6 +275,9 @@ impl Lowbit {
         let mut command = self.command(&["train", &cell.recipe, "--or-resume", "--out"]);
         command.arg(&cell.run).args(["--set", &format!("seed={}", cell.seed)]);
         cell.add_settings(&mut command);
+        for init in &cell.init {
+            command.args(["--set", init]);
+        }
         command.args(["--quiet", "--device", &self.device]).env("RAYON_NUM_THREADS", n_threads.to_string());
         self.with_data_dir(&mut command);
         command.stdin(Stdio::null()).stdout(Stdio::null());

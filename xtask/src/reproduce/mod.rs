@@ -31,7 +31,7 @@ use table::Table;
 /// What `cargo xtask reproduce` is asked for.
 #[derive(Args)]
 pub struct ReproduceArgs {
-    /// digits (minutes), fashion-mnist (CPU hours), cifar10, cifar100 (for a GPU)
+    /// digits (minutes), fashion-mnist (CPU hours), cifar10, cifar100, imagenet (for a GPU)
     #[arg(value_parser = table::NAMES)]
     table: String,
 
@@ -97,8 +97,19 @@ pub fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
     };
     let lowbit = Lowbit { program, device: args.device.clone(), data_dir: args.data_dir.clone() };
     let cells = table.cells(args.seeds.unwrap_or(table.seeds), &args.set, &out);
+    if table.pretrained && args.parallel > 1 {
+        bail!(
+            "the cells of this table begin with the full-precision one: they are trained one after the other, without --parallel"
+        );
+    }
     // Whatever would let all cells fail is found before the first.
-    let images = lowbit.images(&table.dataset);
+    let images = match table.images {
+        Some(_) if args.data_dir.is_none() => {
+            Err(anyhow::anyhow!("give the folder of {} with --data-dir", table.dataset))
+        }
+        Some(images) => Ok(images),
+        None => lowbit.images(&table.dataset),
+    };
     let inspected = inspect(&lowbit, &cells)?;
     lowbit.check_device(&out)?;
     if args.dry_run

@@ -5,16 +5,17 @@ use std::path::Path;
 use anyhow::Context;
 use serde::Deserialize;
 
-use super::cell::Cell;
+use super::cell::{Cell, Images};
 
 /// Names of the tables.
-pub const NAMES: [&str; 4] = ["digits", "fashion-mnist", "cifar10", "cifar100"];
+pub const NAMES: [&str; 5] = ["digits", "fashion-mnist", "cifar10", "cifar100", "imagenet"];
 
-const TEXTS: [&str; 4] = [
+const TEXTS: [&str; 5] = [
     include_str!("../../tables/digits.toml"),
     include_str!("../../tables/fashion-mnist.toml"),
     include_str!("../../tables/cifar10.toml"),
     include_str!("../../tables/cifar100.toml"),
+    include_str!("../../tables/imagenet.toml"),
 ];
 
 /// Method of the row in full precision.
@@ -37,6 +38,12 @@ pub struct Table {
     pub rows: Vec<Rows>,
     /// Seeds of every cell.
     pub seeds: u64,
+    /// Numbers of its images, where `lowbit data verify` does not count them.
+    #[serde(default)]
+    pub images: Option<Images>,
+    /// Whether low-bit cells begin with the full-precision one of their seed.
+    #[serde(default)]
+    pub pretrained: bool,
     /// Settings that all cells change.
     pub set: Vec<String>,
     /// Figures of others, to compare with.
@@ -86,12 +93,22 @@ impl Table {
             })
         });
         let rows: Vec<_> = std::iter::once(full_precision).chain(low_bit).collect();
+        let run = |recipe: &str, seed: u64| out.join("cells").join(format!("{recipe}-seed{seed}"));
+        let first = format!("{}-fp32", self.base);
+        let init = |method: &str, seed: u64| {
+            let run = format!("{:?}", run(&first, seed).display().to_string());
+            let teacher = method.contains("joint").then(|| format!("strategy.joint.teacher.init={run}"));
+            let is_first = method == FULL_PRECISION || !self.pretrained;
+            let student = std::iter::once(format!("init={run}"));
+            if is_first { Vec::new() } else { student.chain(teacher).collect() }
+        };
         rows.into_iter()
             .flat_map(|(method, bits, recipe)| {
                 (0..n_seeds).map(move |seed| (method.clone(), bits, recipe.clone(), seed))
             })
             .map(|(method, bits, recipe, seed)| Cell {
-                run: out.join("cells").join(format!("{recipe}-seed{seed}")),
+                run: run(&recipe, seed),
+                init: init(&method, seed),
                 set: self.set.iter().chain(set).cloned().collect(),
                 method,
                 bits,

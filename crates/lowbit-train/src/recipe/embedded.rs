@@ -140,11 +140,22 @@ pub const BASES: &[Part] = parts!("bases":
     "cifar100-vgg-small",
     "digits-preresnet8",
     "fashion-mnist-preresnet8",
+    "imagenet-alexnet-bn",
+    "imagenet-resnet18",
+    "imagenet-resnet50",
 );
 
 /// Methods beside direct training.
 pub const METHODS: &[Part] =
     parts!("methods": "joint", "joint-mse", "modern", "pq", "sp", "sp-joint", "ts", "ts-pq", "ts-pq-joint");
+
+/// Methods as they are on ImageNet, where low-bit networks begin with trained weights.
+const ON_IMAGENET: &[Part] = parts!("imagenet": "direct", "joint", "pq", "sp-joint", "ts-pq", "ts-pq-joint");
+
+/// What stands for a method, or for direct training, in the recipes of `base`, if it is another than elsewhere.
+fn on_imagenet(base: &Part, method: &str) -> Option<&'static Part> {
+    ON_IMAGENET.iter().find(|part| part.name == method).filter(|_| base.name.starts_with("imagenet-"))
+}
 
 /// Bit widths of weights and activations.
 pub const BIT_WIDTHS: [[u32; 2]; 4] = [[4, 4], [3, 3], [2, 2], [1, 2]];
@@ -167,13 +178,19 @@ fn of_base(base: &Part) -> Vec<EmbeddedRecipe> {
         format!("reference = \"full precision: {accuracy} (docs/results.md)\"\n")
     });
     let extending = |name: &str| format!("schema = 1\nextends = {name:?}\n{reference}\n");
+    let tuned = on_imagenet(base, "direct").map(Part::body).unwrap_or_default();
     let mut recipes = vec![recipe(full.clone(), ", full precision", base.body())];
     for [weight, act] in BIT_WIDTHS {
         let direct = format!("{}-w{weight}a{act}", base.name);
         let bits = format!("[quantization]\nweight_bits = {weight}\nact_bits = {act}\n");
         let what = format!(", W{weight}A{act}, ");
-        recipes.push(recipe(direct.clone(), &format!("{what}trained directly"), extending(&full) + &bits));
+        recipes.push(recipe(
+            direct.clone(),
+            &format!("{what}trained directly"),
+            extending(&full) + &bits + &tuned,
+        ));
         for method in METHODS {
+            let method = on_imagenet(base, method.name).unwrap_or(method);
             let decay = if method.name == "modern" { halved_decay(base, weight) } else { String::new() };
             recipes.push(recipe(
                 format!("{direct}-{}", method.name),
