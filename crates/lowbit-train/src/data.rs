@@ -202,7 +202,15 @@ impl Images {
     pub(crate) fn normalization(&self, recipe: &DataRecipe) -> Result<Normalization, TrainError> {
         match (&recipe.normalization, self, recipe.dataset) {
             (Some(normalization), _, _) => Ok(normalization.clone()),
-            (None, _, DatasetChoice::Named(name)) => Ok(Normalization::of(name)),
+            (None, _, DatasetChoice::Named(name)) => {
+                let Normalization { mean, std } = Normalization::of(name);
+                match (mean.as_slice(), std.as_slice(), recipe.input_shape().channels) {
+                    (_, _, channels) if channels == mean.len() => Ok(Normalization { mean, std }),
+                    // Grey images as those of several channels: all are alike.
+                    (&[mean], &[std], n) => Ok(Normalization { mean: vec![mean; n], std: vec![std; n] }),
+                    _ => Err(TrainError::NoNormalization { name: recipe.dataset.to_string() }),
+                }
+            }
             (None, Images::Own { train, .. }, DatasetChoice::Own { .. }) => {
                 let info = train.info();
                 info.normalization.ok_or(TrainError::NoNormalization { name: info.name })

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use lowbit_models::{Family, Layout, ModelConfig};
 use lowbit_train::weights::{ExportedWeights, to_safetensors};
 use lowbit_train::{RunDir, Subject};
 use serde::Serialize;
@@ -53,6 +54,16 @@ pub fn run(args: &ExportArgs) -> anyhow::Result<Code> {
             recipe.quantization.summary()
         );
     }
+    if !is_torchvision(&recipe.model) {
+        tracing::warn!(
+            "torchvision has no such network ({} in layout {}, width {}, stride {} of the first layer): one of its own that takes the file \
+             computes something else",
+            recipe.model.family,
+            recipe.model.layout,
+            recipe.model.width,
+            recipe.model.stem_stride
+        );
+    }
     let report = Report {
         file: &out,
         format: "safetensors",
@@ -73,6 +84,17 @@ pub fn run(args: &ExportArgs) -> anyhow::Result<Code> {
         ))?,
     }
     Ok(Code::Success)
+}
+
+/// Whether torchvision has this network.
+fn is_torchvision(model: &ModelConfig) -> bool {
+    let is_family = match model.family {
+        Family::ResNet | Family::MobileNetV2 => true,
+        Family::AlexNet => model.norm == Some(false),
+        _ => false,
+    };
+    let stride = (model.family.settings().stem_strides)(Layout::ImageNet)[0];
+    is_family && model.layout == Layout::ImageNet && model.width == 1.0 && model.stem_stride == stride
 }
 
 fn exists(path: &Path) -> UsageError {
