@@ -354,3 +354,23 @@ fn images_that_cannot_be_decoded_are_all_found() {
         assert!(reasons[2].contains("b/3.png: "), "{reasons:?}");
     }
 }
+
+/// What is not read says nothing of the image: it is never left out.
+#[test]
+fn only_what_cannot_be_decoded_is_unreadable() {
+    let dir = folder(&["a/1.png", "a/2.png", "b/1.png"]);
+    put(dir.path(), "a/2.png", b"<html>not found</html>");
+    let folder = open(&dir);
+    let unreadable = folder.unreadable(2).unwrap();
+    assert_eq!(unreadable.iter().map(|image| image.path.as_str()).collect::<Vec<_>>(), ["a/2.png"]);
+
+    put(dir.path(), "b/1.png", &png(30, 40, [1, 2, 3]));
+    let text = message(folder.unreadable(2).unwrap_err(), &dir);
+    assert!(
+        text.starts_with("read DIR/b/1.png: it has ") && text.contains("lowbit data index DIR"),
+        "{text}"
+    );
+    fs::remove_file(dir.path().join("b/1.png")).unwrap();
+    let text = message(folder.unreadable(2).unwrap_err(), &dir);
+    assert_eq!(text, "read DIR/b/1.png");
+}

@@ -272,7 +272,8 @@ fn expect_classes(folder: &ImageFolder, n_classes: Option<usize>) -> Result<(), 
     }
 }
 
-/// Reads all images, and leaves out those that cannot be read.
+/// Reads all images, and leaves out those that cannot be decoded. A file that cannot be read, or has changed since it was indexed,
+/// is an error.
 fn without_unreadable(folder: ImageFolder) -> Result<(ImageFolder, Option<SkippedImages>), TrainError> {
     const N_TOLD: usize = 1000;
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);

@@ -23,7 +23,7 @@ pub use source::{FolderImages, Unreadable};
 pub use stats::{ImageStats, Spread};
 
 use crate::error::{Action, FolderProblem};
-use crate::{DataError, DataWarning, Fractions, Source, Split, divide, subset};
+use crate::{DataError, DataWarning, DecodeLimits, Fractions, Source, Split, decode, divide, subset};
 
 /// Folders with at least as many images have their index kept as a file by itself.
 const KEPT_FROM: usize = 10_000;
@@ -239,17 +239,19 @@ impl ImageFolder {
     /// All images that cannot be decoded: every one is read, on `n_threads` threads.
     ///
     /// # Errors
-    /// If a part has a class that the training images do not have.
+    /// If a file cannot be read, or has changed since it was indexed: it may be a good image. If a part has a class that the
+    /// training images do not have.
     pub fn unreadable(&self, n_threads: usize) -> Result<Vec<Unreadable>, DataError> {
         let mut unreadable = Vec::new();
         for part in &self.parts {
-            let failures = self.part_images(part)?.decode_all(n_threads, |_, _| true);
-            unreadable.extend(failures.into_iter().map(|(image, reason)| Unreadable {
-                part: part.name,
-                image,
-                path: part.index.name(image),
-                reason,
-            }));
+            for (image, reason) in self.part_images(part)?.decode_all(n_threads, |_, _| true) {
+                // The file is read once more: what fails to be read, now or only before, says nothing of the image in it.
+                let bytes = part.index.read(image)?;
+                if decode(&bytes, &DecodeLimits::default()).is_err() {
+                    let path = part.index.name(image);
+                    unreadable.push(Unreadable { part: part.name, image, path, reason });
+                }
+            }
         }
         Ok(unreadable)
     }
