@@ -541,6 +541,16 @@ pub enum FolderProblem {
     /// Shards of other images, or packed in another way.
     #[error("its shards are of other images, or packed with other settings: pack into a new folder")]
     OtherPack,
+    /// A packing that was stopped, or shards that are gone.
+    #[error(
+        "its shards have {got} images, but pack.json says {expected}: pack them again into this folder to complete it"
+    )]
+    PackedOtherwise {
+        /// Images in the shards.
+        got: usize,
+        /// Images that were to be packed.
+        expected: usize,
+    },
     /// Something else is where shards are to be made.
     #[error("it has other files: pack into a new folder")]
     NotEmpty,

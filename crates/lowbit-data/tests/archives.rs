@@ -309,6 +309,12 @@ fn a_folder_is_packed_and_what_was_stopped_goes_on() {
     // Stopped in the second shard, and killed in its writing.
     assert_eq!(pack(&folder, &stopped, &settings, |n| n < 8).unwrap(), None);
     put(&stopped, "train/shard-000001.part", b"half");
+    let incomplete = |got: usize| {
+        let text = ImageFolder::open(&stopped).unwrap_err().to_string();
+        let expected = format!("its shards have {got} images, but pack.json says 15: pack them again");
+        assert!(text.contains(&expected), "{text}");
+    };
+    incomplete(5);
     let packed = pack(&folder, &stopped, &settings, |_| true).unwrap().unwrap();
     assert_eq!(packed, Packed { n_images: 15, n_shards: 4, n_kept: 1 });
     for name in ["train/shard-000000.tar", "train/shard-000002.tar", "val/shard-000000.tar", "classes.txt"] {
@@ -324,6 +330,15 @@ fn a_folder_is_packed_and_what_was_stopped_goes_on() {
             assert_eq!(before.image(sample).unwrap(), after.image(sample).unwrap());
         }
     }
+
+    // A shard, and a part, that are gone.
+    fs::remove_file(stopped.join("train/shard-000001.tar")).unwrap();
+    incomplete(10);
+    fs::remove_dir_all(stopped.join("val")).unwrap();
+    fs::remove_file(stopped.join("train/shard-000000.tar")).unwrap();
+    incomplete(4);
+    fs::remove_file(stopped.join("train/shard-000002.tar")).unwrap();
+    incomplete(0);
 
     let other = pack(&folder, &stopped, &PackSettings { per_shard: 6, ..settings }, |_| true).unwrap_err();
     assert!(other.to_string().contains("packed with other settings"), "{other}");

@@ -143,10 +143,11 @@ impl ImageFolder {
                     (index, kept)
                 }
             };
-            expect_images(&index)?;
             Ok(FolderPart { name, index: Arc::new(index), index_file })
         };
         let parts = names.into_iter().map(part).collect::<Result<Vec<_>, DataError>>()?;
+        expect_all_packed(&root, &parts)?;
+        parts.iter().try_for_each(|part| expect_images(&part.index))?;
         Ok(ImageFolder { root, parts })
     }
 
@@ -384,6 +385,18 @@ fn has_folders(path: &Path) -> bool {
             !entry.file_name().as_encoded_bytes().starts_with(b".") && entry.path().is_dir()
         })
     })
+}
+
+/// Refuses a folder whose packing was stopped, or that has lost a shard since.
+fn expect_all_packed(root: &Path, parts: &[FolderPart]) -> Result<(), DataError> {
+    let Some(expected) = pack::expected_images(root) else { return Ok(()) };
+    let got: Vec<usize> = parts.iter().map(|part| part.index.len()).collect();
+    if got == expected {
+        return Ok(());
+    }
+    let sum = |counts: Vec<usize>| counts.into_iter().fold(0, usize::saturating_add);
+    let problem = FolderProblem::PackedOtherwise { got: sum(got), expected: sum(expected) };
+    Err(DataError::Folder { path: root.to_owned(), problem })
 }
 
 fn expect_images(index: &ImageIndex) -> Result<(), DataError> {

@@ -1,7 +1,7 @@
 //! Making shards of a folder of images: few large files instead of many small ones.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
@@ -11,6 +11,7 @@ use super::archive::CLASSES;
 use super::{FolderPart, ImageFolder};
 use crate::error::{Action, FolderProblem};
 use crate::geometry::resize_shorter;
+use crate::read::open_regular;
 use crate::{DataError, DecodeLimits, FileKind, Picture, decode};
 
 /// What was packed and how, so that a packing that was stopped goes on with the same.
@@ -116,6 +117,16 @@ pub fn pack(
         }
     }
     Ok(Some(packed))
+}
+
+/// The longest `pack.json` that is read.
+const MAX_RECORD: u64 = 64 << 20;
+
+/// Images of each part that were to be packed into `root`, training images first; `None` if it is no folder that was packed.
+pub(super) fn expected_images(root: &Path) -> Option<Vec<usize>> {
+    let mut bytes = Vec::new();
+    open_regular(&root.join(RECORD)).ok()?.take(MAX_RECORD).read_to_end(&mut bytes).ok()?;
+    serde_json::from_slice::<Record>(&bytes).ok().map(|record| record.n_images)
 }
 
 /// Refuses a folder with something else than the shards of the same images; writes down what is packed.
