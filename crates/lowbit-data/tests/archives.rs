@@ -155,6 +155,21 @@ fn hostile_archives_are_told() {
     odd(member(b"2.cls", file, 2, b"-1"), "2.cls: it has no class number from 0 to 65535");
     odd(member(b"2.cls", file, 1, b"1"), "2: it has a class, but no image");
     odd(member(b"2.png", file, 1, b"1"), "2: it has no class (.cls)");
+    // A number that is cut is another one.
+    let long = [&b" ".repeat(31)[..], b"12"].concat();
+    odd(member(b"2.cls", file, 33, &long), "2.cls: it has no class number from 0 to 65535");
+    // One image for one class, neither the last nor both.
+    let twice = |first: &[u8], second: &[u8], label: &[u8]| {
+        let class = member(label, file, 1, b"0");
+        [member(first, file, 1, b"1"), member(second, file, 1, b"1"), class].concat()
+    };
+    let folder = open(&[good.clone(), twice(b"2.left.png", b"2.right.png", b"2.cls")].concat()).unwrap();
+    assert_eq!(names(&folder, 0), ["a.tar/1.png", "a.tar/2.left.png"]);
+    let (path, reason) = &folder.parts()[0].index.unusable().first[0];
+    assert!(path.ends_with("a.tar/2.right.png"), "{path}");
+    assert_eq!(reason, "its key is that of 2.left.png: one image has one class (.cls)");
+    let folder = open(&[good.clone(), twice(b"2.cls", b"2.cls", b"2.CLS")].concat()).unwrap();
+    assert_eq!(folder.parts()[0].index.unusable().n, 3, "two more classes, and no image");
 
     let refused = |content: Vec<u8>, expected: &str| {
         let text = message(open(&content).unwrap_err(), &dir);

@@ -156,12 +156,12 @@ impl<'a> Archive<'a> {
     }
 
     /// A small file in it, as text.
-    pub(super) fn text(&self, member: &Member, limit: u64) -> Result<String, DataError> {
+    fn text(&self, member: &Member) -> Result<String, DataError> {
         let mut bytes = Vec::new();
         let mut file = &self.file;
         let read = file
             .seek(SeekFrom::Start(member.offset))
-            .and_then(|_| file.take(member.length.min(limit)).read_to_end(&mut bytes));
+            .and_then(|_| file.take(member.length).read_to_end(&mut bytes));
         read.map_err(|error| DataError::io(self.path, Action::Read, error))?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
@@ -230,15 +230,32 @@ pub(super) fn scan_shards(
             };
             let (key, ending) = key_of(&member.name);
             if ending == "cls" {
-                let text = archive.text(&member, MAX_LABEL)?;
+                // What is longer is not cut: its start may be another number.
+                let text = match member.length <= MAX_LABEL {
+                    true => archive.text(&member)?,
+                    false => String::new(),
+                };
                 match text.trim().parse::<u16>() {
-                    Ok(label) => open.entry(key.clone()).or_default().1 = Some(label),
+                    Ok(label) => match &mut open.entry(key.clone()).or_default().1 {
+                        Some(_) => {
+                            index.unusable.add(&within(&path, &member.name), "its image has a class already");
+                        }
+                        none => *none = Some(label),
+                    },
                     Err(_) => index
                         .unusable
                         .add(&within(&path, &member.name), "it has no class number from 0 to 65535"),
                 }
             } else if is_image(Path::new(&member.name)) {
-                open.entry(key.clone()).or_default().0 = Some(member);
+                let sample = open.entry(key.clone()).or_default();
+                match &sample.0 {
+                    Some(first) => {
+                        let first = first.name.escape_debug();
+                        let reason = format!("its key is that of {first}: one image has one class (.cls)");
+                        index.unusable.add(&within(&path, &member.name), reason);
+                    }
+                    None => sample.0 = Some(member),
+                }
             } else {
                 *index.skipped.others.entry("*".into()).or_default() += 1;
             }
