@@ -111,6 +111,11 @@ fn shards_without_names_have_numbers() {
     assert_eq!(folder.classes()[10], "10");
     let images = folder.images(&Fractions::default()).unwrap();
     assert_eq!((images.test.label(2), images.train.label(11)), (2, 11));
+    // What is outside of the folder is not of it.
+    put(dir.path(), "val/whole/a.tar", &tar(&pairs[..6]));
+    put(dir.path(), "val/classes.txt", b"a\nb\nc\n");
+    assert_eq!(ImageFolder::open(&dir.path().join("val/whole")).unwrap().classes(), ["0", "1", "2"]);
+    fs::remove_dir_all(dir.path().join("val/whole")).unwrap();
     put(dir.path(), "classes.txt", b"a\nb\n");
     let text = message(ImageFolder::open(dir.path()).unwrap_err(), &dir);
     assert_eq!(text, "use the images in DIR/train: a shard has class 11, but its classes.txt has 2 names");

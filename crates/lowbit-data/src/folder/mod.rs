@@ -137,7 +137,7 @@ impl ImageFolder {
             let (index, index_file) = match known {
                 Some(index) => (index, file),
                 None => {
-                    let index = scan_part(&path)?;
+                    let index = scan_part(&path, name)?;
                     let kept =
                         cache.filter(|_| index.len() >= kept_from).and_then(|cache| kept(cache, &index));
                     (index, kept)
@@ -355,15 +355,16 @@ fn kept(cache: &Path, index: &ImageIndex) -> Option<PathBuf> {
     index_file::write(&file, index).ok().map(|()| file)
 }
 
-/// The images of a folder of class folders, or of shards.
-fn scan_part(path: &Path) -> Result<ImageIndex, DataError> {
+/// The images of a folder of class folders, or of shards; `part` is its name, empty for one whole.
+fn scan_part(path: &Path, part: &str) -> Result<ImageIndex, DataError> {
     let shards = if has_folders(path) { Vec::new() } else { shards_in(path) };
     if shards.is_empty() {
         return scan::scan(path);
     }
-    let beside = [path.join(archive::CLASSES), path.join("..").join(archive::CLASSES)];
-    let classes =
-        beside.iter().find(|file| file.is_file()).map(|file| archive::read_classes(file)).transpose()?;
+    // What is beside one whole is outside of what was given.
+    let beside = (!part.is_empty()).then(|| path.join("..").join(archive::CLASSES));
+    let mut lists = [path.join(archive::CLASSES)].into_iter().chain(beside);
+    let classes = lists.find(|file| file.is_file()).map(|file| archive::read_classes(&file)).transpose()?;
     archive::scan_shards(path, &shards, classes, scan::modified(path)?)
 }
 
