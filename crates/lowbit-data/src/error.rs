@@ -503,6 +503,20 @@ pub enum FolderProblem {
     /// It is a file.
     #[error("it is no folder")]
     NotAFolder,
+    /// A part without class folders.
+    #[error(
+        "its folder {part} has neither class folders nor tar archives: put the images of each class into a folder of its own, as in {part}/cat/1.jpg"
+    )]
+    NoClassesInPart {
+        /// The folder.
+        part: &'static str,
+    },
+    /// Folders that are parts by their names, but would be classes.
+    #[error("its only folders, {}, would be the classes: parts are called train, val and test, and have a folder for each class, as in train/cat/1.jpg", .names.join(" and "))]
+    PartsAsClasses {
+        /// Their names.
+        names: Vec<String>,
+    },
     /// No folders in it.
     #[error("it has no class folders; expected train/<class>/*.jpg and val/<class>/*.jpg, or <class>/*.jpg")]
     NoClasses,

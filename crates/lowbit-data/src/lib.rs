@@ -66,7 +66,7 @@ pub use fetch::{FetchRequest, Progress, fetch};
 pub use file_kind::FileKind;
 pub use folder::{
     FolderImages, FolderPart, FolderSplit, ImageFolder, ImageIndex, ImageStats, MAX_IMAGE_FILE, PackSettings,
-    Packed, Skipped, Spread, Unreadable, Unusable, contact_sheet, index_cache, pack,
+    Packed, Skipped, Spread, Unreadable, Unusable, contact_sheet, index_cache, one_line, pack,
 };
 pub use geometry::{CropBox, Geometry, RandomResizedCrop};
 pub use idx::MAX_IMAGES;

@@ -169,7 +169,7 @@ impl fmt::Display for DataWarning {
                     Split::Train => "the network cannot learn what is missing",
                     Split::Validation | Split::Test => "the accuracy says nothing about what is missing",
                 };
-                write!(f, "{more}: {consequence}; put images into their folders")
+                write!(f, "{more}: {consequence}; put more images into their folders")
             }
             DataWarning::OneClass { class, n_images } => write!(
                 f,

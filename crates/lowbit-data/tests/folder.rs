@@ -200,7 +200,7 @@ fn a_folder_that_is_divided_is_found_so() {
     assert_eq!(
         warnings,
         [
-            "the test images are of 2 of 3 classes, without \"b\": the accuracy says nothing about what is missing; put images \
+            "the test images are of 2 of 3 classes, without \"b\": the accuracy says nothing about what is missing; put more images \
           into their folders"
         ]
     );
@@ -231,6 +231,65 @@ fn a_folder_that_is_divided_is_found_so() {
     put(dir.path(), "valid/a/9.png", b"x");
     let text = message(ImageFolder::open(dir.path()).unwrap_err(), &dir);
     assert_eq!(text, "use the images in DIR: it has both val and valid; leave one of them");
+}
+
+/// Labels follow from all classes: the same images have other labels where a class is renamed.
+#[test]
+fn the_digest_of_a_part_knows_the_classes_of_all() {
+    let dir = folder(&["train/a/1.png", "train/b/1.png", "train/c/1.png", "val/b/1.png", "val/c/1.png"]);
+    let of_val = |dir: &TempDir| {
+        let images = images(dir, Fractions::default()).unwrap().test;
+        let labels: Vec<u16> = (0..images.info().n_samples).map(|sample| images.label(sample)).collect();
+        (labels, images.digest().unwrap())
+    };
+    let (labels, digest) = of_val(&dir);
+    assert_eq!(labels, [1, 2]);
+    fs::rename(dir.path().join("train/a"), dir.path().join("train/d")).unwrap();
+    let (other_labels, other_digest) = of_val(&dir);
+    assert_eq!(other_labels, [0, 1]);
+    assert_ne!(other_digest, digest);
+}
+
+#[test]
+fn parts_without_class_folders_are_told() {
+    let check = |names: &[&str], expected: &str| {
+        let dir = folder(names);
+        assert_eq!(
+            message(ImageFolder::open(dir.path()).unwrap_err(), &dir),
+            format!("use the images in DIR: {expected}")
+        );
+    };
+    check(
+        &["train/1.png", "val/1.png"],
+        "its only folders, train and val, would be the classes: parts are called train, val and test, and have a folder for each \
+         class, as in train/cat/1.jpg",
+    );
+    check(
+        &["training/a/1.png", "Validation/a/1.png"],
+        "its only folders, Validation and training, would be the classes: parts are called train, val and test, and have a folder \
+         for each class, as in train/cat/1.jpg",
+    );
+    check(
+        &["train/a/1.png", "val/1.png"],
+        "its folder val has neither class folders nor tar archives: put the images of each class into a folder of its own, as in \
+         val/cat/1.jpg",
+    );
+}
+
+/// A class of one image is in one part alone.
+#[test]
+fn classes_that_a_division_leaves_out_are_told() {
+    let mut all: Vec<String> = (0..10).map(|i| format!("a/{i}.png")).collect();
+    all.push("b/1.png".into());
+    let dir = folder(&all.iter().map(String::as_str).collect::<Vec<_>>());
+    let found = images(&dir, Fractions { validation: 0.2, test: 0.2, seed: 5 }).unwrap();
+    let warnings: Vec<String> = found.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(
+        warnings[0].starts_with("the validation images are of 1 of 2 classes, without \"b\""),
+        "{warnings:?}"
+    );
+    assert!(warnings[1].starts_with("the test images are of 1 of 2 classes, without \"b\""), "{warnings:?}");
 }
 
 /// A class may be called train.

@@ -336,7 +336,8 @@ impl Found {
         let divided =
             lowbit_data::divide(&labels, &Fractions { validation, test: 0.0, seed: recipe.split_seed });
         let of = |indices| Some(lowbit_data::subset(Arc::clone(train), indices));
-        Found { validation: of(divided.validation), train: of(divided.train), ..self }
+        // A published figure is of a training on all images.
+        Found { validation: of(divided.validation), train: of(divided.train), are_published: false, ..self }
     }
 }
 

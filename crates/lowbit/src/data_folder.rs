@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lowbit_data::{
     FolderPart, Fractions, Geometry, ImageFolder, ImageIndex, ImageStats, LoaderConfig, Normalization,
-    PackSettings, Packed, Source, Spread, contact_sheet, index_cache,
+    PackSettings, Packed, Source, Spread, contact_sheet, index_cache, one_line,
 };
 use lowbit_train::recipe::DataRecipe;
 use lowbit_train::shell_quoted;
 use serde::Serialize;
 
-use crate::exit_code::Code;
+use crate::exit_code::{Code, UsageError};
 use crate::output::{self, counted};
 use crate::progress::{Progress, Screen};
 use crate::recipes;
@@ -180,7 +180,7 @@ fn classes(n: usize) -> String {
 
 /// An image that cannot be decoded, by its index, and why.
 fn unreadable_file(index: &ImageIndex, (image, reason): (usize, String)) -> File {
-    let path = index.path(image).display().to_string();
+    let path = one_line(&index.path(image));
     // What says why begins with the path, as elsewhere.
     let reason = reason.strip_prefix(&format!("{path}: ")).unwrap_or(&reason).to_owned();
     File { path, reason }
@@ -225,6 +225,13 @@ pub fn show(
     sheet: Option<&Path>,
     json: bool,
 ) -> anyhow::Result<Code> {
+    // A sheet that was made before may be made again; a recipe is not to be written over.
+    if let Some(path) = sheet.filter(|path| path.extension().is_none_or(|ending| ending != "png")) {
+        let path = path.display();
+        return Err(
+            UsageError(format!("--out {path}: the sheet is a PNG file, as in --out sheet.png")).into()
+        );
+    }
     let folder = ImageFolder::open(dir)?;
     let report = Report::new(&folder)?;
     if let Some(path) = sheet {

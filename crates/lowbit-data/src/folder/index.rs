@@ -132,7 +132,7 @@ impl Unusable {
 }
 
 /// A path in one line: what is not text, or not seen, is written out.
-pub(super) fn one_line(path: &Path) -> String {
+pub fn one_line(path: &Path) -> String {
     let text = path.to_string_lossy();
     match text.chars().any(char::is_control) || matches!(text, std::borrow::Cow::Owned(_)) {
         // As Rust writes it, with each byte that is no text.

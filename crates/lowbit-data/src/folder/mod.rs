@@ -10,12 +10,12 @@ mod sheet;
 mod source;
 mod stats;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use index::{ImageIndex, MAX_IMAGE_FILE, Skipped, Unusable};
+pub use index::{ImageIndex, MAX_IMAGE_FILE, Skipped, Unusable, one_line};
 pub use index_file::index_cache;
 pub use pack::{PackSettings, Packed, pack};
 pub use sheet::contact_sheet;
@@ -120,6 +120,13 @@ impl ImageFolder {
         };
         let mut names = Vec::new();
         if has(&TRAIN) {
+            // What is there, but of no class, would be passed over without a word.
+            let is_filled = |part: &&&'static str| {
+                !has(part) && fs::read_dir(root.join(part)).is_ok_and(|mut entries| entries.next().is_some())
+            };
+            if let Some(part) = VALIDATION.iter().chain(&[TEST]).find(is_filled) {
+                return Err(folder(FolderProblem::NoClassesInPart { part }));
+            }
             names.push(TRAIN);
             match VALIDATION.iter().copied().filter(has).collect::<Vec<_>>()[..] {
                 [] => {}
@@ -148,6 +155,11 @@ impl ImageFolder {
         let parts = names.into_iter().map(part).collect::<Result<Vec<_>, DataError>>()?;
         expect_all_packed(&root, &parts)?;
         parts.iter().try_for_each(|part| expect_images(&part.index))?;
+        if let [FolderPart { name: "", index, .. }] = parts.as_slice()
+            && index.classes().iter().all(|class| is_part_name(class))
+        {
+            return Err(folder(FolderProblem::PartsAsClasses { names: index.classes().to_vec() }));
+        }
         Ok(ImageFolder { root, parts })
     }
 
@@ -296,34 +308,14 @@ impl ImageFolder {
             (validation.map(|part| part.name), test.map(|part| part.name));
         let mut warnings = Vec::new();
         let whole: Arc<dyn Source> = Arc::new(self.part_images(&self.parts[0])?);
-        let mut part = |part: &FolderPart, split| -> Result<Arc<dyn Source>, DataError> {
-            let images = self.part_images(part)?;
-            let counts = part.index.counts();
-            let of_part: HashMap<&String, usize> = part.index.classes().iter().zip(counts).collect();
-            let has = |class: &&String| of_part.get(class).is_some_and(|n| *n > 0);
-            let absent: Vec<String> = self.classes().iter().filter(|class| !has(class)).cloned().collect();
-            if !absent.is_empty() {
-                warnings.push(DataWarning::AbsentClasses { split, n_classes: self.classes().len(), absent });
-            }
-            Ok(Arc::new(images))
+        let part = |part: &FolderPart| -> Result<Arc<dyn Source>, DataError> {
+            Ok(Arc::new(self.part_images(part)?))
         };
-        let own_validation = validation.map(|found| part(found, Split::Validation)).transpose()?;
-        let own_test = test.map(|found| part(found, Split::Test)).transpose()?;
-        let train_index = &self.parts[0].index;
-        let counts = train_index.counts();
-        let empty: Vec<String> = train_index
-            .classes()
-            .iter()
-            .zip(&counts)
-            .filter(|(_, n)| **n == 0)
-            .map(|(class, _)| class.clone())
-            .collect();
-        if !empty.is_empty() {
-            let n_classes = self.classes().len();
-            warnings.push(DataWarning::AbsentClasses { split: Split::Train, n_classes, absent: empty });
-        }
+        let own_validation = validation.map(part).transpose()?;
+        let own_test = test.map(part).transpose()?;
         if let [class] = self.classes() {
-            warnings.push(DataWarning::OneClass { class: class.clone(), n_images: train_index.len() });
+            let n_images = self.parts[0].index.len();
+            warnings.push(DataWarning::OneClass { class: class.clone(), n_images });
         }
         let labels: Vec<u16> = (0..whole.info().n_samples).map(|sample| whole.label(sample)).collect();
         let divided = divide(&labels, fractions);
@@ -343,10 +335,33 @@ impl ImageFolder {
                 return Err(problem(FolderProblem::NothingLeft { what, n_images: labels.len() }));
             }
         }
+        for (source, split) in [
+            (Some(&train), Split::Train),
+            (validation.as_ref(), Split::Validation),
+            (Some(&test), Split::Test),
+        ] {
+            let absent = source.map_or(Vec::new(), |source| absent_classes(&**source, self.classes()));
+            if !absent.is_empty() {
+                warnings.push(DataWarning::AbsentClasses { split, n_classes: self.classes().len(), absent });
+            }
+        }
         let of_train = self.parts[0].name;
         let folders = [of_train, own_validation_name.unwrap_or(of_train), own_test_name.unwrap_or(of_train)];
         Ok(FolderSplit { classes: self.classes().to_vec(), train, validation, test, folders, warnings })
     }
+}
+
+/// Whether a folder of this name is a part of a data set somewhere. (A class of vehicles may be called train, but not all classes.)
+fn is_part_name(class: &str) -> bool {
+    let names = ["train", "training", "val", "valid", "validation", "test", "testing"];
+    names.iter().any(|name| name.eq_ignore_ascii_case(class))
+}
+
+/// Names of the classes that `source` has no image of.
+fn absent_classes(source: &dyn Source, classes: &[String]) -> Vec<String> {
+    let mut has = vec![false; classes.len()];
+    (0..source.info().n_samples).for_each(|sample| has[usize::from(source.label(sample))] = true);
+    classes.iter().zip(has).filter(|(_, has)| !has).map(|(class, _)| class.clone()).collect()
 }
 
 /// Writes the index of a part; a cache that cannot be written to is no error.

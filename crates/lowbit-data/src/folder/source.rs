@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use sha2::{Digest as _, Sha256};
+
 use super::index::ImageIndex;
 use crate::{
     DataError, DecodeLimits, Digest, Image, Normalization, Picture, SampleError, Source, SourceInfo, decode,
@@ -39,7 +41,8 @@ pub struct Unreadable {
 impl FolderImages {
     /// The images of `index`, whose classes are all among `classes`; else those that are not.
     pub(super) fn new(name: String, index: Arc<ImageIndex>, classes: &[String]) -> Result<Self, Vec<String>> {
-        let known: HashMap<&String, u16> = classes.iter().zip(0..).collect();
+        let known: HashMap<&String, u16> =
+            classes.iter().enumerate().map(|(label, class)| (class, label as u16)).collect();
         let place = |class: &String| known.get(class).copied().ok_or_else(|| class.clone());
         let (places, unknown): (Vec<_>, Vec<_>) = index.classes().iter().map(place).partition(Result::is_ok);
         if !unknown.is_empty() {
@@ -139,7 +142,17 @@ impl Source for FolderImages {
         if let Some(digest) = self.digest.get() {
             return Ok(digest.clone());
         }
-        let digest = self.index.digest()?;
+        let mut digest = self.index.digest()?;
+        if self.class_of.is_some() {
+            // The index knows the names of its own classes; their labels follow from those of all.
+            let mut hasher = Sha256::new();
+            for text in std::iter::once(&digest.to_string()).chain(&self.classes) {
+                hasher.update((text.len() as u64).to_le_bytes());
+                hasher.update(text);
+            }
+            let digits: String = format!("{:x}", hasher.finalize()).chars().take(32).collect();
+            digest = Digest::Other(format!("images {digits}"));
+        }
         Ok(self.digest.get_or_init(|| digest).clone())
     }
 
