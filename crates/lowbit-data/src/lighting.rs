@@ -11,7 +11,7 @@ const COMPONENTS: [[f32; 3]; 3] =
 const DEVIATIONS: [f32; 3] = [0.2175, 0.0188, 0.0045];
 
 /// What is added to red, green and blue of all pixels of an image, where the largest pixel value is 1: the principal components of
-/// ImageNet's colors ([Krizhevsky12] section 4.1), each with its deviation and a normal draw of deviation `strength`.
+/// ImageNet's colors (Krizhevsky et al. 2012, section 4.1), each with its deviation and a normal draw of deviation `strength`.
 pub(crate) fn draw(rng: &mut impl Rng, strength: f32) -> [f32; 3] {
     let drawn: [f32; 3] = std::array::from_fn(|_| StandardNormal.sample(rng));
     COMPONENTS.map(|row| {
