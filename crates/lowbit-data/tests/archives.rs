@@ -311,6 +311,79 @@ fn imagenet_is_read_as_it_is_published() {
     );
 }
 
+/// As in class folders: nothing that is an image by its name is passed over silently, and no other takes its class.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_cannot_be_used_of_imagenet_is_told() {
+    use std::os::unix::ffi::OsStrExt;
+    const LONG: u64 = (256 << 20) + 1;
+    let too_long = "it has 268435457 bytes, more than the 268435456 that are read of an image";
+    let unusable = |folder: &ImageFolder, part: usize| -> Vec<(String, String)> {
+        let told = folder.parts()[part].index.unusable();
+        assert_eq!(told.n, told.first.len() as u64);
+        let root = format!("{}/", folder.root().display());
+        let mut all: Vec<_> =
+            told.first.iter().map(|(path, reason)| (path.replace(&root, ""), reason.clone())).collect();
+        all.sort_unstable();
+        all
+    };
+    let said = |path: &str, reason: &str| (path.to_owned(), reason.to_owned());
+
+    let flat = tempfile::tempdir().unwrap();
+    train_folders(flat.path());
+    let val = flat.path().join("val");
+    put(&val, "1.png", &png(1, 1));
+    std::os::unix::fs::symlink("nowhere", val.join("2.png")).unwrap();
+    fs::File::create(val.join("3.png")).unwrap().set_len(LONG).unwrap();
+    put(&val, "4.png", &png(4, 1));
+    fs::write(val.join(std::ffi::OsStr::from_bytes(b"5\xff.png")), b"x").unwrap();
+    put(&val, ".6.png", b"hidden");
+    put(&val, "notes.txt", b"");
+    let told = [
+        said("val/2.png", "it is a link that leads nowhere"),
+        said("val/3.png", too_long),
+        said("val/5\\xFF.png", "its name is no UTF-8: rename it"),
+    ];
+    let of_names = "1 n01440764\n4 n02119789\n".to_owned();
+    let in_order = [0, 1, 1, 2, 1].map(|class| SYNSETS[class]).join("\n");
+    for labels in [of_names, in_order] {
+        put(flat.path(), "val.txt", labels.as_bytes());
+        let folder = ImageFolder::open_imagenet(flat.path()).unwrap();
+        assert_eq!(unusable(&folder, 1), told);
+        let index = &folder.parts()[1].index;
+        assert_eq!(
+            (names(&folder, 1), index.label(0), index.label(1)),
+            (vec!["1.png".into(), "4.png".into()], 0, 2)
+        );
+        assert_eq!((index.skipped().hidden, index.skipped().total()), (1, 2));
+    }
+
+    // The same class twice, and a member that is too long, in a hole.
+    let tars = tempfile::tempdir().unwrap();
+    let class = |name: &str| tar(&[(name, &png(1, 1)[..])]);
+    let (first, second, other) = (class("1.png"), class("2.png"), class("3.png"));
+    let train = tar(&[
+        ("a/n01440764.tar", &first[..]),
+        ("a/n01443537.tar", &other[..]),
+        ("b/n01440764.tar", &second[..]),
+    ]);
+    put(tars.path(), "ILSVRC2012_img_train.tar", &train);
+    let file = tar::EntryType::Regular;
+    let long = [tar(&[("1.png", &png(1, 1))])[..1024].to_vec(), member(b"2.png", file, LONG, b"")].concat();
+    put(tars.path(), "ILSVRC2012_img_val.tar", &long);
+    let archive =
+        fs::OpenOptions::new().write(true).open(tars.path().join("ILSVRC2012_img_val.tar")).unwrap();
+    archive.set_len(long.len() as u64 + LONG.next_multiple_of(512)).unwrap();
+    put(tars.path(), "val.txt", b"n01443537\nn01440764\n");
+    let folder = ImageFolder::open_imagenet(tars.path()).unwrap();
+    assert_eq!(folder.classes(), [SYNSETS[0], SYNSETS[1]]);
+    assert_eq!(names(&folder, 0).len(), 2);
+    let twice = "it is of the same class as a/n01440764.tar";
+    assert_eq!(unusable(&folder, 0), [said("ILSVRC2012_img_train.tar/b/n01440764.tar", twice)]);
+    assert_eq!(unusable(&folder, 1), [said("ILSVRC2012_img_val.tar/2.png", too_long)]);
+    assert_eq!((names(&folder, 1).len(), folder.parts()[1].index.label(0)), (1, 1));
+}
+
 #[test]
 fn a_folder_is_packed_and_what_was_stopped_goes_on() {
     let source = tempfile::tempdir().unwrap();

@@ -9,7 +9,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::index::{Container, ImageIndex, MAX_IMAGE_FILE};
-use super::scan::is_image;
+use super::scan::{is_image, too_long};
 use crate::DataError;
 use crate::error::{Action, FolderProblem};
 use crate::read::open_regular;
@@ -270,9 +270,7 @@ pub(super) fn scan_shards(
                     index.push(place, &member.name, length, label)?;
                     index.offsets.push(member.offset);
                 }
-                _ => index
-                    .unusable
-                    .add(&within(&path, &member.name), "it is longer than what is read of an image"),
+                _ => index.unusable.add(&within(&path, &member.name), too_long(member.length)),
             }
             Ok(())
         })?;

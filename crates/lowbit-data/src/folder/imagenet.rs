@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::archive::{Archive, Found, Member, is_archive, within};
 use super::index::{Container, ImageIndex, MAX_IMAGE_FILE};
-use super::scan::{is_image, modified};
+use super::scan::{BROKEN, Kind, NOT_TEXT, count_other, is_hidden, is_image, kind_of, modified, too_long};
 use crate::DataError;
 use crate::error::{Action, FolderProblem};
 
@@ -188,23 +188,46 @@ fn stem(name: &str) -> &str {
 fn scan_flat(path: &Path, labels: &Labels, classes: &[String]) -> Result<ImageIndex, DataError> {
     let mut index = ImageIndex::new(path.to_owned(), classes.to_vec());
     index.containers.push(Container::directory(String::new(), modified(path)?));
-    let mut found = Vec::new();
+    // With their lengths; `None` for what cannot be used.
+    let mut found: Vec<(String, Option<u32>)> = Vec::new();
     for entry in fs::read_dir(path).map_err(|error| DataError::io(path, Action::Read, error))? {
         let entry = entry.map_err(|error| DataError::io(path, Action::Read, error))?;
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        let length =
-            fs::metadata(entry.path()).ok().filter(fs::Metadata::is_file).map(|metadata| metadata.len());
-        match length {
-            Some(length) if is_image(Path::new(&name)) && length <= MAX_IMAGE_FILE.into() => {
-                found.push((name, length as u32));
+        let name = entry.file_name();
+        if is_hidden(&name) {
+            index.skipped.hidden += 1;
+            continue;
+        }
+        let kind = kind_of(&entry)?;
+        if !is_image(Path::new(&name)) {
+            count_other(&mut index, Path::new(&name));
+            continue;
+        }
+        let length = match kind {
+            Kind::File(length) if length <= MAX_IMAGE_FILE.into() => Ok(length as u32),
+            Kind::File(length) => Err(too_long(length)),
+            Kind::Broken => Err(BROKEN.into()),
+            Kind::Directory { .. } => {
+                count_other(&mut index, Path::new(&name));
+                continue;
             }
-            _ => *index.skipped.others.entry("*".into()).or_default() += 1,
+            Kind::Special => {
+                index.skipped.special += 1;
+                continue;
+            }
+        };
+        let length = if name.to_str().is_some() { length } else { Err(NOT_TEXT.into()) };
+        let length = length.map_err(|reason| index.unusable.add(&entry.path(), reason)).ok();
+        // A list without names has a line for what cannot be used too.
+        if length.is_some() || !labels.in_order.is_empty() {
+            found.push((name.to_string_lossy().into_owned(), length));
         }
     }
     found.sort_unstable();
-    let (names, lengths): (Vec<String>, Vec<u32>) = found.into_iter().unzip();
+    let (names, lengths): (Vec<String>, Vec<Option<u32>>) = found.into_iter().unzip();
     for ((name, length), label) in names.iter().zip(lengths).zip(labels.of(&names, classes)?) {
-        index.push(0, name, length, label)?;
+        if let Some(length) = length {
+            index.push(0, name, length, label)?;
+        }
     }
     index.shrink();
     Ok(index)
@@ -226,14 +249,24 @@ fn scan_tar(path: &Path, labels: &Labels, classes: &[String]) -> Result<ImageInd
     members.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     let names: Vec<String> = members.iter().map(|member| member.name.clone()).collect();
     for (member, label) in members.into_iter().zip(labels.of(&names, classes)?) {
-        index.push(0, &member.name, member.length as u32, label)?;
-        index.offsets.push(member.offset);
+        push(&mut index, path, &member, label)?;
     }
     index.shrink();
     Ok(index)
 }
 
-/// The images of an archive, or of a member of it, that can be used.
+/// Appends an image of the archive at `path`, if it can be used.
+fn push(index: &mut ImageIndex, path: &Path, member: &Member, label: u16) -> Result<(), DataError> {
+    if member.length > MAX_IMAGE_FILE.into() {
+        index.unusable.add(&within(path, &member.name), too_long(member.length));
+        return Ok(());
+    }
+    index.push(0, &member.name, member.length as u32, label)?;
+    index.offsets.push(member.offset);
+    Ok(())
+}
+
+/// The images of an archive, or of a member of it, of any length.
 fn images_of(
     archive: &Archive<'_>,
     start: u64,
@@ -244,11 +277,7 @@ fn images_of(
     let mut members = Vec::new();
     let seen = |found: Found| {
         match found {
-            Found::File(member)
-                if is_image(Path::new(&member.name)) && member.length <= MAX_IMAGE_FILE.into() =>
-            {
-                members.push(member);
-            }
+            Found::File(member) if is_image(Path::new(&member.name)) => members.push(member),
             Found::File(_) => *index.skipped.others.entry("*".into()).or_default() += 1,
             Found::Odd(name, reason) => index.unusable.add(&within(path, &name), reason),
         }
@@ -273,8 +302,15 @@ fn scan_tar_of_tars(path: &Path) -> Result<ImageIndex, DataError> {
         }
         Ok(())
     })?;
-    inner.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    inner.dedup_by(|a, b| stem(&a.name) == stem(&b.name));
+    inner.sort_unstable_by(|a, b| (stem(&a.name), &a.name).cmp(&(stem(&b.name), &b.name)));
+    inner.dedup_by(|second, first| {
+        let is_same = stem(&second.name) == stem(&first.name);
+        if is_same {
+            let reason = format!("it is of the same class as {}", first.name);
+            index.unusable.add(&within(path, &second.name), reason);
+        }
+        is_same
+    });
     index.classes = inner.iter().map(|member| stem(&member.name).to_owned()).collect();
     if index.classes.len() > super::scan::MAX_CLASSES {
         let problem =
@@ -282,12 +318,11 @@ fn scan_tar_of_tars(path: &Path) -> Result<ImageIndex, DataError> {
         return Err(DataError::Folder { path: path.to_owned(), problem });
     }
     for (label, class) in inner.iter().enumerate() {
-        let mut members =
-            images_of(&archive, class.offset, Some(class.length), &mut index, &path.join(&class.name))?;
+        let path = within(path, &class.name);
+        let mut members = images_of(&archive, class.offset, Some(class.length), &mut index, &path)?;
         members.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         for member in members {
-            index.push(0, &member.name, member.length as u32, label as u16)?;
-            index.offsets.push(member.offset);
+            push(&mut index, &path, &member, label as u16)?;
         }
     }
     index.shrink();

@@ -58,6 +58,13 @@ pub(super) fn scan(root: &Path) -> Result<ImageIndex, DataError> {
 
 pub(super) const NOT_TEXT: &str = "its name is no UTF-8: rename it";
 
+pub(super) const BROKEN: &str = "it is a link that leads nowhere";
+
+/// What is wrong with a file of `length` bytes, more than [`MAX_IMAGE_FILE`].
+pub(super) fn too_long(length: u64) -> String {
+    format!("it has {length} bytes, more than the {MAX_IMAGE_FILE} that are read of an image")
+}
+
 /// A file of a class: its directory, its name, its length.
 type Found = (u32, String, u32);
 
@@ -102,14 +109,9 @@ fn scan_class(index: &mut ImageIndex, label: u16) -> Result<(), DataError> {
                 }
                 Kind::File(length) => match u32::try_from(length) {
                     Ok(length) if length <= MAX_IMAGE_FILE => found.push((place, name, length)),
-                    _ => {
-                        let reason = format!(
-                            "it has {length} bytes, more than the {MAX_IMAGE_FILE} that are read of an image"
-                        );
-                        index.unusable.add(&entry.path(), reason);
-                    }
+                    _ => index.unusable.add(&entry.path(), too_long(length)),
                 },
-                Kind::Broken => index.unusable.add(&entry.path(), "it is a link that leads nowhere"),
+                Kind::Broken => index.unusable.add(&entry.path(), BROKEN),
                 Kind::Special => index.skipped.special += 1,
             }
         }
@@ -125,7 +127,7 @@ fn scan_class(index: &mut ImageIndex, label: u16) -> Result<(), DataError> {
 }
 
 /// What a name in a directory stands for, links followed.
-enum Kind {
+pub(super) enum Kind {
     Directory {
         by_link: bool,
     },
@@ -135,7 +137,7 @@ enum Kind {
     Special,
 }
 
-fn kind_of(entry: &DirEntry) -> Result<Kind, DataError> {
+pub(super) fn kind_of(entry: &DirEntry) -> Result<Kind, DataError> {
     let path = || entry.path();
     let file_type = entry.file_type().map_err(|error| DataError::io(&path(), Action::Read, error))?;
     if file_type.is_dir() {
@@ -184,7 +186,7 @@ fn identity(path: &Path) -> Result<std::path::PathBuf, DataError> {
     fs::canonicalize(path).map_err(|error| DataError::io(path, Action::Read, error))
 }
 
-fn is_hidden(name: &OsStr) -> bool {
+pub(super) fn is_hidden(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(b".")
 }
 
@@ -196,7 +198,7 @@ pub(super) fn is_image(name: &Path) -> bool {
     ENDINGS.contains(&ending(name).as_str())
 }
 
-fn count_other(index: &mut ImageIndex, name: &Path) {
+pub(super) fn count_other(index: &mut ImageIndex, name: &Path) {
     let others = &mut index.skipped.others;
     let ending = ending(name);
     let is_plain = ending.len() <= 8 && ending.bytes().all(|byte| byte.is_ascii_alphanumeric());
