@@ -635,8 +635,9 @@ pub enum FolderProblem {
         n_train: usize,
     },
     /// Files that are images by their name, but cannot be used.
-    #[error("{n} {} cannot be used, the first is {first}: {reason}; repair or remove {}, or pass over them with \
-        data.skip_unreadable=true", if *.n == 1 { "file" } else { "files" }, if *.n == 1 { "it" } else { "them" })]
+    #[error("{n} {} cannot be used, the first is {first}: {reason}; repair or remove {}, or pass over {} with \
+        --skip-unreadable", if *.n == 1 { "file" } else { "files" }, if *.n == 1 { "it" } else { "them" },
+        if *.n == 1 { "it" } else { "them" })]
     Unusable {
         /// Their number.
         n: u64,

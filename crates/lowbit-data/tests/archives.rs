@@ -398,7 +398,7 @@ fn a_folder_is_packed_and_what_was_stopped_goes_on() {
     let to = tempfile::tempdir().unwrap();
     let (whole, stopped) = (to.path().join("whole"), to.path().join("stopped"));
     let packed = pack(&folder, &whole, &settings, |_| true).unwrap().unwrap();
-    assert_eq!(packed, Packed { n_images: 15, n_shards: 4, n_kept: 0 });
+    assert_eq!(packed, Packed { n_images: 15, n_skipped: 0, n_shards: 4, n_kept: 0 });
     // Stopped in the second shard, and killed in its writing.
     assert_eq!(pack(&folder, &stopped, &settings, |n| n < 8).unwrap(), None);
     put(&stopped, "train/shard-000001.part", b"half");
@@ -409,7 +409,7 @@ fn a_folder_is_packed_and_what_was_stopped_goes_on() {
     };
     incomplete(5);
     let packed = pack(&folder, &stopped, &settings, |_| true).unwrap().unwrap();
-    assert_eq!(packed, Packed { n_images: 15, n_shards: 4, n_kept: 1 });
+    assert_eq!(packed, Packed { n_images: 15, n_skipped: 0, n_shards: 4, n_kept: 1 });
     for name in ["train/shard-000000.tar", "train/shard-000002.tar", "val/shard-000000.tar", "classes.txt"] {
         assert_eq!(fs::read(whole.join(name)).unwrap(), fs::read(stopped.join(name)).unwrap(), "{name}");
     }
@@ -437,6 +437,53 @@ fn a_folder_is_packed_and_what_was_stopped_goes_on() {
     assert!(other.to_string().contains("packed with other settings"), "{other}");
     let into = pack(&folder, source.path(), &settings, |_| true).unwrap_err();
     assert!(into.to_string().contains("it has other files"), "{into}");
+}
+
+/// A file that cannot be decoded ends the packing, or is left out; what is there already stays.
+#[test]
+fn a_packing_may_leave_out_what_cannot_be_decoded() {
+    let source = tempfile::tempdir().unwrap();
+    for i in 0..6 {
+        put(source.path(), &format!("train/a/{i}.png"), &png(i + 3, i as u8));
+    }
+    put(source.path(), "train/a/2.png", b"<html>404</html>");
+    put(source.path(), "train/a/4.png", &png(7, 4)[..60]);
+    put(source.path(), "val/a/0.png", &png(40, 9));
+    let folder = ImageFolder::open(source.path()).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let settings = PackSettings { per_shard: 2, ..PackSettings::default() };
+    let text = message(pack(&folder, to.path(), &settings, |_| true).unwrap_err(), &source);
+    assert_eq!(
+        text,
+        "use the images in DIR/train: 1 file cannot be used, the first is DIR/train/a/2.png: it is a web page, not a JPEG or \
+         PNG image; repair or remove it, or pass over it with --skip-unreadable"
+    );
+    let skipping = PackSettings { skip_unreadable: true, ..settings };
+    // Stopped after what was left out of the second shard, and gone on without the first.
+    assert_eq!(pack(&folder, to.path(), &skipping, |n| n < 5).unwrap(), None);
+    let record = || fs::read_to_string(to.path().join("pack.json")).unwrap();
+    assert!(record().contains("train/a/2.png") && !record().contains("4.png"), "{}", record());
+    let packed = pack(&folder, to.path(), &skipping, |_| true).unwrap().unwrap();
+    assert_eq!(packed, Packed { n_images: 5, n_skipped: 2, n_shards: 4, n_kept: 2 });
+    let shards = ImageFolder::open(to.path()).unwrap();
+    assert_eq!(names(&shards, 0).len(), 4);
+    assert_eq!(shards.unreadable(1).unwrap(), []);
+    assert!(record().contains("it is a web page") && record().contains("4.png"), "{}", record());
+    // What cannot be used from the start too.
+    put(source.path(), "train/a/2.png", &png(5, 2));
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("nowhere", source.path().join("train/a/9.png")).unwrap();
+        let folder = ImageFolder::open(source.path()).unwrap();
+        let again = to.path().join("again");
+        let refused = pack(&folder, &again, &settings, |_| true).unwrap_err();
+        assert!(refused.to_string().contains("it is a link that leads nowhere"), "{refused}");
+        let packed = pack(&folder, &again, &skipping, |_| true).unwrap().unwrap();
+        assert_eq!(packed, Packed { n_images: 6, n_skipped: 2, n_shards: 4, n_kept: 0 });
+        let record = fs::read_to_string(again.join("pack.json")).unwrap();
+        assert!(record.contains("it is a link that leads nowhere"), "{record}");
+        assert_eq!(names(&ImageFolder::open(&again).unwrap(), 0).len(), 5);
+    }
 }
 
 #[test]

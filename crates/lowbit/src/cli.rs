@@ -429,6 +429,9 @@ pub enum DataCommand {
         /// Images of each archive
         #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
         per_shard: u32,
+        /// Decode every image, and leave out what cannot be decoded, instead of ending there: it is listed in DST/pack.json
+        #[arg(long)]
+        skip_unreadable: bool,
         /// The source is ILSVRC-2012 as it is published, for data.dataset="imagenet"
         #[arg(long)]
         imagenet: bool,

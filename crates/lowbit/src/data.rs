@@ -27,9 +27,13 @@ pub fn run(args: &DataArgs, screen: &Screen) -> anyhow::Result<Code> {
         DataCommand::Show { dir, recipe, set, out } => {
             data_folder::show(dir, recipe.as_deref(), &set.set, out.as_deref(), json)
         }
-        DataCommand::Pack { from, to, resize, quality, per_shard, imagenet } => {
-            let settings =
-                PackSettings { resize: *resize, quality: *quality, per_shard: *per_shard as usize };
+        DataCommand::Pack { from, to, resize, quality, per_shard, skip_unreadable, imagenet } => {
+            let settings = PackSettings {
+                resize: *resize,
+                quality: *quality,
+                per_shard: *per_shard as usize,
+                skip_unreadable: *skip_unreadable,
+            };
             let folder = match imagenet {
                 true => ImageFolder::open_imagenet(from)?,
                 false => ImageFolder::open(from)?,

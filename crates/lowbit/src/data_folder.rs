@@ -491,11 +491,15 @@ pub fn pack(
         None => (Code::Interrupted, "interrupted"),
     };
     let text = match &packed {
-        Some(Packed { n_images, n_shards, n_kept }) => {
+        Some(Packed { n_images, n_skipped, n_shards, n_kept }) => {
             let kept =
                 if *n_kept > 0 { format!(", {n_kept} of which were there already") } else { String::new() };
+            let skipped = match n_skipped {
+                0 => String::new(),
+                n => format!("; {} left out, see pack.json", counted(*n, "unreadable file")),
+            };
             format!(
-                "{} in {}{kept}; train on them with --data-dir {}",
+                "{} in {}{kept}{skipped}; train on them with --data-dir {}",
                 counted(*n_images, "image"),
                 counted(*n_shards, "archive"),
                 shell_quoted(to)

@@ -212,6 +212,20 @@ fn images_that_cannot_be_read_end_the_training_or_are_counted() {
     assert_eq!(info["data"]["train"]["n_images"], 60);
     let warnings = result["warnings"].to_string();
     assert!(warnings.contains("3 images cannot be read and are passed over"), "{warnings}");
+    let pack = ["data", "pack", "images", "shards"];
+    let refused = sandbox.run(&pack);
+    assert_eq!(refused.code, Some(3), "{}", refused.stderr);
+    assert!(refused.stderr.contains("or pass over it with --skip-unreadable"), "{}", refused.stderr);
+    let told = sandbox.run(&[&pack[..], &["--skip-unreadable"]].concat()).stdout;
+    assert!(
+        told.contains("75 images in 2 archives; 3 unreadable files left out, see pack.json; train"),
+        "{told}"
+    );
+    let packed = sandbox.json(&["data", "pack", "images", "shards", "--skip-unreadable"]);
+    assert_eq!(
+        (&packed["n_images"], &packed["n_skipped"], &packed["n_kept"]),
+        (&75.into(), &3.into(), &2.into())
+    );
     // As if they had never been there.
     let clean = self::sandbox();
     let expected = clean.json(&[&TRAIN[..], &["--out", "run"]].concat());

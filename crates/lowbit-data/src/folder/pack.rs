@@ -12,7 +12,7 @@ use super::{FolderPart, ImageFolder};
 use crate::error::{Action, FolderProblem};
 use crate::geometry::resize_shorter;
 use crate::read::open_regular;
-use crate::{DataError, DecodeLimits, FileKind, Picture, decode};
+use crate::{DataError, DecodeLimits, Dimensions, FileKind, Picture, decode};
 
 /// What was packed and how, so that a packing that was stopped goes on with the same.
 const RECORD: &str = "pack.json";
@@ -24,6 +24,7 @@ const RECORD: &str = "pack.json";
 /// | `resize` | none | 1..=4096 | pixels of the shorter side; smaller images stay as they are |
 /// | `quality` | 95 | 1..=100 | of the JPEG files that are made by `resize` |
 /// | `per_shard` | 4096 | 1.. | images |
+/// | `skip_unreadable` | false | | |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackSettings {
     /// The shorter side that larger images are brought to, as JPEG; without it, files are packed as they are.
@@ -32,11 +33,15 @@ pub struct PackSettings {
     pub quality: u8,
     /// Images of a shard.
     pub per_shard: usize,
+    /// Whether every image is decoded, and what cannot be is left out; else the first such file is an error, if it is noticed.
+    // A packing that such a file ended goes on with it.
+    #[serde(skip)]
+    pub skip_unreadable: bool,
 }
 
 impl Default for PackSettings {
     fn default() -> Self {
-        PackSettings { resize: None, quality: 95, per_shard: 4096 }
+        PackSettings { resize: None, quality: 95, per_shard: 4096, skip_unreadable: false }
     }
 }
 
@@ -45,6 +50,9 @@ impl Default for PackSettings {
 pub struct Packed {
     /// Images in the shards.
     pub n_images: u64,
+    /// Files that were left out, as they cannot be used or decoded: those that `pack.json` names, and more if there are
+    /// many that cannot be used.
+    pub n_skipped: u64,
     /// Shards, those included that were there already.
     pub n_shards: u64,
     /// Shards that were there already.
@@ -52,37 +60,83 @@ pub struct Packed {
 }
 
 /// What `pack.json` holds.
-#[derive(PartialEq, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Record {
     settings: PackSettings,
     /// Digest of each part.
     source: Vec<String>,
+    /// Images of each part, those included that are left out.
     n_images: Vec<usize>,
+    /// What is left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    skipped: Vec<Skipped>,
+}
+
+/// A file that is left out.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+struct Skipped {
+    /// Its part, from 0.
+    part: usize,
+    /// Its place among the images of the part; none if it could not be used from the start.
+    image: Option<usize>,
+    file: String,
+    reason: String,
+}
+
+impl Record {
+    /// Whether it is of the same images, packed in the same way.
+    fn is_of(&self, other: &Self) -> bool {
+        let settings = |record: &Self| PackSettings { skip_unreadable: false, ..record.settings };
+        settings(self) == settings(other) && self.source == other.source && self.n_images == other.n_images
+    }
+
+    /// Images of a part that are left out.
+    fn n_skipped(&self, part: usize) -> usize {
+        self.skipped.iter().filter(|skipped| skipped.part == part && skipped.image.is_some()).count()
+    }
+
+    fn write(&self, to: &Path) -> Result<(), DataError> {
+        let bytes = serde_json::to_vec_pretty(self).expect("invariant: a record is plain data");
+        write_whole(&to.join(RECORD), &bytes)
+    }
 }
 
 /// Packs the images of `source` into tar archives in the folder `to`, in the layout of WebDataset: `0000017.jpg` and
 /// `0000017.cls` for each, and the names of the classes in `classes.txt`. [`ImageFolder::open`] reads them.
 ///
 /// A shard gets its name when it is whole. What was stopped goes on with the next shard when it is called again.
-/// `progress` is told how many images are packed after each; it ends by `false`, and `None` is returned.
+/// `progress` is told how many images are done after each; it ends by `false`, and `None` is returned.
 ///
 /// # Errors
-/// If an image cannot be read, or, to be resized, decoded; if `to` holds something else, or cannot be written.
+/// If an image cannot be read, or, to be resized, decoded and is not to be left out; if `to` holds something else, or cannot be
+/// written.
 pub fn pack(
     source: &ImageFolder,
     to: &Path,
     settings: &PackSettings,
     mut progress: impl FnMut(u64) -> bool,
 ) -> Result<Option<Packed>, DataError> {
-    source.expect_usable()?;
+    let mut skipped = Vec::new();
+    let mut n_unusable = 0;
+    if settings.skip_unreadable {
+        for (part, found) in source.parts().iter().enumerate() {
+            let unusable = found.index.unusable();
+            n_unusable += unusable.n;
+            let told = unusable.first.iter().cloned();
+            skipped.extend(told.map(|(file, reason)| Skipped { part, image: None, file, reason }));
+        }
+    } else {
+        source.expect_usable()?;
+    }
     fs::create_dir_all(to).map_err(|error| DataError::io(to, Action::Create, error))?;
     let digests = source.parts().iter().map(|part| part.index.digest().map(|digest| digest.to_string()));
     let record = Record {
         settings: *settings,
         source: digests.collect::<Result<_, _>>()?,
         n_images: source.parts().iter().map(|part| part.index.len()).collect(),
+        skipped,
     };
-    expect_own(to, &record)?;
+    let mut record = begun(to, record)?;
     let classes: String = source.classes().iter().map(|class| format!("{class}\n")).collect();
     if source.classes().iter().any(|class| class.contains(['\n', '\r'])) {
         let class = classes.escape_debug().to_string();
@@ -92,29 +146,48 @@ pub fn pack(
         });
     }
     write_whole(&to.join(CLASSES), classes.as_bytes())?;
-    let mut packed = Packed::default();
-    for part in source.parts() {
+    let mut packed = Packed { n_skipped: n_unusable, ..Packed::default() };
+    let (mut n_done, per_shard) = (0, settings.per_shard.max(1));
+    for (number, part) in source.parts().iter().enumerate() {
         let folder = to.join(if part.name.is_empty() { super::TRAIN } else { part.name });
         fs::create_dir_all(&folder).map_err(|error| DataError::io(&folder, Action::Create, error))?;
         let images = source.part_images(part)?;
-        for start in (0..part.index.len()).step_by(settings.per_shard.max(1)) {
-            let end = part.index.len().min(start + settings.per_shard.max(1));
-            let path = folder.join(format!("shard-{:06}.tar", start / settings.per_shard.max(1)));
+        for start in (0..part.index.len()).step_by(per_shard) {
+            let shard = start..part.index.len().min(start + per_shard);
+            let path = folder.join(format!("shard-{:06}.tar", start / per_shard));
             packed.n_shards += 1;
             if path.exists() {
                 packed.n_kept += 1;
             } else {
                 let label = |image| crate::Source::label(&images, image);
-                if !write_shard(&path, part, start..end, settings, label, |n| progress(packed.n_images + n))?
-                {
-                    return Ok(None);
+                let written =
+                    write_shard(&path, part, shard.clone(), settings, label, |n| progress(n_done + n))?;
+                let Some(left_out) = written else { return Ok(None) };
+                // Before the shard has its name: a shard that is there is counted rightly.
+                let is_of_shard =
+                    |of: &Skipped| of.part == number && of.image.is_some_and(|image| shard.contains(&image));
+                let n_before = record.skipped.len();
+                record.skipped.retain(|skipped| !is_of_shard(skipped));
+                let is_changed = record.skipped.len() != n_before || !left_out.is_empty();
+                record.skipped.extend(left_out.into_iter().map(|(image, reason)| Skipped {
+                    part: number,
+                    image: Some(image),
+                    file: super::index::one_line(&part.index.path(image)),
+                    reason,
+                }));
+                if is_changed {
+                    record.write(to)?;
                 }
+                rename(&partial(&path), &path)?;
             }
-            packed.n_images += (end - start) as u64;
-            if !progress(packed.n_images) {
+            n_done += shard.len() as u64;
+            if !progress(n_done) {
                 return Ok(None);
             }
         }
+        let n_skipped = record.n_skipped(number);
+        packed.n_skipped += n_skipped as u64;
+        packed.n_images += part.index.len().saturating_sub(n_skipped) as u64;
     }
     Ok(Some(packed))
 }
@@ -126,16 +199,23 @@ const MAX_RECORD: u64 = 64 << 20;
 pub(super) fn expected_images(root: &Path) -> Option<Vec<usize>> {
     let mut bytes = Vec::new();
     open_regular(&root.join(RECORD)).ok()?.take(MAX_RECORD).read_to_end(&mut bytes).ok()?;
-    serde_json::from_slice::<Record>(&bytes).ok().map(|record| record.n_images)
+    let record: Record = serde_json::from_slice(&bytes).ok()?;
+    let is_left = |(part, n): (usize, &usize)| n.saturating_sub(record.n_skipped(part));
+    Some(record.n_images.iter().enumerate().map(is_left).collect())
 }
 
-/// Refuses a folder with something else than the shards of the same images; writes down what is packed.
-fn expect_own(to: &Path, record: &Record) -> Result<(), DataError> {
+/// The record of what was begun in `to`, or `record` where nothing was, which is then written down. Refuses a folder with
+/// something else than shards of the same images.
+fn begun(to: &Path, record: Record) -> Result<Record, DataError> {
     let path = to.join(RECORD);
     let problem = |problem| Err(DataError::Folder { path: to.to_owned(), problem });
     match fs::read(&path) {
         Ok(bytes) => match serde_json::from_slice::<Record>(&bytes) {
-            Ok(found) if found == *record => Ok(()),
+            Ok(mut found) if found.is_of(&record) => {
+                found.skipped.retain(|skipped| skipped.image.is_some());
+                found.skipped.extend(record.skipped);
+                Ok(found)
+            }
             _ => problem(FolderProblem::OtherPack),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -147,8 +227,8 @@ fn expect_own(to: &Path, record: &Record) -> Result<(), DataError> {
             if entries.any(is_other) {
                 return problem(FolderProblem::NotEmpty);
             }
-            let bytes = serde_json::to_vec_pretty(record).expect("invariant: a record is plain data");
-            write_whole(&path, &bytes)
+            record.write(to)?;
+            Ok(record)
         }
         Err(error) => Err(DataError::io(&path, Action::Read, error)),
     }
@@ -161,10 +241,17 @@ fn partial(path: &Path) -> PathBuf {
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
     let partial = partial(path);
     fs::write(&partial, bytes).map_err(|error| DataError::io(&partial, Action::Write, error))?;
-    fs::rename(&partial, path).map_err(|error| DataError::io(path, Action::Rename, error))
+    rename(&partial, path)
 }
 
-/// Writes one shard; whether it came to its end.
+fn rename(partial: &Path, path: &Path) -> Result<(), DataError> {
+    fs::rename(partial, path).map_err(|error| DataError::io(path, Action::Rename, error))
+}
+
+/// Images by their place in a part, and why each is left out.
+type LeftOut = Vec<(usize, String)>;
+
+/// Writes one shard under its partial name, and says which images are not in it; `None` if it did not come to its end.
 fn write_shard(
     path: &Path,
     part: &FolderPart,
@@ -172,13 +259,25 @@ fn write_shard(
     settings: &PackSettings,
     label: impl Fn(usize) -> u16,
     mut progress: impl FnMut(u64) -> bool,
-) -> Result<bool, DataError> {
+) -> Result<Option<LeftOut>, DataError> {
+    let mut left_out = Vec::new();
     let partial = partial(path);
     let write_error = |error| DataError::io(&partial, Action::Write, error);
     let file = File::create(&partial).map_err(|error| DataError::io(&partial, Action::Create, error))?;
     let mut builder = tar::Builder::new(BufWriter::new(file));
     for (n, image) in images.clone().enumerate() {
-        let (bytes, ending) = packed_bytes(part, image, settings)?;
+        let (bytes, ending) = match packed_bytes(part, image, settings)? {
+            Ok(file) => file,
+            Err(reason) if settings.skip_unreadable => {
+                left_out.push((image, reason));
+                continue;
+            }
+            Err(reason) => {
+                let first = super::index::one_line(&part.index.path(image));
+                let problem = FolderProblem::Unusable { n: 1, first, reason };
+                return Err(DataError::Folder { path: part.index.root().to_owned(), problem });
+            }
+        };
         let mut append = |ending: &str, bytes: &[u8]| {
             let mut header = tar::Header::new_ustar();
             header.set_size(bytes.len() as u64);
@@ -191,49 +290,47 @@ fn write_shard(
         append("cls", label(image).to_string().as_bytes())?;
         if !progress(n as u64 + 1) {
             drop(fs::remove_file(&partial));
-            return Ok(false);
+            return Ok(None);
         }
     }
     let file =
         builder.into_inner().and_then(|writer| writer.into_inner().map_err(io::IntoInnerError::into_error));
     file.and_then(|mut file| file.flush().and_then(|()| file.sync_all())).map_err(write_error)?;
-    fs::rename(&partial, path).map_err(|error| DataError::io(path, Action::Rename, error))?;
-    Ok(true)
+    Ok(Some(left_out))
 }
 
-/// The file of an image as it is packed, and the ending of its name.
-fn packed_bytes(
-    part: &FolderPart,
-    image: usize,
-    settings: &PackSettings,
-) -> Result<(Vec<u8>, &'static str), DataError> {
+/// The file of an image as it is packed, and the ending of its name; or why the image cannot be used.
+type PackedFile = Result<(Vec<u8>, &'static str), String>;
+
+fn packed_bytes(part: &FolderPart, image: usize, settings: &PackSettings) -> Result<PackedFile, DataError> {
     let bytes = part.index.read(image)?;
-    let unreadable = |reason: String| {
-        let first = super::index::one_line(&part.index.path(image));
-        let problem = FolderProblem::Unusable { n: 1, first, reason };
-        DataError::Folder { path: part.index.root().to_owned(), problem }
-    };
-    let is_png = bytes.starts_with(b"\x89PNG");
-    let ending = if is_png { "png" } else { "jpg" };
-    let Some(side) = settings.resize else {
-        return match FileKind::of(&bytes[..bytes.len().min(512)]) {
+    let ending = if bytes.starts_with(b"\x89PNG") { "png" } else { "jpg" };
+    if settings.resize.is_none() && !settings.skip_unreadable {
+        return Ok(match FileKind::of(&bytes[..bytes.len().min(512)]) {
             FileKind::Image => Ok((bytes, ending)),
-            kind => Err(unreadable(format!("it is {kind}, not a JPEG or PNG image"))),
-        };
-    };
-    let picture = decode(&bytes, &DecodeLimits::default()).map_err(|error| unreadable(error.to_string()))?;
-    let size = picture.dimensions;
-    if size.width.min(size.height) <= side {
-        return Ok((bytes, ending));
+            kind => Err(format!("it is {kind}, not a JPEG or PNG image")),
+        });
     }
-    let Picture { dimensions, channels: _, pixels } = resize_shorter(picture, side);
-    let mut jpeg = Vec::new();
-    let mut encoder = Encoder::new(&mut jpeg, settings.quality);
-    encoder.set_sampling_factor(SamplingFactor::F_2_2);
-    let too_long = || unreadable(format!("it is {dimensions} when resized, which no JPEG can be"));
-    let (Ok(width), Ok(height)) = (dimensions.width.try_into(), dimensions.height.try_into()) else {
-        return Err(too_long());
+    let picture = match decode(&bytes, &DecodeLimits::default()) {
+        Ok(picture) => picture,
+        Err(error) => return Ok(Err(error.to_string())),
     };
-    encoder.encode(&pixels, width, height, ColorType::Rgb).map_err(|_| too_long())?;
-    Ok((jpeg, "jpg"))
+    let size = picture.dimensions;
+    let Some(side) = settings.resize.filter(|side| size.width.min(size.height) > *side) else {
+        return Ok(Ok((bytes, ending)));
+    };
+    Ok(match to_jpeg(&resize_shorter(picture, side), settings.quality) {
+        Some(jpeg) => Ok((jpeg, "jpg")),
+        None => Err(format!("it is {size}, which no JPEG can be when it is resized")),
+    })
+}
+
+/// None if it is too large.
+fn to_jpeg(picture: &Picture, quality: u8) -> Option<Vec<u8>> {
+    let Dimensions { width, height } = picture.dimensions;
+    let mut jpeg = Vec::new();
+    let mut encoder = Encoder::new(&mut jpeg, quality);
+    encoder.set_sampling_factor(SamplingFactor::F_2_2);
+    encoder.encode(&picture.pixels, width.try_into().ok()?, height.try_into().ok()?, ColorType::Rgb).ok()?;
+    Some(jpeg)
 }
