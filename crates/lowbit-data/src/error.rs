@@ -565,6 +565,9 @@ pub enum FolderProblem {
         /// Images that were to be packed.
         expected: usize,
     },
+    /// Another process packs there.
+    #[error("another process packs into it: wait until that ends")]
+    BeingPacked,
     /// Something else is where shards are to be made.
     #[error("it has other files: pack into a new folder")]
     NotEmpty,

@@ -1,6 +1,6 @@
 //! Downloading the published files.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use ureq::{Agent, Body};
 use crate::error::{Action, ChecksumKind, FetchFailure};
 use crate::file_kind::{FileKind, START_LEN};
 use crate::locate::expect_file;
-use crate::read::{expect_regular, without_waiting};
+use crate::read::open_alone;
 use crate::verify::{FileStatus, check_file};
 use crate::{DataError, DatasetName, RemoteFile};
 
@@ -372,17 +372,7 @@ enum Existing {
 
 /// Opens the partial file for this process alone; the lock ends with the process.
 fn open_part(part: &Path) -> Result<File, DataError> {
-    let create_error = |e| DataError::io(part, Action::Create, e);
-    let mut options = OpenOptions::new();
-    let file = without_waiting(options.read(true).write(true).create(true).truncate(false)).open(part);
-    let file = file.map_err(create_error)?;
-    expect_regular(&file, part)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(DataError::FetchInProgress { path: part.to_owned() }),
-        // A file system without locks: go on without.
-        Err(TryLockError::Error(_)) => Ok(file),
-    }
+    open_alone(part)?.ok_or_else(|| DataError::FetchInProgress { path: part.to_owned() })
 }
 
 fn agent(url: &str, patience: Duration) -> Agent {

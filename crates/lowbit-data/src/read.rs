@@ -1,6 +1,6 @@
 //! Reading files: regular ones only, raw or gzip, of a length known beforehand.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::path::Path;
 
@@ -32,6 +32,21 @@ pub(crate) fn without_waiting(options: &mut OpenOptions) -> &mut OpenOptions {
 #[cfg(not(unix))]
 pub(crate) fn without_waiting(options: &mut OpenOptions) -> &mut OpenOptions {
     options
+}
+
+/// Opens a file for this process alone, and makes it if it is not there; the lock ends with the file or the process. `None` if
+/// another process has it.
+pub(crate) fn open_alone(path: &Path) -> Result<Option<File>, DataError> {
+    let mut options = OpenOptions::new();
+    let file = without_waiting(options.read(true).write(true).create(true).truncate(false)).open(path);
+    let file = file.map_err(|e| DataError::io(path, Action::Create, e))?;
+    expect_regular(&file, path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        // A file system without locks: go on without.
+        Err(TryLockError::Error(_)) => Ok(Some(file)),
+    }
 }
 
 /// Refuses what is no regular file.

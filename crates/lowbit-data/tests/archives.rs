@@ -399,6 +399,13 @@ fn a_folder_is_packed_and_what_was_stopped_goes_on() {
     let (whole, stopped) = (to.path().join("whole"), to.path().join("stopped"));
     let packed = pack(&folder, &whole, &settings, |_| true).unwrap().unwrap();
     assert_eq!(packed, Packed { n_images: 15, n_skipped: 0, n_shards: 4, n_kept: 0 });
+    // While another packs there.
+    let held = pack(&folder, &stopped, &settings, |n| {
+        let other = pack(&folder, &stopped, &settings, |_| true).unwrap_err();
+        assert!(other.to_string().contains("another process packs into it: wait until that ends"), "{other}");
+        n < 3
+    });
+    assert_eq!(held.unwrap(), None);
     // Stopped in the second shard, and killed in its writing.
     assert_eq!(pack(&folder, &stopped, &settings, |n| n < 8).unwrap(), None);
     put(&stopped, "train/shard-000001.part", b"half");
@@ -437,6 +444,7 @@ fn a_folder_is_packed_and_what_was_stopped_goes_on() {
     assert!(other.to_string().contains("packed with other settings"), "{other}");
     let into = pack(&folder, source.path(), &settings, |_| true).unwrap_err();
     assert!(into.to_string().contains("it has other files"), "{into}");
+    assert!(!source.path().join("pack.lock").exists(), "nothing is made where something else is");
 }
 
 /// A file that cannot be decoded ends the packing, or is left out; what is there already stays.

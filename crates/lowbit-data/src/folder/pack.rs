@@ -11,11 +11,14 @@ use super::archive::CLASSES;
 use super::{FolderPart, ImageFolder};
 use crate::error::{Action, FolderProblem};
 use crate::geometry::resize_shorter;
-use crate::read::open_regular;
+use crate::read::{open_alone, open_regular};
 use crate::{DataError, DecodeLimits, Dimensions, FileKind, Picture, decode};
 
 /// What was packed and how, so that a packing that was stopped goes on with the same.
 const RECORD: &str = "pack.json";
+
+/// Locked by the process that packs. It stays: another process may have it open.
+const LOCK: &str = "pack.lock";
 
 /// How images are packed.
 ///
@@ -136,7 +139,22 @@ pub fn pack(
         n_images: source.parts().iter().map(|part| part.index.len()).collect(),
         skipped,
     };
-    let mut record = begun(to, record)?;
+    // Nothing is made in a folder with something else.
+    begun(to, &record)?;
+    let alone = open_alone(&to.join(LOCK))?;
+    let _lock =
+        alone.ok_or_else(|| DataError::Folder { path: to.into(), problem: FolderProblem::BeingPacked })?;
+    let mut record = match begun(to, &record)? {
+        Some(mut begun) => {
+            begun.skipped.retain(|skipped| skipped.image.is_some());
+            begun.skipped.extend(record.skipped);
+            begun
+        }
+        None => {
+            record.write(to)?;
+            record
+        }
+    };
     let classes: String = source.classes().iter().map(|class| format!("{class}\n")).collect();
     if source.classes().iter().any(|class| class.contains(['\n', '\r'])) {
         let class = classes.escape_debug().to_string();
@@ -204,31 +222,29 @@ pub(super) fn expected_images(root: &Path) -> Option<Vec<usize>> {
     Some(record.n_images.iter().enumerate().map(is_left).collect())
 }
 
-/// The record of what was begun in `to`, or `record` where nothing was, which is then written down. Refuses a folder with
-/// something else than shards of the same images.
-fn begun(to: &Path, record: Record) -> Result<Record, DataError> {
+/// The record of what was begun in `to`, if something was. Refuses a folder with something else than shards of the images of
+/// `record`.
+fn begun(to: &Path, record: &Record) -> Result<Option<Record>, DataError> {
     let path = to.join(RECORD);
     let problem = |problem| Err(DataError::Folder { path: to.to_owned(), problem });
     match fs::read(&path) {
         Ok(bytes) => match serde_json::from_slice::<Record>(&bytes) {
-            Ok(mut found) if found.is_of(&record) => {
-                found.skipped.retain(|skipped| skipped.image.is_some());
-                found.skipped.extend(record.skipped);
-                Ok(found)
-            }
+            Ok(found) if found.is_of(record) => Ok(Some(found)),
             _ => problem(FolderProblem::OtherPack),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let mut entries = fs::read_dir(to).map_err(|error| DataError::io(to, Action::Read, error))?;
             // What a killed process began is no other file.
             let is_other = |entry: io::Result<fs::DirEntry>| {
-                entry.is_ok_and(|entry| entry.path().extension().is_none_or(|ending| ending != "part"))
+                entry.is_ok_and(|entry| {
+                    entry.file_name() != LOCK
+                        && entry.path().extension().is_none_or(|ending| ending != "part")
+                })
             };
             if entries.any(is_other) {
                 return problem(FolderProblem::NotEmpty);
             }
-            record.write(to)?;
-            Ok(record)
+            Ok(None)
         }
         Err(error) => Err(DataError::io(&path, Action::Read, error)),
     }
@@ -240,7 +256,9 @@ fn partial(path: &Path) -> PathBuf {
 
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
     let partial = partial(path);
-    fs::write(&partial, bytes).map_err(|error| DataError::io(&partial, Action::Write, error))?;
+    let written =
+        File::create(&partial).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
+    written.map_err(|error| DataError::io(&partial, Action::Write, error))?;
     rename(&partial, path)
 }
 
@@ -295,7 +313,7 @@ fn write_shard(
     }
     let file =
         builder.into_inner().and_then(|writer| writer.into_inner().map_err(io::IntoInnerError::into_error));
-    file.and_then(|mut file| file.flush().and_then(|()| file.sync_all())).map_err(write_error)?;
+    file.and_then(|file| file.sync_all()).map_err(write_error)?;
     Ok(Some(left_out))
 }
 
