@@ -9,7 +9,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::index::{Container, ImageIndex, MAX_IMAGE_FILE};
-use super::scan::{is_image, too_long};
+use super::scan::{is_image, modified, too_long};
 use crate::DataError;
 use crate::error::{Action, FolderProblem};
 use crate::read::open_regular;
@@ -203,15 +203,17 @@ const MAX_LABEL: u64 = 32;
 pub(super) const CLASSES: &str = "classes.txt";
 
 /// The images of the shards in `root`: tar archives in the layout of WebDataset, where `key.jpg` and `key.cls` follow one
-/// another, the second with the number of the class. `classes` are the names; without them, classes are named by their numbers.
+/// another, the second with the number of the class. `classes` are the names, of what is in `list`; without them, classes are named by
+/// their numbers.
 pub(super) fn scan_shards(
     root: &Path,
     shards: &[String],
     classes: Option<Vec<String>>,
-    modified: Option<std::time::SystemTime>,
+    list: Option<Container>,
 ) -> Result<ImageIndex, DataError> {
     let mut index = ImageIndex::new(root.to_owned(), Vec::new());
-    index.containers.push(Container::directory(String::new(), modified));
+    index.containers.push(Container::directory(String::new(), modified(root)?));
+    index.containers.extend(list);
     let mut largest = 0;
     for shard in shards {
         let path = root.join(shard);

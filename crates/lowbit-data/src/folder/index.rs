@@ -53,20 +53,26 @@ pub struct ImageIndex {
     pub(super) made: SystemTime,
 }
 
-/// A directory or archive with images.
+/// A directory or archive with images, or what the names of their classes are from: the index is of what they were.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Container {
-    /// Its path below the root, with `/`; empty for the root.
+    /// Its path from the root, with `/`; empty for the root.
     pub(super) path: String,
     /// When something was added to it or removed from it.
     pub(super) modified: Option<SystemTime>,
-    /// Bytes of an archive; `None` for a directory.
+    /// Bytes of a file; `None` for a directory.
     pub(super) archive: Option<u64>,
 }
 
 impl Container {
     pub(super) fn directory(path: String, modified: Option<SystemTime>) -> Self {
         Container { path, modified, archive: None }
+    }
+
+    /// Of the file `file`, whose path from the root is `path`.
+    pub(super) fn file(path: String, file: &Path) -> Result<Self, DataError> {
+        let metadata = std::fs::metadata(file).map_err(|error| DataError::io(file, Action::Read, error))?;
+        Ok(Container { path, modified: metadata.modified().ok(), archive: Some(metadata.len()) })
     }
 }
 

@@ -13,10 +13,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sha2::{Digest, Sha256};
 
 use super::index::{Container, ImageIndex, Skipped, Unusable};
-use super::scan::modified;
 use crate::read::open_regular;
 
-const MAGIC: &[u8] = b"lowbit image index 2\n";
+const MAGIC: &[u8] = b"lowbit image index 3\n";
 
 /// The largest index that is read.
 const MAX_LEN: u64 = 2 << 30;
@@ -56,11 +55,14 @@ pub(super) fn read(file: &Path, root: &Path) -> Option<ImageIndex> {
     (index.root == root && is_current(&index)).then_some(index)
 }
 
-/// Whether no directory has changed since. That a file was written over is noticed when it is read.
+/// Whether no directory, archive or list of classes has changed since. That an image was written over is noticed when it is read.
 fn is_current(index: &ImageIndex) -> bool {
-    index.containers.iter().all(|Container { path, modified: then, .. }| {
+    index.containers.iter().all(|Container { path, modified: then, archive: length }| {
         let is_settled = |then: SystemTime| then.checked_add(COARSENESS).is_some_and(|end| end < index.made);
-        then.is_some_and(is_settled) && modified(&index.root.join(path)).is_ok_and(|now| now == *then)
+        then.is_some_and(is_settled)
+            && fs::metadata(index.root.join(path)).is_ok_and(|now| {
+                now.modified().ok() == *then && length.is_none_or(|length| length == now.len())
+            })
     })
 }
 
@@ -256,6 +258,44 @@ mod tests {
         write(&file, &index).unwrap();
         fs::write(dir.path().join("a/deep/4.jpg"), "more").unwrap();
         assert_eq!(read(&file, dir.path()), None, "a file was added in the depth");
+    }
+
+    /// The names of the classes are from a file that may be edited, or made later.
+    #[test]
+    fn other_names_of_classes_are_noticed() {
+        let (dir, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (part, list) = (dir.path().join("train"), dir.path().join("classes.txt"));
+        let file = file_of(cache.path(), &part);
+        fs::create_dir(&part).unwrap();
+        let mut shard = tar::Builder::new(File::create(part.join("a.tar")).unwrap());
+        for (name, content) in [("1.png", "x"), ("1.cls", "1")] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(1);
+            shard.append_data(&mut header, name, content.as_bytes()).unwrap();
+        }
+        shard.into_inner().unwrap();
+        let keep = || {
+            let index = later(crate::folder::scan_part(&part, "train").unwrap());
+            write(&file, &index).unwrap();
+            assert_eq!(read(&file, &part), Some(index));
+        };
+        keep();
+        std::thread::sleep(Duration::from_millis(20));
+        fs::write(&list, "a\nb\n").unwrap();
+        assert_eq!(read(&file, &part), None, "names were added");
+
+        keep();
+        let then = fs::metadata(&list).unwrap().modified().unwrap();
+        let edit = |content: &str, modified: SystemTime| {
+            fs::write(&list, content).unwrap();
+            File::options().write(true).open(&list).unwrap().set_modified(modified).unwrap();
+        };
+        edit("c\nb\n", then + Duration::from_secs(1));
+        assert_eq!(read(&file, &part), None, "names of the same length");
+        edit("long\nb\n", then);
+        assert_eq!(read(&file, &part), None, "names of the same time");
+        edit("a\nb\n", then);
+        assert!(read(&file, &part).is_some());
     }
 
     /// A damaged index is none, whatever it says.

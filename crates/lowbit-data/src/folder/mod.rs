@@ -22,6 +22,8 @@ pub use sheet::contact_sheet;
 pub use source::{FolderImages, Unreadable};
 pub use stats::{ImageStats, Spread};
 
+use index::Container;
+
 use crate::error::{Action, FolderProblem};
 use crate::{DataError, DataWarning, DecodeLimits, Fractions, Source, Split, decode, divide, subset};
 
@@ -377,10 +379,22 @@ fn scan_part(path: &Path, part: &str) -> Result<ImageIndex, DataError> {
         return scan::scan(path);
     }
     // What is beside one whole is outside of what was given.
-    let beside = (!part.is_empty()).then(|| path.join("..").join(archive::CLASSES));
-    let mut lists = [path.join(archive::CLASSES)].into_iter().chain(beside);
-    let classes = lists.find(|file| file.is_file()).map(|file| archive::read_classes(&file)).transpose()?;
-    archive::scan_shards(path, &shards, classes, scan::modified(path)?)
+    let beside = (!part.is_empty()).then(|| format!("../{}", archive::CLASSES));
+    let mut lists = [archive::CLASSES.to_owned()].into_iter().chain(beside);
+    let (list, classes) = match lists.find(|list| path.join(list).is_file()) {
+        Some(list) => {
+            let file = path.join(&list);
+            // Asked before it is read: a change in between is then noticed.
+            let container = Container::file(list, &file)?;
+            (Some(container), Some(archive::read_classes(&file)?))
+        }
+        // One may be made beside the part.
+        None if !part.is_empty() => {
+            (Some(Container::directory("..".into(), scan::modified(&path.join(".."))?)), None)
+        }
+        None => (None, None),
+    };
+    archive::scan_shards(path, &shards, classes, list)
 }
 
 /// The names of the tar archives in a folder, in their order.
