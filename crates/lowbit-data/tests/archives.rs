@@ -434,6 +434,8 @@ fn a_folder_is_packed_and_what_was_stopped_goes_on() {
     // A shard, and a part, that are gone.
     fs::remove_file(stopped.join("train/shard-000001.tar")).unwrap();
     incomplete(10);
+    fs::rename(stopped.join("val/shard-000000.tar"), stopped.join("val/shard-000000.part")).unwrap();
+    incomplete(9);
     fs::remove_dir_all(stopped.join("val")).unwrap();
     fs::remove_file(stopped.join("train/shard-000000.tar")).unwrap();
     incomplete(4);
