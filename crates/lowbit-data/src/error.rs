@@ -638,8 +638,7 @@ pub enum FolderProblem {
         n_train: usize,
     },
     /// Files that are images by their name, but cannot be used.
-    #[error("{n} {} cannot be used, the first is {first}: {reason}; repair or remove {}, or pass over {} with \
-        --skip-unreadable", if *.n == 1 { "file" } else { "files" }, if *.n == 1 { "it" } else { "them" },
+    #[error("{n} {} cannot be used, the first is {first}: {reason}; repair or remove {}, or pass over {}", if *.n == 1 { "file" } else { "files" }, if *.n == 1 { "it" } else { "them" },
         if *.n == 1 { "it" } else { "them" })]
     Unusable {
         /// Their number.

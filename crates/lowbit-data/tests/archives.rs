@@ -466,7 +466,7 @@ fn a_packing_may_leave_out_what_cannot_be_decoded() {
     assert_eq!(
         text,
         "use the images in DIR/train: 1 file cannot be used, the first is DIR/train/a/2.png: it is a web page, not a JPEG or \
-         PNG image; repair or remove it, or pass over it with --skip-unreadable"
+         PNG image; repair or remove it, or pass over it"
     );
     let skipping = PackSettings { skip_unreadable: true, ..settings };
     // Stopped after what was left out of the second shard, and gone on without the first.

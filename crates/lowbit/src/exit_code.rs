@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use lowbit_data::{DataError, SampleFailure};
+use lowbit_data::{DataError, FolderProblem, SampleFailure};
 use lowbit_train::weights::WeightsError;
 use lowbit_train::{CheckpointError, RecipeError, TrainError, shell_quoted};
 
@@ -180,6 +180,7 @@ fn data_options(error: &DataError) -> &'static str {
         DataError::DataDirMissing { .. } => " --data-dir",
         DataError::NoDataHome => "; give --data-dir",
         DataError::OtherDataset { .. } => " with --data-dir",
+        DataError::Folder { problem: FolderProblem::Unusable { .. }, .. } => " with --skip-unreadable",
         DataError::Sample { failure: SampleFailure::Source(_), .. } => {
             "; repair or remove the file (`lowbit data verify DIR` names all such), or train with --skip-unreadable"
         }

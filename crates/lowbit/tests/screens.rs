@@ -148,7 +148,7 @@ fn what_is_meant_is_said() {
         (&["train", "digits-preresnet8-w9a2"], "bits are from 1 to 8"),
         (
             &["train", "digits-preresnet8-w2a3-ts"],
-            "take \"digits-preresnet8-w2a2-ts\" with --set quantization.weight_bits=2 --set quantization.act_bits=3",
+            "take \"digits-preresnet8-w2a2-ts\" with the settings quantization.weight_bits=2 and quantization.act_bits=3",
         ),
         (&["train", "--resume", "run", "--set", "init=run"], "`lowbit train RECIPE --set init=run`"),
         (&["eval", "run/checkpoints/step-00000004"], "`lowbit eval run --checkpoint step-00000004`"),

@@ -83,7 +83,7 @@ fn other_bits(name: &str) -> Option<String> {
     let [weight, act] = bits.map(|bits| if bits == 32 { "fp32".into() } else { bits.to_string() });
     match bits.iter().all(|bits| (1..=8).contains(bits) || *bits == 32) {
         true => Some(format!(
-            "; take \"{known}\" with --set quantization.weight_bits={weight} --set quantization.act_bits={act};"
+            "; take \"{known}\" with the settings quantization.weight_bits={weight} and quantization.act_bits={act};"
         )),
         false => Some(format!("; bits are from 1 to 8, as in \"{known}\";")),
     }

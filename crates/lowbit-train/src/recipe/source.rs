@@ -120,7 +120,7 @@ impl RecipeSource {
                     remove(&mut places, &key);
                     places.insert(key, Place { origin: None, line: None });
                 }
-                Err(message) => problems.push(format!("--set {text:?}"), message),
+                Err(message) => problems.push(format!("setting {text:?}"), message),
             }
         }
         let mut recipe = read(table, &problems);
@@ -381,10 +381,12 @@ fn place_init_paths(recipe: &mut Table, folder: &Path) {
 
 /// Puts `value` of `key=value` at the dotted `key`, which is returned. A value that is no TOML is taken as a text.
 pub(super) fn set(table: &mut Table, text: &str) -> Result<String, String> {
-    let malformed = || "is not of the form key=value, as in --set train.epochs=3".to_string();
+    let malformed = || "is not of the form key=value, as in train.epochs=3".to_string();
     let (key, value) = text.split_once('=').ok_or_else(malformed)?;
     let value = match format!("value = {value}").parse::<Table>() {
-        Ok(parsed) if parsed.len() > 1 => return Err("has more than one key: give each a --set".into()),
+        Ok(parsed) if parsed.len() > 1 => {
+            return Err("has more than one key: give each a setting of its own".into());
+        }
         Ok(mut parsed) => parsed.remove("value").ok_or_else(malformed)?,
         Err(_) => Value::String(value.trim().into()),
     };

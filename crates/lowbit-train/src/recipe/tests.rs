@@ -502,19 +502,19 @@ fn overrides_take_values_texts_and_tables() {
     assert_eq!(
         mistakes(&malformed),
         [
-            "--set \"train.epochs\": is not of the form key=value, as in --set train.epochs=3",
-            "--set \"=3\": is not of the form key=value, as in --set train.epochs=3",
-            "--set \"train..epochs=3\": is not of the form key=value, as in --set train.epochs=3",
-            "--set \"seed=1\\ntrain=2\": has more than one key: give each a --set",
+            "setting \"train.epochs\": is not of the form key=value, as in train.epochs=3",
+            "setting \"=3\": is not of the form key=value, as in train.epochs=3",
+            "setting \"train..epochs=3\": is not of the form key=value, as in train.epochs=3",
+            "setting \"seed=1\\ntrain=2\": has more than one key: give each a setting of its own",
             "train.epochs: expected an integer from 1 to 100000, got 0",
         ]
     );
     assert!(matches!(Recipe::parse("a = = 1", "broken.toml", &[]), Err(RecipeError::Syntax { .. })));
     let unknown = Recipe::embedded("digits-preresnet8-w2a3", &[]).unwrap_err().to_string();
-    let meant = "take \"digits-preresnet8-w2a2\" with --set quantization.weight_bits=2 --set quantization.act_bits=3; `";
+    let meant = "take \"digits-preresnet8-w2a2\" with the settings quantization.weight_bits=2 and quantization.act_bits=3; `";
     assert!(unknown.contains(meant), "{unknown}");
     let weights_only = Recipe::embedded("digits-preresnet8-w4a32", &[]).unwrap_err().to_string();
-    let meant = "take \"digits-preresnet8-w2a2\" with --set quantization.weight_bits=4 --set quantization.act_bits=fp32; `";
+    let meant = "take \"digits-preresnet8-w2a2\" with the settings quantization.weight_bits=4 and quantization.act_bits=fp32; `";
     assert!(weights_only.contains(meant), "{weights_only}");
     for name in ["digits-preresnet8-w32a32", "digits-preresnet8-w32a32-joint"] {
         let full = Recipe::embedded(name, &[]).unwrap_err().to_string();
