@@ -202,7 +202,8 @@ fn check(kills: &Kills<'_>) {
     let started = Instant::now();
     let outcome = sandbox.run(&train("whole"));
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    let duration = started.elapsed();
+    // How long a training takes, as far as is known: it is faster once other programs leave the processor alone.
+    let mut duration = started.elapsed();
     let expected = end_of(&sandbox, "whole");
     assert!(expected.state_sha256.is_string());
     assert!(expected.metrics.lines().count() > 2);
@@ -234,8 +235,15 @@ fn check(kills: &Kills<'_>) {
                 _ => duration,
             };
             let delay = span.mul_f64(random.random::<f64>()).max(Duration::from_millis(1));
-            std::thread::sleep(delay);
-            let has_ended = child.try_wait().unwrap().is_some();
+            let spawned = Instant::now();
+            let mut has_ended = false;
+            while !has_ended && spawned.elapsed() < delay {
+                std::thread::sleep(Duration::from_millis(5).min(delay));
+                has_ended = child.try_wait().unwrap().is_some();
+            }
+            if has_ended {
+                duration = duration.min(spawned.elapsed());
+            }
             child.kill().unwrap();
             let output = child.wait_with_output().unwrap();
             let stderr = String::from_utf8_lossy(&output.stderr);
