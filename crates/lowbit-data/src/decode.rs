@@ -3,15 +3,21 @@
 mod jpeg;
 mod png;
 
+use std::sync::{Mutex, PoisonError};
+
 use crate::{Dimensions, FileKind, Picture};
 
 /// The longest side that is decoded: as long as a JPEG can be.
 const MAX_SIDE: u32 = 65_535;
 
+/// Pixels of an image that others wait for: some 200 MiB while it is decoded.
+const LARGE: u64 = 1 << 24;
+
 /// What an image file may ask of memory.
 ///
 /// A header of a few bytes can promise any number of pixels, so this is compared before any memory is taken. While one image
-/// is decoded, it takes up to 6 bytes for each of its pixels, a progressive JPEG up to 12.
+/// is decoded, it takes up to 6 bytes for each of its pixels, a progressive JPEG up to 12; so images of more than
+/// 2<sup>24</sup> pixels are decoded one at a time, however many threads ask for them.
 ///
 /// | Name | Default | Range | Unit |
 /// |---|---|---|---|
@@ -115,6 +121,13 @@ impl Format {
             Err(DecodeError::NotAnImage { kind: FileKind::of(bytes) })
         }
     }
+
+    fn dimensions(&self, bytes: &[u8]) -> Result<Dimensions, DecodeError> {
+        match self {
+            Format::Jpeg => jpeg::dimensions(bytes),
+            Format::Png => png::dimensions(bytes),
+        }
+    }
 }
 
 /// Decodes the bytes of a JPEG or PNG file, whatever its name says, into red, green and blue.
@@ -140,7 +153,11 @@ impl Format {
 /// assert_eq!(error.to_string(), "it is a GIF image, not a JPEG or PNG image");
 /// ```
 pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, DecodeError> {
-    match Format::of(bytes)? {
+    static ONE_LARGE: Mutex<()> = Mutex::new(());
+    let format = Format::of(bytes)?;
+    let _turn = (format.dimensions(bytes)?.n_pixels() > LARGE)
+        .then(|| ONE_LARGE.lock().unwrap_or_else(PoisonError::into_inner));
+    match format {
         Format::Jpeg => jpeg::decode(bytes, *limits),
         Format::Png => png::decode(bytes, *limits),
     }
@@ -152,10 +169,7 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, DecodeErro
 /// # Errors
 /// Any [`DecodeError`]; [`DecodeError::CutShort`] if the header is not in the bytes.
 pub fn dimensions(bytes: &[u8]) -> Result<Dimensions, DecodeError> {
-    match Format::of(bytes)? {
-        Format::Jpeg => jpeg::dimensions(bytes),
-        Format::Png => png::dimensions(bytes),
-    }
+    Format::of(bytes)?.dimensions(bytes)
 }
 
 #[cfg(test)]

@@ -424,7 +424,8 @@ pub enum DataError {
 
     /// Incomplete batches are dropped and no batch is complete.
     #[error(
-        "serve batches of {batch_size} images: {name} has only {n_samples}, and incomplete batches are dropped"
+        "serve batches of {batch_size} images: {name} has only {n_samples}, and incomplete batches are dropped; take smaller \
+         batches (data.batch_size)"
     )]
     BatchTooLarge {
         /// The data set.
@@ -523,7 +524,7 @@ pub enum FolderProblem {
     /// Folders, but no images.
     #[error("no JPEG or PNG file is in its {}{}; expected <class>/*.jpg",
         if *.n_classes == 1 { "one folder".into() } else { format!("{n_classes} folders") },
-        if .skipped.is_empty() { String::new() } else { format!(", which have other files: {skipped}") })]
+        if .skipped.is_empty() { String::new() } else { format!("; there are other files: {skipped}") })]
     NoImages {
         /// Class folders.
         n_classes: usize,
@@ -568,6 +569,12 @@ pub enum FolderProblem {
     /// Another process packs there.
     #[error("another process packs into it: wait until that ends")]
     BeingPacked,
+    /// Shards would be made among the images.
+    #[error("it is in the folder of images that is packed, {}: pack into a folder beside it", .source_root.display())]
+    PackedInside {
+        /// The folder of images.
+        source_root: PathBuf,
+    },
     /// Something else is where shards are to be made.
     #[error("it has other files: pack into a new folder")]
     NotEmpty,

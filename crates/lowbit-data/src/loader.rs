@@ -438,7 +438,8 @@ mod tests {
         check(
             6,
             |_| {},
-            "serve batches of 7 images: synthetic has only 6, and incomplete batches are dropped",
+            "serve batches of 7 images: synthetic has only 6, and incomplete batches are dropped; take smaller batches \
+             (data.batch_size)",
         );
         check(
             9,

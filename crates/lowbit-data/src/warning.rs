@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::folder::imagenet;
 use crate::{DatasetName, Image, Opened, Source, Split};
 
 /// Something about the images of a training that makes its result mean less than it seems to.
@@ -67,6 +68,27 @@ pub enum DataWarning {
         n_classes: usize,
         /// Names of those without an image.
         absent: Vec<String>,
+    },
+    /// Files of a folder of images are images of kinds that are not decoded.
+    OtherKinds {
+        /// The part of the folder, as in "val"; empty for one whole.
+        part: &'static str,
+        /// Files, by the ending of their name.
+        files: Vec<(String, u64)>,
+    },
+    /// Folders of images are beside `train` that are no parts.
+    Beside {
+        /// Their names.
+        folders: Vec<String>,
+    },
+    /// The images of `imagenet` are not all that are published.
+    PartOfImageNet {
+        /// Classes.
+        n_classes: usize,
+        /// Training images.
+        n_train: usize,
+        /// Validation images.
+        n_validation: usize,
     },
     /// A folder of images has one class.
     OneClass {
@@ -171,6 +193,43 @@ impl fmt::Display for DataWarning {
                 };
                 write!(f, "{more}: {consequence}; put more images into their folders")
             }
+            DataWarning::OtherKinds { part, files } => {
+                let n: u64 = files.iter().map(|(_, n)| n).sum();
+                let (files_are, they_are) =
+                    if n == 1 { ("file is", "it is") } else { ("files are", "they are") };
+                let kinds: Vec<String> = files.iter().map(|(ending, n)| format!("{n} .{ending}")).collect();
+                let place = if part.is_empty() { String::new() } else { format!(" of {part}") };
+                write!(
+                    f,
+                    "{n} {files_are} passed over{place}, as only JPEG and PNG are read: {}; convert them if {they_are} to be used",
+                    kinds.join(", ")
+                )
+            }
+            DataWarning::Beside { folders } => {
+                let shown: Vec<String> = folders.iter().take(5).map(|folder| format!("{folder:?}")).collect();
+                let more = if folders.len() > 5 {
+                    format!(" and {} more", folders.len() - 5)
+                } else {
+                    String::new()
+                };
+                write!(
+                    f,
+                    "images beside train are not read: {}{more}; a class is a folder in train, other parts are called val and test",
+                    shown.join(", ")
+                )
+            }
+            DataWarning::PartOfImageNet { n_classes, n_train, n_validation } => write!(
+                f,
+                "the images are not all of ILSVRC-2012: {n_classes} classes, {n_train} training and {n_validation} validation images; \
+                 published are {}, {} and {}",
+                imagenet::N_CLASSES,
+                imagenet::N_TRAIN,
+                imagenet::N_VALIDATION,
+            ),
+            DataWarning::OneClass { class, n_images: 1 } => write!(
+                f,
+                "there is one training image, of class {class:?}, so that any network is right: a folder a class is expected"
+            ),
             DataWarning::OneClass { class, n_images } => write!(
                 f,
                 "all {n_images} images are of one class, {class:?}, so that any network is right: a folder a class is expected"

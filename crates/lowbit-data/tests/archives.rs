@@ -268,6 +268,13 @@ fn imagenet_is_read_as_it_is_published() {
         let folder = ImageFolder::open_imagenet(dir.path()).unwrap();
         assert_eq!(folder.classes(), SYNSETS);
         let images = folder.images(&Fractions::default()).unwrap();
+        let warned: Vec<String> = images.warnings.iter().map(ToString::to_string).collect();
+        assert!(
+            warned.concat().contains(
+                "3 classes, 12 training and 4 validation images; published are 1000, 1281167 and 50000"
+            ),
+            "{warned:?}"
+        );
         let all = |source: &dyn Source| -> Vec<(usize, u8, u16)> {
             let one = |sample| {
                 let image = source.image(sample).unwrap();
@@ -444,9 +451,19 @@ fn a_folder_is_packed_and_what_was_stopped_goes_on() {
 
     let other = pack(&folder, &stopped, &PackSettings { per_shard: 6, ..settings }, |_| true).unwrap_err();
     assert!(other.to_string().contains("packed with other settings"), "{other}");
-    let into = pack(&folder, source.path(), &settings, |_| true).unwrap_err();
+    let other = tempfile::tempdir().unwrap();
+    put(other.path(), "notes.txt", b"");
+    let into = pack(&folder, other.path(), &settings, |_| true).unwrap_err();
     assert!(into.to_string().contains("it has other files"), "{into}");
-    assert!(!source.path().join("pack.lock").exists(), "nothing is made where something else is");
+    assert!(!other.path().join("pack.lock").exists(), "nothing is made where something else is");
+    // There, the shards would be taken for a class of the folder.
+    for inside in
+        [source.path().to_owned(), source.path().join("new/shards"), source.path().join("cat/../packed")]
+    {
+        let error = pack(&folder, &inside, &settings, |_| true).unwrap_err();
+        assert!(error.to_string().contains("it is in the folder of images that is packed"), "{error}");
+    }
+    assert!(!source.path().join("new").exists() && !source.path().join("packed").exists());
 }
 
 /// A file that cannot be decoded ends the packing, or is left out; what is there already stays.

@@ -368,7 +368,7 @@ fn a_folder_that_is_none_is_told() {
     check(
         &dir,
         dir.path(),
-        "use the images in DIR: no JPEG or PNG file is in its 2 folders, which have other files: 2 .webp; expected \
+        "use the images in DIR: no JPEG or PNG file is in its 2 folders; there are other files: 2 .webp; expected \
          <class>/*.jpg",
     );
     check(&dir, &dir.path().join("a/1.webp"), "use the images in DIR/a/1.webp: it is no folder");

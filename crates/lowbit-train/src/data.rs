@@ -14,6 +14,7 @@ use lowbit_data::{
 
 use crate::error::{IoContext, TrainError};
 use crate::image_set::{ImageSet, RunData, SkippedImages};
+use crate::origin::n_threads;
 use crate::recipe::{DataRecipe, DatasetChoice, FolderForm, Recipe};
 
 /// Images per evaluation batch. Fixed, so that every evaluation of a checkpoint adds in the same order.
@@ -29,12 +30,11 @@ pub(crate) fn n_prepared(batch_bytes: u64) -> u64 {
 /// The most threads that decode images unless a recipe says how many.
 const MAX_WORKERS: usize = 16;
 
-/// Threads that decode and vary images beside the training: one where they are at hand in their size, as many as there are cores where
+/// Threads that decode and vary images beside the training: one where they are at hand in their size, as many as compute where
 /// files are decoded and resized. A step waits for the slowest of its threads, but the work is the same: while it computes, at
 /// most some batches are prepared.
 fn workers(recipe: &DataRecipe) -> usize {
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
-    recipe.workers.unwrap_or_else(|| if recipe.geometry.is_some() { cores() } else { 1 })
+    recipe.workers.unwrap_or_else(|| if recipe.geometry.is_some() { n_threads().min(MAX_WORKERS) } else { 1 })
 }
 
 /// Where the images of a training are from.
@@ -276,8 +276,7 @@ fn expect_classes(folder: &ImageFolder, n_classes: Option<usize>) -> Result<(), 
 /// is an error.
 fn without_unreadable(folder: ImageFolder) -> Result<(ImageFolder, Option<SkippedImages>), TrainError> {
     const N_TOLD: usize = 1000;
-    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let unreadable = folder.unreadable(n_threads)?;
+    let unreadable = folder.unreadable(n_threads())?;
     let unusable = folder.parts().iter().map(|part| part.index.unusable());
     let n = unreadable.len() as u64 + unusable.clone().map(|unusable| unusable.n).sum::<u64>();
     let of_names =
@@ -424,6 +423,24 @@ impl Data {
             warnings,
             skipped,
         })
+    }
+
+    /// Validation and test images of files that no step reads: a training that is done would end at the first that cannot be
+    /// read, and its run would not fit the images once that is repaired.
+    pub(crate) fn evaluated_files(&self) -> impl Iterator<Item = &Loader> {
+        let is_of_files = |loader: &&Loader| loader.source().info().shape.is_none();
+        self.validation.iter().chain([&self.test]).filter(is_of_files)
+    }
+
+    /// Reads all [`evaluated_files`](Self::evaluated_files) once.
+    pub(crate) fn check_evaluated(&self, stop: &AtomicBool) -> Result<(), TrainError> {
+        for batch in self.evaluated_files().flat_map(|loader| loader.epoch(0, 0)) {
+            batch?;
+            if stop.load(Ordering::Relaxed) {
+                return Err(TrainError::Stopped);
+            }
+        }
+        Ok(())
     }
 
     /// The first `n` training batches from the start of `epoch` on: those of the next epochs follow where it has fewer.

@@ -160,8 +160,8 @@ pub struct RunProcess {
     pub origin: Origin,
 }
 
-/// Threads of the CPU backends, which rayon runs.
-fn n_threads() -> usize {
+/// Threads that compute on the CPU backends, which rayon runs: as many as `RAYON_NUM_THREADS` says, or as there are cores.
+pub(crate) fn n_threads() -> usize {
     let asked_for = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok());
     asked_for
         .filter(|&n| n > 0)

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use lowbit_data::Loader;
+
 use crate::checkpoint::{Checkpoint, Checkpoints, sha256};
 use crate::data::Data;
 use crate::error::TrainError;
@@ -40,6 +42,13 @@ pub fn train<'a>(
     let data_dir = session.images.data_dir().map(absolute).transpose()?;
     data_dir.as_deref().map_or(Ok(()), expect_text)?;
     let data = Data::read(&recipe, &session.images, session.stop)?;
+    if !recipe.data.skip_unreadable {
+        let n_images = data.evaluated_files().map(Loader::n_samples).sum();
+        if n_images > 0 {
+            session.observer.reading(n_images);
+        }
+        data.check_evaluated(session.stop)?;
+    }
     let run_recipe = RunRecipe { recipe: recipe.clone(), sha256: sha256(recipe.to_toml().as_bytes()) };
     let mut fit = Fit::new(run_recipe, data, session)?;
     fit.build(0)?;

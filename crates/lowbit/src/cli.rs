@@ -390,12 +390,16 @@ pub enum DataCommand {
         /// Data set, or a folder of your own images; a name of a data set is not taken for a folder
         #[arg(value_name = "NAME | DIR", value_hint = ValueHint::DirPath, value_parser = path().try_map(NameOrDir::new))]
         of: NameOrDir,
+        #[command(flatten)]
+        layout: LayoutArgs,
     },
     /// Look for the images in a folder of your own, and keep an index of them in the cache
     Index {
         /// Folder with train/CLASS/* and val/CLASS/*, or with CLASS/*
         #[arg(value_hint = ValueHint::DirPath, value_parser = path())]
         dir: PathBuf,
+        #[command(flatten)]
+        layout: LayoutArgs,
     },
     /// Show what is in a folder of your own images: how many of each class, and a sheet of them
     Show {
@@ -410,6 +414,8 @@ pub enum DataCommand {
         recipe: Option<String>,
         #[command(flatten)]
         set: SetArgs,
+        #[command(flatten)]
+        layout: LayoutArgs,
     },
     /// Pack the images of a folder into tar archives, which are read faster where files are many; what was stopped goes on
     Pack {
@@ -432,16 +438,25 @@ pub enum DataCommand {
         /// Decode every image, and leave out what cannot be decoded, instead of ending there: it is listed in DST/pack.json
         #[arg(long)]
         skip_unreadable: bool,
-        /// The source is ILSVRC-2012 as it is published, for data.dataset="imagenet"
-        #[arg(long)]
-        imagenet: bool,
+        #[command(flatten)]
+        layout: LayoutArgs,
     },
     /// Measure the images of a folder of your own: their sizes, and mean and deviation for data.normalization
     Stats {
         /// Folder of images
         #[arg(value_hint = ValueHint::DirPath, value_parser = path())]
         dir: PathBuf,
+        #[command(flatten)]
+        layout: LayoutArgs,
     },
+}
+
+/// How the images of a folder are laid out.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct LayoutArgs {
+    /// The folder is ILSVRC-2012 as it is published, for data.dataset="imagenet"
+    #[arg(long)]
+    pub imagenet: bool,
 }
 
 /// What `lowbit data verify` looks at.

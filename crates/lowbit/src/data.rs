@@ -4,14 +4,14 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use lowbit_data::{
-    DataError, DatasetInfo, DatasetName, FetchRequest, FileReport, FileStatus, ImageFolder, Locations,
-    PackSettings, SplitReport, VerifyReport, fetch, places_of, verify,
+    DataError, DatasetInfo, DatasetName, FetchRequest, FileReport, FileStatus, Locations, PackSettings,
+    SplitReport, VerifyReport, fetch, places_of, verify,
 };
 use serde::Serialize;
 
-use crate::cli::{DataArgs, DataCommand, NameOrDir};
+use crate::cli::{DataArgs, DataCommand, LayoutArgs, NameOrDir};
 use crate::data_folder;
-use crate::exit_code::{self, Code};
+use crate::exit_code::{self, Code, UsageError};
 use crate::output;
 use crate::progress::Screen;
 
@@ -21,26 +21,28 @@ pub fn run(args: &DataArgs, screen: &Screen) -> anyhow::Result<Code> {
     match &args.command {
         DataCommand::List => list(&locations, json, screen.is_quiet()),
         DataCommand::Fetch { name } => fetch_files(*name, &locations, json, screen),
-        DataCommand::Verify { of: NameOrDir::Name(name) } => verify_files(*name, &locations, json),
-        DataCommand::Verify { of: NameOrDir::Dir(dir) } => data_folder::verify(dir, json, screen),
-        DataCommand::Index { dir } => data_folder::index(dir, json),
-        DataCommand::Show { dir, recipe, set, out } => {
-            data_folder::show(dir, recipe.as_deref(), &set.set, out.as_deref(), json)
+        DataCommand::Verify { of: NameOrDir::Name(_), layout: LayoutArgs { imagenet: true } } => {
+            Err(UsageError("--imagenet is for a folder, as in lowbit data verify DIR --imagenet".into())
+                .into())
         }
-        DataCommand::Pack { from, to, resize, quality, per_shard, skip_unreadable, imagenet } => {
+        DataCommand::Verify { of: NameOrDir::Name(name), .. } => verify_files(*name, &locations, json),
+        DataCommand::Verify { of: NameOrDir::Dir(dir), layout } => {
+            data_folder::verify(dir, *layout, json, screen)
+        }
+        DataCommand::Index { dir, layout } => data_folder::index(dir, *layout, json),
+        DataCommand::Show { dir, recipe, set, out, layout } => {
+            data_folder::show(dir, *layout, recipe.as_deref(), &set.set, out.as_deref(), json)
+        }
+        DataCommand::Pack { from, to, resize, quality, per_shard, skip_unreadable, layout } => {
             let settings = PackSettings {
                 resize: *resize,
                 quality: *quality,
                 per_shard: *per_shard as usize,
                 skip_unreadable: *skip_unreadable,
             };
-            let folder = match imagenet {
-                true => ImageFolder::open_imagenet(from)?,
-                false => ImageFolder::open(from)?,
-            };
-            data_folder::pack(&folder, to, &settings, json, screen)
+            data_folder::pack(&data_folder::open(from, *layout)?, to, &settings, json, screen)
         }
-        DataCommand::Stats { dir } => data_folder::stats(dir, json, screen),
+        DataCommand::Stats { dir, layout } => data_folder::stats(dir, *layout, json, screen),
     }
 }
 

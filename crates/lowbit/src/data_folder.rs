@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lowbit_data::{
-    FolderPart, Fractions, Geometry, ImageFolder, ImageIndex, ImageStats, LoaderConfig, Normalization,
-    PackSettings, Packed, Source, Spread, contact_sheet, index_cache, one_line,
+    DataError, FolderPart, Fractions, Geometry, ImageFolder, ImageIndex, ImageStats, LoaderConfig,
+    Normalization, PackSettings, Packed, Source, Spread, contact_sheet, index_cache, one_line,
 };
 use lowbit_train::recipe::DataRecipe;
 use lowbit_train::shell_quoted;
 use serde::Serialize;
 
+use crate::cli::LayoutArgs;
 use crate::exit_code::{Code, UsageError};
 use crate::output::{self, counted};
 use crate::progress::{Progress, Screen};
@@ -190,9 +191,17 @@ fn files(all: &[(String, String)]) -> Vec<File> {
     all.iter().map(|(path, reason)| File { path: path.clone(), reason: reason.clone() }).collect()
 }
 
+/// The folder, laid out as is said.
+pub fn open(dir: &Path, layout: LayoutArgs) -> Result<ImageFolder, DataError> {
+    if layout.imagenet { ImageFolder::open_imagenet(dir) } else { ImageFolder::open(dir) }
+}
+
 /// `lowbit data index DIR`.
-pub fn index(dir: &Path, json: bool) -> anyhow::Result<Code> {
-    let folder = ImageFolder::scan(dir, index_cache().as_deref())?;
+pub fn index(dir: &Path, layout: LayoutArgs, json: bool) -> anyhow::Result<Code> {
+    let folder = match layout.imagenet {
+        true => ImageFolder::open_imagenet(dir)?,
+        false => ImageFolder::scan(dir, index_cache().as_deref())?,
+    };
     let report = Report::new(&folder)?;
     if json {
         output::print_json(&report)?;
@@ -220,6 +229,7 @@ struct Shown<'a> {
 /// `lowbit data show DIR`: what is there, and a sheet of it.
 pub fn show(
     dir: &Path,
+    layout: LayoutArgs,
     recipe: Option<&str>,
     set: &[String],
     sheet: Option<&Path>,
@@ -232,7 +242,7 @@ pub fn show(
             UsageError(format!("--out {path}: the sheet is a PNG file, as in --out sheet.png")).into()
         );
     }
-    let folder = ImageFolder::open(dir)?;
+    let folder = open(dir, layout)?;
     let report = Report::new(&folder)?;
     if let Some(path) = sheet {
         let images: Arc<dyn Source> = Arc::new(folder.part_images(&folder.parts()[0])?);
@@ -306,8 +316,11 @@ struct Verified {
 }
 
 /// `lowbit data verify DIR`: reads everything.
-pub fn verify(dir: &Path, json: bool, screen: &Screen) -> anyhow::Result<Code> {
-    let folder = ImageFolder::scan(dir, None)?;
+pub fn verify(dir: &Path, layout: LayoutArgs, json: bool, screen: &Screen) -> anyhow::Result<Code> {
+    let folder = match layout.imagenet {
+        true => ImageFolder::open_imagenet(dir)?,
+        false => ImageFolder::scan(dir, None)?,
+    };
     let n_images = folder.parts().iter().map(|part| part.index.len()).sum();
     let count = reading(screen, n_images);
     let mut found = Vec::new();
@@ -341,6 +354,7 @@ pub fn verify(dir: &Path, json: bool, screen: &Screen) -> anyhow::Result<Code> {
             writeln!(text, "{path}: {reason}")?;
         }
         match verified.ok {
+            true if n_images == 1 => write!(text, "its one image can be read")?,
             true => write!(text, "all {n_images} images can be read")?,
             false => write!(
                 text,
@@ -391,8 +405,8 @@ struct Numbers {
 }
 
 /// `lowbit data stats DIR`: sizes, mean and deviation.
-pub fn stats(dir: &Path, json: bool, screen: &Screen) -> anyhow::Result<Code> {
-    let folder = ImageFolder::open(dir)?;
+pub fn stats(dir: &Path, layout: LayoutArgs, json: bool, screen: &Screen) -> anyhow::Result<Code> {
+    let folder = open(dir, layout)?;
     let part = &folder.parts()[0];
     let images = folder.part_images(part)?;
     let count = reading(screen, part.index.len());

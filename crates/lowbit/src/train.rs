@@ -270,6 +270,13 @@ impl Follower<'_> {
 }
 
 impl Observer for Follower<'_> {
+    fn reading(&mut self, n_images: usize) {
+        // Of fewer, it takes seconds.
+        if n_images >= 5000 {
+            self.screen.show(&format!("reading    the {n_images} images that are scored, once, so that none is found damaged at the end"));
+        }
+    }
+
     fn started(&mut self, report: &StartReport<'_>) {
         let StartReport { run, recipe, plan, step, n_train, n_validation, n_test } = *report;
         self.log.open(run);

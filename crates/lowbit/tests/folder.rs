@@ -186,14 +186,22 @@ fn images_that_cannot_be_read_end_the_training_or_are_counted() {
     let sandbox = sandbox();
     put(sandbox.path("images/train/cat/000a.png"), b"");
     put(sandbox.path("images/train/cat/017.JPG"), b"<html>404</html>");
-    let cut = image(2, 3);
-    put(sandbox.path("images/val/d\u{f6}g/cut.png"), &cut[..cut.len() / 2]);
+    // What is scored is read before the training: it would fail at its end, and could not go on with what is repaired.
+    let (cut, of_val) = (image(2, 3), sandbox.path("images/val/d\u{f6}g/cut.png"));
+    put(of_val.clone(), &cut[..cut.len() / 2]);
+    let refused = sandbox.run(&[&TRAIN[..], &["--out", "refused"]].concat());
+    assert_eq!(refused.code, Some(3), "{}", refused.stderr);
+    let line = refused.stderr.lines().last().unwrap();
+    assert!(line.contains("images/val/d\u{f6}g/cut.png: the PNG is cut short; repair or remove"), "{line}");
+    assert!(!sandbox.path("refused").exists());
+    fs::remove_file(&of_val).unwrap();
     // Seed 0 leaves both of the training images in the incomplete batch of its first epoch.
     let refused = sandbox.run(&[&TRAIN[..], &["--out", "refused", "--set", "seed=1"]].concat());
     assert_eq!(refused.code, Some(3), "{}", refused.stderr);
     let line = refused.stderr.lines().last().unwrap();
     assert!(line.contains("images/train/cat/") && line.contains(": it is "), "{line}");
 
+    put(of_val, &cut[..cut.len() / 2]);
     let verified = sandbox.json_of(&["data", "verify", "images"], 6);
     assert_eq!(
         (&verified["ok"], &verified["images"], &verified["unreadable"]),
@@ -264,6 +272,7 @@ fn what_a_folder_lacks_is_told() {
     // One class, of which any network is right.
     fs::create_dir_all(sandbox.path("one")).unwrap();
     fs::rename(sandbox.path("images/train/cat"), sandbox.path("one/cat")).unwrap();
+    put(sandbox.path("one/cat/photo.WebP"), b"RIFF");
     let one = sandbox.json(&[
         "train",
         "mine.toml",
@@ -274,7 +283,16 @@ fn what_a_folder_lacks_is_told() {
         "--set",
         "data.test=0.2",
     ]);
-    assert!(one["warnings"].to_string().contains("are of one class"), "{}", one["warnings"]);
+    let warnings = one["warnings"].to_string();
+    assert!(warnings.contains("are of one class"), "{warnings}");
+    assert!(warnings.contains("1 file is passed over, as only JPEG and PNG are read: 1 .webp"), "{warnings}");
+    put(sandbox.path("images/bird/1.png"), &image(0, 1));
+    fs::remove_dir_all(sandbox.path("images/val/cat")).unwrap();
+    let beside =
+        sandbox.json(&[&TRAIN[..], &["--out", "beside", "--set", "train.epochs=1"]].concat())["warnings"]
+            .to_string();
+    assert!(beside.contains("images beside train are not read: \\\"bird\\\"; a class is"), "{beside}");
+    fill(&sandbox.path("images/val"), 5);
     check(&TRAIN, 3, "val has 3 classes, train has 2: 1 of val is not in train, the first is \"cat\"");
 }
 

@@ -48,9 +48,49 @@ fn a_training_begins_with_weights_of_pytorch() {
         "n_left_out": 21,
     }]);
     assert_eq!(info["initial_weights"], expected);
-    // What was read is in the run: the file may go.
-    let first = sandbox.path("run/checkpoints/step-00000000");
-    assert!(first.is_dir() || sandbox.path("run/checkpoints/step-00000004").is_dir());
+}
+
+/// What was read is in the first checkpoint: from then on, the file may go. Before, it is read again, and has to be the same.
+#[test]
+fn the_file_may_go_once_there_is_a_checkpoint() {
+    let sandbox = Sandbox::new();
+    let init = sandbox.path("init.pth");
+    fs::copy(golden("legacy.pth"), &init).unwrap();
+    let outcome =
+        train(&sandbox, &init, &["train.epochs=2", "checkpoint.every_steps=1", "checkpoint.keep_last=9"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let loss = || -> Value {
+        serde_json::from_slice::<Value>(&fs::read(sandbox.path("run/result.json")).unwrap()).unwrap()["loss"]
+            .clone()
+    };
+    let (expected, whole) = (loss(), sandbox.path("whole"));
+    common::copy_dir(&sandbox.path("run"), &whole);
+
+    fs::remove_file(&init).unwrap();
+    let resumed = sandbox.run(&["train", "-q", "--resume", "run", "--checkpoint", "step-00000001"]);
+    assert_eq!((resumed.code, loss()), (Some(0), expected.clone()), "{}", resumed.stderr);
+
+    // As a kill leaves it before its first checkpoint.
+    let begin_anew = || {
+        fs::remove_dir_all(sandbox.path("run")).unwrap();
+        common::copy_dir(&whole, &sandbox.path("run"));
+        fs::remove_dir_all(sandbox.path("run/checkpoints")).unwrap();
+        fs::create_dir(sandbox.path("run/checkpoints")).unwrap();
+        fs::remove_file(sandbox.path("run/result.json")).unwrap();
+        for name in ["metrics.jsonl", "timing.jsonl"] {
+            fs::write(sandbox.path("run").join(name), "").unwrap();
+        }
+    };
+    begin_anew();
+    let gone = sandbox.run(&["train", "-q", "--resume", "run"]);
+    assert!(gone.code == Some(4) && gone.stderr.contains("init.pth"), "{}", gone.stderr);
+    // The same weights in another container: nothing tells that they are the same.
+    fs::copy(golden("zip.pth"), &init).unwrap();
+    let other = sandbox.run(&["train", "-q", "--resume", "run"]);
+    assert!(other.code == Some(4) && other.stderr.contains("init.pth"), "{}", other.stderr);
+    fs::copy(golden("legacy.pth"), &init).unwrap();
+    let resumed = sandbox.run(&["train", "-q", "--resume", "run"]);
+    assert_eq!((resumed.code, loss()), (Some(0), expected), "{}", resumed.stderr);
 }
 
 /// Ends with exit code 4 in one line with all of `expected`, and leaves no run.

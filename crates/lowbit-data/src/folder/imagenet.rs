@@ -10,6 +10,13 @@ use super::scan::{BROKEN, Kind, NOT_TEXT, count_other, is_hidden, is_image, kind
 use crate::DataError;
 use crate::error::{Action, FolderProblem};
 
+/// Classes that are published.
+pub(crate) const N_CLASSES: usize = 1000;
+/// Training images that are published.
+pub(crate) const N_TRAIN: usize = 1_281_167;
+/// Validation images that are published.
+pub(crate) const N_VALIDATION: usize = 50_000;
+
 /// The archives by their published names.
 const TRAIN_TAR: &str = "ILSVRC2012_img_train.tar";
 const VAL_TAR: &str = "ILSVRC2012_img_val.tar";

@@ -1,7 +1,7 @@
 //! Images of one's own: a folder for each class.
 
 mod archive;
-mod imagenet;
+pub(crate) mod imagenet;
 mod index;
 mod index_file;
 mod pack;
@@ -49,6 +49,8 @@ const KEPT_FROM: usize = 10_000;
 pub struct ImageFolder {
     root: PathBuf,
     parts: Vec<FolderPart>,
+    /// Doubts about what was found, before it is divided.
+    doubts: Vec<DataWarning>,
 }
 
 /// A part of an [`ImageFolder`].
@@ -165,7 +167,11 @@ impl ImageFolder {
         {
             return Err(folder(FolderProblem::PartsAsClasses { names: index.classes().to_vec() }));
         }
-        Ok(ImageFolder { root, parts })
+        let mut doubts = other_kinds(&parts);
+        if parts[0].name == TRAIN {
+            doubts.extend(beside(&root));
+        }
+        Ok(ImageFolder { root, parts, doubts })
     }
 
     /// Finds the images of ILSVRC-2012 in `root`, as they are published or unpacked: `train/nXXXXXXXX/*.JPEG` or
@@ -201,7 +207,15 @@ impl ImageFolder {
         expect_images(&held)?;
         let train = FolderPart { name: TRAIN, index: Arc::new(index), index_file };
         let val = FolderPart { name: VALIDATION[0], index: Arc::new(held), index_file: None };
-        Ok(ImageFolder { root, parts: vec![train, val] })
+        let counts @ [n_classes, n_train, n_validation] =
+            [train.index.classes().len(), train.index.len(), val.index.len()];
+        let published = [imagenet::N_CLASSES, imagenet::N_TRAIN, imagenet::N_VALIDATION];
+        let parts = vec![train, val];
+        let mut doubts = other_kinds(&parts);
+        if counts != published {
+            doubts.push(DataWarning::PartOfImageNet { n_classes, n_train, n_validation });
+        }
+        Ok(ImageFolder { root, parts, doubts })
     }
 
     /// The folder, by its one name.
@@ -311,7 +325,7 @@ impl ImageFolder {
         }
         let (own_validation_name, own_test_name) =
             (validation.map(|part| part.name), test.map(|part| part.name));
-        let mut warnings = Vec::new();
+        let mut warnings = self.doubts.clone();
         let whole: Arc<dyn Source> = Arc::new(self.part_images(&self.parts[0])?);
         let part = |part: &FolderPart| -> Result<Arc<dyn Source>, DataError> {
             Ok(Arc::new(self.part_images(part)?))
@@ -354,6 +368,38 @@ impl ImageFolder {
         let folders = [of_train, own_validation_name.unwrap_or(of_train), own_test_name.unwrap_or(of_train)];
         Ok(FolderSplit { classes: self.classes().to_vec(), train, validation, test, folders, warnings })
     }
+}
+
+/// A warning if folders of images are beside `train` that are no parts.
+fn beside(root: &Path) -> Option<DataWarning> {
+    let has_images = |path: PathBuf| {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        entries.take(1000).any(|entry| scan::is_image(Path::new(&entry.file_name())))
+    };
+    let entries = fs::read_dir(root).ok()?.flatten();
+    let is_part = |name: &str| [TRAIN, TEST].iter().chain(&VALIDATION).any(|part| *part == name);
+    let mut folders: Vec<String> = entries
+        .filter(|entry| !scan::is_hidden(&entry.file_name()))
+        .filter(|entry| !is_part(&entry.file_name().to_string_lossy()) && has_images(entry.path()))
+        .map(|entry| index::one_line(Path::new(&entry.file_name())))
+        .collect();
+    folders.sort_unstable();
+    (!folders.is_empty()).then_some(DataWarning::Beside { folders })
+}
+
+/// Images of these kinds, by their name, are passed over.
+const OTHER_KINDS: [&str; 12] =
+    ["avif", "bmp", "gif", "heic", "heif", "jp2", "jxl", "pgm", "ppm", "tif", "tiff", "webp"];
+
+/// A warning for each part with images of other kinds.
+fn other_kinds(parts: &[FolderPart]) -> Vec<DataWarning> {
+    let of_part = |part: &FolderPart| {
+        let others = part.index.skipped().others.iter();
+        let images = others.filter(|(ending, _)| OTHER_KINDS.contains(&ending.as_str()));
+        let files: Vec<(String, u64)> = images.map(|(ending, n)| (ending.clone(), *n)).collect();
+        (!files.is_empty()).then_some(DataWarning::OtherKinds { part: part.name, files })
+    };
+    parts.iter().filter_map(of_part).collect()
 }
 
 /// Whether a folder of this name is a part of a data set somewhere. (A class of vehicles may be called train, but not all classes.)

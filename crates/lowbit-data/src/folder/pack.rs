@@ -104,6 +104,20 @@ impl Record {
     }
 }
 
+/// Refuses a folder among the images: it would be one of their classes the next time.
+fn expect_outside(root: &Path, to: &Path) -> Result<(), DataError> {
+    let absolute = std::path::absolute(to).map_err(|error| DataError::io(to, Action::Read, error))?;
+    // Of what is there already: a folder that does not exist has no one name.
+    let found = absolute.ancestors().find_map(|path| fs::canonicalize(path).ok());
+    match found.is_some_and(|path| path.starts_with(root)) {
+        true => Err(DataError::Folder {
+            path: to.into(),
+            problem: FolderProblem::PackedInside { source_root: root.into() },
+        }),
+        false => Ok(()),
+    }
+}
+
 /// Packs the images of `source` into tar archives in the folder `to`, in the layout of WebDataset: `0000017.jpg` and
 /// `0000017.cls` for each, and the names of the classes in `classes.txt`. [`ImageFolder::open`] reads them.
 ///
@@ -131,6 +145,7 @@ pub fn pack(
     } else {
         source.expect_usable()?;
     }
+    expect_outside(source.root(), to)?;
     fs::create_dir_all(to).map_err(|error| DataError::io(to, Action::Create, error))?;
     let digests = source.parts().iter().map(|part| part.index.digest().map(|digest| digest.to_string()));
     let record = Record {

@@ -12,7 +12,7 @@ use crate::error::{Action, FolderProblem};
 use crate::read::not_regular;
 
 /// Endings of names of images, in lower case. What a file is decides its content.
-pub(super) const ENDINGS: [&str; 3] = ["jpg", "jpeg", "png"];
+pub(super) const ENDINGS: [&str; 5] = ["jpe", "jpeg", "jfif", "jpg", "png"];
 
 /// As many classes as a label of 16 bits tells apart.
 pub(super) const MAX_CLASSES: usize = 1 << 16;

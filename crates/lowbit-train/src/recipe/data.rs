@@ -295,7 +295,9 @@ pub(super) fn read_data(section: Section<'_>) -> DataRecipe {
         .and_then(|section| read_normalization(section, is_known.then_some(channels)));
     recipe.augment = section.optional_section("augment").map(|augment| {
         let side = height.min(width) as u64;
-        read_augment(augment, geometry, is_known.then_some(side), is_known.then_some(channels))
+        // That of a folder's images is data.size; that it is missing is told above.
+        let is_side_known = is_known && (geometry.is_some() || !is_folder);
+        read_augment(augment, geometry, is_side_known.then_some(side), is_known.then_some(channels))
     });
     let n_train = recipe.train_limit.or(sizes.map(|info| info.n_train));
     if let Some(n_train) = n_train.filter(|&n| recipe.batch_size > n) {
