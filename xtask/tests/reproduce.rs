@@ -42,15 +42,12 @@ impl Sandbox {
     }
 
     fn command(&self, args: &[&str]) -> Command {
+        self.command_of("digits", args)
+    }
+
+    fn command_of(&self, table: &str, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-        command.current_dir(&self.path).args([
-            "reproduce",
-            "digits",
-            "--out",
-            "out",
-            "--program",
-            "./lowbit",
-        ]);
+        command.current_dir(&self.path).args(["reproduce", table, "--out", "out", "--program", "./lowbit"]);
         if !args.contains(&"--seeds") {
             command.args(["--seeds", "1"]);
         }
@@ -295,6 +292,26 @@ fn a_dry_run_is_a_table_or_one_json_object() {
     assert!(names.iter().all(|name| !name.to_string_lossy().contains("timing")), "{names:?}");
     let text = sandbox.run(&["--dry-run"]).stdout;
     assert!(text.ends_with("what is left: 4:09 one after the other\n"), "{text}");
+}
+
+/// The table of ImageNet is timed with generated images where its own are not at hand, and by the published number of them.
+#[test]
+fn a_dry_run_needs_no_images() {
+    let sandbox = Sandbox::new("dry-run-imagenet");
+    let done = Done::of(sandbox.command_of("imagenet", &["--dry-run", "--json"]).output().unwrap());
+    let forecast = done.json();
+    assert_eq!(forecast["missing"], "give the folder of imagenet with --data-dir");
+    let recipes = forecast["recipes"].as_array().unwrap();
+    let timings = sandbox.calls("train imagenet");
+    assert_eq!((recipes.len(), timings.len()), (17, 17));
+    assert!(timings.iter().all(|call| call.contains("--data-dir ")), "{timings:?}");
+    // 16 epochs with an evaluation each, at 1000 images/s.
+    let seconds = 16.0 * (1_281_167.0 + 50_000.0 / 3.0) / 1000.0;
+    assert!((recipes[0]["seconds"].as_f64().unwrap() - seconds).abs() < 1e-3, "{}", recipes[0]);
+    let left: Vec<_> = fs::read_dir(&sandbox.path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "the generated images are removed: {left:?}");
+    let trained = Done::of(sandbox.command_of("imagenet", &[]).output().unwrap());
+    assert_eq!(trained.error(), "give the folder of imagenet with --data-dir");
 }
 
 #[test]

@@ -179,6 +179,11 @@ impl Lowbit {
         command
     }
 
+    /// Whether a processor computes, of which the rate hardly depends on the size of a batch.
+    fn is_cpu(&self) -> bool {
+        matches!(self.device.as_str(), "flex" | "ndarray")
+    }
+
     fn output(&self, mut command: Command) -> anyhow::Result<Output> {
         let what = || format!("failed to run {}", self.program.display());
         command.stdin(Stdio::null()).output().with_context(what)
@@ -315,7 +320,7 @@ impl Lowbit {
             self.command(&["train", &cell.recipe, "--json", "--quiet", "--device", &self.device]);
         command.arg("--out").arg(&run);
         cell.add_settings(&mut command);
-        for change in short_settings(inspected, &workload) {
+        for change in short_settings(inspected, &workload, self.is_cpu()) {
             command.args(["--set", &change]);
         }
         self.with_data_dir(&mut command);
@@ -389,14 +394,19 @@ fn phase_epochs(phase: &Value) -> anyhow::Result<u64> {
     phase["train"]["epochs"].as_u64().context("a phase has epochs")
 }
 
-/// Settings that make a few steps of every phase of a training.
-fn short_settings(inspected: &Value, workload: &Workload) -> Vec<String> {
+/// Settings that make a few steps of every phase of a training: smaller ones where large images would take a CPU minutes a step, and
+/// more memory than it has.
+fn short_settings(inspected: &Value, workload: &Workload, is_cpu: bool) -> Vec<String> {
     let fixed = ["train.warmup_epochs=0", "train.norm_reestimation_batches=0"];
     let mut settings: Vec<String> = fixed.map(String::from).into();
     // An epoch for each phase.
     settings.push(format!("train.epochs={}", inspected["phases"].as_array().map_or(1, Vec::len)));
-    settings.push(format!("data.train_limit={}", (8 * workload.batch_size).min(workload.n_train)));
-    settings.push(format!("data.test_limit={}", workload.n_test.min(64)));
+    let is_large = inspected["recipe"]["data"]["size"].as_u64().is_some_and(|side| side >= 128);
+    let is_slow = is_cpu && is_large;
+    let (batch_size, n_batches) = if is_slow { (8, 2) } else { (workload.batch_size, 8) };
+    settings.push(format!("data.batch_size={}", batch_size.min(workload.n_train)));
+    settings.push(format!("data.train_limit={}", (n_batches * batch_size).min(workload.n_train)));
+    settings.push(format!("data.test_limit={}", workload.n_test.min(if is_slow { 8 } else { 64 })));
     let phases = inspected["recipe"]["phases"].as_object();
     for name in phases.into_iter().flat_map(|phases| phases.keys()) {
         settings.extend([format!("phases.{name}.epochs=1"), format!("phases.{name}.warmup_epochs=0")]);
@@ -407,7 +417,9 @@ fn short_settings(inspected: &Value, workload: &Workload) -> Vec<String> {
 /// What a command that failed says of it.
 fn message(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
-    let text = text.trim().trim_start_matches("error: ");
+    // Warnings may come first.
+    let text = text.trim();
+    let text = text.rsplit_once("\nerror: ").map_or(text, |(_, error)| error).trim_start_matches("error: ");
     let text = text.split("\n\nFor more information, try").next().unwrap_or_default();
     if text.is_empty() { format!("lowbit ended with {}", output.status) } else { text.into() }
 }
@@ -452,7 +464,7 @@ mod tests {
         workload.n_forward = 4 * 50 + 4 * (50 + 600);
         assert_eq!(Workload::of(&inspected, images).unwrap(), workload);
         assert_eq!(workload.images(), 14.0 * 600.0 + 2800.0 / 3.0);
-        let settings = short_settings(&inspected, &workload);
+        let settings = short_settings(&inspected, &workload, true);
         for change in [
             "train.warmup_epochs=0",
             "data.train_limit=600",
@@ -462,5 +474,9 @@ mod tests {
         ] {
             assert!(settings.iter().any(|setting| setting == change), "{change} in {settings:?}");
         }
+        inspected["recipe"]["data"]["size"] = 224.into();
+        let limits = |is_cpu| short_settings(&inspected, &workload, is_cpu)[3..5].to_vec();
+        assert_eq!(limits(true), ["data.batch_size=8", "data.train_limit=16"]);
+        assert_eq!(limits(false), ["data.batch_size=100", "data.train_limit=600"]);
     }
 }

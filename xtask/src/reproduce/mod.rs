@@ -8,6 +8,7 @@ mod origin;
 mod plan;
 mod plot;
 mod report;
+mod stand_in;
 mod table;
 
 use std::collections::BTreeMap;
@@ -95,7 +96,7 @@ pub fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
         Some(program) => program.clone(),
         None => cell::build(&args.device)?,
     };
-    let lowbit = Lowbit { program, device: args.device.clone(), data_dir: args.data_dir.clone() };
+    let mut lowbit = Lowbit { program, device: args.device.clone(), data_dir: args.data_dir.clone() };
     let cells = table.cells(args.seeds.unwrap_or(table.seeds), &args.set, &out);
     if table.pretrained && args.parallel > 1 {
         bail!(
@@ -112,10 +113,17 @@ pub fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
     };
     let inspected = inspect(&lowbit, &cells)?;
     lowbit.check_device(&out)?;
-    if args.dry_run
-        && let Err(missing) = &images
-    {
-        return dry_run_without_data(&lowbit, &table, &cells, &inspected, args.json, missing);
+    match (&images, table.images) {
+        (Err(missing), Some(published)) if args.dry_run => {
+            eprintln!("{missing:#}; meanwhile generated images are timed");
+            let folder = stand_in::imagenet()?;
+            lowbit.data_dir = Some(folder.path().to_owned());
+            return dry_run(&lowbit, &table, &cells, &inspected, args.json, published, Some(missing));
+        }
+        (Err(missing), None) if args.dry_run => {
+            return dry_run_without_data(&lowbit, &table, &cells, &inspected, args.json, missing);
+        }
+        _ => {}
     }
     let images = images?;
     let origin = lowbit.origin()?;
@@ -125,7 +133,7 @@ pub fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
     let plan = plan.checked(&out)?;
     cells.iter().try_for_each(|cell| cell.expect_made_by(&identity))?;
     if args.dry_run {
-        return dry_run(&lowbit, &table, &cells, &inspected, args.json, images);
+        return dry_run(&lowbit, &table, &cells, &inspected, args.json, images, None);
     }
     plan.write(&out)?;
     let Ending { failed, stopped } = train(&lowbit, &cells, args)?;
@@ -185,7 +193,7 @@ impl Signals {
             Some(_) => self.is_urgent.store(true, Ordering::Relaxed),
             None => {
                 let _ = self.first.set(Instant::now());
-                eprintln!("stopping when what runs is saved (press Ctrl-C again to abort)");
+                eprintln!("stopping when what runs has ended or is saved (press Ctrl-C again to abort)");
             }
         }
     }
@@ -248,9 +256,9 @@ struct Forecast<'a> {
     title: &'a str,
     device: &'a str,
     recipes: Vec<RecipeForecast<'a>>,
-    /// All that is left, one after the other; absent if its data is missing.
+    /// All that is left, one after the other; absent if nothing could be timed.
     seconds_left: Option<f64>,
-    /// What is missing to train it.
+    /// What is missing to train it. If there are times, they were taken with generated images.
     #[serde(skip_serializing_if = "Option::is_none")]
     missing: Option<String>,
 }
@@ -267,7 +275,7 @@ struct RecipeForecast<'a> {
     /// Seeds that are not complete.
     left: usize,
     epochs: u64,
-    /// Absent where the data is missing, and so are the times.
+    /// Absent where nothing could be timed, and so are the times.
     images_per_second: Option<f64>,
     /// Of a training.
     seconds: Option<f64>,
@@ -297,7 +305,10 @@ impl<'a> RecipeForecast<'a> {
         let time = |seconds: Option<f64>| {
             seconds.map_or("-".into(), |seconds| clock(Duration::from_secs_f64(seconds)))
         };
-        let rate = self.images_per_second.map_or("-".into(), |rate| format!("{rate:.0}"));
+        let rate = self.images_per_second.map_or("-".into(), |rate| match rate {
+            rate if rate < 10.0 => format!("{rate:.1}"),
+            rate => format!("{rate:.0}"),
+        });
         format!(
             "{:<42} {:>5} {:>6} {rate:>8} {:>7} {:>7}",
             self.recipe,
@@ -345,7 +356,7 @@ fn heading(lowbit: &Lowbit, table: &Table, cells: &[Cell]) -> anyhow::Result<()>
     ))
 }
 
-/// Times a few steps of every recipe and shows what all cells would take.
+/// Times a few steps of every recipe and shows what all cells would take; with what is missing if that was done with generated images.
 fn dry_run(
     lowbit: &Lowbit,
     table: &Table,
@@ -353,14 +364,20 @@ fn dry_run(
     inspected: &BTreeMap<String, Value>,
     json: bool,
     images: Images,
+    missing: Option<&anyhow::Error>,
 ) -> anyhow::Result<()> {
+    // Generated images are removed on the way out.
+    let signals = Signals::watch()?;
     if !json {
         heading(lowbit, table, cells)?;
     }
     let mut recipes = Vec::new();
     for cells in cells.chunk_by(|a, b| a.recipe == b.recipe) {
-        let Estimate { epochs, images_per_second, duration } =
-            lowbit.estimate(&cells[0], &inspected[&cells[0].recipe], images)?;
+        let estimate = lowbit.estimate(&cells[0], &inspected[&cells[0].recipe], images);
+        if signals.wish() > Wish::GoOn {
+            bail!("stopped");
+        }
+        let Estimate { epochs, images_per_second, duration } = estimate?;
         let forecast = RecipeForecast::new(cells, epochs);
         let all = duration * forecast.left as u32;
         let forecast = RecipeForecast {
@@ -377,7 +394,8 @@ fn dry_run(
     let seconds_left = recipes.iter().filter_map(|recipe| recipe.seconds_left).sum();
     if json {
         let (title, device) = (&table.title, &lowbit.device);
-        let forecast = Forecast { title, device, recipes, seconds_left: Some(seconds_left), missing: None };
+        let missing = missing.map(|missing| format!("{missing:#}"));
+        let forecast = Forecast { title, device, recipes, seconds_left: Some(seconds_left), missing };
         print(&serde_json::to_string(&forecast)?)?;
     } else {
         let left = clock(Duration::from_secs_f64(seconds_left));
