@@ -10,12 +10,21 @@ pub(crate) struct Clock {
     first_step: u64,
     /// Seconds spent in steps.
     pub(crate) step_seconds: f64,
+    /// Seconds before steps, while their images were not ready.
+    pub(crate) waiting_seconds: f64,
     pub(crate) n_images: u64,
 }
 
 impl Clock {
     pub(crate) fn new(first_step: u64, earlier_seconds: f64) -> Self {
-        Self { started: Instant::now(), earlier_seconds, first_step, step_seconds: 0.0, n_images: 0 }
+        Self {
+            started: Instant::now(),
+            earlier_seconds,
+            first_step,
+            step_seconds: 0.0,
+            waiting_seconds: 0.0,
+            n_images: 0,
+        }
     }
 
     pub(crate) fn seconds(&self) -> f64 {
@@ -26,6 +35,14 @@ impl Clock {
         match self.n_images {
             0 => 0.0,
             n => n as f64 / self.step_seconds,
+        }
+    }
+
+    /// Part of the time of the steps that they waited for their images.
+    pub(crate) fn waiting_fraction(&self) -> f64 {
+        match self.n_images {
+            0 => 0.0,
+            _ => self.waiting_seconds / (self.waiting_seconds + self.step_seconds),
         }
     }
 

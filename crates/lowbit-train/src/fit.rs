@@ -189,7 +189,11 @@ impl<'a> Fit<'a> {
     fn run_epoch(&mut self, run: &RunDir) -> Result<(), TrainError> {
         let steps_per_epoch = self.timeline.steps_per_epoch;
         let (epoch, first) = (self.progress.step / steps_per_epoch, self.progress.step % steps_per_epoch);
-        for batch in self.data.train.epoch(epoch, first) {
+        let mut batches = self.data.train.epoch(epoch, first);
+        loop {
+            let asked = Instant::now();
+            let Some(batch) = batches.next() else { break };
+            self.clock.waiting_seconds += asked.elapsed().as_secs_f64();
             self.step(batch?)?;
             if self.progress.step.is_multiple_of(steps_per_epoch) {
                 self.progress.pending = Some(Pending::Evaluation);
@@ -410,6 +414,7 @@ impl<'a> Fit<'a> {
             epoch: metrics.epoch,
             seconds: self.clock.seconds(),
             images_per_second: self.clock.images_per_second(),
+            waiting_fraction: self.clock.waiting_fraction(),
         };
         self.progress.metrics_bytes = run.append_metrics(&to_json(&metrics), self.progress.metrics_bytes)?;
         run.append_timing(&to_json(&timing))?;

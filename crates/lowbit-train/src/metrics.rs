@@ -112,8 +112,11 @@ pub struct EpochTiming {
     pub epoch: u64,
     /// Seconds of training so far, evaluation included.
     pub seconds: f64,
-    /// Training images per second of this process so far, evaluation excluded.
+    /// Training images per second of this process so far, evaluation and waiting for images excluded.
     pub images_per_second: f64,
+    /// Part of the time of this process's steps so far that they waited for their images, from 0 to 1.
+    #[serde(default)]
+    pub waiting_fraction: f64,
 }
 
 #[cfg(test)]

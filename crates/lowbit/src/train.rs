@@ -67,6 +67,7 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         log,
         changed,
         epochs: 0,
+        has_told_of_waiting: false,
         progress: None,
         set_aside: None,
     };
@@ -240,6 +241,12 @@ struct Interrupted<'a> {
     steps: u64,
 }
 
+/// Part of the time of the steps from which on it is said that they wait for images.
+const MUCH_WAITING: f64 = 0.1;
+
+/// Seconds of a training that is over before anything could be done about it.
+const SHORT: f64 = 60.0;
+
 /// Shows and logs what happens in a training.
 struct Follower<'a> {
     device: String,
@@ -253,6 +260,8 @@ struct Follower<'a> {
     progress: Option<Progress>,
     /// Where what came later than the checkpoint was put, until it is shown.
     set_aside: Option<PathBuf>,
+    /// Whether it was said that the steps wait for images.
+    has_told_of_waiting: bool,
 }
 
 impl Follower<'_> {
@@ -371,10 +380,18 @@ impl Observer for Follower<'_> {
             test_top1 = metrics.test.map(|test| test.top1),
             seconds = timing.seconds,
             images_per_second = timing.images_per_second,
+            waiting_fraction = timing.waiting_fraction,
             "epoch",
         );
         let line = output::fitting(epoch_lines(metrics, self.epochs, timing), output::stderr_columns());
         self.show(&line);
+        if timing.waiting_fraction > MUCH_WAITING && timing.seconds > SHORT && !self.has_told_of_waiting {
+            self.has_told_of_waiting = true;
+            let percent = 100.0 * timing.waiting_fraction;
+            self.show(&format!(
+                "the steps wait {percent:.0}% of their time for images: more data.workers may help, or smaller images (lowbit data pack)"
+            ));
+        }
         // The epoch's figures are not to stand under what comes next.
         if let Some(progress) = &mut self.progress {
             progress.clear();
@@ -544,7 +561,8 @@ mod tests {
             networks: Default::default(),
             quantizers: Default::default(),
         };
-        let timing = EpochTiming { epoch: 200, seconds: 36_000.0, images_per_second: 1.0 };
+        let timing =
+            EpochTiming { epoch: 200, seconds: 36_000.0, images_per_second: 1.0, waiting_fraction: 0.0 };
         let lines = epoch_lines(&metrics, 200, &timing);
         assert_eq!(
             lines[0],
