@@ -253,5 +253,17 @@ mod tests {
             draws,
             [(6, 0, false), (2, 4, true), (0, 1, true), (3, 3, false), (1, 0, true), (0, 5, false)]
         );
+        let jitter = Some(Jitter { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1 });
+        let varied =
+            Augmentation { crop: Some(RandomResizedCrop::default()), jitter, lighting: 0.1, ..augmentation };
+        let AugmentationDraw { crop, jitter, light, .. } = varied.draw(42, 1, 0, SIZE);
+        assert_eq!(
+            [format!("{crop:?}"), format!("{jitter:?}"), format!("{light:?}")],
+            [
+                "Some(CropBox { left: 6, top: 1, width: 24, height: 31 })",
+                "Some(JitterDraw { changes: [Brightness(0.6628752), Hue(4), Contrast(1.3888395), Saturation(1.0397327)] })",
+                "[-0.023951855, -0.025438722, -0.02667202]",
+            ]
+        );
     }
 }
