@@ -7,7 +7,7 @@ use std::path::Path;
 use lowbit_models::{InputShape, ModelConfig};
 use lowbit_train::recipe::DatasetChoice;
 use lowbit_train::weights::{
-    Container, Fit, Fitting, NewClassifier, TensorInfo, WeightsError, WeightsFile, fits,
+    Container, Fit, Fitting, Misfit, NewClassifier, TensorInfo, WeightsError, WeightsFile, fits,
 };
 use lowbit_train::{TrainError, shell_quoted};
 use serde::Serialize;
@@ -35,6 +35,9 @@ struct Report<'a> {
     network: Option<Fitting>,
     new_classifier: Option<NewClassifier>,
     left_out: Vec<String>,
+    /// How they are not those of the network; nothing is taken then, and the command fails.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    misfit: Option<&'a Misfit>,
 }
 
 #[derive(Serialize)]
@@ -64,20 +67,22 @@ pub fn run(args: &ImportArgs) -> anyhow::Result<Code> {
         (None, Some(model)) => Some(of_model(&file, model)),
         (None, None) => fits.first().cloned(),
     };
-    let fit = match &network {
+    let nothing = Fit { taken: Vec::new(), new_classifier: None, left_out: Vec::new() };
+    let (fit, misfit) = match &network {
         Some(Fitting { model, input, classes }) => {
             let graph = model.graph(*input, *classes).map_err(TrainError::Model)?;
-            let fit = Fit::new(&file, &graph).map_err(|misfit| report_error(WeightsError::Misfit(misfit)))?;
-            // What a training would stumble over is found here.
-            for tensor in &fit.taken {
-                file.read(&tensor.name).map_err(report_error)?;
+            match Fit::new(&file, &graph) {
+                Ok(fit) => (fit, None),
+                Err(misfit) => (nothing, Some(misfit)),
             }
-            Some(fit)
         }
-        None => None,
+        None => (nothing, None),
     };
-    let Fit { taken, new_classifier, left_out } =
-        fit.unwrap_or(Fit { taken: Vec::new(), new_classifier: None, left_out: Vec::new() });
+    // What a training would stumble over is found here.
+    for tensor in &fit.taken {
+        file.read(&tensor.name).map_err(report_error)?;
+    }
+    let Fit { taken, new_classifier, left_out } = fit;
     let mut becomes: BTreeMap<&str, &str> =
         taken.iter().map(|taken| (taken.name.as_str(), taken.path.as_str())).collect();
     let mut tensors: Vec<Tensor<'_>> = taken
@@ -99,12 +104,15 @@ pub fn run(args: &ImportArgs) -> anyhow::Result<Code> {
         network,
         new_classifier,
         left_out,
+        misfit: misfit.as_deref(),
     };
     match args.json.json {
         true => output::print_json(&report)?,
+        // The error says what is wrong; a table would say of all tensors that they are left out.
+        false if misfit.is_some() => {}
         false => output::print(&describe(&report))?,
     }
-    Ok(Code::Success)
+    misfit.map_or(Ok(Code::Success), |misfit| Err(report_error(WeightsError::Misfit(misfit)).into()))
 }
 
 /// The `model` for the channels and classes of the file, as far as these show.
@@ -135,7 +143,8 @@ fn describe(report: &Report<'_>) -> String {
     let _ = writeln!(text, "\n{:<name_width$} {:<14} {:<9} becomes", "tensor", "shape", "type");
     for Tensor { name, info, becomes } in tensors.iter().take(MOST_LINES) {
         let becomes = becomes.as_deref().unwrap_or(if network.is_some() { "left out" } else { "-" });
-        let (shape, dtype) = (info.shape_text(), info.dtype);
+        // One line each, whatever a file has for names.
+        let (name, shape, dtype) = (name.escape_debug().to_string(), info.shape_text(), info.dtype);
         let _ = writeln!(text, "{name:<name_width$} {shape:<14} {dtype:<9} {becomes}");
     }
     if tensors.len() > MOST_LINES {

@@ -176,6 +176,11 @@ fn import_shows_what_is_in_a_file() {
     let refused = sandbox.run(&["import", path, "--model", "resnet34"]);
     assert_eq!(refused.code, Some(4), "{}", refused.stdout);
     assert!(refused.stderr.contains("it lacks 80 tensors ("), "{}", refused.stderr);
+    // The line has the first few; JSON has all.
+    let misfit = sandbox.json_of(&["import", path, "--model", "resnet34"], 4);
+    let missing = misfit["misfit"]["missing"].as_array().unwrap();
+    assert!(missing.len() == 80 && missing.contains(&json!("layer3.5.bn2.weight")), "{missing:?}");
+    assert_eq!(misfit["left_out"], json!([]));
     assert_eq!(sandbox.run(&["import", path, "--set", "seed=1"]).code, Some(2));
 }
 
