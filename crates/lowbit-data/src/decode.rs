@@ -2,22 +2,20 @@
 
 mod jpeg;
 mod png;
+mod turn;
 
-use std::sync::{Mutex, PoisonError};
+use turn::Turn;
 
 use crate::{Dimensions, FileKind, Picture};
 
 /// The longest side that is decoded: as long as a JPEG can be.
 const MAX_SIDE: u32 = 65_535;
 
-/// Pixels of an image that others wait for: some 200 MiB while it is decoded.
-const LARGE: u64 = 1 << 24;
-
 /// What an image file may ask of memory.
 ///
 /// A header of a few bytes can promise any number of pixels, so this is compared before any memory is taken. While one image
-/// is decoded, it takes up to 6 bytes for each of its pixels, a progressive JPEG up to 12; so images of more than
-/// 2<sup>24</sup> pixels are decoded one at a time, however many threads ask for them.
+/// is decoded, it takes up to 6 bytes for each of its pixels, a progressive JPEG up to 12. However many threads decode, the images
+/// that are decoded at a time have 2<sup>27</sup> pixels together at most.
 ///
 /// | Name | Default | Range | Unit |
 /// |---|---|---|---|
@@ -37,7 +35,8 @@ impl Default for DecodeLimits {
 }
 
 impl DecodeLimits {
-    fn check(self, dimensions: Dimensions) -> Result<(), DecodeError> {
+    /// Checks what a header says, and waits until so many pixels may be decoded.
+    fn admit(self, dimensions: Dimensions) -> Result<Turn<'static>, DecodeError> {
         let Dimensions { width, height } = dimensions;
         if width == 0 || height == 0 {
             return Err(DecodeError::NoPixels { dimensions });
@@ -45,7 +44,7 @@ impl DecodeLimits {
         if width.max(height) > MAX_SIDE || dimensions.n_pixels() > self.max_pixels {
             return Err(DecodeError::TooLarge { dimensions, max_pixels: self.max_pixels });
         }
-        Ok(())
+        Ok(turn::ALL.wait(dimensions.n_pixels()))
     }
 }
 
@@ -121,13 +120,6 @@ impl Format {
             Err(DecodeError::NotAnImage { kind: FileKind::of(bytes) })
         }
     }
-
-    fn dimensions(&self, bytes: &[u8]) -> Result<Dimensions, DecodeError> {
-        match self {
-            Format::Jpeg => jpeg::dimensions(bytes),
-            Format::Png => png::dimensions(bytes),
-        }
-    }
 }
 
 /// Decodes the bytes of a JPEG or PNG file, whatever its name says, into red, green and blue.
@@ -143,7 +135,8 @@ impl Format {
 /// A PNG is decoded exactly; a JPEG differs from libjpeg-turbo, which Pillow uses, by a few levels, as the standard allows.
 ///
 /// # Errors
-/// Any [`DecodeError`]. A file that ends early is one, as it is for Pillow.
+/// Any [`DecodeError`]. A file that ends early is one. (Pillow reads some damaged PNG files that are refused here: without their end
+/// mark, with a wrong checksum, with too few rows.)
 ///
 /// ```
 /// use lowbit_data::{DecodeError, DecodeLimits, decode};
@@ -153,11 +146,7 @@ impl Format {
 /// assert_eq!(error.to_string(), "it is a GIF image, not a JPEG or PNG image");
 /// ```
 pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, DecodeError> {
-    static ONE_LARGE: Mutex<()> = Mutex::new(());
-    let format = Format::of(bytes)?;
-    let _turn = (format.dimensions(bytes)?.n_pixels() > LARGE)
-        .then(|| ONE_LARGE.lock().unwrap_or_else(PoisonError::into_inner));
-    match format {
+    match Format::of(bytes)? {
         Format::Jpeg => jpeg::decode(bytes, *limits),
         Format::Png => png::decode(bytes, *limits),
     }
@@ -169,7 +158,10 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, DecodeErro
 /// # Errors
 /// Any [`DecodeError`]; [`DecodeError::CutShort`] if the header is not in the bytes.
 pub fn dimensions(bytes: &[u8]) -> Result<Dimensions, DecodeError> {
-    Format::of(bytes)?.dimensions(bytes)
+    match Format::of(bytes)? {
+        Format::Jpeg => jpeg::dimensions(bytes),
+        Format::Png => png::dimensions(bytes),
+    }
 }
 
 #[cfg(test)]

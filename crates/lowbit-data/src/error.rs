@@ -357,8 +357,8 @@ pub enum DataError {
     },
 
     /// An image file that was written over since its folder was indexed.
-    #[error("read {}: it has {got} bytes, but the index of its folder says {expected}; bring the index up to date with \
-        `lowbit data index {}`", .path.display(), root.display())]
+    #[error("read {}: it has {got} bytes, but the index says {expected}; bring the index up to date with `lowbit data index DIR` of \
+        the folder that was given", .path.display())]
     ImageChanged {
         /// The file.
         path: PathBuf,
@@ -366,8 +366,6 @@ pub enum DataError {
         expected: u64,
         /// Bytes found.
         got: u64,
-        /// The folder.
-        root: PathBuf,
     },
 
     /// More samples were asked for than there are.

@@ -1,6 +1,8 @@
 //! Batches in a reproducible order, prepared in background threads.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use lowbit_core::{Purpose, stream};
 use rand::seq::SliceRandom;
@@ -179,6 +181,52 @@ impl Loader {
             order.shuffle(&mut stream(self.decoder.config.seed, Purpose::Shuffle, epoch, 0));
         }
         order
+    }
+
+    /// Reads every image once, on the threads of the loader, and makes nothing of it. `seen` is told again and again how many were
+    /// read, and ends it by `false`. Returns whether all were read.
+    ///
+    /// # Errors
+    /// [`DataError::Sample`] of an image that cannot be read.
+    pub fn read_all(&self, mut seen: impl FnMut(usize) -> bool) -> Result<bool, DataError> {
+        /// Time between two calls of `seen`.
+        const INTERVAL: Duration = Duration::from_millis(10);
+
+        let (Decoder { source, info, config, .. }, n_samples) = (&*self.decoder, self.n_samples());
+        let (next, n_read, failure) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(None));
+        let end = || next.store(n_samples, Ordering::Relaxed);
+        let read = || {
+            loop {
+                let sample = next.fetch_add(1, Ordering::Relaxed);
+                if sample >= n_samples {
+                    return;
+                }
+                match info.read_picture(&**source, sample) {
+                    Ok(_) => drop(n_read.fetch_add(1, Ordering::Relaxed)),
+                    Err(error) => {
+                        failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                        end();
+                    }
+                }
+            }
+        };
+        let mut is_wanted = true;
+        std::thread::scope(|scope| {
+            let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, read).ok();
+            let threads: Vec<_> = (0..config.n_threads.max(1)).filter_map(spawn).collect();
+            if threads.is_empty() {
+                read();
+            }
+            while is_wanted && threads.iter().any(|thread| !thread.is_finished()) {
+                std::thread::sleep(INTERVAL);
+                is_wanted = seen(n_read.load(Ordering::Relaxed));
+            }
+            if !is_wanted {
+                end();
+            }
+        });
+        let failure = failure.into_inner().unwrap_or_else(PoisonError::into_inner);
+        failure.map_or(Ok(is_wanted), Err)
     }
 
     /// The batches of an epoch from `first_step` on, in order of their steps. Steps before are not decoded.
@@ -705,6 +753,40 @@ mod tests {
             let error = batches.next().unwrap().unwrap_err();
             assert_eq!(error.to_string(), "read sample 16 of files: baseline.jpg: it is empty");
         }
+    }
+
+    #[test]
+    fn all_images_are_read_until_one_cannot_be() {
+        for n_threads in [0, 3] {
+            let config = LoaderConfig { n_threads, ..every_change() };
+            let loader = |broken| Loader::new(Arc::new(Files { broken }), config.clone()).unwrap();
+            let mut most = 0;
+            let seen = |n_read| {
+                most = n_read;
+                true
+            };
+            assert!(loader(None).read_all(seen).unwrap());
+            assert!(most <= 40);
+            let error = loader(Some(37)).read_all(|_| true).unwrap_err().to_string();
+            assert!(error.contains("it is empty"), "{error}");
+        }
+        /// A source that is slow.
+        #[derive(Debug)]
+        struct Slow(Files);
+        impl Source for Slow {
+            fn info(&self) -> SourceInfo {
+                SourceInfo { n_samples: 100_000, ..self.0.info() }
+            }
+            fn label(&self, sample_idx: usize) -> u16 {
+                self.0.label(sample_idx)
+            }
+            fn image(&self, sample_idx: usize) -> Result<Image<'_>, SampleError> {
+                std::thread::sleep(Duration::from_millis(1));
+                self.0.image(sample_idx)
+            }
+        }
+        let slow = Loader::new(Arc::new(Slow(Files { broken: None })), every_change()).unwrap();
+        assert!(!slow.read_all(|_| false).unwrap(), "it is ended early");
     }
 
     #[test]

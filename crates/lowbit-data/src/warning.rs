@@ -76,6 +76,13 @@ pub enum DataWarning {
         /// Files, by the ending of their name.
         files: Vec<(String, u64)>,
     },
+    /// Images are beside the class folders, and so of no class.
+    NoClass {
+        /// The part of the folder, as in "val"; empty for one whole.
+        part: &'static str,
+        /// Images.
+        n_images: u64,
+    },
     /// Folders of images are beside `train` that are no parts.
     Beside {
         /// Their names.
@@ -195,14 +202,21 @@ impl fmt::Display for DataWarning {
             }
             DataWarning::OtherKinds { part, files } => {
                 let n: u64 = files.iter().map(|(_, n)| n).sum();
-                let (files_are, they_are) =
-                    if n == 1 { ("file is", "it is") } else { ("files are", "they are") };
+                let (files_are, them) = if n == 1 { ("file is", "it") } else { ("files are", "them") };
                 let kinds: Vec<String> = files.iter().map(|(ending, n)| format!("{n} .{ending}")).collect();
-                let place = if part.is_empty() { String::new() } else { format!(" of {part}") };
+                let place = if part.is_empty() { String::new() } else { format!("in {part}, ") };
                 write!(
                     f,
-                    "{n} {files_are} passed over{place}, as only JPEG and PNG are read: {}; convert them if {they_are} to be used",
+                    "{place}{n} {files_are} passed over, as only JPEG and PNG are read: {}; convert {them} to use {them}",
                     kinds.join(", ")
+                )
+            }
+            DataWarning::NoClass { part, n_images } => {
+                let place = if part.is_empty() { String::new() } else { format!("in {part}, ") };
+                let images_are = if *n_images == 1 { "image is" } else { "images are" };
+                write!(
+                    f,
+                    "{place}{n_images} {images_are} beside the class folders and passed over: put each image into the folder of its class"
                 )
             }
             DataWarning::Beside { folders } => {

@@ -89,7 +89,7 @@ fn shards_are_read_at_random_in_place() {
     // One that was cut since is told.
     put(dir.path(), "train/a-001.tar", b"short");
     let text = again.train.image(2).unwrap_err().to_string();
-    assert!(text.contains("it has 5 bytes, but the index of its folder says"), "{text}");
+    assert!(text.contains("it has 5 bytes, but the index says"), "{text}");
 }
 
 #[test]
@@ -287,6 +287,16 @@ fn imagenet_is_read_as_it_is_published() {
     let (train, mut test) = read(&folders);
     assert_eq!(train.len(), 12);
     assert_eq!(&train[3..5], [(1, 3, 0), (2, 0, 1)]);
+    // Scanned anew, and kept whatever their number.
+    let cache = tempfile::tempdir().unwrap();
+    for dir in [&folders, &flat, &tars] {
+        let scanned = ImageFolder::scan_imagenet(dir.path(), Some(cache.path())).unwrap();
+        assert!(
+            scanned.parts().iter().all(|part| part.index_file.as_ref().is_some_and(|file| file.exists()))
+        );
+        let known = ImageFolder::scan_imagenet(dir.path(), None).unwrap();
+        assert!(known.parts().iter().all(|part| part.index_file.is_none()));
+    }
     // In class folders they are class by class, else by name.
     test.sort_unstable();
     assert_eq!(test, [(10, 0, 2), (11, 0, 0), (12, 0, 1), (13, 0, 0)]);
@@ -438,6 +448,14 @@ fn a_folder_is_packed_and_what_was_stopped_goes_on() {
         }
     }
 
+    // A shard that is no longer as it was written is made again.
+    let shard = stopped.join("train/shard-000001.tar");
+    let written = fs::read(&shard).unwrap();
+    fs::write(&shard, b"").unwrap();
+    let packed = pack(&folder, &stopped, &settings, |_| true).unwrap().unwrap();
+    assert_eq!((packed.n_kept, packed.n_shards), (3, 4));
+    assert_eq!(fs::read(&shard).unwrap(), written);
+
     // A shard, and a part, that are gone.
     fs::remove_file(stopped.join("train/shard-000001.tar")).unwrap();
     incomplete(10);
@@ -457,13 +475,11 @@ fn a_folder_is_packed_and_what_was_stopped_goes_on() {
     assert!(into.to_string().contains("it has other files"), "{into}");
     assert!(!other.path().join("pack.lock").exists(), "nothing is made where something else is");
     // There, the shards would be taken for a class of the folder.
-    for inside in
-        [source.path().to_owned(), source.path().join("new/shards"), source.path().join("cat/../packed")]
-    {
-        let error = pack(&folder, &inside, &settings, |_| true).unwrap_err();
+    for inside in ["train", "train/new/shards", "train/cat/../packed"] {
+        let error = pack(&folder, &source.path().join(inside), &settings, |_| true).unwrap_err();
         assert!(error.to_string().contains("it is in the folder of images that is packed"), "{error}");
     }
-    assert!(!source.path().join("new").exists() && !source.path().join("packed").exists());
+    assert!(!source.path().join("train/new").exists() && !source.path().join("train/packed").exists());
 }
 
 /// A file that cannot be decoded ends the packing, or is left out; what is there already stays.

@@ -387,10 +387,7 @@ fn a_file_that_has_changed_is_told() {
     put(dir.path(), "a/1.png", b"short");
     let source = folder.part_images(&folder.parts()[0]).unwrap();
     let text = source.image(0).unwrap_err().to_string();
-    assert!(
-        text.contains("it has 5 bytes, but the index of its folder says") && !text.contains('\n'),
-        "{text}"
-    );
+    assert!(text.contains("it has 5 bytes, but the index says") && !text.contains('\n'), "{text}");
     fs::remove_file(dir.path().join("b/1.png")).unwrap();
     let text = source.image(1).unwrap_err().to_string();
     assert!(text.starts_with("failed to read ") && text.contains("b/1.png: No such file"), "{text}");
@@ -432,4 +429,61 @@ fn only_what_cannot_be_decoded_is_unreadable() {
     fs::remove_file(dir.path().join("b/1.png")).unwrap();
     let text = message(folder.unreadable(2).unwrap_err(), &dir);
     assert_eq!(text, "read DIR/b/1.png");
+}
+
+/// A disk that is not mounted is no class that is missing.
+#[cfg(unix)]
+#[test]
+fn links_that_lead_nowhere_are_errors() {
+    use std::os::unix::fs::symlink;
+    for link in ["train/c", "train/a/more", "train/a/lost.png", "test"] {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["train/a/0.png", "train/b/0.png", "val/a/0.png"] {
+            put(dir.path(), name, &png(3, 3, [7; 3]));
+        }
+        symlink("/gone/for/good", dir.path().join(link)).unwrap();
+        let error = ImageFolder::open(dir.path()).and_then(|folder| folder.expect_usable()).unwrap_err();
+        let expected = format!("{link}: it is a link that leads nowhere; repair or remove it");
+        assert!(error.to_string().contains(&expected), "{error}");
+    }
+}
+
+/// What names the classes is beside a part, and not beside one whole: one index is not taken for the other.
+#[test]
+fn the_index_of_a_part_is_not_that_of_a_whole() {
+    let (dir, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    put(dir.path(), "train/a/0.png", &png(3, 3, [7; 3]));
+    let kept = |path: &Path| {
+        let folder = ImageFolder::scan(path, Some(cache.path())).unwrap();
+        folder.parts()[0].index_file.clone().unwrap()
+    };
+    assert_ne!(kept(dir.path()), kept(&dir.path().join("train")));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_shard_whose_name_is_no_text_is_told() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "0.tar", b"");
+    fs::write(dir.path().join(OsStr::from_bytes(b"\xff.tar")), b"").unwrap();
+    let error = ImageFolder::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("its name is no UTF-8: rename it"), "{error}");
+}
+
+#[test]
+fn images_of_no_class_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["a/0.png", "a/1.png", "b/0.png", "b/1.png", "stray.PNG", "other.jpg"] {
+        put(dir.path(), name, &png(3, 3, [7; 3]));
+    }
+    let fractions = Fractions { test: 0.5, ..Fractions::default() };
+    let warnings = ImageFolder::open(dir.path()).unwrap().images(&fractions).unwrap().warnings;
+    assert_eq!(
+        warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        [
+            "2 images are beside the class folders and passed over: put each image into the folder of its class"
+        ]
+    );
 }

@@ -38,7 +38,7 @@ impl Clock {
         }
     }
 
-    /// Part of the time of the steps that they waited for their images.
+    /// Share of the time of training that was spent waiting for images.
     pub(crate) fn waiting_fraction(&self) -> f64 {
         match self.n_images {
             0 => 0.0,

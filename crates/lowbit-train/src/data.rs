@@ -425,20 +425,20 @@ impl Data {
         })
     }
 
-    /// Validation and test images of files that no step reads: a training that is done would end at the first that cannot be
-    /// read, and its run would not fit the images once that is repaired.
-    pub(crate) fn evaluated_files(&self) -> impl Iterator<Item = &Loader> {
-        let is_of_files = |loader: &&Loader| loader.source().info().shape.is_none();
-        self.validation.iter().chain([&self.test]).filter(is_of_files)
-    }
-
-    /// Reads all [`evaluated_files`](Self::evaluated_files) once.
-    pub(crate) fn check_evaluated(&self, stop: &AtomicBool) -> Result<(), TrainError> {
-        for batch in self.evaluated_files().flat_map(|loader| loader.epoch(0, 0)) {
-            batch?;
-            if stop.load(Ordering::Relaxed) {
+    /// Reads all validation and test images once. A training that is done would end at the first that cannot be read, and its run
+    /// would not fit the images once that is repaired. `seen` is told how many of how many were read, and ends it by `false`.
+    pub(crate) fn read_evaluated(
+        &self,
+        mut seen: impl FnMut(usize, usize) -> bool,
+    ) -> Result<(), TrainError> {
+        let loaders = || self.validation.iter().chain([&self.test]);
+        let n_images = loaders().map(Loader::n_samples).sum();
+        let mut n_before = 0;
+        for loader in loaders() {
+            if !loader.read_all(|n_read| seen(n_before + n_read, n_images))? {
                 return Err(TrainError::Stopped);
             }
+            n_before += loader.n_samples();
         }
         Ok(())
     }

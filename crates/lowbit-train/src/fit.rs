@@ -508,8 +508,11 @@ impl<'a> Fit<'a> {
 
     /// Warns of learned parameters of quantizers that have not moved since the phase began, or that are held at their floor.
     fn watch_learned(&mut self) {
+        /// Parameters that are told one by one.
+        const FEW: usize = 4;
+
         let is_trained = self.current().train.quantizers.learning_rate_scale > 0.0;
-        let mut warnings = Vec::new();
+        let (mut warnings, mut unmoved) = (Vec::new(), Vec::new());
         for (parameter, Learned { mean, is_at_floor, .. }) in self.learned() {
             if is_at_floor {
                 warnings.push(format!(
@@ -517,11 +520,14 @@ impl<'a> Fit<'a> {
                      train.quantizers.learning_rate_scale"
                 ));
             } else if is_trained && self.progress.learned.get(&parameter) == Some(&mean) {
-                warnings.push(format!(
-                    "{parameter} has not moved since the phase began: nothing that passes through the layer reaches it, or its \
-                     learning rate is too small"
-                ));
+                unmoved.push(parameter);
             }
+        }
+        let why = "since the phase began: nothing that passes through its layer reaches it, or its learning rate is too small";
+        match unmoved.as_slice() {
+            [first, rest @ ..] if rest.len() >= FEW => warnings
+                .push(format!("{first} has not moved {why}; nor have further parameters of quantizers")),
+            few => warnings.extend(few.iter().map(|parameter| format!("{parameter} has not moved {why}"))),
         }
         warnings.into_iter().for_each(|warning| self.warn(WarningKind::Training, warning));
     }

@@ -114,7 +114,7 @@ pub struct EpochTiming {
     pub seconds: f64,
     /// Training images per second of this process so far, evaluation and waiting for images excluded.
     pub images_per_second: f64,
-    /// Part of the time of this process's steps so far that they waited for their images, from 0 to 1.
+    /// Share of this process's time of training so far that was spent waiting for images, from 0 to 1; evaluation is excluded.
     #[serde(default)]
     pub waiting_fraction: f64,
 }

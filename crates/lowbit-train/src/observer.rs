@@ -10,8 +10,8 @@ use crate::strategy::Phase;
 
 /// Follows a training. Every method does nothing unless it is overridden.
 pub trait Observer {
-    /// So many images that the training is scored on are read once, before it begins.
-    fn reading(&mut self, _n_images: usize) {}
+    /// So many of the `n_images` validation and test images have been read: all are read once, before the training begins.
+    fn reading(&mut self, _n_read: usize, _n_images: usize) {}
     /// The training is about to begin, or to go on.
     fn started(&mut self, _report: &StartReport<'_>) {}
     /// A phase begins, or the training goes on in it.

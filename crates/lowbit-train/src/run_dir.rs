@@ -66,6 +66,14 @@ impl<'a> NewRun<'a> {
         }
     }
 
+    /// Refuses a directory that is used already, before anything takes time.
+    pub(crate) fn expect_free(self) -> Result<(), TrainError> {
+        match self {
+            Self::At(path) if path.is_dir() => expect_unused(path, BeforeLock::Yes),
+            Self::At(_) | Self::Numbered(_) => Ok(()),
+        }
+    }
+
     /// Makes the directory. Returns it and whether it is new.
     fn claim(self) -> Result<(PathBuf, bool), TrainError> {
         let path = self.path();
@@ -832,7 +840,6 @@ fn expect_unused(path: &Path, before_lock: BeforeLock) -> Result<(), TrainError>
     }
 }
 
-/// `recipe` with paths that are found from anywhere, as a run directory holds it.
 /// `recipe` with absolute paths of the runs that its networks begin with, so that it means the same wherever it is read.
 ///
 /// # Errors

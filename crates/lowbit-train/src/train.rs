@@ -1,8 +1,7 @@
 //! How a training begins, and how it goes on.
 
 use std::path::Path;
-
-use lowbit_data::Loader;
+use std::sync::atomic::Ordering;
 
 use crate::checkpoint::{Checkpoint, Checkpoints, sha256};
 use crate::data::Data;
@@ -10,7 +9,7 @@ use crate::error::TrainError;
 use crate::experiment::fingerprints;
 use crate::fit::Fit;
 use crate::progress::Progress;
-use crate::recipe::Recipe;
+use crate::recipe::{DatasetChoice, Recipe};
 use crate::run_dir::{NewRun, RunDir, RunInfo, RunRecipe, absolute, expect_text, with_absolute_paths};
 use crate::session::{Outcome, Session};
 use crate::set_aside;
@@ -38,21 +37,23 @@ pub fn train<'a>(
 ) -> Result<Outcome, TrainError> {
     let out = out.into();
     expect_text(out.path())?;
+    out.expect_free()?;
     let recipe = with_absolute_paths(&session.images.complete(recipe)?)?;
     let data_dir = session.images.data_dir().map(absolute).transpose()?;
     data_dir.as_deref().map_or(Ok(()), expect_text)?;
     let data = Data::read(&recipe, &session.images, session.stop)?;
-    if !recipe.data.skip_unreadable {
-        let n_images = data.evaluated_files().map(Loader::n_samples).sum();
-        if n_images > 0 {
-            session.observer.reading(n_images);
-        }
-        data.check_evaluated(session.stop)?;
-    }
     let run_recipe = RunRecipe { recipe: recipe.clone(), sha256: sha256(recipe.to_toml().as_bytes()) };
     let mut fit = Fit::new(run_recipe, data, session)?;
     fit.build(0)?;
     let initial_weights = fit.load_initial_weights()?;
+    let is_of_files = matches!(recipe.data.dataset, DatasetChoice::Folder { .. });
+    if is_of_files && !recipe.data.skip_unreadable {
+        let Session { observer, stop, .. } = &mut fit.session;
+        fit.data.read_evaluated(|n_read, n_images| {
+            observer.reading(n_read, n_images);
+            !stop.load(Ordering::Relaxed)
+        })?;
+    }
     let Fit { experiment, session: Session { origin, device_name, .. }, .. } = &fit;
     let info = RunInfo {
         data_dir,

@@ -148,7 +148,7 @@ impl Report {
             .classes
             .iter()
             .take(N_LISTED)
-            .map(|class| class.name.chars().count())
+            .map(|class| class.name.escape_debug().count())
             .max()
             .unwrap_or(5)
             .max(5);
@@ -157,7 +157,7 @@ impl Report {
             write!(text, " {:>8}", if part.name.is_empty() { "images" } else { part.name })?;
         }
         for Class { name, images } in self.classes.iter().take(N_LISTED) {
-            write!(text, "\n{name:<width$}")?;
+            write!(text, "\n{:<width$}", name.escape_debug().to_string())?;
             for n in images {
                 write!(text, " {n:>8}")?;
             }
@@ -199,7 +199,7 @@ pub fn open(dir: &Path, layout: LayoutArgs) -> Result<ImageFolder, DataError> {
 /// `lowbit data index DIR`.
 pub fn index(dir: &Path, layout: LayoutArgs, json: bool) -> anyhow::Result<Code> {
     let folder = match layout.imagenet {
-        true => ImageFolder::open_imagenet(dir)?,
+        true => ImageFolder::scan_imagenet(dir, index_cache().as_deref())?,
         false => ImageFolder::scan(dir, index_cache().as_deref())?,
     };
     let report = Report::new(&folder)?;
@@ -318,7 +318,7 @@ struct Verified {
 /// `lowbit data verify DIR`: reads everything.
 pub fn verify(dir: &Path, layout: LayoutArgs, json: bool, screen: &Screen) -> anyhow::Result<Code> {
     let folder = match layout.imagenet {
-        true => ImageFolder::open_imagenet(dir)?,
+        true => ImageFolder::scan_imagenet(dir, None)?,
         false => ImageFolder::scan(dir, None)?,
     };
     let n_images = folder.parts().iter().map(|part| part.index.len()).sum();
@@ -469,7 +469,10 @@ pub fn stats(dir: &Path, layout: LayoutArgs, json: bool, screen: &Screen) -> any
     }
     more(&mut text, stats.unreadable_are.len().min(N_FILES), stats.unreadable as u64)?;
     let Numbers { mean, std } = &stats.normalization;
-    write!(text, "\n[data]\nnormalization = {{ mean = {mean:?}, std = {std:?} }}")?;
+    match std.iter().all(|std| *std > 0.0) {
+        true => write!(text, "\n[data]\nnormalization = {{ mean = {mean:?}, std = {std:?} }}")?,
+        false => write!(text, "\nno normalization is shown: a channel of the images has one value only")?,
+    }
     output::print(&text)?;
     Ok(Code::Success)
 }

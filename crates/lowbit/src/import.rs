@@ -139,7 +139,8 @@ fn describe(report: &Report<'_>) -> String {
     if let Some(network) = network.as_ref().filter(|network| !fits.contains(network)) {
         let _ = writeln!(text, "shown for  {network}");
     }
-    let name_width = tensors.iter().map(|tensor| tensor.name.chars().count()).fold(6, usize::max).min(60);
+    let name_width =
+        tensors.iter().map(|tensor| tensor.name.escape_debug().count()).fold(6, usize::max).min(60);
     let _ = writeln!(text, "\n{:<name_width$} {:<14} {:<9} becomes", "tensor", "shape", "type");
     for Tensor { name, info, becomes } in tensors.iter().take(MOST_LINES) {
         let becomes = becomes.as_deref().unwrap_or(if network.is_some() { "left out" } else { "-" });

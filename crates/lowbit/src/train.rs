@@ -241,10 +241,10 @@ struct Interrupted<'a> {
     steps: u64,
 }
 
-/// Part of the time of the steps from which on it is said that they wait for images.
+/// From this share of waiting on, it is said that the steps wait for images.
 const MUCH_WAITING: f64 = 0.1;
 
-/// Seconds of a training that is over before anything could be done about it.
+/// Shorter trainings, in seconds, are not told of it.
 const SHORT: f64 = 60.0;
 
 /// Shows and logs what happens in a training.
@@ -279,16 +279,18 @@ impl Follower<'_> {
 }
 
 impl Observer for Follower<'_> {
-    fn reading(&mut self, n_images: usize) {
-        // Of fewer, it takes seconds.
-        if n_images >= 5000 {
-            self.screen.show(&format!("reading    the {n_images} images that are scored, once, so that none is found damaged at the end"));
-        }
+    fn reading(&mut self, n_read: usize, n_images: usize) {
+        let screen = self.screen;
+        let progress = self.progress.get_or_insert_with(|| screen.progress("{wide_msg} {bar:12} ETA {eta}"));
+        progress.position(n_read as u64, n_images as u64);
+        progress.update(|| format!("{n_read} of {n_images} validation and test images read"));
     }
 
     fn started(&mut self, report: &StartReport<'_>) {
         let StartReport { run, recipe, plan, step, n_train, n_validation, n_test } = *report;
         self.log.open(run);
+        // That of the images that were read.
+        self.progress = None;
         self.epochs = recipe.total_epochs();
         let (epochs, batch) = (self.epochs, recipe.data.batch_size);
         tracing::info!(
@@ -389,7 +391,7 @@ impl Observer for Follower<'_> {
             self.has_told_of_waiting = true;
             let percent = 100.0 * timing.waiting_fraction;
             self.show(&format!(
-                "the steps wait {percent:.0}% of their time for images: more data.workers may help, or smaller images (lowbit data pack)"
+                "the steps wait {percent:.0}% of their time for images: more data.workers may help, or smaller images (lowbit data pack --resize)"
             ));
         }
         // The epoch's figures are not to stand under what comes next.

@@ -285,13 +285,19 @@ fn what_a_folder_lacks_is_told() {
     ]);
     let warnings = one["warnings"].to_string();
     assert!(warnings.contains("are of one class"), "{warnings}");
-    assert!(warnings.contains("1 file is passed over, as only JPEG and PNG are read: 1 .webp"), "{warnings}");
+    let other = "\"1 file is passed over, as only JPEG and PNG are read: 1 .webp; convert it to use it\"";
+    assert!(warnings.contains(other), "{warnings}");
     put(sandbox.path("images/bird/1.png"), &image(0, 1));
+    put(sandbox.path("images/testing/cat/1.png"), &image(0, 1));
+    put(sandbox.path("images/labels/cat/1.txt"), b"");
     fs::remove_dir_all(sandbox.path("images/val/cat")).unwrap();
     let beside =
         sandbox.json(&[&TRAIN[..], &["--out", "beside", "--set", "train.epochs=1"]].concat())["warnings"]
             .to_string();
-    assert!(beside.contains("images beside train are not read: \\\"bird\\\"; a class is"), "{beside}");
+    assert!(
+        beside.contains("images beside train are not read: \\\"bird\\\", \\\"testing\\\"; a class is"),
+        "{beside}"
+    );
     fill(&sandbox.path("images/val"), 5);
     check(&TRAIN, 3, "val has 3 classes, train has 2: 1 of val is not in train, the first is \"cat\"");
 }

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 #[cfg(unix)]
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -189,6 +189,25 @@ impl Lowbit {
         command.stdin(Stdio::null()).output().with_context(what)
     }
 
+    /// The same; a wish to stop ends the command.
+    fn output_unless(&self, mut command: Command, wish: impl Fn() -> Wish) -> anyhow::Result<Output> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().with_context(|| format!("failed to run {}", self.program.display()))?;
+        let process = child.id();
+        let waiting = std::thread::spawn(|| child.wait_with_output());
+        let mut asked = Wish::GoOn;
+        while !waiting.is_finished() {
+            let wish = wish();
+            if wish > asked {
+                terminate(process);
+                asked = wish;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let output = waiting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        output.with_context(|| format!("failed to run {}", self.program.display()))
+    }
+
     fn with_data_dir(&self, command: &mut Command) {
         if let Some(data_dir) = &self.data_dir {
             command.arg("--data-dir").arg(data_dir);
@@ -298,7 +317,10 @@ impl Lowbit {
             }
             let wish = wish();
             if wish > asked {
-                terminate(&mut child);
+                if !terminate(child.id()) {
+                    // It has ended, or there is no other way: it goes on from its last checkpoint.
+                    let _ = child.kill();
+                }
                 asked = wish;
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -313,7 +335,13 @@ impl Lowbit {
     }
 
     /// Times the recipe of `cell`, of which `inspected` tells, over a few steps of every phase.
-    pub fn estimate(&self, cell: &Cell, inspected: &Value, images: Images) -> anyhow::Result<Estimate> {
+    pub fn estimate(
+        &self,
+        cell: &Cell,
+        inspected: &Value,
+        images: Images,
+        wish: impl Fn() -> Wish,
+    ) -> anyhow::Result<Estimate> {
         let workload = Workload::of(inspected, images)?;
         let run = std::env::temp_dir().join(format!("lowbit-timing-{}", std::process::id()));
         let mut command =
@@ -324,7 +352,7 @@ impl Lowbit {
             command.args(["--set", &change]);
         }
         self.with_data_dir(&mut command);
-        let output = self.output(command)?;
+        let output = self.output_unless(command, wish)?;
         match fs::remove_dir_all(&run) {
             // It may have failed before it began a run.
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -424,13 +452,10 @@ fn message(output: &Output) -> String {
     if text.is_empty() { format!("lowbit ended with {}", output.status) } else { text.into() }
 }
 
-/// Asks a process to save and end, and to end at once if it was asked before.
-fn terminate(child: &mut Child) {
-    let status = Command::new("kill").arg(child.id().to_string()).status();
-    if !status.is_ok_and(|status| status.success()) {
-        // It has ended, or there is no other way: it goes on from its last checkpoint.
-        let _ = child.kill();
-    }
+/// Asks a process to save and end, and to end at once if it was asked before. Returns whether it could be asked.
+fn terminate(process: u32) -> bool {
+    let status = Command::new("kill").arg(process.to_string()).status();
+    status.is_ok_and(|status| status.success())
 }
 
 fn log(run: &Path) -> String {

@@ -116,9 +116,12 @@ pub fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
     match (&images, table.images) {
         (Err(missing), Some(published)) if args.dry_run => {
             eprintln!("{missing:#}; meanwhile generated images are timed");
+            // Signals do not end this program from here on: the folder is removed on the way out.
+            let signals = Signals::watch()?;
             let folder = stand_in::imagenet()?;
             lowbit.data_dir = Some(folder.path().to_owned());
-            return dry_run(&lowbit, &table, &cells, &inspected, args.json, published, Some(missing));
+            let timed = Timed { images: published, missing: Some(missing), signals };
+            return dry_run(&lowbit, &table, &cells, &inspected, args.json, &timed);
         }
         (Err(missing), None) if args.dry_run => {
             return dry_run_without_data(&lowbit, &table, &cells, &inspected, args.json, missing);
@@ -133,7 +136,8 @@ pub fn run(args: &ReproduceArgs) -> anyhow::Result<()> {
     let plan = plan.checked(&out)?;
     cells.iter().try_for_each(|cell| cell.expect_made_by(&identity))?;
     if args.dry_run {
-        return dry_run(&lowbit, &table, &cells, &inspected, args.json, images, None);
+        let timed = Timed { images, missing: None, signals: Signals::watch()? };
+        return dry_run(&lowbit, &table, &cells, &inspected, args.json, &timed);
     }
     plan.write(&out)?;
     let Ending { failed, stopped } = train(&lowbit, &cells, args)?;
@@ -356,6 +360,15 @@ fn heading(lowbit: &Lowbit, table: &Table, cells: &[Cell]) -> anyhow::Result<()>
     ))
 }
 
+/// What a dry run times.
+struct Timed<'a> {
+    /// Their numbers in a training.
+    images: Images,
+    /// What is missing, if generated images are timed instead.
+    missing: Option<&'a anyhow::Error>,
+    signals: Arc<Signals>,
+}
+
 /// Times a few steps of every recipe and shows what all cells would take; with what is missing if that was done with generated images.
 fn dry_run(
     lowbit: &Lowbit,
@@ -363,17 +376,14 @@ fn dry_run(
     cells: &[Cell],
     inspected: &BTreeMap<String, Value>,
     json: bool,
-    images: Images,
-    missing: Option<&anyhow::Error>,
+    Timed { images, missing, signals }: &Timed<'_>,
 ) -> anyhow::Result<()> {
-    // Generated images are removed on the way out.
-    let signals = Signals::watch()?;
     if !json {
         heading(lowbit, table, cells)?;
     }
     let mut recipes = Vec::new();
     for cells in cells.chunk_by(|a, b| a.recipe == b.recipe) {
-        let estimate = lowbit.estimate(&cells[0], &inspected[&cells[0].recipe], images);
+        let estimate = lowbit.estimate(&cells[0], &inspected[&cells[0].recipe], *images, || signals.wish());
         if signals.wish() > Wish::GoOn {
             bail!("stopped");
         }

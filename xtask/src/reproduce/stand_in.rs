@@ -41,7 +41,7 @@ fn link(file: &Path, name: &Path) -> std::io::Result<()> {
     fs::hard_link(file, name).or_else(|_| fs::copy(file, name).map(drop))
 }
 
-/// A picture with edges and shades, so that it takes work to decode.
+/// A picture with edges and shades.
 fn png() -> anyhow::Result<Vec<u8>> {
     let [width, height] = SIZE;
     let shade = |x: u32, y: u32| [(x * y / 97) as u8, ((x / 9) ^ (y / 7)) as u8, (x + 2 * y) as u8];

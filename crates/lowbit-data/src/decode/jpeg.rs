@@ -84,7 +84,7 @@ pub(super) fn dimensions(bytes: &[u8]) -> Result<Dimensions, DecodeError> {
 pub(super) fn decode(bytes: &[u8], limits: DecodeLimits) -> Result<Picture, DecodeError> {
     let (header, scan) = read_header(bytes, false)?;
     let Frame { dimensions, n_components } = frame(&header)?;
-    limits.check(dimensions)?;
+    let _turn = limits.admit(dimensions)?;
     if !matches!(n_components, 1 | 3 | 4) {
         return Err(DecodeError::damaged(FORMAT, format_args!("{n_components} color components")));
     }

@@ -9,10 +9,11 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::index::{Container, ImageIndex, MAX_IMAGE_FILE};
-use super::scan::{is_image, modified, too_long};
+use super::scan::{count_other, is_image, modified, too_long};
 use crate::DataError;
+use crate::FileKind;
 use crate::error::{Action, FolderProblem};
-use crate::read::open_regular;
+use crate::read::{open_regular, read_up_to};
 
 /// The longest name or extended header that is read.
 const MAX_EXTENSION: u64 = 64 << 10;
@@ -75,7 +76,18 @@ impl<'a> Archive<'a> {
     pub(super) fn open(path: &'a Path) -> Result<Self, DataError> {
         let file = open_regular(path)?;
         let length = file.metadata().map_err(|error| DataError::io(path, Action::Read, error))?.len();
-        Ok(Archive { path, file, length })
+        let mut start = [0; FileKind::START_LEN];
+        let n =
+            read_up_to(&mut &file, &mut start).map_err(|error| DataError::io(path, Action::Read, error))?;
+        match FileKind::of(&start[..n]) {
+            kind @ (FileKind::Gzip | FileKind::Zip | FileKind::Bzip2 | FileKind::Xz | FileKind::Zstd) => {
+                Err(DataError::CorruptTar {
+                    path: path.to_owned(),
+                    reason: format!("it is {kind}, which is not read in place: unpack it"),
+                })
+            }
+            _ => Ok(Archive { path, file, length }),
+        }
     }
 
     /// Its place in an index, by its path below the root.
@@ -259,7 +271,7 @@ pub(super) fn scan_shards(
                     None => sample.0 = Some(member),
                 }
             } else {
-                *index.skipped.others.entry("*".into()).or_default() += 1;
+                count_other(&mut index, Path::new(&member.name));
             }
             let is_whole = open.get(&key).is_some_and(|sample| sample.0.is_some() && sample.1.is_some());
             if !is_whole {
@@ -331,6 +343,8 @@ pub(super) fn read_classes(path: &Path) -> Result<Vec<String>, DataError> {
         .take(MAX_CLASSES_FILE)
         .read_to_string(&mut text)
         .map_err(|error| DataError::io(path, Action::Read, error))?;
+    // A byte order mark is no part of the first name.
+    let text = text.trim_start_matches('\u{feff}');
     let classes: Vec<String> = text.lines().map(|line| line.trim_end_matches('\r').to_owned()).collect();
     let mut seen = std::collections::HashSet::new();
     if let Some(class) = classes.iter().find(|class| class.is_empty() || !seen.insert(*class)) {

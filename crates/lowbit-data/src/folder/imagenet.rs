@@ -285,7 +285,7 @@ fn images_of(
     let seen = |found: Found| {
         match found {
             Found::File(member) if is_image(Path::new(&member.name)) => members.push(member),
-            Found::File(_) => *index.skipped.others.entry("*".into()).or_default() += 1,
+            Found::File(member) => count_other(index, Path::new(&member.name)),
             Found::Odd(name, reason) => index.unusable.add(&within(path, &name), reason),
         }
         Ok(())
@@ -304,7 +304,7 @@ fn scan_tar_of_tars(path: &Path) -> Result<ImageIndex, DataError> {
     archive.members(|found| {
         match found {
             Found::File(member) if is_archive(&member.name) => inner.push(member),
-            Found::File(_) => *index.skipped.others.entry("*".into()).or_default() += 1,
+            Found::File(member) => count_other(&mut index, Path::new(&member.name)),
             Found::Odd(name, reason) => index.unusable.add(&within(path, &name), reason),
         }
         Ok(())

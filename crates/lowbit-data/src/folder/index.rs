@@ -326,7 +326,7 @@ impl ImageIndex {
         let mut file = open_regular(&path)?;
         let got = file.metadata().map_err(|error| DataError::io(&path, Action::Read, error))?.len();
         if got != expected {
-            return Err(DataError::ImageChanged { path, expected, got, root: self.root.clone() });
+            return Err(DataError::ImageChanged { path, expected, got });
         }
         if offset > 0 {
             file.seek(SeekFrom::Start(offset)).map_err(|error| DataError::io(&path, Action::Read, error))?;
@@ -336,7 +336,7 @@ impl ImageIndex {
 
     fn changed(&self, image: usize, got: u64) -> DataError {
         let (path, expected) = (self.path(image), self.lengths[image].into());
-        DataError::ImageChanged { path, expected, got, root: self.root.clone() }
+        DataError::ImageChanged { path, expected, got }
     }
 
     /// What tells these images from others, wherever they are: SHA-256 of classes, relative paths, lengths and labels, and of

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::index::{Container, ImageIndex, Skipped, Unusable};
 use crate::read::open_regular;
 
-const MAGIC: &[u8] = b"lowbit image index 3\n";
+const MAGIC: &[u8] = b"lowbit image index 4\n";
 
 /// The largest index that is read.
 const MAX_LEN: u64 = 2 << 30;
@@ -35,9 +35,21 @@ fn cache_home(xdg: Option<OsString>, home: Option<PathBuf>) -> Option<PathBuf> {
     xdg.or_else(|| home.filter(|path| !path.as_os_str().is_empty()).map(|home| home.join(".cache")))
 }
 
+/// As what a folder was indexed: what is beside it may say the classes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Role {
+    /// One that was given.
+    Whole,
+    /// A part of one that was given.
+    Part,
+    /// A part of ILSVRC-2012.
+    ImageNet,
+}
+
 /// The file of the index of `root` in `cache`.
-pub(super) fn file_of(cache: &Path, root: &Path) -> PathBuf {
-    let name = format!("{:x}", Sha256::digest(root.as_os_str().as_encoded_bytes()));
+pub(super) fn file_of(cache: &Path, root: &Path, role: Role) -> PathBuf {
+    let text = [format!("{role:?} ").as_bytes(), root.as_os_str().as_encoded_bytes()].concat();
+    let name = format!("{:x}", Sha256::digest(text));
     cache.join(format!("{}.index", &name[..16]))
 }
 
@@ -52,7 +64,8 @@ pub(super) fn read(file: &Path, root: &Path) -> Option<ImageIndex> {
         return None;
     }
     let index = decode(content.strip_prefix(MAGIC)?)?;
-    (index.root == root && is_current(&index)).then_some(index)
+    // What could not be used may be usable now: a link may lead to something again.
+    (index.root == root && index.unusable.n == 0 && is_current(&index)).then_some(index)
 }
 
 /// Whether no directory, archive or list of classes has changed since. That an image was written over is noticed when it is read.
@@ -245,7 +258,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read_while_nothing_has_changed() {
         let (dir, cache) = (folder(), tempfile::tempdir().unwrap());
-        let file = file_of(&cache.path().join("new"), dir.path());
+        let file = file_of(&cache.path().join("new"), dir.path(), Role::Whole);
         let index = later(scan(dir.path()).unwrap());
         write(&file, &index).unwrap();
         assert_eq!(read(&file, dir.path()).unwrap(), index);
@@ -265,7 +278,7 @@ mod tests {
     fn other_names_of_classes_are_noticed() {
         let (dir, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (part, list) = (dir.path().join("train"), dir.path().join("classes.txt"));
-        let file = file_of(cache.path(), &part);
+        let file = file_of(cache.path(), &part, Role::Part);
         fs::create_dir(&part).unwrap();
         let mut shard = tar::Builder::new(File::create(part.join("a.tar")).unwrap());
         for (name, content) in [("1.png", "x"), ("1.cls", "1")] {
@@ -302,7 +315,7 @@ mod tests {
     #[test]
     fn no_damage_is_believed() {
         let (dir, cache) = (folder(), tempfile::tempdir().unwrap());
-        let file = file_of(cache.path(), dir.path());
+        let file = file_of(cache.path(), dir.path(), Role::Whole);
         write(&file, &later(scan(dir.path()).unwrap())).unwrap();
         let whole = fs::read(&file).unwrap();
         let body = &whole[..whole.len() - 4];

@@ -23,6 +23,7 @@ pub use source::{FolderImages, Unreadable};
 pub use stats::{ImageStats, Spread};
 
 use index::Container;
+use index_file::Role;
 
 use crate::error::{Action, FolderProblem};
 use crate::{DataError, DataWarning, DecodeLimits, Fractions, Source, Split, decode, divide, subset};
@@ -103,7 +104,7 @@ impl ImageFolder {
     pub fn scan(root: &Path, cache: Option<&Path>) -> Result<Self, DataError> {
         let mut folder = Self::open_with(root, None, 0)?;
         for part in &mut folder.parts {
-            part.index_file = cache.and_then(|cache| kept(cache, &part.index));
+            part.index_file = cache.and_then(|cache| kept(cache, part.name, &part.index));
         }
         Ok(folder)
     }
@@ -118,10 +119,18 @@ impl ImageFolder {
         if !metadata.is_dir() {
             return Err(folder(FolderProblem::NotAFolder));
         }
-        let has = |name: &&str| {
+        let mut present = Vec::new();
+        for name in [TRAIN].into_iter().chain(VALIDATION).chain([TEST]) {
             let path = root.join(name);
-            has_folders(&path) || !shards_in(&path).is_empty()
-        };
+            if path.is_symlink() && !path.exists() {
+                let (first, reason) = (index::one_line(&path), scan::BROKEN.into());
+                return Err(folder(FolderProblem::Unusable { n: 1, first, reason }));
+            }
+            if has_folders(&path) || !shards_in(&path)?.is_empty() {
+                present.push(name);
+            }
+        }
+        let has = |name: &&'static str| present.contains(name);
         let mut names = Vec::new();
         if has(&TRAIN) {
             // What is there, but of no class, would be passed over without a word.
@@ -146,14 +155,17 @@ impl ImageFolder {
         }
         let part = |name: &'static str| {
             let path = if name.is_empty() { root.clone() } else { root.join(name) };
-            let file = cache.map(|cache| index_file::file_of(cache, &path)).filter(|file| file.exists());
+            let file = cache
+                .map(|cache| index_file::file_of(cache, &path, role_of(name)))
+                .filter(|file| file.exists());
             let known = file.as_ref().and_then(|file| index_file::read(file, &path));
             let (index, index_file) = match known {
                 Some(index) => (index, file),
                 None => {
                     let index = scan_part(&path, name)?;
-                    let kept =
-                        cache.filter(|_| index.len() >= kept_from).and_then(|cache| kept(cache, &index));
+                    let kept = cache
+                        .filter(|_| index.len() >= kept_from)
+                        .and_then(|cache| kept(cache, name, &index));
                     (index, kept)
                 }
             };
@@ -169,7 +181,7 @@ impl ImageFolder {
         }
         let mut doubts = other_kinds(&parts);
         if parts[0].name == TRAIN {
-            doubts.extend(beside(&root));
+            doubts.extend(beside(&root)?);
         }
         Ok(ImageFolder { root, parts, doubts })
     }
@@ -182,31 +194,46 @@ impl ImageFolder {
     /// # Errors
     /// [`DataError`] if something is missing, or cannot be read.
     pub fn open_imagenet(root: &Path) -> Result<Self, DataError> {
+        Self::open_imagenet_with(root, index_cache().as_deref(), true)
+    }
+
+    /// The same, scanned anew. The indices are kept in `cache` whatever their size.
+    ///
+    /// # Errors
+    /// As [`open_imagenet`](Self::open_imagenet).
+    pub fn scan_imagenet(root: &Path, cache: Option<&Path>) -> Result<Self, DataError> {
+        Self::open_imagenet_with(root, cache, false)
+    }
+
+    /// With an index that was kept, or with none.
+    fn open_imagenet_with(root: &Path, cache: Option<&Path>, is_known: bool) -> Result<Self, DataError> {
         if !root.exists() {
             return Err(DataError::DataDirMissing { path: root.to_owned() });
         }
         let root = fs::canonicalize(root).map_err(|error| DataError::io(root, Action::Read, error))?;
         let [train, val] = imagenet::find(&root)?;
-        let cache = index_cache();
+        let keep = |index: &ImageIndex, place: &imagenet::Place| {
+            let cache = cache.filter(|_| !is_known || index.len() >= KEPT_FROM)?;
+            let file = index_file::file_of(cache, place.path(), Role::ImageNet);
+            index_file::write(&file, index).ok().map(|()| file)
+        };
         let file =
-            cache.as_ref().map(|cache| index_file::file_of(cache, train.path())).filter(|file| file.exists());
-        let known = file.as_ref().and_then(|file| index_file::read(file, train.root()));
+            cache.filter(|_| is_known).map(|cache| index_file::file_of(cache, train.path(), Role::ImageNet));
+        let known = file.and_then(|file| Some((index_file::read(&file, train.root())?, Some(file))));
         let (index, index_file) = match known {
-            Some(index) => (index, file),
+            Some(known) => known,
             None => {
                 let index = train.scan(&[])?;
-                let kept = cache.filter(|_| index.len() >= KEPT_FROM).and_then(|cache| {
-                    let file = index_file::file_of(&cache, train.path());
-                    index_file::write(&file, &index).ok().map(|()| file)
-                });
+                let kept = keep(&index, &train);
                 (index, kept)
             }
         };
         expect_images(&index)?;
         let held = val.scan(index.classes())?;
         expect_images(&held)?;
+        let val_file = if is_known { None } else { keep(&held, &val) };
         let train = FolderPart { name: TRAIN, index: Arc::new(index), index_file };
-        let val = FolderPart { name: VALIDATION[0], index: Arc::new(held), index_file: None };
+        let val = FolderPart { name: VALIDATION[0], index: Arc::new(held), index_file: val_file };
         let counts @ [n_classes, n_train, n_validation] =
             [train.index.classes().len(), train.index.len(), val.index.len()];
         let published = [imagenet::N_CLASSES, imagenet::N_TRAIN, imagenet::N_VALIDATION];
@@ -371,35 +398,49 @@ impl ImageFolder {
 }
 
 /// A warning if folders of images are beside `train` that are no parts.
-fn beside(root: &Path) -> Option<DataWarning> {
-    let has_images = |path: PathBuf| {
-        let entries = fs::read_dir(path).into_iter().flatten().flatten();
-        entries.take(1000).any(|entry| scan::is_image(Path::new(&entry.file_name())))
+fn beside(root: &Path) -> Result<Option<DataWarning>, DataError> {
+    /// Entries of a folder that are looked at: images among them are soon found.
+    const N_LOOKED_AT: usize = 1000;
+    let looked_at = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().take(N_LOOKED_AT);
+    let is_image = |entry: &fs::DirEntry| scan::is_image(Path::new(&entry.file_name()));
+    let has_images = |path: &Path| {
+        looked_at(path)
+            .any(|entry| is_image(&entry) || looked_at(&entry.path()).any(|entry| is_image(&entry)))
+            || !shards_in(path).unwrap_or_default().is_empty()
     };
-    let entries = fs::read_dir(root).ok()?.flatten();
     let is_part = |name: &str| [TRAIN, TEST].iter().chain(&VALIDATION).any(|part| *part == name);
-    let mut folders: Vec<String> = entries
-        .filter(|entry| !scan::is_hidden(&entry.file_name()))
-        .filter(|entry| !is_part(&entry.file_name().to_string_lossy()) && has_images(entry.path()))
-        .map(|entry| index::one_line(Path::new(&entry.file_name())))
-        .collect();
+    let mut folders = Vec::new();
+    for entry in fs::read_dir(root).map_err(|error| DataError::io(root, Action::Read, error))? {
+        let entry = entry.map_err(|error| DataError::io(root, Action::Read, error))?;
+        let name = entry.file_name();
+        let is_archive = archive::is_archive(&name.to_string_lossy());
+        if !scan::is_hidden(&name)
+            && !is_part(&name.to_string_lossy())
+            && (is_archive || has_images(&entry.path()))
+        {
+            folders.push(index::one_line(Path::new(&name)));
+        }
+    }
     folders.sort_unstable();
-    (!folders.is_empty()).then_some(DataWarning::Beside { folders })
+    Ok((!folders.is_empty()).then_some(DataWarning::Beside { folders }))
 }
 
-/// Images of these kinds, by their name, are passed over.
-const OTHER_KINDS: [&str; 12] =
-    ["avif", "bmp", "gif", "heic", "heif", "jp2", "jxl", "pgm", "ppm", "tif", "tiff", "webp"];
-
-/// A warning for each part with images of other kinds.
+/// Warnings of parts with images of other kinds, or of no class.
 fn other_kinds(parts: &[FolderPart]) -> Vec<DataWarning> {
     let of_part = |part: &FolderPart| {
         let others = part.index.skipped().others.iter();
-        let images = others.filter(|(ending, _)| OTHER_KINDS.contains(&ending.as_str()));
+        let images = others.filter(|(ending, _)| scan::OTHER_KINDS.contains(&ending.as_str()));
         let files: Vec<(String, u64)> = images.map(|(ending, n)| (ending.clone(), *n)).collect();
         (!files.is_empty()).then_some(DataWarning::OtherKinds { part: part.name, files })
     };
-    parts.iter().filter_map(of_part).collect()
+    // Those in class folders are no others.
+    let of_no_class = |part: &FolderPart| {
+        let others = part.index.skipped().others.iter();
+        let n_images: u64 =
+            others.filter(|(ending, _)| scan::ENDINGS.contains(&ending.as_str())).map(|(_, n)| n).sum();
+        (n_images > 0).then_some(DataWarning::NoClass { part: part.name, n_images })
+    };
+    parts.iter().flat_map(|part| of_part(part).into_iter().chain(of_no_class(part))).collect()
 }
 
 /// Whether a folder of this name is a part of a data set somewhere. (A class of vehicles may be called train, but not all classes.)
@@ -415,15 +456,20 @@ fn absent_classes(source: &dyn Source, classes: &[String]) -> Vec<String> {
     classes.iter().zip(has).filter(|(_, has)| !has).map(|(class, _)| class.clone()).collect()
 }
 
+/// As what the part of this name is indexed; empty for one whole.
+fn role_of(part: &str) -> Role {
+    if part.is_empty() { Role::Whole } else { Role::Part }
+}
+
 /// Writes the index of a part; a cache that cannot be written to is no error.
-fn kept(cache: &Path, index: &ImageIndex) -> Option<PathBuf> {
-    let file = index_file::file_of(cache, index.root());
+fn kept(cache: &Path, part: &str, index: &ImageIndex) -> Option<PathBuf> {
+    let file = index_file::file_of(cache, index.root(), role_of(part));
     index_file::write(&file, index).ok().map(|()| file)
 }
 
 /// The images of a folder of class folders, or of shards; `part` is its name, empty for one whole.
 fn scan_part(path: &Path, part: &str) -> Result<ImageIndex, DataError> {
-    let shards = if has_folders(path) { Vec::new() } else { shards_in(path) };
+    let shards = if has_folders(path) { Vec::new() } else { shards_in(path)? };
     if shards.is_empty() {
         return scan::scan(path);
     }
@@ -446,14 +492,30 @@ fn scan_part(path: &Path, part: &str) -> Result<ImageIndex, DataError> {
     archive::scan_shards(path, &shards, classes, list)
 }
 
-/// The names of the tar archives in a folder, in their order.
-fn shards_in(path: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut names: Vec<String> =
-        names.filter(|name| !name.starts_with('.') && archive::is_archive(name)).collect();
+/// The names of the tar archives in a folder, in their order; none if there is no such folder.
+fn shards_in(path: &Path) -> Result<Vec<String>, DataError> {
+    if !path.is_dir() {
+        return Ok(Vec::new());
+    }
+    let read_error = |error| DataError::io(path, Action::Read, error);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(path).map_err(read_error)? {
+        let name = entry.map_err(read_error)?.file_name();
+        let text = name.to_string_lossy();
+        if text.starts_with('.') || !archive::is_archive(&text) {
+            continue;
+        }
+        match name.to_str() {
+            Some(name) => names.push(name.to_owned()),
+            None => {
+                let (first, reason) = (index::one_line(&path.join(&name)), scan::NOT_TEXT.into());
+                let problem = FolderProblem::Unusable { n: 1, first, reason };
+                return Err(DataError::Folder { path: path.to_owned(), problem });
+            }
+        }
+    }
     names.sort_unstable();
-    names
+    Ok(names)
 }
 
 /// Whether there is a folder with folders in it.

@@ -1,5 +1,6 @@
 //! Making shards of a folder of images: few large files instead of many small ones.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -73,6 +74,17 @@ struct Record {
     /// What is left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     skipped: Vec<Skipped>,
+    /// The shards that were written, by their path.
+    #[serde(default)]
+    shards: BTreeMap<String, Shard>,
+}
+
+/// A shard as it was written.
+#[derive(Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Shard {
+    bytes: u64,
+    /// Whether its images were decoded, and are known to be readable.
+    are_decoded: bool,
 }
 
 /// A file that is left out.
@@ -93,6 +105,14 @@ impl Record {
         settings(self) == settings(other) && self.source == other.source && self.n_images == other.n_images
     }
 
+    /// Whether the shard at `path` is whole, and nothing further is asked of it.
+    fn has(&self, name: &str, path: &Path, settings: &PackSettings) -> bool {
+        self.shards.get(name).is_some_and(|shard| {
+            fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == shard.bytes)
+                && (shard.are_decoded || !settings.skip_unreadable)
+        })
+    }
+
     /// Images of a part that are left out.
     fn n_skipped(&self, part: usize) -> usize {
         self.skipped.iter().filter(|skipped| skipped.part == part && skipped.image.is_some()).count()
@@ -104,17 +124,21 @@ impl Record {
     }
 }
 
-/// Refuses a folder among the images: it would be one of their classes the next time.
-fn expect_outside(root: &Path, to: &Path) -> Result<(), DataError> {
+/// Refuses a folder that would be one of the classes of `source` the next time.
+fn expect_outside(source: &ImageFolder, to: &Path) -> Result<(), DataError> {
     let absolute = std::path::absolute(to).map_err(|error| DataError::io(to, Action::Read, error))?;
     // Of what is there already: a folder that does not exist has no one name.
     let found = absolute.ancestors().find_map(|path| fs::canonicalize(path).ok());
-    match found.is_some_and(|path| path.starts_with(root)) {
-        true => Err(DataError::Folder {
+    let is_inside = |root: &Path| {
+        let root = fs::canonicalize(root).unwrap_or_else(|_| root.into());
+        found.as_ref().is_some_and(|path| path.starts_with(root))
+    };
+    match source.parts().iter().find(|part| is_inside(part.index.root())) {
+        Some(part) => Err(DataError::Folder {
             path: to.into(),
-            problem: FolderProblem::PackedInside { source_root: root.into() },
+            problem: FolderProblem::PackedInside { source_root: part.index.root().into() },
         }),
-        false => Ok(()),
+        None => Ok(()),
     }
 }
 
@@ -145,7 +169,14 @@ pub fn pack(
     } else {
         source.expect_usable()?;
     }
-    expect_outside(source.root(), to)?;
+    expect_outside(source, to)?;
+    if let Some(class) = source.classes().iter().find(|class| class.contains(['\n', '\r'])) {
+        let class = class.escape_debug().to_string();
+        return Err(DataError::Folder {
+            path: source.root().into(),
+            problem: FolderProblem::ClassNames { class },
+        });
+    }
     fs::create_dir_all(to).map_err(|error| DataError::io(to, Action::Create, error))?;
     let digests = source.parts().iter().map(|part| part.index.digest().map(|digest| digest.to_string()));
     let record = Record {
@@ -153,6 +184,7 @@ pub fn pack(
         source: digests.collect::<Result<_, _>>()?,
         n_images: source.parts().iter().map(|part| part.index.len()).collect(),
         skipped,
+        shards: BTreeMap::new(),
     };
     // Nothing is made in a folder with something else.
     begun(to, &record)?;
@@ -171,25 +203,20 @@ pub fn pack(
         }
     };
     let classes: String = source.classes().iter().map(|class| format!("{class}\n")).collect();
-    if source.classes().iter().any(|class| class.contains(['\n', '\r'])) {
-        let class = classes.escape_debug().to_string();
-        return Err(DataError::Folder {
-            path: source.root().into(),
-            problem: FolderProblem::ClassNames { class },
-        });
-    }
     write_whole(&to.join(CLASSES), classes.as_bytes())?;
     let mut packed = Packed { n_skipped: n_unusable, ..Packed::default() };
     let (mut n_done, per_shard) = (0, settings.per_shard.max(1));
     for (number, part) in source.parts().iter().enumerate() {
-        let folder = to.join(if part.name.is_empty() { super::TRAIN } else { part.name });
+        let part_name = if part.name.is_empty() { super::TRAIN } else { part.name };
+        let folder = to.join(part_name);
         fs::create_dir_all(&folder).map_err(|error| DataError::io(&folder, Action::Create, error))?;
         let images = source.part_images(part)?;
         for start in (0..part.index.len()).step_by(per_shard) {
             let shard = start..part.index.len().min(start + per_shard);
-            let path = folder.join(format!("shard-{:06}.tar", start / per_shard));
+            let file_name = format!("shard-{:06}.tar", start / per_shard);
+            let (path, name) = (folder.join(&file_name), format!("{part_name}/{file_name}"));
             packed.n_shards += 1;
-            if path.exists() {
+            if record.has(&name, &path, settings) {
                 packed.n_kept += 1;
             } else {
                 let label = |image| crate::Source::label(&images, image);
@@ -199,19 +226,20 @@ pub fn pack(
                 // Before the shard has its name: a shard that is there is counted rightly.
                 let is_of_shard =
                     |of: &Skipped| of.part == number && of.image.is_some_and(|image| shard.contains(&image));
-                let n_before = record.skipped.len();
                 record.skipped.retain(|skipped| !is_of_shard(skipped));
-                let is_changed = record.skipped.len() != n_before || !left_out.is_empty();
                 record.skipped.extend(left_out.into_iter().map(|(image, reason)| Skipped {
                     part: number,
                     image: Some(image),
                     file: super::index::one_line(&part.index.path(image)),
                     reason,
                 }));
-                if is_changed {
-                    record.write(to)?;
-                }
-                rename(&partial(&path), &path)?;
+                let partial = partial(&path);
+                let metadata = fs::metadata(&partial);
+                let bytes = metadata.map_err(|error| DataError::io(&partial, Action::Read, error))?.len();
+                let are_decoded = settings.resize.is_some() || settings.skip_unreadable;
+                record.shards.insert(name, Shard { bytes, are_decoded });
+                record.write(to)?;
+                rename(&partial, &path)?;
             }
             n_done += shard.len() as u64;
             if !progress(n_done) {
@@ -242,11 +270,16 @@ pub(super) fn expected_images(root: &Path) -> Option<Vec<usize>> {
 fn begun(to: &Path, record: &Record) -> Result<Option<Record>, DataError> {
     let path = to.join(RECORD);
     let problem = |problem| Err(DataError::Folder { path: to.to_owned(), problem });
-    match fs::read(&path) {
-        Ok(bytes) => match serde_json::from_slice::<Record>(&bytes) {
-            Ok(found) if found.is_of(record) => Ok(Some(found)),
-            _ => problem(FolderProblem::OtherPack),
-        },
+    match path.symlink_metadata() {
+        Ok(_) => {
+            let mut bytes = Vec::new();
+            let read = open_regular(&path)?.take(MAX_RECORD).read_to_end(&mut bytes);
+            read.map_err(|error| DataError::io(&path, Action::Read, error))?;
+            match serde_json::from_slice::<Record>(&bytes) {
+                Ok(found) if found.is_of(record) => Ok(Some(found)),
+                _ => problem(FolderProblem::OtherPack),
+            }
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let mut entries = fs::read_dir(to).map_err(|error| DataError::io(to, Action::Read, error))?;
             // What a killed process began is no other file.

@@ -14,6 +14,10 @@ use crate::read::not_regular;
 /// Endings of names of images, in lower case. What a file is decides its content.
 pub(super) const ENDINGS: [&str; 5] = ["jpe", "jpeg", "jfif", "jpg", "png"];
 
+/// Endings of names of images of other kinds, which are passed over.
+pub(super) const OTHER_KINDS: [&str; 12] =
+    ["avif", "bmp", "gif", "heic", "heif", "jp2", "jxl", "pgm", "ppm", "tif", "tiff", "webp"];
+
 /// As many classes as a label of 16 bits tells apart.
 pub(super) const MAX_CLASSES: usize = 1 << 16;
 
@@ -40,7 +44,7 @@ pub(super) fn scan(root: &Path) -> Result<ImageIndex, DataError> {
                 Err(_) => index.unusable.add(&entry.path(), NOT_TEXT),
             },
             Kind::File(_) => count_other(&mut index, Path::new(&name)),
-            Kind::Broken => {}
+            Kind::Broken => index.unusable.add(&entry.path(), BROKEN),
             Kind::Special => index.skipped.special += 1,
         }
     }
@@ -90,7 +94,13 @@ fn scan_class(index: &mut ImageIndex, label: u16) -> Result<(), DataError> {
                 continue;
             }
             let kind = kind_of(&entry)?;
-            if matches!(kind, Kind::File(_) | Kind::Broken) && !is_image(Path::new(&name)) {
+            // A link without an ending may have led to a folder.
+            let is_other = match kind {
+                Kind::File(_) => !is_image(Path::new(&name)),
+                Kind::Broken => !is_image(Path::new(&name)) && !ending(Path::new(&name)).is_empty(),
+                Kind::Directory { .. } | Kind::Special => false,
+            };
+            if is_other {
                 count_other(index, Path::new(&name));
                 continue;
             }
@@ -203,7 +213,9 @@ pub(super) fn count_other(index: &mut ImageIndex, name: &Path) {
     let ending = ending(name);
     let is_plain = ending.len() <= 8 && ending.bytes().all(|byte| byte.is_ascii_alphanumeric());
     // Names may be anything: what is told of them stays short.
-    let key = match is_plain && (others.len() < MAX_KINDS || others.contains_key(&ending)) {
+    let is_told =
+        others.len() < MAX_KINDS || others.contains_key(&ending) || OTHER_KINDS.contains(&ending.as_str());
+    let key = match is_plain && is_told {
         true => ending,
         false => "*".into(),
     };

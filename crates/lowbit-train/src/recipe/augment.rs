@@ -20,6 +20,8 @@ const HALF_TURN: NumberRange = NumberRange { min: 0.0, max: 0.5, min_included: t
 /// The size that images are brought to by `size`, `resize` and `channels`, of which those of the images are `own_channels` where
 /// they are known.
 pub(super) fn read_geometry(section: &Section<'_>, own_channels: Option<usize>) -> Option<Geometry> {
+    // One that is wrong is told; what depends on it is not told too.
+    let is_given = section.has("size");
     let size = section.optional_integer("size", 1..=MAX_SIZE).map(|size| size as usize);
     // By the same part of the image as torchvision's 224 of 256.
     let default = size.map_or(1, |size| (size * 8).div_ceil(7).min(MAX_SIZE as usize));
@@ -28,14 +30,15 @@ pub(super) fn read_geometry(section: &Section<'_>, own_channels: Option<usize>) 
     if channels == Some(2) {
         section.problem("channels", "expected 1 (grey) or 3 (red, green and blue), got 2");
     }
-    for key in ["resize", "channels"].into_iter().filter(|key| size.is_none() && section.has(key)) {
+    for key in ["resize", "channels"].into_iter().filter(|key| !is_given && section.has(key)) {
         section.problem(
             key,
             "images keep their size: remove this key, or set data.size to that of the network's input",
         );
     }
     let channels = channels.map_or(own_channels.unwrap_or(3), |channels| channels as usize);
-    size.map(|size| Geometry { channels, size, resize })
+    let size = size.or(is_given.then_some(MAX_SIZE as usize));
+    size.map(|size| Geometry { channels, size, resize: resize.max(size) })
 }
 
 /// Reads `[data.augment]` for images that are brought to `geometry`, if to any. `max_pad` and `channels` are those of the network's input,

@@ -1629,6 +1629,16 @@ fn folders_of_images_are_described() {
             "data.size: is missing; expected the side that images are brought to, as in 224",
         ]
     );
+    // What depends on a size that is wrong or missing is not told too.
+    let dependent = ["data.dataset=folder", "data.augment={crop=\"random-resized\", pad=4}"];
+    assert_eq!(
+        mistakes(&[&dependent[..], &["data.size=0", "data.resize=40"]].concat()),
+        ["data.size: expected an integer from 1 to 8192, got 0"]
+    );
+    assert_eq!(
+        mistakes(&["data.dataset=folder", "data.augment={pad=4}"]),
+        ["data.size: is missing; expected the side that images are brought to, as in 224"]
+    );
     assert_eq!(
         mistakes(&["data.test=0.2", "data.skip_unreadable=true", "data.split_seed=1"]),
         [
