@@ -111,26 +111,30 @@ impl Plan {
 
     /// All parameters, those of BatchNorm included.
     pub fn n_parameters(&self) -> usize {
-        self.layers.iter().map(|layer| layer.n_parameters).sum::<usize>()
-            + self.n_norm_parameters
-            + self.n_scales
+        let all = self.layers.iter().map(|layer| layer.n_parameters);
+        all.chain([self.n_norm_parameters, self.n_scales]).fold(0, usize::saturating_add)
     }
 
     /// Bytes of all packed layers and of BatchNorm's parameters.
     pub fn packed_bytes(&self) -> u64 {
-        self.layers.iter().map(|layer| layer.packed_bytes).sum::<u64>()
-            + 4 * (self.n_norm_parameters + self.n_scales) as u64
+        let others = [self.n_norm_parameters, self.n_scales].map(float_bytes);
+        self.layers.iter().map(|layer| layer.packed_bytes).chain(others).fold(0, u64::saturating_add)
     }
 
     /// Multiply-accumulates for one image.
     pub fn macs(&self) -> u64 {
-        self.layers.iter().map(|layer| layer.macs).sum()
+        self.layers.iter().map(|layer| layer.macs).fold(0, u64::saturating_add)
     }
 
     /// Bit operations for one image.
     pub fn bit_operations(&self) -> u64 {
-        self.layers.iter().map(|layer| layer.bit_operations).sum()
+        self.layers.iter().map(|layer| layer.bit_operations).fold(0, u64::saturating_add)
     }
+}
+
+/// Bytes of `n` numbers in full precision. (A plan that is read from a file may say any number.)
+fn float_bytes(n: usize) -> u64 {
+    (n as u64).saturating_mul(4)
 }
 
 impl LayerPlan {
@@ -139,13 +143,13 @@ impl LayerPlan {
         let LayerQuantization { weight_bits, act_bits, weight_granularity, .. } = quantization;
         let methods = quantization.methods();
         let n_weights: usize = shape.iter().product();
-        let macs = n_weights as u64 * n_places as u64;
+        let macs = (n_weights as u64).saturating_mul(n_places as u64);
         let n_scales = match (weight_bits, weight_granularity) {
             (Precision::FullPrecision, _) => 0,
             (_, Granularity::PerTensor) => 1,
             (_, Granularity::PerChannel) => shape[0],
         };
-        let weight_bytes = (n_weights as u64 * u64::from(weight_bits.stored_bits())).div_ceil(8);
+        let weight_bytes = (n_weights as u64).saturating_mul(weight_bits.stored_bits().into()).div_ceil(8);
         Self {
             path,
             role,
@@ -157,8 +161,10 @@ impl LayerPlan {
             act_method: methods.get(1).copied(),
             weight_granularity,
             macs,
-            bit_operations: macs * u64::from(weight_bits.stored_bits()) * u64::from(act_bits.stored_bits()),
-            packed_bytes: weight_bytes + 4 * (n_scales + n_biases) as u64,
+            bit_operations: macs
+                .saturating_mul(weight_bits.stored_bits().into())
+                .saturating_mul(act_bits.stored_bits().into()),
+            packed_bytes: weight_bytes.saturating_add(float_bytes(n_scales + n_biases)),
         }
     }
 }
@@ -193,7 +199,6 @@ impl fmt::Display for Plan {
                 bytes(layer.packed_bytes),
             )?;
         }
-        let norms = 4 * self.n_norm_parameters as u64;
         let total_width = path_width + 1 + shape_width;
         writeln!(
             f,
@@ -205,7 +210,7 @@ impl fmt::Display for Plan {
             "fp32",
             "-",
             "",
-            bytes(norms)
+            bytes(float_bytes(self.n_norm_parameters))
         )?;
         if self.n_scales > 0 {
             writeln!(
@@ -218,7 +223,7 @@ impl fmt::Display for Plan {
                 "fp32",
                 "-",
                 "",
-                bytes(4 * self.n_scales as u64)
+                bytes(float_bytes(self.n_scales))
             )?;
         }
         writeln!(
@@ -259,4 +264,29 @@ fn scaled(mut value: f64, base: f64, units: &[&str]) -> String {
         _ => 0,
     };
     format!("{value:.decimals$}{}", units[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by fuzzing: a sum was too large.
+    #[test]
+    fn a_plan_with_any_numbers_is_shown() {
+        let plan = Plan { layers: Vec::new(), n_norm_parameters: 6_666_666_666_666_666_666, n_scales: 0 };
+        assert!(plan.to_string().ends_with("x smaller than in full precision"));
+        let network: Graph = {
+            let config = crate::ModelConfig::new(crate::Family::PreResNet, 8);
+            config.graph(crate::InputShape { channels: 1, height: 8, width: 8 }, 10).unwrap()
+        };
+        let full = LayerQuantization::new(Method::DoReFa, Precision::FullPrecision, Precision::FullPrecision);
+        let mut plan = Plan::new(&network, &QuantizationPolicy::new(full)).unwrap();
+        for layer in &mut plan.layers {
+            (layer.n_parameters, layer.macs) = (usize::MAX, u64::MAX);
+            (layer.bit_operations, layer.packed_bytes) = (u64::MAX, u64::MAX);
+        }
+        (plan.n_norm_parameters, plan.n_scales) = (usize::MAX, usize::MAX);
+        assert!(plan.to_string().contains("packed 4.0x smaller"), "{plan}");
+        assert_eq!((plan.macs(), plan.n_parameters()), (u64::MAX, usize::MAX));
+    }
 }
