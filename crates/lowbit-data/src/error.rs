@@ -613,6 +613,12 @@ pub enum FolderProblem {
         /// Images.
         n_images: usize,
     },
+    /// An image with a second class.
+    #[error("line {line} says another class of an image than a line before it")]
+    TwoLabels {
+        /// The line, from 1.
+        line: usize,
+    },
     /// An image whose class is not said.
     #[error("it does not say the class of {image}")]
     NoLabelOf {

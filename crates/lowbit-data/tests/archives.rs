@@ -317,6 +317,13 @@ fn imagenet_is_read_as_it_is_published() {
         "use the images in DIR/imagenet_2012_validation_synset_labels.txt: line 1 says no class; expected nXXXXXXXX, or an image \
          and nXXXXXXXX. (The numbers of the devkit are not read.)",
     );
+    let twice = "ILSVRC2012_val_00000001 n02119789\nILSVRC2012_val_00000001 n01440764\n";
+    put(tars.path(), "imagenet_2012_validation_synset_labels.txt", twice.as_bytes());
+    check(
+        &tars,
+        "use the images in DIR/imagenet_2012_validation_synset_labels.txt: line 2 says another class of an image than a line \
+         before it",
+    );
     fs::remove_file(tars.path().join("imagenet_2012_validation_synset_labels.txt")).unwrap();
     let text = message(ImageFolder::open_imagenet(tars.path()).unwrap_err(), &tars);
     assert!(text.contains("no file says their classes; expected one of LOC_val_solution.csv"), "{text}");

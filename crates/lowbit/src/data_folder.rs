@@ -95,7 +95,7 @@ impl Report {
         let fractions = Fractions { test: if has_test { 0.0 } else { 0.2 }, ..Fractions::default() };
         let warnings = match folder.images(&fractions) {
             Ok(images) => images.warnings.iter().map(ToString::to_string).collect(),
-            Err(error) => vec![error.to_string()],
+            Err(error) => vec![format!("a training fails to {error}")],
         };
         let counts: Vec<Vec<usize>> = folder.parts().iter().map(|part| part.index.counts()).collect();
         let of_name = |(part, counts): (&FolderPart, &Vec<usize>)| -> HashMap<String, usize> {

@@ -137,14 +137,19 @@ impl Labels {
             word.len() == 9 && word.starts_with('n') && word[1..].bytes().all(|b| b.is_ascii_digit())
         };
         let mut labels = Labels { path: path.to_owned(), by_name: HashMap::new(), in_order: Vec::new() };
-        for (number, line) in text.lines().enumerate() {
+        // A byte order mark is no part of the first line.
+        for (number, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
             let words: Vec<&str> = line.split([',', ' ', '\t']).filter(|word| !word.is_empty()).collect();
             match words[..] {
                 [] => {}
                 ["ImageId", ..] if number == 0 => {}
                 [class] if is_synset(class) => labels.in_order.push(class.into()),
                 [image, class, ..] if is_synset(class) => {
-                    drop(labels.by_name.insert(stem(image).to_owned(), class.into()));
+                    let before = labels.by_name.insert(stem(image).to_owned(), class.into());
+                    if before.is_some_and(|before| before != class) {
+                        let problem = FolderProblem::TwoLabels { line: number + 1 };
+                        return Err(DataError::Folder { path: path.to_owned(), problem });
+                    }
                 }
                 _ => return Err(problem(number + 1)),
             }
