@@ -74,7 +74,7 @@ pub fn run(args: &LoaderArgs) -> anyhow::Result<()> {
     if n_images == 0 {
         bail!("{} has fewer than {} images", folder.display(), args.batch);
     }
-    let program = workspace::build("load", &["-p", "lowbit-data", "--example", "load"])?;
+    let program = workspace::build("load", &["--release", "-p", "lowbit-data", "--example", "load"])?;
     let numbers = [args.batch.to_string(), args.workers.to_string()];
     let mut ours = Command::new(program);
     ours.arg(&folder).args(&numbers);
