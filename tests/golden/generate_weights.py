@@ -18,6 +18,7 @@ import pickle
 import struct
 import sys
 import tarfile
+import warnings
 from pathlib import Path
 
 from generate import HERE, write
@@ -88,6 +89,18 @@ class Tar:
                 tar.addfile(info, io.BytesIO(content))
 
 
+def save_module(network, path):
+    """Saves a module whole in the container before PyTorch 1.6, which has the source code of each class. Here it is none."""
+    real, torch.serialization.get_source_lines_and_file = (
+        torch.serialization.get_source_lines_and_file,
+        lambda value, *_: (["no code\n"] * 1000, None, "networks.py"),
+    )
+    try:
+        torch.save(network, path, _use_new_zipfile_serialization=False)
+    finally:
+        torch.serialization.get_source_lines_and_file = real
+
+
 def files():
     network = small()
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -109,12 +122,15 @@ def files():
     torch.save(checkpoint, folder / "legacy.pth", _use_new_zipfile_serialization=False)
     Tar(state).save(folder / "tar.pth")
     torch.save({"model": mixed}, folder / "mixed.pth", _use_new_zipfile_serialization=False)
+    save_module(network, folder / "module.pth")
     readers = {
         "zip.pth": lambda file: file,
         "legacy.pth": lambda file: {name.removeprefix("module."): t for name, t in file["state_dict"].items()},
         "tar.pth": lambda file: file,
         "mixed.pth": lambda file: {name.removeprefix("_orig_mod."): t for name, t in file["model"].items()},
+        "module.pth": lambda module: module.state_dict(),
     }
+    warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
     for name, read in readers.items():
         found = read(torch.load(folder / name, weights_only=False))
         assert found.keys() == state.keys(), name

@@ -40,6 +40,7 @@ fn every_container_has_the_logits_of_pytorch() {
         ("legacy.pth", Container::PytorchLegacy, n_norms + 1),
         ("tar.pth", Container::PytorchTar, n_norms),
         ("mixed.pth", Container::PytorchLegacy, n_norms),
+        ("module.pth", Container::PytorchLegacy, n_norms),
     ] {
         let file = WeightsFile::open(&golden(name)).unwrap();
         assert_eq!(file.container(), container, "{name}");

@@ -322,6 +322,14 @@ fn hostile_files_are_told_in_a_line() {
     let many_sides = again(&[b"(".as_slice(), &b"K\x01".repeat(300_001), b"t"].concat(), 60_000);
     let key = [b"X".as_slice(), &1_000_000_u32.to_le_bytes(), &vec![b'k'; 1_000_000]].concat();
     let long_key = again(&key, 60_001);
+    // Source code counts once it is taken from the memory: the tuple of a class remembers it, and what follows uses it as names.
+    let source = |after: &[u8]| {
+        let text = |text: &[u8]| [b"X".as_slice(), &(text.len() as u32).to_le_bytes(), text].concat();
+        let class = [&text(b"module")[..], b"ca\nb\nq\x01", &text(b"a.py"), &text(&vec![b'c'; 1_000_000])];
+        legacy(&[b"\x80\x02]((", &class.concat()[..], b"q\x00tQ", after, b"e."].concat())
+    };
+    let long_source = source(&b"h\x00".repeat(60_001));
+    let cut_source = source(&[b"(".as_slice(), &b"h\x01".repeat(60_001), b"t0"].concat());
     // A list in itself.
     let cyclic = b"\x80\x02]q\x00h\x00a.".to_vec();
     let header = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
@@ -346,9 +354,16 @@ fn hostile_files_are_told_in_a_line() {
             zip(&[("a/data.pkl", b"\x03\x00", 8, Some(1 << 30))]),
             "is compressed, which PyTorch never does",
         ),
+        (
+            "script.pth",
+            zip(&[("a/constants.pkl", b"", 0, None)]),
+            "it is a program in TorchScript: save the weights",
+        ),
         ("names.pth", pickle(&class_of_a_megabyte), "the name of a class in it has more than 1024 bytes"),
         ("sides.pth", pickle(&many_sides), "a tensor has 300001 sides, expected at most 64"),
         ("keys.pth", pickle(&long_key), "its pickles use 60001 values under names of up to 1000000 bytes"),
+        ("source.pth", long_source, "its pickles use 60002 values under names of up to 1000004 bytes"),
+        ("no-source.pth", cut_source, "Expected a dictionary at the root of the PyTorch file, found list"),
         (
             "strides.pth",
             pickle(&state(&[1 << 16, 1 << 12], 1)),

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -14,8 +14,9 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
 
-use super::pickles::{self, Kind};
+use super::pickles::{self, ALONE, Kind, ModuleClass};
 use super::{WeightsError, dims};
 use crate::files::open_regular;
 
@@ -276,12 +277,19 @@ fn safetensors_type(dtype: Dtype) -> &'static str {
 
 fn pytorch(path: &Path, file: File, kind: Kind) -> Result<Opened, WeightsError> {
     let n_bytes = file.metadata().map_err(|source| WeightsError::Unreadable { source })?.len();
-    pickles::check(file, kind).map_err(|problem| WeightsError::damaged(&problem))?;
+    let mut original = file.try_clone().map_err(|source| WeightsError::Unreadable { source })?;
+    let classes = pickles::check(file, kind).map_err(|problem| WeightsError::damaged(&problem))?;
+    // The reader keeps the file open: its name may go.
+    let readable = match classes.is_empty() {
+        true => None,
+        false => Some(with_classes(&mut original, &classes).map_err(|source| WeightsError::Copy { source })?),
+    };
+    let path = readable.as_ref().map_or(path, |copy| copy.path());
     let reader = PytorchReader::new(path).map_err(|error| match error {
         pytorch_reader::PytorchError::Io(source) if source.raw_os_error().is_some() => {
             WeightsError::Unreadable { source }
         }
-        error => WeightsError::damaged(&error),
+        error => WeightsError::damaged(&format!("{error}; if PyTorch reads it, {ALONE}")),
     })?;
     let container = match reader.metadata().format_type {
         FileFormat::Zip => Container::PytorchZip,
@@ -304,6 +312,14 @@ fn pytorch(path: &Path, file: File, kind: Kind) -> Result<Opened, WeightsError> 
         }
     }
     Ok((container, list, Source::Pytorch(tensors)))
+}
+
+/// A copy of a `file` of a module saved whole, with its `classes` in place of their persistent ids.
+fn with_classes(file: &mut File, classes: &[ModuleClass]) -> io::Result<NamedTempFile> {
+    let mut copy = NamedTempFile::new()?;
+    file.rewind()?;
+    ModuleClass::resolve(classes, file, &mut copy)?;
+    Ok(copy)
 }
 
 fn pytorch_type(dtype: pytorch_reader::DType) -> &'static str {

@@ -39,6 +39,12 @@ pub enum WeightsError {
         /// Why.
         source: io::Error,
     },
+    /// It is a module saved whole, of which a copy is read, and there is no place for the copy.
+    #[error("it is a module saved whole, and a copy of it cannot be written to {}: {}; or save its weights alone, as torch.save(model.state_dict(), FILE) does", std::env::temp_dir().display(), explain(source))]
+    Copy {
+        /// Why.
+        source: io::Error,
+    },
     /// It is larger than any file of weights.
     #[error("it has {n_bytes} bytes, expected at most {most}")]
     TooLarge {

@@ -3,11 +3,15 @@
 //! Nothing is built here. What an operation is followed by is passed over, and where containers have values between their pickles,
 //! they are passed over by the sizes that the pickles say.
 
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 
 use zip::CompressionMethod;
 use zip::read::ZipArchive;
+
+/// What to do about a file that has more than weights.
+pub(super) const ALONE: &str = "save the weights alone, as torch.save(model.state_dict(), FILE) does";
 
 /// Most operations in the pickles of a file. Those of ResNet-101 with the momentum of its optimizer have 60 thousand.
 const MAX_OPERATIONS: u64 = 1_000_000;
@@ -60,19 +64,24 @@ impl Kind {
 /// Why a file is not read.
 type Problem = String;
 
-/// Refuses a `file` of this `kind` whose pickles take more memory than those of a network need.
-pub(super) fn check(file: File, kind: Kind) -> Result<(), Problem> {
+/// Refuses a `file` of this `kind` whose pickles take more memory than those of a network need. Returns the classes of modules that
+/// are saved with their source code.
+pub(super) fn check(file: File, kind: Kind) -> Result<Vec<ModuleClass>, Problem> {
     let mut budget = Budget { operations: MAX_OPERATIONS, bytes: MAX_BYTES, ..Budget::default() };
+    let mut classes = Vec::new();
     match kind {
-        Kind::Zip => check_zip(file, &mut budget),
-        Kind::Tar => check_tar(file, &mut budget),
+        Kind::Zip => check_zip(file, &mut budget)?,
+        Kind::Tar => check_tar(file, &mut budget)?,
         Kind::Legacy => {
             // The magic number, the version, the system, the object, the keys of its storages.
             let mut reader = BufReader::new(file);
-            (0..5).try_for_each(|_| budget.pass(&mut reader).map(drop))
+            for _ in 0..5 {
+                classes.append(&mut budget.pass(&mut reader)?.module_classes);
+            }
         }
-    }?;
-    budget.check_copies()
+    }
+    budget.check_copies()?;
+    Ok(classes)
 }
 
 fn check_zip(file: File, budget: &mut Budget) -> Result<(), Problem> {
@@ -80,6 +89,9 @@ fn check_zip(file: File, budget: &mut Budget) -> Result<(), Problem> {
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(damaged)?;
     if archive.len() > MAX_ENTRIES {
         return Err(format!("it has {} entries, expected at most {MAX_ENTRIES}", archive.len()));
+    }
+    if archive.file_names().any(|name| name.is_ok_and(|name| name.ends_with("/constants.pkl"))) {
+        return Err(format!("it is a program in TorchScript: {ALONE}"));
     }
     for entry in 0..archive.len() {
         let raw = archive.by_index_raw(entry).map_err(damaged)?;
@@ -172,6 +184,8 @@ struct Budget {
     uses: u64,
     longest_text: u64,
     dictionaries: u64,
+    /// Bytes that were passed.
+    position: u64,
 }
 
 /// What is known of a pickle that was passed.
@@ -183,6 +197,7 @@ struct Passed {
     integer: i64,
     n_classes: usize,
     class: String,
+    module_classes: Vec<ModuleClass>,
 }
 
 impl Budget {
@@ -192,8 +207,7 @@ impl Budget {
         match self.uses.saturating_mul(path) <= MAX_COPIED {
             true => Ok(()),
             false => Err(format!(
-                "its pickles use {} values under names of up to {} bytes in {} dictionaries: save the weights alone, as \
-                 torch.save(model.state_dict(), FILE) does",
+                "its pickles use {} values under names of up to {} bytes in {} dictionaries: {ALONE}",
                 self.uses, self.longest_text, self.dictionaries
             )),
         }
@@ -230,6 +244,7 @@ impl Budget {
     /// Passes a pickle, up to its end.
     fn pass(&mut self, reader: &mut impl BufRead) -> Result<Passed, Problem> {
         let mut passed = Passed::default();
+        let mut modules = ModuleClasses::default();
         // Integers since the newest mark: the sides of a tensor, if a tuple is made of them.
         let mut n_sides = 0;
         loop {
@@ -238,7 +253,7 @@ impl Budget {
             self.operations = self
                 .operations
                 .checked_sub(1)
-                .ok_or_else(|| format!("its pickles have more than {MAX_OPERATIONS} operations: save the weights alone, as torch.save(model.state_dict(), FILE) does"))?;
+                .ok_or_else(|| format!("its pickles have more than {MAX_OPERATIONS} operations: {ALONE}"))?;
             match operation {
                 b'(' => n_sides = 0,
                 b'K' | b'M' | b'J' | b'I' | b'L' | 0x8a | 0x8b => n_sides += 1,
@@ -260,8 +275,13 @@ impl Budget {
                 passed.n_integers += 1;
                 passed.integer = value;
             };
+            let at = self.position - 1;
+            let mut operand = Operand::Other;
             match operation {
-                b'.' => return Ok(passed),
+                b'.' => {
+                    passed.module_classes = modules.found;
+                    return Ok(passed);
+                }
                 b'K' => integer(self.fixed::<1>(reader)?[0].into()),
                 b'M' => integer(u16::from_le_bytes(self.fixed(reader)?).into()),
                 b'J' => integer(i32::from_le_bytes(self.fixed(reader)?).into()),
@@ -276,21 +296,23 @@ impl Budget {
                 // A class by two texts of the stack.
                 0x93 => passed.n_classes += 2,
                 b'I' | b'L' | b'F' | b'V' | b'g' | b'p' | b'P' => drop(self.line(reader)?),
-                b'h' | b'q' | 0x80 | 0x82 => drop(self.fixed::<1>(reader)?),
+                b'h' | b'q' => operand = Operand::Slot(self.fixed::<1>(reader)?[0].into()),
+                b'j' | b'r' => operand = Operand::Slot(u32::from_le_bytes(self.fixed(reader)?)),
+                0x80 | 0x82 => drop(self.fixed::<1>(reader)?),
                 0x83 => drop(self.fixed::<2>(reader)?),
-                b'j' | b'r' | 0x84 => drop(self.fixed::<4>(reader)?),
+                0x84 => drop(self.fixed::<4>(reader)?),
                 b'G' | 0x95 => drop(self.fixed::<8>(reader)?),
                 b'U' | b'C' | 0x8a | 0x8c => {
                     let [n] = self.fixed::<1>(reader)?;
-                    self.text(reader, n.into())?;
+                    operand = self.text(reader, n.into())?;
                 }
                 b'T' | b'X' | b'B' | 0x8b => {
                     let n = u32::from_le_bytes(self.fixed(reader)?);
-                    self.text(reader, n.into())?;
+                    operand = self.text(reader, n.into())?;
                 }
                 0x8d | 0x8e | 0x96 => {
                     let n = u64::from_le_bytes(self.fixed(reader)?);
-                    self.text(reader, n)?;
+                    operand = self.text(reader, n)?;
                 }
                 b'('
                 | b'0'
@@ -322,29 +344,154 @@ impl Budget {
                     ));
                 }
             }
+            self.longest_text = self.longest_text.max(modules.follow(at, operation, operand));
         }
     }
 
     fn fixed<const N: usize>(&mut self, reader: &mut impl Read) -> Result<[u8; N], Problem> {
         let mut bytes = [0; N];
         reader.read_exact(&mut bytes).map_err(truncated)?;
+        self.position += N as u64;
         Ok(bytes)
     }
 
-    fn text(&mut self, reader: &mut impl Read, n: u64) -> Result<(), Problem> {
-        self.longest_text = self.longest_text.max(n);
+    fn text(&mut self, reader: &mut impl Read, n: u64) -> Result<Operand, Problem> {
         self.take_bytes(n)?;
-        pass_over(reader, n)
+        let mut start = Vec::new();
+        reader.take(n.min(MODULE.len() as u64)).read_to_end(&mut start).map_err(truncated)?;
+        pass_over(reader, n - start.len() as u64)?;
+        self.position += n;
+        Ok(Operand::Text { n_bytes: n, is_module: n == MODULE.len() as u64 && start == MODULE })
     }
 
     fn line(&mut self, reader: &mut impl BufRead) -> Result<Vec<u8>, Problem> {
         let mut line = Vec::new();
         reader.take(self.bytes.saturating_add(1)).read_until(b'\n', &mut line).map_err(truncated)?;
         self.longest_text = self.longest_text.max(line.len() as u64);
+        self.position += line.len() as u64;
         self.take_bytes(line.len() as u64)?;
         match line.pop() {
             Some(b'\n') => Ok(line.strip_suffix(b"\r").unwrap_or(&line).to_vec()),
             _ => Err(truncated(io::ErrorKind::UnexpectedEof.into())),
+        }
+    }
+}
+
+/// What begins the persistent id of a module's class.
+const MODULE: &[u8] = b"module";
+
+/// The class of a module that is saved whole in the legacy container: a persistent id `("module", class, file, source code)`, which
+/// stands for the class (`torch/serialization.py`, `_legacy_save`). The reader knows persistent ids of storages only.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct ModuleClass {
+    /// Where in the file the operation is that makes the persistent id.
+    at: u64,
+    /// Where the memory of the pickle has the class.
+    slot: u32,
+}
+
+impl ModuleClass {
+    /// Copies a file `from` its start, with each class in place of its persistent id.
+    pub(super) fn resolve(classes: &[Self], from: &mut impl Read, to: &mut impl io::Write) -> io::Result<()> {
+        let mut position = 0;
+        for class in classes {
+            io::copy(&mut from.take(class.at - position), to)?;
+            from.read_exact(&mut [0])?;
+            position = class.at + 1;
+            // POP what the persistent id is, LONG_BINGET the class.
+            to.write_all(b"0j")?;
+            to.write_all(&class.slot.to_le_bytes())?;
+        }
+        io::copy(from, to).map(drop)
+    }
+}
+
+/// What an operation is followed by.
+#[derive(Clone, Copy)]
+enum Operand {
+    Text { n_bytes: u64, is_module: bool },
+    Slot(u32),
+    Other,
+}
+
+/// Finds the classes of modules in a pickle, operation by operation.
+#[derive(Default)]
+struct ModuleClasses {
+    state: State,
+    /// Places in the memory that have the text "module".
+    tags: HashSet<u32>,
+    /// Bytes of what the memory has of persistent ids, by place.
+    texts: HashMap<u32, u64>,
+    found: Vec<ModuleClass>,
+}
+
+/// How much of a persistent id of a class was seen.
+#[derive(Clone, Copy, Default)]
+enum State {
+    #[default]
+    Nothing,
+    Mark,
+    Tag,
+    Class(Option<u32>),
+    /// The class and of its texts these bytes.
+    Texts(u32, u64),
+    Tuple(u32, u64),
+}
+
+impl ModuleClasses {
+    /// Follows the `operation` `at` this byte of the file. Returns the bytes of the longest text that it may make part of a value: the
+    /// source code of a class is none, unless it is taken from the memory later.
+    fn follow(&mut self, at: u64, operation: u8, operand: Operand) -> u64 {
+        let (put, get) = (matches!(operation, b'q' | b'r'), matches!(operation, b'h' | b'j'));
+        let taken = match operand {
+            Operand::Slot(slot) if get => self.texts.get(&slot).copied().unwrap_or_default(),
+            _ => 0,
+        };
+        let (next, longest) = match (self.state, operand) {
+            (_, _) if operation == b'(' => (State::Mark, self.pending()),
+            (State::Mark, Operand::Text { n_bytes, is_module: true }) => (State::Tag, n_bytes),
+            (State::Mark, Operand::Slot(slot)) if get && self.tags.contains(&slot) => (State::Tag, 0),
+            (State::Tag, Operand::Slot(slot)) if put => {
+                self.tags.insert(slot);
+                (State::Tag, 0)
+            }
+            (State::Tag, _) if operation == b'c' => (State::Class(None), 0),
+            (State::Tag, Operand::Slot(slot)) if get => (State::Class(Some(slot)), 0),
+            (State::Class(None), Operand::Slot(slot)) if put => (State::Class(Some(slot)), 0),
+            (State::Class(Some(class)), Operand::Text { n_bytes, .. }) => (State::Texts(class, n_bytes), 0),
+            (State::Class(Some(class)), _) if operation == b'N' => (State::Texts(class, 0), 0),
+            // The file of an earlier class.
+            (State::Class(Some(class)), Operand::Slot(_)) if get => (State::Texts(class, 0), taken),
+            (State::Texts(class, n), Operand::Text { n_bytes, .. }) => {
+                (State::Texts(class, n.saturating_add(n_bytes)), 0)
+            }
+            (State::Texts(class, n), Operand::Slot(slot)) if put => {
+                self.texts.insert(slot, n);
+                (State::Texts(class, n), 0)
+            }
+            (State::Texts(class, n), Operand::Slot(_)) if get => (State::Texts(class, n), taken),
+            (State::Texts(class, n), _) if operation == b'N' => (State::Texts(class, n), 0),
+            (State::Texts(class, n), _) if operation == b't' => (State::Tuple(class, n), 0),
+            (State::Tuple(class, n), Operand::Slot(slot)) if put => {
+                self.texts.insert(slot, n);
+                (State::Tuple(class, n), 0)
+            }
+            (State::Tuple(slot, _), _) if operation == b'Q' => {
+                self.found.push(ModuleClass { at, slot });
+                (State::Nothing, 0)
+            }
+            (_, Operand::Text { n_bytes, .. }) => (State::Nothing, n_bytes.max(self.pending())),
+            _ => (State::Nothing, taken.max(self.pending())),
+        };
+        self.state = next;
+        longest
+    }
+
+    /// Bytes of the texts that turn out to be no part of a persistent id.
+    fn pending(&self) -> u64 {
+        match self.state {
+            State::Texts(_, n) | State::Tuple(_, n) => n,
+            _ => 0,
         }
     }
 }
