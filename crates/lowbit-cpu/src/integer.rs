@@ -52,6 +52,9 @@ const FEWEST_STEPS: usize = 4;
 enum Tiles {
     /// Whatever the compiler makes of loops; slower than single precision.
     Plain,
+    /// Products of two channels in 16 bits each, summed up in 32: as fast as single precision.
+    #[cfg(target_arch = "x86_64")]
+    Avx2Wide(Avx2),
     /// Products of two channels summed up in 16 bits.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
@@ -69,6 +72,8 @@ impl Tiles {
         let serving = [
             Some(Self::Plain),
             #[cfg(target_arch = "x86_64")]
+            Avx2::detect().map(Self::Avx2Wide),
+            #[cfg(target_arch = "x86_64")]
             Avx2::detect().filter(|_| bounds.steps() >= FEWEST_STEPS).map(Self::Avx2),
             #[cfg(target_arch = "x86_64")]
             Avx512Vnni::detect().map(Self::Avx512Vnni),
@@ -76,6 +81,17 @@ impl Tiles {
             Dotprod::detect().filter(|_| bounds.activation <= i8::MAX as u8).map(Self::Dotprod),
         ];
         serving.into_iter().flatten()
+    }
+
+    /// Whether they are faster than the convolution in single precision.
+    fn pay(self) -> bool {
+        match self {
+            Self::Plain => false,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2Wide(_) => false,
+            #[allow(unreachable_patterns, reason = "some processors have plain ones only")]
+            _ => true,
+        }
     }
 
     /// The fastest for such codes on this processor.
@@ -136,16 +152,32 @@ impl Operands<'_> {
     }
 }
 
-/// Where the sums of a tile go.
-struct Store<'a> {
-    out: &'a mut [Slot],
-    plane: usize,
-    /// For each channel of the block.
-    scales: &'a [f32],
-    targets: &'a [u32],
+/// What becomes of sums.
+trait Output: Sync {
+    /// What the results are made of.
+    type Item: Send;
+
+    /// Writes what becomes of the sums of `P` pixels and a block of channels. `out` begins with the first of these channels; `targets`
+    /// are the places of the pixels in a channel, the last sums may be of none.
+    fn write<const P: usize>(
+        &self,
+        instructions: impl Instructions,
+        block: usize,
+        sums: &[[i32; BLOCK]; P],
+        targets: &[u32],
+        out: &mut [Slot<Self::Item>],
+    );
 }
 
-impl Store<'_> {
+/// Where the sums of tiles go.
+struct Store<'a, O: Output> {
+    output: &'a O,
+    block: usize,
+    targets: &'a [u32],
+    out: &'a mut [Slot<O::Item>],
+}
+
+impl<O: Output> Store<'_, O> {
     /// Takes the sums of `P` pixels from number `first` on.
     #[inline(always)]
     fn take<const P: usize>(
@@ -154,23 +186,138 @@ impl Store<'_> {
         first: usize,
         sums: &[[i32; BLOCK]; P],
     ) {
-        let n = self.scales.len();
+        let targets = &self.targets[first..(first + P).min(self.targets.len())];
+        self.output.write(instructions, self.block, sums, targets, self.out);
+    }
+}
+
+/// What the sums are worth.
+struct Values<'a> {
+    plane: usize,
+    /// For each output channel.
+    scales: &'a [f32],
+}
+
+impl Output for Values<'_> {
+    type Item = f32;
+
+    #[inline(always)]
+    fn write<const P: usize>(
+        &self,
+        instructions: impl Instructions,
+        block: usize,
+        sums: &[[i32; BLOCK]; P],
+        targets: &[u32],
+        out: &mut [Slot],
+    ) {
+        let of_block = &self.scales[block * BLOCK..];
+        let n = of_block.len().min(BLOCK);
         let mut values = [[0.0; BLOCK]; P];
         let mut scales = [0.0; BLOCK];
-        scales[..n].copy_from_slice(self.scales);
+        scales[..n].copy_from_slice(&of_block[..n]);
         for (values, sums) in values.iter_mut().zip(sums) {
             for v in 0..BLOCK {
                 values[v] = sums[v] as f32 * scales[v];
             }
         }
-        let targets = &self.targets[first..(first + P).min(self.targets.len())];
         let start = targets[0] as usize;
         if targets.len() == P && targets[P - 1] as usize == start + P - 1 {
-            return store_transposed(instructions, &values, &mut self.out[start..], self.plane, n);
+            return store_transposed(instructions, &values, &mut out[start..], self.plane, n);
         }
         for v in 0..n {
             for (values, &target) in values.iter().zip(targets) {
-                self.out[v * self.plane + target as usize].write(values[v]);
+                out[v * self.plane + target as usize].write(values[v]);
+            }
+        }
+    }
+}
+
+/// At which of the levels of a quantizer a sum is, for each output channel.
+///
+/// The level of a sum is how many thresholds of its channel it has reached; a channel may count downwards, as one whose normalization
+/// has a negative factor: there it is how many thresholds the sum with the other sign has reached.
+#[derive(Clone, Debug)]
+pub struct Levels {
+    n_channels: usize,
+    /// Thresholds of a channel.
+    n_thresholds: usize,
+    /// For each block of channels, -1 where a channel counts downwards, else 1.
+    signs: Vec<[i32; BLOCK]>,
+    /// For each block of channels, its thresholds in ascending order.
+    thresholds: Vec<[i32; BLOCK]>,
+    /// The code of each level.
+    codes: Vec<u8>,
+}
+
+impl Levels {
+    /// For each channel whether it counts downwards, and its thresholds, ascending. [`i32::MAX`] is never reached. `codes` has the code of
+    /// each level.
+    ///
+    /// # Panics
+    /// If a channel has not one threshold fewer than there are codes, they do not ascend, or there are more than 256 codes.
+    pub fn new(channels: &[(bool, Vec<i32>)], codes: Vec<u8>) -> Self {
+        assert!((1..=256).contains(&codes.len()), "{} levels of codes with 8 bits", codes.len());
+        let (n_channels, n_thresholds) = (channels.len(), codes.len() - 1);
+        let (mut signs, mut all) = (Vec::new(), Vec::new());
+        for block in channels.chunks(BLOCK) {
+            let mut of_block = vec![[i32::MAX; BLOCK]; n_thresholds];
+            let mut signs_of_block = [1; BLOCK];
+            for (v, (downwards, thresholds)) in block.iter().enumerate() {
+                assert_eq!(thresholds.len(), n_thresholds, "thresholds of a channel");
+                assert!(thresholds.is_sorted(), "thresholds ascend");
+                signs_of_block[v] = if *downwards { -1 } else { 1 };
+                of_block.iter_mut().zip(thresholds).for_each(|(row, &threshold)| row[v] = threshold);
+            }
+            signs.push(signs_of_block);
+            all.append(&mut of_block);
+        }
+        Self { n_channels, n_thresholds, signs, thresholds: all, codes }
+    }
+}
+
+/// Thresholds up to which all are compared with; of more a half is left out each time.
+const FEW: usize = 15;
+
+/// The codes of the levels of sums.
+struct Coded<'a> {
+    plane: usize,
+    levels: &'a Levels,
+}
+
+impl Output for Coded<'_> {
+    type Item = u8;
+
+    #[inline(always)]
+    fn write<const P: usize>(
+        &self,
+        _: impl Instructions,
+        block: usize,
+        sums: &[[i32; BLOCK]; P],
+        targets: &[u32],
+        out: &mut [Slot<u8>],
+    ) {
+        let Levels { n_channels, n_thresholds, signs, thresholds, codes } = self.levels;
+        let n = (n_channels - block * BLOCK).min(BLOCK);
+        let (signs, rows) = (&signs[block], &thresholds[block * n_thresholds..][..*n_thresholds]);
+        let mut levels = [[0i32; BLOCK]; P];
+        for (levels, sums) in levels.iter_mut().zip(sums) {
+            let signed: [i32; BLOCK] = std::array::from_fn(|v| sums[v] * signs[v]);
+            if *n_thresholds <= FEW {
+                for row in rows {
+                    for v in 0..BLOCK {
+                        levels[v] += i32::from(signed[v] >= row[v]);
+                    }
+                }
+            } else {
+                for v in 0..BLOCK {
+                    levels[v] = rows.partition_point(|row| row[v] <= signed[v]) as i32;
+                }
+            }
+        }
+        for v in 0..n {
+            let plane = &mut out[v * self.plane..];
+            for (levels, &target) in levels.iter().zip(targets) {
+                plane[target as usize].write(codes[levels[v] as usize]);
             }
         }
     }
@@ -178,7 +325,7 @@ impl Store<'_> {
 
 /// # Safety
 /// `start + step < words.len()` for every start and step.
-unsafe fn tiles_plain(operands: Operands<'_>, store: &mut Store<'_>) {
+unsafe fn tiles_plain(operands: Operands<'_>, store: &mut Store<'_, impl Output>) {
     const TILE: usize = 6;
     for first in (0..operands.starts.len()).step_by(TILE) {
         let windows = operands.windows::<TILE>(first);
@@ -204,7 +351,7 @@ unsafe fn tiles_plain(operands: Operands<'_>, store: &mut Store<'_>) {
 /// `start + step < words.len()` for every start and step.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tiles_avx2(proof: Avx2, operands: Operands<'_>, store: &mut Store<'_>) {
+unsafe fn tiles_avx2(proof: Avx2, operands: Operands<'_>, store: &mut Store<'_, impl Output>) {
     use std::arch::x86_64::*;
     const TILE: usize = 6;
     let ones = _mm256_set1_epi16(1);
@@ -239,13 +386,52 @@ unsafe fn tiles_avx2(proof: Avx2, operands: Operands<'_>, store: &mut Store<'_>)
     }
 }
 
+/// Codes of 8 bits, whose products do not fit sums of 16.
+///
+/// # Safety
+/// `start + step < words.len()` for every start and step.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tiles_avx2_wide(proof: Avx2, operands: Operands<'_>, store: &mut Store<'_, impl Output>) {
+    use std::arch::x86_64::*;
+    // As many as have their sums in registers beside the weights.
+    const TILE: usize = 4;
+    let low = _mm256_set1_epi16(0xff);
+    for first in (0..operands.starts.len()).step_by(TILE) {
+        let windows = operands.windows::<TILE>(first);
+        let mut sums = [[_mm256_setzero_si256(); 2]; TILE];
+        for (&step, row) in operands.steps.iter().zip(operands.panel) {
+            // SAFETY: a row has the size of two registers.
+            let weights: [__m256i; 2] = unsafe { std::mem::transmute(*row) };
+            // Of the four channels of a word the first and the third, then the others, with their signs.
+            let even = weights.map(|weights| _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(weights)));
+            let odd = weights.map(|weights| _mm256_srai_epi16::<8>(weights));
+            for p in 0..TILE {
+                // SAFETY: `start + step < words.len()`, which the caller promises.
+                let codes = _mm256_set1_epi32(unsafe { *windows[p].add(step as usize) } as i32);
+                let (even_codes, odd_codes) = (_mm256_and_si256(codes, low), _mm256_srli_epi16::<8>(codes));
+                for v in 0..2 {
+                    let products = _mm256_add_epi32(
+                        _mm256_madd_epi16(even_codes, even[v]),
+                        _mm256_madd_epi16(odd_codes, odd[v]),
+                    );
+                    sums[p][v] = _mm256_add_epi32(sums[p][v], products);
+                }
+            }
+        }
+        // SAFETY: both are 16 integers of 32 bits for each pixel.
+        let sums: [[i32; BLOCK]; TILE] = unsafe { std::mem::transmute(sums) };
+        store.take(proof, first, &sums);
+    }
+}
+
 /// A row is one register.
 ///
 /// # Safety
 /// `start + step < words.len()` for every start and step.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512vnni,avx2,fma")]
-unsafe fn tiles_avx512_vnni(proof: Avx512Vnni, operands: Operands<'_>, store: &mut Store<'_>) {
+unsafe fn tiles_avx512_vnni(proof: Avx512Vnni, operands: Operands<'_>, store: &mut Store<'_, impl Output>) {
     use std::arch::x86_64::*;
     // As many as have their windows in registers too.
     const TILE: usize = 8;
@@ -273,7 +459,7 @@ unsafe fn tiles_avx512_vnni(proof: Avx512Vnni, operands: Operands<'_>, store: &m
 /// `start + step < words.len()` for every start and step.
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn tiles_dotprod(operands: Operands<'_>, store: &mut Store<'_>) {
+unsafe fn tiles_dotprod(operands: Operands<'_>, store: &mut Store<'_, impl Output>) {
     use std::arch::aarch64::*;
     const TILE: usize = 6;
     const PARTS: usize = 4;
@@ -310,7 +496,7 @@ unsafe fn tiles_dotprod(operands: Operands<'_>, store: &mut Store<'_>) {
 ///
 /// # Panics
 /// If a start plus a step is beyond the words.
-fn run(tiles: Tiles, operands: Operands<'_>, store: &mut Store<'_>) {
+fn run(tiles: Tiles, operands: Operands<'_>, store: &mut Store<'_, impl Output>) {
     let reach = |indices: &[u32]| indices.iter().copied().max().expect("a sum has summands") as usize;
     let last = reach(operands.starts) + reach(operands.steps);
     assert!(last < operands.words.len(), "a tap is outside of the image");
@@ -318,6 +504,8 @@ fn run(tiles: Tiles, operands: Operands<'_>, store: &mut Store<'_>) {
     unsafe {
         match tiles {
             Tiles::Plain => tiles_plain(operands, store),
+            #[cfg(target_arch = "x86_64")]
+            Tiles::Avx2Wide(proof) => tiles_avx2_wide(proof, operands, store),
             #[cfg(target_arch = "x86_64")]
             Tiles::Avx2(proof) => tiles_avx2(proof, operands, store),
             #[cfg(target_arch = "x86_64")]
@@ -328,15 +516,23 @@ fn run(tiles: Tiles, operands: Operands<'_>, store: &mut Store<'_>) {
     }
 }
 
+/// The largest magnitude of a sum of codes within the bounds.
+fn largest_sum(shape: &ConvShape, bounds: CodeBounds) -> u128 {
+    (shape.in_channels * shape.taps()) as u128 * u128::from(bounds.activation) * u128::from(bounds.weight)
+}
+
 impl IntegerConv {
+    /// Whether such codes can be convolved on any processor: without groups, of weights with 8 bits and their sign, and if no sum is
+    /// beyond 32 bits.
+    pub fn serves(shape: &ConvShape, bounds: CodeBounds) -> bool {
+        shape.groups == 1 && bounds.weight <= i8::MAX as u8 && largest_sum(shape, bounds) <= i32::MAX as u128
+    }
+
     /// Whether this is faster than the convolution in single precision, on this processor. It is not where most of the input,
     /// all of which becomes codes, is not read.
     pub fn pays(shape: &ConvShape, bounds: CodeBounds) -> bool {
         let skips = shape.taps() == 1 && shape.stride.iter().any(|&stride| stride > 1);
-        !skips
-            && shape.groups == 1
-            && bounds.weight <= i8::MAX as u8
-            && !matches!(Tiles::best(bounds), Tiles::Plain)
+        !skips && Self::serves(shape, bounds) && Tiles::best(bounds).pay()
     }
 
     /// Packs the codes of the weights, in two's complement and of the shape of [`ConvShape`]'s weight. A code is worth its
@@ -350,9 +546,7 @@ impl IntegerConv {
         shape.check_sizes();
         shape.check(shape.batch * shape.in_image(), weight.len());
         let taps = shape.taps();
-        let largest_sum =
-            (shape.in_channels * taps) as u128 * u128::from(bounds.activation) * u128::from(bounds.weight);
-        if largest_sum > i32::MAX as u128 {
+        if largest_sum(&shape, bounds) > i32::MAX as u128 {
             return None;
         }
         let scales = match scales {
@@ -389,33 +583,51 @@ impl IntegerConv {
     /// # Panics
     /// If the length does not fit the shape, or a code is beyond the bounds.
     pub fn forward(&self, input: &[u8], scale: f32) -> Vec<f32> {
+        let scales: Vec<f32> = self.scales.iter().map(|weight| weight * scale).collect();
+        let output = Values { plane: self.shape.out_plane(), scales: &scales };
+        // SAFETY: `run` writes all pixels, and `Values` all of a block's channels.
+        unsafe { collect(self.shape.batch * self.shape.out_image(), |out| self.run(input, &output, out)) }
+    }
+
+    /// The codes of the levels of the sums of `input`: a convolution, a normalization and a quantizer without a number in single
+    /// precision between them.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward), or if the levels are of another number of channels.
+    pub fn levels(&self, input: &[u8], levels: &Levels) -> Vec<u8> {
+        assert_eq!(levels.n_channels, self.shape.out_channels, "channels of the levels");
+        let output = Coded { plane: self.shape.out_plane(), levels };
+        // SAFETY: `run` writes all pixels, and `Coded` all of a block's channels.
+        unsafe { collect(self.shape.batch * self.shape.out_image(), |out| self.run(input, &output, out)) }
+    }
+
+    /// The largest magnitude that a sum can have.
+    pub fn largest_sum(&self) -> i32 {
+        i32::try_from(largest_sum(&self.shape, self.bounds)).expect("invariant: sums fit 32 bits")
+    }
+
+    /// Writes what becomes of the sums of all images.
+    fn run<O: Output>(&self, input: &[u8], output: &O, out: &mut [Slot<O::Item>]) {
         let (shape, tables) = (&self.shape, &self.tables);
         let (in_image, plane, out_image) = (shape.in_image(), shape.out_plane(), shape.out_image());
         assert_eq!(input.len(), shape.batch * in_image, "length of the input");
-        let scales: Vec<f32> = self.scales.iter().map(|weight| weight * scale).collect();
         let together = tables.images.min(shape.batch / (2 * rayon::current_num_threads())).max(1);
-        let write = |out: &mut [Slot]| {
-            let inputs = input.par_chunks(together * in_image);
-            out.par_chunks_mut(together * out_image).zip(inputs).for_each(|(out, input)| {
-                WORDS.with_borrow_mut(|words| {
-                    self.load(input, words);
-                    self.run_images(words, input.len() / in_image * plane, &scales, out);
-                });
+        let inputs = input.par_chunks(together * in_image);
+        out.par_chunks_mut(together * out_image).zip(inputs).for_each(|(out, input)| {
+            WORDS.with_borrow_mut(|words| {
+                self.load(input, words);
+                self.run_images(words, input.len() / in_image * plane, output, out);
             });
-        };
-        // SAFETY: input and output have the same number of images, and `run_images` writes all pixels of theirs.
-        unsafe { collect(shape.batch * out_image, write) }
+        });
     }
 
     /// Writes the first `values` pixels of all channels, image after image.
-    fn run_images(&self, words: &[u32], values: usize, scales: &[f32], out: &mut [Slot]) {
+    fn run_images<O: Output>(&self, words: &[u32], values: usize, output: &O, out: &mut [Slot<O::Item>]) {
         let plane = self.shape.out_plane();
         let n_steps = self.tables.steps.len();
         for first in (0..values).step_by(PIXELS) {
             let pixels = first..(first + PIXELS).min(values);
-            for (block, (panel, scales)) in
-                self.panels.chunks_exact(n_steps).zip(scales.chunks(BLOCK)).enumerate()
-            {
+            for (block, panel) in self.panels.chunks_exact(n_steps).enumerate() {
                 let operands = Operands {
                     words,
                     starts: &self.tables.starts[pixels.clone()],
@@ -425,7 +637,7 @@ impl IntegerConv {
                 };
                 let targets = &self.tables.targets[pixels.clone()];
                 let out = &mut out[block * BLOCK * plane..];
-                run(self.tiles, operands, &mut Store { out, plane, scales, targets });
+                run(self.tiles, operands, &mut Store { output, block, targets, out });
             }
         }
     }

@@ -7,16 +7,31 @@ use crate::codes::Coded;
 /// A value of a result, which can be written, but not read.
 pub type Slot<T = f32> = MaybeUninit<T>;
 
+/// What results are made of.
+pub trait Fill: Copy {
+    /// What tests fill memory with that is to be written: hardly a result.
+    #[cfg_attr(not(test), expect(dead_code, reason = "of tests"))]
+    const NONE: Self;
+}
+
+impl Fill for f32 {
+    const NONE: Self = Self::NAN;
+}
+
+impl Fill for u8 {
+    const NONE: Self = 0xa5;
+}
+
 /// The `n` values that `write` writes. Zeros to begin with would cost as much as a normalization.
 ///
 /// # Safety
 /// `write` writes a number to each of the slots.
-pub unsafe fn collect(n: usize, write: impl FnOnce(&mut [Slot])) -> Vec<f32> {
+pub unsafe fn collect<T: Fill>(n: usize, write: impl FnOnce(&mut [Slot<T>])) -> Vec<T> {
     let mut values = Vec::with_capacity(n);
     let slots = &mut values.spare_capacity_mut()[..n];
     // No test takes for a result what the memory held before.
     #[cfg(test)]
-    slots.fill(Slot::new(f32::NAN));
+    slots.fill(Slot::new(T::NONE));
     write(slots);
     // SAFETY: there is room for `n` values, and the caller promises that each is written.
     unsafe { values.set_len(n) };

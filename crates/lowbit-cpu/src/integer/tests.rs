@@ -161,11 +161,63 @@ fn tiles_of_all_instructions_are_the_same() {
             Operands { words: &words, starts: &starts, steps: &steps, panel: &panel, narrow_steps: 3 };
         for tiles in Tiles::serving(bounds) {
             let write = |out: &mut [Slot]| {
-                run(tiles, operands, &mut Store { out, plane: n, scales: &[1.0; BLOCK], targets: &starts });
+                let output = &Values { plane: n, scales: &[1.0; BLOCK] };
+                run(tiles, operands, &mut Store { output, block: 0, out, targets: &starts });
             };
             // SAFETY: `n` targets of each of the channels.
             let out = unsafe { collect(n * BLOCK, write) };
             assert_eq!(out, expected, "{tiles:?}, {n} pixels");
+        }
+    }
+}
+
+/// Thresholds of sums of up to `largest`, `n` of a channel: some equal, some beyond all sums.
+fn thresholds(n: usize, largest: i32, random: &mut Random) -> Vec<i32> {
+    let mut thresholds: Vec<i32> =
+        (0..n).map(|_| random.below(3 * largest as u32 + 1) as i32 - largest - largest / 2).collect();
+    thresholds.sort_unstable();
+    if n > 2 {
+        thresholds[1] = thresholds[0];
+        thresholds[n - 1] = i32::MAX;
+    }
+    thresholds
+}
+
+#[test]
+fn levels_are_the_thresholds_that_sums_have_reached() {
+    let mut random = Random(3);
+    let shape = |batch, out_channels, stride| ConvShape {
+        batch,
+        in_channels: 5,
+        out_channels,
+        size: [6, 9],
+        kernel: [3, 3],
+        stride: [stride, stride],
+        padding: [1, 1],
+        groups: 1,
+    };
+    for (n, bits) in (1..=8).flat_map(|bits| [(1, bits), (17, bits), (40, bits)]) {
+        let shape = shape(1 + n % 3, n, 1 + n % 2);
+        let bounds = CodeBounds { activation: 7, weight: 3 };
+        let weight: Vec<u8> =
+            (0..n * 5 * 9).map(|_| random.below(7) as u8).map(|c| c.wrapping_sub(3)).collect();
+        let input: Vec<u8> = (0..shape.batch * 5 * 54).map(|_| random.below(8) as u8).collect();
+        let kernel = IntegerConv::new(shape, &weight, &[1.0], bounds).expect("the sums fit");
+        let n_thresholds = (1 << bits) - 1;
+        let channels: Vec<(bool, Vec<i32>)> = (0..n)
+            .map(|channel| {
+                (channel % 3 == 1, thresholds(n_thresholds, kernel.largest_sum() / 4, &mut random))
+            })
+            .collect();
+        // Codes that are not the levels.
+        let codes: Vec<u8> = (0..=n_thresholds).map(|level| 255 - level as u8).collect();
+        let got = kernel.levels(&input, &Levels::new(&channels, codes.clone()));
+        let plane: usize = shape.out_size().iter().product();
+        for (i, (&got, sum)) in got.iter().zip(kernel.forward(&input, 1.0)).enumerate() {
+            let (downwards, thresholds) = &channels[i / plane % n];
+            let sum = if *downwards { -sum as i32 } else { sum as i32 };
+            let level = thresholds.iter().filter(|threshold| sum >= **threshold).count();
+            assert_eq!(got, codes[level], "{bits} bits, {n} channels, number {i}");
         }
     }
 }
