@@ -333,8 +333,8 @@ macro_rules! host_backend {
                 options: ConvOptions<2>,
             ) -> FloatTensor<Self> {
                 let [(input, input_codes), (weight, weight_codes)] = [input, weight].map(CodedTensor::split);
-                let shape = conv_shape(&input, &weight, &options)
-                    .filter(|shape| IntegerConv::pays(shape, codes.bounds));
+                let serves = if codes.is_exact { IntegerConv::serves } else { IntegerConv::pays };
+                let shape = conv_shape(&input, &weight, &options).filter(|shape| serves(shape, codes.bounds));
                 if let (Some(shape), Some(input_codes), Some(weight_codes)) =
                     (shape, input_codes, weight_codes)
                 {

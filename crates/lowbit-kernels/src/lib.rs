@@ -74,6 +74,7 @@ pub use lowbit_cpu::weights::MaxGradient;
 
 pub use backend::{ActivationKind, CodeWorth, CodedTensor, KeepCodes, KeptCodes, KernelBackend};
 use choice::demand_extension;
+pub use choice::evaluates_by_cpu_kernels;
 pub use reduce::reduce_in_parts;
 pub use scheme::{Codes, Quantized, Scheme};
 use scheme::{constant, quantized};
@@ -99,6 +100,7 @@ pub fn conv2d(
         parts: [of_input.parts, of_weight.as_ref().map_or(1.0, |codes| codes.parts)],
         have_unit: [of_input.unit.is_some(), of_weight.as_ref().is_some_and(|codes| codes.unit.is_some())],
         bounds: CodeBounds { activation, weight: of_weight.as_ref().map_or(0, Codes::magnitude) },
+        is_exact: evaluates_by_cpu_kernels(&input.device()),
     };
     // An operation has a fixed number of tensors; any does where there is no unit.
     let stand_in = constant(weight.clone()).into_dispatch();
@@ -114,6 +116,15 @@ pub fn conv2d(
         options,
     );
     Tensor::from_dispatch(output)
+}
+
+/// The mean of each channel of each image, without gradient. Shapes `[batch, channels, height, width]` to `[batch, channels]`.
+pub fn channel_means(x: Tensor<4>) -> Tensor<2> {
+    let [batch, channels, height, width] = x.dims();
+    // The statistics of a batch of one image whose channels are all channels of all images.
+    let planes = x.reshape([1, batch * channels, height, width]).into_dispatch();
+    let statistics = Tensor::<1>::from_dispatch(Dispatch::lowbit_batch_statistics(planes)).detach();
+    statistics.narrow(0, 0, batch * channels).reshape([batch, channels])
 }
 
 /// What follows a normalization.

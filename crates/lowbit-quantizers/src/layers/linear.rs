@@ -1,7 +1,9 @@
 //! Linear layer with quantized weights and input.
 
 use burn::module::{Module, Param};
+use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData};
+use lowbit_kernels::{conv2d, evaluates_by_cpu_kernels};
 use rand::Rng;
 use rand_distr::{Distribution, Uniform};
 
@@ -92,12 +94,28 @@ impl QuantLinear {
             // Not every backend has products of nothing: burn's ndarray divides by zero.
             return Tensor::zeros([0, self.weight.val().dims()[0]], &input.device());
         }
-        let input = self.selection.input(&self.input_quantizer, input).into_values();
-        let weight = self.selection.weight(&self.weight_quantizer, self.weight.val()).into_values();
-        let output = input.matmul(weight.transpose());
+        let output = match evaluates_by_cpu_kernels(&input.device()) {
+            true => self.as_conv(input),
+            false => {
+                let input = self.selection.input(&self.input_quantizer, input).into_values();
+                let weight = self.selection.weight(&self.weight_quantizer, self.weight.val()).into_values();
+                input.matmul(weight.transpose())
+            }
+        };
         match &self.bias {
             Some(bias) => output + bias.val().unsqueeze(),
             None => output,
         }
+    }
+
+    /// The product as a convolution of images of one pixel.
+    fn as_conv(&self, input: Tensor<2>) -> Tensor<2> {
+        let [batch, in_features] = input.dims();
+        let weight = self.weight.val();
+        let out_features = weight.dims()[0];
+        let input = self.selection.input(&self.input_quantizer, input.reshape([batch, in_features, 1, 1]));
+        let weight = weight.reshape([out_features, in_features, 1, 1]);
+        let weight = self.selection.weight(&self.weight_quantizer, weight);
+        conv2d(input, weight, ConvOptions::new([1; 2], [0; 2], [1; 2], 1)).reshape([batch, out_features])
     }
 }
