@@ -134,17 +134,19 @@ fn quantized_layers_convolve_codes() {
                 let evaluated = layer(quantization, &device);
                 let codes = evaluated.weight_quantizer.as_ref().expect("weights are quantized").code_set();
                 let inputs = evaluated.input_quantizer.as_ref().expect("inputs are quantized").code_set();
-                let fits =
-                    !method.has_zero_point() && are_multiplied(largest_code(&codes), largest_code(&inputs));
-                assert_codes_travel(&evaluated, method, &what, &device);
+                let largest = [largest_code(&codes), largest_code(&inputs)];
+                assert_codes_travel(&evaluated, &what, &device);
                 let calls = Calls::of(|| drop(forward(&evaluated, &device)));
-                let n = u64::from(fits);
+                // Exact wherever that can be: with weights that are signed bytes, on any processor.
+                let n = u64::from(largest[0] <= 128);
                 calls.assert(&what, &[("convolution of codes", n), ("convolution", 1 - n)]);
                 n_codes += n;
 
                 let device = device.clone().autodiff();
                 let trained = layer(quantization, &device);
                 let calls = Calls::of(|| drop(forward(&trained, &device).sum().backward()));
+                // Only where it is faster.
+                let n = u64::from(!method.has_zero_point() && are_multiplied(largest[0], largest[1]));
                 // Kept codes need no kernel of integers.
                 let kept = u64::from(!method.has_zero_point());
                 calls.assert(
@@ -164,8 +166,8 @@ fn quantized_layers_convolve_codes() {
     }
 }
 
-/// Values come with the codes that the quantizer says of them, where these are bytes and code zero is worth zero.
-fn assert_codes_travel(layer: &QuantConv2d, method: Method, what: &str, device: &Device) {
+/// Values come with the codes that the quantizer says of them, where these are bytes.
+fn assert_codes_travel(layer: &QuantConv2d, what: &str, device: &Device) {
     let of = |codes: Tensor<4, Int>| codes.into_data().iter::<i32>().collect::<Vec<_>>();
     let quantizer = layer.weight_quantizer.as_ref().expect("weights are quantized");
     let weight = layer.weight.val();
@@ -182,10 +184,7 @@ fn assert_codes_travel(layer: &QuantConv2d, method: Method, what: &str, device: 
     let input = input(device).clamp_min(0.0);
     let (quantized, asked) = (quantizer.quantize(input.clone()), quantizer.codes(input));
     let travelling = quantized.codes();
-    match method.has_zero_point() {
-        false => assert_eq!(of(travelling.expect("codes of inputs").integers()), of(asked), "inputs, {what}"),
-        true => assert!(travelling.is_none(), "inputs, {what}"),
-    }
+    assert_eq!(of(travelling.expect("codes of inputs").integers()), of(asked), "inputs, {what}");
 }
 
 /// The counts can see a fallback: an input that is on no grid, and a layer in full precision.
@@ -227,22 +226,23 @@ fn network(family: Family, method: Method, device: &Device) -> (Network, Tensor<
     (network, images)
 }
 
-/// Whole networks at 2 bits. The stem is in full precision, and shortcuts that skip most of their input are convolved as floats.
+/// Whole networks at 2 bits. The stem is in full precision, and in training shortcuts that skip most of their input are convolved as
+/// floats. An evaluation convolves in linear layers, too, of which the last is in full precision.
 #[test]
 fn networks_convolve_codes() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     for Backend { name, device } in fast_backends() {
         for method in METHODS {
-            for (family, n_codes, n_floats) in [
-                (Family::PreResNet, 6, 3),
-                (Family::ResNet, 6, 3),
-                (Family::VggSmall, 5, 1),
-                (Family::AlexNet, 4, 1),
+            for (family, n_codes, n_floats, n_evaluated) in [
+                (Family::PreResNet, 6, 3, 8),
+                (Family::ResNet, 6, 3, 8),
+                (Family::VggSmall, 5, 1, 5),
+                (Family::AlexNet, 4, 1, 6),
             ] {
                 let what = format!("{family} by {method} on {name}");
                 let (evaluated, images) = network(family, method, &device);
                 let calls = Calls::of(|| drop(evaluated.forward(images)));
-                calls.assert(&what, &[("convolution of codes", n_codes), ("convolution", n_floats)]);
+                calls.assert(&what, &[("convolution of codes", n_evaluated), ("convolution", 2)]);
                 // Two blocks have two layers on one normalization, which quantizes for both only if they do it alike: not
                 // with a clip value each. What comes after a pool is quantized by itself, and the input of a linear layer.
                 let n_activations = match (family, method) {

@@ -53,13 +53,15 @@ fn packages() -> BTreeMap<String, Package> {
 }
 
 /// Crates that each crate may depend on. A new crate needs a line here, and one in the architecture.
-const MAY_DEPEND_ON: [(&str, &[&str]); 9] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 11] = [
     ("lowbit-core", &[]),
     ("lowbit-cpu", &["lowbit-core"]),
     ("lowbit-data", &["lowbit-core"]),
+    ("lowbit-runtime", &["lowbit-core", "lowbit-cpu"]),
     ("lowbit-kernels", &["lowbit-core", "lowbit-cpu"]),
     ("lowbit-quantizers", &["lowbit-core", "lowbit-kernels"]),
     ("lowbit-models", &["lowbit-core", "lowbit-kernels", "lowbit-quantizers"]),
+    ("lowbit-export", &["lowbit-core", "lowbit-quantizers", "lowbit-models", "lowbit-runtime"]),
     ("lowbit-strategies", &["lowbit-core", "lowbit-quantizers", "lowbit-models"]),
     (
         "lowbit-train",
@@ -81,11 +83,19 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 9] = [
 ];
 
 /// Crates that a trained model or a data set can be read with, or a network computed, without the training stack.
-const WITHOUT_BURN: [&str; 3] = ["lowbit-core", "lowbit-cpu", "lowbit-data"];
+const WITHOUT_BURN: [&str; 4] = ["lowbit-core", "lowbit-cpu", "lowbit-data", "lowbit-runtime"];
 
 /// Packages whose every backend is the caller's choice. The kernels, which are backends' own, are not among them.
-const LIBRARIES: [&str; 6] =
-    ["lowbit-core", "lowbit-data", "lowbit-quantizers", "lowbit-models", "lowbit-strategies", "lowbit-train"];
+const LIBRARIES: [&str; 8] = [
+    "lowbit-core",
+    "lowbit-runtime",
+    "lowbit-export",
+    "lowbit-data",
+    "lowbit-quantizers",
+    "lowbit-models",
+    "lowbit-strategies",
+    "lowbit-train",
+];
 
 /// Not crates of the product: build automation, and this package.
 const TOOLS: [&str; 2] = ["xtask", "lowbit-tests"];

@@ -123,6 +123,10 @@ pub struct IntegerConv {
     scales: Vec<f32>,
     bounds: CodeBounds,
     tiles: Tiles,
+    /// The code that is worth zero.
+    zero_point: u8,
+    /// What the sums have too much by it, for each output channel.
+    offsets: Vec<i32>,
 }
 
 thread_local! {
@@ -195,6 +199,8 @@ impl<O: Output> Store<'_, O> {
 struct Values<'a> {
     plane: usize,
     /// For each output channel.
+    offsets: &'a [i32],
+    /// For each output channel.
     scales: &'a [f32],
 }
 
@@ -210,14 +216,12 @@ impl Output for Values<'_> {
         targets: &[u32],
         out: &mut [Slot],
     ) {
-        let of_block = &self.scales[block * BLOCK..];
-        let n = of_block.len().min(BLOCK);
+        let (scales, n) = of_block(self.scales, block);
+        let (offsets, _) = of_block(self.offsets, block);
         let mut values = [[0.0; BLOCK]; P];
-        let mut scales = [0.0; BLOCK];
-        scales[..n].copy_from_slice(&of_block[..n]);
         for (values, sums) in values.iter_mut().zip(sums) {
             for v in 0..BLOCK {
-                values[v] = sums[v] as f32 * scales[v];
+                values[v] = sums[v].wrapping_sub(offsets[v]) as f32 * scales[v];
             }
         }
         let start = targets[0] as usize;
@@ -230,6 +234,16 @@ impl Output for Values<'_> {
             }
         }
     }
+}
+
+/// The numbers of a block of channels, zeros where there are fewer channels, and how many channels there are.
+#[inline(always)]
+fn of_block<T: Copy + Default>(numbers: &[T], block: usize) -> ([T; BLOCK], usize) {
+    let numbers = &numbers[block * BLOCK..];
+    let n = numbers.len().min(BLOCK);
+    let mut result = [T::default(); BLOCK];
+    result[..n].copy_from_slice(&numbers[..n]);
+    (result, n)
 }
 
 /// At which of the levels of a quantizer a sum is, for each output channel.
@@ -281,6 +295,8 @@ const FEW: usize = 15;
 /// The codes of the levels of sums.
 struct Coded<'a> {
     plane: usize,
+    /// For each output channel.
+    offsets: &'a [i32],
     levels: &'a Levels,
 }
 
@@ -296,12 +312,12 @@ impl Output for Coded<'_> {
         targets: &[u32],
         out: &mut [Slot<u8>],
     ) {
-        let Levels { n_channels, n_thresholds, signs, thresholds, codes } = self.levels;
-        let n = (n_channels - block * BLOCK).min(BLOCK);
+        let Levels { n_thresholds, signs, thresholds, codes, .. } = self.levels;
+        let (offsets, n) = of_block(self.offsets, block);
         let (signs, rows) = (&signs[block], &thresholds[block * n_thresholds..][..*n_thresholds]);
         let mut levels = [[0i32; BLOCK]; P];
         for (levels, sums) in levels.iter_mut().zip(sums) {
-            let signed: [i32; BLOCK] = std::array::from_fn(|v| sums[v] * signs[v]);
+            let signed: [i32; BLOCK] = std::array::from_fn(|v| sums[v].wrapping_sub(offsets[v]) * signs[v]);
             if *n_thresholds <= FEW {
                 for row in rows {
                     for v in 0..BLOCK {
@@ -516,6 +532,9 @@ fn run(tiles: Tiles, operands: Operands<'_>, store: &mut Store<'_, impl Output>)
     }
 }
 
+/// The largest magnitude of a weight's code: that of -128.
+const LARGEST_WEIGHT: u8 = i8::MIN.unsigned_abs();
+
 /// The largest magnitude of a sum of codes within the bounds.
 fn largest_sum(shape: &ConvShape, bounds: CodeBounds) -> u128 {
     (shape.in_channels * shape.taps()) as u128 * u128::from(bounds.activation) * u128::from(bounds.weight)
@@ -525,14 +544,15 @@ impl IntegerConv {
     /// Whether such codes can be convolved on any processor: without groups, of weights with 8 bits and their sign, and if no sum is
     /// beyond 32 bits.
     pub fn serves(shape: &ConvShape, bounds: CodeBounds) -> bool {
-        shape.groups == 1 && bounds.weight <= i8::MAX as u8 && largest_sum(shape, bounds) <= i32::MAX as u128
+        shape.groups == 1 && bounds.weight <= LARGEST_WEIGHT && largest_sum(shape, bounds) <= i32::MAX as u128
     }
 
     /// Whether this is faster than the convolution in single precision, on this processor. It is not where most of the input,
     /// all of which becomes codes, is not read.
     pub fn pays(shape: &ConvShape, bounds: CodeBounds) -> bool {
         let skips = shape.taps() == 1 && shape.stride.iter().any(|&stride| stride > 1);
-        !skips && Self::serves(shape, bounds) && Tiles::best(bounds).pay()
+        let is_small = bounds.weight <= i8::MAX as u8;
+        !skips && is_small && Self::serves(shape, bounds) && Tiles::best(bounds).pay()
     }
 
     /// Packs the codes of the weights, in two's complement and of the shape of [`ConvShape`]'s weight. A code is worth its
@@ -554,7 +574,7 @@ impl IntegerConv {
             _ => scales.to_vec(),
         };
         assert_eq!(scales.len(), shape.out_channels, "one scale, or one for each output channel");
-        let largest = bounds.weight.min(i8::MAX as u8);
+        let largest = bounds.weight.min(LARGEST_WEIGHT);
         let is_within = |codes: &[u8]| magnitude(codes) <= largest;
         let n_words = shape.in_channels.div_ceil(WORD);
         let n_steps = n_words * taps;
@@ -573,10 +593,30 @@ impl IntegerConv {
         });
         let tables = tables::Tables::new(&ConvShape { in_channels: n_words, ..shape }, PIXELS);
         let tiles = Tiles::best(bounds);
-        Some(Self { shape, tables, panels, scales, bounds, tiles })
+        let offsets = vec![0; shape.out_channels];
+        Some(Self { shape, tables, panels, scales, bounds, tiles, zero_point: 0, offsets })
     }
 
-    /// The convolution of the codes `input`, each worth the scale.
+    /// The same for codes of the input of which another than 0 is worth zero: sums are of distances from it, and it is what lies around
+    /// the images.
+    ///
+    /// # Panics
+    /// If it is beyond the bounds.
+    pub fn with_zero_point(mut self, zero_point: u8) -> Self {
+        assert!(zero_point <= self.bounds.activation, "a zero point beyond the codes");
+        let n_steps = self.tables.steps.len();
+        for (panel, offsets) in self.panels.chunks_exact(n_steps).zip(self.offsets.chunks_mut(BLOCK)) {
+            for (channel, offset) in offsets.iter_mut().enumerate() {
+                let weights = panel.iter().flat_map(|row| &row[channel * WORD..][..WORD]);
+                // As many as fit a sum with the largest code.
+                *offset = i32::from(zero_point) * weights.map(|weight| i32::from(*weight)).sum::<i32>();
+            }
+        }
+        self.zero_point = zero_point;
+        self
+    }
+
+    /// The convolution of the codes `input`, each worth the scale, of any number of images.
     ///
     /// The sum over codes is exact in 32 bits; its value in single precision is exact up to `2^24`.
     ///
@@ -584,9 +624,9 @@ impl IntegerConv {
     /// If the length does not fit the shape, or a code is beyond the bounds.
     pub fn forward(&self, input: &[u8], scale: f32) -> Vec<f32> {
         let scales: Vec<f32> = self.scales.iter().map(|weight| weight * scale).collect();
-        let output = Values { plane: self.shape.out_plane(), scales: &scales };
+        let output = Values { plane: self.shape.out_plane(), offsets: &self.offsets, scales: &scales };
         // SAFETY: `run` writes all pixels, and `Values` all of a block's channels.
-        unsafe { collect(self.shape.batch * self.shape.out_image(), |out| self.run(input, &output, out)) }
+        unsafe { collect(self.n_images(input) * self.shape.out_image(), |out| self.run(input, &output, out)) }
     }
 
     /// The codes of the levels of the sums of `input`: a convolution, a normalization and a quantizer without a number in single
@@ -596,9 +636,14 @@ impl IntegerConv {
     /// As [`forward`](Self::forward), or if the levels are of another number of channels.
     pub fn levels(&self, input: &[u8], levels: &Levels) -> Vec<u8> {
         assert_eq!(levels.n_channels, self.shape.out_channels, "channels of the levels");
-        let output = Coded { plane: self.shape.out_plane(), levels };
+        let output = Coded { plane: self.shape.out_plane(), offsets: &self.offsets, levels };
         // SAFETY: `run` writes all pixels, and `Coded` all of a block's channels.
-        unsafe { collect(self.shape.batch * self.shape.out_image(), |out| self.run(input, &output, out)) }
+        unsafe { collect(self.n_images(input) * self.shape.out_image(), |out| self.run(input, &output, out)) }
+    }
+
+    /// What a code of the weights is worth, for each output channel.
+    pub fn scales(&self) -> &[f32] {
+        &self.scales
     }
 
     /// The largest magnitude that a sum can have.
@@ -606,12 +651,16 @@ impl IntegerConv {
         i32::try_from(largest_sum(&self.shape, self.bounds)).expect("invariant: sums fit 32 bits")
     }
 
+    fn n_images(&self, input: &[u8]) -> usize {
+        assert!(input.len().is_multiple_of(self.shape.in_image()), "length of the input");
+        input.len() / self.shape.in_image()
+    }
+
     /// Writes what becomes of the sums of all images.
     fn run<O: Output>(&self, input: &[u8], output: &O, out: &mut [Slot<O::Item>]) {
         let (shape, tables) = (&self.shape, &self.tables);
         let (in_image, plane, out_image) = (shape.in_image(), shape.out_plane(), shape.out_image());
-        assert_eq!(input.len(), shape.batch * in_image, "length of the input");
-        let together = tables.images.min(shape.batch / (2 * rayon::current_num_threads())).max(1);
+        let together = tables.images.min(self.n_images(input) / (2 * rayon::current_num_threads())).max(1);
         let inputs = input.par_chunks(together * in_image);
         out.par_chunks_mut(together * out_image).zip(inputs).for_each(|(out, input)| {
             WORDS.with_borrow_mut(|words| {
@@ -650,7 +699,8 @@ impl IntegerConv {
         let [height, width] = shape.size;
         let (plane, source) = (height * width, &self.tables.source);
         words.clear();
-        words.resize(input.len() / (shape.in_channels * plane) * source.image_len(), 0);
+        let zeros = u32::from_le_bytes([self.zero_point; WORD]);
+        words.resize(input.len() / (shape.in_channels * plane) * source.image_len(), zeros);
         for (image, input) in input.chunks_exact(shape.in_channels * plane).enumerate() {
             for (word, channels) in input.chunks(WORD * plane).enumerate() {
                 let start = source.index(image, word, shape.padding[0], shape.padding[1]) as usize;
@@ -692,7 +742,7 @@ multiversion! {
         for (c, channel) in channels.chunks_exact(plane).enumerate() {
             for (row, out) in channel.chunks_exact(width).zip(out.chunks_mut(stride)) {
                 for (word, &code) in out.iter_mut().zip(row) {
-                    *word |= u32::from(code) << (8 * c);
+                    *word = *word & !(0xff << (8 * c)) | u32::from(code) << (8 * c);
                 }
             }
         }

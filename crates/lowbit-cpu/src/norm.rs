@@ -154,27 +154,34 @@ impl NormParameters<'_> {
             "a factor and an offset per channel"
         );
         assert_eq!(self.statistics.len(), 2 * channels, "a mean and a variance per channel");
-        let affine = |channel: usize| {
-            let deviation = (self.statistics[channels + channel] + self.epsilon).sqrt();
-            let factor = self.gamma[channel] / deviation;
-            Affine { mean: self.statistics[channel], deviation, factor, offset: self.beta[channel] }
-        };
-        (0..channels).map(affine).collect()
+        (0..channels).map(|channel| self.affine(channel)).collect()
+    }
+
+    /// The normalization of one channel.
+    ///
+    /// # Panics
+    /// If there is no such channel.
+    pub fn affine(&self, channel: usize) -> Affine {
+        let deviation = (self.statistics[self.gamma.len() + channel] + self.epsilon).sqrt();
+        let factor = self.gamma[channel] / deviation;
+        Affine { mean: self.statistics[channel], deviation, factor, offset: self.beta[channel] }
     }
 }
 
 /// The normalization of one channel.
-#[derive(Clone, Copy)]
-struct Affine {
+#[derive(Clone, Copy, Debug)]
+pub struct Affine {
     mean: f32,
     deviation: f32,
-    factor: f32,
+    /// What the distance from the mean is multiplied by.
+    pub factor: f32,
     offset: f32,
 }
 
 impl Affine {
+    /// The normalized value, by the operations of [`apply`].
     #[inline(always)]
-    fn apply(self, x: f32) -> f32 {
+    pub fn apply(self, x: f32) -> f32 {
         (x - self.mean) * self.factor + self.offset
     }
 }

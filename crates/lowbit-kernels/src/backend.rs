@@ -65,6 +65,8 @@ pub struct CodeWorth {
     pub have_unit: [bool; 2],
     /// Largest magnitudes of the codes; those of the input are not negative, that of weights without codes is 0.
     pub bounds: CodeBounds,
+    /// The code of the input that is worth zero: 0 on a device with autodiff.
+    pub zero_point: u8,
     /// Whether their products are summed up exactly wherever that can be, not only where it is faster.
     pub is_exact: bool,
 }

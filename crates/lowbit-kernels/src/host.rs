@@ -85,7 +85,8 @@ fn integer_conv<B: Host>(
     shape: &ConvShape,
 ) -> Option<IntegerConv> {
     let scales = scales(codes, 1, B::slice(&B::contiguous(unit)));
-    B::with_codes(weight, |weight| IntegerConv::new(*shape, weight, &scales, codes.bounds))
+    let kernel = B::with_codes(weight, |weight| IntegerConv::new(*shape, weight, &scales, codes.bounds))?;
+    Some(if codes.zero_point == 0 { kernel } else { kernel.with_zero_point(codes.zero_point) })
 }
 
 fn conv2d_codes<B: Host>(

@@ -92,7 +92,10 @@ pub fn conv2d(
 ) -> Tensor<4> {
     let ((input, of_input), (weight, of_weight)) = (input.into().split(), weight.into().split());
     demand_extension(&input);
-    let Some((of_input, activation)) = of_input.and_then(Codes::of_an_input) else {
+    let of_input = of_input.and_then(Codes::of_an_input);
+    let Some((of_input, activation, zero_point)) = of_input
+        .and_then(|(codes, largest)| codes.zero_point().map(|zero_point| (codes, largest, zero_point)))
+    else {
         let [input, weight] = [input, weight].map(Tensor::into_dispatch);
         return Tensor::from_dispatch(Dispatch::lowbit_conv2d(input, weight, options));
     };
@@ -100,6 +103,7 @@ pub fn conv2d(
         parts: [of_input.parts, of_weight.as_ref().map_or(1.0, |codes| codes.parts)],
         have_unit: [of_input.unit.is_some(), of_weight.as_ref().is_some_and(|codes| codes.unit.is_some())],
         bounds: CodeBounds { activation, weight: of_weight.as_ref().map_or(0, Codes::magnitude) },
+        zero_point,
         is_exact: evaluates_by_cpu_kernels(&input.device()),
     };
     // An operation has a fixed number of tensors; any does where there is no unit.
@@ -216,7 +220,7 @@ fn normalize(
         Activation::Identity => (ActivationKind::Identity, None),
         Activation::Relu => (ActivationKind::Relu, None),
         Activation::Quantize(scheme) => {
-            (ActivationKind::Formula(scheme.formula().clone(), scheme.wanted_codes()), Some(scheme))
+            (ActivationKind::Formula(scheme.formula().clone(), scheme.wanted_codes(&input)), Some(scheme))
         }
     };
     // As for `conv2d`.
@@ -253,7 +257,7 @@ pub fn dorefa_weights<const D: usize>(
     assert!(is_of_one, "{formula:?} has other parameters than the divisor of DoReFa's weights");
     let wanted = Some(codes.clone());
     let output = Dispatch::lowbit_dorefa_weights(w.into_dispatch(), formula.clone(), wanted, max_gradient);
-    quantized(output, None, formula.parts(), codes)
+    quantized(output, [None, None], formula.parts(), codes)
 }
 
 /// `tanh(w)` and `2 max|tanh(w)|`, `[1]`, without gradient: what [`dorefa_weights`] applies its formula to. The latter is 1 if all weights

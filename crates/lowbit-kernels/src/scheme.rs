@@ -7,7 +7,7 @@ use burn::tensor::{Int, IntDType, Tensor};
 use lowbit_cpu::formula::{AnyFormula, Mode};
 
 use crate::backend::{CodedTensor, KernelBackend};
-use crate::choice::demand_extension;
+use crate::choice::{demand_extension, evaluates_by_cpu_kernels};
 
 /// A quantizer as it is for one tensor: its formula, and the numbers that its parameters have.
 #[derive(Clone, Debug)]
@@ -50,15 +50,18 @@ impl Scheme {
         }
     }
 
-    /// The codes that are asked for beside values: all, unless code zero is not worth zero, as convolutions multiply no others.
-    pub(crate) fn wanted_codes(&self) -> Option<RangeInclusive<i32>> {
-        self.formula.zero().is_none().then(|| self.codes.clone())
+    /// The codes that are asked for beside the values of `x`: all, unless code zero is not worth zero. In training no convolution multiplies
+    /// such codes.
+    pub(crate) fn wanted_codes<const D: usize>(&self, x: &Tensor<D>) -> Option<RangeInclusive<i32>> {
+        let is_wanted = self.formula.zero().is_none() || evaluates_by_cpu_kernels(&x.device());
+        is_wanted.then(|| self.codes.clone())
     }
 
     /// What an operation has made by this scheme.
     pub(crate) fn made<const D: usize>(&self, output: CodedTensor<Dispatch>) -> Quantized<D> {
-        let unit = self.formula.unit().map(|unit| &self.parameters[unit]);
-        quantized(output, unit, self.formula.parts(), self.codes.clone())
+        let [unit, zero] = [self.formula.unit(), self.formula.zero()];
+        let of = |place: Option<usize>| place.map(|place| &self.parameters[place]);
+        quantized(output, [of(unit), of(zero)], self.formula.parts(), self.codes.clone())
     }
 
     /// The real values of the codes of `x`, of its shape, with the gradients of the formula.
@@ -101,15 +104,15 @@ impl Scheme {
             // An operation has a fixed number of tensors; any does where there are no parameters.
             None => constant(x.clone()).into_dispatch(),
         };
-        let codes = self.wanted_codes().filter(|_| mode == Mode::Values);
+        let codes = self.wanted_codes(&x).filter(|_| mode == Mode::Values);
         Dispatch::lowbit_fake_quantize(x.into_dispatch(), parameters, formula, codes)
     }
 }
 
-/// What an operation has made: codes in a range, each worth `unit / parts`.
+/// What an operation has made: codes in a range, each worth `unit / parts`, but for the zero point.
 pub(crate) fn quantized<const D: usize>(
     output: CodedTensor<Dispatch>,
-    unit: Option<&Tensor<1>>,
+    [unit, zero]: [Option<&Tensor<1>>; 2],
     parts: f32,
     range: RangeInclusive<i32>,
 ) -> Quantized<D> {
@@ -120,6 +123,7 @@ pub(crate) fn quantized<const D: usize>(
             codes: Some(Codes {
                 bytes: Tensor::from_dispatch(codes),
                 unit: unit.cloned().map(constant),
+                zero: zero.cloned().map(constant),
                 parts,
                 range,
             }),
@@ -155,8 +159,8 @@ impl<const D: usize> Quantized<D> {
         self.values
     }
 
-    /// The codes, if they came with the values: on a CPU, where code zero is worth zero, of at most 8 bits with their sign, and if none of
-    /// the values is `NaN`.
+    /// The codes, if they came with the values: on a CPU, of at most 8 bits with their sign, and if none of the values is `NaN`; on a
+    /// device with autodiff only where code zero is worth zero.
     pub fn codes(&self) -> Option<&Codes<D>> {
         self.codes.as_ref()
     }
@@ -166,12 +170,13 @@ impl<const D: usize> Quantized<D> {
     }
 }
 
-/// Codes, and what they are worth: `code / parts * unit`.
+/// Codes, and what they are worth: `(code - zero) / parts * unit`.
 #[derive(Clone, Debug)]
 pub struct Codes<const D: usize> {
     /// As bytes, those of negative codes in two's complement.
     pub(crate) bytes: Tensor<D, Int>,
     pub(crate) unit: Option<Tensor<1>>,
+    pub(crate) zero: Option<Tensor<1>>,
     pub(crate) parts: f32,
     pub(crate) range: RangeInclusive<i32>,
 }
@@ -199,6 +204,13 @@ impl<const D: usize> Codes<D> {
     /// What the unit is divided into.
     pub fn parts(&self) -> f32 {
         self.parts
+    }
+
+    /// The code that is worth zero, read from its device; `None` if that is no code of 8 bits without sign.
+    pub(crate) fn zero_point(&self) -> Option<u8> {
+        let Some(zero) = &self.zero else { return Some(0) };
+        let zero = zero.clone().into_data().iter::<f32>().next()?;
+        (zero.fract() == 0.0 && (0.0..=255.0).contains(&zero)).then_some(zero as u8)
     }
 
     /// The same codes, and the largest, if they can be those of a convolution's input: none is negative, and all have one unit.

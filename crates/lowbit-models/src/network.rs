@@ -152,6 +152,14 @@ impl Network {
         })
     }
 
+    /// Path and factor, `[1]`, for every learned scale in forward order.
+    pub fn scales(&self) -> impl Iterator<Item = (&str, Tensor<1>)> {
+        self.parts().filter_map(|(path, layer)| match layer {
+            Layer::Scale(scale) => Some((path, scale.scale.val())),
+            Layer::Conv(_) | Layer::Linear(_) | Layer::Norm(_) => None,
+        })
+    }
+
     fn parts(&self) -> impl Iterator<Item = (&str, &Layer)> {
         self.layers.iter().enumerate().map(|(i, layer)| (self.program.path(i), layer))
     }

@@ -27,6 +27,15 @@ fn check(shape: ConvShape, bounds: CodeBounds, random: &mut Random) {
     let expected = conv::forward(&shape, &floats, &weight);
     assert!(got == expected, "{shape:?} {bounds:?}");
 
+    // Another code is worth zero, around the images too.
+    let zero = bounds.activation / 3;
+    let kernel = kernel.with_zero_point(zero);
+    let distances: Vec<f32> = floats.iter().map(|code| code - f32::from(zero)).collect();
+    assert!(
+        kernel.forward(&input, 1.0) == conv::forward(&shape, &distances, &weight),
+        "{shape:?} {bounds:?}"
+    );
+
     // The same codes at other scales.
     let scales: Vec<f32> = (0..shape.out_channels).map(|channel| 0.1 + channel as f32).collect();
     let kernel = IntegerConv::new(shape, &weight_codes, &scales, bounds).expect("the sums fit");
@@ -161,7 +170,7 @@ fn tiles_of_all_instructions_are_the_same() {
             Operands { words: &words, starts: &starts, steps: &steps, panel: &panel, narrow_steps: 3 };
         for tiles in Tiles::serving(bounds) {
             let write = |out: &mut [Slot]| {
-                let output = &Values { plane: n, scales: &[1.0; BLOCK] };
+                let output = &Values { plane: n, offsets: &[0; BLOCK], scales: &[1.0; BLOCK] };
                 run(tiles, operands, &mut Store { output, block: 0, out, targets: &starts });
             };
             // SAFETY: `n` targets of each of the channels.

@@ -1,0 +1,463 @@
+//! From the graph of a network to the steps that run it.
+//!
+//! A layer's sums are of integers if its weights and its input are codes. Its result becomes codes at once, by thresholds of the sums, if
+//! nothing but a quantizer reads it, through operations that do not fall where their input rises, or do not rise: normalization,
+//! ReLU, pooling by the maximum. The thresholds are found by trying the operations themselves, with every rounding that they have.
+
+use lowbit_core::graph::{Graph, Node, NodeId, Op, Shape};
+use lowbit_cpu::conv::ConvShape;
+use lowbit_cpu::integer::{CodeBounds, IntegerConv, Levels};
+use lowbit_cpu::norm::{Affine, NormParameters};
+
+use crate::packed::{Layer, Norm, PackedNetwork, Quantizer, Weight};
+use crate::plain::Pool;
+
+/// The place of a value while a network runs.
+pub type Place = usize;
+
+/// One operation on a batch. It reads values and codes that earlier ones have written.
+#[derive(Debug)]
+pub struct Step {
+    /// What it does.
+    pub kind: Kind,
+    /// What it does it to.
+    pub inputs: Vec<Place>,
+    /// Where the result goes.
+    pub output: Place,
+    /// Index of the node in the graph.
+    pub node: usize,
+    /// What is not read any more afterwards.
+    pub last_reads: Vec<Place>,
+}
+
+/// What a step does.
+#[derive(Debug)]
+pub enum Kind {
+    /// Values to codes.
+    Quantize { thresholds: Vec<f32>, codes: Vec<u8> },
+    /// Codes to the values that they are worth.
+    Dequantize { values: Box<[f32; 256]> },
+    /// Codes to values, by sums of integers.
+    ConvCodes { kernel: Box<IntegerConv>, scale: f32, bias: Option<Vec<f32>> },
+    /// Codes to codes, by sums of integers and their thresholds.
+    ConvLevels { kernel: Box<IntegerConv>, levels: Levels },
+    /// Values to values.
+    Conv { shape: ConvShape, weight: Vec<f32>, bias: Option<Vec<f32>> },
+    /// Values to values.
+    Norm { norm: Norm, statistics: Vec<f32>, plane: usize },
+    /// Values to values.
+    Relu,
+    /// Values to values.
+    Relu6,
+    /// Values times a number.
+    Scale(f32),
+    /// Sum of values.
+    Add,
+    /// Values to values, or codes to codes.
+    MaxPool(Pool),
+    /// Mean of each plane.
+    Means { plane: usize },
+}
+
+/// Steps of a network, and how many places they have.
+#[derive(Debug)]
+pub struct Program {
+    pub steps: Vec<Step>,
+    pub n_places: usize,
+    /// Where the image comes, and where the output is.
+    pub input: Place,
+    pub output: Place,
+}
+
+impl Program {
+    pub fn new(network: &PackedNetwork) -> Self {
+        Lowering::new(network).run()
+    }
+}
+
+/// The kernel of a layer whose weights and input are codes, and what a code of its input is worth.
+fn integer_conv(layer: &Layer, shape: &ConvShape) -> Option<(IntegerConv, f32)> {
+    let (Weight::Codes(grid, codes), Some(Quantizer { grid: input, .. })) = (&layer.weight, &layer.input)
+    else {
+        return None;
+    };
+    let (range, input_range) = (grid.range(), input.range());
+    let fits = grid.zero_point() == 0
+        && input_range.q_min >= 0
+        && input_range.q_max <= i32::from(u8::MAX)
+        && range.q_min >= i32::from(i8::MIN)
+        && range.q_max <= i32::from(i8::MAX);
+    if !fits {
+        return None;
+    }
+    let weight = range.q_min.unsigned_abs().max(range.q_max.unsigned_abs());
+    let bounds = CodeBounds { activation: input_range.q_max as u8, weight: weight as u8 };
+    if !IntegerConv::serves(shape, bounds) {
+        return None;
+    }
+    let bytes: Vec<u8> = codes.iter().map(|code| *code as i8 as u8).collect();
+    let scales: Vec<f32> = (0..grid.units().len()).map(|channel| grid.scale(channel)).collect();
+    let kernel = IntegerConv::new(*shape, &bytes, &scales, bounds)?;
+    // A zero point lies between the codes.
+    Some((kernel.with_zero_point(input.zero_point() as u8), input.scale(0)))
+}
+
+/// Sizes of a layer, for one image. A linear layer is a convolution of images of one pixel.
+fn conv_shape(graph: &Graph, node: &Node) -> ConvShape {
+    match (&node.op, node.inputs.first().map(|input| graph.shape(*input))) {
+        (Op::Conv(conv), Some(Shape::Map([_, height, width]))) => ConvShape {
+            batch: 1,
+            in_channels: conv.in_channels,
+            out_channels: conv.out_channels,
+            size: [height, width],
+            kernel: [conv.kernel; 2],
+            stride: [conv.stride; 2],
+            padding: [conv.padding; 2],
+            groups: conv.groups,
+        },
+        (Op::Linear(linear), _) => ConvShape {
+            batch: 1,
+            in_channels: linear.in_features,
+            out_channels: linear.out_features,
+            size: [1; 2],
+            kernel: [1; 2],
+            stride: [1; 2],
+            padding: [0; 2],
+            groups: 1,
+        },
+        _ => unreachable!("invariant: the node is a layer of a graph that is checked"),
+    }
+}
+
+/// A function of one value that rises, or falls, for each channel.
+enum Pointwise {
+    Norm(Vec<Affine>),
+    Relu,
+    Relu6,
+}
+
+impl Pointwise {
+    fn apply(&self, channel: usize, x: f32) -> f32 {
+        match self {
+            Self::Norm(affines) => affines[channel].apply(x),
+            Self::Relu => x.max(0.0),
+            Self::Relu6 => x.clamp(0.0, 6.0),
+        }
+    }
+
+    /// Whether it falls where its input rises.
+    fn falls(&self, channel: usize) -> bool {
+        matches!(self, Self::Norm(affines) if affines[channel].factor < 0.0)
+    }
+}
+
+/// What lies between the sums of a layer and the quantizer that alone reads them.
+struct Chain {
+    /// The layer.
+    layer: NodeId,
+    /// Functions of one value, in order.
+    functions: Vec<Pointwise>,
+    /// Poolings by the maximum, in order: of values, and so of their codes.
+    pools: Vec<Pool>,
+    /// The nodes of both, which have no values of their own.
+    nodes: Vec<NodeId>,
+}
+
+struct Lowering<'a> {
+    network: &'a PackedNetwork,
+    /// The nodes that the output needs, by index.
+    is_needed: Vec<bool>,
+    /// The needed readers of each node.
+    readers: Vec<Vec<NodeId>>,
+    steps: Vec<Step>,
+    n_places: usize,
+    /// The place of each node's values, by index.
+    values: Vec<Option<Place>>,
+    /// Codes of values: the node, the quantizer and the place.
+    codes: Vec<(NodeId, &'a Quantizer, Place)>,
+}
+
+impl<'a> Lowering<'a> {
+    fn new(network: &'a PackedNetwork) -> Self {
+        let graph = &network.graph;
+        let mut is_needed = vec![false; graph.nodes().len()];
+        is_needed[graph.output().index()] = true;
+        is_needed[graph.input().index()] = true;
+        for (index, node) in graph.nodes().iter().enumerate().rev() {
+            if is_needed[index] {
+                node.inputs.iter().for_each(|input| is_needed[input.index()] = true);
+            }
+        }
+        let mut readers = graph.readers();
+        readers.iter_mut().for_each(|readers| readers.retain(|reader| is_needed[reader.index()]));
+        let values = vec![None; graph.nodes().len()];
+        Self { network, is_needed, readers, steps: Vec::new(), n_places: 0, values, codes: Vec::new() }
+    }
+
+    fn run(mut self) -> Program {
+        let graph = &self.network.graph;
+        // For each layer whose sums become codes at once, what lies before the quantizer; and what runs with another node.
+        let mut chains: Vec<Option<(Chain, NodeId, &'a Quantizer)>> =
+            graph.nodes().iter().map(|_| None).collect();
+        let mut is_done = vec![false; graph.nodes().len()];
+        for (id, _) in graph.entries() {
+            if let Some((chain, quantizer)) = self.quantizer_of(id).and_then(|q| Some((self.chain(id)?, q))) {
+                chain.nodes.iter().for_each(|node| is_done[node.index()] = true);
+                let layer = chain.layer.index();
+                chains[layer] = Some((chain, id, quantizer));
+            }
+        }
+        for (id, node) in graph.entries() {
+            if self.is_needed[id.index()] && !is_done[id.index()] {
+                let chain = chains[id.index()].take();
+                self.lower(id, node, chain);
+            }
+        }
+        let place =
+            |values: &[Option<Place>], node: NodeId| values[node.index()].expect("invariant: it has values");
+        let (input, output) = (place(&self.values, graph.input()), place(&self.values, graph.output()));
+        let mut program = Program { steps: self.steps, n_places: self.n_places, input, output };
+        program.find_last_reads();
+        program
+    }
+
+    /// The quantizer by which alone the output of a node is read, if all its readers are layers with the same one.
+    fn quantizer_of(&self, id: NodeId) -> Option<&'a Quantizer> {
+        if id == self.network.graph.output() {
+            return None;
+        }
+        let mut quantizers = self.readers[id.index()].iter().map(|reader| self.input_quantizer(*reader));
+        let first = quantizers.next()??;
+        quantizers.all(|other| other == Some(first)).then_some(first)
+    }
+
+    fn input_quantizer(&self, id: NodeId) -> Option<&'a Quantizer> {
+        self.network.layers.get(&self.network.graph.node(id).path)?.input.as_ref()
+    }
+
+    /// What lies between the sums of a layer and the node `last`, if nothing else reads any of it.
+    fn chain(&self, last: NodeId) -> Option<Chain> {
+        let graph = &self.network.graph;
+        let (mut functions, mut pools, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
+        let mut id = last;
+        loop {
+            let node = graph.node(id);
+            if id != last && (self.readers[id.index()].len() != 1 || id == graph.output()) {
+                return None;
+            }
+            match node.op {
+                Op::Conv(_) | Op::Linear(_) => {
+                    let shape = conv_shape(graph, node);
+                    integer_conv(self.network.layer(node), &shape)?;
+                    functions.reverse();
+                    pools.reverse();
+                    return Some(Chain { layer: id, functions, pools, nodes });
+                }
+                Op::Norm { .. } => functions.push(Pointwise::Norm(self.affines(node))),
+                Op::Relu => functions.push(Pointwise::Relu),
+                Op::Relu6 => functions.push(Pointwise::Relu6),
+                // The maximum of values has the largest of their codes only if what follows does not fall, and channels are those
+                // of the layer only before they become features.
+                Op::MaxPool { .. } | Op::Flatten
+                    if functions.iter().any(|function| matches!(function, Pointwise::Norm(_))) =>
+                {
+                    return None;
+                }
+                Op::MaxPool { .. } => pools.push(pool(graph, node)),
+                Op::Flatten => {}
+                _ => return None,
+            }
+            nodes.push(id);
+            id = node.inputs[0];
+        }
+    }
+
+    fn affines(&self, node: &Node) -> Vec<Affine> {
+        let Norm { gamma, beta, mean, variance, epsilon } = &self.network.norms[&node.path];
+        let statistics = [&mean[..], variance].concat();
+        let parameters = NormParameters { gamma, beta, statistics: &statistics, epsilon: *epsilon };
+        (0..gamma.len()).map(|channel| parameters.affine(channel)).collect()
+    }
+
+    fn place(&mut self) -> Place {
+        self.n_places += 1;
+        self.n_places - 1
+    }
+
+    fn push(&mut self, node: NodeId, kind: Kind, inputs: Vec<Place>) -> Place {
+        let output = self.place();
+        self.steps.push(Step { kind, inputs, output, node: node.index(), last_reads: Vec::new() });
+        output
+    }
+
+    /// The place of a node's values.
+    fn values_of(&self, id: NodeId) -> Place {
+        self.values[id.index()].expect("invariant: what is read as values has some")
+    }
+
+    /// The place of the codes of a node's values.
+    fn codes_of(&mut self, id: NodeId, quantizer: &'a Quantizer) -> Place {
+        let known = self.codes.iter().find(|(node, other, _)| *node == id && *other == quantizer);
+        if let Some((.., place)) = known {
+            return *place;
+        }
+        let kind = Kind::Quantize { thresholds: quantizer.thresholds.clone(), codes: level_codes(quantizer) };
+        let place = self.push(id, kind, vec![self.values_of(id)]);
+        self.codes.push((id, quantizer, place));
+        place
+    }
+
+    /// Adds the steps of a node. With a chain its sums become the codes of the chain's last node.
+    fn lower(&mut self, id: NodeId, node: &'a Node, chain: Option<(Chain, NodeId, &'a Quantizer)>) {
+        let graph = &self.network.graph;
+        let first = node.inputs.first().copied();
+        let kind = match &node.op {
+            Op::Input(_) => {
+                self.values[id.index()] = Some(self.place());
+                return;
+            }
+            Op::Conv(_) | Op::Linear(_) => {
+                let layer = self.network.layer(node);
+                let input = first.expect("invariant: a layer has an input");
+                return self.lower_layer(id, node, layer, input, chain);
+            }
+            Op::Norm { .. } => {
+                let norm = self.network.norms[&node.path].clone();
+                let statistics = [&norm.mean[..], &norm.variance].concat();
+                Kind::Norm { norm, statistics, plane: graph.shape(id).places() }
+            }
+            Op::Relu => Kind::Relu,
+            Op::Relu6 => Kind::Relu6,
+            Op::Scale => Kind::Scale(self.network.scales[&node.path]),
+            Op::Add => Kind::Add,
+            Op::MaxPool { .. } => Kind::MaxPool(pool(graph, node)),
+            Op::GlobalAvgPool => {
+                Kind::Means { plane: graph.shape(first.expect("invariant: a pool has an input")).places() }
+            }
+            Op::Flatten => {
+                // The same values.
+                self.values[id.index()] = Some(self.values_of(first.expect("invariant: it has an input")));
+                return;
+            }
+        };
+        let inputs = node.inputs.iter().map(|input| self.values_of(*input)).collect();
+        self.values[id.index()] = Some(self.push(id, kind, inputs));
+    }
+
+    fn lower_layer(
+        &mut self,
+        id: NodeId,
+        node: &Node,
+        layer: &'a Layer,
+        input: NodeId,
+        chain: Option<(Chain, NodeId, &'a Quantizer)>,
+    ) {
+        let shape = conv_shape(&self.network.graph, node);
+        let bias = layer.bias.clone();
+        let codes = layer.input.as_ref().map(|quantizer| (self.codes_of(input, quantizer), quantizer));
+        if let Some((kernel, scale)) = integer_conv(layer, &shape)
+            && let Some((codes, _)) = codes
+        {
+            let kernel = Box::new(kernel);
+            let Some((chain, last, quantizer)) = chain else {
+                let place = self.push(id, Kind::ConvCodes { kernel, scale, bias }, vec![codes]);
+                self.values[id.index()] = Some(place);
+                return;
+            };
+            let levels = levels(&kernel, scale, bias.as_deref(), &chain.functions, quantizer);
+            let mut place = self.push(id, Kind::ConvLevels { kernel, levels }, vec![codes]);
+            for pool in chain.pools {
+                place = self.push(last, Kind::MaxPool(pool), vec![place]);
+            }
+            self.codes.push((last, quantizer, place));
+            return;
+        }
+        let values = match codes {
+            None => self.values_of(input),
+            Some((codes, Quantizer { grid, .. })) => {
+                let mut values = Box::new([0.0; 256]);
+                for code in (0..grid.n_levels()).filter_map(|level| grid.code(level as u8)) {
+                    values[code as u8 as usize] = grid.dequantize(code, 0);
+                }
+                self.push(id, Kind::Dequantize { values }, vec![codes])
+            }
+        };
+        let place = self.push(id, Kind::Conv { shape, weight: layer.values(), bias }, vec![values]);
+        self.values[id.index()] = Some(place);
+    }
+}
+
+/// The code of each level, as a byte: codes that are no bytes are never multiplied, and differ as bytes all the same.
+fn level_codes(quantizer: &Quantizer) -> Vec<u8> {
+    let grid = &quantizer.grid;
+    (0..grid.n_levels()).filter_map(|level| grid.code(level as u8)).map(|code| code as u8).collect()
+}
+
+fn pool(graph: &Graph, node: &Node) -> Pool {
+    let (Op::MaxPool { kernel, stride, padding }, Shape::Map([_, height, width])) =
+        (&node.op, graph.shape(node.inputs[0]))
+    else {
+        unreachable!("invariant: a pool is of a map");
+    };
+    let out = |size: usize| (size + 2 * padding - kernel) / stride + 1;
+    let (kernel, stride, padding) = (*kernel, *stride, *padding);
+    Pool { kernel, stride, padding, size: [height, width], out_size: [out(height), out(width)] }
+}
+
+/// The thresholds of a kernel's sums, for each channel: the lowest sum whose value has each level of the quantizer.
+fn levels(
+    kernel: &IntegerConv,
+    scale: f32,
+    bias: Option<&[f32]>,
+    functions: &[Pointwise],
+    quantizer: &Quantizer,
+) -> Levels {
+    let largest = i64::from(kernel.largest_sum());
+    let scales: Vec<f32> = kernel.scales().iter().map(|weight| weight * scale).collect();
+    let channels: Vec<(bool, Vec<i32>)> = scales
+        .iter()
+        .enumerate()
+        .map(|(channel, scale)| {
+            let falls = functions.iter().filter(|function| function.falls(channel)).count() % 2 == 1;
+            let value = |sum: i64| {
+                let sum = if falls { -sum } else { sum };
+                let value = sum as i32 as f32 * scale;
+                let value = bias.map_or(value, |bias| value + bias[channel]);
+                functions.iter().fold(value, |value, function| function.apply(channel, value))
+            };
+            let mut low = -largest;
+            let thresholds = quantizer.thresholds.iter().map(|threshold| {
+                low = first(low, largest + 1, |sum| value(sum) >= *threshold);
+                // Beyond all sums: never.
+                if low > largest { i32::MAX } else { low as i32 }
+            });
+            (falls, thresholds.collect())
+        })
+        .collect();
+    Levels::new(&channels, level_codes(quantizer))
+}
+
+/// The first number from `low` on, below `end`, from which on `holds` holds; `end` if it holds for none.
+fn first(low: i64, end: i64, holds: impl Fn(i64) -> bool) -> i64 {
+    let (mut low, mut end) = (low, end);
+    while low < end {
+        let middle = low + (end - low) / 2;
+        if holds(middle) { end = middle } else { low = middle + 1 }
+    }
+    low
+}
+
+impl Program {
+    /// Says for each step what is not read after it.
+    fn find_last_reads(&mut self) {
+        let mut is_read = vec![false; self.n_places];
+        is_read[self.output] = true;
+        for step in self.steps.iter_mut().rev() {
+            for &input in &step.inputs {
+                if !std::mem::replace(&mut is_read[input], true) {
+                    step.last_reads.push(input);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! A network made ready to run.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use lowbit_cpu::conv;
+use lowbit_cpu::norm::{self, Activation, NormParameters, NormShape};
+
+use crate::lower::{Kind, Program, Step};
+use crate::packed::PackedNetwork;
+use crate::{ImagesError, PackedError};
+
+/// Largest file that is read: one of a network with a billion weights of 8 bits, and more.
+const MAX_FILE: u64 = 2 << 30;
+
+/// A network that can be run. Several threads may share one.
+#[derive(Debug)]
+pub struct Model {
+    network: PackedNetwork,
+    program: Program,
+}
+
+/// What a step reads and writes, for a batch.
+#[derive(Debug)]
+enum Value {
+    Floats(Vec<f32>),
+    Codes(Vec<u8>),
+}
+
+impl Value {
+    fn floats(&self) -> &[f32] {
+        match self {
+            Self::Floats(values) => values,
+            Self::Codes(_) => unreachable!("invariant: the step is of values"),
+        }
+    }
+
+    fn codes(&self) -> &[u8] {
+        match self {
+            Self::Codes(codes) => codes,
+            Self::Floats(_) => unreachable!("invariant: the step is of codes"),
+        }
+    }
+}
+
+impl Model {
+    /// Reads a packed file.
+    ///
+    /// # Errors
+    /// [`PackedError`] if it cannot be read, or is no packed network.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, PackedError> {
+        let path = path.as_ref();
+        let unreadable = |source| PackedError::Unreadable { path: path.into(), source };
+        let file = File::open(path).map_err(unreadable)?;
+        let n_bytes = file.metadata().map_err(unreadable)?.len();
+        if n_bytes > MAX_FILE {
+            return Err(PackedError::TooManyBytes { n_bytes, most: MAX_FILE });
+        }
+        let mut bytes = Vec::new();
+        file.take(MAX_FILE).read_to_end(&mut bytes).map_err(unreadable)?;
+        Self::from_bytes(&bytes)
+    }
+
+    /// Reads the bytes of a packed file, which may be of any origin.
+    ///
+    /// # Errors
+    /// [`PackedError`] if they are no packed network.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, PackedError> {
+        Self::new(PackedNetwork::from_bytes(bytes)?)
+    }
+
+    /// Makes a network ready to run.
+    ///
+    /// # Errors
+    /// [`PackedError`] if something is missing or has another size.
+    pub fn new(network: PackedNetwork) -> Result<Self, PackedError> {
+        network.check()?;
+        let program = Program::new(&network);
+        Ok(Self { network, program })
+    }
+
+    /// The network.
+    pub fn network(&self) -> &PackedNetwork {
+        &self.network
+    }
+
+    /// Shape of an image, `[channels, height, width]`.
+    pub fn input_shape(&self) -> [usize; 3] {
+        self.network.input_shape()
+    }
+
+    /// Number of outputs: of classes.
+    pub fn n_outputs(&self) -> usize {
+        self.network.n_outputs()
+    }
+
+    /// The logits of a batch of images, `[batch, outputs]`. `images` are their normalized pixels, `[batch, channels, height, width]`.
+    ///
+    /// What an image yields does not depend on the others, nor on the number of threads.
+    ///
+    /// # Errors
+    /// [`ImagesError`] if the values are no whole number of images.
+    pub fn run(&self, images: &[f32]) -> Result<Vec<f32>, ImagesError> {
+        let expected: usize = self.input_shape().iter().product();
+        if !images.len().is_multiple_of(expected) {
+            return Err(ImagesError { got: images.len(), expected });
+        }
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
+        let batch = images.len() / expected;
+        let mut values: Vec<Option<Value>> = Vec::new();
+        values.resize_with(self.program.n_places, || None);
+        values[self.program.input] = Some(Value::Floats(images.to_vec()));
+        for step in &self.program.steps {
+            let result = run_step(step, batch, |place| {
+                values[place].as_ref().expect("invariant: what is read is written before")
+            });
+            values[step.output] = Some(result);
+            step.last_reads.iter().for_each(|&place| values[place] = None);
+        }
+        match values[self.program.output].take() {
+            Some(Value::Floats(logits)) => Ok(logits),
+            _ => unreachable!("invariant: the output is of values"),
+        }
+    }
+
+    /// How many layers sum up integers, how many numbers in single precision.
+    pub fn n_integer_layers(&self) -> [usize; 2] {
+        let count = |is: fn(&Kind) -> bool| self.program.steps.iter().filter(|step| is(&step.kind)).count();
+        let integers = |kind: &Kind| matches!(kind, Kind::ConvCodes { .. } | Kind::ConvLevels { .. });
+        [count(integers), count(|kind| matches!(kind, Kind::Conv { .. }))]
+    }
+
+    /// How many layers with sums of integers yield codes at once.
+    pub fn n_fused_layers(&self) -> usize {
+        self.program.steps.iter().filter(|step| matches!(step.kind, Kind::ConvLevels { .. })).count()
+    }
+}
+
+fn run_step<'a>(step: &Step, batch: usize, read: impl Fn(usize) -> &'a Value) -> Value {
+    let input = read(step.inputs[0]);
+    match &step.kind {
+        Kind::Quantize { thresholds, codes } => {
+            let level = |x: &f32| thresholds.partition_point(|threshold| threshold <= x);
+            Value::Codes(input.floats().iter().map(|x| codes[level(x)]).collect())
+        }
+        Kind::Dequantize { values } => {
+            Value::Floats(input.codes().iter().map(|code| values[usize::from(*code)]).collect())
+        }
+        Kind::ConvCodes { kernel, scale, bias } => {
+            let mut out = kernel.forward(input.codes(), *scale);
+            add_bias(&mut out, bias.as_deref(), batch);
+            Value::Floats(out)
+        }
+        Kind::ConvLevels { kernel, levels } => Value::Codes(kernel.levels(input.codes(), levels)),
+        Kind::Conv { shape, weight, bias } => {
+            let shape = conv::ConvShape { batch, ..*shape };
+            let mut out = conv::forward(&shape, input.floats(), weight);
+            add_bias(&mut out, bias.as_deref(), batch);
+            Value::Floats(out)
+        }
+        Kind::Norm { norm, statistics, plane } => {
+            let shape = NormShape { batch, channels: norm.gamma.len(), plane: *plane };
+            let parameters =
+                NormParameters { gamma: &norm.gamma, beta: &norm.beta, statistics, epsilon: norm.epsilon };
+            Value::Floats(norm::apply(shape, input.floats(), parameters, Activation::Identity).values)
+        }
+        Kind::Relu => Value::Floats(input.floats().iter().map(|x| x.max(0.0)).collect()),
+        Kind::Relu6 => Value::Floats(input.floats().iter().map(|x| x.clamp(0.0, 6.0)).collect()),
+        Kind::Scale(scale) => Value::Floats(input.floats().iter().map(|x| x * scale).collect()),
+        Kind::Add => {
+            let other = read(step.inputs[1]).floats();
+            Value::Floats(input.floats().iter().zip(other).map(|(a, b)| a + b).collect())
+        }
+        Kind::MaxPool(pool) => match input {
+            Value::Floats(values) => Value::Floats(pool.max(values)),
+            Value::Codes(codes) => Value::Codes(pool.max(codes)),
+        },
+        Kind::Means { plane } => {
+            let channels = input.floats().len() / plane;
+            let shape = NormShape { batch: 1, channels, plane: *plane };
+            let mut statistics = norm::statistics(shape, input.floats());
+            statistics.truncate(channels);
+            Value::Floats(statistics)
+        }
+    }
+}
+
+/// Adds an offset to each channel of `out`, `[batch, channels, plane]`.
+fn add_bias(out: &mut [f32], bias: Option<&[f32]>, batch: usize) {
+    let Some(bias) = bias else { return };
+    let plane = out.len() / (batch * bias.len());
+    for (values, bias) in out.chunks_exact_mut(plane).zip(bias.iter().cycle()) {
+        values.iter_mut().for_each(|value| *value += bias);
+    }
+}
