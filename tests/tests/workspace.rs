@@ -78,6 +78,8 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 11] = [
             "lowbit-data",
             "lowbit-strategies",
             "lowbit-train",
+            "lowbit-runtime",
+            "lowbit-export",
         ],
     ),
 ];

@@ -105,7 +105,7 @@ impl Picture {
     }
 
     /// The same in grey, or grey in three equal channels.
-    pub(crate) fn with_channels(self, channels: usize) -> Self {
+    pub fn with_channels(self, channels: usize) -> Self {
         let pixels = match (self.channels, channels) {
             (3, 1) => self.pixels.as_chunks::<3>().0.iter().map(|&pixel| luma(pixel)).collect(),
             (1, 3) => self.pixels.iter().flat_map(|&value| [value; 3]).collect(),

@@ -26,7 +26,7 @@ mod packed;
 mod plain;
 
 pub use error::{ImagesError, PackedError};
-pub use model::Model;
+pub use model::{Model, OperationTime};
 pub use packed::{Info, Layer, MAX_VALUES, Norm, PackedNetwork, Quantizer, Weight};
 
 /// The code of the README, compiled and run with the documentation's tests.

@@ -59,6 +59,25 @@ pub enum Kind {
     Means { plane: usize },
 }
 
+impl Kind {
+    /// Its name for people.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Quantize { .. } => "values to codes",
+            Self::Dequantize { .. } => "codes to values",
+            Self::ConvCodes { .. } => "integers to values",
+            Self::ConvLevels { .. } => "integers to codes",
+            Self::Conv { .. } => "floats",
+            Self::Norm { .. } => "normalization",
+            Self::Relu | Self::Relu6 => "ReLU",
+            Self::Scale(_) => "scale",
+            Self::Add => "sum",
+            Self::MaxPool(_) => "maximum",
+            Self::Means { .. } => "mean",
+        }
+    }
+}
+
 /// Steps of a network, and how many places they have.
 #[derive(Debug)]
 pub struct Program {

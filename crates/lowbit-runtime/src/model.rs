@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::time::Instant;
 
 use lowbit_cpu::conv;
 use lowbit_cpu::norm::{self, Activation, NormParameters, NormShape};
@@ -19,6 +20,17 @@ const MAX_FILE: u64 = 2 << 30;
 pub struct Model {
     network: PackedNetwork,
     program: Program,
+}
+
+/// How long an operation took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OperationTime {
+    /// Path of its layer; empty if it is of none.
+    pub path: String,
+    /// What it does.
+    pub operation: &'static str,
+    /// Seconds.
+    pub seconds: f64,
 }
 
 /// What a step reads and writes, for a batch.
@@ -52,6 +64,10 @@ impl Model {
     pub fn load(path: impl AsRef<Path>) -> Result<Self, PackedError> {
         let path = path.as_ref();
         let unreadable = |source| PackedError::Unreadable { path: path.into(), source };
+        // Before it is opened: the end of a pipe may never come.
+        if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+            return Err(PackedError::OtherKind("no regular file".into()));
+        }
         let file = File::open(path).map_err(unreadable)?;
         let n_bytes = file.metadata().map_err(unreadable)?.len();
         if n_bytes > MAX_FILE {
@@ -109,19 +125,42 @@ impl Model {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        let batch = images.len() / expected;
+        Ok(self.execute(images, images.len() / expected, |_, _| ()))
+    }
+
+    /// [`run`](Self::run), and how long each operation took, in order.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_timed(&self, images: &[f32]) -> Result<(Vec<f32>, Vec<OperationTime>), ImagesError> {
+        let expected: usize = self.input_shape().iter().product();
+        if images.is_empty() || !images.len().is_multiple_of(expected) {
+            return Err(ImagesError { got: images.len(), expected });
+        }
+        let mut times = Vec::with_capacity(self.program.steps.len());
+        let logits = self.execute(images, images.len() / expected, |step, seconds| {
+            let path = self.network.graph.nodes()[step.node].path.clone();
+            times.push(OperationTime { path, operation: step.kind.name(), seconds });
+        });
+        Ok((logits, times))
+    }
+
+    /// Runs all steps, and tells after each how long it took.
+    fn execute(&self, images: &[f32], batch: usize, mut after: impl FnMut(&Step, f64)) -> Vec<f32> {
         let mut values: Vec<Option<Value>> = Vec::new();
         values.resize_with(self.program.n_places, || None);
         values[self.program.input] = Some(Value::Floats(images.to_vec()));
         for step in &self.program.steps {
+            let start = Instant::now();
             let result = run_step(step, batch, |place| {
                 values[place].as_ref().expect("invariant: what is read is written before")
             });
             values[step.output] = Some(result);
             step.last_reads.iter().for_each(|&place| values[place] = None);
+            after(step, start.elapsed().as_secs_f64());
         }
         match values[self.program.output].take() {
-            Some(Value::Floats(logits)) => Ok(logits),
+            Some(Value::Floats(logits)) => logits,
             _ => unreachable!("invariant: the output is of values"),
         }
     }

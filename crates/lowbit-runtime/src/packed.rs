@@ -114,9 +114,6 @@ pub struct Info {
     /// to the size of the network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resize: Option<usize>,
-    /// The largest value of a pixel that becomes 1; 255 unless the images have others.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_value: Option<u8>,
     /// Where the network comes from: whatever the program that exports it says.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub origin: BTreeMap<String, String>,
@@ -128,12 +125,28 @@ impl PackedNetwork {
         self.layers.get(&node.path).expect("invariant: a network that is checked has all layers of its graph")
     }
 
+    /// The same network in single precision: weights are what their codes are worth, and inputs are not quantized. To compare with.
+    pub fn in_full_precision(&self) -> Self {
+        let mut network = self.clone();
+        for layer in network.layers.values_mut() {
+            layer.weight = Weight::Full(layer.values());
+            layer.input = None;
+        }
+        network
+    }
+
     /// Shape of one image, `[channels, height, width]`.
     pub fn input_shape(&self) -> [usize; 3] {
         match self.graph.node(self.graph.input()).op {
             Op::Input(shape) => shape,
             _ => unreachable!("invariant: the first node of a graph is its input"),
         }
+    }
+
+    /// Output channels of the layer at `path`; 0 if there is none.
+    pub fn rows(&self, path: &str) -> usize {
+        let node = self.graph.nodes().iter().find(|node| node.path == path);
+        node.and_then(|node| weight_shape(node).first().copied()).unwrap_or_default()
     }
 
     /// Number of outputs.

@@ -67,7 +67,7 @@ impl Images {
     }
 
     /// The same, and after the directory given there that of the run.
-    pub(crate) fn with_run_dir(&self, run_data_dir: Option<&Path>) -> Self {
+    pub fn with_run_dir(&self, run_data_dir: Option<&Path>) -> Self {
         match self {
             Images::Named(locations) => {
                 Images::Named(Locations { run_data_dir: run_data_dir.map(Into::into), ..locations.clone() })

@@ -1,23 +1,24 @@
 //! Reading a run: what a checkpoint scores, and what it holds.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
+use lowbit_data::{Batch, Locations, Normalization};
 use lowbit_models::{Network, Plan};
 use serde::Serialize;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, evaluated_tensors};
 use crate::data::{Images, Served, test_images};
 use crate::error::TrainError;
-use crate::evaluation::evaluate as evaluate_network;
+use crate::evaluation::{evaluate as evaluate_network, mean_cross_entropy};
 use crate::experiment::{Experiment, fingerprints};
 use crate::image_set::{ImageSet, RunData};
-use crate::metrics::Scores;
+use crate::metrics::{Scores, Tally};
 use crate::origin::{Origin, RunProcess};
 use crate::progress::Progress;
-use crate::recipe::{DatasetChoice, Recipe};
+use crate::recipe::{DataRecipe, DatasetChoice, Recipe};
 use crate::result::RunResult;
 use crate::run_dir::{RunDir, RunInfo, RunRecipe};
 use crate::set_aside::{self, SetAside};
@@ -122,6 +123,70 @@ pub fn evaluate(
 /// [`TrainError`] if the run or its checkpoint cannot be read.
 pub fn load_network(path: &Path, subject: Subject<'_>, device: &Device) -> Result<Network, TrainError> {
     Ok(Loaded::read(path, subject, device)?.network)
+}
+
+/// A network of a run as it is deployed, and what another program needs to know of it.
+#[derive(Debug)]
+pub struct Deployed {
+    /// The network, with the moving average of its parameters, if there is one.
+    pub network: Network,
+    /// The recipe of its run.
+    pub recipe: Recipe,
+    /// Name of the checkpoint.
+    pub checkpoint: String,
+    /// Name of the network.
+    pub name: String,
+    /// Phase of the checkpoint, as in "w2a2".
+    pub phase: String,
+    /// Names of the classes, if they have any.
+    pub classes: Option<Vec<String>>,
+    /// How pixels become its inputs.
+    pub normalization: Normalization,
+    /// Where the run looked for data sets first, if that was asked for.
+    pub data_dir: Option<PathBuf>,
+}
+
+/// The network of a checkpoint of the run in `path` as it is deployed. `device` is without autodiff.
+///
+/// # Errors
+/// [`TrainError`] if the run or its checkpoint cannot be read.
+pub fn deployed(path: &Path, subject: Subject<'_>, device: &Device) -> Result<Deployed, TrainError> {
+    let Loaded { recipe, info, name, network, wanted, phase, .. } = Loaded::read(path, subject, device)?;
+    let normalization = Images::Named(Locations::default_with(None)).normalization(&recipe.data)?;
+    Ok(Deployed {
+        network,
+        checkpoint: name,
+        name: wanted.into(),
+        phase,
+        classes: info.classes,
+        normalization,
+        data_dir: info.data_dir,
+        recipe,
+    })
+}
+
+/// What a function of images scores on the test images of a recipe, the first `most` of them at most, and how many these are. `logits` has
+/// the normalized pixels of a batch, `[batch, channels, height, width]`, and returns as many rows of class scores.
+///
+/// # Errors
+/// [`TrainError`] if the images cannot be read, or whatever `logits` fails with.
+pub fn score(
+    recipe: &DataRecipe,
+    images: &Images,
+    most: usize,
+    mut logits: impl FnMut(&[f32], [usize; 4]) -> Result<Vec<f32>, TrainError>,
+) -> Result<(Scores, usize), TrainError> {
+    let (Served { loader, .. }, _) = test_images(recipe, images)?;
+    let mut tally = Tally::default();
+    for batch in loader.epoch(0, 0) {
+        let Batch { images, labels, shape, .. } = batch?;
+        let logits = logits(&images, shape)?;
+        tally.add(&logits, &labels, mean_cross_entropy(&logits, &labels));
+        if tally.n_images as usize >= most {
+            break;
+        }
+    }
+    Ok((tally.scores(), tally.n_images as usize))
 }
 
 /// A network of a run, and where it comes from.

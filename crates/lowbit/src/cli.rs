@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{Arg, ArgAction, ArgGroup, Args, Parser, Subcommand, ValueHint};
+use clap::{Arg, ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use lowbit_data::{DataError, DatasetName, Locations};
 use lowbit_models::{Family, Layout, ModelConfig};
@@ -78,9 +78,10 @@ pub enum Command {
     ], TRAIN_NOTES))]
     Train(TrainArgs),
 
-    /// Score a checkpoint on the test images, as its run did
+    /// Score a checkpoint or a packed model on the test images, as its run did
     #[command(after_help = concat_examples(&[
         ("lowbit eval runs/fashion", ""),
+        ("lowbit eval fashion.lowbit", ""),
         ("lowbit eval runs/fashion --checkpoint step-00000468 --json", ""),
     ], EVAL_NOTES))]
     Eval(EvalArgs),
@@ -101,12 +102,27 @@ pub enum Command {
     ], IMPORT_NOTES))]
     Import(ImportArgs),
 
-    /// Write the weights of a run for other programs
+    /// Write the network of a run as a packed integer model, or its weights for other programs
     #[command(after_help = concat_examples(&[
         ("lowbit export runs/mine", ""),
-        ("lowbit export runs/mine --checkpoint best --out mine.safetensors", ""),
+        ("lowbit export runs/mine --checkpoint best --out mine.lowbit", ""),
+        ("lowbit export runs/mine --format safetensors", ""),
     ], EXPORT_NOTES))]
     Export(ExportArgs),
+
+    /// Say what a packed model sees in images
+    #[command(after_help = concat_examples(&[
+        ("lowbit predict flowers.lowbit rose.jpg tulip.png", ""),
+        ("lowbit predict flowers.lowbit rose.jpg --json", ""),
+    ], PREDICT_NOTES))]
+    Predict(PredictArgs),
+
+    /// Time a packed model, and the same network in full precision beside it
+    #[command(after_help = concat_examples(&[
+        ("lowbit bench flowers.lowbit", ""),
+        ("lowbit bench flowers.lowbit --threads 1 --json", ""),
+    ], BENCH_NOTES))]
+    Bench(BenchArgs),
 
     /// List the recipes that come with lowbit, or show one
     #[command(after_help = concat_examples(&[
@@ -182,12 +198,39 @@ is of, each with `model`, `input` and `classes`), `network` (the one that
 `becomes` is for), `new_classifier` (or null), `left_out`.";
 
 const EXPORT_NOTES: &str = "\
-The file has the weights of the network that the run evaluates, by torchvision's
-names and in full precision. The quantizers of the run are left out, which is
-said: what reads the file computes in full precision.
+A packed model has the codes of the network that the run evaluates, and what it
+takes to run them: `lowbit predict`, `lowbit eval` and `lowbit bench` read it, and
+the crate lowbit-runtime. Before it is written, it is run on the test images beside
+the network of the run; if their logits differ, that is exit code 6, and there is no
+file. At most 10,000 images are compared.
 
-With --json, stdout holds one JSON object: `file`, `format`, `run_dir`,
+A file of safetensors has the weights by torchvision's names and in full precision.
+The quantizers of the run are left out, which is said: what reads the file computes
+in full precision.
+
+With --json, stdout holds one JSON object. Of a packed model: `file`, `format`,
+`run_dir`, `checkpoint`, `network`, `bytes`, `bytes_fp32` (of the same network in
+full precision), `verified`, `n_images`, `max_logit_difference`, `same_top1`, `top1`,
+`loss`, `integer_layers`, `float_layers` and `layers` (`path`, `weight_bits`,
+`input_bits`, `bytes`, `bytes_fp32`). Of safetensors: `file`, `format`, `run_dir`,
 `checkpoint`, `network`, `n_tensors`, `n_bytes`, `n_left_out`.";
+
+const PREDICT_NOTES: &str = "\
+An image is brought to the size of the network as the test images of its training
+were: its shorter side is resized, and the middle is taken.
+
+With --json, stdout holds one JSON object with `model` and `images`, one for each
+file: `file` and `classes`, the five of highest probability or all if they are fewer
+(`index`, `name` if it has one, `probability`, `logit`).";
+
+const BENCH_NOTES: &str = "\
+The model and the network in full precision run in turns, so that both have the same
+machine. Times are medians, with the lowest and the highest.
+
+With --json, stdout holds one JSON object: `model`, `threads`, `batch`, `rounds`,
+`load_ms`, `latency_ms` and `fp32_latency_ms` (`median`, `min`, `max`), `ratio` (of the
+medians), `images_per_second`, `layers` (`path`, `operation`, `milliseconds`, the
+median) and `origin`.";
 
 const DATA_NOTES: &str = "\
 Data sets are looked for in DIR/NAME and DIR of --data-dir, then in
@@ -251,8 +294,8 @@ pub struct TrainArgs {
 
 #[derive(Args)]
 pub struct EvalArgs {
-    /// Run directory
-    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
+    /// Run directory, or a packed model
+    #[arg(value_name = "DIR | MODEL", value_hint = ValueHint::AnyPath, value_parser = path())]
     pub run: PathBuf,
 
     /// Checkpoint, or `best` for that of the highest accuracy on the validation images, or, if there are none, on the test
@@ -322,11 +365,11 @@ pub struct ExportArgs {
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
     pub run: PathBuf,
 
-    /// Format of the file
-    #[arg(long, value_name = "FORMAT", value_parser = ["safetensors"], default_value = "safetensors")]
-    pub format: String,
+    /// Format of the file [default: safetensors if --out ends so, else packed]
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub format: Option<ExportFormat>,
 
-    /// New file [default: NAME of the recipe, in the current directory]
+    /// New file [default: NAME of the recipe with the ending of the format, in the current directory]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = path())]
     pub out: Option<PathBuf>,
 
@@ -337,6 +380,57 @@ pub struct ExportArgs {
     /// Network of a joint training: teacher, student2, ... [default: student]
     #[arg(long, value_name = "NAME")]
     pub network: Option<String>,
+
+    /// Write a packed model without running it on the test images first
+    #[arg(long)]
+    pub no_verify: bool,
+
+    #[command(flatten)]
+    pub data_dir: DataDirArgs,
+
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// Integer weights and all that it takes to run them, for `lowbit predict` and the crate lowbit-runtime
+    Packed,
+    /// Weights in full precision by torchvision's names, for other programs
+    Safetensors,
+}
+
+#[derive(Args)]
+pub struct PredictArgs {
+    /// Packed model, as `lowbit export` writes it
+    #[arg(value_name = "MODEL", value_hint = ValueHint::FilePath, value_parser = path())]
+    pub model: PathBuf,
+
+    /// PNG or JPEG files
+    #[arg(value_name = "IMAGE", required = true, value_hint = ValueHint::FilePath, value_parser = path())]
+    pub images: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Args)]
+pub struct BenchArgs {
+    /// Packed model, as `lowbit export` writes it
+    #[arg(value_name = "MODEL", value_hint = ValueHint::FilePath, value_parser = path())]
+    pub model: PathBuf,
+
+    /// Threads that compute [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: Option<u32>,
+
+    /// Images at a time
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch: u32,
+
+    /// Rounds: each runs the model and the network in full precision once
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub rounds: u32,
 
     #[command(flatten)]
     pub json: JsonArgs,

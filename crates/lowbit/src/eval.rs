@@ -10,6 +10,7 @@ use crate::device::DeviceName;
 use crate::exit_code::{self, Code};
 use crate::inspect::{checkpoint_named, expect_no_checkpoint};
 use crate::output::{self, percent_exact};
+use crate::packed;
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -27,6 +28,9 @@ struct Report<'a> {
 }
 
 pub fn run(args: &EvalArgs) -> anyhow::Result<Code> {
+    if args.run.is_file() {
+        return packed::eval(args);
+    }
     expect_no_checkpoint(&args.run, "eval")?;
     let run_device = RunDir::open(&args.run)?.info()?.device;
     let name = match args.device.device {

@@ -1,7 +1,7 @@
 //! Exit codes: what they mean, and which error ends with which.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use lowbit_data::{DataError, FolderProblem, SampleFailure};
@@ -17,7 +17,7 @@ Exit codes:
   1    any other failure, such as an output that cannot be written
   2    command line, device or recipe is not valid
   3    data missing, damaged, not to be fetched, or other than that of the run
-  4    run, checkpoint or weights missing, damaged, in use or not writable
+  4    run, checkpoint, weights or model missing, damaged, in use or not writable
   5    the training diverged: its loss is not a finite number
   6    verification failed: a score or checksum differs from the one on record
   130  interrupted: saved and resumable, or aborted by a second Ctrl-C";
@@ -59,6 +59,26 @@ impl fmt::Display for UsageError {
 
 impl std::error::Error for UsageError {}
 
+/// A packed model that cannot be read or used.
+#[derive(Debug, thiserror::Error)]
+#[error("model {}: {problem}", path.display())]
+pub struct ModelError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub problem: String,
+}
+
+/// An image that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("image {}: {problem}", path.display())]
+pub struct ImageError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub problem: String,
+}
+
 /// The code that a command which failed with `error` ends with.
 pub fn of(error: &anyhow::Error) -> Code {
     if let Some(error) = error.downcast_ref::<TrainError>() {
@@ -66,6 +86,12 @@ pub fn of(error: &anyhow::Error) -> Code {
     }
     if let Some(error) = error.downcast_ref::<DataError>() {
         return of_data(error);
+    }
+    if error.is::<ModelError>() {
+        return Code::Run;
+    }
+    if error.is::<ImageError>() {
+        return Code::Data;
     }
     let is_usage = error.is::<UsageError>() || error.is::<DeviceError>() || error.is::<RecipeError>();
     if is_usage { Code::Usage } else { Code::Other }

@@ -1,5 +1,6 @@
-//! `lowbit export`: the weights of a run for other programs.
+//! `lowbit export`: the network of a run as a packed model, or its weights for other programs.
 
+use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -10,11 +11,12 @@ use lowbit_train::weights::{ExportedWeights, to_safetensors};
 use lowbit_train::{RunDir, Subject};
 use serde::Serialize;
 
-use crate::cli::ExportArgs;
+use crate::cli::{ExportArgs, ExportFormat};
 use crate::device::DeviceName;
 use crate::exit_code::{self, Code, UsageError};
 use crate::inspect::{checkpoint_named, expect_no_checkpoint};
 use crate::output::{self, counted};
+use crate::packed;
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -31,6 +33,16 @@ struct Report<'a> {
 
 pub fn run(args: &ExportArgs) -> anyhow::Result<Code> {
     expect_no_checkpoint(&args.run, "export")?;
+    let is_safetensors = || args.out.as_deref().and_then(Path::extension) == Some(OsStr::new("safetensors"));
+    match args.format {
+        Some(ExportFormat::Packed) => packed::export(args),
+        Some(ExportFormat::Safetensors) => safetensors(args),
+        None if is_safetensors() => safetensors(args),
+        None => packed::export(args),
+    }
+}
+
+fn safetensors(args: &ExportArgs) -> anyhow::Result<Code> {
     let run = RunDir::open(&args.run)?;
     let recipe = run.recipe()?;
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}.safetensors", recipe.name)));
@@ -97,12 +109,12 @@ fn is_torchvision(model: &ModelConfig) -> bool {
     is_family && model.layout == Layout::ImageNet && model.width == 1.0 && model.stem_stride == stride
 }
 
-fn exists(path: &Path) -> UsageError {
+pub fn exists(path: &Path) -> UsageError {
     UsageError(format!("{} exists and is never overwritten: choose another with --out", path.display()))
 }
 
 /// Writes a file that is not there yet; none is left behind if that fails.
-fn write_new(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+pub fn write_new(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let mut file = match OpenOptions::new().write(true).create_new(true).open(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(exists(path).into()),
         file => file.with_context(|| format!("failed to create {}", path.display()))?,

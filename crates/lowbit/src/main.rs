@@ -3,6 +3,7 @@
 //! Each subcommand has a module with a function `run`. What it returns is the exit code; what it fails with is printed
 //! here, and [`exit_code`] says how the process ends.
 
+mod bench;
 mod cli;
 mod data;
 mod data_folder;
@@ -17,7 +18,9 @@ mod logging;
 mod memory;
 mod origin;
 mod output;
+mod packed;
 mod panic;
+mod predict;
 mod progress;
 mod recipes;
 mod signals;
@@ -115,6 +118,8 @@ fn run(cli: &Cli) -> Code {
         Command::Inspect(args) => inspect::run(args),
         Command::Import(args) => import::run(args),
         Command::Export(args) => export::run(args),
+        Command::Predict(args) => predict::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Recipes(args) => recipes::run(args, &screen),
         Command::Data(args) => data::run(args, &screen),
         Command::Completions(args) => completions(args),

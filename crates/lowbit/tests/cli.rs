@@ -99,13 +99,15 @@ fn cut_short(path: &Path) {
 #[test]
 fn help() {
     let sandbox = Sandbox::new();
-    let commands: [&[&str]; 14] = [
+    let commands: [&[&str]; 16] = [
         &[],
         &["train"],
         &["eval"],
         &["inspect"],
         &["import"],
         &["export"],
+        &["predict"],
+        &["bench"],
         &["recipes"],
         &["recipes", "list"],
         &["recipes", "show"],

@@ -1,0 +1,319 @@
+//! Packed models: making one of a run, and scoring one.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Tensor, TensorData};
+use lowbit_runtime::{Info, Model, PackedError, PackedNetwork, Weight};
+use lowbit_train::{Deployed, Images, Recipe, Scores, Subject, deployed, score};
+use serde::Serialize;
+
+use crate::cli::{EvalArgs, ExportArgs};
+use crate::device::DeviceName;
+use crate::exit_code::{self, Code, ModelError, UsageError};
+use crate::export::{exists, write_new};
+use crate::inspect::checkpoint_named;
+use crate::output::{self, counted, percent_exact};
+
+/// Ending of the files.
+const ENDING: &str = "lowbit";
+
+/// Most test images that a model is compared on.
+const MOST_IMAGES: usize = 10_000;
+
+/// Largest difference of a logit from that of the evaluation, as a part of the largest logit. On the same machine there is none.
+const BOUND: f64 = 1e-5;
+
+/// Names of what a file says of its origin.
+const RECIPE: &str = "recipe";
+
+#[derive(Serialize)]
+struct Report<'a> {
+    file: &'a Path,
+    format: &'static str,
+    run_dir: &'a Path,
+    checkpoint: &'a str,
+    network: &'a str,
+    bytes: usize,
+    /// Of the same network in full precision, in the same format.
+    bytes_fp32: usize,
+    verified: bool,
+    #[serde(flatten)]
+    verification: Option<Verification>,
+    integer_layers: usize,
+    float_layers: usize,
+    layers: Vec<LayerReport>,
+}
+
+/// What came of the comparison with the evaluation.
+#[derive(Serialize)]
+struct Verification {
+    n_images: usize,
+    max_logit_difference: f64,
+    /// Images of which both say the same class.
+    same_top1: usize,
+    /// Scores of the model.
+    top1: f64,
+    loss: f64,
+    #[serde(skip)]
+    largest_logit: f64,
+}
+
+#[derive(Serialize)]
+struct LayerReport {
+    path: String,
+    weight_bits: Option<u32>,
+    input_bits: Option<u32>,
+    /// Of the weights, with what their codes are worth.
+    bytes: usize,
+    bytes_fp32: usize,
+}
+
+/// `lowbit export --format packed`.
+pub fn export(args: &ExportArgs) -> anyhow::Result<Code> {
+    let checkpoint = args.checkpoint.as_deref().map(|name| checkpoint_named(&args.run, name)).transpose()?;
+    let subject = Subject { checkpoint: checkpoint.as_deref(), network: args.network.as_deref() };
+    let name = DeviceName::fastest()?;
+    if !name.is_cpu() {
+        return Err(UsageError(
+            "this lowbit has no backend for the CPU, by which a packed model is made: build it with its \
+                               features flex or ndarray"
+                .into(),
+        )
+        .into());
+    }
+    let device = name.open()?;
+    let deployed = deployed(&args.run, subject, &device)
+        .map_err(|error| exit_code::with_previous(error, "export", &args.run))?;
+    let out = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}.{ENDING}", deployed.recipe.name)));
+    if out.exists() {
+        return Err(exists(&out).into());
+    }
+    let no_model = |problem: String| ModelError { path: args.run.clone(), problem };
+    let packed = lowbit_export::pack(&deployed.network, info(&deployed))
+        .map_err(|error| no_model(error.to_string()))?;
+    let bytes = packed.to_bytes().map_err(|error| no_model(error.to_string()))?;
+    let bytes_fp32 =
+        packed.in_full_precision().to_bytes().map_err(|error| no_model(error.to_string()))?.len();
+    // What is run is what a reader of the file will run.
+    let model = Model::from_bytes(&bytes).map_err(|error| no_model(error.to_string()))?;
+    let verification = match args.no_verify {
+        true => None,
+        false => Some(verify(&model, &deployed, &device, &args.data_dir.locations().into())?),
+    };
+    if let Some(found) = &verification
+        && (found.max_logit_difference > BOUND * found.largest_logit || found.same_top1 < found.n_images)
+    {
+        tracing::error!(
+            "the packed model is not the network of the run: of {} its logits differ by up to {} (the largest is {}), and {} have another \
+             class; no file was written",
+            counted(found.n_images as u64, "test image"),
+            found.max_logit_difference,
+            found.largest_logit,
+            found.n_images - found.same_top1
+        );
+        return Ok(Code::Verification);
+    }
+    write_new(&out, &bytes)?;
+    let [integer_layers, float_layers] = model.n_integer_layers();
+    let report = Report {
+        file: &out,
+        format: "packed",
+        run_dir: &args.run,
+        checkpoint: &deployed.checkpoint,
+        network: &deployed.name,
+        bytes: bytes.len(),
+        bytes_fp32,
+        verified: verification.is_some(),
+        verification,
+        integer_layers,
+        float_layers,
+        layers: layers(&packed),
+    };
+    match args.json.json {
+        true => output::print_json(&report)?,
+        false => output::print(&describe(&report))?,
+    }
+    Ok(Code::Success)
+}
+
+/// What the file says beside the network.
+fn info(deployed: &Deployed) -> Info {
+    let Deployed { recipe, checkpoint, name, phase, classes, normalization, .. } = deployed;
+    let origin = [
+        (RECIPE, recipe.to_toml()),
+        ("checkpoint", checkpoint.clone()),
+        ("network", name.clone()),
+        ("phase", phase.clone()),
+        ("lowbit", crate::origin::here().build()),
+    ];
+    Info {
+        name: recipe.name.clone(),
+        classes: classes.clone().unwrap_or_default(),
+        mean: normalization.mean.clone(),
+        std: normalization.std.clone(),
+        resize: recipe.data.geometry.map(|geometry| geometry.resize),
+        origin: origin.map(|(name, value)| (name.to_string(), value)).into_iter().collect::<BTreeMap<_, _>>(),
+    }
+}
+
+/// Runs the model and the network of the run on the test images.
+fn verify(
+    model: &Model,
+    deployed: &Deployed,
+    device: &burn::tensor::Device,
+    images: &Images,
+) -> anyhow::Result<Verification> {
+    let images = images.with_run_dir(deployed.data_dir.as_deref());
+    let (mut max_logit_difference, mut largest_logit, mut same_top1) = (0.0f64, 0.0f64, 0);
+    let (Scores { loss, top1, .. }, n_images) =
+        score(&deployed.recipe.data, &images, MOST_IMAGES, |pixels, shape| {
+            let input = Tensor::<4>::from_data(TensorData::new(pixels.to_vec(), shape), device);
+            let expected: Vec<f32> = deployed.network.forward(input).into_data().iter::<f32>().collect();
+            let got = model.run(pixels).expect("invariant: a batch is of whole images");
+            for (got, expected) in got.iter().zip(&expected) {
+                let difference = f64::from(got - expected).abs();
+                // Also of what is no number.
+                max_logit_difference =
+                    if difference <= max_logit_difference { max_logit_difference } else { difference };
+                largest_logit = largest_logit.max(f64::from(*expected).abs());
+            }
+            let rows = got.chunks(model.n_outputs()).zip(expected.chunks(model.n_outputs()));
+            same_top1 += rows.filter(|(got, expected)| top(got) == top(expected)).count();
+            Ok(got)
+        })?;
+    Ok(Verification { n_images, max_logit_difference, same_top1, top1, loss, largest_logit })
+}
+
+/// The first of the highest.
+fn top(logits: &[f32]) -> usize {
+    let best = |best: usize, place: usize| if logits[place] > logits[best] { place } else { best };
+    (0..logits.len()).fold(0, best)
+}
+
+fn layers(packed: &PackedNetwork) -> Vec<LayerReport> {
+    let paths = packed.graph.nodes().iter().map(|node| &node.path);
+    paths
+        .filter_map(|path| Some((path, packed.layers.get(path)?)))
+        .map(|(path, layer)| {
+            let (n_values, bytes, weight_bits) = match &layer.weight {
+                Weight::Full(values) => (values.len(), 4 * values.len(), None),
+                Weight::Codes(grid, codes) => {
+                    let rows = packed.rows(path);
+                    let row_bytes = (codes.len() / rows * grid.bits().get() as usize).div_ceil(8);
+                    (codes.len(), rows * row_bytes + 4 * grid.units().len(), Some(grid.bits().get()))
+                }
+            };
+            LayerReport {
+                path: path.clone(),
+                weight_bits,
+                input_bits: layer.input.as_ref().map(|input| input.grid.bits().get()),
+                bytes,
+                bytes_fp32: 4 * n_values,
+            }
+        })
+        .collect()
+}
+
+fn describe(report: &Report<'_>) -> String {
+    let smaller = report.bytes_fp32 as f64 / report.bytes as f64;
+    let verdict = match &report.verification {
+        None => "not verified".into(),
+        Some(Verification { n_images, max_logit_difference, top1, .. }) => {
+            let images = counted(*n_images as u64, "test image");
+            let same = match *max_logit_difference == 0.0 {
+                true => "to the last bit".into(),
+                false => format!("to within {max_logit_difference:.1e}"),
+            };
+            format!("the logits of {images} are those of the run {same}: top-1 {}", percent_exact(*top1))
+        }
+    };
+    format!(
+        "{}: {} bytes, 1/{smaller:.1} of full precision ({} bytes)\nlayers    {} by sums of integers, {} in floats\nverified  {verdict}\n\n\
+         say what is in an image:  lowbit predict {} IMAGE.png",
+        report.file.display(),
+        report.bytes,
+        report.bytes_fp32,
+        report.integer_layers,
+        report.float_layers,
+        lowbit_train::shell_quoted(report.file),
+    )
+}
+
+/// Reads a packed file.
+pub fn load(path: &Path) -> anyhow::Result<Model> {
+    Model::load(path).map_err(|error| {
+        let problem = match error {
+            PackedError::Unreadable { source, .. } => format!("it cannot be read: {source}"),
+            error => error.to_string(),
+        };
+        ModelError { path: path.into(), problem }.into()
+    })
+}
+
+#[derive(Serialize)]
+struct Evaluation<'a> {
+    model: &'a Path,
+    recipe: &'a str,
+    n_images: usize,
+    #[serde(flatten)]
+    scores: Scores,
+    integer_layers: usize,
+    float_layers: usize,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    classes: &'a [String],
+}
+
+/// `lowbit eval MODEL`.
+pub fn eval(args: &EvalArgs) -> anyhow::Result<Code> {
+    for (option, is_given) in [
+        ("--checkpoint", args.checkpoint.is_some()),
+        ("--network", args.network.is_some()),
+        ("--device", args.device.device.is_some()),
+    ] {
+        if is_given {
+            return Err(UsageError(format!(
+                "{option} is for a run directory, {} is a file",
+                args.run.display()
+            ))
+            .into());
+        }
+    }
+    let model = load(&args.run)?;
+    let info = &model.network().info;
+    let no_recipe =
+        || ModelError { path: args.run.clone(), problem: "it does not say which images it is for".into() };
+    let text = info.origin.get(RECIPE).ok_or_else(no_recipe)?;
+    let recipe = Recipe::parse(text, &format!("the recipe in {}", args.run.display()), &[])?;
+    let input = recipe.data.input_shape();
+    if [input.channels, input.height, input.width] != model.input_shape() {
+        let problem = "its recipe is for images of another size than its network".into();
+        return Err(ModelError { path: args.run.clone(), problem }.into());
+    }
+    let images: Images = args.data_dir.locations().into();
+    let (scores, n_images) = score(&recipe.data, &images, usize::MAX, |pixels, _| {
+        Ok(model.run(pixels).expect("invariant: a batch is of whole images"))
+    })?;
+    let [integer_layers, float_layers] = model.n_integer_layers();
+    let report = Evaluation {
+        model: &args.run,
+        recipe: &recipe.name,
+        n_images,
+        scores,
+        integer_layers,
+        float_layers,
+        classes: &info.classes,
+    };
+    match args.json.json {
+        true => output::print_json(&report)?,
+        false => output::print(&format!(
+            "top-1 {}  top-5 {}  loss {:.4}\n\nmodel   {} of recipe {}\nimages  {n_images}\nlayers  {integer_layers} by sums of integers, {float_layers} in floats",
+            percent_exact(scores.top1),
+            percent_exact(scores.top5),
+            scores.loss,
+            args.run.display(),
+            recipe.name
+        ))?,
+    }
+    Ok(Code::Success)
+}

@@ -1,0 +1,158 @@
+//! Packed models: from a run to what is in an image.
+
+mod common;
+
+use std::fs;
+
+use common::{Outcome, Sandbox, TINY};
+use lowbit_data::{DatasetName, Dimensions, LabelKind, Locations, Picture, Source, Split};
+use serde_json::{Value, json};
+
+/// A sandbox with a finished run in `run`, of a recipe with these settings.
+fn sandbox_with(settings: &[&str]) -> Sandbox {
+    let sandbox = Sandbox::new();
+    let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+    let outcome =
+        sandbox.run(&[&["train", "-q", "--out", "run", "--device", "flex"], &TINY[..], &settings].concat());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    sandbox
+}
+
+/// A test image of the digits as a PNG file, and its label.
+fn digit(sandbox: &Sandbox, idx: usize, name: &str) -> u8 {
+    let opened =
+        lowbit_data::open(DatasetName::Digits, Split::Test, LabelKind::Fine, &Locations::default_with(None))
+            .unwrap();
+    let dataset = opened.dataset;
+    let pixels = dataset.pixels(idx).iter().map(|pixel| (u32::from(*pixel) * 255 / 16) as u8).collect();
+    let picture = Picture { dimensions: Dimensions { width: 8, height: 8 }, channels: 1, pixels };
+    fs::write(sandbox.path(name), picture.to_png()).unwrap();
+    dataset.label(idx) as u8
+}
+
+#[test]
+fn a_run_becomes_a_model_that_computes_the_same() {
+    for settings in [
+        &["quantization.method=\"lsq\"", "quantization.weight_bits=4", "quantization.act_bits=4"][..],
+        &["quantization.method=\"minmax\"", "quantization.weight_bits=8", "quantization.act_bits=8"],
+        &[],
+    ] {
+        let sandbox = sandbox_with(settings);
+        let report = sandbox.json(&["export", "run", "--out", "m.lowbit"]);
+        assert_eq!(report["format"], "packed");
+        assert_eq!(report["max_logit_difference"], 0.0, "{report}");
+        assert_eq!((&report["verified"], &report["n_images"]), (&json!(true), &json!(64)));
+        assert_eq!(report["same_top1"], 64);
+        assert_eq!((&report["integer_layers"], &report["float_layers"]), (&json!(8), &json!(2)));
+        let bytes = fs::metadata(sandbox.path("m.lowbit")).unwrap().len();
+        assert_eq!(report["bytes"], bytes);
+        assert!(report["bytes_fp32"].as_u64().unwrap() > 3 * bytes, "{report}");
+        let (run, model) = (sandbox.json(&["eval", "run"]), sandbox.json(&["eval", "m.lowbit"]));
+        for score in ["top1", "top5", "loss"] {
+            assert_eq!(run[score], model[score], "{score}");
+        }
+        assert_eq!(report["top1"], run["top1"]);
+    }
+}
+
+#[test]
+fn an_image_is_classified() {
+    let sandbox = Sandbox::new();
+    let outcome =
+        sandbox.run(&["train", "-q", "--out", "run", "--device", "flex", "--set", "train.epochs=12"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    sandbox.json(&["export", "run", "--out", "m.lowbit"]);
+    let labels: Vec<u8> = (0..20).map(|idx| digit(&sandbox, idx, &format!("{idx}.png"))).collect();
+    let names: Vec<String> = (0..20).map(|idx| format!("{idx}.png")).collect();
+    let args: Vec<&str> =
+        ["predict", "m.lowbit"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    let report = sandbox.json(&args);
+    let best = |image: &Value| image["classes"][0]["index"].as_u64().unwrap() as u8;
+    let images = report["images"].as_array().unwrap();
+    let n_right = images.iter().zip(&labels).filter(|(image, label)| best(image) == **label).count();
+    // The pixels are those of the test images but for a rounding.
+    assert!(n_right >= 17, "{n_right} of 20: {report}");
+    for image in images {
+        let classes = image["classes"].as_array().unwrap();
+        assert_eq!(classes.len(), 5);
+        let probability = |class: &Value| class["probability"].as_f64().unwrap();
+        assert!(classes.is_sorted_by(|a, b| probability(a) >= probability(b)), "{image}");
+    }
+    let said = sandbox.run(&["predict", "m.lowbit", "3.png"]);
+    assert!(said.stdout.starts_with("3.png\n  "), "{}", said.stdout);
+    assert!(said.stdout.contains(&format!("%  class {}", best(&images[3]))), "{}", said.stdout);
+}
+
+#[test]
+fn a_model_is_timed_beside_full_precision() {
+    let sandbox = sandbox_with(&[]);
+    sandbox.json(&["export", "run", "--out", "m.lowbit"]);
+    let report = sandbox.json(&["bench", "m.lowbit", "--threads", "1", "--rounds", "3", "--batch", "2"]);
+    assert_eq!((&report["threads"], &report["batch"], &report["rounds"]), (&json!(1), &json!(2), &json!(3)));
+    for times in ["latency_ms", "fp32_latency_ms"] {
+        let [min, median, max] = ["min", "median", "max"].map(|of| report[times][of].as_f64().unwrap());
+        assert!(0.0 < min && min <= median && median <= max, "{report}");
+    }
+    let layers = report["layers"].as_array().unwrap();
+    let n = layers.iter().filter(|layer| layer["operation"] == "integers to codes").count();
+    assert_eq!(n, 3, "{report}");
+    let said = sandbox.run(&["bench", "m.lowbit", "--rounds", "1"]);
+    assert!(said.stdout.contains("full precision  "), "{}", said.stdout);
+}
+
+fn refuses(outcome: &Outcome, code: i32, expected: &str) {
+    assert_eq!(outcome.code, Some(code), "{}", outcome.stderr);
+    assert_eq!(outcome.stderr.trim_end().lines().count(), 1, "{}", outcome.stderr);
+    assert!(outcome.stderr.contains(expected), "{:?} lacks {expected:?}", outcome.stderr);
+}
+
+#[test]
+fn what_is_no_model_is_told_in_a_line() {
+    let sandbox = sandbox_with(&[]);
+    sandbox.json(&["export", "run", "--out", "m.lowbit"]);
+    refuses(
+        &sandbox.run(&["export", "run", "--out", "m.lowbit"]),
+        2,
+        "m.lowbit exists and is never overwritten",
+    );
+    let model = fs::read(sandbox.path("m.lowbit")).unwrap();
+    digit(&sandbox, 0, "0.png");
+    let cut = model[..model.len() - 10].to_vec();
+    let mut version = model.clone();
+    let place = version.windows(13).position(|bytes| bytes == br#"\"version\":1"#).expect("a version");
+    version[place + 12] = b'7';
+    let safetensors = [&2u64.to_le_bytes()[..], b"{}"].concat();
+    for (name, bytes, expected) in [
+        ("empty.lowbit", Vec::new(), "it is an empty file, expected a packed model"),
+        (
+            "image.lowbit",
+            fs::read(sandbox.path("0.png")).unwrap(),
+            "it is of another kind, expected a packed model",
+        ),
+        ("cut.lowbit", cut, "model cut.lowbit: "),
+        ("version.lowbit", version, "it is a packed model of version 7, this program reads version 1"),
+        ("other.lowbit", safetensors, "it is safetensors of other contents, expected a packed model"),
+    ] {
+        fs::write(sandbox.path(name), bytes).unwrap();
+        refuses(&sandbox.run(&["predict", name, "0.png"]), 4, expected);
+        refuses(&sandbox.run(&["bench", name]), 4, expected);
+        refuses(&sandbox.run(&["eval", name]), 4, expected);
+    }
+    refuses(
+        &sandbox.run(&["predict", "missing.lowbit", "0.png"]),
+        4,
+        "model missing.lowbit: it cannot be read: ",
+    );
+    refuses(&sandbox.run(&["predict", "run", "0.png"]), 4, "it is no regular file");
+    refuses(
+        &sandbox.run(&["predict", "m.lowbit", "missing.png"]),
+        3,
+        "image missing.png: it cannot be read: ",
+    );
+    refuses(&sandbox.run(&["predict", "m.lowbit", "m.lowbit"]), 3, "image m.lowbit: ");
+    refuses(
+        &sandbox.run(&["eval", "m.lowbit", "--checkpoint", "best"]),
+        2,
+        "--checkpoint is for a run directory",
+    );
+}
