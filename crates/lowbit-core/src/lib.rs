@@ -15,12 +15,14 @@
 mod bits;
 pub mod graph;
 mod grid;
+mod order;
 mod packed;
 mod seed;
 
 pub use bits::{BitWidth, BitWidthError, CodeRange, Granularity, Precision};
 pub use graph::{Graph, GraphBuilder, GraphError, LayerRole};
 pub use grid::{CodeSet, GridError, IntegerGrid};
+pub use order::{from_order_key, order_key};
 pub use packed::{PackedCodes, PackedCodesError};
 pub use seed::{Purpose, stream};
 

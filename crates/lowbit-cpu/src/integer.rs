@@ -15,9 +15,7 @@ use crate::instructions::{Baseline, Instructions, multiversion};
 use crate::output::{Slot, collect};
 use crate::task_items;
 use crate::tile::{BLOCK, store_transposed};
-
-/// Channels in a word.
-const WORD: usize = 4;
+use crate::words::WORD;
 
 /// Pixels of a task's share that are computed for one block of channels before the next.
 const PIXELS: usize = 264;
@@ -161,11 +159,14 @@ trait Output: Sync {
     /// What the results are made of.
     type Item: Send;
 
+    /// Channels that one result has.
+    const CHANNELS: usize;
+
     /// Writes what becomes of the sums of `P` pixels and a block of channels. `out` begins with the first of these channels; `targets`
     /// are the places of the pixels in a channel, the last sums may be of none.
-    fn write<const P: usize>(
+    fn write<I: Instructions, const P: usize>(
         &self,
-        instructions: impl Instructions,
+        instructions: I,
         block: usize,
         sums: &[[i32; BLOCK]; P],
         targets: &[u32],
@@ -206,11 +207,12 @@ struct Values<'a> {
 
 impl Output for Values<'_> {
     type Item = f32;
+    const CHANNELS: usize = 1;
 
     #[inline(always)]
-    fn write<const P: usize>(
+    fn write<I: Instructions, const P: usize>(
         &self,
-        instructions: impl Instructions,
+        instructions: I,
         block: usize,
         sums: &[[i32; BLOCK]; P],
         targets: &[u32],
@@ -259,8 +261,8 @@ pub struct Levels {
     signs: Vec<[i32; BLOCK]>,
     /// For each block of channels, its thresholds in ascending order.
     thresholds: Vec<[i32; BLOCK]>,
-    /// The code of each level.
-    codes: Vec<u8>,
+    /// The code of each level; `None` if that is its number.
+    codes: Option<Vec<u8>>,
 }
 
 impl Levels {
@@ -285,12 +287,54 @@ impl Levels {
             signs.push(signs_of_block);
             all.append(&mut of_block);
         }
-        Self { n_channels, n_thresholds, signs, thresholds: all, codes }
+        let are_numbers = codes.iter().enumerate().all(|(level, code)| usize::from(*code) == level);
+        Self { n_channels, n_thresholds, signs, thresholds: all, codes: (!are_numbers).then_some(codes) }
     }
 }
 
 /// Thresholds up to which all are compared with; of more a half is left out each time.
 const FEW: usize = 15;
+
+/// How many thresholds each sum has reached, of at most [`FEW`].
+#[inline(always)]
+fn count_reached<I: Instructions>(sums: &[i32; BLOCK], rows: &[[i32; BLOCK]]) -> [u8; BLOCK] {
+    #[cfg(target_arch = "x86_64")]
+    if I::AVX {
+        // SAFETY: the caller has a proof of instructions with AVX2 among them.
+        return unsafe { count_reached_avx2(sums, rows) };
+    }
+    let mut levels = [0; BLOCK];
+    for row in rows {
+        for v in 0..BLOCK {
+            levels[v] += u8::from(sums[v] >= row[v]);
+        }
+    }
+    levels
+}
+
+/// The compiler makes no vector instructions of the loops of [`count_reached`] where they are inlined.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn count_reached_avx2(sums: &[i32; BLOCK], rows: &[[i32; BLOCK]]) -> [u8; BLOCK] {
+    use std::arch::x86_64::*;
+    // SAFETY: both are 16 integers of 32 bits.
+    let sums: [__m256i; 2] = unsafe { std::mem::transmute(*sums) };
+    let mut levels = [_mm256_set1_epi32(rows.len() as i32); 2];
+    for row in rows {
+        // SAFETY: both are 16 integers of 32 bits.
+        let row: [__m256i; 2] = unsafe { std::mem::transmute(*row) };
+        for v in 0..2 {
+            // -1 for a threshold that is not reached.
+            levels[v] = _mm256_add_epi32(levels[v], _mm256_cmpgt_epi32(row[v], sums[v]));
+        }
+    }
+    // Halves of registers are packed side by side: the quarters are put in order.
+    let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(levels[0], levels[1]));
+    let bytes = _mm_packus_epi16(_mm256_castsi256_si128(packed), _mm256_extracti128_si256::<1>(packed));
+    // SAFETY: both are 16 bytes.
+    unsafe { std::mem::transmute(bytes) }
+}
 
 /// The codes of the levels of sums.
 struct Coded<'a> {
@@ -301,39 +345,37 @@ struct Coded<'a> {
 }
 
 impl Output for Coded<'_> {
-    type Item = u8;
+    type Item = [u8; WORD];
+    const CHANNELS: usize = WORD;
 
     #[inline(always)]
-    fn write<const P: usize>(
+    fn write<I: Instructions, const P: usize>(
         &self,
-        _: impl Instructions,
+        _: I,
         block: usize,
         sums: &[[i32; BLOCK]; P],
         targets: &[u32],
-        out: &mut [Slot<u8>],
+        out: &mut [Slot<[u8; WORD]>],
     ) {
         let Levels { n_thresholds, signs, thresholds, codes, .. } = self.levels;
         let (offsets, n) = of_block(self.offsets, block);
         let (signs, rows) = (&signs[block], &thresholds[block * n_thresholds..][..*n_thresholds]);
-        let mut levels = [[0i32; BLOCK]; P];
-        for (levels, sums) in levels.iter_mut().zip(sums) {
+        let mut bytes = [[0u8; BLOCK]; P];
+        for (bytes, sums) in bytes.iter_mut().zip(sums) {
             let signed: [i32; BLOCK] = std::array::from_fn(|v| sums[v].wrapping_sub(offsets[v]) * signs[v]);
-            if *n_thresholds <= FEW {
-                for row in rows {
-                    for v in 0..BLOCK {
-                        levels[v] += i32::from(signed[v] >= row[v]);
-                    }
-                }
+            *bytes = if *n_thresholds <= FEW {
+                count_reached::<I>(&signed, rows)
             } else {
-                for v in 0..BLOCK {
-                    levels[v] = rows.partition_point(|row| row[v] <= signed[v]) as i32;
-                }
+                std::array::from_fn(|v| rows.partition_point(|row| row[v] <= signed[v]) as u8)
+            };
+            if let Some(codes) = codes {
+                bytes.iter_mut().for_each(|byte| *byte = codes[usize::from(*byte)]);
             }
         }
-        for v in 0..n {
-            let plane = &mut out[v * self.plane..];
-            for (levels, &target) in levels.iter().zip(targets) {
-                plane[target as usize].write(codes[levels[v] as usize]);
+        for word in 0..n.div_ceil(WORD) {
+            let plane = &mut out[word * self.plane..];
+            for (bytes, &target) in bytes.iter().zip(targets) {
+                plane[target as usize].write(bytes.as_chunks().0[word]);
             }
         }
     }
@@ -624,21 +666,39 @@ impl IntegerConv {
     /// If the length does not fit the shape, or a code is beyond the bounds.
     pub fn forward(&self, input: &[u8], scale: f32) -> Vec<f32> {
         let scales: Vec<f32> = self.scales.iter().map(|weight| weight * scale).collect();
-        let output = Values { plane: self.shape.out_plane(), offsets: &self.offsets, scales: &scales };
-        // SAFETY: `run` writes all pixels, and `Values` all of a block's channels.
-        unsafe { collect(self.n_images(input) * self.shape.out_image(), |out| self.run(input, &output, out)) }
+        self.values(Codes::Planes(input), &scales)
     }
 
-    /// The codes of the levels of the sums of `input`: a convolution, a normalization and a quantizer without a number in single
+    /// The same of words, see [`words`](crate::words), each code worth `scale`.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_words(&self, input: &[[u8; WORD]], scale: f32) -> Vec<f32> {
+        let scales: Vec<f32> = self.scales.iter().map(|weight| weight * scale).collect();
+        self.values(Codes::Words(input), &scales)
+    }
+
+    fn values(&self, input: Codes<'_>, scales: &[f32]) -> Vec<f32> {
+        let output = Values { plane: self.shape.out_plane(), offsets: &self.offsets, scales };
+        let n_images = self.n_images(input);
+        // SAFETY: `run` writes all pixels, and `Values` all of a block's channels.
+        unsafe { collect(n_images * self.shape.out_image(), |out| self.run(input, n_images, &output, out)) }
+    }
+
+    /// The codes of the levels of the sums of words: a convolution, a normalization and a quantizer without a number in single
     /// precision between them.
     ///
     /// # Panics
     /// As [`forward`](Self::forward), or if the levels are of another number of channels.
-    pub fn levels(&self, input: &[u8], levels: &Levels) -> Vec<u8> {
+    pub fn levels(&self, input: &[[u8; WORD]], levels: &Levels) -> Vec<[u8; WORD]> {
         assert_eq!(levels.n_channels, self.shape.out_channels, "channels of the levels");
-        let output = Coded { plane: self.shape.out_plane(), offsets: &self.offsets, levels };
-        // SAFETY: `run` writes all pixels, and `Coded` all of a block's channels.
-        unsafe { collect(self.n_images(input) * self.shape.out_image(), |out| self.run(input, &output, out)) }
+        let plane = self.shape.out_plane();
+        let output = Coded { plane, offsets: &self.offsets, levels };
+        let input = Codes::Words(input);
+        let n_images = self.n_images(input);
+        let n_words = n_images * self.shape.out_channels.div_ceil(WORD) * plane;
+        // SAFETY: `run` writes all pixels, and `Coded` all words of a block's channels.
+        unsafe { collect(n_words, |out| self.run(input, n_images, &output, out)) }
     }
 
     /// What a code of the weights is worth, for each output channel.
@@ -651,61 +711,143 @@ impl IntegerConv {
         i32::try_from(largest_sum(&self.shape, self.bounds)).expect("invariant: sums fit 32 bits")
     }
 
-    fn n_images(&self, input: &[u8]) -> usize {
-        assert!(input.len().is_multiple_of(self.shape.in_image()), "length of the input");
-        input.len() / self.shape.in_image()
+    /// How many of `input` an image has.
+    fn in_image(&self, input: Codes<'_>) -> usize {
+        match input {
+            Codes::Planes(_) => self.shape.in_image(),
+            Codes::Words(_) => self.shape.in_channels.div_ceil(WORD) * self.shape.in_plane(),
+        }
+    }
+
+    fn n_images(&self, input: Codes<'_>) -> usize {
+        let in_image = self.in_image(input);
+        assert!(input.len().is_multiple_of(in_image), "length of the input");
+        input.len() / in_image
     }
 
     /// Writes what becomes of the sums of all images.
-    fn run<O: Output>(&self, input: &[u8], output: &O, out: &mut [Slot<O::Item>]) {
-        let (shape, tables) = (&self.shape, &self.tables);
-        let (in_image, plane, out_image) = (shape.in_image(), shape.out_plane(), shape.out_image());
-        let together = tables.images.min(self.n_images(input) / (2 * rayon::current_num_threads())).max(1);
-        let inputs = input.par_chunks(together * in_image);
-        out.par_chunks_mut(together * out_image).zip(inputs).for_each(|(out, input)| {
+    fn run<O: Output>(&self, input: Codes<'_>, n_images: usize, output: &O, out: &mut [Slot<O::Item>]) {
+        let (in_image, plane) = (self.in_image(input), self.shape.out_plane());
+        let out_image = self.shape.out_channels.div_ceil(O::CHANNELS) * plane;
+        let n_threads = rayon::current_num_threads();
+        if n_images < n_threads && self.panels.len() > self.tables.steps.len() {
+            // Images have fewer parts than threads: their channels are shared.
+            for (out, image) in out.chunks_mut(out_image).zip(0..) {
+                let mut words = WORDS.take();
+                self.load(input.part(image * in_image..(image + 1) * in_image), &mut words);
+                let blocks = out.par_chunks_mut(BLOCK / O::CHANNELS * plane).enumerate();
+                blocks.for_each(|(block, out)| self.run_block(&words, block, 0..plane, output, out));
+                WORDS.set(words);
+            }
+            return;
+        }
+        let together = self.tables.images.min(n_images / (2 * n_threads)).max(1);
+        out.par_chunks_mut(together * out_image).enumerate().for_each(|(part, out)| {
             WORDS.with_borrow_mut(|words| {
+                let first = part * together * in_image;
+                let input = input.part(first..(first + together * in_image).min(input.len()));
                 self.load(input, words);
-                self.run_images(words, input.len() / in_image * plane, output, out);
+                let values = input.len() / in_image * plane;
+                for first in (0..values).step_by(PIXELS) {
+                    let pixels = first..(first + PIXELS).min(values);
+                    for block in 0..self.shape.out_channels.div_ceil(BLOCK) {
+                        let out = &mut out[block * BLOCK / O::CHANNELS * plane..];
+                        self.run_block(words, block, pixels.clone(), output, out);
+                    }
+                }
             });
         });
     }
 
-    /// Writes the first `values` pixels of all channels, image after image.
-    fn run_images<O: Output>(&self, words: &[u32], values: usize, output: &O, out: &mut [Slot<O::Item>]) {
-        let plane = self.shape.out_plane();
+    /// Writes these pixels of a block of channels, with which `out` begins.
+    fn run_block<O: Output>(
+        &self,
+        words: &[u32],
+        block: usize,
+        pixels: std::ops::Range<usize>,
+        output: &O,
+        out: &mut [Slot<O::Item>],
+    ) {
         let n_steps = self.tables.steps.len();
-        for first in (0..values).step_by(PIXELS) {
-            let pixels = first..(first + PIXELS).min(values);
-            for (block, panel) in self.panels.chunks_exact(n_steps).enumerate() {
-                let operands = Operands {
-                    words,
-                    starts: &self.tables.starts[pixels.clone()],
-                    steps: &self.tables.steps,
-                    panel,
-                    narrow_steps: self.bounds.steps(),
-                };
-                let targets = &self.tables.targets[pixels.clone()];
-                let out = &mut out[block * BLOCK * plane..];
-                run(self.tiles, operands, &mut Store { output, block, targets, out });
-            }
-        }
+        let operands = Operands {
+            words,
+            starts: &self.tables.starts[pixels.clone()],
+            steps: &self.tables.steps,
+            panel: &self.panels[block * n_steps..][..n_steps],
+            narrow_steps: self.bounds.steps(),
+        };
+        let targets = &self.tables.targets[pixels];
+        run(self.tiles, operands, &mut Store { output, block, targets, out });
     }
 
     /// Copies the codes of images into words, with zeros around them and for the channels that fill the last word.
-    fn load(&self, input: &[u8], words: &mut Vec<u32>) {
+    fn load(&self, input: Codes<'_>, words: &mut Vec<u32>) {
         let largest = self.bounds.activation;
-        assert!(largest == u8::MAX || maximum(input) <= largest, "a code of the input is beyond {largest}");
+        assert!(
+            largest == u8::MAX || maximum(input.bytes()) <= largest,
+            "a code of the input is beyond {largest}"
+        );
         let shape = &self.shape;
-        let [height, width] = shape.size;
-        let (plane, source) = (height * width, &self.tables.source);
+        let (plane, source) = (shape.in_plane(), &self.tables.source);
+        let (in_image, width) = (self.in_image(input), shape.size[1]);
         words.clear();
         let zeros = u32::from_le_bytes([self.zero_point; WORD]);
-        words.resize(input.len() / (shape.in_channels * plane) * source.image_len(), zeros);
-        for (image, input) in input.chunks_exact(shape.in_channels * plane).enumerate() {
-            for (word, channels) in input.chunks(WORD * plane).enumerate() {
-                let start = source.index(image, word, shape.padding[0], shape.padding[1]) as usize;
-                join(channels, plane, width, source.row_len(), &mut words[start..]);
+        words.resize(input.len() / in_image * source.image_len(), zeros);
+        let place = |image: usize, word: usize| {
+            source.index(image, word, shape.padding[0], shape.padding[1]) as usize
+        };
+        match input {
+            Codes::Planes(codes) => {
+                for (image, input) in codes.chunks_exact(in_image).enumerate() {
+                    for (word, channels) in input.chunks(WORD * plane).enumerate() {
+                        join(channels, plane, width, source.row_len(), &mut words[place(image, word)..]);
+                    }
+                }
             }
+            Codes::Words(codes) => {
+                for (image, input) in codes.chunks_exact(in_image).enumerate() {
+                    for (word, codes) in input.chunks_exact(plane).enumerate() {
+                        let out = &mut words[place(image, word)..];
+                        for (row, out) in codes.chunks_exact(width).zip(out.chunks_mut(source.row_len())) {
+                            for (word, codes) in out.iter_mut().zip(row) {
+                                *word = u32::from_le_bytes(*codes);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Codes of images.
+#[derive(Clone, Copy)]
+enum Codes<'a> {
+    /// Channel after channel.
+    Planes(&'a [u8]),
+    /// Four channels together.
+    Words(&'a [[u8; WORD]]),
+}
+
+impl Codes<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Planes(codes) => codes.len(),
+            Self::Words(words) => words.len(),
+        }
+    }
+
+    fn part(&self, range: std::ops::Range<usize>) -> Self {
+        match self {
+            Self::Planes(codes) => Self::Planes(&codes[range]),
+            Self::Words(words) => Self::Words(&words[range]),
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Planes(codes) => codes,
+            Self::Words(words) => words.as_flattened(),
         }
     }
 }

@@ -49,6 +49,7 @@ mod threads;
 mod tile;
 mod transpose;
 pub mod weights;
+pub mod words;
 
 pub use instructions::instruction_sets;
 pub use threads::on_compute_thread;

@@ -22,6 +22,10 @@ impl Fill for u8 {
     const NONE: Self = 0xa5;
 }
 
+impl Fill for [u8; 4] {
+    const NONE: Self = [0xa5; 4];
+}
+
 /// The `n` values that `write` writes. Zeros to begin with would cost as much as a normalization.
 ///
 /// # Safety

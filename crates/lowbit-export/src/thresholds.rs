@@ -1,6 +1,6 @@
 //! The thresholds between the codes of a quantizer, found by trying it.
 
-use lowbit_core::IntegerGrid;
+use lowbit_core::{IntegerGrid, from_order_key, order_key};
 
 /// Codes that no thresholds tell.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -32,11 +32,12 @@ pub fn find(grid: &IntegerGrid, codes: impl Fn(&[f32]) -> Vec<i32>) -> Result<Ve
     };
     let n = grid.n_levels() - 1;
     // The first number from `low` on whose value has the level; `end` if none has it.
-    let mut low = vec![key(f32::MIN); n];
-    let mut end = vec![key(f32::MAX) + 1; n];
+    let mut low = vec![order_key(f32::MIN); n];
+    let mut end = vec![order_key(f32::MAX) + 1; n];
     while low.iter().zip(&end).any(|(low, end)| low < end) {
         let middle: Vec<i64> = low.iter().zip(&end).map(|(low, end)| (low + end).div_euclid(2)).collect();
-        let values: Vec<f32> = middle.iter().map(|&middle| value(middle.min(key(f32::MAX)))).collect();
+        let values: Vec<f32> =
+            middle.iter().map(|&middle| from_order_key(middle.min(order_key(f32::MAX)))).collect();
         for (place, level) in levels(&values)?.into_iter().enumerate() {
             if low[place] < end[place] {
                 match level > place {
@@ -49,9 +50,9 @@ pub fn find(grid: &IntegerGrid, codes: impl Fn(&[f32]) -> Vec<i32>) -> Result<Ve
     let thresholds: Vec<f32> = low
         .into_iter()
         .map(|low| match low {
-            low if low == key(f32::MIN) => f32::NEG_INFINITY,
-            low if low > key(f32::MAX) => f32::INFINITY,
-            low => value(low),
+            low if low == order_key(f32::MIN) => f32::NEG_INFINITY,
+            low if low > order_key(f32::MAX) => f32::INFINITY,
+            low => from_order_key(low),
         })
         .collect();
     check(&thresholds, levels)?;
@@ -78,38 +79,11 @@ fn check(
     }
 }
 
-/// Numbers in the order of the values.
-fn key(value: f32) -> i64 {
-    let bits = i64::from(value.to_bits());
-    match value.is_sign_negative() {
-        // -0 is the first below 0.
-        true => -1 - (bits - i64::from(0x8000_0000u32)),
-        false => bits,
-    }
-}
-
-/// The value of a key.
-fn value(key: i64) -> f32 {
-    match key < 0 {
-        true => f32::from_bits((i64::from(0x8000_0000u32) + (-1 - key)) as u32),
-        false => f32::from_bits(key as u32),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use lowbit_core::{BitWidth, IntegerGrid};
 
     use super::*;
-
-    #[test]
-    fn keys_are_in_the_order_of_values() {
-        let values = [f32::MIN, -2.0, -1.0, -f32::MIN_POSITIVE, -1e-45, -0.0, 0.0, 1e-45, 1.0, 2.0, f32::MAX];
-        assert!(values.map(key).is_sorted_by(|a, b| a < b), "{:?}", values.map(key));
-        for x in values {
-            assert_eq!(value(key(x)).to_bits(), x.to_bits());
-        }
-    }
 
     #[test]
     fn thresholds_are_the_first_values_of_their_levels() {

@@ -5,9 +5,11 @@
 //! ReLU, pooling by the maximum. The thresholds are found by trying the operations themselves, with every rounding that they have.
 
 use lowbit_core::graph::{Graph, Node, NodeId, Op, Shape};
+use lowbit_core::{from_order_key, order_key};
 use lowbit_cpu::conv::ConvShape;
 use lowbit_cpu::integer::{CodeBounds, IntegerConv, Levels};
 use lowbit_cpu::norm::{Affine, NormParameters};
+use lowbit_cpu::words::ValueLevels;
 
 use crate::packed::{Layer, Norm, PackedNetwork, Quantizer, Weight};
 use crate::plain::Pool;
@@ -34,9 +36,9 @@ pub struct Step {
 #[derive(Debug)]
 pub enum Kind {
     /// Values to codes.
-    Quantize { thresholds: Vec<f32>, codes: Vec<u8> },
+    Quantize { levels: ValueLevels, plane: usize },
     /// Codes to the values that they are worth.
-    Dequantize { values: Box<[f32; 256]> },
+    Dequantize { values: Box<[f32; 256]>, channels: usize, plane: usize },
     /// Codes to values, by sums of integers.
     ConvCodes { kernel: Box<IntegerConv>, scale: f32, bias: Option<Vec<f32>> },
     /// Codes to codes, by sums of integers and their thresholds.
@@ -55,6 +57,8 @@ pub enum Kind {
     Add,
     /// Values to values, or codes to codes.
     MaxPool(Pool),
+    /// Codes of a map as those of a vector.
+    Flatten { channels: usize, plane: usize },
     /// Mean of each plane.
     Means { plane: usize },
 }
@@ -73,6 +77,7 @@ impl Kind {
             Self::Scale(_) => "scale",
             Self::Add => "sum",
             Self::MaxPool(_) => "maximum",
+            Self::Flatten { .. } => "vector",
             Self::Means { .. } => "mean",
         }
     }
@@ -94,10 +99,9 @@ impl Program {
     }
 }
 
-/// The kernel of a layer whose weights and input are codes, and what a code of its input is worth.
-fn integer_conv(layer: &Layer, shape: &ConvShape) -> Option<(IntegerConv, f32)> {
-    let (Weight::Codes(grid, codes), Some(Quantizer { grid: input, .. })) = (&layer.weight, &layer.input)
-    else {
+/// The bounds of a layer's codes, if its sums are of integers.
+fn code_bounds(layer: &Layer, shape: &ConvShape) -> Option<CodeBounds> {
+    let (Weight::Codes(grid, _), Some(Quantizer { grid: input, .. })) = (&layer.weight, &layer.input) else {
         return None;
     };
     let (range, input_range) = (grid.range(), input.range());
@@ -111,9 +115,16 @@ fn integer_conv(layer: &Layer, shape: &ConvShape) -> Option<(IntegerConv, f32)> 
     }
     let weight = range.q_min.unsigned_abs().max(range.q_max.unsigned_abs());
     let bounds = CodeBounds { activation: input_range.q_max as u8, weight: weight as u8 };
-    if !IntegerConv::serves(shape, bounds) {
+    IntegerConv::serves(shape, bounds).then_some(bounds)
+}
+
+/// The kernel of a layer whose weights and input are codes, and what a code of its input is worth.
+fn integer_conv(layer: &Layer, shape: &ConvShape) -> Option<(IntegerConv, f32)> {
+    let bounds = code_bounds(layer, shape)?;
+    let (Weight::Codes(grid, codes), Some(Quantizer { grid: input, .. })) = (&layer.weight, &layer.input)
+    else {
         return None;
-    }
+    };
     let bytes: Vec<u8> = codes.iter().map(|code| *code as i8 as u8).collect();
     let scales: Vec<f32> = (0..grid.units().len()).map(|channel| grid.scale(channel)).collect();
     let kernel = IntegerConv::new(*shape, &bytes, &scales, bounds)?;
@@ -170,16 +181,32 @@ impl Pointwise {
     }
 }
 
-/// What lies between the sums of a layer and the quantizer that alone reads them.
+/// What lies between a node, which may be a layer with sums of integers, and the quantizer that alone reads it.
 struct Chain {
-    /// The layer.
-    layer: NodeId,
+    /// The node.
+    base: NodeId,
     /// Functions of one value, in order.
     functions: Vec<Pointwise>,
     /// Poolings by the maximum, in order: of values, and so of their codes.
     pools: Vec<Pool>,
+    /// Channels and pixels of the map that becomes a vector at last, if one does.
+    flattened: Option<[usize; 2]>,
     /// The nodes of both, which have no values of their own.
     nodes: Vec<NodeId>,
+}
+
+impl Chain {
+    /// Nothing lies between the node and the quantizer.
+    fn at(base: NodeId) -> Self {
+        Self { base, functions: Vec::new(), pools: Vec::new(), flattened: None, nodes: Vec::new() }
+    }
+}
+
+/// A chain, the node whose values its codes are of, and the quantizer.
+struct CodesOf<'a> {
+    chain: Chain,
+    last: NodeId,
+    quantizer: &'a Quantizer,
 }
 
 struct Lowering<'a> {
@@ -215,21 +242,20 @@ impl<'a> Lowering<'a> {
 
     fn run(mut self) -> Program {
         let graph = &self.network.graph;
-        // For each layer whose sums become codes at once, what lies before the quantizer; and what runs with another node.
-        let mut chains: Vec<Option<(Chain, NodeId, &'a Quantizer)>> =
-            graph.nodes().iter().map(|_| None).collect();
+        // For each node, the chains from it to codes; and what runs with another node.
+        let mut chains: Vec<Vec<CodesOf<'a>>> = graph.nodes().iter().map(|_| Vec::new()).collect();
         let mut is_done = vec![false; graph.nodes().len()];
         for (id, _) in graph.entries() {
-            if let Some((chain, quantizer)) = self.quantizer_of(id).and_then(|q| Some((self.chain(id)?, q))) {
+            if let Some(quantizer) = self.quantizer_of(id) {
+                let chain = self.chain(id);
                 chain.nodes.iter().for_each(|node| is_done[node.index()] = true);
-                let layer = chain.layer.index();
-                chains[layer] = Some((chain, id, quantizer));
+                chains[chain.base.index()].push(CodesOf { chain, last: id, quantizer });
             }
         }
         for (id, node) in graph.entries() {
             if self.is_needed[id.index()] && !is_done[id.index()] {
-                let chain = chains[id.index()].take();
-                self.lower(id, node, chain);
+                let chains = std::mem::take(&mut chains[id.index()]);
+                self.lower(id, node, chains);
             }
         }
         let place =
@@ -254,41 +280,36 @@ impl<'a> Lowering<'a> {
         self.network.layers.get(&self.network.graph.node(id).path)?.input.as_ref()
     }
 
-    /// What lies between the sums of a layer and the node `last`, if nothing else reads any of it.
-    fn chain(&self, last: NodeId) -> Option<Chain> {
+    /// What lies between `last`, which only one quantizer reads, and the node from which on nothing else reads any of it.
+    fn chain(&self, last: NodeId) -> Chain {
         let graph = &self.network.graph;
-        let (mut functions, mut pools, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
-        let mut id = last;
+        let mut chain = Chain::at(last);
         loop {
-            let node = graph.node(id);
-            if id != last && (self.readers[id.index()].len() != 1 || id == graph.output()) {
-                return None;
-            }
+            let node = graph.node(chain.base);
+            // What follows, which is taken first: the maximum of values has the largest of their codes only if that does not fall, and
+            // channels are those of the node only before they become features.
+            let has_norm = chain.functions.iter().any(|function| matches!(function, Pointwise::Norm(_)));
             match node.op {
-                Op::Conv(_) | Op::Linear(_) => {
-                    let shape = conv_shape(graph, node);
-                    integer_conv(self.network.layer(node), &shape)?;
-                    functions.reverse();
-                    pools.reverse();
-                    return Some(Chain { layer: id, functions, pools, nodes });
+                Op::Norm { .. } => chain.functions.push(Pointwise::Norm(self.affines(node))),
+                Op::Relu => chain.functions.push(Pointwise::Relu),
+                Op::Relu6 => chain.functions.push(Pointwise::Relu6),
+                Op::MaxPool { .. } if !has_norm => chain.pools.push(pool(graph, node)),
+                Op::Flatten if !has_norm => {
+                    let shape = graph.shape(node.inputs[0]);
+                    chain.flattened = Some([shape.channels(), shape.places()]);
                 }
-                Op::Norm { .. } => functions.push(Pointwise::Norm(self.affines(node))),
-                Op::Relu => functions.push(Pointwise::Relu),
-                Op::Relu6 => functions.push(Pointwise::Relu6),
-                // The maximum of values has the largest of their codes only if what follows does not fall, and channels are those
-                // of the layer only before they become features.
-                Op::MaxPool { .. } | Op::Flatten
-                    if functions.iter().any(|function| matches!(function, Pointwise::Norm(_))) =>
-                {
-                    return None;
-                }
-                Op::MaxPool { .. } => pools.push(pool(graph, node)),
-                Op::Flatten => {}
-                _ => return None,
+                _ => break,
             }
-            nodes.push(id);
-            id = node.inputs[0];
+            let input = node.inputs[0];
+            chain.nodes.push(chain.base);
+            chain.base = input;
+            if self.readers[input.index()].len() != 1 || input == graph.output() {
+                break;
+            }
         }
+        chain.functions.reverse();
+        chain.pools.reverse();
+        chain
     }
 
     fn affines(&self, node: &Node) -> Vec<Affine> {
@@ -320,14 +341,55 @@ impl<'a> Lowering<'a> {
         if let Some((.., place)) = known {
             return *place;
         }
-        let kind = Kind::Quantize { thresholds: quantizer.thresholds.clone(), codes: level_codes(quantizer) };
-        let place = self.push(id, kind, vec![self.values_of(id)]);
-        self.codes.push((id, quantizer, place));
+        self.quantize(&Chain::at(id), id, quantizer)
+    }
+
+    /// Adds the steps from the values of a chain's base to the codes of its last node.
+    fn quantize(&mut self, chain: &Chain, last: NodeId, quantizer: &'a Quantizer) -> Place {
+        let shape = self.network.graph.shape(chain.base);
+        let levels = value_levels(shape.channels(), &chain.functions, quantizer);
+        let kind = Kind::Quantize { levels, plane: shape.places() };
+        let place = self.push(chain.base, kind, vec![self.values_of(chain.base)]);
+        self.end_chain(chain, place, last, quantizer)
+    }
+
+    /// Adds the steps from the codes of a chain's base, after its functions, to those of its last node.
+    fn end_chain(
+        &mut self,
+        chain: &Chain,
+        mut place: Place,
+        last: NodeId,
+        quantizer: &'a Quantizer,
+    ) -> Place {
+        for &pool in &chain.pools {
+            place = self.push(last, Kind::MaxPool(pool), vec![place]);
+        }
+        if let Some([channels, plane]) = chain.flattened.filter(|[_, plane]| *plane > 1) {
+            place = self.push(last, Kind::Flatten { channels, plane }, vec![place]);
+        }
+        self.codes.push((last, quantizer, place));
         place
     }
 
-    /// Adds the steps of a node. With a chain its sums become the codes of the chain's last node.
-    fn lower(&mut self, id: NodeId, node: &'a Node, chain: Option<(Chain, NodeId, &'a Quantizer)>) {
+    /// Adds the steps of a node, and of the chains from it to codes.
+    fn lower(&mut self, id: NodeId, node: &'a Node, mut chains: Vec<CodesOf<'a>>) {
+        match node.op {
+            Op::Conv(_) | Op::Linear(_) => self.lower_layer(id, node, &mut chains),
+            _ => self.lower_plain(id, node),
+        }
+        for CodesOf { chain, last, quantizer } in chains {
+            self.quantize(&chain, last, quantizer);
+        }
+    }
+
+    /// Whether nothing but a chain reads the node that it begins with.
+    fn reads_alone(&self, chain: &Chain) -> bool {
+        let is_output = chain.base == self.network.graph.output();
+        !is_output && (chain.nodes.is_empty() || self.readers[chain.base.index()].len() == 1)
+    }
+
+    /// Adds the steps of a node that is no layer.
+    fn lower_plain(&mut self, id: NodeId, node: &'a Node) {
         let graph = &self.network.graph;
         let first = node.inputs.first().copied();
         let kind = match &node.op {
@@ -335,11 +397,7 @@ impl<'a> Lowering<'a> {
                 self.values[id.index()] = Some(self.place());
                 return;
             }
-            Op::Conv(_) | Op::Linear(_) => {
-                let layer = self.network.layer(node);
-                let input = first.expect("invariant: a layer has an input");
-                return self.lower_layer(id, node, layer, input, chain);
-            }
+            Op::Conv(_) | Op::Linear(_) => unreachable!("invariant: layers are lowered elsewhere"),
             Op::Norm { .. } => {
                 let norm = self.network.norms[&node.path].clone();
                 let statistics = [&norm.mean[..], &norm.variance].concat();
@@ -363,32 +421,25 @@ impl<'a> Lowering<'a> {
         self.values[id.index()] = Some(self.push(id, kind, inputs));
     }
 
-    fn lower_layer(
-        &mut self,
-        id: NodeId,
-        node: &Node,
-        layer: &'a Layer,
-        input: NodeId,
-        chain: Option<(Chain, NodeId, &'a Quantizer)>,
-    ) {
-        let shape = conv_shape(&self.network.graph, node);
-        let bias = layer.bias.clone();
+    /// Adds the steps of a layer. A chain that they lead to the end of is taken.
+    fn lower_layer(&mut self, id: NodeId, node: &'a Node, chains: &mut Vec<CodesOf<'a>>) {
+        let network = self.network;
+        let (layer, shape) = (network.layer(node), conv_shape(&network.graph, node));
+        let (input, bias) = (node.inputs[0], layer.bias.clone());
         let codes = layer.input.as_ref().map(|quantizer| (self.codes_of(input, quantizer), quantizer));
         if let Some((kernel, scale)) = integer_conv(layer, &shape)
             && let Some((codes, _)) = codes
         {
             let kernel = Box::new(kernel);
-            let Some((chain, last, quantizer)) = chain else {
-                let place = self.push(id, Kind::ConvCodes { kernel, scale, bias }, vec![codes]);
-                self.values[id.index()] = Some(place);
+            let is_fused = chains.last().is_some_and(|codes| self.reads_alone(&codes.chain));
+            let Some(CodesOf { chain, last, quantizer }) = chains.pop_if(|_| is_fused) else {
+                self.values[id.index()] =
+                    Some(self.push(id, Kind::ConvCodes { kernel, scale, bias }, vec![codes]));
                 return;
             };
             let levels = levels(&kernel, scale, bias.as_deref(), &chain.functions, quantizer);
-            let mut place = self.push(id, Kind::ConvLevels { kernel, levels }, vec![codes]);
-            for pool in chain.pools {
-                place = self.push(last, Kind::MaxPool(pool), vec![place]);
-            }
-            self.codes.push((last, quantizer, place));
+            let place = self.push(id, Kind::ConvLevels { kernel, levels }, vec![codes]);
+            self.end_chain(&chain, place, last, quantizer);
             return;
         }
         let values = match codes {
@@ -398,12 +449,39 @@ impl<'a> Lowering<'a> {
                 for code in (0..grid.n_levels()).filter_map(|level| grid.code(level as u8)) {
                     values[code as u8 as usize] = grid.dequantize(code, 0);
                 }
-                self.push(id, Kind::Dequantize { values }, vec![codes])
+                let shape = network.graph.shape(input);
+                let kind = Kind::Dequantize { values, channels: shape.channels(), plane: shape.places() };
+                self.push(id, kind, vec![codes])
             }
         };
-        let place = self.push(id, Kind::Conv { shape, weight: layer.values(), bias }, vec![values]);
-        self.values[id.index()] = Some(place);
+        self.values[id.index()] =
+            Some(self.push(id, Kind::Conv { shape, weight: layer.values(), bias }, vec![values]));
     }
+}
+
+/// The levels of values that functions are applied to before the quantizer.
+fn value_levels(n_channels: usize, functions: &[Pointwise], quantizer: &Quantizer) -> ValueLevels {
+    let of_channel = |channel: usize| {
+        let falls = functions.iter().filter(|function| function.falls(channel)).count() % 2 == 1;
+        let level_value = |key: i64| {
+            let value = from_order_key(key);
+            let value = if falls { -value } else { value };
+            functions.iter().fold(value, |value, function| function.apply(channel, value))
+        };
+        let mut low = order_key(f32::NEG_INFINITY);
+        let end = order_key(f32::INFINITY) + 1;
+        let thresholds = quantizer.thresholds.iter().map(|threshold| {
+            low = first(low, end, |key| level_value(key) >= *threshold);
+            // Also if no value reaches it: sums of finite numbers are hardly infinite.
+            if low == end { f32::INFINITY } else { from_order_key(low) }
+        });
+        (falls, thresholds.collect::<Vec<f32>>())
+    };
+    let channels = match functions.iter().any(|function| matches!(function, Pointwise::Norm(_))) {
+        true => (0..n_channels).map(of_channel).collect(),
+        false => vec![of_channel(0); n_channels],
+    };
+    ValueLevels::new(&channels, level_codes(quantizer))
 }
 
 /// The code of each level, as a byte: codes that are no bytes are never multiplied, and differ as bytes all the same.

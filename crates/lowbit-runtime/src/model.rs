@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use lowbit_cpu::conv;
 use lowbit_cpu::norm::{self, Activation, NormParameters, NormShape};
+use lowbit_cpu::words::{self, WORD};
 
 use crate::lower::{Kind, Program, Step};
 use crate::packed::PackedNetwork;
@@ -37,7 +38,8 @@ pub struct OperationTime {
 #[derive(Debug)]
 enum Value {
     Floats(Vec<f32>),
-    Codes(Vec<u8>),
+    /// See [`lowbit_cpu::words`].
+    Codes(Vec<[u8; WORD]>),
 }
 
 impl Value {
@@ -48,7 +50,7 @@ impl Value {
         }
     }
 
-    fn codes(&self) -> &[u8] {
+    fn codes(&self) -> &[[u8; WORD]] {
         match self {
             Self::Codes(codes) => codes,
             Self::Floats(_) => unreachable!("invariant: the step is of codes"),
@@ -181,15 +183,13 @@ impl Model {
 fn run_step<'a>(step: &Step, batch: usize, read: impl Fn(usize) -> &'a Value) -> Value {
     let input = read(step.inputs[0]);
     match &step.kind {
-        Kind::Quantize { thresholds, codes } => {
-            let level = |x: &f32| thresholds.partition_point(|threshold| threshold <= x);
-            Value::Codes(input.floats().iter().map(|x| codes[level(x)]).collect())
-        }
-        Kind::Dequantize { values } => {
-            Value::Floats(input.codes().iter().map(|code| values[usize::from(*code)]).collect())
+        Kind::Quantize { levels, plane } => Value::Codes(levels.apply(input.floats(), *plane)),
+        Kind::Dequantize { values, channels, plane } => {
+            let codes = words::split(input.codes(), batch, *channels, *plane);
+            Value::Floats(codes.iter().map(|code| values[usize::from(*code)]).collect())
         }
         Kind::ConvCodes { kernel, scale, bias } => {
-            let mut out = kernel.forward(input.codes(), *scale);
+            let mut out = kernel.forward_words(input.codes(), *scale);
             add_bias(&mut out, bias.as_deref(), batch);
             Value::Floats(out)
         }
@@ -214,9 +214,16 @@ fn run_step<'a>(step: &Step, batch: usize, read: impl Fn(usize) -> &'a Value) ->
             Value::Floats(input.floats().iter().zip(other).map(|(a, b)| a + b).collect())
         }
         Kind::MaxPool(pool) => match input {
-            Value::Floats(values) => Value::Floats(pool.max(values)),
-            Value::Codes(codes) => Value::Codes(pool.max(codes)),
+            Value::Floats(values) => Value::Floats(pool.max(values, |a, b| if b > a { b } else { a })),
+            // Codes have the order of their levels.
+            Value::Codes(codes) => {
+                Value::Codes(pool.max(codes, |a, b| std::array::from_fn(|i| a[i].max(b[i]))))
+            }
         },
+        Kind::Flatten { channels, plane } => {
+            let codes = words::split(input.codes(), batch, *channels, *plane);
+            Value::Codes(words::join(&codes, batch, channels * plane, 1))
+        }
         Kind::Means { plane } => {
             let channels = input.floats().len() / plane;
             let shape = NormShape { batch: 1, channels, plane: *plane };

@@ -13,20 +13,26 @@ pub struct Pool {
 
 impl Pool {
     /// The largest of each window of each plane; padding never wins.
-    pub fn max<T: Copy + PartialOrd>(&self, x: &[T]) -> Vec<T> {
+    pub fn max<T: Copy>(&self, x: &[T], larger: impl Fn(T, T) -> T + Copy) -> Vec<T> {
         let [height, width] = self.size;
         let [out_height, out_width] = self.out_size;
         let planes = x.chunks_exact(height * width);
         let mut out = Vec::with_capacity(planes.len() * out_height * out_width);
+        let mut row = Vec::with_capacity(width);
         for plane in planes {
             for y in 0..out_height {
+                // The largest of each column, then of the columns of a window.
                 let rows = self.window(y, height);
-                for x in 0..out_width {
-                    let columns = self.window(x, width);
-                    let values = rows.clone().flat_map(|y| &plane[y * width..][columns.clone()]);
-                    let largest = values.copied().reduce(|a, b| if b > a { b } else { a });
-                    out.push(largest.expect("invariant: a padding is smaller than the window"));
+                row.clear();
+                row.extend_from_slice(&plane[rows.start * width..][..width]);
+                for y in rows.skip(1) {
+                    let next = &plane[y * width..][..width];
+                    row.iter_mut().zip(next).for_each(|(largest, value)| *largest = larger(*largest, *value));
                 }
+                out.extend((0..out_width).map(|x| {
+                    let columns = &row[self.window(x, width)];
+                    columns[1..].iter().fold(columns[0], |largest, value| larger(largest, *value))
+                }));
             }
         }
         out

@@ -43,7 +43,7 @@ impl ConvShape {
     }
 
     /// Values of a channel of the input.
-    pub(super) fn in_plane(&self) -> usize {
+    pub(crate) fn in_plane(&self) -> usize {
         self.size[0] * self.size[1]
     }
 

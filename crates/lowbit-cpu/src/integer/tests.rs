@@ -1,7 +1,7 @@
 //! Equality with the definition and with the convolution in single precision.
 
 use super::*;
-use crate::conv;
+use crate::{conv, words};
 
 struct Random(u64);
 
@@ -220,8 +220,15 @@ fn levels_are_the_thresholds_that_sums_have_reached() {
             .collect();
         // Codes that are not the levels.
         let codes: Vec<u8> = (0..=n_thresholds).map(|level| 255 - level as u8).collect();
-        let got = kernel.levels(&input, &Levels::new(&channels, codes.clone()));
+        let words = words::join(&input, shape.batch, 5, 54);
+        assert_eq!(kernel.forward_words(&words, 0.5), kernel.forward(&input, 0.5));
         let plane: usize = shape.out_size().iter().product();
+        let got = words::split(
+            &kernel.levels(&words, &Levels::new(&channels, codes.clone())),
+            shape.batch,
+            n,
+            plane,
+        );
         for (i, (&got, sum)) in got.iter().zip(kernel.forward(&input, 1.0)).enumerate() {
             let (downwards, thresholds) = &channels[i / plane % n];
             let sum = if *downwards { -sum as i32 } else { sum as i32 };
