@@ -341,10 +341,12 @@ impl IntegerGrid {
         if packed.bits() != self.bits() {
             return Err(PackedCodesError::Bits { got: packed.bits(), expected: self.bits() });
         }
-        let code = |(place, index): (usize, u8)| {
-            self.code(index).ok_or(PackedCodesError::Code { place, got: i64::from(index) })
-        };
-        packed.unpack().into_iter().enumerate().map(code).collect()
+        let codes: Vec<i32> = (0..=u8::MAX).map_while(|index| self.code(index)).collect();
+        let indices = packed.unpack();
+        if let Some(place) = indices.iter().position(|index| usize::from(*index) >= codes.len()) {
+            return Err(PackedCodesError::Code { place, got: i64::from(indices[place]) });
+        }
+        Ok(indices.into_iter().map(|index| codes[usize::from(index)]).collect())
     }
 }
 

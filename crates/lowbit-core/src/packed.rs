@@ -108,8 +108,21 @@ impl PackedCodes {
     pub fn unpack(&self) -> Vec<u8> {
         let sizes = Sizes::new(self.bits, &self.shape).expect("invariant: a packed tensor has a size");
         let bits = self.bits.get() as usize;
-        let mut elements = Vec::with_capacity(sizes.elements);
+        // Of the last byte of a row some may be none.
+        let mut elements = Vec::with_capacity(sizes.elements + 7);
         if sizes.elements == 0 {
+            return elements;
+        }
+        if 8 % bits == 0 {
+            // No element is parted: all of a byte at once.
+            let mask = (self.bits.levels() - 1) as u8;
+            for row in self.bytes.chunks(sizes.row_bytes) {
+                let end = elements.len() + sizes.row;
+                for byte in row {
+                    elements.extend((0..8 / bits).map(|i| (byte >> (bits * i)) & mask));
+                }
+                elements.truncate(end);
+            }
             return elements;
         }
         for row in self.bytes.chunks(sizes.row_bytes) {

@@ -206,7 +206,7 @@ impl PackedNetwork {
             return Err(PackedError::Other(format!("it has {got} tensors, its network {n_tensors}")));
         }
         let network = Self { graph: header.graph, layers, norms, scales, info: header.info };
-        network.check()?;
+        network.check_sizes()?;
         Ok(network)
     }
 }

@@ -85,7 +85,7 @@ impl Model {
     /// # Errors
     /// [`PackedError`] if they are no packed network.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, PackedError> {
-        Self::new(PackedNetwork::from_bytes(bytes)?)
+        Ok(Self::ready(PackedNetwork::from_bytes(bytes)?))
     }
 
     /// Makes a network ready to run.
@@ -94,8 +94,12 @@ impl Model {
     /// [`PackedError`] if something is missing or has another size.
     pub fn new(network: PackedNetwork) -> Result<Self, PackedError> {
         network.check()?;
+        Ok(Self::ready(network))
+    }
+
+    fn ready(network: PackedNetwork) -> Self {
         let program = Program::new(&network);
-        Ok(Self { network, program })
+        Self { network, program }
     }
 
     /// The network.

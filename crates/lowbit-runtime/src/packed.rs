@@ -159,6 +159,19 @@ impl PackedNetwork {
     /// # Errors
     /// [`PackedError::Layer`] naming the first that has not.
     pub fn check(&self) -> Result<(), PackedError> {
+        for (path, layer) in &self.layers {
+            if let Weight::Codes(grid, codes) = &layer.weight
+                && let Some(code) = codes.iter().find(|code| grid.index(**code).is_none())
+            {
+                let problem = format!("its weights have the code {code}, which is none of their grid");
+                return Err(PackedError::Layer { path: path.clone(), problem });
+            }
+        }
+        self.check_sizes()
+    }
+
+    /// The same but for the codes of the weights, of those that come from their grid.
+    pub(crate) fn check_sizes(&self) -> Result<(), PackedError> {
         let (mut n_layers, mut n_norms, mut n_scales) = (0, 0, 0);
         for (id, node) in self.graph.entries() {
             let wrong = |problem: String| PackedError::Layer { path: node.path.clone(), problem };
@@ -233,9 +246,6 @@ impl Layer {
                 let n_units = grid.units().len();
                 if n_units != 1 && n_units != n_outputs {
                     return Err(format!("its weights have {n_units} units, expected 1 or {n_outputs}"));
-                }
-                if let Some(code) = codes.iter().find(|code| grid.index(**code).is_none()) {
-                    return Err(format!("its weights have the code {code}, which is none of their grid"));
                 }
                 codes.len()
             }
