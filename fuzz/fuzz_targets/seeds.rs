@@ -50,6 +50,7 @@ fn all() {
         seed("archive", &format!("{name}-gzip"), &[&[1][..], &gzip(&tar)].concat());
     }
     image_files();
+    seed("packed", "small", &lowbit_runtime::samples::small().to_bytes().expect("a network"));
     #[cfg(feature = "training")]
     training();
 }

@@ -8,11 +8,12 @@ use clap::Args;
 use crate::{cargo, workspace};
 
 /// Targets that build without burn, and those that do not.
-const TARGETS: [(&str, bool); 14] = [
+const TARGETS: [(&str, bool); 15] = [
     ("idx", false),
     ("cifar", false),
     ("archive", false),
     ("image", false),
+    ("packed", false),
     ("recipe", true),
     ("manifest", true),
     ("sums", true),

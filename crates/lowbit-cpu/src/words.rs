@@ -51,21 +51,28 @@ pub fn split(words: &[[u8; WORD]], n_images: usize, channels: usize, plane: usiz
 /// downwards, the value with the other sign.
 #[derive(Clone, Debug)]
 pub struct ValueLevels {
-    /// -1 in a channel that counts downwards, else 1.
+    n_channels: usize,
+    /// -1 in a channel that counts downwards, else 1. One for all channels, or one for each.
     signs: Vec<f32>,
     /// Thresholds of a channel.
     n_thresholds: usize,
-    /// Of each channel, ascending.
+    /// Ascending, of all channels or of each.
     thresholds: Vec<f32>,
     codes: Vec<u8>,
 }
 
 impl ValueLevels {
-    /// For each channel whether it counts downwards, and its thresholds, ascending. `codes` has the code of each level.
+    /// For each of `n_channels` channels, or for all, whether it counts downwards, and its thresholds, ascending. `codes` has the code of
+    /// each level.
     ///
     /// # Panics
-    /// If a channel has not one threshold fewer than there are codes, or they do not ascend, or there are more than 256 codes.
-    pub fn new(channels: &[(bool, Vec<f32>)], codes: Vec<u8>) -> Self {
+    /// If there is not one element for all channels or one for each, if a channel has not one threshold fewer than there are codes, or
+    /// they do not ascend, or there are more than 256 codes.
+    pub fn new(n_channels: usize, channels: &[(bool, Vec<f32>)], codes: Vec<u8>) -> Self {
+        assert!(
+            channels.len() == 1 || channels.len() == n_channels,
+            "thresholds for all channels or for each"
+        );
         assert!((1..=256).contains(&codes.len()), "{} levels of codes with 8 bits", codes.len());
         let n_thresholds = codes.len() - 1;
         for (_, thresholds) in channels {
@@ -73,6 +80,7 @@ impl ValueLevels {
             assert!(thresholds.is_sorted(), "thresholds ascend");
         }
         Self {
+            n_channels,
             signs: channels.iter().map(|(downwards, _)| if *downwards { -1.0 } else { 1.0 }).collect(),
             n_thresholds,
             thresholds: channels.iter().flat_map(|(_, thresholds)| thresholds).copied().collect(),
@@ -85,7 +93,7 @@ impl ValueLevels {
     /// # Panics
     /// If the values are no whole number of images.
     pub fn apply(&self, values: &[f32], plane: usize) -> Vec<[u8; WORD]> {
-        let channels = self.signs.len();
+        let (channels, are_shared) = (self.n_channels, self.signs.len() == 1);
         assert!(values.len().is_multiple_of(channels * plane), "number of values");
         let n_images = values.len() / (channels * plane);
         let n_words = channels.div_ceil(WORD);
@@ -96,8 +104,9 @@ impl ValueLevels {
             let first = WORD * word;
             for channel in first..(first + WORD).min(channels) {
                 let values = &values[(image * channels + channel) * plane..][..plane];
-                let thresholds = &self.thresholds[channel * self.n_thresholds..][..self.n_thresholds];
-                write_levels(values, self.signs[channel], thresholds, channel % WORD, words);
+                let of = if are_shared { 0 } else { channel };
+                let thresholds = &self.thresholds[of * self.n_thresholds..][..self.n_thresholds];
+                write_levels(values, self.signs[of], thresholds, channel % WORD, words);
             }
             let are_numbers = self.codes.iter().enumerate().all(|(level, code)| usize::from(*code) == level);
             if !are_numbers {
@@ -171,7 +180,7 @@ mod tests {
                 let codes: Vec<u8> = (0..=n_thresholds).map(|level| (level as u8).wrapping_mul(3)).collect();
                 let values: Vec<f32> =
                     (0..2 * 6 * plane).map(|i| (i * 31 % 400) as f32 / 20.0 - 10.0).collect();
-                let words = ValueLevels::new(&channels, codes.clone()).apply(&values, plane);
+                let words = ValueLevels::new(6, &channels, codes.clone()).apply(&values, plane);
                 let got = split(&words, 2, 6, plane);
                 for (i, (got, value)) in got.iter().zip(&values).enumerate() {
                     let (downwards, thresholds) = &channels[i / plane % 6];
@@ -179,6 +188,9 @@ mod tests {
                     let level = thresholds.iter().filter(|threshold| signed >= **threshold).count();
                     assert_eq!(*got, codes[level], "{n_thresholds} thresholds, number {i}");
                 }
+                let shared = ValueLevels::new(6, &channels[1..2], codes.clone()).apply(&values, plane);
+                let each = ValueLevels::new(6, &vec![channels[1].clone(); 6], codes.clone());
+                assert_eq!(shared, each.apply(&values, plane));
             }
         }
     }

@@ -24,6 +24,8 @@ mod lower;
 mod model;
 mod packed;
 mod plain;
+#[doc(hidden)]
+pub mod samples;
 
 pub use error::{ImagesError, PackedError};
 pub use model::{Model, OperationTime};

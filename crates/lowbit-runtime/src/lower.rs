@@ -14,6 +14,10 @@ use lowbit_cpu::words::ValueLevels;
 use crate::packed::{Layer, Norm, PackedNetwork, Quantizer, Weight};
 use crate::plain::Pool;
 
+/// Most thresholds of a node: more than any network has, of 8 bits and 4,096 channels. What would have more is computed one operation
+/// after the other, as a file of a few bytes could ask for any number.
+const MOST_THRESHOLDS: usize = 1 << 20;
+
 /// The place of a value while a network runs.
 pub type Place = usize;
 
@@ -247,7 +251,7 @@ impl<'a> Lowering<'a> {
         let mut is_done = vec![false; graph.nodes().len()];
         for (id, _) in graph.entries() {
             if let Some(quantizer) = self.quantizer_of(id) {
-                let chain = self.chain(id);
+                let chain = self.chain(id, quantizer.thresholds.len());
                 chain.nodes.iter().for_each(|node| is_done[node.index()] = true);
                 chains[chain.base.index()].push(CodesOf { chain, last: id, quantizer });
             }
@@ -281,11 +285,14 @@ impl<'a> Lowering<'a> {
     }
 
     /// What lies between `last`, which only one quantizer reads, and the node from which on nothing else reads any of it.
-    fn chain(&self, last: NodeId) -> Chain {
+    fn chain(&self, last: NodeId, n_thresholds: usize) -> Chain {
         let graph = &self.network.graph;
         let mut chain = Chain::at(last);
         loop {
             let node = graph.node(chain.base);
+            if graph.shape(chain.base).channels().saturating_mul(n_thresholds) > MOST_THRESHOLDS {
+                break;
+            }
             // What follows, which is taken first: the maximum of values has the largest of their codes only if that does not fall, and
             // channels are those of the node only before they become features.
             let has_norm = chain.functions.iter().any(|function| matches!(function, Pointwise::Norm(_)));
@@ -382,8 +389,12 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    /// Whether nothing but a chain reads the node that it begins with.
-    fn reads_alone(&self, chain: &Chain) -> bool {
+    /// Whether the sums of a layer become the codes of a chain at once: nothing else reads them.
+    fn is_fused(&self, CodesOf { chain, quantizer, .. }: &CodesOf<'_>) -> bool {
+        let n_channels = self.network.graph.shape(chain.base).channels();
+        if n_channels.saturating_mul(quantizer.thresholds.len()) > MOST_THRESHOLDS {
+            return false;
+        }
         let is_output = chain.base == self.network.graph.output();
         !is_output && (chain.nodes.is_empty() || self.readers[chain.base.index()].len() == 1)
     }
@@ -431,7 +442,7 @@ impl<'a> Lowering<'a> {
             && let Some((codes, _)) = codes
         {
             let kernel = Box::new(kernel);
-            let is_fused = chains.last().is_some_and(|codes| self.reads_alone(&codes.chain));
+            let is_fused = chains.last().is_some_and(|codes| self.is_fused(codes));
             let Some(CodesOf { chain, last, quantizer }) = chains.pop_if(|_| is_fused) else {
                 self.values[id.index()] =
                     Some(self.push(id, Kind::ConvCodes { kernel, scale, bias }, vec![codes]));
@@ -479,9 +490,9 @@ fn value_levels(n_channels: usize, functions: &[Pointwise], quantizer: &Quantize
     };
     let channels = match functions.iter().any(|function| matches!(function, Pointwise::Norm(_))) {
         true => (0..n_channels).map(of_channel).collect(),
-        false => vec![of_channel(0); n_channels],
+        false => vec![of_channel(0)],
     };
-    ValueLevels::new(&channels, level_codes(quantizer))
+    ValueLevels::new(n_channels, &channels, level_codes(quantizer))
 }
 
 /// The code of each level, as a byte: codes that are no bytes are never multiplied, and differ as bytes all the same.

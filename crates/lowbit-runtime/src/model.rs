@@ -246,3 +246,6 @@ fn add_bias(out: &mut [f32], bias: Option<&[f32]>, batch: usize) {
         values.iter_mut().for_each(|value| *value += bias);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 
 use lowbit_core::IntegerGrid;
-use lowbit_core::graph::{Conv, Graph, Linear, Node, Op};
+use lowbit_core::graph::{Conv, Graph, Linear, Node, Op, Shape};
 use serde::{Deserialize, Serialize};
 
 use crate::PackedError;
 
 /// Most values that the output of an operation may have, for one image: the largest of ResNet for images of 512x512 has a quarter.
 pub const MAX_VALUES: usize = 1 << 24;
+
+/// Largest side of a window.
+const MAX_KERNEL: usize = 255;
 
 /// A trained network: what a packed file holds, what exporters write, and what a [`Model`](crate::Model) runs.
 #[derive(Clone, Debug, PartialEq)]
@@ -181,8 +184,25 @@ impl PackedNetwork {
                 let node = id.index();
                 return Err(PackedError::TooLarge { node, problem: format!("its output is {shape:?}") });
             }
+            let too_large = |problem: String| PackedError::TooLarge { node: id.index(), problem };
             match node.op {
-                Op::Conv(Conv { out_channels, .. }) => {
+                Op::MaxPool { kernel, .. } if kernel > MAX_KERNEL => {
+                    return Err(too_large(format!(
+                        "its window is {kernel}x{kernel}, expected at most {MAX_KERNEL}"
+                    )));
+                }
+                Op::Conv(Conv { out_channels, kernel, padding, in_channels, .. }) => {
+                    let [height, width] = match self.graph.shape(node.inputs[0]) {
+                        Shape::Map([_, height, width]) => [height, width].map(|side| side + 2 * padding),
+                        Shape::Features(_) => [1, 1],
+                    };
+                    let padded = [height, width].iter().try_fold(in_channels, |n, side| n.checked_mul(*side));
+                    if kernel > MAX_KERNEL || padded.is_none_or(|n| n > MAX_VALUES) {
+                        let problem = format!(
+                            "a window of {kernel}x{kernel} over {in_channels}x{height}x{width} values"
+                        );
+                        return Err(too_large(problem));
+                    }
                     n_layers += 1;
                     let layer =
                         self.layers.get(&node.path).ok_or_else(|| wrong("it has no weights".into()))?;
@@ -257,6 +277,14 @@ impl Layer {
             check_numbers("offsets", bias, n_outputs)?;
         }
         self.input.as_ref().map_or(Ok(()), Quantizer::check)
+    }
+
+    /// How many weights it has.
+    pub fn n_weights(&self) -> usize {
+        match &self.weight {
+            Weight::Full(values) => values.len(),
+            Weight::Codes(_, codes) => codes.len(),
+        }
     }
 
     /// The weights in single precision.

@@ -1,0 +1,215 @@
+//! A small network, run and read from files of all kinds.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use lowbit_core::graph::{Conv, GraphBuilder, LayerRole, Op, Shape};
+
+use super::*;
+use crate::packed::{Layer, weight_shape};
+use crate::samples;
+
+fn image(n: usize) -> Vec<f32> {
+    (0..n * 108).map(|i| (i * 37 % 101) as f32 / 25.0 - 2.0).collect()
+}
+
+/// The logits of one image by the definitions, in double precision but for what decides a code.
+fn by_definition(network: &PackedNetwork, image: &[f32]) -> Vec<f64> {
+    let mut values: Vec<Vec<f64>> = Vec::new();
+    for node in network.graph.nodes() {
+        let input = |i: usize| &values[node.inputs[i].index()];
+        let shape = |i: usize| network.graph.shape(node.inputs[i]);
+        values.push(match node.op {
+            Op::Input(_) => image.iter().map(|x| f64::from(*x)).collect(),
+            Op::Conv(conv) => {
+                let Shape::Map([_, height, width]) = shape(0) else { unreachable!() };
+                let sizes = [height, width, conv.stride, conv.padding, conv.groups];
+                convolved(&network.layers[&node.path], &weight_shape(node), input(0), sizes)
+            }
+            Op::Linear(linear) => {
+                let shape = [linear.out_features, linear.in_features, 1, 1];
+                convolved(&network.layers[&node.path], &shape, input(0), [1, 1, 1, 0, 1])
+            }
+            Op::Norm { channels } => {
+                let norm = &network.norms[&node.path];
+                let plane = input(0).len() / channels;
+                let normal = |(i, x): (usize, &f64)| {
+                    let c = i / plane;
+                    let deviation = f64::from(norm.variance[c] + norm.epsilon).sqrt();
+                    (x - f64::from(norm.mean[c])) / deviation * f64::from(norm.gamma[c])
+                        + f64::from(norm.beta[c])
+                };
+                input(0).iter().enumerate().map(normal).collect()
+            }
+            Op::Relu => input(0).iter().map(|x| x.max(0.0)).collect(),
+            Op::Relu6 => input(0).iter().map(|x| x.clamp(0.0, 6.0)).collect(),
+            Op::Scale => input(0).iter().map(|x| x * f64::from(network.scales[&node.path])).collect(),
+            Op::Add => input(0).iter().zip(input(1)).map(|(a, b)| a + b).collect(),
+            Op::Flatten => input(0).clone(),
+            Op::GlobalAvgPool | Op::MaxPool { .. } => {
+                let Shape::Map([channels, height, width]) = shape(0) else { unreachable!() };
+                let (kernel, stride) = match node.op {
+                    Op::MaxPool { kernel, stride, .. } => (kernel, stride),
+                    _ => unreachable!("the network has none"),
+                };
+                let mut out = Vec::new();
+                for c in 0..channels {
+                    for y in (0..=height - kernel).step_by(stride) {
+                        for x in (0..=width - kernel).step_by(stride) {
+                            let window = (0..kernel * kernel)
+                                .map(|i| input(0)[(c * height + y + i / kernel) * width + x + i % kernel]);
+                            out.push(window.fold(f64::NEG_INFINITY, f64::max));
+                        }
+                    }
+                }
+                out
+            }
+        });
+    }
+    values[network.graph.output().index()].clone()
+}
+
+fn convolved(
+    layer: &Layer,
+    shape: &[usize],
+    input: &[f64],
+    [height, width, stride, padding, groups]: [usize; 5],
+) -> Vec<f64> {
+    let [out_channels, group_in, kernel, _] = [shape[0], shape[1], shape[2], shape[3]];
+    let quantized: Vec<f64> = match &layer.input {
+        None => input.to_vec(),
+        Some(quantizer) => input
+            .iter()
+            .map(|x| {
+                let code = quantizer.grid.code(quantizer.level(*x as f32) as u8).unwrap();
+                f64::from(quantizer.grid.dequantize(code, 0))
+            })
+            .collect(),
+    };
+    let weights = layer.values();
+    let size = |side: usize| (side + 2 * padding - kernel) / stride + 1;
+    let mut out = Vec::new();
+    for o in 0..out_channels {
+        let first = o / (out_channels / groups) * group_in;
+        for y in 0..size(height) {
+            for x in 0..size(width) {
+                let mut sum = layer.bias.as_ref().map_or(0.0, |bias| f64::from(bias[o]));
+                for (i, weight) in
+                    weights[o * group_in * kernel * kernel..][..group_in * kernel * kernel].iter().enumerate()
+                {
+                    let (c, dy, dx) = (first + i / (kernel * kernel), i / kernel % kernel, i % kernel);
+                    let (row, column) = (y * stride + dy, x * stride + dx);
+                    if (padding..padding + height).contains(&row)
+                        && (padding..padding + width).contains(&column)
+                    {
+                        sum += f64::from(*weight)
+                            * quantized[(c * height + row - padding) * width + column - padding];
+                    }
+                }
+                out.push(sum);
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn logits_are_those_of_the_definitions() {
+    let network = samples::small();
+    let model = Model::new(network.clone()).unwrap();
+    let images = image(5);
+    let logits = model.run(&images).unwrap();
+    for (image, logits) in images.chunks(108).zip(logits.chunks(4)) {
+        for (got, expected) in logits.iter().zip(by_definition(&network, image)) {
+            // In single precision; no value is close to a threshold.
+            assert!((f64::from(*got) - expected).abs() < 1e-5, "{got} {expected}");
+        }
+        assert_eq!(model.run(image).unwrap(), logits);
+    }
+    // Of grouped and unquantized layers sums are in floats.
+    assert_eq!(model.n_integer_layers(), [4, 3]);
+    assert_eq!(model.n_fused_layers(), 2);
+    let (timed, times) = model.run_timed(&images).unwrap();
+    assert_eq!(timed, logits);
+    assert_eq!(times.iter().filter(|time| time.operation == "integers to codes").count(), 2);
+    assert_eq!(model.run(&images[1..]).unwrap_err(), ImagesError { got: 539, expected: 108 });
+    assert!(model.run(&[]).unwrap().is_empty());
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let network = samples::small();
+    let bytes = network.to_bytes().unwrap();
+    assert!(PackedNetwork::from_bytes(&bytes).unwrap() == network);
+    assert_eq!(network.to_bytes().unwrap(), bytes);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("small.lowbit");
+    std::fs::write(&path, &bytes).unwrap();
+    let logits = Model::load(&path).unwrap().run(&image(1)).unwrap();
+    assert_eq!(logits, Model::new(network).unwrap().run(&image(1)).unwrap());
+    assert!(matches!(Model::load(folder.path()), Err(PackedError::OtherKind(_))));
+    assert!(matches!(Model::load(folder.path().join("none")), Err(PackedError::Unreadable { .. })));
+}
+
+/// Every byte changed, and every length: an error, or another network that runs.
+#[test]
+fn no_bytes_panic() {
+    let bytes = samples::small().to_bytes().unwrap();
+    let images = image(1);
+    let check = |bytes: &[u8], what: &str| {
+        let run = || Model::from_bytes(bytes).ok().map(|model| model.run(&images).map(|logits| logits.len()));
+        assert!(catch_unwind(AssertUnwindSafe(run)).is_ok(), "{what}");
+    };
+    for place in 0..bytes.len() {
+        for change in [1, 0x80, 0x33] {
+            let mut changed = bytes.clone();
+            changed[place] ^= change;
+            check(&changed, &format!("byte {place} changed by {change}"));
+        }
+    }
+    for length in (0..bytes.len()).step_by(7) {
+        check(&bytes[..length], &format!("{length} bytes"));
+    }
+}
+
+/// What a file of a few bytes may ask for is bounded.
+#[test]
+fn sizes_beyond_the_bounds_are_refused() {
+    let bytes = samples::small().to_bytes().unwrap();
+    let text = |from: &str, to: &str| {
+        let header = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+        let changed = String::from_utf8(bytes[8..8 + header].to_vec()).unwrap().replacen(from, to, 1);
+        let changed = changed.trim_end();
+        assert!(changed.contains(to), "{from}");
+        [&(changed.len() as u64).to_le_bytes()[..], changed.as_bytes(), &bytes[8 + header..]].concat()
+    };
+    for (from, to, expected) in [
+        (r#"\"input\":[3,6,6]"#, r#"\"input\":[3,7,6]"#, "its description: "),
+        (r#"\"version\":1"#, r#"\"version\":2"#, "version 2"),
+        (r#""stem.weight""#, r#""stew.weight""#, "\"stem\": it has no tensor \"weight\""),
+        ("one", "two\\\",\\\"more", "names for 5 classes, and 4 outputs"),
+    ] {
+        let error = PackedNetwork::from_bytes(&text(from, to)).unwrap_err();
+        assert!(error.to_string().contains(expected), "{to}: {error}");
+    }
+    let mut network = samples::small();
+    network.norms.get_mut("norm1").unwrap().variance[2] = -1.0;
+    assert!(network.check().unwrap_err().to_string().contains("\"norm1\": a variance is not positive"));
+    // Networks whose graphs are whole.
+    let with = |input: [usize; 3], conv: Option<Conv>| {
+        let mut graph = GraphBuilder::default();
+        let mut x = graph.input(input).unwrap();
+        if let Some(conv) = conv {
+            x = graph.conv("conv", conv, x).unwrap();
+        }
+        let x = graph.global_avg_pool(x).unwrap();
+        PackedNetwork { graph: graph.finish(x).unwrap(), ..network.clone() }.check().unwrap_err().to_string()
+    };
+    assert!(with([3, 60_000, 60_000], None).contains("its operation 0 is too large"));
+    let wide = Conv::new([1, 1], 301, LayerRole::First).with_padding(0);
+    assert!(with([1, 301, 301], Some(wide)).contains("its operation 1 is too large: a window of 301x301"));
+    let padded = Conv::new([64, 1], 255, LayerRole::First).with_padding(254).with_stride(100);
+    assert!(
+        with([64, 300, 300], Some(padded))
+            .contains("its operation 1 is too large: a window of 255x255 over 64x808x808")
+    );
+}
