@@ -128,7 +128,7 @@ fn describe(report: &Report<'_>) -> String {
         format!("full precision  {}, {:.2} times as long", times(&report.fp32_latency_ms), report.ratio),
         format!(
             "{} images/s with {}, {} at a time; loaded in {:.1} ms",
-            report.images_per_second.round(),
+            report.images_per_second.round_ties_even(),
             counted(report.threads as u64, "thread"),
             counted(report.batch as u64, "image"),
             report.load_ms
