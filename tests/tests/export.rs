@@ -45,10 +45,7 @@ fn images(pixels: &[f32], input: InputShape, device: &Device) -> Tensor<4> {
 
 /// The runtime's logits are those of the evaluation to the last bit, of one image as of several.
 fn check(what: &str, network: &Network, pixels: &[f32], input: InputShape, device: &Device) -> Model {
-    let evaluated: Vec<f32> = values(network.forward(images(pixels, input, device)))
-        .into_iter()
-        .map(|value| value as f32)
-        .collect();
+    let evaluated: Vec<f32> = values(network.forward(images(pixels, input, device)));
     let packed =
         lowbit_export::pack(network, Info::default()).unwrap_or_else(|error| panic!("{what}: {error}"));
     let bytes = packed.to_bytes().expect("it is packed");
@@ -77,7 +74,7 @@ fn the_runtime_computes_what_the_evaluation_does() {
     let config = ModelConfig::new(Family::PreResNet, 8).with_width(0.5);
     let (mut n_integer, mut n_fused) = (0, 0);
     for &method in Method::ALL {
-        let bits = |operand| method.bits(operand).filter(|bits| [1, 2, 3, 4, 7, 8].contains(bits));
+        let bits = |operand| method.bits(operand);
         for weight in bits(Operand::Weights) {
             for act in bits(Operand::Activations) {
                 for granularity in [Granularity::PerTensor, Granularity::PerChannel] {
@@ -89,8 +86,8 @@ fn the_runtime_computes_what_the_evaluation_does() {
                     let policy = policy(method, granularity, weight, act);
                     let (network, pixels) = network(&config, &policy, input, &device);
                     let model = check(&what, &network, &pixels, input, &device);
-                    n_integer += model.n_integer_layers()[0];
-                    n_fused += model.n_fused_layers();
+                    n_integer += model.layer_counts().integer;
+                    n_fused += model.layer_counts().fused;
                 }
             }
         }

@@ -87,10 +87,10 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 11] = [
 /// Crates that a trained model or a data set can be read with, or a network computed, without the training stack.
 const WITHOUT_BURN: [&str; 4] = ["lowbit-core", "lowbit-cpu", "lowbit-data", "lowbit-runtime"];
 
-/// Packages whose every backend is the caller's choice. The kernels, which are backends' own, are not among them.
-const LIBRARIES: [&str; 8] = [
+/// Packages whose every backend is the caller's choice. The kernels, which are backends' own, are not among them, nor what knows no burn and
+/// computes by the CPU kernels.
+const LIBRARIES: [&str; 7] = [
     "lowbit-core",
-    "lowbit-runtime",
     "lowbit-export",
     "lowbit-data",
     "lowbit-quantizers",

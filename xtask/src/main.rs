@@ -8,6 +8,7 @@ mod kernels;
 mod output;
 mod parity;
 mod reproduce;
+mod verify_export;
 mod workspace;
 
 use std::process::{Command, Stdio};
@@ -34,6 +35,8 @@ enum Task {
     Fuzz(fuzz::FuzzArgs),
     /// Train all cells of a table, methods x bit widths x seeds, and report it
     Reproduce(reproduce::ReproduceArgs),
+    /// Compare exported networks of many methods, as onnxruntime computes them, with ours
+    VerifyExport(verify_export::VerifyExportArgs),
     /// Time training beside other implementations
     #[command(subcommand)]
     Bench(Bench),
@@ -50,6 +53,8 @@ enum Bench {
     Ops(bench::ops::OpsArgs),
     /// Images from files: decoded, cropped, resized and normalized, beside torchvision
     Loader(bench::loader::LoaderArgs),
+    /// Packed networks, one image after the other, beside onnxruntime
+    Runtime(bench::runtime::RuntimeArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -58,11 +63,13 @@ fn main() -> anyhow::Result<()> {
         Task::Parity(args) => parity::run(&args),
         Task::Kernels(args) => kernels::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::VerifyExport(args) => verify_export::run(&args),
         Task::Reproduce(args) => reproduce::run(&args),
         Task::Bench(Bench::Step(args)) => bench::step(&args),
         Task::Bench(Bench::Backends(args)) => bench::backends::run(&args),
         Task::Bench(Bench::Ops(args)) => bench::ops::run(&args),
         Task::Bench(Bench::Loader(args)) => bench::loader::run(&args),
+        Task::Bench(Bench::Runtime(args)) => bench::runtime::run(&args),
     }
 }
 

@@ -453,6 +453,7 @@ pub struct GraphBuilder {
     shapes: Vec<Shape>,
     taps: Vec<Tap>,
     paths: HashSet<String>,
+    tap_names: HashSet<String>,
 }
 
 impl GraphBuilder {
@@ -565,7 +566,7 @@ impl GraphBuilder {
     pub fn tap(&mut self, name: impl Into<String>, node: NodeId) -> Result<(), GraphError> {
         let name = name.into();
         match self.shapes.get(node.0) {
-            Some(Shape::Map(_)) if self.taps.iter().any(|tap| tap.name == name) => {
+            Some(Shape::Map(_)) if !self.tap_names.insert(name.clone()) => {
                 Err(GraphError::Twice { node: name })
             }
             Some(Shape::Map(_)) => {

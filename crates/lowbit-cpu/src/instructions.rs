@@ -5,9 +5,9 @@
 
 /// Instructions that the processor has: a value is the proof, as only [`Baseline`] can be made without asking the processor.
 pub trait Instructions: Copy {
-    /// Whether AVX is among them.
+    /// Whether AVX2 is among them.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "others have none"))]
-    const AVX: bool;
+    const AVX2: bool;
 }
 
 /// What every processor of the architecture has.
@@ -15,7 +15,7 @@ pub trait Instructions: Copy {
 pub struct Baseline;
 
 impl Instructions for Baseline {
-    const AVX: bool = false;
+    const AVX2: bool = false;
 }
 
 /// Defines a set of instructions with its detection.
@@ -35,7 +35,7 @@ macro_rules! instructions {
         }
 
         impl Instructions for $name {
-            const AVX: bool = true;
+            const AVX2: bool = true;
         }
     };
 }

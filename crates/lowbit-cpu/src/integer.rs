@@ -115,6 +115,8 @@ impl Dotprod {
 pub struct IntegerConv {
     shape: ConvShape,
     tables: tables::Tables,
+    /// Where each pixel is in a channel of words, image after image.
+    word_targets: Vec<u32>,
     /// For each block of output channels, a row for each step.
     panels: Vec<Row>,
     /// Scale of the weights, for each output channel.
@@ -299,7 +301,7 @@ const FEW: usize = 15;
 #[inline(always)]
 fn count_reached<I: Instructions>(sums: &[i32; BLOCK], rows: &[[i32; BLOCK]]) -> [u8; BLOCK] {
     #[cfg(target_arch = "x86_64")]
-    if I::AVX {
+    if I::AVX2 {
         // SAFETY: the caller has a proof of instructions with AVX2 among them.
         return unsafe { count_reached_avx2(sums, rows) };
     }
@@ -634,9 +636,11 @@ impl IntegerConv {
             }
         });
         let tables = tables::Tables::new(&ConvShape { in_channels: n_words, ..shape }, PIXELS);
+        let out_words = shape.out_channels.div_ceil(WORD) * shape.out_plane();
+        let word_targets = tables::targets(shape.out_plane(), out_words, tables.images);
         let tiles = Tiles::best(bounds);
         let offsets = vec![0; shape.out_channels];
-        Some(Self { shape, tables, panels, scales, bounds, tiles, zero_point: 0, offsets })
+        Some(Self { shape, tables, word_targets, panels, scales, bounds, tiles, zero_point: 0, offsets })
     }
 
     /// The same for codes of the input of which another than 0 is worth zero: sums are of distances from it, and it is what lies around
@@ -776,7 +780,8 @@ impl IntegerConv {
             panel: &self.panels[block * n_steps..][..n_steps],
             narrow_steps: self.bounds.steps(),
         };
-        let targets = &self.tables.targets[pixels];
+        let all = if O::CHANNELS == 1 { &self.tables.targets } else { &self.word_targets };
+        let targets = &all[pixels];
         run(self.tiles, operands, &mut Store { output, block, targets, out });
     }
 

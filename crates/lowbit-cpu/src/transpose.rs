@@ -9,7 +9,7 @@ use crate::output::Slot;
 #[inline(always)]
 pub fn transpose8<I: Instructions>(_: I, rows: [[f32; 8]; 8]) -> [[f32; 8]; 8] {
     #[cfg(target_arch = "x86_64")]
-    if I::AVX {
+    if I::AVX2 {
         // SAFETY: the processor has the instructions.
         return unsafe { transpose8_avx(rows) };
     }

@@ -4,9 +4,10 @@
 //! cargo run --release -p lowbit-export --example random -- resnet18 2 2 resnet18-w2a2.lowbit
 //! ```
 //!
-//! The first and the last layer have weights of 8 bits, and the last one inputs of 8 bits.
+//! Beside it, FILE.onnx is the same network in full precision. The first and the last layer have weights of 8 bits, and the last one inputs of 8 bits.
 
 use burn::tensor::{Device, Tensor, TensorData};
+use lowbit_export::onnx::{Opset, to_onnx};
 use lowbit_models::{
     Family, InputShape, LayerOverride, LayerQuantization, Method, ModelConfig, Precision, QuantizationPolicy,
 };
@@ -44,5 +45,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     network.calibrate(|_| true, |network| drop(network.forward(image.clone())));
     let packed = lowbit_export::pack(&network, Info { name: config.family.to_string(), ..Info::default() })?;
     std::fs::write(out, packed.to_bytes()?)?;
+    std::fs::write(format!("{out}.onnx"), to_onnx(&packed.in_full_precision(), Opset::V13)?)?;
     Ok(())
 }

@@ -2,10 +2,11 @@
 //!
 //! [`pack`] makes a [`PackedNetwork`] of a network: what a runtime and the writers of other formats start from. Codes come from the
 //! quantizers themselves, and so do the thresholds between the codes of activations, which are found by trying: no formula is written
-//! a second time.
+//! a second time. [`onnx`] writes one for other runtimes.
 //!
 //! What it does not do: no training, no reading of run directories.
 
+pub mod onnx;
 mod thresholds;
 
 use std::collections::BTreeMap;

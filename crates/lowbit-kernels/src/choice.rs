@@ -41,7 +41,7 @@ pub(crate) fn demand_extension<const D: usize>(tensor: &Tensor<D>) {
 
 /// Whether networks are evaluated on `device` by the CPU kernels, which an inference runtime shares: sums over codes are exact there, and
 /// no result depends on the size of the batch. On devices with autodiff, and on GPUs, what is fastest computes.
-pub fn evaluates_by_cpu_kernels(device: &Device) -> bool {
+pub fn evaluates_exactly(device: &Device) -> bool {
     #[allow(unreachable_patterns, reason = "which devices there are depends on burn's features")]
     let is_cpu = match device.clone().without_autodiff().as_dispatch() {
         #[cfg(feature = "flex")]

@@ -74,7 +74,7 @@ pub use lowbit_cpu::weights::MaxGradient;
 
 pub use backend::{ActivationKind, CodeWorth, CodedTensor, KeepCodes, KeptCodes, KernelBackend};
 use choice::demand_extension;
-pub use choice::evaluates_by_cpu_kernels;
+pub use choice::evaluates_exactly;
 pub use reduce::reduce_in_parts;
 pub use scheme::{Codes, Quantized, Scheme};
 use scheme::{constant, quantized};
@@ -91,6 +91,8 @@ pub fn conv2d(
     options: ConvOptions<2>,
 ) -> Tensor<4> {
     let ((input, of_input), (weight, of_weight)) = (input.into().split(), weight.into().split());
+    // The kernels take zero points of inputs alone.
+    let of_weight = of_weight.filter(|codes| codes.zero.is_none());
     demand_extension(&input);
     let of_input = of_input.and_then(Codes::of_an_input);
     let Some((of_input, activation, zero_point)) = of_input
@@ -104,7 +106,7 @@ pub fn conv2d(
         have_unit: [of_input.unit.is_some(), of_weight.as_ref().is_some_and(|codes| codes.unit.is_some())],
         bounds: CodeBounds { activation, weight: of_weight.as_ref().map_or(0, Codes::magnitude) },
         zero_point,
-        is_exact: evaluates_by_cpu_kernels(&input.device()),
+        is_exact: evaluates_exactly(&input.device()),
     };
     // An operation has a fixed number of tensors; any does where there is no unit.
     let stand_in = constant(weight.clone()).into_dispatch();
@@ -125,6 +127,9 @@ pub fn conv2d(
 /// The mean of each channel of each image, without gradient. Shapes `[batch, channels, height, width]` to `[batch, channels]`.
 pub fn channel_means(x: Tensor<4>) -> Tensor<2> {
     let [batch, channels, height, width] = x.dims();
+    if batch == 0 {
+        return Tensor::zeros([0, channels], &x.device());
+    }
     // The statistics of a batch of one image whose channels are all channels of all images.
     let planes = x.reshape([1, batch * channels, height, width]).into_dispatch();
     let statistics = Tensor::<1>::from_dispatch(Dispatch::lowbit_batch_statistics(planes)).detach();

@@ -7,7 +7,7 @@ use burn::tensor::{Int, IntDType, Tensor};
 use lowbit_cpu::formula::{AnyFormula, Mode};
 
 use crate::backend::{CodedTensor, KernelBackend};
-use crate::choice::{demand_extension, evaluates_by_cpu_kernels};
+use crate::choice::{demand_extension, evaluates_exactly};
 
 /// A quantizer as it is for one tensor: its formula, and the numbers that its parameters have.
 #[derive(Clone, Debug)]
@@ -53,7 +53,7 @@ impl Scheme {
     /// The codes that are asked for beside the values of `x`: all, unless code zero is not worth zero. In training no convolution multiplies
     /// such codes.
     pub(crate) fn wanted_codes<const D: usize>(&self, x: &Tensor<D>) -> Option<RangeInclusive<i32>> {
-        let is_wanted = self.formula.zero().is_none() || evaluates_by_cpu_kernels(&x.device());
+        let is_wanted = self.formula.zero().is_none() || evaluates_exactly(&x.device());
         is_wanted.then(|| self.codes.clone())
     }
 

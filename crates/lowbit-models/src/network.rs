@@ -14,7 +14,7 @@ use burn::tensor::ops::MaxPoolOptions;
 use burn::tensor::{Device, Tensor};
 use lowbit_core::graph::{Conv, Graph, Linear, Node, NodeId, Op};
 use lowbit_core::{Purpose, stream};
-use lowbit_kernels::{Activation, channel_means, evaluates_by_cpu_kernels};
+use lowbit_kernels::{Activation, channel_means, evaluates_exactly};
 use lowbit_quantizers::{
     LayerMut, LayerRef, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantLinearConfig, QuantizationPolicy,
     QuantizedNetwork,
@@ -339,7 +339,7 @@ fn plain(op: Op, inputs: Vec<Value>) -> Value {
         }
         Op::GlobalAvgPool => {
             let map = next().map();
-            if evaluates_by_cpu_kernels(&map.device()) {
+            if evaluates_exactly(&map.device()) {
                 return Value::Features(channel_means(map));
             }
             let [batch, channels, height, width] = map.dims();

@@ -53,11 +53,22 @@ pub enum PackedError {
 }
 
 /// Images that a model cannot be run on.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{got} values are no whole number of images of {expected} values each")]
-pub struct ImagesError {
-    /// Values that were given.
-    pub got: usize,
-    /// Values of an image.
-    pub expected: usize,
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ImagesError {
+    /// Another number of values.
+    #[error("{got} values are no whole number of images of {expected} values each")]
+    Length {
+        /// Values that were given.
+        got: usize,
+        /// Values of an image.
+        expected: usize,
+    },
+    /// A value that is not finite.
+    #[error("the values of images are finite, got {got} (value {place})")]
+    NotFinite {
+        /// Its place.
+        place: usize,
+        /// The value.
+        got: f32,
+    },
 }

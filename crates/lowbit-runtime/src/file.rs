@@ -213,7 +213,7 @@ impl PackedNetwork {
 
 fn not_safetensors(bytes: &[u8], error: &dyn std::fmt::Display) -> PackedError {
     match bytes.get(8) {
-        Some(b'{') => PackedError::Other(error.to_string()),
+        Some(b'{') => PackedError::Other(format!("it is damaged: {error}")),
         _ if bytes.is_empty() => PackedError::OtherKind("an empty file".into()),
         _ => PackedError::OtherKind("of another kind".into()),
     }

@@ -28,7 +28,7 @@ mod plain;
 pub mod samples;
 
 pub use error::{ImagesError, PackedError};
-pub use model::{Model, OperationTime};
+pub use model::{LayerCounts, Model, OperationTime};
 pub use packed::{Info, Layer, MAX_VALUES, Norm, PackedNetwork, Quantizer, Weight};
 
 /// The code of the README, compiled and run with the documentation's tests.

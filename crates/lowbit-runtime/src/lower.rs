@@ -11,12 +11,22 @@ use lowbit_cpu::integer::{CodeBounds, IntegerConv, Levels};
 use lowbit_cpu::norm::{Affine, NormParameters};
 use lowbit_cpu::words::ValueLevels;
 
+use crate::PackedError;
 use crate::packed::{Layer, Norm, PackedNetwork, Quantizer, Weight};
 use crate::plain::Pool;
 
-/// Most thresholds of a node: more than any network has, of 8 bits and 4,096 channels. What would have more is computed one operation
-/// after the other, as a file of a few bytes could ask for any number.
-const MOST_THRESHOLDS: usize = 1 << 20;
+/// Most thresholds of a network: those of 8 bits and 16,384 channels. What would have more is computed one operation after the other,
+/// as a file of a few bytes could ask for any number.
+const MOST_THRESHOLDS: usize = 1 << 22;
+
+/// Most functions between a node and a quantizer: each is tried some thirty times for each threshold.
+const MOST_FUNCTIONS: usize = 8;
+
+/// Most values that are held at a time, for one image: half a GiB.
+pub const MOST_VALUES: usize = 1 << 27;
+
+/// Most bytes of weights as the kernels have them.
+pub const MOST_WEIGHT_BYTES: usize = 1 << 30;
 
 /// The place of a value while a network runs.
 pub type Place = usize;
@@ -98,9 +108,52 @@ pub struct Program {
 }
 
 impl Program {
-    pub fn new(network: &PackedNetwork) -> Self {
-        Lowering::new(network).run()
+    /// # Errors
+    /// [`PackedError::TooLarge`] if its values or weights take more memory than any network's.
+    pub fn new(network: &PackedNetwork) -> Result<Self, PackedError> {
+        let bytes = network.graph.nodes().iter().map(panel_bytes).fold(0usize, usize::saturating_add);
+        if bytes > MOST_WEIGHT_BYTES {
+            let problem = format!("its weights take {bytes} bytes, expected at most {MOST_WEIGHT_BYTES}");
+            return Err(PackedError::TooLarge { node: network.graph.output().index(), problem });
+        }
+        let program = Lowering::new(network).run();
+        let (step, most) = program.most_values(&network.graph);
+        match most > MOST_VALUES {
+            true => {
+                let problem = format!("{most} values are held at a time, expected at most {MOST_VALUES}");
+                Err(PackedError::TooLarge { node: program.steps[step].node, problem })
+            }
+            false => Ok(program),
+        }
     }
+
+    /// The step at which most values are held, and how many these are.
+    fn most_values(&self, graph: &Graph) -> (usize, usize) {
+        let n_values: Vec<usize> =
+            graph.entries().map(|(id, _)| graph.shape(id).channels() * graph.shape(id).places()).collect();
+        let mut held = vec![0usize; self.n_places];
+        held[self.input] = n_values[graph.input().index()];
+        let (mut sum, mut most) = (held[self.input], (0, 0));
+        for (place, step) in self.steps.iter().enumerate() {
+            held[step.output] = n_values[step.node];
+            sum += held[step.output];
+            most = if sum > most.1 { (place, sum) } else { most };
+            sum -= step.last_reads.iter().map(|&read| held[read]).sum::<usize>();
+        }
+        most
+    }
+}
+
+/// Bytes of a layer's weights as a kernel has them, at most: 16 output channels and 4 channels of the input together.
+fn panel_bytes(node: &Node) -> usize {
+    let [out_channels, group_in, taps] = match &node.op {
+        Op::Conv(conv) => [conv.out_channels, conv.in_channels / conv.groups, conv.kernel * conv.kernel],
+        Op::Linear(linear) => [linear.out_features, linear.in_features, 1],
+        _ => return 0,
+    };
+    [out_channels.next_multiple_of(16), group_in.next_multiple_of(4), taps]
+        .iter()
+        .fold(1, |n: usize, m| n.saturating_mul(*m))
 }
 
 /// The bounds of a layer's codes, if its sums are of integers.
@@ -163,6 +216,11 @@ fn conv_shape(graph: &Graph, node: &Node) -> ConvShape {
     }
 }
 
+/// `max(x, 0)`, and `NaN` of `NaN`, as training has it.
+pub fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
 /// A function of one value that rises, or falls, for each channel.
 enum Pointwise {
     Norm(Vec<Affine>),
@@ -174,7 +232,7 @@ impl Pointwise {
     fn apply(&self, channel: usize, x: f32) -> f32 {
         match self {
             Self::Norm(affines) => affines[channel].apply(x),
-            Self::Relu => x.max(0.0),
+            Self::Relu => relu(x),
             Self::Relu6 => x.clamp(0.0, 6.0),
         }
     }
@@ -204,6 +262,10 @@ impl Chain {
     fn at(base: NodeId) -> Self {
         Self { base, functions: Vec::new(), pools: Vec::new(), flattened: None, nodes: Vec::new() }
     }
+
+    fn has_norm(&self) -> bool {
+        self.functions.iter().any(|function| matches!(function, Pointwise::Norm(_)))
+    }
 }
 
 /// A chain, the node whose values its codes are of, and the quantizer.
@@ -225,6 +287,8 @@ struct Lowering<'a> {
     values: Vec<Option<Place>>,
     /// Codes of values: the node, the quantizer and the place.
     codes: Vec<(NodeId, &'a Quantizer, Place)>,
+    /// Thresholds that there may still be.
+    n_thresholds: usize,
 }
 
 impl<'a> Lowering<'a> {
@@ -241,7 +305,8 @@ impl<'a> Lowering<'a> {
         let mut readers = graph.readers();
         readers.iter_mut().for_each(|readers| readers.retain(|reader| is_needed[reader.index()]));
         let values = vec![None; graph.nodes().len()];
-        Self { network, is_needed, readers, steps: Vec::new(), n_places: 0, values, codes: Vec::new() }
+        let (steps, codes) = (Vec::new(), Vec::new());
+        Self { network, is_needed, readers, steps, n_places: 0, values, codes, n_thresholds: MOST_THRESHOLDS }
     }
 
     fn run(mut self) -> Program {
@@ -290,12 +355,13 @@ impl<'a> Lowering<'a> {
         let mut chain = Chain::at(last);
         loop {
             let node = graph.node(chain.base);
-            if graph.shape(chain.base).channels().saturating_mul(n_thresholds) > MOST_THRESHOLDS {
+            let is_long = chain.functions.len() == MOST_FUNCTIONS;
+            if is_long || self.thresholds_of(chain.base, n_thresholds) > self.n_thresholds {
                 break;
             }
-            // What follows, which is taken first: the maximum of values has the largest of their codes only if that does not fall, and
-            // channels are those of the node only before they become features.
-            let has_norm = chain.functions.iter().any(|function| matches!(function, Pointwise::Norm(_)));
+            // The chain is walked from its end. Once a normalization was met, no pooling and no flattening may come before it: it
+            // may fall, and then the code of a maximum is not the maximum of the codes; and its channels are features.
+            let has_norm = chain.has_norm();
             match node.op {
                 Op::Norm { .. } => chain.functions.push(Pointwise::Norm(self.affines(node))),
                 Op::Relu => chain.functions.push(Pointwise::Relu),
@@ -354,6 +420,10 @@ impl<'a> Lowering<'a> {
     /// Adds the steps from the values of a chain's base to the codes of its last node.
     fn quantize(&mut self, chain: &Chain, last: NodeId, quantizer: &'a Quantizer) -> Place {
         let shape = self.network.graph.shape(chain.base);
+        if chain.has_norm() {
+            self.n_thresholds =
+                self.n_thresholds.saturating_sub(self.thresholds_of(chain.base, quantizer.thresholds.len()));
+        }
         let levels = value_levels(shape.channels(), &chain.functions, quantizer);
         let kind = Kind::Quantize { levels, plane: shape.places() };
         let place = self.push(chain.base, kind, vec![self.values_of(chain.base)]);
@@ -389,10 +459,14 @@ impl<'a> Lowering<'a> {
         }
     }
 
+    /// How many thresholds a node has if each channel has so many.
+    fn thresholds_of(&self, id: NodeId, n_thresholds: usize) -> usize {
+        self.network.graph.shape(id).channels().saturating_mul(n_thresholds)
+    }
+
     /// Whether the sums of a layer become the codes of a chain at once: nothing else reads them.
     fn is_fused(&self, CodesOf { chain, quantizer, .. }: &CodesOf<'_>) -> bool {
-        let n_channels = self.network.graph.shape(chain.base).channels();
-        if n_channels.saturating_mul(quantizer.thresholds.len()) > MOST_THRESHOLDS {
+        if self.thresholds_of(chain.base, quantizer.thresholds.len()) > self.n_thresholds {
             return false;
         }
         let is_output = chain.base == self.network.graph.output();
@@ -448,6 +522,7 @@ impl<'a> Lowering<'a> {
                     Some(self.push(id, Kind::ConvCodes { kernel, scale, bias }, vec![codes]));
                 return;
             };
+            self.n_thresholds -= self.thresholds_of(chain.base, quantizer.thresholds.len());
             let levels = levels(&kernel, scale, bias.as_deref(), &chain.functions, quantizer);
             let place = self.push(id, Kind::ConvLevels { kernel, levels }, vec![codes]);
             self.end_chain(&chain, place, last, quantizer);
@@ -483,7 +558,7 @@ fn value_levels(n_channels: usize, functions: &[Pointwise], quantizer: &Quantize
         let end = order_key(f32::INFINITY) + 1;
         let thresholds = quantizer.thresholds.iter().map(|threshold| {
             low = first(low, end, |key| level_value(key) >= *threshold);
-            // Also if no value reaches it: sums of finite numbers are hardly infinite.
+            // What no value reaches stands at infinity: an infinite value counts as one of the highest level.
             if low == end { f32::INFINITY } else { from_order_key(low) }
         });
         (falls, thresholds.collect::<Vec<f32>>())

@@ -9,7 +9,7 @@ use lowbit_cpu::conv;
 use lowbit_cpu::norm::{self, Activation, NormParameters, NormShape};
 use lowbit_cpu::words::{self, WORD};
 
-use crate::lower::{Kind, Program, Step};
+use crate::lower::{Kind, Program, Step, relu};
 use crate::packed::PackedNetwork;
 use crate::{ImagesError, PackedError};
 
@@ -21,6 +21,17 @@ const MAX_FILE: u64 = 2 << 30;
 pub struct Model {
     network: PackedNetwork,
     program: Program,
+}
+
+/// How many layers of a model are computed how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerCounts {
+    /// By sums of integers.
+    pub integer: usize,
+    /// Of these, those whose sums become codes at once.
+    pub fused: usize,
+    /// By sums of numbers in single precision.
+    pub float: usize,
 }
 
 /// How long an operation took.
@@ -85,7 +96,7 @@ impl Model {
     /// # Errors
     /// [`PackedError`] if they are no packed network.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, PackedError> {
-        Ok(Self::ready(PackedNetwork::from_bytes(bytes)?))
+        Self::ready(PackedNetwork::from_bytes(bytes)?)
     }
 
     /// Makes a network ready to run.
@@ -94,12 +105,12 @@ impl Model {
     /// [`PackedError`] if something is missing or has another size.
     pub fn new(network: PackedNetwork) -> Result<Self, PackedError> {
         network.check()?;
-        Ok(Self::ready(network))
+        Self::ready(network)
     }
 
-    fn ready(network: PackedNetwork) -> Self {
-        let program = Program::new(&network);
-        Self { network, program }
+    fn ready(network: PackedNetwork) -> Result<Self, PackedError> {
+        let program = Program::new(&network)?;
+        Ok(Self { network, program })
     }
 
     /// The network.
@@ -122,16 +133,21 @@ impl Model {
     /// What an image yields does not depend on the others, nor on the number of threads.
     ///
     /// # Errors
-    /// [`ImagesError`] if the values are no whole number of images.
+    /// [`ImagesError`] if the values are no whole number of images, or one is not finite.
     pub fn run(&self, images: &[f32]) -> Result<Vec<f32>, ImagesError> {
+        let batch = self.n_images(images)?;
+        Ok(self.execute(images, batch, |_, _| ()))
+    }
+
+    fn n_images(&self, images: &[f32]) -> Result<usize, ImagesError> {
         let expected: usize = self.input_shape().iter().product();
         if !images.len().is_multiple_of(expected) {
-            return Err(ImagesError { got: images.len(), expected });
+            return Err(ImagesError::Length { got: images.len(), expected });
         }
-        if images.is_empty() {
-            return Ok(Vec::new());
+        match images.iter().position(|value| !value.is_finite()) {
+            Some(place) => Err(ImagesError::NotFinite { place, got: images[place] }),
+            None => Ok(images.len() / expected),
         }
-        Ok(self.execute(images, images.len() / expected, |_, _| ()))
     }
 
     /// [`run`](Self::run), and how long each operation took, in order.
@@ -139,12 +155,9 @@ impl Model {
     /// # Errors
     /// As [`run`](Self::run).
     pub fn run_timed(&self, images: &[f32]) -> Result<(Vec<f32>, Vec<OperationTime>), ImagesError> {
-        let expected: usize = self.input_shape().iter().product();
-        if images.is_empty() || !images.len().is_multiple_of(expected) {
-            return Err(ImagesError { got: images.len(), expected });
-        }
+        let batch = self.n_images(images)?;
         let mut times = Vec::with_capacity(self.program.steps.len());
-        let logits = self.execute(images, images.len() / expected, |step, seconds| {
+        let logits = self.execute(images, batch, |step, seconds| {
             let path = self.network.graph.nodes()[step.node].path.clone();
             times.push(OperationTime { path, operation: step.kind.name(), seconds });
         });
@@ -153,6 +166,9 @@ impl Model {
 
     /// Runs all steps, and tells after each how long it took.
     fn execute(&self, images: &[f32], batch: usize, mut after: impl FnMut(&Step, f64)) -> Vec<f32> {
+        if batch == 0 {
+            return Vec::new();
+        }
         let mut values: Vec<Option<Value>> = Vec::new();
         values.resize_with(self.program.n_places, || None);
         values[self.program.input] = Some(Value::Floats(images.to_vec()));
@@ -171,16 +187,15 @@ impl Model {
         }
     }
 
-    /// How many layers sum up integers, how many numbers in single precision.
-    pub fn n_integer_layers(&self) -> [usize; 2] {
+    /// How its layers are computed.
+    pub fn layer_counts(&self) -> LayerCounts {
         let count = |is: fn(&Kind) -> bool| self.program.steps.iter().filter(|step| is(&step.kind)).count();
-        let integers = |kind: &Kind| matches!(kind, Kind::ConvCodes { .. } | Kind::ConvLevels { .. });
-        [count(integers), count(|kind| matches!(kind, Kind::Conv { .. }))]
-    }
-
-    /// How many layers with sums of integers yield codes at once.
-    pub fn n_fused_layers(&self) -> usize {
-        self.program.steps.iter().filter(|step| matches!(step.kind, Kind::ConvLevels { .. })).count()
+        let fused = count(|kind| matches!(kind, Kind::ConvLevels { .. }));
+        LayerCounts {
+            integer: fused + count(|kind| matches!(kind, Kind::ConvCodes { .. })),
+            fused,
+            float: count(|kind| matches!(kind, Kind::Conv { .. })),
+        }
     }
 }
 
@@ -210,7 +225,7 @@ fn run_step<'a>(step: &Step, batch: usize, read: impl Fn(usize) -> &'a Value) ->
                 NormParameters { gamma: &norm.gamma, beta: &norm.beta, statistics, epsilon: norm.epsilon };
             Value::Floats(norm::apply(shape, input.floats(), parameters, Activation::Identity).values)
         }
-        Kind::Relu => Value::Floats(input.floats().iter().map(|x| x.max(0.0)).collect()),
+        Kind::Relu => Value::Floats(input.floats().iter().map(|x| relu(*x)).collect()),
         Kind::Relu6 => Value::Floats(input.floats().iter().map(|x| x.clamp(0.0, 6.0)).collect()),
         Kind::Scale(scale) => Value::Floats(input.floats().iter().map(|x| x * scale).collect()),
         Kind::Add => {

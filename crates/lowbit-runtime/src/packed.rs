@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use lowbit_core::IntegerGrid;
 use lowbit_core::graph::{Conv, Graph, Linear, Node, Op, Shape};
+use lowbit_core::{CodeRange, IntegerGrid};
 use serde::{Deserialize, Serialize};
 
 use crate::PackedError;
 
 /// Most values that the output of an operation may have, for one image: the largest of ResNet for images of 512x512 has a quarter.
 pub const MAX_VALUES: usize = 1 << 24;
+
+/// Largest shorter side that images are brought to.
+const MAX_RESIZE: usize = 8192;
 
 /// Largest side of a window.
 const MAX_KERNEL: usize = 255;
@@ -75,6 +78,12 @@ impl Quantizer {
         if !self.thresholds.is_sorted() || self.thresholds.iter().any(|threshold| threshold.is_nan()) {
             return Err("the thresholds of its quantizer do not ascend".into());
         }
+        let CodeRange { q_min, q_max } = self.grid.range();
+        if q_min < 0 || q_max > i32::from(u8::MAX) {
+            return Err(format!(
+                "its quantizer has codes from {q_min} to {q_max}, expected 0 to 255 at most"
+            ));
+        }
         match self.grid.units().len() {
             1 => Ok(()),
             n => Err(format!("its quantizer has {n} units, expected 1")),
@@ -113,8 +122,7 @@ pub struct Info {
     /// What the difference is divided by.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub std: Vec<f32>,
-    /// To how many pixels the shorter side of an image is brought before the center is cut out; `None` if the whole image is brought
-    /// to the size of the network.
+    /// To how many pixels the shorter side of an image is brought before the center is cut out; `None` if that is the size of the network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resize: Option<usize>,
     /// Where the network comes from: whatever the program that exports it says.
@@ -338,6 +346,9 @@ impl Info {
             {
                 return wrong(format!("of its images: {problem}"));
             }
+        }
+        if let Some(resize) = self.resize.filter(|resize| !(1..=MAX_RESIZE).contains(resize)) {
+            return wrong(format!("its images are resized to {resize} pixels, expected 1 to {MAX_RESIZE}"));
         }
         match self.std.iter().all(|std| *std > 0.0) && self.mean.len() == self.std.len() {
             true => Ok(()),

@@ -199,7 +199,10 @@ impl Images {
 
     /// How pixels become network inputs: as the recipe says, or else as is customary for the data set, or as the program says of
     /// its training images.
-    pub(crate) fn normalization(&self, recipe: &DataRecipe) -> Result<Normalization, TrainError> {
+    ///
+    /// # Errors
+    /// [`TrainError`] if nobody says.
+    pub fn normalization(&self, recipe: &DataRecipe) -> Result<Normalization, TrainError> {
         match (&recipe.normalization, self, recipe.dataset) {
             (Some(normalization), _, _) => Ok(normalization.clone()),
             (None, _, DatasetChoice::Named(name)) => {

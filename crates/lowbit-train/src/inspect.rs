@@ -144,6 +144,8 @@ pub struct Deployed {
     pub normalization: Normalization,
     /// Where the run looked for data sets first, if that was asked for.
     pub data_dir: Option<PathBuf>,
+    /// Its test images, if the run knows them.
+    pub test: Option<ImageSet>,
 }
 
 /// The network of a checkpoint of the run in `path` as it is deployed. `device` is without autodiff.
@@ -161,12 +163,14 @@ pub fn deployed(path: &Path, subject: Subject<'_>, device: &Device) -> Result<De
         classes: info.classes,
         normalization,
         data_dir: info.data_dir,
+        test: info.data.map(|data| data.test),
         recipe,
     })
 }
 
-/// What a function of images scores on the test images of a recipe, the first `most` of them at most, and how many these are. `logits` has
-/// the normalized pixels of a batch, `[batch, channels, height, width]`, and returns as many rows of class scores.
+/// What a function of images scores on the test images of a recipe, the first `most` of them, or a few more, as whole batches are taken;
+/// how many these are, and what is doubtful about the images. `logits` has the normalized pixels of a batch, `[batch, channels,
+/// height, width]`, and returns as many rows of class scores.
 ///
 /// # Errors
 /// [`TrainError`] if the images cannot be read, or whatever `logits` fails with.
@@ -175,8 +179,8 @@ pub fn score(
     images: &Images,
     most: usize,
     mut logits: impl FnMut(&[f32], [usize; 4]) -> Result<Vec<f32>, TrainError>,
-) -> Result<(Scores, usize), TrainError> {
-    let (Served { loader, .. }, _) = test_images(recipe, images)?;
+) -> Result<Scored, TrainError> {
+    let (Served { loader, set }, warnings) = test_images(recipe, images)?;
     let mut tally = Tally::default();
     for batch in loader.epoch(0, 0) {
         let Batch { images, labels, shape, .. } = batch?;
@@ -186,7 +190,21 @@ pub fn score(
             break;
         }
     }
-    Ok((tally.scores(), tally.n_images as usize))
+    let warnings = warnings.iter().map(ToString::to_string).collect();
+    Ok(Scored { scores: tally.scores(), n_images: tally.n_images as usize, data: set, warnings })
+}
+
+/// What [`score`] yields.
+#[derive(Clone, Debug)]
+pub struct Scored {
+    /// The scores.
+    pub scores: Scores,
+    /// Images that they are of.
+    pub n_images: usize,
+    /// All test images.
+    pub data: ImageSet,
+    /// What is doubtful about them.
+    pub warnings: Vec<String>,
 }
 
 /// A network of a run, and where it comes from.

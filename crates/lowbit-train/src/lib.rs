@@ -85,8 +85,8 @@ pub use experiment::plan;
 pub use files::{MAX_TEXT, open_regular, read_regular, read_regular_text};
 pub use image_set::{ImageSet, RunData, SkippedImages};
 pub use inspect::{
-    CheckpointInspection, Deployed, Evaluation, Inspection, Subject, best_checkpoint, deployed, evaluate,
-    inspect, load_network, score,
+    CheckpointInspection, Deployed, Evaluation, Inspection, Scored, Subject, best_checkpoint, deployed,
+    evaluate, inspect, load_network, score,
 };
 pub use memory::MemoryEstimate;
 pub use metrics::{EpochMetrics, EpochTiming, NetworkMetrics, Scores, Tally};

@@ -106,6 +106,7 @@ pub enum Command {
     #[command(after_help = concat_examples(&[
         ("lowbit export runs/mine", ""),
         ("lowbit export runs/mine --checkpoint best --out mine.lowbit", ""),
+        ("lowbit export runs/mine --format onnx --opset 21", ""),
         ("lowbit export runs/mine --format safetensors", ""),
     ], EXPORT_NOTES))]
     Export(ExportArgs),
@@ -173,7 +174,11 @@ of the weights, if the recipe has one. With the build, on the kind of processor
 what it reported, bit for bit; if they do not, the exit code is 6. Elsewhere
 they may differ, which is said.
 
-With --json, stdout holds one JSON object: `top1` and `top5` (fractions),
+A packed model is scored by its runtime on the test images of its recipe. With
+--json, it has `model`, `recipe`, `n_images`, `top1`, `top5`, `loss`, `same_data`,
+`integer_layers`, `float_layers` and, if there are any, `classes`.
+
+Of a run, with --json, stdout holds one JSON object: `top1` and `top5` (fractions),
 `loss`, `recipe`, `checkpoint`, `step`, `reported` (the scores of the run at
 this checkpoint, or null), `reported_on` and `reported_by` (their device, and
 their program and machine, or null), `same_data` (whether the test images are
@@ -204,13 +209,17 @@ the crate lowbit-runtime. Before it is written, it is run on the test images bes
 the network of the run; if their logits differ, that is exit code 6, and there is no
 file. At most 10,000 images are compared.
 
+An ONNX file is of the same network: its weights are integers, normalizations are
+part of the convolutions. ONNX Runtime rounds in other places, so that a code may
+differ; what is compared before it is written is the packed model.
+
 A file of safetensors has the weights by torchvision's names and in full precision.
 The quantizers of the run are left out, which is said: what reads the file computes
 in full precision.
 
-With --json, stdout holds one JSON object. Of a packed model: `file`, `format`,
+With --json, stdout holds one JSON object. Of a model: `file`, `format`,
 `run_dir`, `checkpoint`, `network`, `bytes`, `bytes_fp32` (of the same network in
-full precision), `verified`, `n_images`, `max_logit_difference`, `same_top1`, `top1`,
+full precision), `verified` and then `n_images`, `max_logit_difference`, `same_top1`, `top1`,
 `loss`, `integer_layers`, `float_layers` and `layers` (`path`, `weight_bits`,
 `input_bits`, `bytes`, `bytes_fp32`). Of safetensors: `file`, `format`, `run_dir`,
 `checkpoint`, `network`, `n_tensors`, `n_bytes`, `n_left_out`.";
@@ -307,6 +316,10 @@ pub struct EvalArgs {
     #[arg(long, value_name = "NAME")]
     pub network: Option<String>,
 
+    /// Write the images of a packed model, normalized, and their logits to a new file of safetensors
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = path())]
+    pub dump: Option<PathBuf>,
+
     #[command(flatten)]
     pub device: DeviceArgs,
 
@@ -365,7 +378,7 @@ pub struct ExportArgs {
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
     pub run: PathBuf,
 
-    /// Format of the file [default: safetensors if --out ends so, else packed]
+    /// Format of the file [default: by the ending of --out, else packed]
     #[arg(long, value_name = "FORMAT", value_enum)]
     pub format: Option<ExportFormat>,
 
@@ -381,7 +394,11 @@ pub struct ExportArgs {
     #[arg(long, value_name = "NAME")]
     pub network: Option<String>,
 
-    /// Write a packed model without running it on the test images first
+    /// Version of ONNX's operators: 13 for old programs, 21 stores 4 bits, 25 also 2 bits
+    #[arg(long, value_name = "N", value_parser = ["13", "21", "25"], default_value = "25")]
+    pub opset: String,
+
+    /// Write a model without running it on the test images first
     #[arg(long)]
     pub no_verify: bool,
 
@@ -396,6 +413,8 @@ pub struct ExportArgs {
 pub enum ExportFormat {
     /// Integer weights and all that it takes to run them, for `lowbit predict` and the crate lowbit-runtime
     Packed,
+    /// For ONNX Runtime and other programs: integer weights, activations between QuantizeLinear and DequantizeLinear
+    Onnx,
     /// Weights in full precision by torchvision's names, for other programs
     Safetensors,
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::cli::EvalArgs;
 use crate::device::DeviceName;
-use crate::exit_code::{self, Code};
+use crate::exit_code::{self, Code, UsageError};
 use crate::inspect::{checkpoint_named, expect_no_checkpoint};
 use crate::output::{self, percent_exact};
 use crate::packed;
@@ -32,6 +32,10 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Code> {
         return packed::eval(args);
     }
     expect_no_checkpoint(&args.run, "eval")?;
+    if args.dump.is_some() {
+        let message = format!("--dump is for a packed model, {} is none", args.run.display());
+        return Err(UsageError(message).into());
+    }
     let run_device = RunDir::open(&args.run)?.info()?.device;
     let name = match args.device.device {
         Some(name) => name,

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use lowbit_export::onnx::Opset;
 use lowbit_models::{Family, Layout, ModelConfig};
 use lowbit_train::weights::{ExportedWeights, to_safetensors};
 use lowbit_train::{RunDir, Subject};
@@ -33,16 +34,39 @@ struct Report<'a> {
 
 pub fn run(args: &ExportArgs) -> anyhow::Result<Code> {
     expect_no_checkpoint(&args.run, "export")?;
-    let is_safetensors = || args.out.as_deref().and_then(Path::extension) == Some(OsStr::new("safetensors"));
-    match args.format {
-        Some(ExportFormat::Packed) => packed::export(args),
-        Some(ExportFormat::Safetensors) => safetensors(args),
-        None if is_safetensors() => safetensors(args),
-        None => packed::export(args),
+    let ending = args.out.as_deref().and_then(Path::extension).and_then(OsStr::to_str);
+    let format = args.format.unwrap_or(match ending {
+        Some("safetensors") => ExportFormat::Safetensors,
+        Some("onnx") => ExportFormat::Onnx,
+        _ => ExportFormat::Packed,
+    });
+    match format {
+        ExportFormat::Packed => packed::export(args, None),
+        ExportFormat::Onnx => packed::export(args, Some(opset(&args.opset))),
+        ExportFormat::Safetensors => safetensors(args),
+    }
+}
+
+/// The version of ONNX's operators of this number.
+fn opset(number: &str) -> Opset {
+    match number {
+        "13" => Opset::V13,
+        "21" => Opset::V21,
+        _ => Opset::V25,
     }
 }
 
 fn safetensors(args: &ExportArgs) -> anyhow::Result<Code> {
+    for (option, is_given) in
+        [("--no-verify", args.no_verify), ("--data-dir", args.data_dir.data_dir.is_some())]
+    {
+        if is_given {
+            return Err(UsageError(format!(
+                "{option} is for models, the weights in safetensors are not run"
+            ))
+            .into());
+        }
+    }
     let run = RunDir::open(&args.run)?;
     let recipe = run.recipe()?;
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}.safetensors", recipe.name)));

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
-use lowbit_runtime::{Info, Model, PackedError, PackedNetwork, Weight};
-use lowbit_train::{Deployed, Images, Recipe, Scores, Subject, deployed, score};
+use lowbit_export::onnx::{Opset, to_onnx};
+use lowbit_runtime::{Info, LayerCounts, Model, PackedError, PackedNetwork, Weight};
+use lowbit_train::{Deployed, ImageSet, Images, Recipe, Scored, Scores, Subject, deployed, score};
+use safetensors::tensor::{Dtype, TensorView};
 use serde::Serialize;
 
 use crate::cli::{EvalArgs, ExportArgs};
@@ -26,6 +28,7 @@ const BOUND: f64 = 1e-5;
 
 /// Names of what a file says of its origin.
 const RECIPE: &str = "recipe";
+const TEST_IMAGES: &str = "test_images";
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -57,6 +60,16 @@ struct Verification {
     loss: f64,
     #[serde(skip)]
     largest_logit: f64,
+    /// Whether all logits of both are.
+    #[serde(skip)]
+    are_finite: bool,
+}
+
+impl Verification {
+    fn is_passed(&self) -> bool {
+        let is_close = self.max_logit_difference <= BOUND * self.largest_logit;
+        self.are_finite && is_close && self.same_top1 == self.n_images
+    }
 }
 
 #[derive(Serialize)]
@@ -69,8 +82,9 @@ struct LayerReport {
     bytes_fp32: usize,
 }
 
-/// `lowbit export --format packed`.
-pub fn export(args: &ExportArgs) -> anyhow::Result<Code> {
+/// `lowbit export --format packed`, or, with a version of ONNX's operators, `--format onnx`.
+pub fn export(args: &ExportArgs, opset: Option<Opset>) -> anyhow::Result<Code> {
+    let (format, ending) = if opset.is_some() { ("onnx", "onnx") } else { ("packed", ENDING) };
     let checkpoint = args.checkpoint.as_deref().map(|name| checkpoint_named(&args.run, name)).transpose()?;
     let subject = Subject { checkpoint: checkpoint.as_deref(), network: args.network.as_deref() };
     let name = DeviceName::fastest()?;
@@ -85,9 +99,17 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<Code> {
     let device = name.open()?;
     let deployed = deployed(&args.run, subject, &device)
         .map_err(|error| exit_code::with_previous(error, "export", &args.run))?;
-    let out = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}.{ENDING}", deployed.recipe.name)));
+    let out = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}.{ending}", deployed.recipe.name)));
     if out.exists() {
         return Err(exists(&out).into());
+    }
+    // Before the images are run, which may take long.
+    if let Some(folder) = out.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+        return Err(UsageError(format!(
+            "{} is no directory: make it, or choose another with --out",
+            folder.display()
+        ))
+        .into());
     }
     let no_model = |problem: String| ModelError { path: args.run.clone(), problem };
     let packed = lowbit_export::pack(&deployed.network, info(&deployed))
@@ -102,23 +124,28 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<Code> {
         false => Some(verify(&model, &deployed, &device, &args.data_dir.locations().into())?),
     };
     if let Some(found) = &verification
-        && (found.max_logit_difference > BOUND * found.largest_logit || found.same_top1 < found.n_images)
+        && !found.is_passed()
     {
         tracing::error!(
-            "the packed model is not the network of the run: of {} its logits differ by up to {} (the largest is {}), and {} have another \
-             class; no file was written",
+            "the packed model is not the network of the run: of {} its logits differ by up to {} (the largest is {}), {} have another \
+             class{}; no file was written",
             counted(found.n_images as u64, "test image"),
             found.max_logit_difference,
             found.largest_logit,
-            found.n_images - found.same_top1
+            found.n_images - found.same_top1,
+            if found.are_finite { "" } else { ", and some are not finite" }
         );
         return Ok(Code::Verification);
     }
+    let bytes = match opset {
+        None => bytes,
+        Some(opset) => to_onnx(&packed, opset).map_err(|error| UsageError(error.to_string()))?,
+    };
     write_new(&out, &bytes)?;
-    let [integer_layers, float_layers] = model.n_integer_layers();
+    let LayerCounts { integer: integer_layers, float: float_layers, .. } = model.layer_counts();
     let report = Report {
         file: &out,
-        format: "packed",
+        format,
         run_dir: &args.run,
         checkpoint: &deployed.checkpoint,
         network: &deployed.name,
@@ -140,7 +167,9 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<Code> {
 /// What the file says beside the network.
 fn info(deployed: &Deployed) -> Info {
     let Deployed { recipe, checkpoint, name, phase, classes, normalization, .. } = deployed;
+    let test_images = deployed.test.as_ref().and_then(|set| serde_json::to_string(set).ok());
     let origin = [
+        (TEST_IMAGES, test_images.unwrap_or_default()),
         (RECIPE, recipe.to_toml()),
         ("checkpoint", checkpoint.clone()),
         ("network", name.clone()),
@@ -153,7 +182,11 @@ fn info(deployed: &Deployed) -> Info {
         mean: normalization.mean.clone(),
         std: normalization.std.clone(),
         resize: recipe.data.geometry.map(|geometry| geometry.resize),
-        origin: origin.map(|(name, value)| (name.to_string(), value)).into_iter().collect::<BTreeMap<_, _>>(),
+        origin: origin
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(name, value)| (name.to_string(), value))
+            .collect::<BTreeMap<_, _>>(),
     }
 }
 
@@ -165,24 +198,24 @@ fn verify(
     images: &Images,
 ) -> anyhow::Result<Verification> {
     let images = images.with_run_dir(deployed.data_dir.as_deref());
-    let (mut max_logit_difference, mut largest_logit, mut same_top1) = (0.0f64, 0.0f64, 0);
-    let (Scores { loss, top1, .. }, n_images) =
+    let (mut max_logit_difference, mut largest_logit, mut are_finite, mut same_top1) =
+        (0.0f64, 0.0f64, true, 0);
+    let Scored { scores: Scores { loss, top1, .. }, n_images, .. } =
         score(&deployed.recipe.data, &images, MOST_IMAGES, |pixels, shape| {
             let input = Tensor::<4>::from_data(TensorData::new(pixels.to_vec(), shape), device);
             let expected: Vec<f32> = deployed.network.forward(input).into_data().iter::<f32>().collect();
             let got = model.run(pixels).expect("invariant: a batch is of whole images");
             for (got, expected) in got.iter().zip(&expected) {
                 let difference = f64::from(got - expected).abs();
-                // Also of what is no number.
-                max_logit_difference =
-                    if difference <= max_logit_difference { max_logit_difference } else { difference };
+                are_finite &= got.is_finite() && expected.is_finite();
+                max_logit_difference = max_logit_difference.max(difference);
                 largest_logit = largest_logit.max(f64::from(*expected).abs());
             }
             let rows = got.chunks(model.n_outputs()).zip(expected.chunks(model.n_outputs()));
             same_top1 += rows.filter(|(got, expected)| top(got) == top(expected)).count();
             Ok(got)
         })?;
-    Ok(Verification { n_images, max_logit_difference, same_top1, top1, loss, largest_logit })
+    Ok(Verification { n_images, max_logit_difference, same_top1, top1, loss, largest_logit, are_finite })
 }
 
 /// The first of the highest.
@@ -240,12 +273,24 @@ fn describe(report: &Report<'_>) -> String {
     )
 }
 
+/// Tensors as the bytes of a safetensors file.
+fn floats<const N: usize>(tensors: [(&str, Vec<usize>, Vec<f32>); N]) -> anyhow::Result<Vec<u8>> {
+    let bytes = tensors.map(|(name, shape, values)| {
+        (name, shape, values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
+    });
+    let views = bytes.iter().map(|(name, shape, bytes)| {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
+        (*name, view.expect("invariant: a tensor has the bytes of its shape"))
+    });
+    Ok(safetensors::serialize(views, None)?)
+}
+
 /// Reads a packed file.
 pub fn load(path: &Path) -> anyhow::Result<Model> {
     Model::load(path).map_err(|error| {
         let problem = match error {
             PackedError::Unreadable { source, .. } => format!("it cannot be read: {source}"),
-            error => error.to_string(),
+            error => error.to_string().replace(['\n', '\r'], " "),
         };
         ModelError { path: path.into(), problem }.into()
     })
@@ -258,6 +303,8 @@ struct Evaluation<'a> {
     n_images: usize,
     #[serde(flatten)]
     scores: Scores,
+    /// Whether the images are those that its run was tested on, if the file says these.
+    same_data: Option<bool>,
     integer_layers: usize,
     float_layers: usize,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -284,22 +331,61 @@ pub fn eval(args: &EvalArgs) -> anyhow::Result<Code> {
     let no_recipe =
         || ModelError { path: args.run.clone(), problem: "it does not say which images it is for".into() };
     let text = info.origin.get(RECIPE).ok_or_else(no_recipe)?;
-    let recipe = Recipe::parse(text, &format!("the recipe in {}", args.run.display()), &[])?;
+    let recipe =
+        Recipe::parse(text, &format!("the recipe in {}", args.run.display()), &[]).map_err(|error| {
+            let first =
+                error.to_string().lines().next().unwrap_or_default().trim_end_matches(':').to_string();
+            ModelError { path: args.run.clone(), problem: format!("its recipe is not usable: {first}") }
+        })?;
+    let normalization = Images::Named(args.data_dir.locations()).normalization(&recipe.data)?;
+    if [&info.mean, &info.std] != [&normalization.mean, &normalization.std] {
+        let problem = "it normalizes images by other numbers than its recipe does".into();
+        return Err(ModelError { path: args.run.clone(), problem }.into());
+    }
     let input = recipe.data.input_shape();
     if [input.channels, input.height, input.width] != model.input_shape() {
         let problem = "its recipe is for images of another size than its network".into();
         return Err(ModelError { path: args.run.clone(), problem }.into());
     }
+    if recipe.data.n_classes() != model.n_outputs() {
+        let problem = "its recipe is for another number of classes than its network".into();
+        return Err(ModelError { path: args.run.clone(), problem }.into());
+    }
     let images: Images = args.data_dir.locations().into();
-    let (scores, n_images) = score(&recipe.data, &images, usize::MAX, |pixels, _| {
-        Ok(model.run(pixels).expect("invariant: a batch is of whole images"))
-    })?;
-    let [integer_layers, float_layers] = model.n_integer_layers();
+    if let Some(dump) = args.dump.as_deref().filter(|dump| dump.exists()) {
+        return Err(exists(dump).into());
+    }
+    let (mut all_pixels, mut all_logits) = (Vec::new(), Vec::new());
+    let Scored { scores, n_images, data, warnings } =
+        score(&recipe.data, &images, usize::MAX, |pixels, _| {
+            let logits = model.run(pixels).expect("invariant: a batch is of whole images");
+            if args.dump.is_some() {
+                all_pixels.extend_from_slice(pixels);
+                all_logits.extend_from_slice(&logits);
+            }
+            Ok(logits)
+        })?;
+    if let Some(dump) = &args.dump {
+        let [channels, height, width] = model.input_shape();
+        let images = ("images", vec![n_images, channels, height, width], all_pixels);
+        write_new(dump, &floats([images, ("logits", vec![n_images, model.n_outputs()], all_logits)])?)?;
+    }
+    let known: Option<ImageSet> =
+        info.origin.get(TEST_IMAGES).and_then(|text| serde_json::from_str(text).ok());
+    let same_data = known.map(|known| known == data);
+    if same_data != Some(true) {
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    }
+    if same_data == Some(false) {
+        tracing::warn!("these are not the test images that the run of this model was tested on");
+    }
+    let LayerCounts { integer: integer_layers, float: float_layers, .. } = model.layer_counts();
     let report = Evaluation {
         model: &args.run,
         recipe: &recipe.name,
         n_images,
         scores,
+        same_data,
         integer_layers,
         float_layers,
         classes: &info.classes,

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use lowbit_data::{DecodeLimits, Dimensions, Geometry, Image, MAX_IMAGE_FILE, decode};
 use lowbit_runtime::Model;
+use lowbit_train::read_regular;
 use serde::Serialize;
 
 use crate::cli::PredictArgs;
@@ -38,7 +39,13 @@ struct Class<'a> {
 pub fn run(args: &PredictArgs) -> anyhow::Result<Code> {
     let model = packed::load(&args.model)?;
     let images = args.images.iter().map(|file| {
-        let logits = model.run(&pixels(&model, &args.model, file)?).expect("invariant: it is one image");
+        let logits = model.run(&pixels(&model, &args.model, file)?);
+        let no_number = |problem: String| ModelError { path: args.model.clone(), problem };
+        let logits =
+            logits.map_err(|error| no_number(format!("its normalization makes no numbers: {error}")))?;
+        if !logits.iter().all(|logit| logit.is_finite()) {
+            return Err(no_number("its logits are not finite".into()).into());
+        }
         Ok(Prediction { file, classes: classes(&logits, &model.network().info.classes) })
     });
     let report = Report { model: &args.model, images: images.collect::<anyhow::Result<_>>()? };
@@ -53,11 +60,7 @@ pub fn run(args: &PredictArgs) -> anyhow::Result<Code> {
 fn pixels(model: &Model, model_path: &Path, file: &Path) -> anyhow::Result<Vec<f32>> {
     let wrong = |problem: String| ImageError { path: file.into(), problem };
     let unreadable = |error: std::io::Error| wrong(format!("it cannot be read: {error}"));
-    let n_bytes = std::fs::metadata(file).map_err(unreadable)?.len();
-    if n_bytes > MAX_IMAGE_FILE.into() {
-        return Err(wrong(format!("it has {n_bytes} bytes, expected at most {MAX_IMAGE_FILE}")).into());
-    }
-    let bytes = std::fs::read(file).map_err(unreadable)?;
+    let bytes = read_regular(file, MAX_IMAGE_FILE.into()).map_err(unreadable)?;
     let picture = decode(&bytes, &DecodeLimits::default()).map_err(|error| wrong(error.to_string()))?;
     let [channels, height, width] = model.input_shape();
     let info = &model.network().info;

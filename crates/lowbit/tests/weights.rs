@@ -330,6 +330,17 @@ fn hostile_files_are_told_in_a_line() {
     };
     let long_source = source(&b"h\x00".repeat(60_001));
     let cut_source = source(&[b"(".as_slice(), &b"h\x01".repeat(60_001), b"t0"].concat());
+    // The same by places of the memory that are written twice: that of the tag, that of the class, and a class that is none.
+    let text = |text: &[u8]| [b"X".as_slice(), &(text.len() as u32).to_le_bytes(), text].concat();
+    let long = text(&vec![b'c'; 1_000_000]);
+    let twice = |class: &[u8], put: &[u8], after: &[u8]| {
+        let start = [b"(", &text(b"module")[..], b"q\x01", class].concat();
+        legacy(&[b"\x80\x02](", &start[..], &text(b"a.py"), &long, put, b"tQ", after, b"e."].concat())
+    };
+    let tag_twice = twice(b"ca\nb\nq\x02", b"q\x01", &b"(h\x01t0".repeat(60_001));
+    let class_twice = twice(b"ca\nb\nq\x02", b"q\x02", &b"h\x02".repeat(60_001));
+    let no_class =
+        twice(b"ca\nb\nq\x02", b"q\x03", &[&b"(h\x01h\x03NtQ"[..], &b"h\x02".repeat(60_001)].concat());
     // A list in itself.
     let cyclic = b"\x80\x02]q\x00h\x00a.".to_vec();
     let header = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
@@ -363,6 +374,9 @@ fn hostile_files_are_told_in_a_line() {
         ("sides.pth", pickle(&many_sides), "a tensor has 300001 sides, expected at most 64"),
         ("keys.pth", pickle(&long_key), "its pickles use 60001 values under names of up to 1000000 bytes"),
         ("source.pth", long_source, "its pickles use 60002 values under names of up to 1000004 bytes"),
+        ("tag-twice.pth", tag_twice, "under names of up to 1000004 bytes"),
+        ("class-twice.pth", class_twice, "under names of up to 1000004 bytes"),
+        ("no-class.pth", no_class, "under names of up to 1000004 bytes"),
         ("no-source.pth", cut_source, "Expected a dictionary at the root of the PyTorch file, found list"),
         (
             "strides.pth",

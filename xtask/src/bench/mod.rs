@@ -21,6 +21,7 @@ pub mod backends;
 pub mod loader;
 pub mod ops;
 mod origin;
+pub mod runtime;
 
 /// What `cargo xtask bench step` is asked for.
 #[derive(Args)]
@@ -238,12 +239,12 @@ fn build(device: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// A script of the peer.
-fn peer_script(name: &str) -> PathBuf {
+pub fn peer_script(name: &str) -> PathBuf {
     workspace::root().join("xtask/peers").join(name)
 }
 
 /// Makes a Python environment with the pinned peer, once; returns its Python.
-fn virtual_environment() -> anyhow::Result<String> {
+pub fn virtual_environment() -> anyhow::Result<String> {
     let folder = workspace::target_dir()?.join("peers/torch");
     let python = folder.join("bin/python");
     let requirements = peer_script("requirements.txt");

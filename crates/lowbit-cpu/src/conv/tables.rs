@@ -1,6 +1,6 @@
 //! Tables of the places that a convolution reads and writes.
 
-use super::pass::targets;
+pub use super::pass::targets;
 use super::shape::ConvShape;
 use super::source::Source;
 

@@ -194,47 +194,51 @@ fn thresholds(n: usize, largest: i32, random: &mut Random) -> Vec<i32> {
 
 #[test]
 fn levels_are_the_thresholds_that_sums_have_reached() {
-    let mut random = Random(3);
-    let shape = |batch, out_channels, stride| ConvShape {
+    for n_threads in [1, 2, 5] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().expect("threads");
+        pool.install(|| {
+            let mut random = Random(3);
+            for (n, bits) in (1..=8).flat_map(|bits| [(1, bits), (17, bits), (40, bits)]) {
+                // From fewer images than threads to many that are computed together.
+                for batch in [1 + n % 3, 33] {
+                    check_levels(batch, n, bits, &mut random);
+                }
+            }
+        });
+    }
+}
+
+fn check_levels(batch: usize, n: usize, bits: u32, random: &mut Random) {
+    let shape = ConvShape {
         batch,
         in_channels: 5,
-        out_channels,
+        out_channels: n,
         size: [6, 9],
         kernel: [3, 3],
-        stride: [stride, stride],
+        stride: [1 + n % 2; 2],
         padding: [1, 1],
         groups: 1,
     };
-    for (n, bits) in (1..=8).flat_map(|bits| [(1, bits), (17, bits), (40, bits)]) {
-        let shape = shape(1 + n % 3, n, 1 + n % 2);
-        let bounds = CodeBounds { activation: 7, weight: 3 };
-        let weight: Vec<u8> =
-            (0..n * 5 * 9).map(|_| random.below(7) as u8).map(|c| c.wrapping_sub(3)).collect();
-        let input: Vec<u8> = (0..shape.batch * 5 * 54).map(|_| random.below(8) as u8).collect();
-        let kernel = IntegerConv::new(shape, &weight, &[1.0], bounds).expect("the sums fit");
-        let n_thresholds = (1 << bits) - 1;
-        let channels: Vec<(bool, Vec<i32>)> = (0..n)
-            .map(|channel| {
-                (channel % 3 == 1, thresholds(n_thresholds, kernel.largest_sum() / 4, &mut random))
-            })
-            .collect();
-        // Codes that are not the levels.
-        let codes: Vec<u8> = (0..=n_thresholds).map(|level| 255 - level as u8).collect();
-        let words = words::join(&input, shape.batch, 5, 54);
-        assert_eq!(kernel.forward_words(&words, 0.5), kernel.forward(&input, 0.5));
-        let plane: usize = shape.out_size().iter().product();
-        let got = words::split(
-            &kernel.levels(&words, &Levels::new(&channels, codes.clone())),
-            shape.batch,
-            n,
-            plane,
-        );
-        for (i, (&got, sum)) in got.iter().zip(kernel.forward(&input, 1.0)).enumerate() {
-            let (downwards, thresholds) = &channels[i / plane % n];
-            let sum = if *downwards { -sum as i32 } else { sum as i32 };
-            let level = thresholds.iter().filter(|threshold| sum >= **threshold).count();
-            assert_eq!(got, codes[level], "{bits} bits, {n} channels, number {i}");
-        }
+    let bounds = CodeBounds { activation: 7, weight: 3 };
+    let weight: Vec<u8> = (0..n * 5 * 9).map(|_| (random.below(7) as u8).wrapping_sub(3)).collect();
+    let input: Vec<u8> = (0..batch * 5 * 54).map(|_| random.below(8) as u8).collect();
+    let kernel = IntegerConv::new(shape, &weight, &[1.0], bounds).expect("the sums fit").with_zero_point(2);
+    let n_thresholds = (1 << bits) - 1;
+    let channels: Vec<(bool, Vec<i32>)> = (0..n)
+        .map(|channel| (channel % 3 == 1, thresholds(n_thresholds, kernel.largest_sum() / 4, random)))
+        .collect();
+    // Codes that are not the levels.
+    let codes: Vec<u8> = (0..=n_thresholds).map(|level| 255 - level as u8).collect();
+    let words = words::join(&input, batch, 5, 54);
+    let sums = kernel.forward(&input, 1.0);
+    assert_eq!(kernel.forward_words(&words, 1.0), sums);
+    let plane: usize = shape.out_size().iter().product();
+    let got = kernel.levels(&words, &Levels::new(&channels, codes.clone()));
+    for (i, (got, sum)) in words::split(&got, batch, n, plane).into_iter().zip(sums).enumerate() {
+        let (downwards, thresholds) = &channels[i / plane % n];
+        let sum = if *downwards { -sum as i32 } else { sum as i32 };
+        let level = thresholds.iter().filter(|threshold| sum >= **threshold).count();
+        assert_eq!(got, codes[level], "{bits} bits, {n} channels, {batch} images, number {i}");
     }
 }
 

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData};
-use lowbit_kernels::{conv2d, evaluates_by_cpu_kernels};
+use lowbit_kernels::{conv2d, evaluates_exactly};
 use rand::Rng;
 use rand_distr::{Distribution, Uniform};
 
@@ -94,7 +94,7 @@ impl QuantLinear {
             // Not every backend has products of nothing: burn's ndarray divides by zero.
             return Tensor::zeros([0, self.weight.val().dims()[0]], &input.device());
         }
-        let output = match evaluates_by_cpu_kernels(&input.device()) {
+        let output = match evaluates_exactly(&input.device()) {
             true => self.as_conv(input),
             false => {
                 let input = self.selection.input(&self.input_quantizer, input).into_values();

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use lowbit_core::graph::{Conv, GraphBuilder, LayerRole, Op, Shape};
 
 use super::*;
-use crate::packed::{Layer, weight_shape};
+use crate::packed::{Info, Layer, weight_shape};
 use crate::samples;
 
 fn image(n: usize) -> Vec<f32> {
@@ -118,6 +118,14 @@ fn logits_are_those_of_the_definitions() {
     let model = Model::new(network.clone()).unwrap();
     let images = image(5);
     let logits = model.run(&images).unwrap();
+    for n_threads in [1, 2, 5] {
+        // Many images at a time, whatever the number of threads.
+        let many = image(64);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+        let all = pool.install(|| model.run(&many).unwrap());
+        assert_eq!(all[..20], logits);
+        assert_eq!(all[252..], model.run(&many[63 * 108..]).unwrap());
+    }
     for (image, logits) in images.chunks(108).zip(logits.chunks(4)) {
         for (got, expected) in logits.iter().zip(by_definition(&network, image)) {
             // In single precision; no value is close to a threshold.
@@ -126,12 +134,14 @@ fn logits_are_those_of_the_definitions() {
         assert_eq!(model.run(image).unwrap(), logits);
     }
     // Of grouped and unquantized layers sums are in floats.
-    assert_eq!(model.n_integer_layers(), [4, 3]);
-    assert_eq!(model.n_fused_layers(), 2);
+    assert_eq!(model.layer_counts(), LayerCounts { integer: 4, fused: 2, float: 3 });
     let (timed, times) = model.run_timed(&images).unwrap();
     assert_eq!(timed, logits);
     assert_eq!(times.iter().filter(|time| time.operation == "integers to codes").count(), 2);
-    assert_eq!(model.run(&images[1..]).unwrap_err(), ImagesError { got: 539, expected: 108 });
+    assert_eq!(model.run(&images[1..]).unwrap_err(), ImagesError::Length { got: 539, expected: 108 });
+    let mut broken = images.clone();
+    broken[7] = f32::INFINITY;
+    assert_eq!(model.run(&broken).unwrap_err(), ImagesError::NotFinite { place: 7, got: f32::INFINITY });
     assert!(model.run(&[]).unwrap().is_empty());
 }
 
@@ -207,6 +217,21 @@ fn sizes_beyond_the_bounds_are_refused() {
     assert!(with([3, 60_000, 60_000], None).contains("its operation 0 is too large"));
     let wide = Conv::new([1, 1], 301, LayerRole::First).with_padding(0);
     assert!(with([1, 301, 301], Some(wide)).contains("its operation 1 is too large: a window of 301x301"));
+    // Values that are all held until the end.
+    let mut graph = GraphBuilder::default();
+    let x = graph.input([1, 4096, 4096]).unwrap();
+    let parts: Vec<_> = (0..20).map(|_| graph.relu(x).unwrap()).collect();
+    let sum = parts.into_iter().reduce(|a, b| graph.add([a, b]).unwrap()).unwrap();
+    let means = graph.global_avg_pool(sum).unwrap();
+    let held = PackedNetwork {
+        graph: graph.finish(means).unwrap(),
+        layers: Default::default(),
+        norms: Default::default(),
+        scales: Default::default(),
+        info: Info::default(),
+    };
+    let error = Model::new(held).unwrap_err().to_string();
+    assert!(error.contains("values are held at a time, expected at most 134217728"), "{error}");
     let padded = Conv::new([64, 1], 255, LayerRole::First).with_padding(254).with_stride(100);
     assert!(
         with([64, 300, 300], Some(padded))

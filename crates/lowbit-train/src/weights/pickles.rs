@@ -438,6 +438,17 @@ enum State {
     Tuple(u32, u64),
 }
 
+impl State {
+    /// Where the memory has the class of the persistent id that is being made.
+    fn class(self) -> Option<u32> {
+        match self {
+            Self::Nothing | Self::Mark | Self::Tag => None,
+            Self::Class(slot) => slot,
+            Self::Texts(slot, _) | Self::Tuple(slot, _) => Some(slot),
+        }
+    }
+}
+
 impl ModuleClasses {
     /// Follows the `operation` `at` this byte of the file. Returns the bytes of the longest text that it may make part of a value: the
     /// source code of a class is none, unless it is taken from the memory later.
@@ -447,16 +458,27 @@ impl ModuleClasses {
             Operand::Slot(slot) if get => self.texts.get(&slot).copied().unwrap_or_default(),
             _ => 0,
         };
+        // What is put in a place is not what was there.
+        if let Operand::Slot(slot) = operand
+            && put
+        {
+            self.tags.remove(&slot);
+            if self.state.class() == Some(slot) {
+                let pending = self.pending();
+                self.state = State::Nothing;
+                return pending;
+            }
+        }
         let (next, longest) = match (self.state, operand) {
             (_, _) if operation == b'(' => (State::Mark, self.pending()),
             (State::Mark, Operand::Text { n_bytes, is_module: true }) => (State::Tag, n_bytes),
-            (State::Mark, Operand::Slot(slot)) if get && self.tags.contains(&slot) => (State::Tag, 0),
+            (State::Mark, Operand::Slot(slot)) if get && self.tags.contains(&slot) => (State::Tag, taken),
             (State::Tag, Operand::Slot(slot)) if put => {
                 self.tags.insert(slot);
                 (State::Tag, 0)
             }
             (State::Tag, _) if operation == b'c' => (State::Class(None), 0),
-            (State::Tag, Operand::Slot(slot)) if get => (State::Class(Some(slot)), 0),
+            (State::Tag, Operand::Slot(slot)) if get => (State::Class(Some(slot)), taken),
             (State::Class(None), Operand::Slot(slot)) if put => (State::Class(Some(slot)), 0),
             (State::Class(Some(class)), Operand::Text { n_bytes, .. }) => (State::Texts(class, n_bytes), 0),
             (State::Class(Some(class)), _) if operation == b'N' => (State::Texts(class, 0), 0),
@@ -478,7 +500,8 @@ impl ModuleClasses {
             }
             (State::Tuple(slot, _), _) if operation == b'Q' => {
                 self.found.push(ModuleClass { at, slot });
-                (State::Nothing, 0)
+                // It is taken from the memory in its stead.
+                (State::Nothing, self.texts.get(&slot).copied().unwrap_or_default())
             }
             (_, Operand::Text { n_bytes, .. }) => (State::Nothing, n_bytes.max(self.pending())),
             _ => (State::Nothing, taken.max(self.pending())),
