@@ -261,15 +261,23 @@ fn describe(report: &Report<'_>) -> String {
             format!("the logits of {images} are those of the run {same}: top-1 {}", percent_exact(*top1))
         }
     };
+    let (verified, next) = match report.format {
+        "onnx" => (
+            "as packed ",
+            "its input `image` is of normalized pixels, its output `logits`; the metadata has classes, mean and std".to_string(),
+        ),
+        _ => (
+            "verified  ",
+            format!("say what is in an image:  lowbit predict {} IMAGE.png", lowbit_train::shell_quoted(report.file)),
+        ),
+    };
     format!(
-        "{}: {} bytes, 1/{smaller:.1} of full precision ({} bytes)\nlayers    {} by sums of integers, {} in floats\nverified  {verdict}\n\n\
-         say what is in an image:  lowbit predict {} IMAGE.png",
+        "{}: {} bytes, 1/{smaller:.1} of full precision ({} bytes)\nlayers    {} by sums of integers, {} in floats\n{verified}{verdict}\n\n{next}",
         report.file.display(),
         report.bytes,
         report.bytes_fp32,
         report.integer_layers,
         report.float_layers,
-        lowbit_train::shell_quoted(report.file),
     )
 }
 

@@ -52,6 +52,14 @@ fn a_run_becomes_a_model_that_computes_the_same() {
             assert_eq!(run[score], model[score], "{score}");
         }
         assert_eq!(report["top1"], run["top1"]);
+        let onnx = sandbox.run(&["export", "run", "--out", "m.onnx"]);
+        assert!(
+            onnx.stdout
+                .contains("\nas packed the logits of 64 test images are those of the run to the last bit"),
+            "{}",
+            onnx.stdout
+        );
+        assert!(!onnx.stdout.contains("lowbit predict"), "{}", onnx.stdout);
     }
 }
 
