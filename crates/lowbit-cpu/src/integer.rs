@@ -83,13 +83,11 @@ impl Tiles {
 
     /// Whether they are faster than the convolution in single precision.
     fn pay(self) -> bool {
-        match self {
-            Self::Plain => false,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2Wide(_) => false,
-            #[allow(unreachable_patterns, reason = "some processors have plain ones only")]
-            _ => true,
+        #[cfg(target_arch = "x86_64")]
+        if matches!(self, Self::Avx2Wide(_)) {
+            return false;
         }
+        !matches!(self, Self::Plain)
     }
 
     /// The fastest for such codes on this processor.

@@ -18,9 +18,9 @@ use proto::{Attribute, DataType, Entry, GraphProto, ModelProto, NodeProto, Opera
 pub enum Opset {
     /// 13, of 2020: weights in 8 bits each.
     V13,
-    /// 21, of 2024: weights of up to 4 bits in 4.
+    /// 21, of 2024: weights in 4 bits where their codes lie from -8 to 7, else in 8.
     V21,
-    /// 25, of 2025: weights of up to 2 bits in 2, of up to 4 in 4.
+    /// 25, of 2025: weights in 2 bits where their codes lie from -2 to 1, else as 21.
     #[default]
     V25,
 }
@@ -231,7 +231,6 @@ impl<'a> Writer<'a> {
             _ => unreachable!("invariant: the node is a layer"),
         };
         let weight = self.weight(&path, layer, &shape, affine.as_ref());
-        // Its biases are rounded to what a code of the sums is worth: see `integers`.
         let mut inputs = vec![input, weight];
         let bias = match (&layer.bias, &affine) {
             (None, None) => None,

@@ -2,7 +2,8 @@
 //!
 //! # Layout
 //! A file is a safetensors file (a list of tensors in JSON, then their bytes; <https://huggingface.co/docs/safetensors>), so that other
-//! programs can read it. Its metadata has `lowbit-packed`: JSON with the version of the layout, the graph, the grids and what [`Info`] has. Of the layer at `path` it has the tensors
+//! programs can read it. Its metadata has `lowbit-packed`: JSON with the version of the layout, the graph, the grids and what
+//! [`Info`] has. Of the layer at `path` it has the tensors
 //!
 //! | tensor | type | what |
 //! |---|---|---|

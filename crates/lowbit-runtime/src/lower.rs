@@ -162,11 +162,8 @@ fn code_bounds(layer: &Layer, shape: &ConvShape) -> Option<CodeBounds> {
         return None;
     };
     let (range, input_range) = (grid.range(), input.range());
-    let fits = grid.zero_point() == 0
-        && input_range.q_min >= 0
-        && input_range.q_max <= i32::from(u8::MAX)
-        && range.q_min >= i32::from(i8::MIN)
-        && range.q_max <= i32::from(i8::MAX);
+    let fits =
+        grid.zero_point() == 0 && range.q_min >= i32::from(i8::MIN) && range.q_max <= i32::from(i8::MAX);
     if !fits {
         return None;
     }
@@ -563,6 +560,7 @@ fn value_levels(n_channels: usize, functions: &[Pointwise], quantizer: &Quantize
         });
         (falls, thresholds.collect::<Vec<f32>>())
     };
+    // Without a normalization all channels are alike.
     let channels = match functions.iter().any(|function| matches!(function, Pointwise::Norm(_))) {
         true => (0..n_channels).map(of_channel).collect(),
         false => vec![of_channel(0)],
@@ -570,7 +568,7 @@ fn value_levels(n_channels: usize, functions: &[Pointwise], quantizer: &Quantize
     ValueLevels::new(n_channels, &channels, level_codes(quantizer))
 }
 
-/// The code of each level, as a byte: codes that are no bytes are never multiplied, and differ as bytes all the same.
+/// The code of each level. Those of a network that is checked are bytes.
 fn level_codes(quantizer: &Quantizer) -> Vec<u8> {
     let grid = &quantizer.grid;
     (0..grid.n_levels()).filter_map(|level| grid.code(level as u8)).map(|code| code as u8).collect()
