@@ -54,6 +54,12 @@ instructions! {
 
 #[cfg(target_arch = "x86_64")]
 instructions! {
+    /// AVX-512 for bytes.
+    Avx512Bw: "avx512bw", "avx512f"
+}
+
+#[cfg(target_arch = "x86_64")]
+instructions! {
     /// Products of bytes summed up in 32 bits, and the above.
     Avx512Vnni: "avx512vnni", "avx512f", "avx2", "fma"
 }

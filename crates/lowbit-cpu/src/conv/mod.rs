@@ -12,7 +12,7 @@ mod forward;
 mod input_gradient;
 mod pass;
 mod shape;
-mod source;
+pub(crate) mod source;
 pub(crate) mod tables;
 #[cfg(test)]
 mod tests;

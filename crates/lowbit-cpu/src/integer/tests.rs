@@ -146,38 +146,111 @@ fn codes_beyond_the_bounds_are_refused() {
     }
 }
 
-/// All instructions that this processor has give the same sums, of any number of pixels.
+/// Both ways and all instructions that this processor has give the same sums and the same levels, by one thread and by several.
 #[test]
-fn tiles_of_all_instructions_are_the_same() {
-    let steps = [0, 1, 5, 9];
-    let panel: Vec<Row> = (0..4).map(|k| std::array::from_fn(|i| ((i * 7 + k * 3) % 7) as i8 - 3)).collect();
-    let words: Vec<u32> = (0..40).map(|i| (i as u32 * 0x0201_0303) & 0x0303_0303).collect();
-    let bounds = CodeBounds { activation: 3, weight: 3 };
-    for n in 1..30 {
-        let starts: Vec<u32> = (0..n).collect();
-        let n = starts.len();
-        let mut expected = vec![0.0; n * BLOCK];
-        for (i, expected) in expected.iter_mut().enumerate() {
-            let (v, start) = (i / n, i % n);
-            for (&step, row) in steps.iter().zip(&panel) {
-                let codes = words[start + step as usize].to_le_bytes();
-                for (code, weight) in codes.iter().zip(&row[v * WORD..]) {
-                    *expected += f32::from(*code) * f32::from(*weight);
-                }
+fn transformed_convolutions_are_the_same() {
+    let mut random = Random(7);
+    let sizes = [[1, 1], [2, 2], [3, 4], [4, 5], [7, 7], [13, 17], [32, 9], [40, 56]];
+    let channels = [[1, 1], [4, 8], [6, 20], [16, 16], [33, 7], [64, 40]];
+    let bounds = [(1, 1), (3, 3), (3, 1), (15, 14), (63, 7), (2, 0), (31, 14)];
+    for (n, size) in sizes.into_iter().enumerate() {
+        for (m, [in_channels, out_channels]) in channels.into_iter().enumerate() {
+            let (activation, weight) = bounds[(n + m) % bounds.len()];
+            let bounds = CodeBounds { activation, weight };
+            let padding = [[1, 1], [2, 0], [1, 2]][(n + 2 * m) % 3];
+            let padding = if size == [1, 1] { [1, 1] } else { padding };
+            if size[1] + 2 * padding[1] < 3 {
+                continue;
             }
-        }
-        let operands =
-            Operands { words: &words, starts: &starts, steps: &steps, panel: &panel, narrow_steps: 3 };
-        for tiles in Tiles::serving(bounds) {
-            let write = |out: &mut [Slot]| {
-                let output = &Values { plane: n, offsets: &[0; BLOCK], scales: &[1.0; BLOCK] };
-                run(tiles, operands, &mut Store { output, block: 0, out, targets: &starts });
+            let shape = ConvShape {
+                batch: 1,
+                in_channels,
+                out_channels,
+                size,
+                kernel: [3, 3],
+                stride: [1, 1],
+                padding,
+                groups: 1,
             };
-            // SAFETY: `n` targets of each of the channels.
-            let out = unsafe { collect(n * BLOCK, write) };
-            assert_eq!(out, expected, "{tiles:?}, {n} pixels");
+            check_ways(shape, bounds, 1 + (n * m) % 5, &mut random);
         }
     }
+}
+
+fn check_ways(shape: ConvShape, bounds: CodeBounds, n_images: usize, random: &mut Random) {
+    let CodeBounds { activation, weight: largest } = bounds;
+    // Mostly at their bounds, so that sums of 16 bits are, too.
+    let mut extreme = |largest: u32| match random.below(3) {
+        0 => 0,
+        1 => random.below(largest + 1),
+        _ => largest,
+    };
+    let n_weights = shape.out_channels * shape.in_channels * 9;
+    let kernels: Vec<u32> = (0..shape.out_channels).map(|_| extreme(1)).collect();
+    let weight: Vec<u8> = (0..n_weights)
+        .map(|i| {
+            let magnitude = extreme(u32::from(largest)) as u8;
+            let is_negative = kernels[i / (n_weights / shape.out_channels)] == 1 && i % 5 < 3;
+            if is_negative { magnitude.wrapping_neg() } else { magnitude }
+        })
+        .collect();
+    let n_words = shape.in_channels.div_ceil(WORD) * shape.size[0] * shape.size[1] * n_images;
+    let input: Vec<[u8; WORD]> =
+        (0..n_words).map(|_| std::array::from_fn(|_| extreme(u32::from(activation)) as u8)).collect();
+    let kernel = IntegerConv::new(shape, &weight, &[1.0], bounds).expect("the sums fit");
+    let kernel = kernel.with_zero_point(activation / 2);
+    let levels: Vec<(bool, Vec<i32>)> = (0..shape.out_channels)
+        .map(|channel| (channel % 3 == 1, thresholds(3, kernel.largest_sum() / 4 + 1, random)))
+        .collect();
+    let levels = Levels::new(&levels, vec![2, 0, 1, 3]);
+    let direct = Direct::new(&shape, &weight, bounds);
+    let winograd = Winograd::new(&shape, &weight, bounds).expect("transforms of such codes fit");
+    // The first one is of plain loops over all products.
+    let direct = direct.with_each_instructions(bounds).map(|(name, direct)| (name, Way::Direct(direct)));
+    let winograd = winograd.with_each_instructions().map(|(name, winograd)| (name, Way::Winograd(winograd)));
+    let mut expected = None;
+    for (name, way) in direct.chain(winograd) {
+        let kernel = IntegerConv { way, ..kernel.clone() };
+        let expected = expected
+            .get_or_insert_with(|| (kernel.forward_words(&input, 1.0), kernel.levels(&input, &levels)));
+        for n_threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().expect("threads");
+            let got = pool.install(|| (kernel.forward_words(&input, 1.0), kernel.levels(&input, &levels)));
+            assert!(got.0 == expected.0, "{name}, {shape:?}, {bounds:?}, {n_images} images, values");
+            let codes = |words: &[[u8; WORD]]| {
+                let plane: usize = shape.out_size().iter().product();
+                words::split(words, n_images, shape.out_channels, plane)
+            };
+            assert!(codes(&got.1) == codes(&expected.1), "{name}, {shape:?}, {bounds:?}, {n_images} images");
+        }
+    }
+}
+
+/// Weights whose transforms are beyond 8 bits are left to all products.
+#[test]
+fn large_transforms_are_refused() {
+    let shape = ConvShape {
+        batch: 1,
+        in_channels: 16,
+        out_channels: 16,
+        size: [6, 6],
+        kernel: [3, 3],
+        stride: [1, 1],
+        padding: [1, 1],
+        groups: 1,
+    };
+    let bounds = CodeBounds { activation: 15, weight: 15 };
+    let transformed = |weight: &[u8]| Winograd::new(&shape, weight, bounds).is_some();
+    // Nine times 14 is 126; one of the nine more than that makes 128.
+    let mut weight = vec![14u8; 16 * 16 * 9];
+    assert!(transformed(&weight));
+    weight[9 * 37 + 4] = 15;
+    assert!(transformed(&weight));
+    weight[9 * 37 + 5] = 15;
+    assert!(!transformed(&weight));
+    let kernel = IntegerConv::new(shape, &weight, &[1.0], bounds).expect("the sums fit");
+    assert!(matches!(kernel.way, Way::Direct(_)));
+    assert!(!Winograd::serves(&shape, CodeBounds { activation: 64, weight: 1 }));
 }
 
 /// Thresholds of sums of up to `largest`, `n` of a channel: some equal, some beyond all sums.
