@@ -53,11 +53,12 @@ fn packages() -> BTreeMap<String, Package> {
 }
 
 /// Crates that each crate may depend on. A new crate needs a line here, and one in the architecture.
-const MAY_DEPEND_ON: [(&str, &[&str]); 11] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 12] = [
     ("lowbit-core", &[]),
     ("lowbit-cpu", &["lowbit-core"]),
     ("lowbit-data", &["lowbit-core"]),
     ("lowbit-runtime", &["lowbit-core", "lowbit-cpu"]),
+    ("lowbit-capi", &["lowbit-runtime"]),
     ("lowbit-kernels", &["lowbit-core", "lowbit-cpu"]),
     ("lowbit-quantizers", &["lowbit-core", "lowbit-kernels"]),
     ("lowbit-models", &["lowbit-core", "lowbit-kernels", "lowbit-quantizers"]),
@@ -85,7 +86,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 11] = [
 ];
 
 /// Crates that a trained model or a data set can be read with, or a network computed, without the training stack.
-const WITHOUT_BURN: [&str; 4] = ["lowbit-core", "lowbit-cpu", "lowbit-data", "lowbit-runtime"];
+const WITHOUT_BURN: [&str; 5] = ["lowbit-core", "lowbit-cpu", "lowbit-data", "lowbit-runtime", "lowbit-capi"];
 
 /// Packages whose every backend is the caller's choice. The kernels, which are backends' own, are not among them, nor what knows no burn and
 /// computes by the CPU kernels.
@@ -321,14 +322,16 @@ fn every_package_is_described_and_unpublished() {
 }
 
 /// Packages that must have a README.md.
-const WITH_README: [&str; 10] = [
+const WITH_README: [&str; 12] = [
     "lowbit",
+    "lowbit-capi",
     "lowbit-core",
     "lowbit-cpu",
     "lowbit-data",
     "lowbit-kernels",
     "lowbit-models",
     "lowbit-quantizers",
+    "lowbit-runtime",
     "lowbit-strategies",
     "lowbit-train",
     "lowbit-tests",
