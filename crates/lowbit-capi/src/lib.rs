@@ -1,8 +1,8 @@
 //! The C interface of `lowbit-runtime`: a packed file goes in, logits come out.
 //!
-//! `include/lowbit.h` is made of this file, and its comments are the documentation for C. Every function returns a [`LowbitStatus`] or a
-//! pointer; what went wrong is a message of [`lowbit_last_error`]. No panic gets out. What it does not do: decode image files, resize,
-//! train. Programs in Rust use `lowbit-runtime` itself.
+//! `include/lowbit.h` is generated from this file, and its comments are the documentation for C. What can fail returns a [`LowbitStatus`]
+//! or a null pointer, and [`lowbit_last_error`] says why. No panic crosses the border. What this crate does not do: decode image files,
+//! resize, train. Programs in Rust use `lowbit-runtime` itself.
 //!
 //! ```c
 //! lowbit_model *model;

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 
 #include "lowbit.h"
@@ -129,6 +130,26 @@ static void check_arguments(const char *path, const char *garbage, const char *m
     CHECK(has_threads(1));
 }
 
+/* Where the system has no room for more threads, none are left of those that were started. */
+static void check_too_many_threads(const char *path)
+{
+    struct rlimit before;
+    CHECK(getrlimit(RLIMIT_AS, &before) == 0);
+    /* 3 GB of addresses, where the stacks of so many threads take 8. */
+    struct rlimit low = {(rlim_t)3 << 30, before.rlim_max};
+    CHECK(setrlimit(RLIMIT_AS, &low) == 0);
+    lowbit_model *model = NULL;
+    lowbit_status status = lowbit_model_load(path, LOWBIT_MAX_THREADS, &model);
+    CHECK(setrlimit(RLIMIT_AS, &before) == 0);
+    /* Not all systems have the limit. */
+    if (n_threads_now() > 0) {
+        CHECK_FAILS(status, LOWBIT_STATUS_NO_THREADS, "failed to start 1024 threads: ");
+        CHECK(model == NULL);
+    }
+    lowbit_model_free(model);
+    CHECK(has_threads(1));
+}
+
 static void check_runs(const lowbit_model *model)
 {
     float images[2 * N_VALUES + 1];
@@ -189,6 +210,7 @@ int main(int argc, char **argv)
 {
     CHECK(argc == 4);
     check_arguments(argv[1], argv[2], argv[3]);
+    check_too_many_threads(argv[1]);
 
     /* A model has the threads that it is given, and no others. */
     lowbit_model *model = NULL;
