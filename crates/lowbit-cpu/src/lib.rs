@@ -45,6 +45,7 @@ pub mod norm;
 mod output;
 pub mod packed;
 pub mod program;
+pub mod sum;
 mod threads;
 mod tile;
 mod transpose;

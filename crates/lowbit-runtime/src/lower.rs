@@ -9,7 +9,7 @@ use lowbit_core::{from_order_key, order_key};
 use lowbit_cpu::conv::ConvShape;
 use lowbit_cpu::integer::{CodeBounds, IntegerConv, Levels};
 use lowbit_cpu::norm::{Affine, NormParameters};
-use lowbit_cpu::words::ValueLevels;
+use lowbit_cpu::sum::{Clamp, ValueLevels};
 
 use crate::PackedError;
 use crate::packed::{Layer, Norm, PackedNetwork, Quantizer, Weight};
@@ -38,19 +38,35 @@ pub struct Step {
     pub kind: Kind,
     /// What it does it to.
     pub inputs: Vec<Place>,
-    /// Where the result goes.
-    pub output: Place,
+    /// Where the values of the result go, if any are asked for.
+    pub values: Option<Place>,
+    /// Where the codes of the result go, if any are asked for.
+    pub codes: Option<Place>,
+    /// How many the result has for an image.
+    pub len: usize,
     /// Index of the node in the graph.
     pub node: usize,
     /// What is not read any more afterwards.
     pub last_reads: Vec<Place>,
 }
 
+impl Step {
+    /// The normalization of one value, if the step is that alone, and where the value is. The step must not run afterwards.
+    fn take_norm(&mut self) -> Option<(Vec<Affine>, Place)> {
+        match &mut self.kind {
+            Kind::Sum(Sum { affines, clamp: Clamp::None, levels: None, .. }) if affines.len() == 1 => {
+                Some((affines[0].take()?, self.inputs[0]))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// What a step does.
 #[derive(Debug)]
 pub enum Kind {
-    /// Values to codes.
-    Quantize { levels: ValueLevels, plane: usize },
+    /// Values to the clamped sum of their normalizations, and to its codes.
+    Sum(Sum),
     /// Codes to the values that they are worth.
     Dequantize { values: Box<[f32; 256]>, channels: usize, plane: usize },
     /// Codes to values, by sums of integers.
@@ -59,38 +75,43 @@ pub enum Kind {
     ConvLevels { kernel: Box<IntegerConv>, levels: Levels },
     /// Values to values.
     Conv { shape: ConvShape, weight: Vec<f32>, bias: Option<Vec<f32>> },
-    /// Values to values.
-    Norm { norm: Norm, statistics: Vec<f32>, plane: usize },
-    /// Values to values.
-    Relu,
-    /// Values to values.
-    Relu6,
     /// Values times a number.
     Scale(f32),
-    /// Sum of values.
-    Add,
-    /// Values to values, or codes to codes.
-    MaxPool(Pool),
+    /// Values to values, or codes to codes. Of the channels that fall, if any are named, the smallest is taken.
+    MaxPool { pool: Pool, falls: Vec<bool> },
     /// Codes of a map as those of a vector.
     Flatten { channels: usize, plane: usize },
     /// Mean of each plane.
     Means { plane: usize },
 }
 
+/// What each value of the summands becomes.
+#[derive(Debug)]
+pub struct Sum {
+    pub channels: usize,
+    pub plane: usize,
+    /// For each summand, the normalization of each channel, if it is normalized.
+    pub affines: Vec<Option<Vec<Affine>>>,
+    pub clamp: Clamp,
+    pub levels: Option<ValueLevels>,
+}
+
 impl Kind {
     /// Its name for people.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Quantize { .. } => "values to codes",
+            Self::Sum(sum) => match (sum.affines.as_slice(), sum.clamp) {
+                ([_, _, ..], _) => "sum",
+                ([Some(_)], _) => "normalization",
+                (_, Clamp::Relu | Clamp::Relu6) => "ReLU",
+                (_, Clamp::None) => "values to codes",
+            },
             Self::Dequantize { .. } => "codes to values",
             Self::ConvCodes { .. } => "integers to values",
             Self::ConvLevels { .. } => "integers to codes",
             Self::Conv { .. } => "floats",
-            Self::Norm { .. } => "normalization",
-            Self::Relu | Self::Relu6 => "ReLU",
             Self::Scale(_) => "scale",
-            Self::Add => "sum",
-            Self::MaxPool(_) => "maximum",
+            Self::MaxPool { .. } => "maximum",
             Self::Flatten { .. } => "vector",
             Self::Means { .. } => "mean",
         }
@@ -129,14 +150,15 @@ impl Program {
 
     /// The step at which most values are held, and how many these are.
     fn most_values(&self, graph: &Graph) -> (usize, usize) {
-        let n_values: Vec<usize> =
-            graph.entries().map(|(id, _)| graph.shape(id).channels() * graph.shape(id).places()).collect();
+        let input = graph.shape(graph.input());
         let mut held = vec![0usize; self.n_places];
-        held[self.input] = n_values[graph.input().index()];
+        held[self.input] = input.channels() * input.places();
         let (mut sum, mut most) = (held[self.input], (0, 0));
         for (place, step) in self.steps.iter().enumerate() {
-            held[step.output] = n_values[step.node];
-            sum += held[step.output];
+            for output in [step.values, step.codes].into_iter().flatten() {
+                held[output] = step.len;
+                sum += step.len;
+            }
             most = if sum > most.1 { (place, sum) } else { most };
             sum -= step.last_reads.iter().map(|&read| held[read]).sum::<usize>();
         }
@@ -213,24 +235,17 @@ fn conv_shape(graph: &Graph, node: &Node) -> ConvShape {
     }
 }
 
-/// `max(x, 0)`, and `NaN` of `NaN`, as training has it.
-pub fn relu(x: f32) -> f32 {
-    if x < 0.0 { 0.0 } else { x }
-}
-
 /// A function of one value that rises, or falls, for each channel.
 enum Pointwise {
     Norm(Vec<Affine>),
-    Relu,
-    Relu6,
+    Clamp(Clamp),
 }
 
 impl Pointwise {
     fn apply(&self, channel: usize, x: f32) -> f32 {
         match self {
             Self::Norm(affines) => affines[channel].apply(x),
-            Self::Relu => relu(x),
-            Self::Relu6 => x.clamp(0.0, 6.0),
+            Self::Clamp(clamp) => clamp.apply(x),
         }
     }
 
@@ -328,6 +343,8 @@ impl<'a> Lowering<'a> {
             |values: &[Option<Place>], node: NodeId| values[node.index()].expect("invariant: it has values");
         let (input, output) = (place(&self.values, graph.input()), place(&self.values, graph.output()));
         let mut program = Program { steps: self.steps, n_places: self.n_places, input, output };
+        program.pool_first();
+        program.join_sums();
         program.find_last_reads();
         program
     }
@@ -361,8 +378,8 @@ impl<'a> Lowering<'a> {
             let has_norm = chain.has_norm();
             match node.op {
                 Op::Norm { .. } => chain.functions.push(Pointwise::Norm(self.affines(node))),
-                Op::Relu => chain.functions.push(Pointwise::Relu),
-                Op::Relu6 => chain.functions.push(Pointwise::Relu6),
+                Op::Relu => chain.functions.push(Pointwise::Clamp(Clamp::Relu)),
+                Op::Relu6 => chain.functions.push(Pointwise::Clamp(Clamp::Relu6)),
                 Op::MaxPool { .. } if !has_norm => chain.pools.push(pool(graph, node)),
                 Op::Flatten if !has_norm => {
                     let shape = graph.shape(node.inputs[0]);
@@ -394,10 +411,32 @@ impl<'a> Lowering<'a> {
         self.n_places - 1
     }
 
+    /// Adds a step that has values.
     fn push(&mut self, node: NodeId, kind: Kind, inputs: Vec<Place>) -> Place {
-        let output = self.place();
-        self.steps.push(Step { kind, inputs, output, node: node.index(), last_reads: Vec::new() });
-        output
+        let place = self.place();
+        self.push_step(node, kind, inputs, Some(place), None);
+        place
+    }
+
+    /// Adds a step that has codes.
+    fn push_codes(&mut self, node: NodeId, kind: Kind, inputs: Vec<Place>) -> Place {
+        let place = self.place();
+        self.push_step(node, kind, inputs, None, Some(place));
+        place
+    }
+
+    fn push_step(
+        &mut self,
+        node: NodeId,
+        kind: Kind,
+        inputs: Vec<Place>,
+        values: Option<Place>,
+        codes: Option<Place>,
+    ) {
+        let shape = self.network.graph.shape(node);
+        let len = shape.channels() * shape.places();
+        let (node, last_reads) = (node.index(), Vec::new());
+        self.steps.push(Step { kind, inputs, values, codes, len, node, last_reads });
     }
 
     /// The place of a node's values.
@@ -422,8 +461,14 @@ impl<'a> Lowering<'a> {
                 self.n_thresholds.saturating_sub(self.thresholds_of(chain.base, quantizer.thresholds.len()));
         }
         let levels = value_levels(shape.channels(), &chain.functions, quantizer);
-        let kind = Kind::Quantize { levels, plane: shape.places() };
-        let place = self.push(chain.base, kind, vec![self.values_of(chain.base)]);
+        let kind = Kind::Sum(Sum {
+            channels: shape.channels(),
+            plane: shape.places(),
+            affines: vec![None],
+            clamp: Clamp::None,
+            levels: Some(levels),
+        });
+        let place = self.push_codes(chain.base, kind, vec![self.values_of(chain.base)]);
         self.end_chain(chain, place, last, quantizer)
     }
 
@@ -436,10 +481,10 @@ impl<'a> Lowering<'a> {
         quantizer: &'a Quantizer,
     ) -> Place {
         for &pool in &chain.pools {
-            place = self.push(last, Kind::MaxPool(pool), vec![place]);
+            place = self.push_codes(last, Kind::MaxPool { pool, falls: Vec::new() }, vec![place]);
         }
         if let Some([channels, plane]) = chain.flattened.filter(|[_, plane]| *plane > 1) {
-            place = self.push(last, Kind::Flatten { channels, plane }, vec![place]);
+            place = self.push_codes(last, Kind::Flatten { channels, plane }, vec![place]);
         }
         self.codes.push((last, quantizer, place));
         place
@@ -474,22 +519,20 @@ impl<'a> Lowering<'a> {
     fn lower_plain(&mut self, id: NodeId, node: &'a Node) {
         let graph = &self.network.graph;
         let first = node.inputs.first().copied();
+        let (channels, plane) = (graph.shape(id).channels(), graph.shape(id).places());
+        let sum = |affines, clamp| Kind::Sum(Sum { channels, plane, affines, clamp, levels: None });
         let kind = match &node.op {
             Op::Input(_) => {
                 self.values[id.index()] = Some(self.place());
                 return;
             }
             Op::Conv(_) | Op::Linear(_) => unreachable!("invariant: layers are lowered elsewhere"),
-            Op::Norm { .. } => {
-                let norm = self.network.norms[&node.path].clone();
-                let statistics = [&norm.mean[..], &norm.variance].concat();
-                Kind::Norm { norm, statistics, plane: graph.shape(id).places() }
-            }
-            Op::Relu => Kind::Relu,
-            Op::Relu6 => Kind::Relu6,
+            Op::Norm { .. } => sum(vec![Some(self.affines(node))], Clamp::None),
+            Op::Relu => sum(vec![None], Clamp::Relu),
+            Op::Relu6 => sum(vec![None], Clamp::Relu6),
+            Op::Add => sum(node.inputs.iter().map(|_| None).collect(), Clamp::None),
             Op::Scale => Kind::Scale(self.network.scales[&node.path]),
-            Op::Add => Kind::Add,
-            Op::MaxPool { .. } => Kind::MaxPool(pool(graph, node)),
+            Op::MaxPool { .. } => Kind::MaxPool { pool: pool(graph, node), falls: Vec::new() },
             Op::GlobalAvgPool => {
                 Kind::Means { plane: graph.shape(first.expect("invariant: a pool has an input")).places() }
             }
@@ -521,7 +564,7 @@ impl<'a> Lowering<'a> {
             };
             self.n_thresholds -= self.thresholds_of(chain.base, quantizer.thresholds.len());
             let levels = levels(&kernel, scale, bias.as_deref(), &chain.functions, quantizer);
-            let place = self.push(id, Kind::ConvLevels { kernel, levels }, vec![codes]);
+            let place = self.push_codes(id, Kind::ConvLevels { kernel, levels }, vec![codes]);
             self.end_chain(&chain, place, last, quantizer);
             return;
         }
@@ -629,6 +672,89 @@ fn first(low: i64, end: i64, holds: impl Fn(i64) -> bool) -> i64 {
 }
 
 impl Program {
+    /// How often each place is read; the output once more.
+    fn n_reads(&self) -> Vec<usize> {
+        let mut n_reads = vec![0; self.n_places];
+        n_reads[self.output] = 1;
+        self.steps.iter().flat_map(|step| &step.inputs).for_each(|&input| n_reads[input] += 1);
+        n_reads
+    }
+
+    /// The step that writes each place, by the place.
+    fn writers(&self) -> Vec<Option<usize>> {
+        let mut writers = vec![None; self.n_places];
+        for (index, step) in self.steps.iter().enumerate() {
+            [step.values, step.codes].into_iter().flatten().for_each(|place| writers[place] = Some(index));
+        }
+        writers
+    }
+
+    /// Puts poolings by the maximum before normalizations and ReLUs, which then have fewer values. They rise with their input, or fall, with
+    /// every rounding: the maximum of the results is the result of the maximum, or of the minimum.
+    fn pool_first(&mut self) {
+        let (n_reads, writers) = (self.n_reads(), self.writers());
+        for mut at in 0..self.steps.len() {
+            while let [input] = self.steps[at].inputs[..]
+                && let Some(before) = writers[input].filter(|_| n_reads[input] == 1)
+                && let Ok([earlier, later]) = self.steps.get_disjoint_mut([before, at])
+                && let Kind::MaxPool { pool, falls } = &mut later.kind
+                && let Kind::Sum(sum) = &mut earlier.kind
+                && let ([affines], None) = (sum.affines.as_slice(), &sum.levels)
+            {
+                if let Some(affines) = affines {
+                    falls.resize(affines.len(), false);
+                    falls.iter_mut().zip(affines).for_each(|(falls, affine)| *falls ^= affine.factor < 0.0);
+                }
+                sum.plane = pool.out_size[0] * pool.out_size[1];
+                std::mem::swap(&mut earlier.kind, &mut later.kind);
+                std::mem::swap(&mut earlier.node, &mut later.node);
+                earlier.len = later.len;
+                at = before;
+            }
+        }
+    }
+
+    /// Joins what passes over the same values: normalizations, their sum, ReLU and codes.
+    fn join_sums(&mut self) {
+        let (n_reads, mut writers) = (self.n_reads(), self.writers());
+        let mut steps: Vec<Option<Step>> = std::mem::take(&mut self.steps).into_iter().map(Some).collect();
+        for index in 0..steps.len() {
+            let (earlier, rest) = steps.split_at_mut(index);
+            let this = &mut rest[0];
+            let Some(Step { kind: Kind::Sum(sum), inputs, values, codes, .. }) = this else { continue };
+            // Normalizations of the summands, which nothing else reads.
+            for (input, affines) in inputs.iter_mut().zip(&mut sum.affines) {
+                if let (None, 1, Some(writer)) = (&affines, n_reads[*input], writers[*input])
+                    && let Some((norm, of_norm)) = earlier[writer].as_mut().and_then(Step::take_norm)
+                {
+                    (*affines, *input) = (Some(norm), of_norm);
+                    earlier[writer] = None;
+                }
+            }
+            // A sum whose ReLU or codes these are.
+            if let ([None], [input]) = (sum.affines.as_slice(), &inputs[..])
+                && let Some(writer) = writers[*input]
+                && let Some(Step {
+                    kind: Kind::Sum(before), values: before_values, codes: before_codes, ..
+                }) = &mut earlier[writer]
+                && before.levels.is_none()
+                && (sum.clamp == Clamp::None || before.clamp == Clamp::None && n_reads[*input] == 1)
+            {
+                if sum.clamp != Clamp::None {
+                    before.clamp = sum.clamp;
+                }
+                if n_reads[*input] == 1 {
+                    *before_values = *values;
+                }
+                *before_codes = *codes;
+                before.levels = sum.levels.take();
+                [*values, *codes].into_iter().flatten().for_each(|place| writers[place] = Some(writer));
+                *this = None;
+            }
+        }
+        self.steps = steps.into_iter().flatten().collect();
+    }
+
     /// Says for each step what is not read after it.
     fn find_last_reads(&mut self) {
         let mut is_read = vec![false; self.n_places];

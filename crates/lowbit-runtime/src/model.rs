@@ -6,10 +6,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use lowbit_cpu::conv;
-use lowbit_cpu::norm::{self, Activation, NormParameters, NormShape};
+use lowbit_cpu::norm::{self, NormShape};
+use lowbit_cpu::sum::{self, Summand};
 use lowbit_cpu::words::{self, WORD};
 
-use crate::lower::{Kind, Program, Step, relu};
+use crate::lower::{Kind, Program, Step};
 use crate::packed::PackedNetwork;
 use crate::{ImagesError, PackedError};
 
@@ -174,10 +175,13 @@ impl Model {
         values[self.program.input] = Some(Value::Floats(images.to_vec()));
         for step in &self.program.steps {
             let start = Instant::now();
-            let result = run_step(step, batch, |place| {
+            let results = run_step(step, batch, |place| {
                 values[place].as_ref().expect("invariant: what is read is written before")
             });
-            values[step.output] = Some(result);
+            for result in results.into_iter().flatten() {
+                let place = if let Value::Floats(_) = result { step.values } else { step.codes };
+                values[place.expect("invariant: what a step has is asked for")] = Some(result);
+            }
             step.last_reads.iter().for_each(|&place| values[place] = None);
             after(step, start.elapsed().as_secs_f64());
         }
@@ -199,10 +203,28 @@ impl Model {
     }
 }
 
-fn run_step<'a>(step: &Step, batch: usize, read: impl Fn(usize) -> &'a Value) -> Value {
+/// The values of a step's result, its codes, or both.
+fn run_step<'a>(step: &Step, batch: usize, read: impl Fn(usize) -> &'a Value) -> [Option<Value>; 2] {
     let input = read(step.inputs[0]);
-    match &step.kind {
-        Kind::Quantize { levels, plane } => Value::Codes(levels.apply(input.floats(), *plane)),
+    let result = match &step.kind {
+        Kind::Sum(sum) => {
+            let summands = step.inputs.iter().zip(&sum.affines).map(|(place, affines)| Summand {
+                values: read(*place).floats(),
+                affines: affines.as_deref(),
+            });
+            let summands: Vec<_> = summands.collect();
+            let shape = NormShape { batch, channels: sum.channels, plane: sum.plane };
+            let (clamp, levels) = (sum.clamp, sum.levels.as_ref());
+            let sum = sum::Sum { shape, summands: &summands, clamp, levels };
+            match (step.values, step.codes) {
+                (Some(_), Some(_)) => {
+                    let (values, codes) = sum.both();
+                    return [Some(Value::Floats(values)), Some(Value::Codes(codes))];
+                }
+                (Some(_), None) => Value::Floats(sum.values()),
+                _ => Value::Codes(sum.codes()),
+            }
+        }
         Kind::Dequantize { values, channels, plane } => {
             let codes = words::split(input.codes(), batch, *channels, *plane);
             Value::Floats(codes.iter().map(|code| values[usize::from(*code)]).collect())
@@ -219,25 +241,10 @@ fn run_step<'a>(step: &Step, batch: usize, read: impl Fn(usize) -> &'a Value) ->
             add_bias(&mut out, bias.as_deref(), batch);
             Value::Floats(out)
         }
-        Kind::Norm { norm, statistics, plane } => {
-            let shape = NormShape { batch, channels: norm.gamma.len(), plane: *plane };
-            let parameters =
-                NormParameters { gamma: &norm.gamma, beta: &norm.beta, statistics, epsilon: norm.epsilon };
-            Value::Floats(norm::apply(shape, input.floats(), parameters, Activation::Identity).values)
-        }
-        Kind::Relu => Value::Floats(input.floats().iter().map(|x| relu(*x)).collect()),
-        Kind::Relu6 => Value::Floats(input.floats().iter().map(|x| x.clamp(0.0, 6.0)).collect()),
         Kind::Scale(scale) => Value::Floats(input.floats().iter().map(|x| x * scale).collect()),
-        Kind::Add => {
-            let other = read(step.inputs[1]).floats();
-            Value::Floats(input.floats().iter().zip(other).map(|(a, b)| a + b).collect())
-        }
-        Kind::MaxPool(pool) => match input {
-            Value::Floats(values) => Value::Floats(pool.max(values, |a, b| if b > a { b } else { a })),
-            // Codes have the order of their levels.
-            Value::Codes(codes) => {
-                Value::Codes(pool.max(codes, |a, b| std::array::from_fn(|i| a[i].max(b[i]))))
-            }
+        Kind::MaxPool { pool, falls } => match input {
+            Value::Floats(values) => Value::Floats(pool.max(values, falls)),
+            Value::Codes(codes) => Value::Codes(pool.max_codes(codes)),
         },
         Kind::Flatten { channels, plane } => {
             let codes = words::split(input.codes(), batch, *channels, *plane);
@@ -250,7 +257,8 @@ fn run_step<'a>(step: &Step, batch: usize, read: impl Fn(usize) -> &'a Value) ->
             statistics.truncate(channels);
             Value::Floats(statistics)
         }
-    }
+    };
+    [Some(result), None]
 }
 
 /// Adds an offset to each channel of `out`, `[batch, channels, plane]`.
