@@ -1,10 +1,15 @@
 //! Exact convolution of codes.
 //!
-//! Four channels of the input are one 32-bit word. There are two ways to the same sums: all products, or fewer products of what
-//! tiles and kernels are transformed to.
+//! Four channels of the input are one 32-bit word. There are three ways to the same sums: all products, for channels or for pixels of the
+//! output side by side, and fewer products of what tiles and kernels are transformed to.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod direct;
+mod layout;
+mod multiply;
 mod output;
+mod rows;
 mod winograd;
 
 use std::cell::RefCell;
@@ -12,14 +17,15 @@ use std::cell::RefCell;
 use rayon::prelude::*;
 
 use crate::conv::ConvShape;
-use crate::conv::source::Source;
 use crate::instructions::multiversion;
 use crate::output::{Slot, collect};
 use crate::words::WORD;
 
 use direct::{Direct, Tiles};
+use layout::Layout;
 pub use output::Levels;
 use output::{Coded, Output, Values};
+use rows::Rows;
 use winograd::Winograd;
 
 /// Codes that an operand may have, as far as they matter: the largest magnitudes.
@@ -59,14 +65,17 @@ pub struct IntegerConv {
 #[derive(Clone, Debug)]
 enum Way {
     Direct(Direct),
+    Rows(Rows),
     Winograd(Winograd),
 }
 
 impl Way {
-    fn source(&self) -> &Source {
+    /// How images are laid out for it.
+    fn layout(&self, n_images: usize) -> Layout {
         match self {
-            Self::Direct(direct) => direct.source(),
-            Self::Winograd(winograd) => winograd.source(),
+            Self::Direct(direct) => direct.layout(n_images),
+            Self::Rows(rows) => rows.layout(n_images),
+            Self::Winograd(winograd) => winograd.layout(n_images),
         }
     }
 
@@ -74,6 +83,7 @@ impl Way {
     fn images(&self) -> usize {
         match self {
             Self::Direct(direct) => direct.images(),
+            Self::Rows(rows) => rows.images(),
             Self::Winograd(winograd) => winograd.images(),
         }
     }
@@ -82,6 +92,7 @@ impl Way {
     fn run<O: Output>(&self, words: &[u32], n_images: usize, output: &O, out: &mut [Slot<O::Item>]) {
         match self {
             Self::Direct(direct) => direct.run(words, n_images, output, out),
+            Self::Rows(rows) => rows.run(words, n_images, output, out),
             Self::Winograd(winograd) => winograd.run(words, n_images, output, out),
         }
     }
@@ -90,6 +101,7 @@ impl Way {
     fn run_shared<O: Output>(&self, words: &[u32], output: &O, out: &mut [Slot<O::Item>]) {
         match self {
             Self::Direct(direct) => direct.run_shared(words, output, out),
+            Self::Rows(rows) => rows.run_shared(words, output, out),
             Self::Winograd(winograd) => winograd.run_shared(words, output, out),
         }
     }
@@ -146,12 +158,14 @@ impl IntegerConv {
         let weight_sums =
             channels.map(|codes| codes.iter().map(|code| i32::from(*code as i8)).sum()).collect();
         let offsets = vec![0; shape.out_channels];
-        let winograd = (Winograd::serves(&shape, bounds) && Winograd::pays(&shape))
+        // A matrix unit takes less time for all products than others for the transforms.
+        let winograd = (Winograd::serves(&shape, bounds) && Winograd::pays(&shape) && !has_matrix_unit())
             .then(|| Winograd::new(&shape, weight, bounds))
             .flatten()
             .filter(Winograd::is_fast);
         let way = match winograd {
             Some(winograd) => Way::Winograd(winograd),
+            None if Rows::pays(&shape, bounds) => Way::Rows(Rows::new(&shape, weight, bounds)),
             None => Way::Direct(Direct::new(&shape, weight, bounds)),
         };
         Some(Self { shape, way, scales, bounds, zero_point: 0, weight_sums, offsets })
@@ -263,44 +277,52 @@ impl IntegerConv {
         });
     }
 
-    /// Copies the codes of images into words, with zeros around them and for the channels that fill the last word.
+    /// Copies the codes of images into words, with zeros around them.
     fn load(&self, input: Codes<'_>, words: &mut Vec<u32>) {
         let largest = self.bounds.activation;
         assert!(
             largest == u8::MAX || maximum(input.bytes()) <= largest,
             "a code of the input is beyond {largest}"
         );
-        let shape = &self.shape;
-        let (plane, source) = (shape.in_plane(), self.way.source());
-        let (in_image, width) = (self.in_image(input), shape.size[1]);
+        let (plane, width) = (self.shape.in_plane(), self.shape.size[1]);
+        let in_image = self.in_image(input);
+        let layout = self.way.layout(input.len() / in_image);
         words.clear();
-        let zeros = u32::from_le_bytes([self.zero_point; WORD]);
-        words.resize(input.len() / in_image * source.image_len() + winograd::SLACK, zeros);
-        let place = |image: usize, word: usize| {
-            source.index(image, word, shape.padding[0], shape.padding[1]) as usize
-        };
+        words.resize(layout.len, u32::from_le_bytes([self.zero_point; WORD]));
         match input {
             Codes::Planes(codes) => {
+                let mut joined = vec![0; plane];
                 for (image, input) in codes.chunks_exact(in_image).enumerate() {
                     for (word, channels) in input.chunks(WORD * plane).enumerate() {
-                        join(channels, plane, width, source.row_len(), &mut words[place(image, word)..]);
+                        match layout.place(image, word) {
+                            Some(place) => {
+                                join(channels, plane, width, layout.row_len(), &mut words[place..]);
+                            }
+                            None => {
+                                join(channels, plane, width, width, &mut joined);
+                                layout.load(&joined, width, image, word, words);
+                            }
+                        }
                     }
                 }
             }
             Codes::Words(codes) => {
                 for (image, input) in codes.chunks_exact(in_image).enumerate() {
                     for (word, codes) in input.chunks_exact(plane).enumerate() {
-                        let out = &mut words[place(image, word)..];
-                        for (row, out) in codes.chunks_exact(width).zip(out.chunks_mut(source.row_len())) {
-                            for (word, codes) in out.iter_mut().zip(row) {
-                                *word = u32::from_le_bytes(*codes);
-                            }
-                        }
+                        layout.load(codes, width, image, word, words);
                     }
                 }
             }
         }
     }
+}
+
+/// Whether the processor multiplies matrices of bytes.
+fn has_matrix_unit() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return amx::is_there();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// Codes of images.

@@ -9,8 +9,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::CodeBounds;
+use super::layout::Layout;
 use super::output::Output;
-use crate::conv::source::Source;
 use crate::conv::{ConvShape, tables};
 #[cfg(target_arch = "x86_64")]
 use crate::instructions::{Avx2, Avx512Vnni};
@@ -98,6 +98,7 @@ impl Dotprod {
 #[derive(Clone, Debug)]
 pub struct Direct {
     tables: tables::Tables,
+    padding: [usize; 2],
     /// Where each pixel is in a channel of words, image after image.
     word_targets: Vec<u32>,
     /// For each block of output channels, a row for each step.
@@ -131,7 +132,8 @@ impl Direct {
         let out_words = shape.out_channels.div_ceil(WORD) * plane;
         let word_targets = tables::targets(plane, out_words, tables.images);
         let (out_channels, narrow_steps, tiles) = (shape.out_channels, bounds.steps(), Tiles::best(bounds));
-        Self { tables, word_targets, panels, out_channels, plane, narrow_steps, tiles }
+        let padding = shape.padding;
+        Self { tables, padding, word_targets, panels, out_channels, plane, narrow_steps, tiles }
     }
 
     /// The same by all instructions that this processor has.
@@ -141,8 +143,8 @@ impl Direct {
     }
 
     /// Where the words of images lie.
-    pub fn source(&self) -> &Source {
-        &self.tables.source
+    pub fn layout(&self, n_images: usize) -> Layout {
+        Layout::of(&self.tables.source, self.padding, n_images, 0)
     }
 
     /// Images that are computed together.

@@ -19,28 +19,21 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::layout::Layout;
+use super::multiply::{CHANNELS, LANES, Multiply, Operands, Row, Sums, VECTORS, groups};
 use super::output::Output;
 use super::{CodeBounds, largest_sum};
 use crate::conv::ConvShape;
 use crate::conv::source::Source;
 #[cfg(target_arch = "x86_64")]
-use crate::instructions::{Avx2, Avx512Bw, Avx512Vnni};
+use crate::instructions::{Avx2, Avx512Bw};
 use crate::instructions::{Baseline, Instructions, multiversion};
 use crate::output::Slot;
 use crate::task_items;
 use crate::words::WORD;
 
-/// Output channels that are computed together.
-const CHANNELS: usize = 8;
-
 /// Numbers of a transformed tile.
 const POSITIONS: usize = 16;
-
-/// Tiles in a register.
-const LANES: usize = 16;
-
-/// Registers of tiles that are multiplied together, at most.
-const VECTORS: usize = 4;
 
 /// Bytes of transformed tiles that the nearer caches hold beside the weights.
 const CACHED: usize = 256 << 10;
@@ -52,61 +45,19 @@ const TAPS: usize = 9;
 const ROW: usize = 2 * LANES + 2;
 
 /// Words that may be read behind the last image.
-pub const SLACK: usize = ROW;
-
-/// One word of 16 tiles.
-#[derive(Clone, Copy, Debug)]
-#[repr(align(64))]
-struct Lanes([u32; LANES]);
-
-/// Sums of a group of tiles, for each channel.
-type Sums = [[i32; VECTORS * LANES]; CHANNELS];
+const SLACK: usize = ROW;
 
 /// Sums of each position. Between the positions is a line of the cache: 16 places at a power of two would evict each other.
 type AllSums = [(Sums, [i32; LANES]); POSITIONS];
 
-/// A word of weights of each channel of a block.
-type Row = [u8; WORD * CHANNELS];
-
 /// Two rows of pixels of a group of tiles, for four channels.
 type Rows = [[[i32; 2 * VECTORS * LANES]; WORD]; 2];
-
-/// What multiplies.
-#[derive(Clone, Copy, Debug)]
-enum Multiply {
-    Plain,
-    /// Products of two channels summed up in 16 bits, for so many words, then in 32.
-    #[cfg(target_arch = "x86_64")]
-    Avx2(Avx2, usize),
-    /// Products of four channels summed up in 32 bits.
-    #[cfg(target_arch = "x86_64")]
-    Avx512Vnni(Avx512Vnni),
-}
-
-impl Multiply {
-    /// What this processor has, from the slowest to the fastest. `steps` words of products can be summed up in 16 bits.
-    fn serving(steps: usize) -> impl Iterator<Item = Self> {
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = steps;
-        let serving = [
-            Some(Self::Plain),
-            #[cfg(target_arch = "x86_64")]
-            Avx2::detect().filter(|_| steps >= FEWEST_STEPS).map(|proof| Self::Avx2(proof, steps)),
-            #[cfg(target_arch = "x86_64")]
-            Avx512Vnni::detect().map(Self::Avx512Vnni),
-        ];
-        serving.into_iter().flatten()
-    }
-}
-
-/// Fewest words summed up in 16 bits for which fewer products are worth the wider sums.
-#[cfg(target_arch = "x86_64")]
-const FEWEST_STEPS: usize = 3;
 
 /// A convolution with its weights transformed.
 #[derive(Clone, Debug)]
 pub struct Winograd {
     source: Source,
+    padding: [usize; 2],
     n_words: usize,
     out_channels: usize,
     out_size: [usize; 2],
@@ -117,9 +68,9 @@ pub struct Winograd {
     starts: Vec<[i32; CHANNELS]>,
     /// What is added to transformed codes that may be negative.
     offset: u8,
-    /// Words of products that can be summed up in 16 bits.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what multiplies has it"))]
-    steps: usize,
+    /// Those of what is multiplied.
+    #[cfg_attr(not(test), expect(dead_code, reason = "what multiplies is chosen by them"))]
+    transformed: CodeBounds,
     multiply: Multiply,
 }
 
@@ -135,7 +86,7 @@ struct Segment {
 
 #[derive(Default)]
 struct Scratch {
-    transformed: Vec<Lanes>,
+    transformed: Vec<u32>,
     /// Transformed weights of a block.
     weights: Vec<Row>,
     sums: Option<Box<(AllSums, Rows)>>,
@@ -201,7 +152,7 @@ thread_local! {
 }
 
 impl Scratch {
-    fn parts(&mut self) -> (&mut Vec<Lanes>, &mut Vec<Row>, &mut (AllSums, Rows)) {
+    fn parts(&mut self) -> (&mut Vec<u32>, &mut Vec<Row>, &mut (AllSums, Rows)) {
         let Self { transformed, weights, sums } = self;
         let zeros = || {
             Box::new((
@@ -259,8 +210,8 @@ impl Winograd {
             }
         }
         let weights = Packed::new(weight, shape.in_channels, n_words, n_blocks);
-        let steps = (i16::MAX as u32).checked_div(2 * code * largest).unwrap_or(u32::MAX) as usize;
-        let multiply = Multiply::serving(steps).last().expect("the plain one serves always");
+        let transformed = CodeBounds { activation: code as u8, weight: largest as u8 };
+        let multiply = Multiply::best(transformed);
         let out_size = shape.out_size();
         let tiles = out_size.map(|n| n.div_ceil(2));
         let padded = std::array::from_fn(|i| (2 * tiles[i] + 2).max(shape.size[i] + shape.padding[i]));
@@ -268,6 +219,7 @@ impl Winograd {
         let out_channels = shape.out_channels;
         Some(Self {
             source,
+            padding: shape.padding,
             n_words,
             out_channels,
             out_size,
@@ -275,26 +227,26 @@ impl Winograd {
             weights,
             starts,
             offset,
-            steps,
+            transformed,
             multiply,
         })
     }
 
     /// Whether it is faster than the convolution in single precision.
     pub fn is_fast(&self) -> bool {
-        !matches!(self.multiply, Multiply::Plain)
+        self.multiply.pays()
     }
 
     /// The same by all instructions that this processor has.
     #[cfg(test)]
     pub fn with_each_instructions(&self) -> impl Iterator<Item = (String, Self)> {
         let variant = |multiply| (format!("transformed, {multiply:?}"), Self { multiply, ..self.clone() });
-        Multiply::serving(self.steps).map(variant)
+        Multiply::serving(self.transformed).map(variant)
     }
 
-    /// Where the words of images lie. [`SLACK`] more must follow.
-    pub fn source(&self) -> &Source {
-        &self.source
+    /// Where the words of images lie.
+    pub fn layout(&self, n_images: usize) -> Layout {
+        Layout::of(&self.source, self.padding, n_images, SLACK)
     }
 
     /// Images that are computed together.
@@ -304,7 +256,7 @@ impl Winograd {
 
     /// Tiles that are transformed together.
     fn together(&self) -> usize {
-        let of_vector = self.n_words * POSITIONS * size_of::<Lanes>();
+        let of_vector = self.n_words * POSITIONS * LANES * size_of::<u32>();
         // Whole groups.
         (CACHED / of_vector / (VECTORS - 1)).max(1) * (VECTORS - 1) * LANES
     }
@@ -328,7 +280,7 @@ impl Winograd {
         SCRATCH.with_borrow_mut(|scratch| {
             let (buffer, weights, scratch) = scratch.parts();
             for all in groups(0..n_tiles, self.together()) {
-                let pitch = all.len().div_ceil(LANES) + 1;
+                let pitch = (all.len().div_ceil(LANES) + 1) * LANES;
                 grow(buffer, self.n_words * POSITIONS * pitch);
                 for (word, out) in buffer.chunks_exact_mut(POSITIONS * pitch).take(self.n_words).enumerate() {
                     self.transform(words, word, all.clone(), out, pitch);
@@ -344,7 +296,7 @@ impl Winograd {
     /// Computes one image by all threads.
     pub fn run_shared<O: Output>(&self, words: &[u32], output: &O, out: &mut [Slot<O::Item>]) {
         let all = 0..self.in_image();
-        let pitch = all.len().div_ceil(LANES) + 1;
+        let pitch = (all.len().div_ceil(LANES) + 1) * LANES;
         let mut buffer = SCRATCH.with_borrow_mut(|scratch| std::mem::take(&mut scratch.transformed));
         grow(&mut buffer, self.n_words * POSITIONS * pitch);
         let parts = buffer.par_chunks_exact_mut(POSITIONS * pitch).take(self.n_words).enumerate();
@@ -376,14 +328,11 @@ impl Winograd {
     }
 
     /// Transforms one word of a group of tiles.
-    fn transform(&self, words: &[u32], word: usize, group: Range<usize>, out: &mut [Lanes], pitch: usize) {
-        // SAFETY: a register of lanes is 16 numbers, without any space between them.
-        let out =
-            unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<u32>(), out.len() * LANES) };
+    fn transform(&self, words: &[u32], word: usize, group: Range<usize>, out: &mut [u32], pitch: usize) {
         for Segment { image, y, x, len, lane } in self.segments(group) {
             let start = self.source.index(image, word, 2 * y, 2 * x) as usize;
             let (words, stride, out, pitch) =
-                (&words[start..], self.source.row_len(), &mut out[lane..], pitch * LANES);
+                (&words[start..], self.source.row_len(), &mut out[lane..], pitch);
             #[cfg(target_arch = "x86_64")]
             if Avx512Bw::detect().is_some() {
                 // SAFETY: the processor has the instructions.
@@ -399,7 +348,7 @@ impl Winograd {
     #[expect(clippy::too_many_arguments, reason = "the buffers, one by one")]
     fn run_block<O: Output>(
         &self,
-        transformed: &[Lanes],
+        transformed: &[u32],
         pitch: usize,
         all: Range<usize>,
         block: usize,
@@ -415,12 +364,13 @@ impl Winograd {
         transform_weights(&packed[block * in_block..][..in_block], *bits, *bias, weights, weight_pitch);
         let starts = &self.starts[block * POSITIONS..][..POSITIONS];
         for group in groups(all.clone(), (VECTORS - 1) * LANES) {
-            let lanes = &transformed[(group.start - all.start) / LANES..];
+            let tiles = &transformed[group.start - all.start..];
             let vectors = group.len().div_ceil(LANES);
             for (position, weights) in weights.chunks_exact(weight_pitch).enumerate() {
                 let weights = &weights[..self.n_words];
-                let operands = Operands { lanes, pitch, position, weights, starts: &starts[position] };
-                multiply(self.multiply, operands, vectors, &mut sums[position].0);
+                let (taps, starts) = (&[position * pitch], &starts[position]);
+                let operands = Operands { words: tiles, taps, stride: POSITIONS * pitch, weights, starts };
+                self.multiply.run(operands, vectors, &mut sums[position].0);
             }
             #[cfg(target_arch = "x86_64")]
             if let Some(proof) = Avx2::detect() {
@@ -489,21 +439,9 @@ fn offset_at(position: usize, offset: u8) -> u8 {
     if position == 5 { 0 } else { offset }
 }
 
-/// Parts of a range of so many, and one register more where the last one would be that alone.
-fn groups(range: Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
-    let mut next = range.start;
-    std::iter::from_fn(move || {
-        let left = range.end - next;
-        let len = if left <= len + LANES { left } else { len };
-        let group = next..next + len;
-        next = group.end;
-        (!group.is_empty()).then_some(group)
-    })
-}
-
-fn grow(buffer: &mut Vec<Lanes>, len: usize) {
+fn grow(buffer: &mut Vec<u32>, len: usize) {
     if buffer.len() < len {
-        buffer.resize(len, Lanes([0; LANES]));
+        buffer.resize(len, 0);
     }
 }
 
@@ -740,169 +678,5 @@ fn transform_sums(
         };
         *upper = pair(std::array::from_fn(|x| m(x).wrapping_add(m(4 + x)).wrapping_add(m(8 + x))));
         *lower = pair(std::array::from_fn(|x| m(4 + x).wrapping_sub(m(8 + x)).wrapping_sub(m(12 + x))));
-    }
-}
-
-/// What the sums of one position are computed from.
-#[derive(Clone, Copy)]
-struct Operands<'a> {
-    /// For each word and position, tiles.
-    lanes: &'a [Lanes],
-    /// From position to position, in registers.
-    pitch: usize,
-    position: usize,
-    /// For each word.
-    weights: &'a [Row],
-    starts: &'a [i32; CHANNELS],
-}
-
-impl Operands<'_> {
-    /// Where the tiles of the first word are, and the distance to the next.
-    #[inline(always)]
-    fn tiles(&self) -> (*const Lanes, usize) {
-        (self.lanes.as_ptr().wrapping_add(self.position * self.pitch), POSITIONS * self.pitch)
-    }
-}
-
-/// A word of a channel's weights.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn word_of(row: &Row, channel: usize) -> i32 {
-    i32::from_le_bytes(row.as_chunks::<WORD>().0[channel])
-}
-
-/// Computes the sums of so many registers of tiles.
-fn multiply(with: Multiply, operands: Operands<'_>, vectors: usize, sums: &mut Sums) {
-    let words = operands.weights.len() - 1;
-    let last = (words * POSITIONS + operands.position) * operands.pitch + vectors;
-    assert!(vectors <= VECTORS && last <= operands.lanes.len(), "tiles that there are");
-    // SAFETY: all tiles are there, and each variant has the proof of its instructions.
-    unsafe {
-        match with {
-            Multiply::Plain => multiply_plain(operands, vectors, sums),
-            #[cfg(target_arch = "x86_64")]
-            Multiply::Avx2(_, steps) => {
-                for (part, first) in sums.as_chunks_mut::<4>().0.iter_mut().zip([0, 4]) {
-                    for vector in 0..vectors {
-                        multiply_avx2(operands, steps, first, vector, part);
-                    }
-                }
-            }
-            #[cfg(target_arch = "x86_64")]
-            Multiply::Avx512Vnni(_) => {
-                let (halves, _) = sums.as_chunks_mut::<4>();
-                match vectors {
-                    1 => multiply_avx512_vnni::<8, 1>(operands, 0, sums),
-                    2 => multiply_avx512_vnni::<8, 2>(operands, 0, sums),
-                    3 => multiply_avx512_vnni::<8, 3>(operands, 0, sums),
-                    _ => {
-                        for (half, first) in halves.iter_mut().zip([0, 4]) {
-                            multiply_avx512_vnni::<4, 4>(operands, first, half);
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// # Safety
-/// There are so many tiles.
-unsafe fn multiply_plain(operands: Operands<'_>, vectors: usize, sums: &mut Sums) {
-    let (tiles, stride) = operands.tiles();
-    for vector in 0..vectors {
-        let mut part: [[i32; LANES]; CHANNELS] = std::array::from_fn(|c| [operands.starts[c]; LANES]);
-        for (word, weights) in operands.weights.iter().enumerate() {
-            // SAFETY: the caller promises that there are so many.
-            let Lanes(codes) = unsafe { &*tiles.add(word * stride + vector) };
-            for (sums, weights) in part.iter_mut().zip(weights.as_chunks::<WORD>().0) {
-                for (sum, codes) in sums.iter_mut().zip(codes) {
-                    for (code, weight) in codes.to_le_bytes().iter().zip(weights) {
-                        *sum += i32::from(*code) * i32::from(*weight as i8);
-                    }
-                }
-            }
-        }
-        for (sums, part) in sums.iter_mut().zip(part) {
-            sums[vector * LANES..][..LANES].copy_from_slice(&part);
-        }
-    }
-}
-
-/// Four channels from `first` on, of one register of tiles.
-///
-/// # Safety
-/// There are so many tiles, and `steps` words of products fit 16 bits.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-unsafe fn multiply_avx2(
-    operands: Operands<'_>,
-    steps: usize,
-    first: usize,
-    vector: usize,
-    sums: &mut [[i32; VECTORS * LANES]; 4],
-) {
-    use std::arch::x86_64::*;
-    let (tiles, stride) = operands.tiles();
-    let ones = _mm256_set1_epi16(1);
-    let mut wide: [[__m256i; 2]; 4] =
-        std::array::from_fn(|c| [_mm256_set1_epi32(operands.starts[first + c]); 2]);
-    for (part, weights) in operands.weights.chunks(steps).enumerate() {
-        let mut narrow = [[_mm256_setzero_si256(); 2]; 4];
-        for (word, weights) in weights.iter().enumerate() {
-            let codes = tiles.wrapping_add((part * steps + word) * stride + vector);
-            // SAFETY: the caller promises that there are so many; a register of lanes is two of these.
-            let codes: [__m256i; 2] = unsafe { std::mem::transmute(*codes) };
-            for (narrow, channel) in narrow.iter_mut().zip(first..) {
-                let weights = _mm256_set1_epi32(word_of(weights, channel));
-                for v in 0..2 {
-                    narrow[v] = _mm256_add_epi16(narrow[v], _mm256_maddubs_epi16(codes[v], weights));
-                }
-            }
-        }
-        for (wide, narrow) in wide.iter_mut().zip(narrow) {
-            for v in 0..2 {
-                wide[v] = _mm256_add_epi32(wide[v], _mm256_madd_epi16(narrow[v], ones));
-            }
-        }
-    }
-    for (sums, wide) in sums.iter_mut().zip(wide) {
-        // SAFETY: two registers are 16 integers of 32 bits.
-        let wide: [i32; LANES] = unsafe { std::mem::transmute(wide) };
-        sums[vector * LANES..][..LANES].copy_from_slice(&wide);
-    }
-}
-
-/// `C` channels from `first` on, of `V` registers of tiles.
-///
-/// # Safety
-/// There are so many tiles.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn multiply_avx512_vnni<const C: usize, const V: usize>(
-    operands: Operands<'_>,
-    first: usize,
-    sums: &mut [[i32; VECTORS * LANES]; C],
-) {
-    use std::arch::x86_64::*;
-    let (tiles, stride) = operands.tiles();
-    let mut all: [[__m512i; V]; C] =
-        std::array::from_fn(|c| [_mm512_set1_epi32(operands.starts[first + c]); V]);
-    for (word, weights) in operands.weights.iter().enumerate() {
-        // SAFETY: the caller promises that there are so many; a register of lanes is one of these.
-        let codes: [__m512i; V] =
-            std::array::from_fn(|v| unsafe { _mm512_load_si512(tiles.add(word * stride + v).cast()) });
-        for (all, channel) in all.iter_mut().zip(first..) {
-            let weights = _mm512_set1_epi32(word_of(weights, channel));
-            for v in 0..V {
-                all[v] = _mm512_dpbusd_epi32(all[v], codes[v], weights);
-            }
-        }
-    }
-    for (sums, all) in sums.iter_mut().zip(all) {
-        for (sums, all) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip(all) {
-            // SAFETY: a register is 16 integers of 32 bits.
-            *sums = unsafe { std::mem::transmute::<__m512i, [i32; LANES]>(all) };
-        }
     }
 }
