@@ -19,10 +19,11 @@ use rayon::prelude::*;
 use crate::conv::ConvShape;
 use crate::instructions::multiversion;
 use crate::output::{Slot, collect};
-use crate::words::WORD;
+use crate::words::{self, WORD};
 
+#[cfg(target_arch = "x86_64")]
+use amx::Matrix;
 use direct::{Direct, Tiles};
-use layout::Layout;
 pub use output::Levels;
 use output::{Coded, Output, Values};
 use rows::Rows;
@@ -67,42 +68,41 @@ enum Way {
     Direct(Direct),
     Rows(Rows),
     Winograd(Winograd),
+    #[cfg(target_arch = "x86_64")]
+    Matrix(Matrix),
+}
+
+/// Does the same with any way.
+macro_rules! with_way {
+    ($self:expr, $way:ident => $work:expr) => {
+        match $self {
+            Way::Direct($way) => $work,
+            Way::Rows($way) => $work,
+            Way::Winograd($way) => $work,
+            #[cfg(target_arch = "x86_64")]
+            Way::Matrix($way) => $work,
+        }
+    };
 }
 
 impl Way {
-    /// How images are laid out for it.
-    fn layout(&self, n_images: usize) -> Layout {
-        match self {
-            Self::Direct(direct) => direct.layout(n_images),
-            Self::Rows(rows) => rows.layout(n_images),
-            Self::Winograd(winograd) => winograd.layout(n_images),
+    /// The one that takes the least time on this processor.
+    fn new(shape: &ConvShape, weight: &[u8], bounds: CodeBounds) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if Matrix::pays(shape)
+            && let Some(matrix) = Matrix::new(shape, weight)
+        {
+            return Self::Matrix(matrix);
         }
-    }
-
-    /// Images that are computed together.
-    fn images(&self) -> usize {
-        match self {
-            Self::Direct(direct) => direct.images(),
-            Self::Rows(rows) => rows.images(),
-            Self::Winograd(winograd) => winograd.images(),
+        if Winograd::serves(shape, bounds)
+            && Winograd::pays(shape)
+            && let Some(winograd) = Winograd::new(shape, weight, bounds).filter(Winograd::is_fast)
+        {
+            return Self::Winograd(winograd);
         }
-    }
-
-    /// Computes images by one thread.
-    fn run<O: Output>(&self, words: &[u32], n_images: usize, output: &O, out: &mut [Slot<O::Item>]) {
-        match self {
-            Self::Direct(direct) => direct.run(words, n_images, output, out),
-            Self::Rows(rows) => rows.run(words, n_images, output, out),
-            Self::Winograd(winograd) => winograd.run(words, n_images, output, out),
-        }
-    }
-
-    /// Computes one image by all threads.
-    fn run_shared<O: Output>(&self, words: &[u32], output: &O, out: &mut [Slot<O::Item>]) {
-        match self {
-            Self::Direct(direct) => direct.run_shared(words, output, out),
-            Self::Rows(rows) => rows.run_shared(words, output, out),
-            Self::Winograd(winograd) => winograd.run_shared(words, output, out),
+        match Rows::pays(shape, bounds) {
+            true => Self::Rows(Rows::new(shape, weight, bounds)),
+            false => Self::Direct(Direct::new(shape, weight, bounds)),
         }
     }
 }
@@ -158,16 +158,7 @@ impl IntegerConv {
         let weight_sums =
             channels.map(|codes| codes.iter().map(|code| i32::from(*code as i8)).sum()).collect();
         let offsets = vec![0; shape.out_channels];
-        // A matrix unit takes less time for all products than others for the transforms.
-        let winograd = (Winograd::serves(&shape, bounds) && Winograd::pays(&shape) && !has_matrix_unit())
-            .then(|| Winograd::new(&shape, weight, bounds))
-            .flatten()
-            .filter(Winograd::is_fast);
-        let way = match winograd {
-            Some(winograd) => Way::Winograd(winograd),
-            None if Rows::pays(&shape, bounds) => Way::Rows(Rows::new(&shape, weight, bounds)),
-            None => Way::Direct(Direct::new(&shape, weight, bounds)),
-        };
+        let way = Way::new(&shape, weight, bounds);
         Some(Self { shape, way, scales, bounds, zero_point: 0, weight_sums, offsets })
     }
 
@@ -261,18 +252,18 @@ impl IntegerConv {
             for (out, image) in out.chunks_mut(out_image).zip(0..) {
                 let mut words = WORDS.take();
                 self.load(input.part(image * in_image..(image + 1) * in_image), &mut words);
-                self.way.run_shared(&words, output, out);
+                with_way!(&self.way, way => way.run_shared(&words, output, out));
                 WORDS.set(words);
             }
             return;
         }
-        let together = self.way.images().min(n_images / (2 * n_threads)).max(1);
+        let together = with_way!(&self.way, way => way.images()).min(n_images / (2 * n_threads)).max(1);
         out.par_chunks_mut(together * out_image).enumerate().for_each(|(part, out)| {
             WORDS.with_borrow_mut(|words| {
                 let first = part * together * in_image;
                 let input = input.part(first..(first + together * in_image).min(input.len()));
                 self.load(input, words);
-                self.way.run(words, input.len() / in_image, output, out);
+                with_way!(&self.way, way => way.run(words, input.len() / in_image, output, out));
             });
         });
     }
@@ -286,9 +277,27 @@ impl IntegerConv {
         );
         let (plane, width) = (self.shape.in_plane(), self.shape.size[1]);
         let in_image = self.in_image(input);
-        let layout = self.way.layout(input.len() / in_image);
+        let n_images = input.len() / in_image;
+        let zeros = u32::from_le_bytes([self.zero_point; WORD]);
         words.clear();
-        words.resize(layout.len, u32::from_le_bytes([self.zero_point; WORD]));
+        let layout = match &self.way {
+            Way::Direct(direct) => direct.layout(n_images),
+            Way::Rows(rows) => rows.layout(n_images),
+            Way::Winograd(winograd) => winograd.layout(n_images),
+            #[cfg(target_arch = "x86_64")]
+            Way::Matrix(matrix) => {
+                words.resize(matrix.len(n_images), zeros);
+                for image in 0..n_images {
+                    let pixels = match input.part(image * in_image..(image + 1) * in_image) {
+                        Codes::Planes(codes) => &words::join(codes, 1, self.shape.in_channels, plane),
+                        Codes::Words(words) => words,
+                    };
+                    matrix.load(words, image, width, &pixels.chunks_exact(plane).collect::<Vec<_>>());
+                }
+                return;
+            }
+        };
+        words.resize(layout.len, zeros);
         match input {
             Codes::Planes(codes) => {
                 let mut joined = vec![0; plane];
@@ -315,14 +324,6 @@ impl IntegerConv {
             }
         }
     }
-}
-
-/// Whether the processor multiplies matrices of bytes.
-fn has_matrix_unit() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return amx::is_there();
-    #[cfg(not(target_arch = "x86_64"))]
-    false
 }
 
 /// Codes of images.

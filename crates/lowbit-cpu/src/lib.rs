@@ -1,7 +1,7 @@
 //! CPU kernels of low-bit networks: functions of slices, forward and backward, parallel over the threads of rayon.
 //!
-//! Convolution in single precision and in codes, batch normalization with the activation that follows it, fake quantization,
-//! packed codes. Results do not depend on the number of threads. The instructions are those of the processor that it runs on.
+//! Convolution in single precision and in codes, batch normalization with the activation that follows it, pooling, fake
+//! quantization, packed codes. Results do not depend on the number of threads. The instructions are those of the processor that it runs on.
 //!
 //! What it does not do: no tensors, no burn, no gradients by itself, no state but the threads and their buffers.
 //!
@@ -44,6 +44,7 @@ pub mod limits;
 pub mod norm;
 mod output;
 pub mod packed;
+pub mod pool;
 pub mod program;
 pub mod sum;
 mod threads;

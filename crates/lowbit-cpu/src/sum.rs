@@ -304,7 +304,10 @@ fn write_codes(
     };
     let channels: [&Thresholds; WORD] = std::array::from_fn(channel);
     #[cfg(target_arch = "x86_64")]
-    if channels[0].thresholds.len() <= FEW && crate::instructions::Avx2::detect().is_some() {
+    if channels.iter().all(|channel| channel.thresholds.len() <= FEW || channel.guess.is_some())
+        && levels.codes.as_ref().is_none_or(|codes| codes.len() <= 16)
+        && crate::instructions::Avx2::detect().is_some()
+    {
         // SAFETY: the processor has the instructions.
         return unsafe { write_codes_avx2(channels, levels.codes.as_deref(), values, out) };
     }
@@ -332,7 +335,7 @@ fn write_codes(
     }
 }
 
-/// The same of few thresholds, for 8 values at a time.
+/// The same of few thresholds, or of those that are guessed, for 8 values at a time.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn write_codes_avx2(
@@ -351,15 +354,33 @@ fn write_codes_avx2(
     let table = _mm256_broadcastsi128_si256(unsafe { std::mem::transmute::<[u8; 16], __m128i>(table) });
     for (i, out) in out.chunks_mut(LANES).enumerate() {
         let mut word = _mm256_setzero_si256();
-        for (Thresholds { sign, thresholds, .. }, values) in channels.into_iter().zip(values).rev() {
+        for (Thresholds { sign, thresholds, guess }, values) in channels.into_iter().zip(values).rev() {
             // SAFETY: a register is 8 numbers.
             let values: __m256 = unsafe { std::mem::transmute(values.as_chunks::<LANES>().0[i]) };
             let values = _mm256_mul_ps(values, _mm256_set1_ps(*sign));
+            // -1 for a threshold that is reached.
+            let reached = |threshold| _mm256_castps_si256(_mm256_cmp_ps::<_CMP_GE_OQ>(values, threshold));
             let mut level = _mm256_setzero_si256();
-            for threshold in thresholds {
-                // -1 for a threshold that is reached.
-                let reached = _mm256_cmp_ps::<_CMP_GE_OQ>(values, _mm256_set1_ps(*threshold));
-                level = _mm256_sub_epi32(level, _mm256_castps_si256(reached));
+            if let Some(Guess { low, inverse, n }) = *guess {
+                let steps =
+                    _mm256_mul_ps(_mm256_sub_ps(values, _mm256_set1_ps(low)), _mm256_set1_ps(inverse));
+                let guess = _mm256_add_ps(steps, _mm256_set1_ps(1.0));
+                // `NaN` becomes 0 here.
+                let guess = _mm256_max_ps(guess, _mm256_setzero_ps());
+                let guess = _mm256_cvttps_epi32(_mm256_min_ps(guess, _mm256_set1_ps(n as f32)));
+                let at = thresholds.as_ptr();
+                // SAFETY: a guess is at most `n`, and there are two more thresholds than that.
+                let near = unsafe {
+                    [_mm256_i32gather_ps::<4>(at, guess), _mm256_i32gather_ps::<4>(at.add(1), guess)]
+                };
+                level = _mm256_sub_epi32(guess, _mm256_set1_epi32(1));
+                level = _mm256_sub_epi32(level, reached(near[0]));
+                level = _mm256_sub_epi32(level, reached(near[1]));
+                level = _mm256_max_epi32(level, _mm256_setzero_si256());
+            } else {
+                for threshold in thresholds {
+                    level = _mm256_sub_epi32(level, reached(_mm256_set1_ps(*threshold)));
+                }
             }
             word = _mm256_or_si256(_mm256_slli_epi32::<8>(word), level);
         }

@@ -4,7 +4,8 @@
 //! cargo run --release -p lowbit-export --example random -- resnet18 2 2 resnet18-w2a2.lowbit
 //! ```
 //!
-//! Beside it, FILE.onnx is the same network in full precision. The first and the last layer have weights of 8 bits, and the last one inputs of 8 bits.
+//! Beside it, FILE.onnx is the same network in full precision. The first and the last layer have weights and inputs
+//! of 8 bits.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use lowbit_export::onnx::{Opset, to_onnx};
@@ -32,7 +33,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [weight, act, eight] = [bits(weight_bits)?, bits(act_bits)?, 8].map(Precision::bits);
     let (weight, act, eight) = (weight?, act?, eight?);
     let mut policy = QuantizationPolicy::new(LayerQuantization::new(Method::Lsq, weight, act));
-    policy.first.weight_bits = Some(eight);
+    // Images have values of both signs, which LSQ+ has codes for.
+    policy.first = LayerOverride {
+        weight_bits: Some(eight),
+        act_bits: Some(eight),
+        act_method: Some(Method::LsqPlus),
+        ..LayerOverride::default()
+    };
     policy.last =
         LayerOverride { weight_bits: Some(eight), act_bits: Some(eight), ..LayerOverride::default() };
     let device = Device::default();

@@ -23,7 +23,6 @@ mod file;
 mod lower;
 mod model;
 mod packed;
-mod plain;
 #[doc(hidden)]
 pub mod samples;
 

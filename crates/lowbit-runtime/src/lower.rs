@@ -9,11 +9,11 @@ use lowbit_core::{from_order_key, order_key};
 use lowbit_cpu::conv::ConvShape;
 use lowbit_cpu::integer::{CodeBounds, IntegerConv, Levels};
 use lowbit_cpu::norm::{Affine, NormParameters};
+use lowbit_cpu::pool::Pool;
 use lowbit_cpu::sum::{Clamp, ValueLevels};
 
 use crate::PackedError;
 use crate::packed::{Layer, Norm, PackedNetwork, Quantizer, Weight};
-use crate::plain::Pool;
 
 /// Most thresholds of a network: those of 8 bits and 16,384 channels. What would have more is computed one operation after the other,
 /// as a file of a few bytes could ask for any number.

@@ -10,8 +10,6 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::CodeBounds;
-#[cfg(target_arch = "x86_64")]
-use super::amx;
 use super::layout::Layout;
 use super::multiply::{CHANNELS, LANES, Multiply, Operands, Row, Sums, VECTORS, groups};
 use super::output::Output;
@@ -47,9 +45,6 @@ pub struct Rows {
     size: [usize; 2],
     kernel: [usize; 2],
     multiply: Multiply,
-    /// The weights for the matrix unit, if there is one.
-    #[cfg(target_arch = "x86_64")]
-    tiles: Option<amx::Tiles>,
 }
 
 thread_local! {
@@ -88,8 +83,6 @@ impl Rows {
                 }
             }
         });
-        #[cfg(target_arch = "x86_64")]
-        let tiles = amx::Tiles::new(&weights, n_words);
         let out_size = shape.out_size();
         let reach = |i: usize| (shape.kernel[i] - 1) / shape.stride[i];
         Self {
@@ -103,23 +96,14 @@ impl Rows {
             size: std::array::from_fn(|i| out_size[i] + reach(i)),
             kernel: shape.kernel,
             multiply: Multiply::best(bounds),
-            #[cfg(target_arch = "x86_64")]
-            tiles,
         }
     }
 
     /// The same by all instructions that this processor has.
     #[cfg(test)]
     pub fn with_each_instructions(&self, bounds: CodeBounds) -> impl Iterator<Item = (String, Self)> {
-        #[cfg(target_arch = "x86_64")]
-        let (matrix, without) = (
-            self.tiles.as_ref().map(|_| ("rows, matrix unit".to_string(), self.clone())),
-            Self { tiles: None, ..self.clone() },
-        );
-        #[cfg(not(target_arch = "x86_64"))]
-        let (matrix, without) = (None, self.clone());
-        let variant = move |multiply| (format!("rows, {multiply:?}"), Self { multiply, ..without.clone() });
-        Multiply::serving(bounds).map(variant).chain(matrix)
+        let variant = |multiply| (format!("rows, {multiply:?}"), Self { multiply, ..self.clone() });
+        Multiply::serving(bounds).map(variant)
     }
 
     /// Words of a part of an image.
@@ -133,20 +117,11 @@ impl Rows {
         if n.is_multiple_of(CACHE_PERIOD) { n + LANES } else { n }
     }
 
-    /// Words of a pixel that are read.
-    fn n_read(&self) -> usize {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(tiles) = &self.tiles {
-            return tiles.n_words();
-        }
-        self.n_words
-    }
-
     /// Where the words of images lie.
     pub fn layout(&self, n_images: usize) -> Layout {
         let in_word = self.in_word(n_images);
         Layout {
-            len: self.n_read() * in_word + SLACK,
+            len: self.n_words * in_word + SLACK,
             padding: self.padding,
             stride: self.stride,
             parts: self.parts,
@@ -249,12 +224,8 @@ impl Rows {
         SUMS.with_borrow_mut(|sums| {
             for group in groups(all, (VECTORS - 1) * LANES) {
                 let (words, vectors) = (&words[group.start..], group.len().div_ceil(LANES));
-                self.multiply(
-                    Operands { words, taps, stride, weights, starts: &[0; CHANNELS] },
-                    block,
-                    vectors,
-                    sums,
-                );
+                let operands = Operands { words, taps, stride, weights, starts: &[0; CHANNELS] };
+                self.multiply.run(operands, vectors, sums);
                 #[cfg(target_arch = "x86_64")]
                 if let Some(proof) = Avx2::detect() {
                     // SAFETY: the processor has the instructions.
@@ -264,14 +235,6 @@ impl Rows {
                 self.finish(Baseline, sums, group, block, output, out);
             }
         });
-    }
-
-    fn multiply(&self, operands: Operands<'_>, block: usize, vectors: usize, sums: &mut Sums) {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(tiles) = &self.tiles {
-            return tiles.run(operands.words, operands.taps, operands.stride, block, vectors, sums);
-        }
-        self.multiply.run(operands, vectors, sums);
     }
 
     /// # Safety

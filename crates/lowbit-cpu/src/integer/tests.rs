@@ -213,11 +213,15 @@ fn check_ways(shape: ConvShape, bounds: CodeBounds, n_images: usize, random: &mu
     let winograd = Winograd::serves(&shape, bounds).then(|| Winograd::new(&shape, &weight, bounds)).flatten();
     let winograd = winograd.iter().flat_map(|winograd| winograd.with_each_instructions());
     let winograd = winograd.map(|(name, winograd)| (name, Way::Winograd(winograd)));
+    #[cfg(target_arch = "x86_64")]
+    let matrix = Matrix::new(&shape, &weight).map(|matrix| ("matrix unit".into(), Way::Matrix(matrix)));
+    #[cfg(not(target_arch = "x86_64"))]
+    let matrix = None;
     let plane: usize = shape.out_size().iter().product();
     let in_plane = shape.size[0] * shape.size[1];
     let planes = words::split(&input, n_images, shape.in_channels, in_plane);
     let mut expected = None;
-    for (name, way) in direct.chain(rows).chain(winograd) {
+    for (name, way) in direct.chain(rows).chain(winograd).chain(matrix) {
         let kernel = IntegerConv { way, ..kernel.clone() };
         let expected = expected
             .get_or_insert_with(|| (kernel.forward_words(&input, 1.0), kernel.levels(&input, &levels)));

@@ -1,39 +1,45 @@
-//! Operations without parameters, on values or codes of a batch.
+//! Pooling by the maximum, of values or codes of a batch.
 
-use lowbit_cpu::words::WORD;
 use rayon::prelude::*;
 
-/// Values of a task, at least: fewer take less time than waking a thread for them.
-const TASK_LEN: usize = 1 << 15;
+use crate::instructions::multiversion;
+use crate::task_items;
+use crate::words::WORD;
 
 /// Sizes of a pooling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pool {
+    /// Side of a window.
     pub kernel: usize,
+    /// Step between windows.
     pub stride: usize,
+    /// Places around an image, of which none wins.
     pub padding: usize,
-    /// Height and width of the input, and of the output.
+    /// Height and width of the input.
     pub size: [usize; 2],
+    /// Height and width of the output.
     pub out_size: [usize; 2],
 }
 
 impl Pool {
     /// The largest value of each window of each plane; padding never wins. Of the channels that fall, if any are named, the smallest.
+    ///
+    /// # Panics
+    /// If the sizes do not fit each other, or the values are no whole number of planes.
     pub fn max(&self, x: &[f32], falls: &[bool]) -> Vec<f32> {
-        let (larger, smaller) = (|a, b| if b > a { b } else { a }, |a, b| if b < a { b } else { a });
-        match falls.contains(&true) {
-            false => self.pool(x, |_, plane, out| self.pool_plane(plane, larger, out)),
-            true => self.pool(x, |index, plane, out| match falls[index % falls.len()] {
-                false => self.pool_plane(plane, larger, out),
-                true => self.pool_plane(plane, smaller, out),
-            }),
-        }
+        let falls = |plane: usize| !falls.is_empty() && falls[plane % falls.len()];
+        self.pool(x, |index, plane, out| match falls(index) {
+            false => largest_values(self, plane, out),
+            true => smallest_values(self, plane, out),
+        })
     }
 
     /// The largest codes of each window. Codes have the order of their levels.
+    ///
+    /// # Panics
+    /// As [`max`](Self::max).
     pub fn max_codes(&self, x: &[[u8; WORD]]) -> Vec<[u8; WORD]> {
-        let larger = |a: [u8; WORD], b: [u8; WORD]| std::array::from_fn(|i| a[i].max(b[i]));
-        self.pool(x, |_, plane, out| self.pool_plane(plane, larger, out))
+        self.pool(x, |_, plane, out| largest_codes(self, plane, out))
     }
 
     /// Pools the planes, which are numbered.
@@ -43,40 +49,48 @@ impl Pool {
         pool: impl Fn(usize, &[T], &mut [T]) + Sync,
     ) -> Vec<T> {
         let (plane, out_plane) = (self.size[0] * self.size[1], self.out_size[0] * self.out_size[1]);
+        assert!(x.len().is_multiple_of(plane), "number of values");
         let mut out = vec![T::default(); x.len() / plane * out_plane];
         let planes = out.par_chunks_exact_mut(out_plane).zip(x.par_chunks_exact(plane)).enumerate();
-        planes.with_min_len(TASK_LEN.div_ceil(plane)).for_each(|(index, (out, x))| pool(index, x, out));
+        planes.with_min_len(task_items(plane)).for_each(|(index, (out, x))| pool(index, x, out));
         out
     }
 
-    fn pool_plane<T: Copy>(&self, plane: &[T], larger: impl Fn(T, T) -> T + Copy, out: &mut [T]) {
+    #[inline(always)]
+    fn pool_plane<T: Copy + Default>(&self, plane: &[T], larger: impl Fn(T, T) -> T + Copy, out: &mut [T]) {
         let [height, width] = self.size;
-        let (mut row, mut windows) = (Vec::with_capacity(width), Vec::with_capacity(width));
+        let (mut row, mut windows) = (vec![T::default(); width], vec![T::default(); width]);
         for (y, out) in out.chunks_exact_mut(self.out_size[1]).enumerate() {
             // The largest of each column, then of the columns of a window.
             let rows = self.window(y, height);
-            row.clear();
-            row.extend_from_slice(&plane[rows.start * width..][..width]);
+            row.copy_from_slice(&plane[rows.start * width..][..width]);
             for y in rows.skip(1) {
                 let next = &plane[y * width..][..width];
                 row.iter_mut().zip(next).for_each(|(largest, value)| *largest = larger(*largest, *value));
             }
             // Of the windows that begin at each column: all of them side by side is faster than each by itself.
-            windows.clear();
-            windows.extend_from_slice(&row);
+            windows.copy_from_slice(&row);
             for shift in 1..self.kernel.min(width) {
                 let shifted = windows.iter_mut().zip(&row[shift..]);
                 shifted.for_each(|(largest, value)| *largest = larger(*largest, *value));
             }
-            for (x, out) in out.iter_mut().enumerate() {
-                *out = match (x * self.stride).checked_sub(self.padding) {
-                    Some(start) => windows[start],
-                    // The first ones begin before the image.
-                    None => {
-                        let columns = &row[self.window(x, width)];
-                        columns[1..].iter().fold(columns[0], |largest, value| larger(largest, *value))
-                    }
-                };
+            // The first ones begin before the image.
+            let n_before = self.padding.div_ceil(self.stride).min(out.len());
+            for (x, out) in out.iter_mut().enumerate().take(n_before) {
+                let columns = &row[self.window(x, width)];
+                *out = columns[1..].iter().fold(columns[0], |largest, value| larger(largest, *value));
+            }
+            let windows = &windows[(n_before * self.stride - self.padding).min(width)..];
+            let out = &mut out[n_before..];
+            match self.stride {
+                // The common ones, so that the compiler can make vectors of them.
+                1 => out.iter_mut().zip(windows).for_each(|(out, largest)| *out = *largest),
+                2 => out.iter_mut().zip(windows.chunks(2)).for_each(|(out, pair)| *out = pair[0]),
+                stride => {
+                    out.iter_mut()
+                        .zip(windows.iter().step_by(stride))
+                        .for_each(|(out, largest)| *out = *largest);
+                }
             }
         }
     }
@@ -85,6 +99,24 @@ impl Pool {
     fn window(&self, at: usize, size: usize) -> std::ops::Range<usize> {
         let start = at * self.stride;
         start.saturating_sub(self.padding)..(start + self.kernel).saturating_sub(self.padding).min(size)
+    }
+}
+
+multiversion! {
+    fn largest_values(pool: &Pool, plane: &[f32], out: &mut [f32]) {
+        pool.pool_plane(plane, |a, b| if b > a { b } else { a }, out);
+    }
+}
+
+multiversion! {
+    fn smallest_values(pool: &Pool, plane: &[f32], out: &mut [f32]) {
+        pool.pool_plane(plane, |a, b| if b < a { b } else { a }, out);
+    }
+}
+
+multiversion! {
+    fn largest_codes(pool: &Pool, plane: &[[u8; WORD]], out: &mut [[u8; WORD]]) {
+        pool.pool_plane(plane, |a, b| [a[0].max(b[0]), a[1].max(b[1]), a[2].max(b[2]), a[3].max(b[3])], out);
     }
 }
 
