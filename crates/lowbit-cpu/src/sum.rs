@@ -264,19 +264,35 @@ multiversion! {
             for (c, chunk) in chunks.iter_mut().enumerate().take(n_channels) {
                 let (channel, chunk) = (WORD * word + c, &mut chunk[..n]);
                 let at = (image * channels + channel) * plane + first;
-                for (i, summand) in sum.summands.iter().enumerate() {
-                    let x = &summand.values[at..at + n];
-                    match (i, summand.affines.map(|affines| affines[channel])) {
-                        (0, None) => chunk.copy_from_slice(x),
-                        (0, Some(affine)) => chunk.iter_mut().zip(x).for_each(|(y, x)| *y = affine.apply(*x)),
-                        (_, None) => chunk.iter_mut().zip(x).for_each(|(y, x)| *y += x),
-                        (_, Some(affine)) => chunk.iter_mut().zip(x).for_each(|(y, x)| *y += affine.apply(*x)),
+                let part = |i: usize| {
+                    let Summand { values, affines } = sum.summands[i];
+                    (&values[at..at + n], affines.map(|affines| affines[channel]))
+                };
+                // The common ones in a single pass.
+                match (part(0), (sum.summands.len() == 2).then(|| part(1))) {
+                    ((x, Some(a)), Some((y, None))) => fill(chunk, x, y, sum.clamp, |x, y| a.apply(x) + y),
+                    ((x, Some(a)), Some((y, Some(b)))) => {
+                        fill(chunk, x, y, sum.clamp, |x, y| a.apply(x) + b.apply(y));
                     }
-                }
-                if sum.clamp == Clamp::Relu {
-                    chunk.iter_mut().for_each(|y| *y = Clamp::Relu.apply(*y));
-                } else if sum.clamp == Clamp::Relu6 {
-                    chunk.iter_mut().for_each(|y| *y = Clamp::Relu6.apply(*y));
+                    ((x, None), Some((y, None))) => fill(chunk, x, y, sum.clamp, |x, y| x + y),
+                    ((x, None), Some((y, Some(b)))) => fill(chunk, x, y, sum.clamp, |x, y| x + b.apply(y)),
+                    ((x, Some(a)), None) if sum.summands.len() == 1 => {
+                        fill(chunk, x, x, sum.clamp, |x, _| a.apply(x));
+                    }
+                    ((x, None), None) if sum.summands.len() == 1 => fill(chunk, x, x, sum.clamp, |x, _| x),
+                    _ => {
+                        for i in 0..sum.summands.len() {
+                            match part(i) {
+                                (x, None) if i == 0 => chunk.copy_from_slice(x),
+                                (x, None) => chunk.iter_mut().zip(x).for_each(|(y, x)| *y += x),
+                                (x, Some(a)) if i == 0 => {
+                                    chunk.iter_mut().zip(x).for_each(|(y, x)| *y = a.apply(*x));
+                                }
+                                (x, Some(a)) => chunk.iter_mut().zip(x).for_each(|(y, x)| *y += a.apply(*x)),
+                            }
+                        }
+                        chunk.iter_mut().for_each(|y| *y = sum.clamp.apply(*y));
+                    }
                 }
                 if let Some(values) = &mut values {
                     let out = &mut values[c * plane + first..][..n];
@@ -287,6 +303,17 @@ multiversion! {
                 write_codes(levels, WORD * word, &chunks, &mut words[first..first + n]);
             }
         }
+    }
+}
+
+/// Fills a chunk with the clamped results for two operands.
+#[inline(always)]
+fn fill(chunk: &mut [f32], x: &[f32], y: &[f32], clamp: Clamp, f: impl Fn(f32, f32) -> f32) {
+    let operands = chunk.iter_mut().zip(x.iter().zip(y));
+    match clamp {
+        Clamp::None => operands.for_each(|(out, (x, y))| *out = f(*x, *y)),
+        Clamp::Relu => operands.for_each(|(out, (x, y))| *out = Clamp::Relu.apply(f(*x, *y))),
+        Clamp::Relu6 => operands.for_each(|(out, (x, y))| *out = Clamp::Relu6.apply(f(*x, *y))),
     }
 }
 
@@ -477,6 +504,18 @@ mod tests {
                     let first = Summand { values: &x, affines: with.then_some(&affines) };
                     let second = Summand { values: &y, affines: None };
                     let summands = if others { vec![first, second] } else { vec![first] };
+                    let three = Sum { shape, summands: &[first, second, first], clamp, levels: None };
+                    let third =
+                        |i: usize| if with { affines[i / plane % channels].apply(x[i]) } else { x[i] };
+                    let of_three = (0..x.len()).map(|i| clamp.apply(third(i) + y[i] + third(i)));
+                    assert!(three.values().into_iter().eq(of_three));
+                    let second = Summand { values: &y, affines: others.then_some(&affines) };
+                    let both = Sum { shape, summands: &[first, second], clamp, levels: None };
+                    let other =
+                        |i: usize| if others { affines[i / plane % channels].apply(y[i]) } else { y[i] };
+                    assert!(
+                        both.values().into_iter().eq((0..x.len()).map(|i| clamp.apply(third(i) + other(i))))
+                    );
                     let sum = Sum { shape, summands: &summands, clamp, levels: Some(&levels) };
                     let expected: Vec<f32> = (0..x.len())
                         .map(|i| {
