@@ -18,7 +18,7 @@ use rayon::prelude::*;
 
 use crate::conv::ConvShape;
 use crate::instructions::multiversion;
-use crate::output::{Slot, collect};
+use crate::output::{Slot, collect_into};
 use crate::words::{self, WORD};
 
 #[cfg(target_arch = "x86_64")]
@@ -182,32 +182,34 @@ impl IntegerConv {
     /// # Panics
     /// If the length does not fit the shape, or a code is beyond the bounds.
     pub fn forward(&self, input: &[u8], scale: f32) -> Vec<f32> {
-        let scales: Vec<f32> = self.scales.iter().map(|weight| weight * scale).collect();
-        self.values(Codes::Planes(input), &scales)
+        let mut out = Vec::new();
+        self.values(Codes::Planes(input), &self.worths(scale), &mut out);
+        out
     }
 
-    /// The same of words, see [`words`](crate::words), each code worth `scale`.
+    /// The same of words, see [`words`](crate::words), into `out`. `worths` says what one of the sums is worth, for each output channel.
     ///
     /// # Panics
-    /// As [`forward`](Self::forward).
-    pub fn forward_words(&self, input: &[[u8; WORD]], scale: f32) -> Vec<f32> {
-        let scales: Vec<f32> = self.scales.iter().map(|weight| weight * scale).collect();
-        self.values(Codes::Words(input), &scales)
+    /// As [`forward`](Self::forward), or if there are more or fewer worths.
+    pub fn forward_words(&self, input: &[[u8; WORD]], worths: &[f32], out: &mut Vec<f32>) {
+        assert_eq!(worths.len(), self.shape.out_channels, "one for each output channel");
+        self.values(Codes::Words(input), worths, out);
     }
 
-    fn values(&self, input: Codes<'_>, scales: &[f32]) -> Vec<f32> {
+    fn values(&self, input: Codes<'_>, scales: &[f32], out: &mut Vec<f32>) {
         let output = Values { plane: self.shape.out_plane(), offsets: &self.offsets, scales };
         let n_images = self.n_images(input);
+        let n = n_images * self.shape.out_image();
         // SAFETY: `run` writes all pixels, and `Values` all of a block's channels.
-        unsafe { collect(n_images * self.shape.out_image(), |out| self.run(input, n_images, &output, out)) }
+        unsafe { collect_into(out, n, |out| self.run(input, n_images, &output, out)) }
     }
 
-    /// The codes of the levels of the sums of words: a convolution, a normalization and a quantizer without a number in single
+    /// The codes of the levels of the sums of words, into `out`: a convolution, a normalization and a quantizer without a number in single
     /// precision between them.
     ///
     /// # Panics
     /// As [`forward`](Self::forward), or if the levels are of another number of channels.
-    pub fn levels(&self, input: &[[u8; WORD]], levels: &Levels) -> Vec<[u8; WORD]> {
+    pub fn levels(&self, input: &[[u8; WORD]], levels: &Levels, out: &mut Vec<[u8; WORD]>) {
         assert_eq!(levels.n_channels(), self.shape.out_channels, "channels of the levels");
         let plane = self.shape.out_plane();
         let output = Coded { plane, offsets: &self.offsets, levels };
@@ -215,12 +217,12 @@ impl IntegerConv {
         let n_images = self.n_images(input);
         let n_words = n_images * self.shape.out_channels.div_ceil(WORD) * plane;
         // SAFETY: `run` writes all pixels, and `Coded` all words of a block's channels.
-        unsafe { collect(n_words, |out| self.run(input, n_images, &output, out)) }
+        unsafe { collect_into(out, n_words, |out| self.run(input, n_images, &output, out)) }
     }
 
-    /// What a code of the weights is worth, for each output channel.
-    pub fn scales(&self) -> &[f32] {
-        &self.scales
+    /// What one of the sums is worth, for each output channel, if a code of the input is worth `scale`.
+    pub fn worths(&self, scale: f32) -> Vec<f32> {
+        self.scales.iter().map(|weight| weight * scale).collect()
     }
 
     /// The largest magnitude that a sum can have.
@@ -287,12 +289,16 @@ impl IntegerConv {
             #[cfg(target_arch = "x86_64")]
             Way::Matrix(matrix) => {
                 words.resize(matrix.len(n_images), zeros);
+                let mut joined = Vec::new();
                 for image in 0..n_images {
                     let pixels = match input.part(image * in_image..(image + 1) * in_image) {
-                        Codes::Planes(codes) => &words::join(codes, 1, self.shape.in_channels, plane),
+                        Codes::Planes(codes) => {
+                            words::join(codes, 1, self.shape.in_channels, plane, &mut joined);
+                            &joined
+                        }
                         Codes::Words(words) => words,
                     };
-                    matrix.load(words, image, width, &pixels.chunks_exact(plane).collect::<Vec<_>>());
+                    matrix.load(words, image, width, pixels);
                 }
                 return;
             }

@@ -122,6 +122,17 @@ pub fn statistics(shape: NormShape, x: &[f32]) -> Vec<f32> {
     means
 }
 
+/// The means of [`statistics`], into `out`.
+///
+/// # Panics
+/// As [`statistics`].
+pub fn means(shape: NormShape, x: &[f32], out: &mut Vec<f32>) {
+    assert_eq!(x.len(), shape.len(), "length of the input");
+    out.resize(shape.channels, 0.0);
+    let means = out.par_iter_mut().enumerate().with_min_len(shape.task_channels());
+    means.for_each(|(channel, mean)| *mean = moments(shape, x, channel)[0] as f32);
+}
+
 /// What follows a normalization.
 #[derive(Clone, Copy, Debug)]
 pub enum Activation<'a> {

@@ -27,7 +27,19 @@ impl Fill for [u8; 4] {
 /// # Safety
 /// `write` writes a number to each of the slots.
 pub unsafe fn collect<T: Fill>(n: usize, write: impl FnOnce(&mut [Slot<T>])) -> Vec<T> {
-    let mut values = Vec::with_capacity(n);
+    let mut values = Vec::new();
+    // SAFETY: as the caller promises.
+    unsafe { collect_into(&mut values, n, write) };
+    values
+}
+
+/// The same, in the memory of a vector that has served before.
+///
+/// # Safety
+/// `write` writes a number to each of the slots.
+pub unsafe fn collect_into<T: Fill>(values: &mut Vec<T>, n: usize, write: impl FnOnce(&mut [Slot<T>])) {
+    values.clear();
+    values.reserve(n);
     let slots = &mut values.spare_capacity_mut()[..n];
     // No test takes for a result what the memory held before.
     #[cfg(test)]
@@ -35,7 +47,6 @@ pub unsafe fn collect<T: Fill>(n: usize, write: impl FnOnce(&mut [Slot<T>])) -> 
     write(slots);
     // SAFETY: there is room for `n` values, and the caller promises that each is written.
     unsafe { values.set_len(n) };
-    values
 }
 
 /// The `n` values that `write` writes, and their codes, if it says that they are codes.

@@ -1,5 +1,7 @@
 //! Pooling by the maximum, of values or codes of a batch.
 
+use std::cell::RefCell;
+
 use rayon::prelude::*;
 
 use crate::instructions::multiversion;
@@ -22,44 +24,56 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// The largest value of each window of each plane; padding never wins. Of the channels that fall, if any are named, the smallest.
+    /// The largest value of each window of each plane, into `out`; padding never wins. Of the channels that fall, if any are named, the
+    /// smallest.
     ///
     /// # Panics
     /// If the sizes do not fit each other, or the values are no whole number of planes.
-    pub fn max(&self, x: &[f32], falls: &[bool]) -> Vec<f32> {
+    pub fn max(&self, x: &[f32], falls: &[bool], out: &mut Vec<f32>) {
         let falls = |plane: usize| !falls.is_empty() && falls[plane % falls.len()];
-        self.pool(x, |index, plane, out| match falls(index) {
-            false => largest_values(self, plane, out),
-            true => smallest_values(self, plane, out),
-        })
+        self.pool(x, out, |index, plane, out| {
+            VALUES.with_borrow_mut(|rows| match falls(index) {
+                false => largest_values(self, plane, rows, out),
+                true => smallest_values(self, plane, rows, out),
+            });
+        });
     }
 
-    /// The largest codes of each window. Codes have the order of their levels.
+    /// The largest codes of each window, into `out`. Codes have the order of their levels.
     ///
     /// # Panics
     /// As [`max`](Self::max).
-    pub fn max_codes(&self, x: &[[u8; WORD]]) -> Vec<[u8; WORD]> {
-        self.pool(x, |_, plane, out| largest_codes(self, plane, out))
+    pub fn max_codes(&self, x: &[[u8; WORD]], out: &mut Vec<[u8; WORD]>) {
+        self.pool(x, out, |_, plane, out| {
+            CODES.with_borrow_mut(|rows| largest_codes(self, plane, rows, out));
+        });
     }
 
     /// Pools the planes, which are numbered.
     fn pool<T: Copy + Default + Send + Sync>(
         &self,
         x: &[T],
+        out: &mut Vec<T>,
         pool: impl Fn(usize, &[T], &mut [T]) + Sync,
-    ) -> Vec<T> {
+    ) {
         let (plane, out_plane) = (self.size[0] * self.size[1], self.out_size[0] * self.out_size[1]);
         assert!(x.len().is_multiple_of(plane), "number of values");
-        let mut out = vec![T::default(); x.len() / plane * out_plane];
+        out.resize(x.len() / plane * out_plane, T::default());
         let planes = out.par_chunks_exact_mut(out_plane).zip(x.par_chunks_exact(plane)).enumerate();
         planes.with_min_len(task_items(plane)).for_each(|(index, (out, x))| pool(index, x, out));
-        out
     }
 
     #[inline(always)]
-    fn pool_plane<T: Copy + Default>(&self, plane: &[T], larger: impl Fn(T, T) -> T + Copy, out: &mut [T]) {
+    fn pool_plane<T: Copy + Default>(
+        &self,
+        plane: &[T],
+        larger: impl Fn(T, T) -> T + Copy,
+        [row, windows]: &mut [Vec<T>; 2],
+        out: &mut [T],
+    ) {
         let [height, width] = self.size;
-        let (mut row, mut windows) = (vec![T::default(); width], vec![T::default(); width]);
+        row.resize(width, T::default());
+        windows.resize(width, T::default());
         for (y, out) in out.chunks_exact_mut(self.out_size[1]).enumerate() {
             // The largest of each column, then of the columns of a window.
             let rows = self.window(y, height);
@@ -69,7 +83,7 @@ impl Pool {
                 row.iter_mut().zip(next).for_each(|(largest, value)| *largest = larger(*largest, *value));
             }
             // Of the windows that begin at each column: all of them side by side is faster than each by itself.
-            windows.copy_from_slice(&row);
+            windows.copy_from_slice(row);
             for shift in 1..self.kernel.min(width) {
                 let shifted = windows.iter_mut().zip(&row[shift..]);
                 shifted.for_each(|(largest, value)| *largest = larger(*largest, *value));
@@ -102,21 +116,29 @@ impl Pool {
     }
 }
 
+/// Two rows of an image.
+type TwoRows<T> = RefCell<[Vec<T>; 2]>;
+
+thread_local! {
+    static VALUES: TwoRows<f32> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    static CODES: TwoRows<[u8; WORD]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+}
+
 multiversion! {
-    fn largest_values(pool: &Pool, plane: &[f32], out: &mut [f32]) {
-        pool.pool_plane(plane, |a, b| if b > a { b } else { a }, out);
+    fn largest_values(pool: &Pool, plane: &[f32], rows: &mut [Vec<f32>; 2], out: &mut [f32]) {
+        pool.pool_plane(plane, |a, b| if b > a { b } else { a }, rows, out);
     }
 }
 
 multiversion! {
-    fn smallest_values(pool: &Pool, plane: &[f32], out: &mut [f32]) {
-        pool.pool_plane(plane, |a, b| if b < a { b } else { a }, out);
+    fn smallest_values(pool: &Pool, plane: &[f32], rows: &mut [Vec<f32>; 2], out: &mut [f32]) {
+        pool.pool_plane(plane, |a, b| if b < a { b } else { a }, rows, out);
     }
 }
 
 multiversion! {
-    fn largest_codes(pool: &Pool, plane: &[[u8; WORD]], out: &mut [[u8; WORD]]) {
-        pool.pool_plane(plane, |a, b| [a[0].max(b[0]), a[1].max(b[1]), a[2].max(b[2]), a[3].max(b[3])], out);
+    fn largest_codes(pool: &Pool, plane: &[[u8; WORD]], rows: &mut [Vec<[u8; WORD]>; 2], out: &mut [[u8; WORD]]) {
+        pool.pool_plane(plane, |a, b| [a[0].max(b[0]), a[1].max(b[1]), a[2].max(b[2]), a[3].max(b[3])], rows, out);
     }
 }
 
@@ -132,7 +154,12 @@ mod tests {
                 let pool = Pool { kernel, stride, padding, size, out_size };
                 let [height, width] = size;
                 let x: Vec<f32> = (0..2 * height * width).map(|i| (i * 7919 % 101) as f32 - 200.0).collect();
-                let got = pool.max(&x, &[]);
+                let max = |x: &[f32], falls: &[bool]| {
+                    let mut out = vec![7.0; 3];
+                    pool.max(x, falls, &mut out);
+                    out
+                };
+                let got = max(&x, &[]);
                 let mut expected = Vec::new();
                 for plane in x.chunks(height * width) {
                     for place in 0..out_size[0] * out_size[1] {
@@ -147,11 +174,12 @@ mod tests {
                 }
                 assert_eq!(got, expected, "{pool:?}");
                 let negative: Vec<f32> = x.iter().map(|value| -value).collect();
-                let smallest: Vec<f32> = pool.max(&negative, &[true]).iter().map(|value| -value).collect();
+                let smallest: Vec<f32> = max(&negative, &[true]).iter().map(|value| -value).collect();
                 assert_eq!(smallest, expected, "{pool:?}");
                 let codes: Vec<[u8; WORD]> = x.iter().map(|value| [0, (value + 200.0) as u8, 0, 7]).collect();
-                let codes: Vec<f32> =
-                    pool.max_codes(&codes).iter().map(|word| f32::from(word[1]) - 200.0).collect();
+                let mut pooled = Vec::new();
+                pool.max_codes(&codes, &mut pooled);
+                let codes: Vec<f32> = pooled.iter().map(|word| f32::from(word[1]) - 200.0).collect();
                 assert_eq!(codes, expected, "{pool:?}");
             }
         }

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::instructions::multiversion;
 use crate::norm::{Affine, NormShape};
-use crate::output::{Slot, collect};
+use crate::output::{Slot, collect_into};
 use crate::task_items;
 use crate::words::WORD;
 
@@ -99,22 +99,6 @@ impl ValueLevels {
         let codes = (!are_numbers).then_some(codes);
         Self { n_channels, channels: channels.iter().map(of_channel).collect(), codes }
     }
-
-    /// The codes of the levels of values `[image, channels, plane]`, as [`words`](crate::words).
-    ///
-    /// # Panics
-    /// If the values are no whole number of images.
-    pub fn apply(&self, values: &[f32], plane: usize) -> Vec<[u8; WORD]> {
-        let channels = self.n_channels;
-        let batch = values.len() / (channels * plane).max(1);
-        let sum = Sum {
-            shape: NormShape { batch, channels, plane },
-            summands: &[Summand { values, affines: None }],
-            clamp: Clamp::None,
-            levels: Some(self),
-        };
-        sum.codes()
-    }
 }
 
 /// What a sum is of.
@@ -164,36 +148,35 @@ pub struct Sum<'a> {
 }
 
 impl Sum<'_> {
-    /// The values, `[batch, channels, plane]`.
+    /// The values, `[batch, channels, plane]`, into `out`.
     ///
     /// # Panics
     /// If the length of a summand, a number of normalizations or of thresholds does not fit the shape.
-    pub fn values(&self) -> Vec<f32> {
+    pub fn values(&self, out: &mut Vec<f32>) {
         // SAFETY: `run` writes all values.
-        unsafe { collect(self.n_values(), |values| self.run(Some(values), None)) }
+        unsafe { collect_into(out, self.n_values(), |values| self.run(Some(values), None)) }
     }
 
-    /// The codes of the values, as [`words`](crate::words).
+    /// The codes of the values, as [`words`](crate::words), into `out`.
     ///
     /// # Panics
     /// As [`values`](Self::values), or without levels.
-    pub fn codes(&self) -> Vec<[u8; WORD]> {
+    pub fn codes(&self, out: &mut Vec<[u8; WORD]>) {
         // SAFETY: `run` writes all words.
-        unsafe { collect(self.n_words(), |words| self.run(None, Some(words))) }
+        unsafe { collect_into(out, self.n_words(), |words| self.run(None, Some(words))) }
     }
 
     /// Both.
     ///
     /// # Panics
     /// As [`codes`](Self::codes).
-    pub fn both(&self) -> (Vec<f32>, Vec<[u8; WORD]>) {
-        let mut codes = Vec::new();
+    pub fn both(&self, values: &mut Vec<f32>, codes: &mut Vec<[u8; WORD]>) {
         let write = |values: &mut [Slot]| {
             // SAFETY: `run` writes all words.
-            codes = unsafe { collect(self.n_words(), |words| self.run(Some(values), Some(words))) };
+            unsafe { collect_into(codes, self.n_words(), |words| self.run(Some(values), Some(words))) }
         };
         // SAFETY: `run` writes all values.
-        (unsafe { collect(self.n_values(), write) }, codes)
+        unsafe { collect_into(values, self.n_values(), write) }
     }
 
     fn n_values(&self) -> usize {
@@ -220,30 +203,29 @@ impl Sum<'_> {
         }
         let n_words = channels.div_ceil(WORD);
         let tasks = task_items(WORD * plane);
-        let one = |place: usize, values: Option<&mut [Slot]>, words: Option<&mut [Slot<[u8; WORD]>]>| {
-            write_word(self, place / n_words, place % n_words, values, words);
-        };
+        let image_tasks = task_items(channels * plane);
         match (values, words) {
-            (Some(values), words) => {
-                // The words of an image, where the last one has fewer channels.
-                let planes =
-                    values.chunks_mut(channels * plane).flat_map(|image| image.chunks_mut(WORD * plane));
-                let planes: Vec<_> = planes.collect();
-                match words {
-                    Some(words) => {
-                        let both = planes.into_par_iter().zip(words.par_chunks_mut(plane)).enumerate();
-                        let both = both.with_min_len(tasks);
-                        both.for_each(|(place, (values, words))| one(place, Some(values), Some(words)));
-                    }
-                    None => {
-                        let planes = planes.into_par_iter().enumerate().with_min_len(tasks);
-                        planes.for_each(|(place, values)| one(place, Some(values), None));
-                    }
-                }
+            (Some(values), Some(words)) => {
+                let images =
+                    values.par_chunks_mut(channels * plane).zip(words.par_chunks_mut(n_words * plane));
+                images.enumerate().with_min_len(image_tasks).for_each(|(image, (values, words))| {
+                    let both =
+                        values.par_chunks_mut(WORD * plane).zip(words.par_chunks_mut(plane)).enumerate();
+                    both.with_min_len(tasks).for_each(|(word, (values, words))| {
+                        write_word(self, image, word, Some(values), Some(words));
+                    });
+                });
+            }
+            (Some(values), None) => {
+                let images = values.par_chunks_mut(channels * plane).enumerate().with_min_len(image_tasks);
+                images.for_each(|(image, values)| {
+                    let planes = values.par_chunks_mut(WORD * plane).enumerate().with_min_len(tasks);
+                    planes.for_each(|(word, values)| write_word(self, image, word, Some(values), None));
+                });
             }
             (None, Some(words)) => {
                 let words = words.par_chunks_mut(plane).enumerate().with_min_len(tasks);
-                words.for_each(|(place, words)| one(place, None, Some(words)));
+                words.for_each(|(i, words)| write_word(self, i / n_words, i % n_words, None, Some(words)));
             }
             (None, None) => {}
         }
@@ -427,7 +409,28 @@ fn write_codes_avx2(
 mod tests {
     use super::*;
     use crate::norm::NormParameters;
-    use crate::words::split;
+    use crate::words;
+
+    fn split(words: &[[u8; WORD]], n_images: usize, channels: usize, plane: usize) -> Vec<u8> {
+        let mut codes = Vec::new();
+        words::split(words, n_images, channels, plane, &mut codes);
+        codes
+    }
+
+    fn codes_of(levels: &ValueLevels, values: &[f32], plane: usize) -> Vec<[u8; WORD]> {
+        let channels = levels.n_channels;
+        let shape = NormShape { batch: values.len() / (channels * plane), channels, plane };
+        let summands = &[Summand { values, affines: None }];
+        let mut codes = Vec::new();
+        Sum { shape, summands, clamp: Clamp::None, levels: Some(levels) }.codes(&mut codes);
+        codes
+    }
+
+    fn values_of(sum: Sum<'_>) -> Vec<f32> {
+        let mut values = vec![f32::NAN; 3];
+        sum.values(&mut values);
+        values
+    }
 
     #[test]
     fn levels_are_the_thresholds_that_values_have_reached() {
@@ -445,7 +448,7 @@ mod tests {
                 let codes: Vec<u8> = (0..=n_thresholds).map(|level| (level as u8).wrapping_mul(3)).collect();
                 let values: Vec<f32> =
                     (0..2 * 6 * plane).map(|i| (i * 31 % 400) as f32 / 20.0 - 10.0).collect();
-                let words = ValueLevels::new(6, &channels, codes.clone()).apply(&values, plane);
+                let words = codes_of(&ValueLevels::new(6, &channels, codes.clone()), &values, plane);
                 let got = split(&words, 2, 6, plane);
                 for (i, (got, value)) in got.iter().zip(&values).enumerate() {
                     let (downwards, thresholds) = &channels[i / plane % 6];
@@ -453,9 +456,9 @@ mod tests {
                     let level = thresholds.iter().filter(|threshold| signed >= **threshold).count();
                     assert_eq!(*got, codes[level], "{n_thresholds} thresholds, number {i}");
                 }
-                let shared = ValueLevels::new(6, &channels[1..2], codes.clone()).apply(&values, plane);
+                let shared = ValueLevels::new(6, &channels[1..2], codes.clone());
                 let each = ValueLevels::new(6, &vec![channels[1].clone(); 6], codes.clone());
-                assert_eq!(shared, each.apply(&values, plane));
+                assert_eq!(codes_of(&shared, &values, plane), codes_of(&each, &values, plane));
             }
         }
     }
@@ -478,7 +481,7 @@ mod tests {
             thresholds.iter().flat_map(|t| [t.next_down().next_down(), t.next_down(), *t, t.next_up()]);
         let ends = [f32::NEG_INFINITY, f32::MIN, f32::MAX, f32::INFINITY, f32::NAN, 0.0];
         let values: Vec<f32> = near.chain(ends).collect();
-        for (value, word) in values.iter().zip(levels.apply(&values, values.len())) {
+        for (value, word) in values.iter().zip(codes_of(&levels, &values, values.len())) {
             let expected = thresholds.iter().filter(|threshold| value >= *threshold).count();
             assert_eq!(usize::from(word[0]), expected, "{value}");
         }
@@ -508,13 +511,15 @@ mod tests {
                     let third =
                         |i: usize| if with { affines[i / plane % channels].apply(x[i]) } else { x[i] };
                     let of_three = (0..x.len()).map(|i| clamp.apply(third(i) + y[i] + third(i)));
-                    assert!(three.values().into_iter().eq(of_three));
+                    assert!(values_of(three).into_iter().eq(of_three));
                     let second = Summand { values: &y, affines: others.then_some(&affines) };
                     let both = Sum { shape, summands: &[first, second], clamp, levels: None };
                     let other =
                         |i: usize| if others { affines[i / plane % channels].apply(y[i]) } else { y[i] };
                     assert!(
-                        both.values().into_iter().eq((0..x.len()).map(|i| clamp.apply(third(i) + other(i))))
+                        values_of(both)
+                            .into_iter()
+                            .eq((0..x.len()).map(|i| clamp.apply(third(i) + other(i))))
                     );
                     let sum = Sum { shape, summands: &summands, clamp, levels: Some(&levels) };
                     let expected: Vec<f32> = (0..x.len())
@@ -524,12 +529,14 @@ mod tests {
                             clamp.apply(if others { value + y[i] } else { value })
                         })
                         .collect();
-                    let (values, words) = sum.both();
-                    assert!(values == expected && sum.values() == expected);
+                    let (mut values, mut words, mut alone) = (Vec::new(), Vec::new(), Vec::new());
+                    sum.both(&mut values, &mut words);
+                    sum.codes(&mut alone);
+                    assert!(values == expected && values_of(sum) == expected);
                     let codes = split(&words, batch, channels, plane);
                     let level = |x: &f32| [0.5, 1.0, 2.5].iter().filter(|t| x >= t).count();
                     let expected: Vec<u8> = expected.iter().map(|x| [0, 3, 1, 2][level(x)]).collect();
-                    assert!(codes == expected && split(&sum.codes(), batch, channels, plane) == expected);
+                    assert!(codes == expected && split(&alone, batch, channels, plane) == expected);
                 }
             }
         }

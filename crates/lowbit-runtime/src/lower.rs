@@ -70,7 +70,7 @@ pub enum Kind {
     /// Codes to the values that they are worth.
     Dequantize { values: Box<[f32; 256]>, channels: usize, plane: usize },
     /// Codes to values, by sums of integers.
-    ConvCodes { kernel: Box<IntegerConv>, scale: f32, bias: Option<Vec<f32>> },
+    ConvCodes { kernel: Box<IntegerConv>, worths: Vec<f32>, bias: Option<Vec<f32>> },
     /// Codes to codes, by sums of integers and their thresholds.
     ConvLevels { kernel: Box<IntegerConv>, levels: Levels },
     /// Values to values.
@@ -126,6 +126,10 @@ pub struct Program {
     /// Where the image comes, and where the output is.
     pub input: Place,
     pub output: Place,
+    /// For each place, which buffer of its kind it has: of values, or of codes. Places that are not read at the same time share one.
+    pub buffers: Vec<usize>,
+    /// How many buffers there are, of values and of codes.
+    pub n_buffers: [usize; 2],
 }
 
 impl Program {
@@ -342,10 +346,12 @@ impl<'a> Lowering<'a> {
         let place =
             |values: &[Option<Place>], node: NodeId| values[node.index()].expect("invariant: it has values");
         let (input, output) = (place(&self.values, graph.input()), place(&self.values, graph.output()));
-        let mut program = Program { steps: self.steps, n_places: self.n_places, input, output };
+        let (steps, n_places) = (self.steps, self.n_places);
+        let mut program = Program { steps, n_places, input, output, buffers: Vec::new(), n_buffers: [0; 2] };
         program.pool_first();
         program.join_sums();
         program.find_last_reads();
+        program.plan_buffers();
         program
     }
 
@@ -558,8 +564,9 @@ impl<'a> Lowering<'a> {
             let kernel = Box::new(kernel);
             let is_fused = chains.last().is_some_and(|codes| self.is_fused(codes));
             let Some(CodesOf { chain, last, quantizer }) = chains.pop_if(|_| is_fused) else {
+                let worths = kernel.worths(scale);
                 self.values[id.index()] =
-                    Some(self.push(id, Kind::ConvCodes { kernel, scale, bias }, vec![codes]));
+                    Some(self.push(id, Kind::ConvCodes { kernel, worths, bias }, vec![codes]));
                 return;
             };
             self.n_thresholds -= self.thresholds_of(chain.base, quantizer.thresholds.len());
@@ -637,7 +644,7 @@ fn levels(
     quantizer: &Quantizer,
 ) -> Levels {
     let largest = i64::from(kernel.largest_sum());
-    let scales: Vec<f32> = kernel.scales().iter().map(|weight| weight * scale).collect();
+    let scales = kernel.worths(scale);
     let channels: Vec<(bool, Vec<i32>)> = scales
         .iter()
         .enumerate()
@@ -764,6 +771,26 @@ impl Program {
                 if !std::mem::replace(&mut is_read[input], true) {
                     step.last_reads.push(input);
                 }
+            }
+        }
+    }
+
+    /// Gives each place a buffer that no other needs at the time.
+    fn plan_buffers(&mut self) {
+        self.buffers = vec![usize::MAX; self.n_places];
+        let (mut free, mut is_codes) = ([Vec::new(), Vec::new()], vec![false; self.n_places]);
+        for step in &self.steps {
+            for (kind, place) in [step.values, step.codes].into_iter().enumerate() {
+                let Some(place) = place else { continue };
+                self.buffers[place] = free[kind].pop().unwrap_or_else(|| {
+                    self.n_buffers[kind] += 1;
+                    self.n_buffers[kind] - 1
+                });
+                is_codes[place] = kind == 1;
+            }
+            // The image is the caller's.
+            for &place in step.last_reads.iter().filter(|place| **place != self.input) {
+                free[usize::from(is_codes[place])].push(self.buffers[place]);
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use lowbit_cpu::conv;
@@ -10,7 +11,7 @@ use lowbit_cpu::norm::{self, NormShape};
 use lowbit_cpu::sum::{self, Summand};
 use lowbit_cpu::words::{self, WORD};
 
-use crate::lower::{Kind, Program, Step};
+use crate::lower::{Kind, Place, Program, Step};
 use crate::packed::PackedNetwork;
 use crate::{ImagesError, PackedError};
 
@@ -18,10 +19,15 @@ use crate::{ImagesError, PackedError};
 const MAX_FILE: u64 = 2 << 30;
 
 /// A network that can be run. Several threads may share one.
+///
+/// It keeps the memory of the largest batch that it has run, for each thread that ran one at the same time: an image needs no new memory, but for
+/// its logits and for layers in full precision.
 #[derive(Debug)]
 pub struct Model {
     network: PackedNetwork,
     program: Program,
+    /// Those that no thread uses at the time: as many as have run at the same time.
+    workspaces: Mutex<Vec<Workspace>>,
 }
 
 /// How many layers of a model are computed how.
@@ -46,27 +52,34 @@ pub struct OperationTime {
     pub seconds: f64,
 }
 
-/// What a step reads and writes, for a batch.
+/// Memory that the steps of a program read and write. It grows with the first batch, and serves the next ones.
 #[derive(Debug)]
-enum Value {
-    Floats(Vec<f32>),
+struct Workspace {
+    values: Vec<Vec<f32>>,
     /// See [`lowbit_cpu::words`].
-    Codes(Vec<[u8; WORD]>),
+    codes: Vec<Vec<[u8; WORD]>>,
+    /// Codes one by one.
+    bytes: Vec<u8>,
 }
 
-impl Value {
-    fn floats(&self) -> &[f32] {
-        match self {
-            Self::Floats(values) => values,
-            Self::Codes(_) => unreachable!("invariant: the step is of values"),
+/// What a step reads.
+struct Inputs<'a> {
+    program: &'a Program,
+    images: &'a [f32],
+    values: &'a [Vec<f32>],
+    codes: &'a [Vec<[u8; WORD]>],
+}
+
+impl Inputs<'_> {
+    fn values(&self, place: Place) -> &[f32] {
+        match place == self.program.input {
+            true => self.images,
+            false => &self.values[self.program.buffers[place]],
         }
     }
 
-    fn codes(&self) -> &[[u8; WORD]] {
-        match self {
-            Self::Codes(codes) => codes,
-            Self::Floats(_) => unreachable!("invariant: the step is of codes"),
-        }
+    fn codes(&self, place: Place) -> &[[u8; WORD]] {
+        &self.codes[self.program.buffers[place]]
     }
 }
 
@@ -111,7 +124,7 @@ impl Model {
 
     fn ready(network: PackedNetwork) -> Result<Self, PackedError> {
         let program = Program::new(&network)?;
-        Ok(Self { network, program })
+        Ok(Self { network, program, workspaces: Mutex::new(Vec::new()) })
     }
 
     /// The network.
@@ -170,24 +183,42 @@ impl Model {
         if batch == 0 {
             return Vec::new();
         }
-        let mut values: Vec<Option<Value>> = Vec::new();
-        values.resize_with(self.program.n_places, || None);
-        values[self.program.input] = Some(Value::Floats(images.to_vec()));
+        let [n_values, n_codes] = self.program.n_buffers;
+        let workspaces = || self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = workspaces().pop();
+        let mut workspace = free.unwrap_or_else(|| Workspace {
+            values: vec![Vec::new(); n_values],
+            codes: vec![Vec::new(); n_codes],
+            bytes: Vec::new(),
+        });
         for step in &self.program.steps {
             let start = Instant::now();
-            let results = run_step(step, batch, |place| {
-                values[place].as_ref().expect("invariant: what is read is written before")
-            });
-            for result in results.into_iter().flatten() {
-                let place = if let Value::Floats(_) = result { step.values } else { step.codes };
-                values[place.expect("invariant: what a step has is asked for")] = Some(result);
-            }
-            step.last_reads.iter().for_each(|&place| values[place] = None);
+            self.run_step(step, images, batch, &mut workspace);
             after(step, start.elapsed().as_secs_f64());
         }
-        match values[self.program.output].take() {
-            Some(Value::Floats(logits)) => logits,
-            _ => unreachable!("invariant: the output is of values"),
+        let output = self.program.output;
+        let logits = match output == self.program.input {
+            true => images.to_vec(),
+            false => workspace.values[self.program.buffers[output]].clone(),
+        };
+        workspaces().push(workspace);
+        logits
+    }
+
+    /// Writes the result of a step.
+    fn run_step(&self, step: &Step, images: &[f32], batch: usize, workspace: &mut Workspace) {
+        let Workspace { values, codes, bytes } = workspace;
+        let buffers = &self.program.buffers;
+        // Taken out for as long as it is written: the others are read.
+        let mut out_values = step.values.map(|place| std::mem::take(&mut values[buffers[place]]));
+        let mut out_codes = step.codes.map(|place| std::mem::take(&mut codes[buffers[place]]));
+        let inputs = Inputs { program: &self.program, images, values, codes };
+        write(step, batch, &inputs, out_values.as_mut(), out_codes.as_mut(), bytes);
+        if let (Some(place), Some(out)) = (step.values, out_values) {
+            values[buffers[place]] = out;
+        }
+        if let (Some(place), Some(out)) = (step.codes, out_codes) {
+            codes[buffers[place]] = out;
         }
     }
 
@@ -203,62 +234,79 @@ impl Model {
     }
 }
 
-/// The values of a step's result, its codes, or both.
-fn run_step<'a>(step: &Step, batch: usize, read: impl Fn(usize) -> &'a Value) -> [Option<Value>; 2] {
-    let input = read(step.inputs[0]);
-    let result = match &step.kind {
-        Kind::Sum(sum) => {
-            let summands = step.inputs.iter().zip(&sum.affines).map(|(place, affines)| Summand {
-                values: read(*place).floats(),
-                affines: affines.as_deref(),
-            });
-            let summands: Vec<_> = summands.collect();
-            let shape = NormShape { batch, channels: sum.channels, plane: sum.plane };
-            let (clamp, levels) = (sum.clamp, sum.levels.as_ref());
-            let sum = sum::Sum { shape, summands: &summands, clamp, levels };
-            match (step.values, step.codes) {
-                (Some(_), Some(_)) => {
-                    let (values, codes) = sum.both();
-                    return [Some(Value::Floats(values)), Some(Value::Codes(codes))];
+/// Writes the values of a step's result, its codes, or both.
+fn write(
+    step: &Step,
+    batch: usize,
+    inputs: &Inputs<'_>,
+    values: Option<&mut Vec<f32>>,
+    codes: Option<&mut Vec<[u8; WORD]>>,
+    bytes: &mut Vec<u8>,
+) {
+    let input = step.inputs[0];
+    match (&step.kind, values, codes) {
+        (Kind::Sum(sum), values, codes) => {
+            let summand = |i: usize| Summand {
+                values: inputs.values(step.inputs[i]),
+                affines: sum.affines[i].as_deref(),
+            };
+            let (one, two, more);
+            let summands: &[Summand<'_>] = match step.inputs.len() {
+                1 => {
+                    one = [summand(0)];
+                    &one
                 }
-                (Some(_), None) => Value::Floats(sum.values()),
-                _ => Value::Codes(sum.codes()),
+                2 => {
+                    two = [summand(0), summand(1)];
+                    &two
+                }
+                n => {
+                    more = (0..n).map(summand).collect::<Vec<_>>();
+                    &more
+                }
+            };
+            let shape = NormShape { batch, channels: sum.channels, plane: sum.plane };
+            let sum = sum::Sum { shape, summands, clamp: sum.clamp, levels: sum.levels.as_ref() };
+            match (values, codes) {
+                (Some(values), Some(codes)) => sum.both(values, codes),
+                (Some(values), None) => sum.values(values),
+                (None, Some(codes)) => sum.codes(codes),
+                (None, None) => {}
             }
         }
-        Kind::Dequantize { values, channels, plane } => {
-            let codes = words::split(input.codes(), batch, *channels, *plane);
-            Value::Floats(codes.iter().map(|code| values[usize::from(*code)]).collect())
+        (Kind::Dequantize { values: worths, channels, plane }, Some(values), _) => {
+            words::split(inputs.codes(input), batch, *channels, *plane, bytes);
+            values.clear();
+            values.extend(bytes.iter().map(|code| worths[usize::from(*code)]));
         }
-        Kind::ConvCodes { kernel, scale, bias } => {
-            let mut out = kernel.forward_words(input.codes(), *scale);
-            add_bias(&mut out, bias.as_deref(), batch);
-            Value::Floats(out)
+        (Kind::ConvCodes { kernel, worths, bias }, Some(values), _) => {
+            kernel.forward_words(inputs.codes(input), worths, values);
+            add_bias(values, bias.as_deref(), batch);
         }
-        Kind::ConvLevels { kernel, levels } => Value::Codes(kernel.levels(input.codes(), levels)),
-        Kind::Conv { shape, weight, bias } => {
+        (Kind::ConvLevels { kernel, levels }, _, Some(codes)) => {
+            kernel.levels(inputs.codes(input), levels, codes);
+        }
+        (Kind::Conv { shape, weight, bias }, Some(values), _) => {
             let shape = conv::ConvShape { batch, ..*shape };
-            let mut out = conv::forward(&shape, input.floats(), weight);
-            add_bias(&mut out, bias.as_deref(), batch);
-            Value::Floats(out)
+            conv::forward_into(&shape, inputs.values(input), weight, values);
+            add_bias(values, bias.as_deref(), batch);
         }
-        Kind::Scale(scale) => Value::Floats(input.floats().iter().map(|x| x * scale).collect()),
-        Kind::MaxPool { pool, falls } => match input {
-            Value::Floats(values) => Value::Floats(pool.max(values, falls)),
-            Value::Codes(codes) => Value::Codes(pool.max_codes(codes)),
-        },
-        Kind::Flatten { channels, plane } => {
-            let codes = words::split(input.codes(), batch, *channels, *plane);
-            Value::Codes(words::join(&codes, batch, channels * plane, 1))
+        (Kind::Scale(scale), Some(values), _) => {
+            values.clear();
+            values.extend(inputs.values(input).iter().map(|x| x * scale));
         }
-        Kind::Means { plane } => {
-            let channels = input.floats().len() / plane;
-            let shape = NormShape { batch: 1, channels, plane: *plane };
-            let mut statistics = norm::statistics(shape, input.floats());
-            statistics.truncate(channels);
-            Value::Floats(statistics)
+        (Kind::MaxPool { pool, falls }, Some(values), _) => pool.max(inputs.values(input), falls, values),
+        (Kind::MaxPool { pool, .. }, None, Some(codes)) => pool.max_codes(inputs.codes(input), codes),
+        (Kind::Flatten { channels, plane }, _, Some(codes)) => {
+            words::split(inputs.codes(input), batch, *channels, *plane, bytes);
+            words::join(bytes, batch, channels * plane, 1, codes);
         }
-    };
-    [Some(result), None]
+        (Kind::Means { plane }, Some(values), _) => {
+            let x = inputs.values(input);
+            norm::means(NormShape { batch: 1, channels: x.len() / plane, plane: *plane }, x, values);
+        }
+        _ => unreachable!("invariant: a step has what its kind yields"),
+    }
 }
 
 /// Adds an offset to each channel of `out`, `[batch, channels, plane]`.

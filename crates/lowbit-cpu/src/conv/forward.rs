@@ -4,7 +4,7 @@ use super::direct;
 use super::pass::{Job, Pass, images_together, targets};
 use super::shape::ConvShape;
 use super::tables::{padded_input, window_steps, windows};
-use crate::output::collect;
+use crate::output::collect_into;
 use crate::transpose::to_panel;
 
 /// Convolution without bias.
@@ -19,12 +19,23 @@ use crate::transpose::to_panel;
 /// # Panics
 /// If a length does not fit the shape, or the shape has a size of 0 but for the padding and the batch.
 pub fn forward(shape: &ConvShape, input: &[f32], weight: &[f32]) -> Vec<f32> {
+    let mut out = Vec::new();
+    forward_into(shape, input, weight, &mut out);
+    out
+}
+
+/// [`forward`] into `out`.
+///
+/// # Panics
+/// As [`forward`].
+pub fn forward_into(shape: &ConvShape, input: &[f32], weight: &[f32], out: &mut Vec<f32>) {
     shape.check(input.len(), weight.len());
     if shape.batch == 0 {
-        return Vec::new();
+        return out.clear();
     }
     if shape.has_tiny_groups() {
-        return direct::forward(shape, input, weight);
+        *out = direct::forward(shape, input, weight);
+        return;
     }
     let ((source, stride), plane) = (padded_input(shape), shape.out_plane());
     let images = images_together(plane);
@@ -52,5 +63,5 @@ pub fn forward(shape: &ConvShape, input: &[f32], weight: &[f32]) -> Vec<f32> {
         has_gaps: false,
     };
     // SAFETY: one pass has all pixels as targets, and all groups and blocks of channels have it.
-    unsafe { collect(shape.batch * shape.out_image(), |out| job.run(out)) }
+    unsafe { collect_into(out, shape.batch * shape.out_image(), |out| job.run(out)) }
 }

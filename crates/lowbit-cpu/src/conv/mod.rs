@@ -18,7 +18,7 @@ pub(crate) mod tables;
 mod tests;
 mod weight_gradient;
 
-pub use forward::forward;
+pub use forward::{forward, forward_into};
 pub use input_gradient::input_gradient;
 pub use shape::ConvShape;
 pub use weight_gradient::{weight_gradient, weight_gradient_of_codes};

@@ -252,8 +252,8 @@ impl Matrix {
         words.as_ptr().align_offset(LINE * WORD).min(LINE)
     }
 
-    /// Writes an image to its place: for each word its pixels, `width` in a row.
-    pub fn load(&self, words: &mut [u32], image: usize, width: usize, pixels: &[&[[u8; WORD]]]) {
+    /// Writes an image to its place: the pixels of each word, `width` in a row.
+    pub fn load(&self, words: &mut [u32], image: usize, width: usize, pixels: &[[u8; WORD]]) {
         // SAFETY: the processor has AVX2, as the proof says.
         unsafe { self.load_avx2(words, image, width, pixels) };
     }
@@ -261,24 +261,25 @@ impl Matrix {
     /// # Safety
     /// The processor has AVX2.
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn load_avx2(&self, words: &mut [u32], image: usize, width: usize, pixels: &[&[[u8; WORD]]]) {
+    unsafe fn load_avx2(&self, words: &mut [u32], image: usize, width: usize, pixels: &[[u8; WORD]]) {
         let Proof(proof) = self.proof;
         let ([top, left], n_words) = (self.padding, self.n_words);
         let start = Self::first(words) + image * self.image_len() + (top * self.size[1] + left) * n_words;
         let rows = words[start..].chunks_mut(self.size[1] * n_words);
-        let n_rows = pixels.first().map_or(0, |pixels| pixels.len() / width);
-        for (y, row) in rows.enumerate().take(n_rows) {
+        let plane = pixels.len() / n_words;
+        for (y, row) in rows.enumerate().take(plane / width) {
             // A few pixels at a time: those of all words are in the nearest cache.
             for first in (0..width).step_by(8) {
                 let n = (width - first).min(8);
-                let at = y * width + first;
+                let at = |word: usize| word * plane + y * width + first;
                 let out = &mut row[first * n_words..][..n * n_words];
-                let (eights, rest) = if n == 8 { pixels.as_chunks::<8>() } else { (&[][..], pixels) };
-                for (part, pixels) in eights.iter().enumerate() {
+                let n_eights = if n == 8 { n_words / 8 } else { 0 };
+                for part in 0..n_eights {
                     let mut square = [[0.0; 8]; 8];
-                    for (row, pixels) in square.iter_mut().zip(pixels) {
+                    for (i, row) in square.iter_mut().enumerate() {
+                        let pixels = &pixels[at(8 * part + i)..][..8];
                         // SAFETY: eight words, and any bits are a number.
-                        *row = unsafe { pixels[at..at + 8].as_ptr().cast::<[f32; 8]>().read_unaligned() };
+                        *row = unsafe { pixels.as_ptr().cast::<[f32; 8]>().read_unaligned() };
                     }
                     for (out, column) in out.chunks_exact_mut(n_words).zip(transpose8(proof, square)) {
                         let out = &mut out[8 * part..][..8];
@@ -286,9 +287,9 @@ impl Matrix {
                         unsafe { out.as_mut_ptr().cast::<[f32; 8]>().write_unaligned(column) };
                     }
                 }
-                for (word, pixels) in rest.iter().enumerate() {
-                    for (out, pixel) in out.chunks_exact_mut(n_words).zip(&pixels[at..at + n]) {
-                        out[8 * eights.len() + word] = u32::from_le_bytes(*pixel);
+                for word in 8 * n_eights..n_words {
+                    for (out, pixel) in out.chunks_exact_mut(n_words).zip(&pixels[at(word)..][..n]) {
+                        out[word] = u32::from_le_bytes(*pixel);
                     }
                 }
             }

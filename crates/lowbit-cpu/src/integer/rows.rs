@@ -48,6 +48,7 @@ pub struct Rows {
 }
 
 thread_local! {
+    static TAPS: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
     static SUMS: RefCell<Box<Sums>> = RefCell::new(Box::new([[0; VECTORS * LANES]; CHANNELS]));
 }
 
@@ -131,13 +132,13 @@ impl Rows {
     }
 
     /// Where the words begin that the positions of the kernel read.
-    fn taps(&self, n_images: usize) -> Vec<usize> {
+    fn taps(&self, n_images: usize) -> impl Iterator<Item = usize> {
         let [[stride_y, stride_x], [height, width]] = [self.stride, self.kernel];
-        let tap = |y: usize, x: usize| {
+        (0..height * width).map(move |tap| {
+            let (y, x) = (tap / width, tap % width);
             let part = y % stride_y * self.parts[1] + x % stride_x;
             part * n_images * self.part() + y / stride_y * self.size[1] + x / stride_x
-        };
-        (0..height * width).map(|i| tap(i / width, i % width)).collect()
+        })
     }
 
     /// Images that are computed together.
@@ -158,21 +159,18 @@ impl Rows {
 
     /// Computes images by one thread.
     pub fn run<O: Output>(&self, words: &[u32], n_images: usize, output: &O, out: &mut [Slot<O::Item>]) {
-        let taps = self.taps(n_images);
         for all in groups(0..self.pixels(n_images), self.together()) {
             for block in 0..self.out_channels.div_ceil(CHANNELS) {
                 let out = &mut out[block * CHANNELS / O::CHANNELS * self.plane()..];
-                self.run_block(words, n_images, &taps, all.clone(), block, output, out);
+                self.run_block(words, n_images, all.clone(), block, output, out);
             }
         }
     }
 
     /// Computes one image by all threads.
     pub fn run_shared<O: Output>(&self, words: &[u32], output: &O, out: &mut [Slot<O::Item>]) {
-        let taps = self.taps(1);
         let blocks = out.par_chunks_mut(CHANNELS / O::CHANNELS * self.plane()).enumerate();
-        blocks
-            .for_each(|(block, out)| self.run_block(words, 1, &taps, 0..self.pixels(1), block, output, out));
+        blocks.for_each(|(block, out)| self.run_block(words, 1, 0..self.pixels(1), block, output, out));
     }
 
     /// Pixels up to the last one, with those between the rows.
@@ -207,24 +205,25 @@ impl Rows {
     }
 
     /// Computes a block of channels of pixels. `out` begins with the block's first channel of the first image.
-    #[expect(clippy::too_many_arguments, reason = "the tables, one by one")]
     fn run_block<O: Output>(
         &self,
         words: &[u32],
         n_images: usize,
-        taps: &[usize],
         all: Range<usize>,
         block: usize,
         output: &O,
         out: &mut [Slot<O::Item>],
     ) {
-        let in_block = taps.len() * self.n_words;
+        let in_block = self.kernel[0] * self.kernel[1] * self.n_words;
         let weights = &self.weights[block * in_block..][..in_block];
         let stride = self.in_word(n_images);
+        let mut taps = TAPS.take();
+        taps.clear();
+        taps.extend(self.taps(n_images));
         SUMS.with_borrow_mut(|sums| {
             for group in groups(all, (VECTORS - 1) * LANES) {
                 let (words, vectors) = (&words[group.start..], group.len().div_ceil(LANES));
-                let operands = Operands { words, taps, stride, weights, starts: &[0; CHANNELS] };
+                let operands = Operands { words, taps: &taps, stride, weights, starts: &[0; CHANNELS] };
                 self.multiply.run(operands, vectors, sums);
                 #[cfg(target_arch = "x86_64")]
                 if let Some(proof) = Avx2::detect() {
@@ -235,6 +234,7 @@ impl Rows {
                 self.finish(Baseline, sums, group, block, output, out);
             }
         });
+        TAPS.set(taps);
     }
 
     /// # Safety

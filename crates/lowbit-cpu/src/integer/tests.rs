@@ -12,6 +12,24 @@ impl Random {
     }
 }
 
+fn split(words: &[[u8; WORD]], n_images: usize, channels: usize, plane: usize) -> Vec<u8> {
+    let mut codes = Vec::new();
+    words::split(words, n_images, channels, plane, &mut codes);
+    codes
+}
+
+fn forward_words(kernel: &IntegerConv, input: &[[u8; WORD]]) -> Vec<f32> {
+    let mut out = Vec::new();
+    kernel.forward_words(input, &kernel.worths(1.0), &mut out);
+    out
+}
+
+fn levels_of(kernel: &IntegerConv, input: &[[u8; WORD]], levels: &Levels) -> Vec<[u8; WORD]> {
+    let mut out = Vec::new();
+    kernel.levels(input, levels, &mut out);
+    out
+}
+
 fn check(shape: ConvShape, bounds: CodeBounds, random: &mut Random) {
     let n_weights = shape.out_channels * shape.in_channels * shape.kernel[0] * shape.kernel[1];
     let bound = i32::from(bounds.weight);
@@ -219,18 +237,18 @@ fn check_ways(shape: ConvShape, bounds: CodeBounds, n_images: usize, random: &mu
     let matrix = None;
     let plane: usize = shape.out_size().iter().product();
     let in_plane = shape.size[0] * shape.size[1];
-    let planes = words::split(&input, n_images, shape.in_channels, in_plane);
+    let planes = split(&input, n_images, shape.in_channels, in_plane);
     let mut expected = None;
     for (name, way) in direct.chain(rows).chain(winograd).chain(matrix) {
         let kernel = IntegerConv { way, ..kernel.clone() };
         let expected = expected
-            .get_or_insert_with(|| (kernel.forward_words(&input, 1.0), kernel.levels(&input, &levels)));
+            .get_or_insert_with(|| (forward_words(&kernel, &input), levels_of(&kernel, &input, &levels)));
         for n_threads in [1, 3] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().expect("threads");
-            let got = pool.install(|| (kernel.forward_words(&input, 1.0), kernel.levels(&input, &levels)));
+            let got = pool.install(|| (forward_words(&kernel, &input), levels_of(&kernel, &input, &levels)));
             assert!(got.0 == expected.0, "{name}, {shape:?}, {bounds:?}, {n_images} images, values");
             assert!(pool.install(|| kernel.forward(&planes, 1.0)) == expected.0, "{name}, {shape:?}, planes");
-            let codes = |words: &[[u8; WORD]]| words::split(words, n_images, shape.out_channels, plane);
+            let codes = |words: &[[u8; WORD]]| split(words, n_images, shape.out_channels, plane);
             assert!(codes(&got.1) == codes(&expected.1), "{name}, {shape:?}, {bounds:?}, {n_images} images");
         }
     }
@@ -312,12 +330,13 @@ fn check_levels(batch: usize, n: usize, bits: u32, random: &mut Random) {
         .collect();
     // Codes that are not the levels.
     let codes: Vec<u8> = (0..=n_thresholds).map(|level| 255 - level as u8).collect();
-    let words = words::join(&input, batch, 5, 54);
+    let mut words = Vec::new();
+    words::join(&input, batch, 5, 54, &mut words);
     let sums = kernel.forward(&input, 1.0);
-    assert_eq!(kernel.forward_words(&words, 1.0), sums);
+    assert_eq!(forward_words(&kernel, &words), sums);
     let plane: usize = shape.out_size().iter().product();
-    let got = kernel.levels(&words, &Levels::new(&channels, codes.clone()));
-    for (i, (got, sum)) in words::split(&got, batch, n, plane).into_iter().zip(sums).enumerate() {
+    let got = levels_of(&kernel, &words, &Levels::new(&channels, codes.clone()));
+    for (i, (got, sum)) in split(&got, batch, n, plane).into_iter().zip(sums).enumerate() {
         let (downwards, thresholds) = &channels[i / plane % n];
         let sum = if *downwards { -sum as i32 } else { sum as i32 };
         let level = thresholds.iter().filter(|threshold| sum >= **threshold).count();
