@@ -333,20 +333,76 @@ impl IntegerGrid {
         PackedCodes::pack(&indices, self.bits(), shape)
     }
 
-    /// The codes of a tensor that was packed, in row-major order.
+    /// Checks that a packed tensor is one of codes of this grid.
     ///
     /// # Errors
     /// [`PackedCodesError`] if it has other bits than this grid, or an index beyond the last code.
-    pub fn unpack(&self, packed: &PackedCodes) -> Result<Vec<i32>, PackedCodesError> {
+    pub fn check_packed(&self, packed: &PackedCodes) -> Result<(), PackedCodesError> {
         if packed.bits() != self.bits() {
             return Err(PackedCodesError::Bits { got: packed.bits(), expected: self.bits() });
         }
-        let codes: Vec<i32> = (0..=u8::MAX).map_while(|index| self.code(index)).collect();
-        let indices = packed.unpack();
-        if let Some(place) = indices.iter().position(|index| usize::from(*index) >= codes.len()) {
-            return Err(PackedCodesError::Code { place, got: i64::from(indices[place]) });
+        let n_levels = self.n_levels();
+        // Every index of so many bits is one.
+        if n_levels == self.bits().levels() as usize {
+            return Ok(());
         }
-        Ok(indices.into_iter().map(|index| codes[usize::from(index)]).collect())
+        let indices = packed.unpack();
+        match indices.iter().position(|index| usize::from(*index) >= n_levels) {
+            Some(place) => Err(PackedCodesError::Code { place, got: i64::from(indices[place]) }),
+            None => Ok(()),
+        }
+    }
+
+    /// The codes of a tensor that was packed, in row-major order.
+    ///
+    /// # Errors
+    /// As [`check_packed`](Self::check_packed).
+    pub fn unpack(&self, packed: &PackedCodes) -> Result<Vec<i32>, PackedCodesError> {
+        self.check_packed(packed)?;
+        let codes: Vec<i32> = (0..=u8::MAX).map_while(|index| self.code(index)).collect();
+        Ok(packed.unpack().into_iter().map(|index| codes[usize::from(index)]).collect())
+    }
+
+    /// The codes of a packed tensor of this grid as bytes in two's complement, as kernels multiply them, in row-major order; `None` if
+    /// a code of the grid is beyond these. An index beyond the last code becomes any byte.
+    pub fn unpack_bytes(&self, packed: &PackedCodes) -> Option<Vec<u8>> {
+        let CodeRange { q_min, q_max } = self.range();
+        if q_min < i32::from(i8::MIN) || q_max > i32::from(i8::MAX) {
+            return None;
+        }
+        let mut bytes = packed.unpack();
+        match &self.codes {
+            CodeSet::Uniform { q_min, stride, .. } => {
+                let (first, stride) = (*q_min as u8, *stride as u8);
+                bytes.iter_mut().for_each(|byte| *byte = first.wrapping_add(stride.wrapping_mul(*byte)));
+            }
+            CodeSet::Table(codes) => {
+                let mut table = [0; 256];
+                table.iter_mut().zip(codes).for_each(|(byte, code)| *byte = *code as u8);
+                bytes.iter_mut().for_each(|byte| *byte = table[usize::from(*byte)]);
+            }
+        }
+        Some(bytes)
+    }
+
+    /// The real values of a packed tensor of this grid, in row-major order. An index beyond the last code is worth any value.
+    ///
+    /// # Panics
+    /// If there are units for channels that are fewer than the rows of the tensor.
+    pub fn unpack_values(&self, packed: &PackedCodes) -> Vec<f32> {
+        // The operations of `dequantize`, with those before the unit once for each code.
+        let mut of_codes = [0.0; 256];
+        for (value, code) in of_codes.iter_mut().zip((0..=u8::MAX).map_while(|index| self.code(index))) {
+            *value = (code as f32 - self.zero_point as f32) / self.parts as f32;
+        }
+        let indices = packed.unpack();
+        let row = packed.shape().get(1..).unwrap_or_default().iter().product::<usize>().max(1);
+        let mut values = Vec::with_capacity(indices.len());
+        for (channel, indices) in indices.chunks(row).enumerate() {
+            let unit = self.unit(channel);
+            values.extend(indices.iter().map(|index| of_codes[usize::from(*index)] * unit));
+        }
+        values
     }
 }
 
@@ -539,7 +595,20 @@ mod tests {
                 prop_assert_eq!(grid.index(code), index);
             }
             let packed = grid.pack(&codes, &[codes.len(), 1]).unwrap();
-            prop_assert_eq!(grid.unpack(&packed).unwrap(), codes);
+            prop_assert_eq!(grid.unpack(&packed).unwrap(), codes.clone());
+            let bytes: Option<Vec<u8>> =
+                codes.iter().map(|code| i8::try_from(*code).ok().map(|code| code as u8)).collect();
+            prop_assert_eq!(grid.unpack_bytes(&packed), bytes);
+        }
+
+        #[test]
+        fn packed_values_are_those_of_the_codes(grid in any_grid(), n in 1usize..9, row in 1usize..20) {
+            let n_rows = if grid.units().len() == 1 { n } else { grid.units().len() };
+            let code = |i: usize| grid.code((i * 7 % grid.n_levels()) as u8).unwrap();
+            let codes: Vec<i32> = (0..n_rows * row).map(code).collect();
+            let packed = grid.pack(&codes, &[n_rows, row]).unwrap();
+            let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            prop_assert_eq!(bits(grid.unpack_values(&packed)), bits(grid.dequantize_all(&codes)));
         }
 
         #[test]
@@ -579,5 +648,7 @@ mod tests {
         let two = grid(uniform(0, 1, 1));
         let [one_bit, two_bits] = [1, 2].map(|bits| BitWidth::new(bits).unwrap());
         assert_eq!(two.unpack(&packed), Err(PackedCodesError::Bits { got: two_bits, expected: one_bit }));
+        assert_eq!(two.check_packed(&packed), two.unpack(&packed).map(drop));
+        assert!(four.check_packed(&packed).is_ok());
     }
 }

@@ -107,31 +107,22 @@ impl PackedCodes {
     /// The elements, in row-major order.
     pub fn unpack(&self) -> Vec<u8> {
         let sizes = Sizes::new(self.bits, &self.shape).expect("invariant: a packed tensor has a size");
-        let bits = self.bits.get() as usize;
-        // Of the last byte of a row some may be none.
-        let mut elements = Vec::with_capacity(sizes.elements + 7);
+        let mut elements = vec![0; sizes.elements];
         if sizes.elements == 0 {
             return elements;
         }
-        if 8 % bits == 0 {
-            // No element is parted: all of a byte at once.
-            let mask = (self.bits.levels() - 1) as u8;
-            for row in self.bytes.chunks(sizes.row_bytes) {
-                let end = elements.len() + sizes.row;
-                for byte in row {
-                    elements.extend((0..8 / bits).map(|i| (byte >> (bits * i)) & mask));
-                }
-                elements.truncate(end);
-            }
-            return elements;
-        }
-        for row in self.bytes.chunks(sizes.row_bytes) {
-            for bit in (0..sizes.row).map(|i| i * bits) {
-                // An element lies in one byte or two neighbors.
-                let next = row.get(bit / 8 + 1).copied().unwrap_or(0);
-                let pair = u16::from_le_bytes([row[bit / 8], next]);
-                elements.push((u32::from(pair >> (bit % 8)) % self.bits.levels()) as u8);
-            }
+        let unpack_row = match self.bits.get() {
+            1 => unpack_row::<1, 8>,
+            2 => unpack_row::<1, 4>,
+            3 => unpack_row::<3, 8>,
+            4 => unpack_row::<1, 2>,
+            5 => unpack_row::<5, 8>,
+            6 => unpack_row::<3, 4>,
+            7 => unpack_row::<7, 8>,
+            _ => unpack_row::<1, 1>,
+        };
+        for (row, elements) in self.bytes.chunks(sizes.row_bytes).zip(elements.chunks_mut(sizes.row)) {
+            unpack_row(row, elements);
         }
         elements
     }
@@ -149,6 +140,31 @@ impl PackedCodes {
     /// The bytes, by the layout above.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+}
+
+/// Unpacks a row: every `BYTES` bytes have `N` elements, none of which is parted. The last bytes may have fewer.
+fn unpack_row<const BYTES: usize, const N: usize>(row: &[u8], elements: &mut [u8]) {
+    let bits = 8 * BYTES / N;
+    let mask = ((1u32 << bits) - 1) as u8;
+    let all = |group: &[u8; BYTES]| -> [u8; N] {
+        // The compiler makes vector instructions of this, once for each number of bits.
+        let mut bytes = [0; 8];
+        bytes[..BYTES].copy_from_slice(group);
+        let word = u64::from_le_bytes(bytes);
+        std::array::from_fn(|i| (word >> (bits * i)) as u8 & mask)
+    };
+    let (groups, rest) = row.as_chunks::<BYTES>();
+    let (of_groups, of_rest) = elements.as_chunks_mut::<N>();
+    for (elements, group) in of_groups.iter_mut().zip(groups) {
+        *elements = all(group);
+    }
+    if !of_rest.is_empty() {
+        // The last group that is begun.
+        let mut last = [0; BYTES];
+        let begun = groups.get(of_groups.len()).map_or(rest, |group| group.as_slice());
+        last[..begun.len()].copy_from_slice(begun);
+        of_rest.copy_from_slice(&all(&last)[..of_rest.len()]);
     }
 }
 
