@@ -12,7 +12,7 @@ mod thresholds;
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Int, Tensor};
-use lowbit_core::{Granularity, GridError};
+use lowbit_core::{Granularity, GridError, PackedCodesError};
 use lowbit_models::Network;
 use lowbit_quantizers::{ActivationQuantizer, LayerRef, QuantizedNetwork, Selection, WeightQuantizer};
 use lowbit_runtime::{Info, Layer, Norm, PackedError, PackedNetwork, Quantizer, Weight};
@@ -104,7 +104,11 @@ fn weight<const D: usize>(
 ) -> Result<Weight, ExportError> {
     let Some(quantizer) = quantizer else { return Ok(Weight::Full(floats(w))) };
     let grid = quantizer.grid(w.clone()).map_err(|source| ExportError::Grid { path: path.into(), source })?;
-    Ok(Weight::Codes(grid, integers(quantizer.codes(w))))
+    let shape = w.dims();
+    let codes = grid.pack(&integers(quantizer.codes(w)), &shape);
+    let no_codes =
+        |error: PackedCodesError| PackedError::Layer { path: path.into(), problem: error.to_string() };
+    Ok(Weight::Codes(grid, codes.map_err(no_codes)?))
 }
 
 fn input(

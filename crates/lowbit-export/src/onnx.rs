@@ -6,8 +6,8 @@
 
 mod proto;
 
-use lowbit_core::IntegerGrid;
 use lowbit_core::graph::{Graph, Node, NodeId, Op, Shape};
+use lowbit_core::{IntegerGrid, PackedCodes};
 use lowbit_runtime::{Layer, Norm, PackedNetwork, Quantizer, Weight};
 use prost::Message;
 
@@ -388,11 +388,10 @@ fn channel_shape(graph: &Graph, id: NodeId, channels: usize) -> Vec<usize> {
     }
 }
 
-/// Codes that are integers of 8 bits with their sign, or one more.
-fn signed_bytes(grid: &IntegerGrid, codes: &[i32]) -> Option<Vec<i16>> {
-    let range = grid.range();
-    let fits = grid.zero_point() == 0 && range.q_min >= -128 && range.q_max <= 127;
-    fits.then(|| codes.iter().map(|code| *code as i16).collect())
+/// Codes that are integers of 8 bits with their sign, in one byte more.
+fn signed_bytes(grid: &IntegerGrid, codes: &PackedCodes) -> Option<Vec<i16>> {
+    let bytes = grid.unpack_bytes(codes).filter(|_| grid.zero_point() == 0)?;
+    Some(bytes.into_iter().map(|byte| i16::from(byte as i8)).collect())
 }
 
 /// How the thresholds of a quantizer lie: `(code - zero point - 1/2) distance + offset`.
@@ -485,7 +484,7 @@ mod tests {
         let Affine { factor, offset } = Affine::of(&network.norms["norm2"]);
         assert!(factor.iter().any(|factor| *factor < 0.0) && factor.iter().any(|factor| *factor > 0.0));
         let (stored, scales) = (&tensor("conv1.codes").raw_data, floats("conv1.scales"));
-        for (i, (code, stored)) in codes.iter().zip(stored).enumerate() {
+        for (i, (code, stored)) in grid.unpack(codes).unwrap().iter().zip(stored).enumerate() {
             let channel = i / 45;
             let expected = grid.dequantize(*code, 0) * factor[channel];
             let got = f32::from(*stored as i8) * scales[channel];

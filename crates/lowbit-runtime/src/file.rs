@@ -207,7 +207,7 @@ impl PackedNetwork {
             return Err(PackedError::Other(format!("it has {got} tensors, its network {n_tensors}")));
         }
         let network = Self { graph: header.graph, layers, norms, scales, info: header.info };
-        network.check_sizes()?;
+        network.check()?;
         Ok(network)
     }
 }
@@ -228,9 +228,7 @@ impl Layer {
                 None
             }
             Weight::Codes(grid, codes) => {
-                let packed = grid.pack(codes, &shape).expect("invariant: the codes are checked");
-                let rows = shape[0];
-                let bytes = packed.bytes().to_vec();
+                let (rows, bytes) = (shape[0], codes.bytes().to_vec());
                 tensors.0.push((format!("{path}.codes"), Dtype::U8, vec![rows, bytes.len() / rows], bytes));
                 tensors.vector(path, "units", grid.units());
                 Some(Grid::of(grid))
@@ -256,9 +254,7 @@ impl Layer {
                 let grid = grid.with_units(parts.floats(path, "units", None)?)?;
                 let bytes = parts.bytes(path, "codes")?;
                 let packed = PackedCodes::from_bytes(bytes.to_vec(), grid.bits(), &shape);
-                let codes =
-                    packed.and_then(|packed| grid.unpack(&packed)).map_err(|error| error.to_string())?;
-                (Weight::Codes(grid, codes), 2)
+                (Weight::Codes(grid, packed.map_err(|error| error.to_string())?), 2)
             }
         };
         let has_bias = match &node.op {

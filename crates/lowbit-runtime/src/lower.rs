@@ -205,7 +205,7 @@ fn integer_conv(layer: &Layer, shape: &ConvShape) -> Option<(IntegerConv, f32)> 
     else {
         return None;
     };
-    let bytes: Vec<u8> = codes.iter().map(|code| *code as i8 as u8).collect();
+    let bytes = grid.unpack_bytes(codes)?;
     let scales: Vec<f32> = (0..grid.units().len()).map(|channel| grid.scale(channel)).collect();
     let kernel = IntegerConv::new(*shape, &bytes, &scales, bounds)?;
     // A zero point lies between the codes.

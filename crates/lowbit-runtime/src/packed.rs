@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lowbit_core::graph::{Conv, Graph, Linear, Node, Op, Shape};
-use lowbit_core::{CodeRange, IntegerGrid};
+use lowbit_core::{CodeRange, IntegerGrid, PackedCodes};
 use serde::{Deserialize, Serialize};
 
 use crate::PackedError;
@@ -48,8 +48,8 @@ pub struct Layer {
 pub enum Weight {
     /// In single precision.
     Full(Vec<f32>),
-    /// As codes of a grid, with one unit or one for each output channel.
-    Codes(IntegerGrid, Vec<i32>),
+    /// As codes of a grid, in its bits, with one unit or one for each output channel.
+    Codes(IntegerGrid, PackedCodes),
 }
 
 /// The quantizer of a layer's input.
@@ -170,19 +170,6 @@ impl PackedNetwork {
     /// # Errors
     /// [`PackedError::Layer`] naming the first that has not.
     pub fn check(&self) -> Result<(), PackedError> {
-        for (path, layer) in &self.layers {
-            if let Weight::Codes(grid, codes) = &layer.weight
-                && let Some(code) = codes.iter().find(|code| grid.index(**code).is_none())
-            {
-                let problem = format!("its weights have the code {code}, which is none of their grid");
-                return Err(PackedError::Layer { path: path.clone(), problem });
-            }
-        }
-        self.check_sizes()
-    }
-
-    /// The same but for the codes of the weights, of those that come from their grid.
-    pub(crate) fn check_sizes(&self) -> Result<(), PackedError> {
         let (mut n_layers, mut n_norms, mut n_scales) = (0, 0, 0);
         for (id, node) in self.graph.entries() {
             let wrong = |problem: String| PackedError::Layer { path: node.path.clone(), problem };
@@ -262,24 +249,21 @@ pub(crate) fn weight_shape(node: &Node) -> Vec<usize> {
 
 impl Layer {
     fn check(&self, shape: Vec<usize>, n_outputs: usize) -> Result<(), String> {
-        let expected: usize = shape.iter().product();
-        let got = match &self.weight {
-            Weight::Full(values) => {
-                if !values.iter().all(|value| value.is_finite()) {
-                    return Err("a weight is not finite".into());
-                }
-                values.len()
-            }
+        match &self.weight {
+            Weight::Full(values) => check_numbers("weights", values, shape.iter().product())?,
             Weight::Codes(grid, codes) => {
                 let n_units = grid.units().len();
                 if n_units != 1 && n_units != n_outputs {
                     return Err(format!("its weights have {n_units} units, expected 1 or {n_outputs}"));
                 }
-                codes.len()
+                if codes.shape() != shape {
+                    return Err(format!(
+                        "its weights have the shape {:?}, expected {shape:?}",
+                        codes.shape()
+                    ));
+                }
+                grid.check_packed(codes).map_err(|error| format!("its weights: {error}"))?;
             }
-        };
-        if got != expected {
-            return Err(format!("it has {got} weights, expected {expected}"));
         }
         if let Some(bias) = &self.bias {
             check_numbers("offsets", bias, n_outputs)?;
@@ -291,7 +275,7 @@ impl Layer {
     pub fn n_weights(&self) -> usize {
         match &self.weight {
             Weight::Full(values) => values.len(),
-            Weight::Codes(_, codes) => codes.len(),
+            Weight::Codes(_, codes) => codes.shape().iter().product(),
         }
     }
 
@@ -299,7 +283,7 @@ impl Layer {
     pub fn values(&self) -> Vec<f32> {
         match &self.weight {
             Weight::Full(values) => values.clone(),
-            Weight::Codes(grid, codes) => grid.dequantize_all(codes),
+            Weight::Codes(grid, codes) => grid.unpack_values(codes),
         }
     }
 }

@@ -12,12 +12,13 @@ fn numbers(n: usize, seed: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * 7919 + seed * 104_729) % 201) as f32 / 100.0 - 1.0).collect()
 }
 
-fn codes(grid: IntegerGrid, n: usize, seed: usize) -> Weight {
+fn codes(grid: IntegerGrid, shape: &[usize], seed: usize) -> Weight {
     let n_levels = grid.n_levels();
     let code =
         |i: usize| grid.code(((i * 31 + seed * 7) % n_levels) as u8).expect("invariant: below the levels");
-    let codes = (0..n).map(code).collect();
-    Weight::Codes(grid, codes)
+    let codes: Vec<i32> = (0..shape.iter().product()).map(code).collect();
+    let packed = grid.pack(&codes, shape).expect("invariant: codes of the grid");
+    Weight::Codes(grid, packed)
 }
 
 /// A quantizer of `bits` bits with steps of 0.3.
@@ -69,22 +70,36 @@ pub fn small() -> PackedNetwork {
     let signed = |bits: BitWidth| CodeSet::from(bits.signed_range());
     let layers = [
         ("stem", layer(Weight::Full(numbers(135, 1)), Some(numbers(5, 2)), None)),
-        ("conv1", layer(codes(grid(CodeSet::odd(two), vec![1.0], 3), 270, 3), None, Some(quantizer(two, 0)))),
+        (
+            "conv1",
+            layer(
+                codes(grid(CodeSet::odd(two), vec![1.0], 3), &[6, 5, 3, 3], 3),
+                None,
+                Some(quantizer(two, 0)),
+            ),
+        ),
         (
             "conv2",
-            layer(codes(grid(signed(three), vec![0.1; 6], 1), 324, 4), None, Some(quantizer(three, 2))),
+            layer(
+                codes(grid(signed(three), vec![0.1; 6], 1), &[6, 6, 3, 3], 4),
+                None,
+                Some(quantizer(three, 2)),
+            ),
         ),
-        ("side", layer(codes(grid(CodeSet::odd(one), vec![0.4], 1), 30, 5), None, None)),
-        ("depthwise", layer(codes(grid(signed(eight), vec![0.01], 1), 54, 6), None, Some(quantizer(two, 0)))),
+        ("side", layer(codes(grid(CodeSet::odd(one), vec![0.4], 1), &[6, 5, 1, 1], 5), None, None)),
+        (
+            "depthwise",
+            layer(codes(grid(signed(eight), vec![0.01], 1), &[6, 1, 3, 3], 6), None, Some(quantizer(two, 0))),
+        ),
         (
             "hidden",
             layer(
-                codes(grid(CodeSet::Table(vec![-8, -2, 0, 2, 8]), vec![0.5], 8), 378, 7),
+                codes(grid(CodeSet::Table(vec![-8, -2, 0, 2, 8]), vec![0.5], 8), &[7, 54], 7),
                 Some(numbers(7, 8)),
                 Some(quantizer(one, 0)),
             ),
         ),
-        ("fc", layer(codes(grid(signed(eight), vec![0.02], 1), 28, 9), None, Some(quantizer(eight, 0)))),
+        ("fc", layer(codes(grid(signed(eight), vec![0.02], 1), &[4, 7], 9), None, Some(quantizer(eight, 0)))),
     ];
     let norm = |n: usize, seed: usize| Norm {
         gamma: numbers(n, seed),

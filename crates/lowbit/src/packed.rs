@@ -229,12 +229,11 @@ fn layers(packed: &PackedNetwork) -> Vec<LayerReport> {
     paths
         .filter_map(|path| Some((path, packed.layers.get(path)?)))
         .map(|(path, layer)| {
-            let (n_values, bytes, weight_bits) = match &layer.weight {
-                Weight::Full(values) => (values.len(), 4 * values.len(), None),
+            let n_values = layer.n_weights();
+            let (bytes, weight_bits) = match &layer.weight {
+                Weight::Full(_) => (4 * n_values, None),
                 Weight::Codes(grid, codes) => {
-                    let rows = packed.rows(path);
-                    let row_bytes = (codes.len() / rows * grid.bits().get() as usize).div_ceil(8);
-                    (codes.len(), rows * row_bytes + 4 * grid.units().len(), Some(grid.bits().get()))
+                    (codes.bytes().len() + 4 * grid.units().len(), Some(grid.bits().get()))
                 }
             };
             LayerReport {
