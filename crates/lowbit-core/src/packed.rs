@@ -84,6 +84,14 @@ impl PackedCodes {
         Ok(Self { bits, shape: shape.to_vec(), bytes })
     }
 
+    /// How many bytes a packed tensor of this shape has.
+    ///
+    /// # Errors
+    /// [`PackedCodesError::Size`] if they are more than can be counted.
+    pub fn n_bytes(bits: BitWidth, shape: &[usize]) -> Result<usize, PackedCodesError> {
+        Ok(Sizes::checked(bits, shape)?.bytes)
+    }
+
     /// A packed tensor from its bytes, as [`bytes`](Self::bytes) gives them: of any origin, as nothing is taken for granted.
     ///
     /// # Errors
@@ -281,9 +289,11 @@ mod tests {
     fn every_length_of_a_row_is_padded_to_bytes() {
         for n_bits in 1..=8 {
             for row in 0..20usize {
+                let n_bytes = PackedCodes::n_bytes(bits(n_bits), &[3, row]);
+                assert_eq!(n_bytes, Ok(3 * (row * n_bits as usize).div_ceil(8)));
                 let elements: Vec<u8> = (0..3 * row).map(|i| (i * 37 % (1 << n_bits)) as u8).collect();
                 let packed = PackedCodes::pack(&elements, bits(n_bits), &[3, row]).unwrap();
-                assert_eq!(packed.bytes().len(), 3 * (row * n_bits as usize).div_ceil(8));
+                assert_eq!(Ok(packed.bytes().len()), n_bytes);
                 assert_eq!(packed.unpack(), elements);
             }
         }

@@ -190,6 +190,11 @@ pub struct Affine {
 }
 
 impl Affine {
+    /// `(x - mean) * factor + offset`, of what was divided by its deviation before.
+    pub fn new(mean: f32, factor: f32, offset: f32) -> Self {
+        Self { mean, deviation: 1.0, factor, offset }
+    }
+
     /// The normalized value, by the operations of [`apply`].
     #[inline(always)]
     pub fn apply(self, x: f32) -> f32 {

@@ -15,7 +15,7 @@ use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::{Granularity, GridError, PackedCodesError};
 use lowbit_models::Network;
 use lowbit_quantizers::{ActivationQuantizer, LayerRef, QuantizedNetwork, Selection, WeightQuantizer};
-use lowbit_runtime::{Info, Layer, Norm, PackedError, PackedNetwork, Quantizer, Weight};
+use lowbit_runtime::{BatchNorm, Info, Layer, Norm, PackedError, PackedNetwork, Quantizer, Weight};
 
 pub use thresholds::ThresholdError;
 
@@ -76,14 +76,14 @@ pub fn pack(network: &Network, info: Info) -> Result<PackedNetwork, ExportError>
         layers.insert(path.to_string(), layer);
     }
     let norms = network.norms().map(|(path, norm)| {
-        let norm = Norm {
+        let norm = BatchNorm {
             gamma: floats(norm.gamma.val()),
             beta: floats(norm.beta.val()),
             mean: floats(norm.running_mean.value()),
             variance: floats(norm.running_var.value()),
             epsilon: norm.epsilon as f32,
         };
-        (path.to_string(), norm)
+        (path.to_string(), Norm::from(norm))
     });
     let scales = network.scales().map(|(path, scale)| (path.to_string(), floats(scale)[0]));
     let packed = PackedNetwork {

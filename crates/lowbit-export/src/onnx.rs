@@ -100,10 +100,9 @@ struct Affine {
 
 impl Affine {
     fn of(norm: &Norm) -> Self {
-        let Norm { gamma, beta, mean, variance, epsilon } = norm;
-        let factor: Vec<f32> = gamma.iter().zip(variance).map(|(g, v)| g / (v + epsilon).sqrt()).collect();
-        let offset = beta.iter().zip(mean).zip(&factor).map(|((b, m), f)| b - m * f).collect();
-        Self { factor, offset }
+        let channels = norm.offset.iter().zip(&norm.mean).zip(&norm.factor);
+        let offset = channels.map(|((offset, mean), factor)| offset - mean * factor).collect();
+        Self { factor: norm.factor.clone(), offset }
     }
 }
 

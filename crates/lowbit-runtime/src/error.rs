@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::file::VERSION;
+
 /// A packed network that is none, or cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum PackedError {
@@ -26,7 +28,9 @@ pub enum PackedError {
     #[error("it is {_0}, expected a packed model, as `lowbit export` writes it")]
     OtherKind(String),
     /// It has a version that this program does not know.
-    #[error("it is a packed model of version {got}, this program reads version 1")]
+    #[error(
+        "it is a packed model of version {got}, this program reads version {VERSION}: export its run again with this lowbit"
+    )]
     Version {
         /// Its version.
         got: u32,

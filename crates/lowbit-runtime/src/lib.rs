@@ -27,8 +27,9 @@ mod packed;
 pub mod samples;
 
 pub use error::{ImagesError, PackedError};
+pub use file::LayerBytes;
 pub use model::{LayerCounts, Model, OperationTime};
-pub use packed::{Info, Layer, MAX_VALUES, Norm, PackedNetwork, Quantizer, Weight};
+pub use packed::{BatchNorm, Info, Layer, MAX_VALUES, Norm, PackedNetwork, Quantizer, Weight};
 
 /// The code of the README, compiled and run with the documentation's tests.
 #[cfg(doctest)]

@@ -8,12 +8,12 @@ use lowbit_core::graph::{Graph, Node, NodeId, Op, Shape};
 use lowbit_core::{from_order_key, order_key};
 use lowbit_cpu::conv::ConvShape;
 use lowbit_cpu::integer::{CodeBounds, IntegerConv, Levels};
-use lowbit_cpu::norm::{Affine, NormParameters};
+use lowbit_cpu::norm::Affine;
 use lowbit_cpu::pool::Pool;
 use lowbit_cpu::sum::{Clamp, ValueLevels};
 
 use crate::PackedError;
-use crate::packed::{Layer, Norm, PackedNetwork, Quantizer, Weight};
+use crate::packed::{Layer, PackedNetwork, Quantizer, Weight};
 
 /// Most thresholds of a network: those of 8 bits and 16,384 channels. What would have more is computed one operation after the other,
 /// as a file of a few bytes could ask for any number.
@@ -406,10 +406,7 @@ impl<'a> Lowering<'a> {
     }
 
     fn affines(&self, node: &Node) -> Vec<Affine> {
-        let Norm { gamma, beta, mean, variance, epsilon } = &self.network.norms[&node.path];
-        let statistics = [&mean[..], variance].concat();
-        let parameters = NormParameters { gamma, beta, statistics: &statistics, epsilon: *epsilon };
-        (0..gamma.len()).map(|channel| parameters.affine(channel)).collect()
+        self.network.norms[&node.path].affines()
     }
 
     fn place(&mut self) -> Place {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use lowbit_core::graph::{Conv, Graph, Linear, Node, Op, Shape};
 use lowbit_core::{CodeRange, IntegerGrid, PackedCodes};
+use lowbit_cpu::norm::{Affine, NormParameters};
 use serde::{Deserialize, Serialize};
 
 use crate::PackedError;
@@ -91,19 +92,46 @@ impl Quantizer {
     }
 }
 
-/// A batch normalization with its running statistics, for each channel.
+/// A normalization with fixed statistics, for each channel: `(x - mean) * factor + offset`, in single precision and in this order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Norm {
-    /// Factors.
-    pub gamma: Vec<f32>,
-    /// Offsets.
-    pub beta: Vec<f32>,
-    /// Means.
+    /// Subtracted.
     pub mean: Vec<f32>,
-    /// Variances.
+    /// What the distance from the mean is multiplied by.
+    pub factor: Vec<f32>,
+    /// Added at last.
+    pub offset: Vec<f32>,
+}
+
+/// A batch normalization as it is trained, for each channel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BatchNorm {
+    /// Learned factors.
+    pub gamma: Vec<f32>,
+    /// Learned offsets.
+    pub beta: Vec<f32>,
+    /// Running means.
+    pub mean: Vec<f32>,
+    /// Running variances.
     pub variance: Vec<f32>,
     /// Added to the variance.
     pub epsilon: f32,
+}
+
+impl From<BatchNorm> for Norm {
+    /// The factor is `gamma / sqrt(variance + epsilon)` with the roundings of the training's evaluation.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    fn from(BatchNorm { gamma, beta, mean, variance, epsilon }: BatchNorm) -> Self {
+        let n = gamma.len();
+        let lengths = [beta.len(), mean.len(), variance.len()];
+        assert_eq!(lengths, [n; 3], "offsets, means and variances of {n} channels");
+        let statistics = [&mean[..], &variance].concat();
+        let parameters = NormParameters { gamma: &gamma, beta: &beta, statistics: &statistics, epsilon };
+        let factor = (0..n).map(|channel| parameters.affine(channel).factor).collect();
+        Self { mean, factor, offset: beta }
+    }
 }
 
 /// What the images of a network are, and what its outputs mean.
@@ -290,18 +318,18 @@ impl Layer {
 
 impl Norm {
     fn check(&self, channels: usize) -> Result<(), String> {
-        for (what, numbers) in [
-            ("factors", &self.gamma),
-            ("offsets", &self.beta),
-            ("means", &self.mean),
-            ("variances", &self.variance),
-        ] {
+        let Self { mean, factor, offset } = self;
+        for (what, numbers) in [("means", mean), ("factors", factor), ("offsets", offset)] {
             check_numbers(what, numbers, channels)?;
         }
-        match self.variance.iter().all(|variance| variance + self.epsilon > 0.0) {
-            true => Ok(()),
-            false => Err("a variance is not positive".into()),
-        }
+        Ok(())
+    }
+
+    /// What it does to each channel.
+    pub(crate) fn affines(&self) -> Vec<Affine> {
+        let Self { mean, factor, offset } = self;
+        let channels = mean.iter().zip(factor).zip(offset);
+        channels.map(|((mean, factor), offset)| Affine::new(*mean, *factor, *offset)).collect()
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lowbit_core::graph::{Conv, GraphBuilder, GraphError, LayerRole, Linear};
 use lowbit_core::{BitWidth, CodeSet, IntegerGrid};
 
-use crate::{Info, Layer, Norm, PackedNetwork, Quantizer, Weight};
+use crate::{BatchNorm, Info, Layer, Norm, PackedNetwork, Quantizer, Weight};
 
 /// Numbers that are not all alike, from -1 to 1.
 fn numbers(n: usize, seed: usize) -> Vec<f32> {
@@ -101,7 +101,7 @@ pub fn small() -> PackedNetwork {
         ),
         ("fc", layer(codes(grid(signed(eight), vec![0.02], 1), &[4, 7], 9), None, Some(quantizer(eight, 0)))),
     ];
-    let norm = |n: usize, seed: usize| Norm {
+    let norm = |n: usize, seed: usize| BatchNorm {
         gamma: numbers(n, seed),
         beta: numbers(n, seed + 1),
         mean: numbers(n, seed + 2),
@@ -112,7 +112,7 @@ pub fn small() -> PackedNetwork {
         graph: graph().expect("invariant: a network"),
         layers: layers.into_iter().map(|(path, layer)| (path.to_string(), layer)).collect(),
         norms: [("norm1", norm(5, 10)), ("norm2", norm(6, 20))]
-            .map(|(path, norm)| (path.to_string(), norm))
+            .map(|(path, norm)| (path.to_string(), Norm::from(norm)))
             .into_iter()
             .collect(),
         scales: BTreeMap::from([("scale".to_string(), 0.5)]),

@@ -127,7 +127,7 @@ fn what_is_no_model_is_told_in_a_line() {
     digit(&sandbox, 0, "0.png");
     let cut = model[..model.len() - 10].to_vec();
     let mut version = model.clone();
-    let place = version.windows(13).position(|bytes| bytes == br#"\"version\":1"#).expect("a version");
+    let place = version.windows(13).position(|bytes| bytes == br#"\"version\":2"#).expect("a version");
     version[place + 12] = b'7';
     let safetensors = [&2u64.to_le_bytes()[..], b"{}"].concat();
     for (name, bytes, expected) in [
@@ -138,7 +138,7 @@ fn what_is_no_model_is_told_in_a_line() {
             "it is of another kind, expected a packed model",
         ),
         ("cut.lowbit", cut, "model cut.lowbit: "),
-        ("version.lowbit", version, "it is a packed model of version 7, this program reads version 1"),
+        ("version.lowbit", version, "it is a packed model of version 7, this program reads version 2"),
         ("other.lowbit", safetensors, "it is safetensors of other contents, expected a packed model"),
     ] {
         fs::write(sandbox.path(name), bytes).unwrap();

@@ -34,9 +34,7 @@ fn by_definition(network: &PackedNetwork, image: &[f32]) -> Vec<f64> {
                 let plane = input(0).len() / channels;
                 let normal = |(i, x): (usize, &f64)| {
                     let c = i / plane;
-                    let deviation = f64::from(norm.variance[c] + norm.epsilon).sqrt();
-                    (x - f64::from(norm.mean[c])) / deviation * f64::from(norm.gamma[c])
-                        + f64::from(norm.beta[c])
+                    (x - f64::from(norm.mean[c])) * f64::from(norm.factor[c]) + f64::from(norm.offset[c])
                 };
                 input(0).iter().enumerate().map(normal).collect()
             }
@@ -194,7 +192,11 @@ fn sizes_beyond_the_bounds_are_refused() {
     };
     for (from, to, expected) in [
         (r#"\"input\":[3,6,6]"#, r#"\"input\":[3,7,6]"#, "its description: "),
-        (r#"\"version\":1"#, r#"\"version\":2"#, "version 2"),
+        (
+            r#"\"version\":2"#,
+            r#"\"version\":1"#,
+            "of version 1, this program reads version 2: export its run again",
+        ),
         (r#""stem.weight""#, r#""stew.weight""#, "\"stem\": it has no tensor \"weight\""),
         ("one", "two\\\",\\\"more", "names for 5 classes, and 4 outputs"),
     ] {
@@ -202,8 +204,8 @@ fn sizes_beyond_the_bounds_are_refused() {
         assert!(error.to_string().contains(expected), "{to}: {error}");
     }
     let mut network = samples::small();
-    network.norms.get_mut("norm1").unwrap().variance[2] = -1.0;
-    assert!(network.check().unwrap_err().to_string().contains("\"norm1\": a variance is not positive"));
+    network.norms.get_mut("norm1").unwrap().factor[2] = f32::NAN;
+    assert!(network.check().unwrap_err().to_string().contains("\"norm1\": one of its factors is not finite"));
     // Networks whose graphs are whole.
     let with = |input: [usize; 3], conv: Option<Conv>| {
         let mut graph = GraphBuilder::default();
