@@ -113,25 +113,42 @@ impl Packed {
         let bias = 1u8 << (bits - 1);
         let in_byte = 8 / bits as usize;
         let n_rows = TAPS.div_ceil(in_byte);
-        let mut rows = vec![[0u8; WORD * CHANNELS]; n_blocks * n_words * n_rows];
+        // Channels that there are not weigh nothing.
+        let nothing: u32 = (0..in_byte).map(|i| u32::from(bias) << (i as u32 * bits)).sum();
+        let mut rows = vec![[nothing as u8; WORD * CHANNELS]; n_blocks * n_words * n_rows];
         let blocks =
             rows.par_chunks_mut(n_words * n_rows).zip(weight.par_chunks(CHANNELS * in_channels * TAPS));
-        blocks.for_each(|(rows, weight)| {
-            // Channels that there are not weigh nothing.
-            let nothing: u32 = (0..in_byte).map(|i| u32::from(bias) << (i as u32 * bits)).sum();
-            rows.as_flattened_mut().fill(nothing as u8);
-            for (channel, kernels) in weight.chunks_exact(in_channels * TAPS).enumerate() {
-                for (c, kernel) in kernels.chunks_exact(TAPS).enumerate() {
-                    for (tap, code) in kernel.iter().enumerate() {
-                        let byte = &mut rows[c / WORD * n_rows + tap / in_byte][channel * WORD + c % WORD];
-                        let shift = (tap % in_byte) as u32 * bits;
-                        let mask = ((1u32 << bits) - 1) as u8;
-                        *byte = *byte & !(mask << shift) | (code.wrapping_add(bias) & mask) << shift;
+        let pack = match bits {
+            2 => Self::pack_block::<2, 3>,
+            4 => Self::pack_block::<4, 5>,
+            _ => Self::pack_block::<8, 9>,
+        };
+        blocks.for_each(|(rows, weight)| pack(rows, weight, in_channels));
+        Self { rows, bits, bias }
+    }
+
+    /// Packs the codes of a block of output channels, of so many bits, in so many rows of a word.
+    fn pack_block<const BITS: usize, const ROWS: usize>(rows: &mut [Row], weight: &[u8], in_channels: usize) {
+        let mask = ((1u32 << BITS) - 1) as u8;
+        let code = |kernel: &[u8; TAPS], tap: usize| {
+            // Behind the last tap is nothing.
+            kernel.get(tap).copied().unwrap_or_default().wrapping_add(1 << (BITS - 1)) & mask
+        };
+        for (channel, kernels) in weight.chunks_exact(in_channels * TAPS).enumerate() {
+            let words = kernels.as_chunks::<TAPS>().0.chunks(WORD);
+            for (rows, kernels) in rows.as_chunks_mut::<ROWS>().0.iter_mut().zip(words) {
+                for (c, kernel) in kernels.iter().enumerate() {
+                    let bytes: [u8; ROWS] = std::array::from_fn(|row| {
+                        let in_byte = 8 / BITS;
+                        let codes = (0..in_byte).map(|i| code(kernel, row * in_byte + i) << (i * BITS));
+                        codes.fold(0, |byte, code| byte | code)
+                    });
+                    for (row, byte) in rows.iter_mut().zip(bytes) {
+                        row[channel * WORD + c] = byte;
                     }
                 }
             }
-        });
-        Self { rows, bits, bias }
+        }
     }
 
     /// Rows of a word.
@@ -140,11 +157,43 @@ impl Packed {
     }
 }
 
-/// The smallest and the largest of codes in two's complement.
-fn extremes(codes: &[u8]) -> [i32; 2] {
-    let fold =
-        |[smallest, largest]: [i8; 2], code: &u8| [smallest.min(*code as i8), largest.max(*code as i8)];
-    codes.iter().fold([0; 2], fold).map(i32::from)
+multiversion! {
+    /// The smallest and the largest of codes in two's complement.
+    fn extremes(codes: &[u8]) -> [i32; 2] {
+        let (mut smallest, mut largest) = (0i8, 0i8);
+        for &code in codes {
+            smallest = smallest.min(code as i8);
+            largest = largest.max(code as i8);
+        }
+        [smallest, largest].map(i32::from)
+    }
+}
+
+/// Kernels whose codes are summed up side by side.
+const TOGETHER: usize = 16;
+
+multiversion! {
+    /// The sum of each tap of kernels, in two's complement.
+    fn tap_sums(kernels: &[[u8; TAPS]]) -> [i32; TAPS] {
+        let mut sums = [0; TAPS];
+        // So many numbers of 8 bits that a sum of them has 16.
+        for kernels in kernels.chunks(TOGETHER << 8) {
+            let mut of_groups = [0i16; TAPS * TOGETHER];
+            let (groups, rest) = kernels.as_flattened().as_chunks::<{ TAPS * TOGETHER }>();
+            for group in groups {
+                for (sum, &code) in of_groups.iter_mut().zip(group) {
+                    *sum += i16::from(code as i8);
+                }
+            }
+            for of_kernel in of_groups.as_chunks::<TAPS>().0 {
+                sums.iter_mut().zip(of_kernel).for_each(|(sum, tap)| *sum += i32::from(*tap));
+            }
+            for kernel in rest.as_chunks::<TAPS>().0 {
+                sums.iter_mut().zip(kernel).for_each(|(sum, code)| *sum += i32::from(*code as i8));
+            }
+        }
+        sums
+    }
 }
 
 thread_local! {
@@ -200,10 +249,7 @@ impl Winograd {
         // The transform of a sum is the sum of the transforms.
         let mut starts = vec![[0; CHANNELS]; n_blocks * POSITIONS];
         for (channel, kernels) in weight.chunks_exact(shape.in_channels * TAPS).enumerate() {
-            let mut sums = [0; TAPS];
-            for kernel in kernels.as_chunks::<TAPS>().0 {
-                sums.iter_mut().zip(kernel).for_each(|(sum, code)| *sum += i32::from(*code as i8));
-            }
+            let sums = tap_sums(kernels.as_chunks::<TAPS>().0);
             for (position, sum) in transform_kernel(sums).into_iter().enumerate() {
                 let start = &mut starts[channel / CHANNELS * POSITIONS + position][channel % CHANNELS];
                 *start = -i32::from(offset_at(position, offset)) * sum;
@@ -678,5 +724,31 @@ fn transform_sums(
         };
         *upper = pair(std::array::from_fn(|x| m(x).wrapping_add(m(4 + x)).wrapping_add(m(8 + x))));
         *lower = pair(std::array::from_fn(|x| m(4 + x).wrapping_sub(m(8 + x)).wrapping_sub(m(12 + x))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More kernels than sums of 16 bits take, of the smallest code.
+    #[test]
+    fn sums_of_taps_are_exact() {
+        for n in [0, 1, 15, 16, 17, (TOGETHER << 8) + 3, 3 * (TOGETHER << 8)] {
+            let kernels: Vec<[u8; TAPS]> = (0..n)
+                .map(|i| std::array::from_fn(|tap| if tap == 4 { 0x80 } else { (i * 9 + tap) as u8 }))
+                .collect();
+            let expected: [i32; TAPS] =
+                std::array::from_fn(|tap| kernels.iter().map(|kernel| i32::from(kernel[tap] as i8)).sum());
+            assert_eq!(tap_sums(&kernels), expected, "{n} kernels");
+        }
+    }
+
+    #[test]
+    fn extremes_are_signed() {
+        assert_eq!(extremes(&[]), [0, 0]);
+        assert_eq!(extremes(&[1, 0xff, 3, 0x80, 2]), [-128, 3]);
+        let codes: Vec<u8> = (0..100).map(|i| if i == 77 { 0x7f } else { 5 }).collect();
+        assert_eq!(extremes(&codes), [0, 127]);
     }
 }
