@@ -220,8 +220,10 @@ in full precision.
 With --json, stdout holds one JSON object. Of a model: `file`, `format`,
 `run_dir`, `checkpoint`, `network`, `bytes`, `bytes_fp32` (of the same network in
 full precision), `verified` and then `n_images`, `max_logit_difference`, `same_top1`, `top1`,
-`loss`, `integer_layers`, `float_layers` and `layers` (`path`, `weight_bits`,
-`input_bits`, `bytes`, `bytes_fp32`). Of safetensors: `file`, `format`, `run_dir`,
+`loss`, `integer_layers`, `float_layers` and `layers`, normalizations too (`path`,
+`weight_bits`, `input_bits`, `bytes` in a packed file, of these `bytes_weights`,
+`bytes_scales`, `bytes_biases` and `bytes_norms`, `bytes_fp32`, and `bytes_int8` in
+ONNX with weights of 8 bits). Of safetensors: `file`, `format`, `run_dir`,
 `checkpoint`, `network`, `n_tensors`, `n_bytes`, `n_left_out`.";
 
 const PREDICT_NOTES: &str = "\

@@ -24,6 +24,7 @@ mod predict;
 mod progress;
 mod recipes;
 mod signals;
+mod sizes;
 mod train;
 
 use std::io::{self, Write};

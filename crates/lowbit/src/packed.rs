@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
 use lowbit_export::onnx::{Opset, to_onnx};
-use lowbit_runtime::{Info, LayerCounts, Model, PackedError, PackedNetwork, Weight};
+use lowbit_runtime::{Info, LayerCounts, Model, PackedError};
 use lowbit_train::{Deployed, ImageSet, Images, Recipe, Scored, Scores, Subject, deployed, score};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Serialize;
@@ -16,6 +16,7 @@ use crate::exit_code::{self, Code, ModelError, UsageError};
 use crate::export::{exists, write_new};
 use crate::inspect::checkpoint_named;
 use crate::output::{self, counted, percent_exact};
+use crate::sizes::{self, LayerSize};
 
 /// Ending of the files.
 const ENDING: &str = "lowbit";
@@ -45,7 +46,8 @@ struct Report<'a> {
     verification: Option<Verification>,
     integer_layers: usize,
     float_layers: usize,
-    layers: Vec<LayerReport>,
+    /// Of a packed file, in the other format too.
+    layers: Vec<LayerSize>,
 }
 
 /// What came of the comparison with the evaluation.
@@ -70,16 +72,6 @@ impl Verification {
         let is_close = self.max_logit_difference <= BOUND * self.largest_logit;
         self.are_finite && is_close && self.same_top1 == self.n_images
     }
-}
-
-#[derive(Serialize)]
-struct LayerReport {
-    path: String,
-    weight_bits: Option<u32>,
-    input_bits: Option<u32>,
-    /// Of the weights, with what their codes are worth.
-    bytes: usize,
-    bytes_fp32: usize,
 }
 
 /// `lowbit export --format packed`, or, with a version of ONNX's operators, `--format onnx`.
@@ -119,6 +111,7 @@ pub fn export(args: &ExportArgs, opset: Option<Opset>) -> anyhow::Result<Code> {
         packed.in_full_precision().to_bytes().map_err(|error| no_model(error.to_string()))?.len();
     // What is run is what a reader of the file will run.
     let model = Model::from_bytes(&bytes).map_err(|error| no_model(error.to_string()))?;
+    let layers = sizes::of(&packed).map_err(|error| no_model(error.to_string()))?;
     let verification = match args.no_verify {
         true => None,
         false => Some(verify(&model, &deployed, &device, &args.data_dir.locations().into())?),
@@ -155,7 +148,7 @@ pub fn export(args: &ExportArgs, opset: Option<Opset>) -> anyhow::Result<Code> {
         verification,
         integer_layers,
         float_layers,
-        layers: layers(&packed),
+        layers,
     };
     match args.json.json {
         true => output::print_json(&report)?,
@@ -224,29 +217,6 @@ fn top(logits: &[f32]) -> usize {
     (0..logits.len()).fold(0, best)
 }
 
-fn layers(packed: &PackedNetwork) -> Vec<LayerReport> {
-    let paths = packed.graph.nodes().iter().map(|node| &node.path);
-    paths
-        .filter_map(|path| Some((path, packed.layers.get(path)?)))
-        .map(|(path, layer)| {
-            let n_values = layer.n_weights();
-            let (bytes, weight_bits) = match &layer.weight {
-                Weight::Full(_) => (4 * n_values, None),
-                Weight::Codes(grid, codes) => {
-                    (codes.bytes().len() + 4 * grid.units().len(), Some(grid.bits().get()))
-                }
-            };
-            LayerReport {
-                path: path.clone(),
-                weight_bits,
-                input_bits: layer.input.as_ref().map(|input| input.grid.bits().get()),
-                bytes,
-                bytes_fp32: 4 * n_values,
-            }
-        })
-        .collect()
-}
-
 fn describe(report: &Report<'_>) -> String {
     let smaller = report.bytes_fp32 as f64 / report.bytes as f64;
     let verdict = match &report.verification {
@@ -260,6 +230,10 @@ fn describe(report: &Report<'_>) -> String {
             format!("the logits of {images} are those of the run {same}: top-1 {}", percent_exact(*top1))
         }
     };
+    let sizes = match report.format {
+        "onnx" => String::new(),
+        _ => sizes::table(&report.layers, report.bytes, report.bytes_fp32) + "\n\n",
+    };
     let (verified, next) = match report.format {
         "onnx" => (
             "as packed ",
@@ -271,7 +245,7 @@ fn describe(report: &Report<'_>) -> String {
         ),
     };
     format!(
-        "{}: {} bytes, 1/{smaller:.1} of full precision ({} bytes)\nlayers    {} by sums of integers, {} in floats\n{verified}{verdict}\n\n{next}",
+        "{}: {} bytes, 1/{smaller:.1} of full precision ({} bytes)\nlayers    {} by sums of integers, {} in floats\n{verified}{verdict}\n\n{sizes}{next}",
         report.file.display(),
         report.bytes,
         report.bytes_fp32,

@@ -30,6 +30,29 @@ fn digit(sandbox: &Sandbox, idx: usize, name: &str) -> u8 {
     dataset.label(idx) as u8
 }
 
+/// Checks what a report says of each layer.
+fn check_sizes(report: &Value) {
+    let layers = report["layers"].as_array().unwrap();
+    let number =
+        |layer: &Value, name: &str| layer[name].as_u64().unwrap_or_else(|| panic!("{name} of {layer}"));
+    for layer in layers {
+        let parts =
+            ["weights", "scales", "biases", "norms"].map(|part| number(layer, &format!("bytes_{part}")));
+        assert_eq!(number(layer, "bytes"), parts.iter().sum::<u64>(), "{layer}");
+    }
+    for all in ["bytes", "bytes_fp32"] {
+        let sum: u64 = layers.iter().map(|layer| number(layer, all)).sum();
+        // The rest is the description.
+        let rest = number(report, all) - sum;
+        assert!((1000..16_000).contains(&rest), "{rest} of {all}");
+    }
+    // 64 features for each of 10 classes, a byte each, and then a scale and a bias for each class.
+    let fc = layers.iter().find(|layer| layer["path"] == "fc").unwrap();
+    assert_eq!(number(fc, "bytes_int8"), 640 + 80);
+    // Normalizations that follow a convolution are part of it.
+    assert!(layers.iter().any(|layer| number(layer, "bytes_norms") > 0 && number(layer, "bytes_int8") == 0));
+}
+
 #[test]
 fn a_run_becomes_a_model_that_computes_the_same() {
     for settings in [
@@ -47,11 +70,20 @@ fn a_run_becomes_a_model_that_computes_the_same() {
         let bytes = fs::metadata(sandbox.path("m.lowbit")).unwrap().len();
         assert_eq!(report["bytes"], bytes);
         assert!(report["bytes_fp32"].as_u64().unwrap() > 3 * bytes, "{report}");
+        check_sizes(&report);
         let (run, model) = (sandbox.json(&["eval", "run"]), sandbox.json(&["eval", "m.lowbit"]));
         for score in ["top1", "top5", "loss"] {
             assert_eq!(run[score], model[score], "{score}");
         }
         assert_eq!(report["top1"], run["top1"]);
+        let said = sandbox.run(&["export", "run", "--out", "again.lowbit", "--no-verify"]).stdout;
+        let ends = ["bits", "packed", "full", "precision", "ONNX", "int8"];
+        let heading = said.lines().find(|line| line.starts_with("bytes ")).expect("a table");
+        assert_eq!(heading.split_whitespace().skip(1).collect::<Vec<_>>(), ends, "{said}");
+        assert!(
+            said.lines().any(|line| line.starts_with("all ") && line.contains(&bytes.to_string())),
+            "{said}"
+        );
         let onnx = sandbox.run(&["export", "run", "--out", "m.onnx"]);
         assert!(
             onnx.stdout
