@@ -6,12 +6,15 @@ use lowbit_core::graph::{Conv, GraphBuilder, GraphError, LayerRole, Linear};
 use lowbit_core::{BitWidth, CodeSet, IntegerGrid};
 use lowbit_runtime::{Info, Layer, Model, Norm, PackedNetwork, Quantizer, Weight};
 
-fn weight(n: usize, bits: u32) -> Weight {
+fn weight(shape: &[usize], bits: u32) -> Weight {
     let bits = BitWidth::new(bits).expect("1 to 8");
     let grid = IntegerGrid::new(CodeSet::from(bits.signed_range()), vec![0.1], 1).expect("a grid");
-    let code = |i: usize| grid.code((i * 31 % grid.n_levels()) as u8).expect("below the levels");
-    let codes: Vec<i32> = (0..n).map(code).collect();
-    Weight::Codes(grid, codes)
+    // Rather positive ones, so that ReLUs leave something.
+    let level = |i: usize| grid.n_levels() - 1 - (i * i + i / 7) * 31 % 253 % grid.n_levels().div_ceil(2);
+    let code = |i: usize| grid.code(level(i) as u8).expect("below the levels");
+    let codes: Vec<i32> = (0..shape.iter().product()).map(code).collect();
+    let packed = grid.pack(&codes, shape).expect("codes of the grid");
+    Weight::Codes(grid, packed)
 }
 
 fn quantizer(bits: u32) -> Option<Quantizer> {
@@ -42,20 +45,19 @@ fn network() -> PackedNetwork {
         let x = graph.linear("fc", Linear::new([24, 4], LayerRole::Last).without_bias(), x)?;
         graph.finish(x)
     };
-    let layer = |n, bits, act| Layer { weight: weight(n, bits), bias: None, input: quantizer(act) };
+    let layer =
+        |shape: &[usize], bits, act| Layer { weight: weight(shape, bits), bias: None, input: quantizer(act) };
     let layers = BTreeMap::from([
-        ("stem".into(), layer(16 * 27, 8, 8)),
-        ("conv1".into(), layer(16 * 144, 2, 2)),
-        ("conv2".into(), layer(24 * 144, 2, 2)),
-        ("side".into(), layer(24 * 16, 2, 2)),
-        ("fc".into(), layer(96, 8, 8)),
+        ("stem".into(), layer(&[16, 3, 3, 3], 8, 8)),
+        ("conv1".into(), layer(&[16, 16, 3, 3], 2, 2)),
+        ("conv2".into(), layer(&[24, 16, 3, 3], 2, 2)),
+        ("side".into(), layer(&[24, 16, 1, 1], 2, 2)),
+        ("fc".into(), layer(&[4, 24], 8, 8)),
     ]);
-    let norm = |sign: f32| Norm {
-        gamma: (0..16).map(|i| if i % 5 == 0 { sign } else { 0.7 }).collect(),
-        beta: vec![0.1; 16],
+    let norm = |factor: f32| Norm {
         mean: vec![0.2; 16],
-        variance: vec![1.5; 16],
-        epsilon: 1e-5,
+        factor: (0..16).map(|i| if i % 5 == 0 { factor } else { 0.6 }).collect(),
+        offset: vec![0.1; 16],
     };
     let norms = BTreeMap::from([("norm1".into(), norm(-0.6)), ("norm2".into(), norm(-0.4))]);
     let graph = graph().expect("a network");
