@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use crate::conv::ConvShape;
 use crate::instructions::multiversion;
 use crate::output::{Slot, collect_into};
-use crate::words::{self, WORD};
+use crate::words::WORD;
 
 #[cfg(target_arch = "x86_64")]
 use amx::Matrix;
@@ -293,7 +293,7 @@ impl IntegerConv {
                 for image in 0..n_images {
                     let pixels = match input.part(image * in_image..(image + 1) * in_image) {
                         Codes::Planes(codes) => {
-                            words::join(codes, 1, self.shape.in_channels, plane, &mut joined);
+                            crate::words::join(codes, 1, self.shape.in_channels, plane, &mut joined);
                             &joined
                         }
                         Codes::Words(words) => words,

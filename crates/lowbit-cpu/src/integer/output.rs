@@ -252,7 +252,7 @@ impl Output for Coded<'_> {
         out: &mut [Slot<[u8; WORD]>],
     ) {
         let out = &mut out[place..][..rows[0].len()];
-        let channels = std::array::from_fn(|c| self.channel(first + c));
+        let channels: [Channel<'_>; WORD] = std::array::from_fn(|c| self.channel(first + c));
         #[cfg(target_arch = "x86_64")]
         if I::AVX2 && self.levels.n_thresholds <= FEW {
             // SAFETY: the caller has a proof of instructions with AVX2 among them.
