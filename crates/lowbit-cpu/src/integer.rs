@@ -3,6 +3,8 @@
 //! Four channels of the input are one 32-bit word. There are three ways to the same sums: all products, for channels or for pixels of the
 //! output side by side, and fewer products of what tiles and kernels are transformed to.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod direct;
@@ -43,6 +45,12 @@ impl CodeBounds {
     fn steps(self) -> usize {
         let pair = 2 * usize::from(self.activation) * usize::from(self.weight);
         (i16::MAX as usize).checked_div(pair).unwrap_or(usize::MAX)
+    }
+
+    /// Whether the activations are the same as signed bytes, which processors of aarch64 multiply.
+    #[cfg(target_arch = "aarch64")]
+    fn are_signed(self) -> bool {
+        self.activation <= i8::MAX as u8
     }
 }
 

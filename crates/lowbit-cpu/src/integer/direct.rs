@@ -1,14 +1,19 @@
 //! Convolution by all products.
 //!
 //! A step of the sum multiplies a word of four channels of the input by those of 16 output channels. Processors with an instruction
-//! for the dot product of two words sum up in 32 bits; for AVX2 products are summed up in 16 bits as long as they provably fit, then
-//! in 32.
+//! for the dot product of two words sum up in 32 bits; for AVX2 and NEON products are summed up in 16 bits as long as they provably fit,
+//! then in 32.
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::CodeBounds;
+#[cfg(target_arch = "aarch64")]
+use super::aarch64::Dotprod;
 use super::layout::Layout;
 use super::output::Output;
 use crate::conv::{ConvShape, tables};
@@ -27,8 +32,8 @@ const PIXELS: usize = 264;
 pub type Row = [i8; WORD * BLOCK];
 
 /// Fewest steps summed up in 16 bits for which the kernel runs. With fewer, widening the sums costs as much as the products.
-/// Measured: it pays at 1820 and 72 steps (2 and 4 bits).
-#[cfg(target_arch = "x86_64")]
+/// Measured with AVX2: it pays at 1820 and 72 steps (2 and 4 bits).
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const FEWEST_STEPS: usize = 4;
 
 /// What computes the tiles.
@@ -45,14 +50,22 @@ pub enum Tiles {
     /// Products of four channels summed up in 32 bits.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Avx512Vnni),
-    /// Products of four channels summed up in 32 bits, both operands signed.
+    /// Products of single channels summed up in 16 bits, both operands signed: half the instructions of single precision.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// Products of four channels summed up in 32 bits, both operands signed: a quarter of the instructions.
     #[cfg(target_arch = "aarch64")]
     Dotprod(Dotprod),
+    /// The same for activations beyond 127.
+    #[cfg(target_arch = "aarch64")]
+    DotprodWide(Dotprod),
 }
 
 impl Tiles {
     /// What this processor has and multiplies such codes, from the slowest to the fastest.
     fn serving(bounds: CodeBounds) -> impl Iterator<Item = Self> {
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let _ = bounds;
         let serving = [
             Some(Self::Plain),
             #[cfg(target_arch = "x86_64")]
@@ -62,7 +75,9 @@ impl Tiles {
             #[cfg(target_arch = "x86_64")]
             Avx512Vnni::detect().map(Self::Avx512Vnni),
             #[cfg(target_arch = "aarch64")]
-            Dotprod::detect().filter(|_| bounds.activation <= i8::MAX as u8).map(Self::Dotprod),
+            (bounds.are_signed() && bounds.steps() >= FEWEST_STEPS).then_some(Self::Neon),
+            #[cfg(target_arch = "aarch64")]
+            Dotprod::detect().map(if bounds.are_signed() { Self::Dotprod } else { Self::DotprodWide }),
         ];
         serving.into_iter().flatten()
     }
@@ -79,18 +94,6 @@ impl Tiles {
     /// The fastest for such codes on this processor.
     pub fn best(bounds: CodeBounds) -> Self {
         Self::serving(bounds).last().expect("the plain ones serve always")
-    }
-}
-
-/// Dot products of four bytes, which the processor has.
-#[cfg(target_arch = "aarch64")]
-#[derive(Clone, Copy, Debug)]
-struct Dotprod(());
-
-#[cfg(target_arch = "aarch64")]
-impl Dotprod {
-    fn detect() -> Option<Self> {
-        std::arch::is_aarch64_feature_detected!("dotprod").then_some(Self(()))
     }
 }
 
@@ -201,7 +204,10 @@ struct Operands<'a> {
     steps: &'a [u32],
     panel: &'a [Row],
     /// Steps whose products can be summed up in 16 bits.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "other processors sum in 32 bits"))]
+    #[cfg_attr(
+        not(any(target_arch = "x86_64", target_arch = "aarch64")),
+        expect(dead_code, reason = "other processors sum in 32 bits")
+    )]
     narrow_steps: usize,
 }
 
@@ -368,45 +374,6 @@ unsafe fn tiles_avx512_vnni(proof: Avx512Vnni, operands: Operands<'_>, store: &m
     }
 }
 
-/// The instruction has no stable intrinsic.
-///
-/// # Safety
-/// `start + step < words.len()` for every start and step.
-#[cfg(target_arch = "aarch64")]
-#[target_feature(enable = "neon,dotprod")]
-unsafe fn tiles_dotprod(operands: Operands<'_>, store: &mut Store<'_, impl Output>) {
-    use std::arch::aarch64::*;
-    const TILE: usize = 6;
-    const PARTS: usize = 4;
-    for first in (0..operands.starts.len()).step_by(TILE) {
-        let windows = operands.windows::<TILE>(first);
-        let mut sums = [[vdupq_n_s32(0); PARTS]; TILE];
-        for (&step, row) in operands.steps.iter().zip(operands.panel) {
-            // SAFETY: a row has the size of four registers.
-            let weights: [int8x16_t; PARTS] = unsafe { std::mem::transmute(*row) };
-            for p in 0..TILE {
-                // SAFETY: `start + step < words.len()`, which the caller promises.
-                let codes = vdupq_n_u32(unsafe { *windows[p].add(step as usize) });
-                for v in 0..PARTS {
-                    // SAFETY: the instruction reads and writes these registers only, and the processor has it.
-                    unsafe {
-                        std::arch::asm!(
-                            "sdot {sums:v}.4s, {weights:v}.16b, {codes:v}.16b",
-                            sums = inout(vreg) sums[p][v],
-                            weights = in(vreg) weights[v],
-                            codes = in(vreg) codes,
-                            options(pure, nomem, nostack, preserves_flags),
-                        );
-                    }
-                }
-            }
-        }
-        // SAFETY: both are 16 integers of 32 bits for each pixel.
-        let sums: [[i32; BLOCK]; TILE] = unsafe { std::mem::transmute(sums) };
-        store.take(Baseline, first, &sums);
-    }
-}
-
 /// Computes the tiles of all starts and hands them to `store`.
 ///
 /// # Panics
@@ -426,7 +393,11 @@ fn run(tiles: Tiles, operands: Operands<'_>, store: &mut Store<'_, impl Output>)
             #[cfg(target_arch = "x86_64")]
             Tiles::Avx512Vnni(proof) => tiles_avx512_vnni(proof, operands, store),
             #[cfg(target_arch = "aarch64")]
-            Tiles::Dotprod(_) => tiles_dotprod(operands, store),
+            Tiles::Neon => aarch64::tiles_neon(operands, store),
+            #[cfg(target_arch = "aarch64")]
+            Tiles::Dotprod(_) => aarch64::tiles_dotprod::<false>(operands, store),
+            #[cfg(target_arch = "aarch64")]
+            Tiles::DotprodWide(_) => aarch64::tiles_dotprod::<true>(operands, store),
         }
     }
 }

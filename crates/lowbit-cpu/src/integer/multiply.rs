@@ -2,9 +2,14 @@
 //!
 //! A word of four channels of a pixel is multiplied by a word of weights, and the four products are added to a sum of 32 bits.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+
 use std::ops::Range;
 
 use super::CodeBounds;
+#[cfg(target_arch = "aarch64")]
+use super::aarch64::{Dotprod, I8mm};
 #[cfg(target_arch = "x86_64")]
 use crate::instructions::{Avx2, Avx512Vnni};
 use crate::words::WORD;
@@ -61,18 +66,30 @@ pub enum Multiply {
     /// Products of four channels summed up in 32 bits.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Avx512Vnni),
+    /// Products of single channels summed up in 16 bits, of so many words, then in 32; both operands signed.
+    #[cfg(target_arch = "aarch64")]
+    Neon(usize),
+    /// Products of four channels summed up in 32 bits, both operands signed.
+    #[cfg(target_arch = "aarch64")]
+    Dotprod(Dotprod),
+    /// The same for activations beyond 127.
+    #[cfg(target_arch = "aarch64")]
+    DotprodWide(Dotprod),
+    /// Products of eight channels summed up in 32 bits, of two pixels and two channels.
+    #[cfg(target_arch = "aarch64")]
+    I8mm(I8mm),
 }
 
 /// Fewest words summed up in 16 bits. With fewer, widening the sums costs as much as the products.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const FEWEST_STEPS: usize = 3;
 
 impl Multiply {
     /// What this processor has and multiplies such codes, from the slowest to the fastest.
     pub fn serving(bounds: CodeBounds) -> impl Iterator<Item = Self> {
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         let steps = bounds.steps();
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let _ = bounds;
         let serving = [
             Some(Self::Plain),
@@ -82,6 +99,13 @@ impl Multiply {
             Avx2::detect().filter(|_| steps >= FEWEST_STEPS).map(|proof| Self::Avx2(proof, steps)),
             #[cfg(target_arch = "x86_64")]
             Avx512Vnni::detect().map(Self::Avx512Vnni),
+            // A sum has one product of a word, where it has two with AVX2.
+            #[cfg(target_arch = "aarch64")]
+            (bounds.are_signed() && steps >= FEWEST_STEPS).then_some(Self::Neon(steps.saturating_mul(2))),
+            #[cfg(target_arch = "aarch64")]
+            Dotprod::detect().map(if bounds.are_signed() { Self::Dotprod } else { Self::DotprodWide }),
+            #[cfg(target_arch = "aarch64")]
+            I8mm::detect().map(Self::I8mm),
         ];
         serving.into_iter().flatten()
     }
@@ -135,6 +159,21 @@ impl Multiply {
                         }
                     }
                 },
+                #[cfg(target_arch = "aarch64")]
+                Self::Neon(steps) => {
+                    (0..2 * vectors).for_each(|half| aarch64::neon(operands, steps, half, sums));
+                }
+                #[cfg(target_arch = "aarch64")]
+                Self::Dotprod(_) => {
+                    (0..2 * vectors).for_each(|half| aarch64::dotprod::<false>(operands, half, sums));
+                }
+                #[cfg(target_arch = "aarch64")]
+                Self::DotprodWide(_) => {
+                    let operands = Operands { starts: &aarch64::taken(operands), ..operands };
+                    (0..2 * vectors).for_each(|half| aarch64::dotprod::<true>(operands, half, sums));
+                }
+                #[cfg(target_arch = "aarch64")]
+                Self::I8mm(_) => (0..2 * vectors).for_each(|half| aarch64::i8mm(operands, half, sums)),
             }
         }
     }

@@ -30,6 +30,24 @@ fn levels_of(kernel: &IntegerConv, input: &[[u8; WORD]], levels: &Levels) -> Vec
     out
 }
 
+/// The same by all ways that serve, and all instructions that this processor has. The first one is of plain loops over all products.
+fn each_way(kernel: &IntegerConv, weight: &[u8]) -> Vec<(String, IntegerConv)> {
+    let IntegerConv { shape, bounds, .. } = kernel;
+    let direct = Direct::new(shape, weight, *bounds);
+    let direct = direct.with_each_instructions(*bounds).map(|(name, direct)| (name, Way::Direct(direct)));
+    let rows = Rows::new(shape, weight, *bounds);
+    let rows = rows.with_each_instructions(*bounds).map(|(name, rows)| (name, Way::Rows(rows)));
+    let winograd = Winograd::serves(shape, *bounds).then(|| Winograd::new(shape, weight, *bounds)).flatten();
+    let winograd = winograd.iter().flat_map(|winograd| winograd.with_each_instructions());
+    let winograd = winograd.map(|(name, winograd)| (name, Way::Winograd(winograd)));
+    #[cfg(target_arch = "x86_64")]
+    let matrix = Matrix::new(shape, weight).map(|matrix| ("matrix unit".into(), Way::Matrix(matrix)));
+    #[cfg(not(target_arch = "x86_64"))]
+    let matrix = None;
+    let ways = direct.chain(rows).chain(winograd).chain(matrix);
+    ways.map(|(name, way)| (name, IntegerConv { way, ..kernel.clone() })).collect()
+}
+
 fn check(shape: ConvShape, bounds: CodeBounds, random: &mut Random) {
     let n_weights = shape.out_channels * shape.in_channels * shape.kernel[0] * shape.kernel[1];
     let bound = i32::from(bounds.weight);
@@ -39,11 +57,12 @@ fn check(shape: ConvShape, bounds: CodeBounds, random: &mut Random) {
     let n_codes = shape.batch * shape.in_channels * shape.size[0] * shape.size[1];
     let input: Vec<u8> = (0..n_codes).map(|_| random.below(u32::from(bounds.activation) + 1) as u8).collect();
     let kernel = IntegerConv::new(shape, &weight_codes, &[1.0], bounds).expect("the sums fit");
-    let got = kernel.forward(&input, 1.0);
     let weight: Vec<f32> = weight.iter().map(|code| *code as f32).collect();
     let floats: Vec<f32> = input.iter().map(|code| f32::from(*code)).collect();
     let expected = conv::forward(&shape, &floats, &weight);
-    assert!(got == expected, "{shape:?} {bounds:?}");
+    for (name, kernel) in each_way(&kernel, &weight_codes) {
+        assert!(kernel.forward(&input, 1.0) == expected, "{name}, {shape:?} {bounds:?}");
+    }
 
     // Another code is worth zero, around the images too.
     let zero = bounds.activation / 3;
@@ -97,7 +116,7 @@ fn equals_the_convolution_in_single_precision() {
 /// All products at their bounds and of one sign: the sums of 16 bits reach exactly what they can hold.
 #[test]
 fn sums_at_the_bounds_do_not_overflow() {
-    // AVX2 sums in 16 bits: of (63, 65) four steps, the fewest that it takes, make 32,760.
+    // AVX2 and NEON sum in 16 bits: of (63, 65) four steps, the fewest that they take, make 32,760.
     let bounds = [
         (3u8, 3i8),
         (15, 15),
@@ -125,9 +144,11 @@ fn sums_at_the_bounds_do_not_overflow() {
             let weights = vec![(weight * sign) as u8; 17 * 900 * 9];
             let bounds = CodeBounds { activation, weight: weight.unsigned_abs() };
             let kernel = IntegerConv::new(shape, &weights, &[1.0], bounds).expect("the sums fit");
-            let out = kernel.forward(&vec![activation; 8100], 1.0);
             let expected = 8100 * i32::from(activation) * i32::from(weight * sign);
-            assert_eq!(out, [expected as f32; 17]);
+            for (name, kernel) in each_way(&kernel, &weights) {
+                let out = kernel.forward(&vec![activation; 8100], 1.0);
+                assert_eq!(out, [expected as f32; 17], "{name}, {bounds:?}");
+            }
         }
     }
 }
@@ -223,24 +244,11 @@ fn check_ways(shape: ConvShape, bounds: CodeBounds, n_images: usize, random: &mu
         .map(|channel| (channel % 3 == 1, thresholds(3, kernel.largest_sum() / 4 + 1, random)))
         .collect();
     let levels = Levels::new(&levels, vec![2, 0, 1, 3]);
-    // The first one is of plain loops over all products.
-    let direct = Direct::new(&shape, &weight, bounds);
-    let direct = direct.with_each_instructions(bounds).map(|(name, direct)| (name, Way::Direct(direct)));
-    let rows = Rows::new(&shape, &weight, bounds);
-    let rows = rows.with_each_instructions(bounds).map(|(name, rows)| (name, Way::Rows(rows)));
-    let winograd = Winograd::serves(&shape, bounds).then(|| Winograd::new(&shape, &weight, bounds)).flatten();
-    let winograd = winograd.iter().flat_map(|winograd| winograd.with_each_instructions());
-    let winograd = winograd.map(|(name, winograd)| (name, Way::Winograd(winograd)));
-    #[cfg(target_arch = "x86_64")]
-    let matrix = Matrix::new(&shape, &weight).map(|matrix| ("matrix unit".into(), Way::Matrix(matrix)));
-    #[cfg(not(target_arch = "x86_64"))]
-    let matrix = None;
     let plane: usize = shape.out_size().iter().product();
     let in_plane = shape.size[0] * shape.size[1];
     let planes = split(&input, n_images, shape.in_channels, in_plane);
     let mut expected = None;
-    for (name, way) in direct.chain(rows).chain(winograd).chain(matrix) {
-        let kernel = IntegerConv { way, ..kernel.clone() };
+    for (name, kernel) in each_way(&kernel, &weight) {
         let expected = expected
             .get_or_insert_with(|| (forward_words(&kernel, &input), levels_of(&kernel, &input, &levels)));
         for n_threads in [1, 3] {
