@@ -165,16 +165,21 @@ fn count_reached<I: Instructions>(sums: &[i32; BLOCK], rows: &[[i32; BLOCK]]) ->
         // SAFETY: the caller has a proof of instructions with AVX2 among them.
         return unsafe { count_reached_avx2(sums, rows) };
     }
+    count_reached_plain(sums, rows)
+}
+
+/// Of loops that are inlined, the compiler makes no vector instructions.
+#[inline(never)]
+fn count_reached_plain(sums: &[i32; BLOCK], rows: &[[i32; BLOCK]]) -> [u8; BLOCK] {
     let mut levels = [0; BLOCK];
     for row in rows {
         for v in 0..BLOCK {
-            levels[v] += u8::from(sums[v] >= row[v]);
+            levels[v] += i32::from(sums[v] >= row[v]);
         }
     }
-    levels
+    levels.map(|level| level as u8)
 }
 
-/// The compiler makes no vector instructions of the loops of [`count_reached`] where they are inlined.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -258,6 +263,9 @@ impl Output for Coded<'_> {
             // SAFETY: the caller has a proof of instructions with AVX2 among them.
             return unsafe { write_rows_avx2(rows, channels, self.levels, out) };
         }
+        if self.levels.n_thresholds <= FEW {
+            return write_rows_plain(rows, channels, self.levels, out);
+        }
         for (c, (row, channel)) in rows.iter().zip(channels).enumerate() {
             let Channel { offset, sign, thresholds, place } = channel;
             for (out, sum) in out.iter_mut().zip(*row) {
@@ -294,7 +302,50 @@ impl Coded<'_> {
     }
 }
 
-/// Writes the codes of a row of pixels.
+/// Writes the codes of a row of pixels, of at most [`FEW`] thresholds.
+fn write_rows_plain(
+    rows: [&[i32]; WORD],
+    channels: [Channel<'_>; WORD],
+    levels: &Levels,
+    out: &mut [Slot<[u8; WORD]>],
+) {
+    for (i, out) in out.chunks_mut(BLOCK).enumerate() {
+        let mut codes = [[0; BLOCK]; WORD];
+        for (codes, (row, channel)) in codes.iter_mut().zip(rows.iter().zip(channels)) {
+            let row = &row[i * BLOCK..];
+            let mut sums = [0; BLOCK];
+            match row.first_chunk() {
+                Some(row) => sums = *row,
+                None => sums[..row.len()].copy_from_slice(row),
+            }
+            *codes = count_reached_by_row(&sums, channel);
+            if let Some(all) = &levels.codes {
+                codes.iter_mut().for_each(|code| *code = all[usize::from(*code)]);
+            }
+        }
+        let [a, b, c, d] = &codes;
+        for (out, (((a, b), c), d)) in out.iter_mut().zip(a.iter().zip(b).zip(c).zip(d)) {
+            out.write([*a, *b, *c, *d]);
+        }
+    }
+}
+
+/// How many thresholds of a channel the sums of pixels have reached.
+#[inline(never)]
+fn count_reached_by_row(sums: &[i32; BLOCK], channel: Channel<'_>) -> [u8; BLOCK] {
+    let mut signed = *sums;
+    signed.iter_mut().for_each(|sum| *sum = sum.wrapping_sub(channel.offset) * channel.sign);
+    let mut levels = [0; BLOCK];
+    for row in channel.thresholds {
+        let threshold = row[channel.place % BLOCK];
+        for v in 0..BLOCK {
+            levels[v] += i32::from(signed[v] >= threshold);
+        }
+    }
+    levels.map(|level| level as u8)
+}
+
+/// The same by AVX2.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2")]

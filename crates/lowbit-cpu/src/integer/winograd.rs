@@ -527,18 +527,32 @@ fn transform_weights(packed: &[Row], bits: u32, bias: u8, out: &mut [Row], pitch
     transform_weights_plain(packed, bits, bias, out, pitch);
 }
 
+/// `(2 a, a + b + c, a - b + c, 2 c)`. What is beyond 8 bits meanwhile is not in the end.
+#[inline(always)]
+fn transform_taps([a, b, c]: [&Row; 3]) -> [Row; 4] {
+    let ends = add(a, c);
+    [add(a, a), add(&ends, b), subtract(&ends, b), add(c, c)]
+}
+
 fn transform_weights_plain(packed: &[Row], bits: u32, bias: u8, out: &mut [Row], pitch: usize) {
     let in_byte = 8 / bits as usize;
     let mask = ((1u32 << bits) - 1) as u8;
     for (word, rows) in packed.chunks_exact(TAPS.div_ceil(in_byte)).enumerate() {
-        for i in 0..WORD * CHANNELS {
-            let tap = |tap: usize| {
-                let code = rows[tap / in_byte][i] >> ((tap % in_byte) as u32 * bits) & mask;
-                i32::from(code.wrapping_sub(bias) as i8)
-            };
-            let transformed = transform_kernel(std::array::from_fn(tap));
-            for (position, u) in transformed.into_iter().enumerate() {
-                out[position * pitch + word][i] = u as u8;
+        let mut taps = [[0; WORD * CHANNELS]; TAPS];
+        for (tap, codes) in taps.iter_mut().enumerate() {
+            let shift = (tap % in_byte) as u32 * bits;
+            for (code, byte) in codes.iter_mut().zip(&rows[tap / in_byte]) {
+                *code = (byte >> shift & mask).wrapping_sub(bias);
+            }
+        }
+        let mut columns = [[[0; WORD * CHANNELS]; 4]; 3];
+        for (x, column) in columns.iter_mut().enumerate() {
+            *column = transform_taps([&taps[x], &taps[3 + x], &taps[6 + x]]);
+        }
+        for y in 0..4 {
+            let row = transform_taps([&columns[0][y], &columns[1][y], &columns[2][y]]);
+            for (x, transformed) in row.into_iter().enumerate() {
+                out[(4 * y + x) * pitch + word] = transformed;
             }
         }
     }
@@ -589,27 +603,17 @@ fn transform_weights_avx2<const BITS: usize, const ROWS: usize>(
 type Bytes = [u8; WORD * LANES];
 
 #[inline(always)]
-fn add(a: &Bytes, b: &Bytes) -> Bytes {
+fn add<const N: usize>(a: &[u8; N], b: &[u8; N]) -> [u8; N] {
     let mut sums = *a;
     sums.iter_mut().zip(b).for_each(|(a, b)| *a = a.wrapping_add(*b));
     sums
 }
 
 #[inline(always)]
-fn subtract(a: &Bytes, b: &Bytes) -> Bytes {
+fn subtract<const N: usize>(a: &[u8; N], b: &[u8; N]) -> [u8; N] {
     let mut differences = *a;
     differences.iter_mut().zip(b).for_each(|(a, b)| *a = a.wrapping_sub(*b));
     differences
-}
-
-/// Every second of a row's words from `first` on.
-#[inline(always)]
-fn every_second(row: &[u32; ROW], first: usize) -> Bytes {
-    let mut bytes = [0; WORD * LANES];
-    for (lane, bytes) in bytes.as_chunks_mut::<WORD>().0.iter_mut().enumerate() {
-        *bytes = row[first + 2 * lane].to_le_bytes();
-    }
-    bytes
 }
 
 /// `(a - c, b + c, c - b, b - d)`.
@@ -623,12 +627,18 @@ multiversion! {
     /// last tile up to 15 more are written.
     fn transform_row(words: &[u32], stride: usize, n_tiles: usize, offset: u8, out: &mut [u32], pitch: usize) {
         for first in (0..n_tiles).step_by(LANES) {
-            let rows: [[Bytes; 4]; 4] = std::array::from_fn(|y| {
+            let mut rows = [[[0; WORD * LANES]; 4]; 4];
+            for (y, transformed) in rows.iter_mut().enumerate() {
                 let row = &words[y * stride + 2 * first..];
-                let row = row.first_chunk::<ROW>().expect("invariant: words follow the last image");
-                let parts: [Bytes; 4] = std::array::from_fn(|x| every_second(row, x));
-                transform(parts.each_ref())
-            });
+                let row: &[u32; ROW] = row.first_chunk().expect("invariant: words follow the last image");
+                let mut columns = [[0; WORD * LANES]; 4];
+                for (x, column) in columns.iter_mut().enumerate() {
+                    for (lane, bytes) in column.as_chunks_mut::<WORD>().0.iter_mut().enumerate() {
+                        *bytes = row[x + 2 * lane].to_le_bytes();
+                    }
+                }
+                *transformed = transform(columns.each_ref());
+            }
             let [upper, second, third, lower] = &rows;
             for (x, (((a, b), c), d)) in upper.iter().zip(second).zip(third).zip(lower).enumerate() {
                 let column = transform([a, b, c, d]);
