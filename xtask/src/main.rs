@@ -3,6 +3,7 @@
 
 mod bench;
 mod ci;
+mod emulate;
 mod fuzz;
 mod kernels;
 mod output;
@@ -31,6 +32,8 @@ enum Task {
     Parity(parity::ParityArgs),
     /// Test the CPU kernels alone: for another processor, or with a sanitizer
     Kernels(kernels::KernelsArgs),
+    /// Test what runs networks on emulated processors of aarch64, with and without dotprod and i8mm
+    Emulate(emulate::EmulateArgs),
     /// Feed every reader of files with altered ones, and find what panics, takes long or takes memory
     Fuzz(fuzz::FuzzArgs),
     /// Train all cells of a table, methods x bit widths x seeds, and report it
@@ -62,6 +65,7 @@ fn main() -> anyhow::Result<()> {
         Task::Ci(args) => ci::run(&args),
         Task::Parity(args) => parity::run(&args),
         Task::Kernels(args) => kernels::run(&args),
+        Task::Emulate(args) => emulate::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::VerifyExport(args) => verify_export::run(&args),
         Task::Reproduce(args) => reproduce::run(&args),
@@ -87,12 +91,17 @@ fn cargo(arguments: &[&str]) -> Command {
 
 /// An error that says how to install it, unless the program `tool` is there.
 fn find(tool: &str, install: &str) -> anyhow::Result<()> {
-    let mut command = Command::new(tool);
-    let status = command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    match status.is_ok_and(|status| status.success()) {
+    match has(tool) {
         true => Ok(()),
         false => bail!("{tool} is not installed: {install}"),
     }
+}
+
+/// Whether the program `tool` is there.
+fn has(tool: &str) -> bool {
+    let mut command = Command::new(tool);
+    let status = command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
 }
 
 fn run(what: &str, mut command: Command) -> anyhow::Result<()> {

@@ -107,10 +107,11 @@ macro_rules! multiversion {
 }
 pub(crate) use multiversion;
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod tests {
     use super::*;
 
+    #[cfg(target_arch = "x86_64")]
     #[test]
     fn instruction_sets_are_those_that_kernels_find() {
         let names = instruction_sets();
@@ -118,5 +119,16 @@ mod tests {
         assert_eq!(Avx2::detect().is_some(), has(&["avx2", "fma"]));
         assert_eq!(Avx512::detect().is_some(), has(&["avx512f", "avx2", "fma"]));
         assert_eq!(Avx512Vnni::detect().is_some(), has(&["avx512vnni", "avx512f", "avx2", "fma"]));
+    }
+
+    /// `cargo xtask emulate` says which of these it emulates. Without them, kernels that need them would not be tested.
+    #[cfg(target_arch = "aarch64")]
+    #[test]
+    fn the_emulated_processor_has_its_extensions() {
+        let Ok(emulated) = std::env::var("LOWBIT_EMULATED") else { return };
+        let found = instruction_sets();
+        let found: Vec<&str> =
+            ["neon", "dotprod", "i8mm"].into_iter().filter(|name| found.contains(name)).collect();
+        assert_eq!(found, emulated.split(' ').collect::<Vec<_>>());
     }
 }
