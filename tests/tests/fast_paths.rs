@@ -29,25 +29,26 @@ fn largest_code(codes: &CodeSet) -> i32 {
 }
 
 /// Whether codes that are at most so large are multiplied as integers by this processor: weights are signed bytes, activations unsigned
-/// ones; the instructions of aarch64 take signed ones only, and those of AVX2 sum up products of two channels in 16 bits, which pays from
-/// four steps on.
+/// ones. AVX2 and NEON sum up products in 16 bits, which pays from four steps on, of two channels each; NEON takes signed bytes only.
 fn are_multiplied(weight: i32, activation: i32) -> bool {
     let are_bytes = weight <= 127 && activation <= 255;
     #[cfg(target_arch = "x86_64")]
     return are_bytes
         && (std::arch::is_x86_feature_detected!("avx512vnni") || 4 * 2 * weight * activation <= 32_767);
-    #[cfg(not(target_arch = "x86_64"))]
-    return are_bytes && activation <= 127;
+    #[cfg(target_arch = "aarch64")]
+    return are_bytes
+        && (std::arch::is_aarch64_feature_detected!("dotprod")
+            || activation <= 127 && 4 * 2 * weight * activation <= 32_767);
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return are_bytes;
 }
 
 /// The CPU backends, if this processor multiplies codes faster than floats.
 fn fast_backends() -> Vec<Backend> {
     #[cfg(target_arch = "x86_64")]
     let is_fast = std::arch::is_x86_feature_detected!("avx2");
-    #[cfg(target_arch = "aarch64")]
-    let is_fast = std::arch::is_aarch64_feature_detected!("dotprod");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let is_fast = false;
+    #[cfg(not(target_arch = "x86_64"))]
+    let is_fast = cfg!(target_arch = "aarch64");
     if !is_fast {
         skip("fast paths: this processor has no instructions for products of codes");
         return Vec::new();
