@@ -30,9 +30,6 @@ const TOOLS: [(&str, &str); 3] = [
 /// Cheap checks first.
 pub fn run(args: &CiArgs) -> anyhow::Result<()> {
     TOOLS.iter().try_for_each(|(tool, install)| crate::find(tool, install))?;
-    if !emulate::has_library()? {
-        bail!("{} has no standard library here: rustup target add {0}", emulate::TARGET);
-    }
     step("formatting", cargo(&["fmt", "--all", "--check"]))?;
     step("spelling", Command::new("typos"))?;
     step("unused dependencies", cargo(&["machete"]))?;
@@ -50,10 +47,13 @@ pub fn run(args: &CiArgs) -> anyhow::Result<()> {
         clippy.args(selection).args(["--", "-D", "warnings"]);
         step(what, clippy)?;
     }
-    // The one crate that has code for this processor: `cargo xtask emulate` runs it.
-    let mut clippy = cargo(&["clippy", "--locked", "--all-targets", "-p", "lowbit-cpu"]);
-    clippy.args(["--target", emulate::TARGET, "--", "-D", "warnings"]);
-    step("lints for aarch64", clippy)?;
+    let lints_aarch64 = emulate::has_library()?;
+    if lints_aarch64 {
+        // The one crate that has code for this processor: `cargo xtask emulate` runs it.
+        let mut clippy = cargo(&["clippy", "--locked", "--all-targets", "-p", "lowbit-cpu"]);
+        clippy.args(["--target", emulate::TARGET, "--", "-D", "warnings"]);
+        step("lints for aarch64", clippy)?;
+    }
     let mut doc = cargo(&["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"]);
     doc.env("RUSTDOCFLAGS", "-D warnings");
     step("documentation", doc)?;
@@ -62,6 +62,9 @@ pub fn run(args: &CiArgs) -> anyhow::Result<()> {
     }
     if args.parity {
         parity::run(&parity::ParityArgs::default())?;
+    }
+    if !lints_aarch64 {
+        print(&format!("== lints for aarch64: NOT CHECKED (rustup target add {})", emulate::TARGET))?;
     }
     if !has_advisories {
         print("== all passed, but advisories: NOT CHECKED (their database cannot be reached)")?;
