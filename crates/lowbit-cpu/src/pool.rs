@@ -68,25 +68,34 @@ impl Pool {
         &self,
         plane: &[T],
         larger: impl Fn(T, T) -> T + Copy,
-        [row, windows]: &mut [Vec<T>; 2],
+        [row, windows, other]: &mut Rows<T>,
         out: &mut [T],
     ) {
         let [height, width] = self.size;
-        row.resize(width, T::default());
-        windows.resize(width, T::default());
+        [&mut *row, windows, other].map(|row| row.resize(width, T::default()));
         for (y, out) in out.chunks_exact_mut(self.out_size[1]).enumerate() {
-            // The largest of each column, then of the columns of a window.
+            // The largest of each column, then of the columns of a window. No row is changed in place: of that the compiler makes stores that
+            // depend on the comparison, which take far longer.
             let rows = self.window(y, height);
             row.copy_from_slice(&plane[rows.start * width..][..width]);
             for y in rows.skip(1) {
-                let next = &plane[y * width..][..width];
-                row.iter_mut().zip(next).for_each(|(largest, value)| *largest = larger(*largest, *value));
+                let next = row.iter().zip(&plane[y * width..][..width]);
+                other
+                    .iter_mut()
+                    .zip(next)
+                    .for_each(|(out, (largest, value))| *out = larger(*largest, *value));
+                std::mem::swap(row, other);
             }
             // Of the windows that begin at each column: all of them side by side is faster than each by itself.
             windows.copy_from_slice(row);
             for shift in 1..self.kernel.min(width) {
-                let shifted = windows.iter_mut().zip(&row[shift..]);
-                shifted.for_each(|(largest, value)| *largest = larger(*largest, *value));
+                let next = windows.iter().zip(&row[shift..]);
+                other
+                    .iter_mut()
+                    .zip(next)
+                    .for_each(|(out, (largest, value))| *out = larger(*largest, *value));
+                other[width - shift..].copy_from_slice(&windows[width - shift..]);
+                std::mem::swap(windows, other);
             }
             // The first ones begin before the image.
             let n_before = self.padding.div_ceil(self.stride).min(out.len());
@@ -116,28 +125,28 @@ impl Pool {
     }
 }
 
-/// Two rows of an image.
-type TwoRows<T> = RefCell<[Vec<T>; 2]>;
+/// Rows of an image.
+type Rows<T> = [Vec<T>; 3];
 
 thread_local! {
-    static VALUES: TwoRows<f32> = const { RefCell::new([Vec::new(), Vec::new()]) };
-    static CODES: TwoRows<[u8; WORD]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    static VALUES: RefCell<Rows<f32>> = const { RefCell::new([const { Vec::new() }; 3]) };
+    static CODES: RefCell<Rows<[u8; WORD]>> = const { RefCell::new([const { Vec::new() }; 3]) };
 }
 
 multiversion! {
-    fn largest_values(pool: &Pool, plane: &[f32], rows: &mut [Vec<f32>; 2], out: &mut [f32]) {
+    fn largest_values(pool: &Pool, plane: &[f32], rows: &mut Rows<f32>, out: &mut [f32]) {
         pool.pool_plane(plane, |a, b| if b > a { b } else { a }, rows, out);
     }
 }
 
 multiversion! {
-    fn smallest_values(pool: &Pool, plane: &[f32], rows: &mut [Vec<f32>; 2], out: &mut [f32]) {
+    fn smallest_values(pool: &Pool, plane: &[f32], rows: &mut Rows<f32>, out: &mut [f32]) {
         pool.pool_plane(plane, |a, b| if b < a { b } else { a }, rows, out);
     }
 }
 
 multiversion! {
-    fn largest_codes(pool: &Pool, plane: &[[u8; WORD]], rows: &mut [Vec<[u8; WORD]>; 2], out: &mut [[u8; WORD]]) {
+    fn largest_codes(pool: &Pool, plane: &[[u8; WORD]], rows: &mut Rows<[u8; WORD]>, out: &mut [[u8; WORD]]) {
         pool.pool_plane(plane, |a, b| [a[0].max(b[0]), a[1].max(b[1]), a[2].max(b[2]), a[3].max(b[3])], rows, out);
     }
 }
