@@ -4,11 +4,11 @@
 //! cargo run --release -p lowbit-export --example random -- resnet18 2 2 resnet18-w2a2.lowbit
 //! ```
 //!
-//! Beside it, FILE.onnx is the same network in full precision. The first and the last layer have weights and inputs
-//! of 8 bits.
+//! Beside it, FILE.onnx is the same network in full precision, and FILE.qonnx.onnx the network itself in QONNX. The first
+//! and the last layer have weights and inputs of 8 bits.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use lowbit_export::onnx::{Opset, to_onnx};
+use lowbit_export::onnx::{Opset, to_onnx, to_qonnx};
 use lowbit_models::{
     Family, InputShape, LayerOverride, LayerQuantization, Method, ModelConfig, Precision, QuantizationPolicy,
 };
@@ -53,5 +53,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let packed = lowbit_export::pack(&network, Info { name: config.family.to_string(), ..Info::default() })?;
     std::fs::write(out, packed.to_bytes()?)?;
     std::fs::write(format!("{out}.onnx"), to_onnx(&packed.in_full_precision(), Opset::V13)?)?;
+    std::fs::write(format!("{out}.qonnx.onnx"), to_qonnx(&packed))?;
     Ok(())
 }

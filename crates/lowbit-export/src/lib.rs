@@ -2,7 +2,7 @@
 //!
 //! [`pack`] makes a [`PackedNetwork`] of a network: what a runtime and the writers of other formats start from. Codes come from the
 //! quantizers themselves, and so do the thresholds between the codes of activations, which are found by trying: no formula is written
-//! a second time. [`onnx`] writes one for other runtimes.
+//! a second time. [`onnx`] writes one for other runtimes and for compilers.
 //!
 //! What it does not do: no training, no reading of run directories.
 

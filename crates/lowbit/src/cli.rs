@@ -107,6 +107,7 @@ pub enum Command {
         ("lowbit export runs/mine", ""),
         ("lowbit export runs/mine --checkpoint best --out mine.lowbit", ""),
         ("lowbit export runs/mine --format onnx --opset 21", ""),
+        ("lowbit export runs/mine --format qonnx", ""),
         ("lowbit export runs/mine --format safetensors", ""),
     ], EXPORT_NOTES))]
     Export(ExportArgs),
@@ -212,6 +213,11 @@ file. At most 10,000 images are compared.
 An ONNX file is of the same network: its weights are integers, normalizations are
 part of the convolutions. ONNX Runtime rounds in other places, so that a code may
 differ; what is compared before it is written is the packed model.
+
+A QONNX file is of the same network for FINN, hls4ml and the tools of qonnx, for
+one image at a time. `Quant` gives weights and inputs of layers their codes, or
+`MultiThreshold` does, where `Quant` would round an input to others. The name of
+the file ends in .qonnx.onnx.
 
 A file of safetensors has the weights by torchvision's names and in full precision.
 The quantizers of the run are left out, which is said: what reads the file computes
@@ -396,7 +402,7 @@ pub struct ExportArgs {
     #[arg(long, value_name = "NAME")]
     pub network: Option<String>,
 
-    /// Version of ONNX's operators: 13 for old programs, 21 stores 4 bits, 25 also 2 bits
+    /// Version of ONNX's operators for --format onnx: 13 for old programs, 21 stores 4 bits, 25 also 2 bits
     #[arg(long, value_name = "N", value_parser = ["13", "21", "25"], default_value = "25")]
     pub opset: String,
 
@@ -417,6 +423,8 @@ pub enum ExportFormat {
     Packed,
     /// For ONNX Runtime and other programs: integer weights, activations between QuantizeLinear and DequantizeLinear
     Onnx,
+    /// For FINN, hls4ml and other programs that read QONNX: weights and activations of any number of bits
+    Qonnx,
     /// Weights in full precision by torchvision's names, for other programs
     Safetensors,
 }

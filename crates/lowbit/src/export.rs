@@ -17,7 +17,7 @@ use crate::device::DeviceName;
 use crate::exit_code::{self, Code, UsageError};
 use crate::inspect::{checkpoint_named, expect_no_checkpoint};
 use crate::output::{self, counted};
-use crate::packed;
+use crate::packed::{self, Form};
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -34,16 +34,25 @@ struct Report<'a> {
 
 pub fn run(args: &ExportArgs) -> anyhow::Result<Code> {
     expect_no_checkpoint(&args.run, "export")?;
-    let ending = args.out.as_deref().and_then(Path::extension).and_then(OsStr::to_str);
-    let format = args.format.unwrap_or(match ending {
-        Some("safetensors") => ExportFormat::Safetensors,
-        Some("onnx") => ExportFormat::Onnx,
-        _ => ExportFormat::Packed,
-    });
-    match format {
-        ExportFormat::Packed => packed::export(args, None),
-        ExportFormat::Onnx => packed::export(args, Some(opset(&args.opset))),
+    let named = args.out.as_deref().map_or(ExportFormat::Packed, format_named);
+    match args.format.unwrap_or(named) {
+        ExportFormat::Packed => packed::export(args, Form::Packed),
+        ExportFormat::Onnx => packed::export(args, Form::Onnx(opset(&args.opset))),
+        ExportFormat::Qonnx => packed::export(args, Form::Qonnx),
         ExportFormat::Safetensors => safetensors(args),
+    }
+}
+
+/// The format that the ending of a file's name says.
+fn format_named(path: &Path) -> ExportFormat {
+    match path.extension().and_then(OsStr::to_str) {
+        Some("safetensors") => ExportFormat::Safetensors,
+        Some("onnx") if path.with_extension("").extension() == Some(OsStr::new("qonnx")) => {
+            ExportFormat::Qonnx
+        }
+        Some("onnx") => ExportFormat::Onnx,
+        Some("qonnx") => ExportFormat::Qonnx,
+        _ => ExportFormat::Packed,
     }
 }
 

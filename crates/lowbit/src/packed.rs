@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
-use lowbit_export::onnx::{Opset, to_onnx};
+use lowbit_export::onnx::{Opset, to_onnx, to_qonnx};
 use lowbit_runtime::{Info, LayerCounts, Model, PackedError};
 use lowbit_train::{Deployed, ImageSet, Images, Recipe, Scored, Scores, Subject, deployed, score};
 use safetensors::tensor::{Dtype, TensorView};
@@ -74,9 +74,30 @@ impl Verification {
     }
 }
 
-/// `lowbit export --format packed`, or, with a version of ONNX's operators, `--format onnx`.
-pub fn export(args: &ExportArgs, opset: Option<Opset>) -> anyhow::Result<Code> {
-    let (format, ending) = if opset.is_some() { ("onnx", "onnx") } else { ("packed", ENDING) };
+/// What a model is written as.
+#[derive(Clone, Copy, Debug)]
+pub enum Form {
+    Packed,
+    /// With the operators of this version.
+    Onnx(Opset),
+    Qonnx,
+}
+
+impl Form {
+    /// Its name, and the ending of its files.
+    fn names(self) -> [&'static str; 2] {
+        match self {
+            Self::Packed => ["packed", ENDING],
+            Self::Onnx(_) => ["onnx", "onnx"],
+            // The tools of qonnx name what they write by replacing `.onnx`, and write over a file that is called otherwise.
+            Self::Qonnx => ["qonnx", "qonnx.onnx"],
+        }
+    }
+}
+
+/// `lowbit export --format packed`, `onnx` or `qonnx`.
+pub fn export(args: &ExportArgs, form: Form) -> anyhow::Result<Code> {
+    let [format, ending] = form.names();
     let checkpoint = args.checkpoint.as_deref().map(|name| checkpoint_named(&args.run, name)).transpose()?;
     let subject = Subject { checkpoint: checkpoint.as_deref(), network: args.network.as_deref() };
     let name = DeviceName::fastest()?;
@@ -130,9 +151,10 @@ pub fn export(args: &ExportArgs, opset: Option<Opset>) -> anyhow::Result<Code> {
         );
         return Ok(Code::Verification);
     }
-    let bytes = match opset {
-        None => bytes,
-        Some(opset) => to_onnx(&packed, opset).map_err(|error| UsageError(error.to_string()))?,
+    let bytes = match form {
+        Form::Packed => bytes,
+        Form::Onnx(opset) => to_onnx(&packed, opset).map_err(|error| UsageError(error.to_string()))?,
+        Form::Qonnx => to_qonnx(&packed),
     };
     write_new(&out, &bytes)?;
     let LayerCounts { integer: integer_layers, float: float_layers, .. } = model.layer_counts();
@@ -231,11 +253,11 @@ fn describe(report: &Report<'_>) -> String {
         }
     };
     let sizes = match report.format {
-        "onnx" => String::new(),
+        "onnx" | "qonnx" => String::new(),
         _ => sizes::table(&report.layers, report.bytes, report.bytes_fp32) + "\n\n",
     };
     let (verified, next) = match report.format {
-        "onnx" => (
+        "onnx" | "qonnx" => (
             "as packed ",
             "its input `image` is of normalized pixels, its output `logits`; the metadata has classes, mean and std".to_string(),
         ),

@@ -92,7 +92,34 @@ fn a_run_becomes_a_model_that_computes_the_same() {
             onnx.stdout
         );
         assert!(!onnx.stdout.contains("lowbit predict"), "{}", onnx.stdout);
+        let qonnx = sandbox.json(&["export", "run", "--format", "qonnx"]);
+        let file = qonnx["file"].as_str().unwrap();
+        assert!(file.ends_with(".qonnx.onnx"), "{file}");
+        assert_eq!((&qonnx["format"], &qonnx["max_logit_difference"]), (&json!("qonnx"), &json!(0.0)));
+        assert_eq!(qonnx["bytes"], fs::metadata(sandbox.path(file)).unwrap().len());
+        // The ending says the format.
+        for name in ["m.qonnx.onnx", "m.qonnx"] {
+            assert_eq!(sandbox.json(&["export", "run", "--no-verify", "--out", name])["format"], "qonnx");
+            assert!(fs::read(sandbox.path(name)).unwrap() == fs::read(sandbox.path(file)).unwrap());
+        }
     }
+}
+
+/// Levels at other distances have no form in ONNX: the formats that have one are named.
+#[test]
+fn what_a_format_cannot_express_is_refused() {
+    let sandbox = sandbox_with(&[
+        "quantization.method=\"apot\"",
+        "quantization.weight_bits=3",
+        "quantization.act_bits=2",
+    ]);
+    refuses(
+        &sandbox.run(&["export", "run", "--no-verify", "--out", "m.onnx"]),
+        2,
+        "export it as packed, or as qonnx",
+    );
+    assert!(!sandbox.path("m.onnx").exists());
+    sandbox.json(&["export", "run", "--no-verify", "--format", "qonnx", "--out", "m.onnx"]);
 }
 
 #[test]

@@ -46,6 +46,9 @@ pub struct GraphProto {
     pub input: Vec<ValueInfo>,
     #[prost(message, repeated, tag = "12")]
     pub output: Vec<ValueInfo>,
+    /// The values between.
+    #[prost(message, repeated, tag = "13")]
+    pub value_info: Vec<ValueInfo>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -68,22 +71,34 @@ pub struct NodeProto {
 pub struct Attribute {
     #[prost(string, tag = "1")]
     pub name: String,
+    #[prost(float, optional, tag = "2")]
+    pub f: Option<f32>,
     #[prost(int64, optional, tag = "3")]
     pub i: Option<i64>,
+    #[prost(string, optional, tag = "4")]
+    pub s: Option<String>,
     #[prost(int64, repeated, packed = "false", tag = "8")]
     pub ints: Vec<i64>,
-    /// 2 for `i`, 7 for `ints`.
+    /// 1 for `f`, 2 for `i`, 3 for `s`, 7 for `ints`.
     #[prost(int32, tag = "20")]
     pub r#type: i32,
 }
 
 impl Attribute {
+    pub fn float(name: &str, f: f32) -> Self {
+        Self { name: name.into(), f: Some(f), r#type: 1, ..Self::default() }
+    }
+
     pub fn int(name: &str, i: i64) -> Self {
-        Self { name: name.into(), i: Some(i), ints: Vec::new(), r#type: 2 }
+        Self { name: name.into(), i: Some(i), r#type: 2, ..Self::default() }
+    }
+
+    pub fn text(name: &str, s: &str) -> Self {
+        Self { name: name.into(), s: Some(s.into()), r#type: 3, ..Self::default() }
     }
 
     pub fn ints(name: &str, ints: Vec<i64>) -> Self {
-        Self { name: name.into(), i: None, ints, r#type: 7 }
+        Self { name: name.into(), ints, r#type: 7, ..Self::default() }
     }
 }
 
@@ -126,11 +141,8 @@ pub struct ValueInfo {
 }
 
 impl ValueInfo {
-    /// A tensor of numbers in single precision, of any number of images.
-    pub fn floats(name: &str, shape: &[usize]) -> Self {
-        let side = |side: &usize| Dimension { dim_value: Some(*side as i64), dim_param: None };
-        let batch = Dimension { dim_value: None, dim_param: Some("batch".into()) };
-        let dim = std::iter::once(batch).chain(shape.iter().map(side)).collect();
+    /// A tensor of numbers in single precision.
+    pub fn floats(name: &str, dim: Vec<Dimension>) -> Self {
         let tensor = TensorType { elem_type: DataType::Float as i32, shape: Some(TensorShape { dim }) };
         Self { name: name.into(), r#type: Some(TypeProto { tensor_type: Some(tensor) }) }
     }
@@ -162,4 +174,15 @@ pub struct Dimension {
     pub dim_value: Option<i64>,
     #[prost(string, optional, tag = "2")]
     pub dim_param: Option<String>,
+}
+
+impl Dimension {
+    pub fn of(size: usize) -> Self {
+        Self { dim_value: Some(size as i64), dim_param: None }
+    }
+
+    /// A size that is known when the network runs.
+    pub fn named(name: &str) -> Self {
+        Self { dim_value: None, dim_param: Some(name.into()) }
+    }
 }
