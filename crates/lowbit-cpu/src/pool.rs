@@ -72,7 +72,9 @@ impl Pool {
         out: &mut [T],
     ) {
         let [height, width] = self.size;
-        [&mut *row, windows, other].map(|row| row.resize(width, T::default()));
+        for row in [&mut *row, windows, other] {
+            row.resize(width, T::default());
+        }
         for (y, out) in out.chunks_exact_mut(self.out_size[1]).enumerate() {
             // The largest of each column, then of the columns of a window. No row is changed in place: of that the compiler makes stores that
             // depend on the comparison, which take far longer.
