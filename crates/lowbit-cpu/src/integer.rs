@@ -1,7 +1,7 @@
 //! Exact convolution of codes.
 //!
-//! Four channels of the input are one 32-bit word. There are three ways to the same sums: all products, for channels or for pixels of the
-//! output side by side, and fewer products of what tiles and kernels are transformed to.
+//! Four channels of the input are one 32-bit word. There are four ways to the same sums: all products, for channels or for pixels of the
+//! output side by side or by a matrix unit, and fewer products of what tiles and kernels are transformed to.
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;

@@ -262,6 +262,36 @@ fn check_ways(shape: ConvShape, bounds: CodeBounds, n_images: usize, random: &mu
     }
 }
 
+/// On a processor with fast products each kind of layer goes the way that was measured to take the least time.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn layers_go_the_fastest_way() {
+    if crate::instructions::Avx2::detect().is_none() {
+        return;
+    }
+    let way = |in_channels, size: usize, kernel: usize, stride, bounds| {
+        let (size, kernel, stride, padding) = ([size; 2], [kernel; 2], [stride; 2], [kernel / 2; 2]);
+        let shape =
+            ConvShape { batch: 1, in_channels, out_channels: 64, size, kernel, stride, padding, groups: 1 };
+        let weight = vec![1; 64 * in_channels * shape.taps()];
+        match IntegerConv::new(shape, &weight, &[1.0], bounds).expect("the sums fit").way {
+            Way::Direct(_) => "channels",
+            Way::Rows(_) => "pixels",
+            Way::Winograd(_) => "transforms",
+            Way::Matrix(_) => "matrices",
+        }
+    };
+    let [two, eight] = [(3, 3), (255, 127)].map(|(activation, weight)| CodeBounds { activation, weight });
+    let or_matrices = |other| if amx::is_there() { "matrices" } else { other };
+    assert_eq!(way(64, 14, 3, 1, two), or_matrices("transforms"));
+    assert_eq!(way(64, 14, 3, 1, eight), or_matrices("pixels"));
+    assert_eq!(way(64, 14, 3, 2, two), or_matrices("pixels"));
+    assert_eq!(way(64, 14, 1, 1, two), or_matrices("pixels"));
+    assert_eq!(way(3, 32, 7, 2, eight), or_matrices("pixels"));
+    assert_eq!(way(8, 14, 3, 1, two), or_matrices("pixels"), "too few channels for transforms");
+    assert_eq!(way(64, 1, 1, 1, two), "channels", "a linear layer");
+}
+
 /// Weights whose transforms are beyond 8 bits are left to all products.
 #[test]
 fn large_transforms_are_refused() {
