@@ -7,6 +7,7 @@
 mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod depthwise;
 mod direct;
 mod layout;
 mod multiply;
@@ -25,6 +26,7 @@ use crate::words::WORD;
 
 #[cfg(target_arch = "x86_64")]
 use amx::Matrix;
+use depthwise::Depthwise;
 use direct::{Direct, Tiles};
 pub use output::Levels;
 use output::{Coded, Output, Values};
@@ -73,6 +75,7 @@ pub struct IntegerConv {
 /// How sums are computed.
 #[derive(Clone, Debug)]
 enum Way {
+    Depthwise(Depthwise),
     Direct(Direct),
     Rows(Rows),
     Winograd(Winograd),
@@ -84,6 +87,7 @@ enum Way {
 macro_rules! with_way {
     ($self:expr, $way:ident => $work:expr) => {
         match $self {
+            Way::Depthwise($way) => $work,
             Way::Direct($way) => $work,
             Way::Rows($way) => $work,
             Way::Winograd($way) => $work,
@@ -96,6 +100,9 @@ macro_rules! with_way {
 impl Way {
     /// The one that takes the least time on this processor.
     fn new(shape: &ConvShape, weight: &[u8], bounds: CodeBounds) -> Self {
+        if Depthwise::serves(shape) {
+            return Self::Depthwise(Depthwise::new(shape, weight));
+        }
         #[cfg(target_arch = "x86_64")]
         if Matrix::pays(shape)
             && let Some(matrix) = Matrix::new(shape, weight)
@@ -124,14 +131,18 @@ const LARGEST_WEIGHT: u8 = i8::MIN.unsigned_abs();
 
 /// The largest magnitude of a sum of codes within the bounds.
 fn largest_sum(shape: &ConvShape, bounds: CodeBounds) -> u128 {
-    (shape.in_channels * shape.taps()) as u128 * u128::from(bounds.activation) * u128::from(bounds.weight)
+    (shape.in_channels / shape.groups * shape.taps()) as u128
+        * u128::from(bounds.activation)
+        * u128::from(bounds.weight)
 }
 
 impl IntegerConv {
-    /// Whether such codes can be convolved on any processor: without groups, of weights with 8 bits and their sign, and if no sum is
-    /// beyond 32 bits.
+    /// Whether such codes can be convolved on any processor: without groups or with one for each channel, of weights with 8 bits and their
+    /// sign, and if no sum is beyond 32 bits.
     pub fn serves(shape: &ConvShape, bounds: CodeBounds) -> bool {
-        shape.groups == 1 && bounds.weight <= LARGEST_WEIGHT && largest_sum(shape, bounds) <= i32::MAX as u128
+        (shape.groups == 1 || Depthwise::serves(shape))
+            && bounds.weight <= LARGEST_WEIGHT
+            && largest_sum(shape, bounds) <= i32::MAX as u128
     }
 
     /// Whether this is faster than the convolution in single precision, on this processor. It is not where most of the input,
@@ -139,17 +150,17 @@ impl IntegerConv {
     pub fn pays(shape: &ConvShape, bounds: CodeBounds) -> bool {
         let skips = shape.taps() == 1 && shape.stride.iter().any(|&stride| stride > 1);
         let is_small = bounds.weight <= i8::MAX as u8;
-        !skips && is_small && Self::serves(shape, bounds) && Tiles::best(bounds).pay()
+        shape.groups == 1 && !skips && is_small && Self::serves(shape, bounds) && Tiles::best(bounds).pay()
     }
 
     /// Packs the codes of the weights, in two's complement and of the shape of [`ConvShape`]'s weight. A code is worth its
     /// scale: there is one for all or one for each output channel. `None` if a sum could be beyond 32 bits.
     ///
     /// # Panics
-    /// If there are groups, a length does not fit the shape, the shape has a size of 0 but for the padding and the batch, or a code is
+    /// If there are groups of several channels, a length does not fit the shape, the shape has a size of 0 but for the padding and the batch, or a code is
     /// beyond the bounds.
     pub fn new(shape: ConvShape, weight: &[u8], scales: &[f32], bounds: CodeBounds) -> Option<Self> {
-        assert_eq!(shape.groups, 1, "codes are convolved without groups");
+        assert!(shape.groups == 1 || Depthwise::serves(&shape), "groups of one channel, or none");
         shape.check_sizes();
         shape.check(shape.batch * shape.in_image(), weight.len());
         if largest_sum(&shape, bounds) > i32::MAX as u128 {
@@ -162,7 +173,7 @@ impl IntegerConv {
         assert_eq!(scales.len(), shape.out_channels, "one scale, or one for each output channel");
         let largest = bounds.weight.min(LARGEST_WEIGHT);
         assert!(magnitude(weight) <= largest, "a code of the weights is beyond {largest}");
-        let channels = weight.par_chunks_exact(shape.in_channels * shape.taps());
+        let channels = weight.par_chunks_exact(shape.in_channels / shape.groups * shape.taps());
         let weight_sums =
             channels.map(|codes| codes.iter().map(|code| i32::from(*code as i8)).sum()).collect();
         let offsets = vec![0; shape.out_channels];
@@ -291,6 +302,7 @@ impl IntegerConv {
         let zeros = u32::from_le_bytes([self.zero_point; WORD]);
         words.clear();
         let layout = match &self.way {
+            Way::Depthwise(depthwise) => depthwise.layout(n_images),
             Way::Direct(direct) => direct.layout(n_images),
             Way::Rows(rows) => rows.layout(n_images),
             Way::Winograd(winograd) => winograd.layout(n_images),

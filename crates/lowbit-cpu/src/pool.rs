@@ -105,7 +105,7 @@ impl Pool {
                 let columns = &row[self.window(x, width)];
                 *out = columns[1..].iter().fold(columns[0], |largest, value| larger(largest, *value));
             }
-            let windows = &windows[(n_before * self.stride - self.padding).min(width)..];
+            let windows = &windows[(n_before * self.stride).saturating_sub(self.padding).min(width)..];
             let out = &mut out[n_before..];
             match self.stride {
                 // The common ones, so that the compiler can make vectors of them.
@@ -159,8 +159,11 @@ mod tests {
 
     #[test]
     fn windows_are_pooled_by_their_definition() {
-        for (kernel, stride, padding) in [(1, 1, 0), (2, 2, 0), (3, 2, 1), (3, 1, 2), (5, 3, 2)] {
-            for size in [[5, 7], [6, 5], [9, 8]] {
+        for (kernel, stride, padding) in [(1, 1, 0), (2, 2, 0), (3, 2, 1), (3, 1, 2), (5, 3, 2), (5, 1, 2)] {
+            for size in [[5, 7], [6, 5], [9, 8], [1, 1], [3, 1]] {
+                if size[0].min(size[1]) + 2 * padding < kernel {
+                    continue;
+                }
                 let out_size = size.map(|side| (side + 2 * padding - kernel) / stride + 1);
                 let pool = Pool { kernel, stride, padding, size, out_size };
                 let [height, width] = size;

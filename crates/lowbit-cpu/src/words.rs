@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! `[image, ceil(channels / 4), plane]` words of four bytes each, the channels `4 i` to `4 i + 3` of a pixel. The bytes of channels that there
-//! are not, in the last word, are any: weights for them are zero.
+//! are not, in the last word, are any codes within the bounds: weights for them are zero.
 
 /// Channels in a word.
 pub const WORD: usize = 4;

@@ -22,11 +22,14 @@ const MOST_THRESHOLDS: usize = 1 << 22;
 /// Most functions between a node and a quantizer: each is tried some thirty times for each threshold.
 const MOST_FUNCTIONS: usize = 8;
 
-/// Most values that are held at a time, for one image: half a GiB.
+/// Most values that the buffers of a model hold, for one image: half a GiB.
 pub const MOST_VALUES: usize = 1 << 27;
 
 /// Most bytes of weights as the kernels have them.
 pub const MOST_WEIGHT_BYTES: usize = 1 << 30;
+
+/// A buffer of more than so many times what is needed is left to others.
+const FAR_LARGER: usize = 8;
 
 /// The place of a value while a network runs.
 pub type Place = usize;
@@ -51,11 +54,13 @@ pub struct Step {
 }
 
 impl Step {
-    /// The normalization of one value, if the step is that alone, and where the value is. The step must not run afterwards.
-    fn take_norm(&mut self) -> Option<(Vec<Affine>, Place)> {
+    /// The normalization of values of so many channels and pixels, if the step is that alone, and where the values are. The step must not run
+    /// afterwards.
+    fn take_norm(&mut self, channels: usize, plane: usize) -> Option<(Vec<Affine>, Place)> {
         match &mut self.kind {
-            Kind::Sum(Sum { affines, clamp: Clamp::None, levels: None, .. }) if affines.len() == 1 => {
-                Some((affines[0].take()?, self.inputs[0]))
+            Kind::Sum(sum) if sum.clamp == Clamp::None && sum.levels.is_none() && sum.affines.len() == 1 => {
+                let is_alike = (sum.channels, sum.plane) == (channels, plane);
+                Some((sum.affines[0].take_if(|_| is_alike)?, self.inputs[0]))
             }
             _ => None,
         }
@@ -130,54 +135,43 @@ pub struct Program {
     pub buffers: Vec<usize>,
     /// How many buffers there are, of values and of codes.
     pub n_buffers: [usize; 2],
+    /// What they hold together for an image, at most.
+    n_values: usize,
 }
 
 impl Program {
     /// # Errors
     /// [`PackedError::TooLarge`] if its values or weights take more memory than any network's.
     pub fn new(network: &PackedNetwork) -> Result<Self, PackedError> {
-        let bytes = network.graph.nodes().iter().map(panel_bytes).fold(0usize, usize::saturating_add);
+        let graph = &network.graph;
+        let output = graph.output().index();
+        let bytes =
+            graph.nodes().iter().map(|node| panel_bytes(network, node)).fold(0, usize::saturating_add);
         if bytes > MOST_WEIGHT_BYTES {
             let problem = format!("its weights take {bytes} bytes, expected at most {MOST_WEIGHT_BYTES}");
-            return Err(PackedError::TooLarge { node: network.graph.output().index(), problem });
+            return Err(PackedError::TooLarge { node: output, problem });
         }
         let program = Lowering::new(network).run();
-        let (step, most) = program.most_values(&network.graph);
-        match most > MOST_VALUES {
-            true => {
-                let problem = format!("{most} values are held at a time, expected at most {MOST_VALUES}");
-                Err(PackedError::TooLarge { node: program.steps[step].node, problem })
-            }
-            false => Ok(program),
+        let image = graph.shape(graph.input());
+        let n_values = program.n_values.saturating_add(image.channels() * image.places());
+        if n_values > MOST_VALUES {
+            let problem = format!("{n_values} values are held at a time, expected at most {MOST_VALUES}");
+            return Err(PackedError::TooLarge { node: output, problem });
         }
-    }
-
-    /// The step at which most values are held, and how many these are.
-    fn most_values(&self, graph: &Graph) -> (usize, usize) {
-        let input = graph.shape(graph.input());
-        let mut held = vec![0usize; self.n_places];
-        held[self.input] = input.channels() * input.places();
-        let (mut sum, mut most) = (held[self.input], (0, 0));
-        for (place, step) in self.steps.iter().enumerate() {
-            for output in [step.values, step.codes].into_iter().flatten() {
-                held[output] = step.len;
-                sum += step.len;
-            }
-            most = if sum > most.1 { (place, sum) } else { most };
-            sum -= step.last_reads.iter().map(|&read| held[read]).sum::<usize>();
-        }
-        most
+        Ok(program)
     }
 }
 
-/// Bytes of a layer's weights as a kernel has them, at most: 16 output channels and 4 channels of the input together.
-fn panel_bytes(node: &Node) -> usize {
+/// Bytes of a layer's weights as a kernel has them, at most: 16 output channels and 4 channels of the input together, a byte for each code or
+/// four for each number.
+fn panel_bytes(network: &PackedNetwork, node: &Node) -> usize {
     let [out_channels, group_in, taps] = match &node.op {
         Op::Conv(conv) => [conv.out_channels, conv.in_channels / conv.groups, conv.kernel * conv.kernel],
         Op::Linear(linear) => [linear.out_features, linear.in_features, 1],
         _ => return 0,
     };
-    [out_channels.next_multiple_of(16), group_in.next_multiple_of(4), taps]
+    let are_codes = code_bounds(network.layer(node), &conv_shape(&network.graph, node)).is_some();
+    [out_channels.next_multiple_of(16), group_in.next_multiple_of(4), taps, if are_codes { 1 } else { 4 }]
         .iter()
         .fold(1, |n: usize, m| n.saturating_mul(*m))
 }
@@ -347,7 +341,8 @@ impl<'a> Lowering<'a> {
             |values: &[Option<Place>], node: NodeId| values[node.index()].expect("invariant: it has values");
         let (input, output) = (place(&self.values, graph.input()), place(&self.values, graph.output()));
         let (steps, n_places) = (self.steps, self.n_places);
-        let mut program = Program { steps, n_places, input, output, buffers: Vec::new(), n_buffers: [0; 2] };
+        let mut program =
+            Program { steps, n_places, input, output, buffers: Vec::new(), n_buffers: [0; 2], n_values: 0 };
         program.pool_first();
         program.join_sums();
         program.find_last_reads();
@@ -729,7 +724,8 @@ impl Program {
             // Normalizations of the summands, which nothing else reads.
             for (input, affines) in inputs.iter_mut().zip(&mut sum.affines) {
                 if let (None, 1, Some(writer)) = (&affines, n_reads[*input], writers[*input])
-                    && let Some((norm, of_norm)) = earlier[writer].as_mut().and_then(Step::take_norm)
+                    && let Some((norm, of_norm)) =
+                        earlier[writer].as_mut().and_then(|step| step.take_norm(sum.channels, sum.plane))
                 {
                     (*affines, *input) = (Some(norm), of_norm);
                     earlier[writer] = None;
@@ -742,6 +738,8 @@ impl Program {
                     kind: Kind::Sum(before), values: before_values, codes: before_codes, ..
                 }) = &mut earlier[writer]
                 && before.levels.is_none()
+                // A vector is the same values as a map, but not as many channels.
+                && (before.channels, before.plane) == (sum.channels, sum.plane)
                 && (sum.clamp == Clamp::None || before.clamp == Clamp::None && n_reads[*input] == 1)
             {
                 if sum.clamp != Clamp::None {
@@ -772,17 +770,30 @@ impl Program {
         }
     }
 
-    /// Gives each place a buffer that no other needs at the time.
+    /// Gives each place a buffer that no other needs at the time: the smallest that is large enough, but not far larger, or else the largest
+    /// smaller one, which then grows.
     fn plan_buffers(&mut self) {
         self.buffers = vec![usize::MAX; self.n_places];
-        let (mut free, mut is_codes) = ([Vec::new(), Vec::new()], vec![false; self.n_places]);
+        let mut is_codes = vec![false; self.n_places];
+        // Lengths of all buffers of a kind, and which are free.
+        let (mut lens, mut free) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
         for step in &self.steps {
             for (kind, place) in [step.values, step.codes].into_iter().enumerate() {
                 let Some(place) = place else { continue };
-                self.buffers[place] = free[kind].pop().unwrap_or_else(|| {
-                    self.n_buffers[kind] += 1;
-                    self.n_buffers[kind] - 1
-                });
+                let (lens, free): (&mut Vec<usize>, &mut Vec<usize>) = (&mut lens[kind], &mut free[kind]);
+                free.sort_unstable_by_key(|&buffer| lens[buffer]);
+                let n_smaller = free.partition_point(|&buffer| lens[buffer] < step.len);
+                let fits = free.get(n_smaller).is_some_and(|&buffer| lens[buffer] / FAR_LARGER <= step.len);
+                let buffer = match (fits, n_smaller) {
+                    (true, at) => free.remove(at),
+                    (false, 0) => lens.len(),
+                    (false, n) => free.remove(n - 1),
+                };
+                match lens.get_mut(buffer) {
+                    Some(len) => *len = step.len.max(*len),
+                    None => lens.push(step.len),
+                }
+                self.buffers[place] = buffer;
                 is_codes[place] = kind == 1;
             }
             // The image is the caller's.
@@ -790,5 +801,7 @@ impl Program {
                 free[usize::from(is_codes[place])].push(self.buffers[place]);
             }
         }
+        self.n_buffers = lens.each_ref().map(Vec::len);
+        self.n_values = lens.iter().flatten().fold(0, |sum, len| sum.saturating_add(*len));
     }
 }

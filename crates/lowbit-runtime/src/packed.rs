@@ -209,10 +209,13 @@ impl PackedNetwork {
             }
             let too_large = |problem: String| PackedError::TooLarge { node: id.index(), problem };
             match node.op {
-                Op::MaxPool { kernel, .. } if kernel > MAX_KERNEL => {
+                Op::MaxPool { kernel, stride, .. } if kernel.max(stride) > MAX_KERNEL => {
                     return Err(too_large(format!(
-                        "its window is {kernel}x{kernel}, expected at most {MAX_KERNEL}"
+                        "its window is {kernel}x{kernel} every {stride} values, expected at most {MAX_KERNEL}"
                     )));
+                }
+                Op::Conv(Conv { stride, .. }) if stride > MAX_KERNEL => {
+                    return Err(too_large(format!("its stride is {stride}, expected at most {MAX_KERNEL}")));
                 }
                 Op::Conv(Conv { out_channels, kernel, padding, in_channels, .. }) => {
                     let [height, width] = match self.graph.shape(node.inputs[0]) {

@@ -25,6 +25,9 @@ const SIDE: usize = 16;
 /// Tiles of pixels that are multiplied together.
 const TOGETHER: usize = 4;
 
+/// Most pixels of an output.
+const MOST_PIXELS: usize = 1 << 16;
+
 /// Words of a line of the cache.
 const LINE: usize = 16;
 
@@ -157,9 +160,11 @@ thread_local! {
 }
 
 impl Matrix {
-    /// Whether tiles are filled well enough.
+    /// Whether tiles are filled well enough, and there are not far more than images of networks have: each is in a table.
     pub fn pays(shape: &ConvShape) -> bool {
-        is_there() && shape.out_plane() >= SIDE && shape.in_channels * shape.kernel[1] >= 16
+        is_there()
+            && (SIDE..=MOST_PIXELS).contains(&shape.out_plane())
+            && shape.in_channels * shape.kernel[1] >= 16
     }
 
     /// Those of codes in two's complement. `None` if the process has no matrix unit.

@@ -262,6 +262,77 @@ fn check_ways(shape: ConvShape, bounds: CodeBounds, n_images: usize, random: &mu
     }
 }
 
+/// Each channel by a kernel of its own, beside single precision.
+#[test]
+fn depthwise_sums_are_those_of_the_definition() {
+    let mut random = Random(11);
+    for (n, channels) in [2, 4, 7, 33].into_iter().enumerate() {
+        for (m, size) in [[1, 1], [5, 8], [13, 6]].into_iter().enumerate() {
+            for (kernel, stride, padding) in [
+                ([3, 3], [1, 1], [1, 1]),
+                ([3, 3], [2, 2], [1, 1]),
+                ([1, 1], [1, 1], [0, 0]),
+                ([5, 3], [3, 2], [2, 1]),
+            ] {
+                let batch = 1 + (n + m) % 3;
+                let (in_channels, out_channels, groups) = (channels, channels, channels);
+                let shape =
+                    ConvShape { batch, in_channels, out_channels, size, kernel, stride, padding, groups };
+                let bounds = CodeBounds { activation: [255, 3][m % 2], weight: 128 };
+                assert!(IntegerConv::serves(&shape, bounds) && !IntegerConv::pays(&shape, bounds));
+                let weight: Vec<u8> = (0..channels * shape.taps()).map(|_| random.below(256) as u8).collect();
+                let n_codes = batch * channels * size[0] * size[1];
+                let input: Vec<u8> =
+                    (0..n_codes).map(|_| random.below(u32::from(bounds.activation) + 1) as u8).collect();
+                let kernel = IntegerConv::new(shape, &weight, &[1.0], bounds).expect("the sums fit");
+                let kernel = kernel.with_zero_point(2);
+                let floats: Vec<f32> = input.iter().map(|code| f32::from(*code) - 2.0).collect();
+                let weights: Vec<f32> = weight.iter().map(|code| f32::from(*code as i8)).collect();
+                let expected = conv::forward(&shape, &floats, &weights);
+                let mut words = Vec::new();
+                words::join(&input, batch, channels, size[0] * size[1], &mut words);
+                let levels: Vec<(bool, Vec<i32>)> = (0..channels)
+                    .map(|channel| {
+                        (channel % 3 == 1, thresholds(3, kernel.largest_sum() / 4 + 1, &mut random))
+                    })
+                    .collect();
+                for n_threads in [1, 3] {
+                    let pool =
+                        rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().expect("threads");
+                    pool.install(|| {
+                        assert!(kernel.forward(&input, 1.0) == expected, "{shape:?}");
+                        assert!(forward_words(&kernel, &words) == expected, "{shape:?}");
+                        let got = levels_of(&kernel, &words, &Levels::new(&levels, vec![2, 0, 1, 3]));
+                        let plane: usize = shape.out_size().iter().product();
+                        let got = split(&got, batch, channels, plane);
+                        for (i, (got, sum)) in got.into_iter().zip(&expected).enumerate() {
+                            let (downwards, thresholds) = &levels[i / plane % channels];
+                            let sum = if *downwards { -sum } else { *sum };
+                            let level =
+                                thresholds.iter().filter(|threshold| sum as i32 >= **threshold).count();
+                            assert_eq!(got, [2, 0, 1, 3][level], "{shape:?}");
+                        }
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Images without anything around them are no longer than what is read of them.
+#[test]
+fn images_without_padding_are_convolved() {
+    let mut random = Random(5);
+    for size in [[4, 4], [6, 8], [14, 14], [16, 16], [5, 6]] {
+        for (kernel, stride) in [([3, 3], [1, 1]), ([1, 1], [1, 1]), ([2, 2], [2, 2])] {
+            let (in_channels, out_channels, padding, groups) = (20, 18, [0, 0], 1);
+            let shape =
+                ConvShape { batch: 1, in_channels, out_channels, size, kernel, stride, padding, groups };
+            check_ways(shape, CodeBounds { activation: 3, weight: 3 }, 3, &mut random);
+        }
+    }
+}
+
 /// On a processor with fast products each kind of layer goes the way that was measured to take the least time.
 #[cfg(target_arch = "x86_64")]
 #[test]
@@ -275,6 +346,7 @@ fn layers_go_the_fastest_way() {
             ConvShape { batch: 1, in_channels, out_channels: 64, size, kernel, stride, padding, groups: 1 };
         let weight = vec![1; 64 * in_channels * shape.taps()];
         match IntegerConv::new(shape, &weight, &[1.0], bounds).expect("the sums fit").way {
+            Way::Depthwise(_) => "each by itself",
             Way::Direct(_) => "channels",
             Way::Rows(_) => "pixels",
             Way::Winograd(_) => "transforms",

@@ -38,6 +38,12 @@ const POSITIONS: usize = 16;
 /// Bytes of transformed tiles that the nearer caches hold beside the weights.
 const CACHED: usize = 256 << 10;
 
+/// Bytes of transformed tiles that all threads compute together.
+const SHARED: usize = 16 << 20;
+
+/// Most channels of the input.
+const MOST_CHANNELS: usize = 1 << 15;
+
 /// Positions of a kernel.
 const TAPS: usize = 9;
 
@@ -231,8 +237,11 @@ impl Winograd {
     }
 
     /// Whether it takes less time than all products would. With few channels the transforms take longer than the products that they save.
+    /// With far more than networks have, a block's transformed weights and a register's tiles would take much memory.
     pub fn pays(shape: &ConvShape) -> bool {
-        shape.in_channels >= 16 && shape.out_channels >= 16 && shape.out_plane() >= 4
+        (16..=MOST_CHANNELS).contains(&shape.in_channels)
+            && shape.out_channels >= 16
+            && shape.out_plane() >= 4
     }
 
     /// Transforms the codes of the weights, in two's complement. `None` if one becomes larger than 8 bits, or a sum larger than 32.
@@ -261,7 +270,7 @@ impl Winograd {
         let out_size = shape.out_size();
         let tiles = out_size.map(|n| n.div_ceil(2));
         let padded = std::array::from_fn(|i| (2 * tiles[i] + 2).max(shape.size[i] + shape.padding[i]));
-        let source = Source::new(n_words, shape.size, shape.padding, padded, 0);
+        let source = Source::new(n_words, shape.size, shape.padding, padded, n_words * shape.in_plane());
         let out_channels = shape.out_channels;
         Some(Self {
             source,
@@ -302,9 +311,14 @@ impl Winograd {
 
     /// Tiles that are transformed together.
     fn together(&self) -> usize {
+        self.fitting(CACHED)
+    }
+
+    /// Tiles whose transforms have so many bytes; a group of registers at least.
+    fn fitting(&self, bytes: usize) -> usize {
         let of_vector = self.n_words * POSITIONS * LANES * size_of::<u32>();
         // Whole groups.
-        (CACHED / of_vector / (VECTORS - 1)).max(1) * (VECTORS - 1) * LANES
+        (bytes / of_vector / (VECTORS - 1)).max(1) * (VECTORS - 1) * LANES
     }
 
     /// Tiles of an image.
@@ -341,19 +355,20 @@ impl Winograd {
 
     /// Computes one image by all threads.
     pub fn run_shared<O: Output>(&self, words: &[u32], output: &O, out: &mut [Slot<O::Item>]) {
-        let all = 0..self.in_image();
-        let pitch = (all.len().div_ceil(LANES) + 1) * LANES;
         let mut buffer = SCRATCH.with_borrow_mut(|scratch| std::mem::take(&mut scratch.transformed));
-        grow(&mut buffer, self.n_words * POSITIONS * pitch);
-        let parts = buffer.par_chunks_exact_mut(POSITIONS * pitch).take(self.n_words).enumerate();
-        parts.for_each(|(word, out)| self.transform(words, word, all.clone(), out, pitch));
-        let blocks = out.par_chunks_mut(CHANNELS / O::CHANNELS * self.plane()).enumerate();
-        blocks.for_each(|(block, out)| {
-            SCRATCH.with_borrow_mut(|scratch| {
-                let (_, weights, scratch) = scratch.parts();
-                self.run_block(&buffer, pitch, all.clone(), block, output, weights, scratch, out);
+        for all in groups(0..self.in_image(), self.fitting(SHARED)) {
+            let pitch = (all.len().div_ceil(LANES) + 1) * LANES;
+            grow(&mut buffer, self.n_words * POSITIONS * pitch);
+            let parts = buffer.par_chunks_exact_mut(POSITIONS * pitch).take(self.n_words).enumerate();
+            parts.for_each(|(word, out)| self.transform(words, word, all.clone(), out, pitch));
+            let blocks = out.par_chunks_mut(CHANNELS / O::CHANNELS * self.plane()).enumerate();
+            blocks.for_each(|(block, out)| {
+                SCRATCH.with_borrow_mut(|scratch| {
+                    let (_, weights, scratch) = scratch.parts();
+                    self.run_block(&buffer, pitch, all.clone(), block, output, weights, scratch, out);
+                });
             });
-        });
+        }
         SCRATCH.with_borrow_mut(|scratch| scratch.transformed = buffer);
     }
 

@@ -2,10 +2,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use lowbit_core::graph::{Conv, GraphBuilder, LayerRole, Op, Shape};
+use lowbit_core::graph::{Conv, GraphBuilder, LayerRole, Linear, Op, Shape};
 
 use super::*;
-use crate::packed::{Info, Layer, weight_shape};
+use crate::packed::{Info, Layer, Norm, Weight, weight_shape};
 use crate::samples;
 
 fn image(n: usize) -> Vec<f32> {
@@ -131,11 +131,11 @@ fn logits_are_those_of_the_definitions() {
         }
         assert_eq!(model.run(image).unwrap(), logits);
     }
-    // Of grouped and unquantized layers sums are in floats.
-    assert_eq!(model.layer_counts(), LayerCounts { integer: 4, fused: 2, float: 3 });
+    // Of unquantized layers sums are in floats.
+    assert_eq!(model.layer_counts(), LayerCounts { integer: 5, fused: 3, float: 2 });
     let (timed, times) = model.run_timed(&images).unwrap();
     assert_eq!(timed, logits);
-    assert_eq!(times.iter().filter(|time| time.operation == "integers to codes").count(), 2);
+    assert_eq!(times.iter().filter(|time| time.operation == "integers to codes").count(), 3);
     assert_eq!(model.run(&images[1..]).unwrap_err(), ImagesError::Length { got: 539, expected: 108 });
     let mut broken = images.clone();
     broken[7] = f32::INFINITY;
@@ -180,6 +180,58 @@ fn no_bytes_panic() {
 }
 
 /// What a file of a few bytes may ask for is bounded.
+/// What has no layer; of a small graph, to be replaced.
+fn without_layers() -> PackedNetwork {
+    let mut graph = GraphBuilder::default();
+    let x = graph.input([1, 1, 1]).unwrap();
+    let x = graph.global_avg_pool(x).unwrap();
+    PackedNetwork {
+        graph: graph.finish(x).unwrap(),
+        layers: Default::default(),
+        norms: Default::default(),
+        scales: Default::default(),
+        info: Info::default(),
+    }
+}
+
+/// A vector has the values of a map, but other channels: what is joined passes over the same ones.
+#[test]
+fn operations_on_both_sides_of_a_flattening_are_not_joined() {
+    let mut graph = GraphBuilder::default();
+    let x = graph.input([2, 3, 2]).unwrap();
+    let x = graph.norm("map", x).unwrap();
+    let x = graph.relu(x).unwrap();
+    let x = graph.flatten(x).unwrap();
+    let [a, b] = ["a", "b"].map(|path| {
+        let layer = Linear::new([12, 3], LayerRole::Hidden).without_bias();
+        graph.linear(path, layer, x).unwrap()
+    });
+    let y = graph.norm("vector", x).unwrap();
+    let y = graph.relu(y).unwrap();
+    let c = graph.linear("c", Linear::new([12, 3], LayerRole::Last).without_bias(), y).unwrap();
+    let sum = graph.add([a, b]).unwrap();
+    let sum = graph.add([sum, c]).unwrap();
+    let small = samples::small();
+    let mut layers = std::collections::BTreeMap::new();
+    for (path, like) in [("a", "conv1"), ("b", "conv2"), ("c", "hidden")] {
+        let input = small.layers[like].input.clone();
+        let weight = Weight::Full((0..36).map(|i| (i * 7 % 11) as f32 / 5.0 - 1.0).collect());
+        layers.insert(path.to_string(), Layer { weight, bias: None, input });
+    }
+    let norm = |n: usize| Norm {
+        mean: (0..n).map(|i| i as f32 / 10.0).collect(),
+        factor: (0..n).map(|i| if i % 3 == 0 { -0.8 } else { 1.3 }).collect(),
+        offset: vec![0.1; n],
+    };
+    let norms = [("map".to_string(), norm(2)), ("vector".to_string(), norm(12))].into_iter().collect();
+    let network = PackedNetwork { graph: graph.finish(sum).unwrap(), layers, norms, ..without_layers() };
+    let model = Model::new(network.clone()).unwrap();
+    let image: Vec<f32> = (0..12).map(|i| (i * 5 % 13) as f32 / 6.0 - 0.9).collect();
+    for (got, expected) in model.run(&image).unwrap().iter().zip(by_definition(&network, &image)) {
+        assert!((f64::from(*got) - expected).abs() < 1e-5, "{got} {expected}");
+    }
+}
+
 #[test]
 fn sizes_beyond_the_bounds_are_refused() {
     let bytes = samples::small().to_bytes().unwrap();
@@ -225,15 +277,24 @@ fn sizes_beyond_the_bounds_are_refused() {
     let parts: Vec<_> = (0..20).map(|_| graph.relu(x).unwrap()).collect();
     let sum = parts.into_iter().reduce(|a, b| graph.add([a, b]).unwrap()).unwrap();
     let means = graph.global_avg_pool(sum).unwrap();
-    let held = PackedNetwork {
-        graph: graph.finish(means).unwrap(),
-        layers: Default::default(),
-        norms: Default::default(),
-        scales: Default::default(),
-        info: Info::default(),
-    };
+    let held = PackedNetwork { graph: graph.finish(means).unwrap(), ..without_layers() };
     let error = Model::new(held).unwrap_err().to_string();
     assert!(error.contains("values are held at a time, expected at most 134217728"), "{error}");
+    // A large buffer for each of many small values, if any free one were taken.
+    let mut graph = GraphBuilder::default();
+    let x = graph.input([1, 2048, 2048]).unwrap();
+    let parts: Vec<_> = (0..40)
+        .map(|_| {
+            let large = graph.relu(x).unwrap();
+            let mean = graph.global_avg_pool(large).unwrap();
+            graph.relu(mean).unwrap()
+        })
+        .collect();
+    let sum = parts.into_iter().reduce(|a, b| graph.add([a, b]).unwrap()).unwrap();
+    let small = PackedNetwork { graph: graph.finish(sum).unwrap(), ..without_layers() };
+    assert!(Model::new(small).unwrap().run(&vec![0.5; 2048 * 2048]).unwrap() == [20.0]);
+    let long = Conv::new([3, 1], 1, LayerRole::First).with_padding(0).with_stride(1 << 32);
+    assert!(with([3, 6, 6], Some(long)).contains("its operation 1 is too large: its stride is 4294967296"));
     let padded = Conv::new([64, 1], 255, LayerRole::First).with_padding(254).with_stride(100);
     assert!(
         with([64, 300, 300], Some(padded))
