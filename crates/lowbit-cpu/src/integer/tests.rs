@@ -38,7 +38,7 @@ fn each_way(kernel: &IntegerConv, weight: &[u8]) -> Vec<(String, IntegerConv)> {
     let rows = Rows::new(shape, weight, *bounds);
     let rows = rows.with_each_instructions(*bounds).map(|(name, rows)| (name, Way::Rows(rows)));
     let winograd = Winograd::serves(shape, *bounds).then(|| Winograd::new(shape, weight, *bounds)).flatten();
-    let winograd = winograd.iter().flat_map(|winograd| winograd.with_each_instructions());
+    let winograd = winograd.iter().flat_map(|winograd| winograd.with_each_instructions(weight, *bounds));
     let winograd = winograd.map(|(name, winograd)| (name, Way::Winograd(winograd)));
     #[cfg(target_arch = "x86_64")]
     let matrix = Matrix::new(shape, weight).map(|matrix| ("matrix unit".into(), Way::Matrix(matrix)));

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Sixteen tiles lie side by side in a register, and four channels of a tile are a word. The weights are kept as codes and transformed
-//! when they are used: that takes less time than to read 16 numbers for each 9 codes from memory.
+//! when they are used: transformed, they would be 16 numbers for each 9 codes.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -74,9 +74,6 @@ pub struct Winograd {
     starts: Vec<[i32; CHANNELS]>,
     /// What is added to transformed codes that may be negative.
     offset: u8,
-    /// Those of what is multiplied.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what multiplies is chosen by them"))]
-    transformed: CodeBounds,
     multiply: Multiply,
 }
 
@@ -248,9 +245,9 @@ impl Winograd {
     pub fn new(shape: &ConvShape, weight: &[u8], bounds: CodeBounds) -> Option<Self> {
         let n_words = shape.in_channels.div_ceil(WORD);
         let n_blocks = shape.out_channels.div_ceil(CHANNELS);
-        let largest = largest_transformed(weight).filter(|&largest| largest <= i8::MAX as u32)?;
-        let code = 4 * u32::from(bounds.activation);
-        let sum = u64::from(code) * u64::from(largest) * shape.in_channels as u64;
+        let transformed = transformed_bounds(weight, bounds)?;
+        let product = u64::from(transformed.activation) * u64::from(transformed.weight);
+        let sum = product * shape.in_channels as u64;
         if sum > i32::MAX as u64 / 2 {
             return None;
         }
@@ -265,7 +262,6 @@ impl Winograd {
             }
         }
         let weights = Packed::new(weight, shape.in_channels, n_words, n_blocks);
-        let transformed = CodeBounds { activation: code as u8, weight: largest as u8 };
         let multiply = Multiply::best(transformed);
         let out_size = shape.out_size();
         let tiles = out_size.map(|n| n.div_ceil(2));
@@ -282,7 +278,6 @@ impl Winograd {
             weights,
             starts,
             offset,
-            transformed,
             multiply,
         })
     }
@@ -294,9 +289,14 @@ impl Winograd {
 
     /// The same by all instructions that this processor has.
     #[cfg(test)]
-    pub fn with_each_instructions(&self) -> impl Iterator<Item = (String, Self)> {
+    pub fn with_each_instructions(
+        &self,
+        weight: &[u8],
+        bounds: CodeBounds,
+    ) -> impl Iterator<Item = (String, Self)> {
         let variant = |multiply| (format!("transformed, {multiply:?}"), Self { multiply, ..self.clone() });
-        Multiply::serving(self.transformed).map(variant)
+        let transformed = transformed_bounds(weight, bounds).expect("transforms that fit");
+        Multiply::serving(transformed).map(variant)
     }
 
     /// Where the words of images lie.
@@ -504,6 +504,13 @@ fn grow(buffer: &mut Vec<u32>, len: usize) {
     if buffer.len() < len {
         buffer.resize(len, 0);
     }
+}
+
+/// The bounds of what is multiplied: transformed codes of the activations, which [`Winograd::serves`], and of these weights. `None` if one of
+/// the weights is beyond 8 bits.
+fn transformed_bounds(weight: &[u8], bounds: CodeBounds) -> Option<CodeBounds> {
+    let largest = largest_transformed(weight).filter(|&largest| largest <= i8::MAX as u32)?;
+    Some(CodeBounds { activation: 4 * bounds.activation, weight: largest as u8 })
 }
 
 /// The largest magnitude of a transformed weight.
