@@ -2,7 +2,7 @@
 //!
 //! For every line on stdin it runs so many steps (forward, backward, SGD with momentum) and answers with the seconds that
 //! they took; at the end of stdin, with a line of the peak memory in bytes, and for a GPU what is reserved on it and its
-//! name, and a line of the seconds in a step by kind of operation, as JSON.
+//! name, a line of the seconds in a step by kind of operation, as JSON, and one of the instruction sets.
 
 use std::io::{BufRead, Write, stdin, stdout};
 use std::time::Instant;
@@ -84,6 +84,7 @@ fn device(name: &str) -> Device {
 }
 
 fn main() {
+    lowbit_cpu::left_out().expect("instruction sets that are known");
     keep_memory();
     on_compute_thread(run).expect("the threads start");
 }
@@ -126,6 +127,7 @@ fn run() {
     let kinds = kinds.into_iter().chain([("everything else", rest)]).filter(|(_, seconds)| *seconds > 0.0);
     let kinds: serde_json::Map<_, _> = kinds.map(|(kind, seconds)| (kind.into(), seconds.into())).collect();
     println!("{}", serde_json::Value::from(kinds));
+    println!("{}", lowbit_cpu::instruction_sets().join(" "));
 }
 
 fn step(

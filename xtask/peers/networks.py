@@ -38,6 +38,31 @@ class Conv(nn.Conv2d):
         return F.conv2d(x, weight, None, self.stride, self.padding)
 
 
+def brevitas_conv():
+    """The same as Brevitas has it: weights and input with learned scales, for the tensor."""
+    import brevitas.nn as qnn
+    from brevitas.quant import Int8WeightPerTensorFloat, Uint8ActPerTensorFloat
+
+    class BrevitasConv(nn.Module):
+        def __init__(self, inputs, outputs, kernel, bits, stride=1):
+            super().__init__()
+            self.in_channels, self.out_channels = inputs, outputs
+            sizes = {"stride": stride, "padding": kernel // 2, "bias": False}
+            self.input = None
+            if bits is None:
+                self.conv = nn.Conv2d(inputs, outputs, kernel, **sizes)
+                return
+            self.input = qnn.QuantIdentity(act_quant=Uint8ActPerTensorFloat, bit_width=bits[1])
+            self.conv = qnn.QuantConv2d(
+                inputs, outputs, kernel, weight_quant=Int8WeightPerTensorFloat, weight_bit_width=bits[0], **sizes
+            )
+
+        def forward(self, x):
+            return self.conv(x if self.input is None else self.input(x))
+
+    return BrevitasConv
+
+
 class Block(nn.Module):
     def __init__(self, inputs, outputs, stride, bits):
         super().__init__()

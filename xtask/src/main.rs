@@ -49,7 +49,7 @@ enum Task {
 #[derive(Subcommand)]
 enum Bench {
     /// Whole training steps: forward, backward, SGD
-    Step(bench::StepArgs),
+    Step(bench::step::StepArgs),
     /// The same steps on every backend: time, memory, what must be compiled in
     Backends(bench::backends::BackendsArgs),
     /// Single operations: convolutions, normalization, quantizers
@@ -69,7 +69,7 @@ fn main() -> anyhow::Result<()> {
         Task::Fuzz(args) => fuzz::run(&args),
         Task::VerifyExport(args) => verify_export::run(&args),
         Task::Reproduce(args) => reproduce::run(&args),
-        Task::Bench(Bench::Step(args)) => bench::step(&args),
+        Task::Bench(Bench::Step(args)) => bench::step::run(&args),
         Task::Bench(Bench::Backends(args)) => bench::backends::run(&args),
         Task::Bench(Bench::Ops(args)) => bench::ops::run(&args),
         Task::Bench(Bench::Loader(args)) => bench::loader::run(&args),

@@ -53,7 +53,7 @@ mod transpose;
 pub mod weights;
 pub mod words;
 
-pub use instructions::instruction_sets;
+pub use instructions::{WITHOUT, instruction_sets, left_out, parse_left_out};
 pub use threads::on_compute_thread;
 use threads::task_items;
 

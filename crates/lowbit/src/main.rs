@@ -36,7 +36,7 @@ use lowbit_cpu::allocator::{Allocator, advise, keep_memory};
 use lowbit_cpu::on_compute_thread;
 
 use crate::cli::{Cli, Command, CompletionsArgs, Verbosity};
-use crate::exit_code::Code;
+use crate::exit_code::{Code, UsageError};
 use crate::progress::Screen;
 
 #[global_allocator]
@@ -113,6 +113,9 @@ fn run(cli: &Cli) -> Code {
     let verbosity = cli.verbosity();
     let screen = Screen::new(verbosity == Verbosity::Quiet);
     let log = logging::start(verbosity, &screen);
+    if let Err(unknown) = lowbit_cpu::left_out() {
+        return report(&UsageError(unknown.into()).into());
+    }
     let result = match &cli.command {
         Command::Train(args) => train::run(args, &screen, &log),
         Command::Eval(args) => eval::run(args),

@@ -96,6 +96,28 @@ fn version_says_what_it_is_built_from() {
     }
 }
 
+/// Instruction sets that are left out are not said to be used; a name that is none is an error before anything runs.
+#[test]
+fn instruction_sets_can_be_left_out() {
+    let sandbox = Sandbox::new();
+    let with = |names: &str, args: &[&str]| {
+        Outcome::of(&sandbox.command(args).env(lowbit_cpu::WITHOUT, names).output().unwrap())
+    };
+    let version: serde_json::Value =
+        serde_json::from_str(&with("avx512,i8mm", &["--version", "--json"]).stdout).unwrap();
+    let names = version["instruction_sets"].as_array().unwrap();
+    let is_out = |name: &str| name.starts_with("avx512") || name == "i8mm";
+    assert!(!names.iter().any(|name| is_out(name.as_str().unwrap())), "{names:?}");
+    if cfg!(target_arch = "x86_64") {
+        assert_eq!(names.iter().any(|name| name == "avx2"), std::is_x86_feature_detected!("avx2"));
+    }
+
+    let refused = with("avx1024", &["recipes"]);
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    assert!(refused.stderr.starts_with("error: LOWBIT_WITHOUT: \"avx1024\" is no instruction set"));
+    assert_eq!(refused.stderr.lines().count(), 1);
+}
+
 fn head_is_readable(root: &Path) -> bool {
     let status = Command::new("git").args(["rev-parse", "HEAD"]).current_dir(root).output();
     status.is_ok_and(|output| output.status.success())

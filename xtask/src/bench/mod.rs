@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: times training steps beside each other, backends and a peer, in one run.
+//! `cargo xtask bench`: times contestants beside each other, ours and peers, in one run.
 //!
 //! All contestants take turns, so that what else the machine does falls on all alike; medians over the rounds are shown.
 
@@ -10,62 +10,18 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Args, ValueEnum};
+use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::output::print;
 use crate::workspace;
-use origin::Origin;
 
 pub mod backends;
 pub mod loader;
 pub mod ops;
 mod origin;
 pub mod runtime;
-
-/// What `cargo xtask bench step` is asked for.
-#[derive(Args)]
-pub struct StepArgs {
-    /// Network and input
-    #[arg(long, value_enum, default_value_t = Workload::Preresnet20)]
-    network: Workload,
-
-    /// Precisions, fp32 or as w2a2
-    #[arg(long, value_delimiter = ',', default_value = "fp32,w4a4,w2a2")]
-    bits: Vec<String>,
-
-    /// Backends
-    #[arg(long, value_delimiter = ',', default_value = "flex")]
-    device: Vec<String>,
-
-    /// Another implementation beside ours: PyTorch, in full precision and at the same bits
-    #[arg(long, value_enum)]
-    peer: Option<Peer>,
-
-    /// Where the peer runs [default: on the GPU if only wgpu is timed, else on the processor]
-    #[arg(long, value_enum, requires = "peer")]
-    peer_device: Option<PeerDevice>,
-
-    /// Python that has the peer [default: a virtual environment in target/peers, made if it is missing]
-    #[arg(long, value_name = "PROGRAM")]
-    python: Option<String>,
-
-    /// Rounds; each contestant runs a few steps in each
-    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
-
-    /// Steps of a contestant in a round
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
-    steps: u32,
-
-    /// Threads of each contestant [default: all cores]
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
-
-    /// End with one JSON object on stdout
-    #[arg(long)]
-    json: bool,
-}
+pub mod step;
+mod without;
 
 /// A network and its input.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -100,34 +56,6 @@ impl Workload {
     }
 }
 
-/// Another implementation.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Peer {
-    Torch,
-}
-
-/// Where another implementation runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum PeerDevice {
-    Cpu,
-    Cuda,
-}
-
-impl PeerDevice {
-    /// That of `asked_for`, or the one that `devices` of ours compare with.
-    fn choose(asked_for: Option<Self>, devices: &[String]) -> Self {
-        let is_gpu = !devices.is_empty() && devices.iter().all(|device| device == "wgpu");
-        asked_for.unwrap_or(if is_gpu { Self::Cuda } else { Self::Cpu })
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-            Self::Cuda => "cuda",
-        }
-    }
-}
-
 /// What a contestant reached.
 #[derive(Debug, Serialize)]
 struct Entry {
@@ -141,81 +69,8 @@ struct Entry {
     peak_bytes: u64,
     /// Mean seconds in a step by kind of operation, where the contestant tells.
     seconds_by_kind: serde_json::Map<String, serde_json::Value>,
-}
-
-/// The speed of one contestant as a multiple of another's: the median of the rounds' ratios.
-#[derive(Debug, Serialize)]
-struct Ratio {
-    of: String,
-    to: String,
-    ratio: f64,
-}
-
-#[derive(Debug, Serialize)]
-struct Report {
-    origin: Origin,
-    network: &'static str,
-    machine: String,
-    threads: usize,
-    rounds: u32,
-    entries: Vec<Entry>,
-    ratios: Vec<Ratio>,
-}
-
-pub fn step(args: &StepArgs) -> anyhow::Result<()> {
-    let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let mut contestants = Vec::new();
-    for device in &args.device {
-        let program = build(device)?;
-        for bits in &args.bits {
-            let mut command = Command::new(&program);
-            command.args([args.network.name(), bits, device]).env("RAYON_NUM_THREADS", threads.to_string());
-            contestants.push(Contestant::start(format!("lowbit {device}"), bits, command)?);
-        }
-    }
-    if let Some(Peer::Torch) = args.peer {
-        let python = match &args.python {
-            Some(python) => python.clone(),
-            None => virtual_environment()?,
-        };
-        let device = PeerDevice::choose(args.peer_device, &args.device).name();
-        for bits in &args.bits {
-            let mut command = Command::new(&python);
-            command.arg(peer_script("step.py")).args([
-                args.network.name(),
-                bits,
-                &threads.to_string(),
-                device,
-            ]);
-            contestants.push(Contestant::start("torch".into(), bits, command)?);
-        }
-    }
-    // The first steps find memory and instructions cold.
-    for contestant in &mut contestants {
-        contestant.run(1)?;
-    }
-    for round in 0..args.rounds {
-        eprintln!("round {}/{}", round + 1, args.rounds);
-        for contestant in &mut contestants {
-            let seconds = contestant.run(args.steps)?;
-            let images = f64::from(args.steps * args.network.batch());
-            contestant.rates.push(images / seconds);
-        }
-    }
-    let report = Report {
-        origin: Origin::here(),
-        network: args.network.name(),
-        machine: machine(),
-        threads,
-        rounds: args.rounds,
-        ratios: ratios(&contestants),
-        entries: contestants.into_iter().map(Contestant::finish).collect::<anyhow::Result<_>>()?,
-    };
-    show(&report);
-    if args.json {
-        print(&serde_json::to_string(&report)?)?;
-    }
-    Ok(())
+    /// The instruction sets that it uses, where it tells.
+    instructions: String,
 }
 
 /// What cargo is told to compile a backend in; the default features have the CPU backends.
@@ -355,6 +210,8 @@ impl Contestant {
         answers.read_line(&mut line)?;
         let mut kinds = String::new();
         answers.read_line(&mut kinds)?;
+        let mut instructions = String::new();
+        answers.read_line(&mut instructions)?;
         process.wait()?;
         // Ours tell more after it; see `backends`.
         let peak = line.split_whitespace().next().unwrap_or_default();
@@ -366,26 +223,9 @@ impl Contestant {
             kinds => serde_json::from_str(kinds).with_context(|| format!("{name} answered {kinds:?}"))?,
         };
         let images_per_second = median(sorted);
-        Ok((Entry { name, bits, images_per_second, range, peak_bytes, seconds_by_kind }, line))
+        let instructions = instructions.trim().into();
+        Ok((Entry { name, bits, images_per_second, range, peak_bytes, seconds_by_kind, instructions }, line))
     }
-}
-
-/// Of every contestant to the peer at the same bits and in full precision, and to its own full precision.
-fn ratios(contestants: &[Contestant]) -> Vec<Ratio> {
-    let mut ratios = Vec::new();
-    for of in contestants {
-        for to in contestants {
-            let same_bits = to.bits == of.bits;
-            let is_peer = to.name == "torch" && of.name != "torch" && (same_bits || to.bits == "fp32");
-            let own_full_precision = to.name == of.name && to.bits == "fp32" && !same_bits;
-            if is_peer || own_full_precision {
-                let rounds = of.rates.iter().zip(&to.rates).map(|(of, to)| of / to);
-                let ratio = median(sorted(rounds.collect()));
-                ratios.push(Ratio { of: of.label(), to: to.label(), ratio });
-            }
-        }
-    }
-    ratios
 }
 
 fn sorted(mut values: Vec<f64>) -> Vec<f64> {
@@ -406,32 +246,6 @@ fn machine() -> String {
     format!("{name}, {} cores", std::thread::available_parallelism().map_or(1, usize::from))
 }
 
-fn show(report: &Report) {
-    eprintln!(
-        "\n{}, {} threads each, {} rounds, {}\n",
-        report.network, report.threads, report.rounds, report.machine
-    );
-    eprintln!("{:<16} {:<6} {:>9} {:>19} {:>9}", "", "bits", "images/s", "range", "peak MiB");
-    for Entry { name, bits, images_per_second, range: [low, high], peak_bytes, .. } in &report.entries {
-        let decimals = if *images_per_second < 100.0 { 1 } else { 0 };
-        let range = format!("{low:.decimals$} to {high:.decimals$}");
-        let mebibytes = peak_bytes / (1 << 20);
-        eprintln!("{name:<16} {bits:<6} {images_per_second:>9.decimals$} {range:>19} {mebibytes:>9}");
-    }
-    eprintln!();
-    for Ratio { of, to, ratio } in &report.ratios {
-        eprintln!("{of} is {ratio:.2} times {to}");
-    }
-    for entry in report.entries.iter().filter(|entry| !entry.seconds_by_kind.is_empty()) {
-        eprintln!("\nmilliseconds of a step, {} {}", entry.name, entry.bits);
-        let seconds = || entry.seconds_by_kind.iter().filter_map(|(kind, s)| Some((kind, s.as_f64()?)));
-        let all: f64 = seconds().map(|(_, seconds)| seconds).sum();
-        for (kind, seconds) in seconds() {
-            eprintln!("{kind:<36} {:>8.1} {:>5.1} %", seconds * 1e3, 100.0 * seconds / all);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -440,17 +254,6 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
         Contestant::start("ours".into(), "w2a2", command).unwrap()
-    }
-
-    #[test]
-    fn the_peer_runs_where_ours_do() {
-        let choose = |asked_for, devices: &[&str]| {
-            PeerDevice::choose(asked_for, &devices.iter().map(ToString::to_string).collect::<Vec<_>>())
-        };
-        assert_eq!(choose(None, &["wgpu"]), PeerDevice::Cuda);
-        assert_eq!(choose(None, &["flex"]), PeerDevice::Cpu);
-        assert_eq!(choose(None, &["flex", "wgpu"]), PeerDevice::Cpu);
-        assert_eq!(choose(Some(PeerDevice::Cpu), &["wgpu"]), PeerDevice::Cpu);
     }
 
     #[test]

@@ -4,12 +4,13 @@ use std::io::Write;
 use std::process::Command;
 
 use anyhow::{Context, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::origin::Origin;
-use super::{Contestant, Peer, machine, median, peer_script, sorted, virtual_environment};
+use super::without::Without;
+use super::{Contestant, machine, median, peer_script, sorted, virtual_environment};
 use crate::output::print;
 use crate::workspace;
 
@@ -36,9 +37,18 @@ pub struct OpsArgs {
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
 
+    #[command(flatten)]
+    without: Without,
+
     /// End with one JSON object on stdout
     #[arg(long)]
     json: bool,
+}
+
+/// Another implementation.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Peer {
+    Torch,
 }
 
 /// Seconds that a contestant is to spend on an operation in a round.
@@ -113,6 +123,8 @@ struct Report {
     machine: String,
     threads: usize,
     rounds: u32,
+    /// Instruction sets that were left out.
+    without: Vec<String>,
     entries: Vec<Entry>,
 }
 
@@ -122,6 +134,7 @@ pub fn run(args: &OpsArgs) -> anyhow::Result<()> {
     let start = || {
         let mut command = Command::new(&program);
         command.env("RAYON_NUM_THREADS", threads.to_string());
+        args.without.tell(&mut command);
         Contestant::start("lowbit".into(), "", command)
     };
     let mut ours = start()?;
@@ -136,6 +149,7 @@ pub fn run(args: &OpsArgs) -> anyhow::Result<()> {
         for layout in LAYOUTS {
             let mut command = Command::new(&python);
             command.arg(peer_script("ops.py")).args([&threads.to_string(), layout]);
+            args.without.tell(&mut command);
             peers.push(Contestant::start("torch".into(), layout, command)?);
         }
     }
@@ -158,7 +172,14 @@ pub fn run(args: &OpsArgs) -> anyhow::Result<()> {
         drop(requests);
         process.wait()?;
     }
-    let report = Report { origin: Origin::here(), machine: machine(), threads, rounds: args.rounds, entries };
+    let report = Report {
+        origin: Origin::here(),
+        machine: machine(),
+        threads,
+        rounds: args.rounds,
+        without: args.without.names(),
+        entries,
+    };
     show(&report);
     if args.json {
         print(&serde_json::to_string(&report)?)?;

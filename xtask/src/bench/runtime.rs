@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::origin::Origin;
+use super::without::Without;
 use super::{Contestant, Entry, machine, median, peer_script, sorted, virtual_environment};
 use crate::output::print;
 use crate::workspace;
@@ -42,6 +43,9 @@ pub struct RuntimeArgs {
     #[arg(long, value_name = "PROGRAM")]
     python: Option<String>,
 
+    #[command(flatten)]
+    without: Without,
+
     /// End with one JSON object on stdout
     #[arg(long)]
     json: bool,
@@ -60,6 +64,8 @@ struct Report {
     network: String,
     threads: usize,
     rounds: u32,
+    /// Instruction sets that were left out.
+    without: Vec<String>,
     entries: Vec<Entry>,
     ratios: Vec<Ratio>,
 }
@@ -91,6 +97,7 @@ pub fn run(args: &RuntimeArgs) -> anyhow::Result<()> {
         }
         let mut command = Command::new(&ours);
         command.arg(&file).arg(&threads);
+        args.without.tell(&mut command);
         contestants.push(Contestant::start("lowbit".into(), bits, command)?);
         full_precision = Some(file.with_extension("onnx"));
     }
@@ -126,6 +133,7 @@ pub fn run(args: &RuntimeArgs) -> anyhow::Result<()> {
         network: args.network.clone(),
         threads: args.threads,
         rounds: args.rounds,
+        without: args.without.names(),
         entries: contestants.into_iter().map(Contestant::finish).collect::<anyhow::Result<_>>()?,
         ratios,
     };

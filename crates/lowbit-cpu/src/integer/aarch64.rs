@@ -3,6 +3,8 @@
 use std::arch::aarch64::{int8x16_t, int32x4_t, uint8x16_t};
 use std::arch::asm;
 
+use crate::instructions::is_allowed;
+
 /// Defines an extension with its detection.
 macro_rules! extension {
     ($(#[$attribute:meta])* $name:ident: $feature:tt) => {
@@ -13,7 +15,7 @@ macro_rules! extension {
         impl $name {
             /// The proof, if the processor has it.
             pub fn detect() -> Option<Self> {
-                std::arch::is_aarch64_feature_detected!($feature).then_some(Self(()))
+                (std::arch::is_aarch64_feature_detected!($feature) && is_allowed($feature)).then_some(Self(()))
             }
         }
     };

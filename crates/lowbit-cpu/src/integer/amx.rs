@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use super::output::Output;
 use crate::conv::ConvShape;
-use crate::instructions::Avx2;
+use crate::instructions::{Avx2, is_allowed};
 use crate::output::Slot;
 use crate::tile::BLOCK;
 use crate::transpose::transpose8;
@@ -48,7 +48,8 @@ impl Proof {
     /// Asks the processor and the operating system, once.
     fn detect() -> Option<Self> {
         static DETECTED: OnceLock<bool> = OnceLock::new();
-        (*DETECTED.get_or_init(|| has_tiles() && is_permitted())).then(Avx2::detect)?.map(Self)
+        let detect = || is_allowed("amx") && has_tiles() && is_permitted();
+        (*DETECTED.get_or_init(detect)).then(Avx2::detect)?.map(Self)
     }
 }
 
