@@ -29,11 +29,7 @@ multiversion! {
     fn coded_chunk<A: Coding<P>, const P: usize>(
         x: &[f32], activation: A, p: [f32; P], bounds: [f32; 2], y: &mut [Slot], codes: &mut [Slot<u8>],
     ) -> bool {
-        let mut are_codes = 1;
-        for ((y, code), &x) in y.iter_mut().zip(codes).zip(x) {
-            write_coded(activation, x, p, bounds, y, code, &mut are_codes);
-        }
-        are_codes == 1
+        write_coded(activation, p, bounds, |x| x, x, y, codes)
     }
 }
 

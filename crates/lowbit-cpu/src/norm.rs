@@ -221,14 +221,12 @@ multiversion! {
         x: &[f32], affines: &[Affine], activation: A, p: [f32; P], bounds: [f32; 2], y: &mut [Slot], codes: &mut [Slot<u8>],
     ) -> bool {
         let plane = x.len() / affines.len();
-        let mut are_codes = 1;
+        let mut are_codes = true;
         let planes = y.chunks_exact_mut(plane).zip(codes.chunks_exact_mut(plane)).zip(x.chunks_exact(plane));
         for (((y, codes), x), &affine) in planes.zip(affines) {
-            for ((y, code), &x) in y.iter_mut().zip(codes).zip(x) {
-                write_coded(activation, affine.apply(x), p, bounds, y, code, &mut are_codes);
-            }
+            are_codes &= write_coded(activation, p, bounds, |x| affine.apply(x), x, y, codes);
         }
-        are_codes == 1
+        are_codes
     }
 }
 

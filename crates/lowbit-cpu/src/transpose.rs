@@ -3,7 +3,6 @@
 #[cfg(target_arch = "x86_64")]
 use crate::instructions::Avx2;
 use crate::instructions::{Baseline, Instructions};
-use crate::output::Slot;
 
 /// The transpose of an 8 by 8 matrix.
 #[inline(always)]
@@ -106,60 +105,9 @@ pub fn to_panel(rows: &[f32], stride: usize, n_rows: usize, columns: usize, lane
     to_panel_body(Baseline, rows, stride, n_rows, columns, lanes, panel);
 }
 
-#[inline(always)]
-fn from_panel_body(
-    instructions: impl Instructions,
-    panel: &[f32],
-    lanes: usize,
-    columns: usize,
-    n_rows: usize,
-    rows: &mut [Slot],
-) {
-    for first in (0..n_rows).step_by(8) {
-        let present = (n_rows - first).min(8);
-        for (block, from) in panel[..columns * lanes].chunks(8 * lanes).enumerate() {
-            let column = block * 8;
-            let width = (columns - column).min(8);
-            let mut square = [[0.0; 8]; 8];
-            for (row, from) in square.iter_mut().zip(from.chunks_exact(lanes)) {
-                row.copy_from_slice(&from[first..first + 8]);
-            }
-            let square = transpose8(instructions, square);
-            for (i, row) in square.iter().enumerate().take(present) {
-                let out = &mut rows[(first + i) * columns + column..][..width];
-                match out.first_chunk_mut::<8>() {
-                    Some(all) => *all = row.map(Slot::new),
-                    None => drop(out.write_copy_of_slice(&row[..width])),
-                }
-            }
-        }
-    }
-}
-
-/// `rows[row][column] = panel[column][row]`, the inverse of [`to_panel`] for rows of `columns` values.
-///
-/// # Panics
-/// If a slice is too short.
-pub fn from_panel(panel: &[f32], lanes: usize, columns: usize, n_rows: usize, rows: &mut [Slot]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma")]
-        #[allow(clippy::too_many_arguments, reason = "inner loops take their buffers one by one")]
-        fn avx2(proof: Avx2, panel: &[f32], lanes: usize, columns: usize, n_rows: usize, rows: &mut [Slot]) {
-            from_panel_body(proof, panel, lanes, columns, n_rows, rows);
-        }
-        if let Some(proof) = Avx2::detect() {
-            // SAFETY: the processor has the instructions.
-            return unsafe { avx2(proof, panel, lanes, columns, n_rows, rows) };
-        }
-    }
-    from_panel_body(Baseline, panel, lanes, columns, n_rows, rows);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::collect;
 
     #[test]
     fn panel_is_the_transpose_with_zeros() {
@@ -175,13 +123,6 @@ mod tests {
                             let expected = if row < n_rows { rows[row * stride + column] } else { 0.0 };
                             assert_eq!(panel[column * lanes + row], expected);
                         }
-                    }
-                    // SAFETY: `n_rows` rows of `columns` values.
-                    let back = unsafe {
-                        collect(n_rows * columns, |back| from_panel(&panel, lanes, columns, n_rows, back))
-                    };
-                    for row in 0..n_rows {
-                        assert_eq!(back[row * columns..][..columns], rows[row * stride..][..columns]);
                     }
                 }
             }

@@ -1,9 +1,10 @@
 //! The forward pass.
 
+use super::correlation::{Correlation, Part, Spread};
 use super::direct;
-use super::pass::{Job, Pass, images_together, targets};
+use super::kernel::ROWS;
+use super::planes::{Axis, Planes, Position};
 use super::shape::ConvShape;
-use super::tables::{padded_input, window_steps, windows};
 use crate::output::collect_into;
 use crate::transpose::to_panel;
 
@@ -37,31 +38,49 @@ pub fn forward_into(shape: &ConvShape, input: &[f32], weight: &[f32], out: &mut 
         *out = direct::forward(shape, input, weight);
         return;
     }
-    let ((source, stride), plane) = (padded_input(shape), shape.out_plane());
-    let images = images_together(plane);
-    let (starts, steps) = (windows(shape, &source, stride, images), window_steps(shape, &source));
-    let targets = targets(plane, shape.out_image(), images);
-    let (n_steps, channels) = (steps.len(), shape.group_out());
-    let pass = |weight: &[f32]| Pass {
-        starts: starts.clone(),
-        targets: targets.clone(),
-        steps: steps.clone(),
-        panels: Pass::pack_panels(n_steps, channels, |block, panel| {
-            let n_rows = (channels - block.first).min(block.lanes);
-            to_panel(&weight[block.first * n_steps..], n_steps, n_rows, n_steps, block.lanes, panel);
-        }),
+    let size = shape.out_size();
+    let positions = window_positions(shape);
+    let n_steps = positions.len();
+    let spread = size.map(|n| Spread { skip: 0, n, first: 0, step: 1 });
+    let part = |weight: &[f32]| {
+        Part::new(positions.clone(), spread, shape.group_out(), |channels, panel| {
+            to_panel(&weight[channels.start * n_steps..], n_steps, channels.len(), n_steps, ROWS, panel);
+        })
     };
-    let groups = weight.chunks_exact(shape.group_weight()).map(|weight| vec![pass(weight)]).collect();
-    let job = Job {
+    let correlation = Correlation {
         batch: shape.batch,
-        groups,
-        source,
+        planes: input_planes(shape),
+        groups: weight.chunks_exact(shape.group_weight()).map(|weight| vec![part(weight)]).collect(),
         input,
         input_len: [shape.in_image(), shape.group_in() * shape.in_plane()],
-        channels,
-        plane,
+        channels: shape.group_out(),
+        size,
         has_gaps: false,
     };
-    // SAFETY: one pass has all pixels as targets, and all groups and blocks of channels have it.
-    unsafe { collect_into(out, shape.batch * shape.out_image(), |out| job.run(out)) }
+    // SAFETY: one part has all pixels as results, and all groups and blocks of channels have it.
+    unsafe { collect_into(out, shape.batch * shape.out_image(), |out| correlation.run(out)) }
+}
+
+/// The planes of the input of a group, whose places are those of the output.
+pub fn input_planes(shape: &ConvShape) -> Planes {
+    let out = shape.out_size();
+    let axes = [0, 1]
+        .map(|i| Axis::phases(shape.size[i], out[i], shape.kernel[i], shape.stride[i], shape.padding[i]));
+    Planes::new(shape.group_in(), shape.size, shape.in_image(), axes, out)
+}
+
+/// Positions of a window: every channel at every position of the kernel, in the order of the weights.
+pub fn window_positions(shape: &ConvShape) -> Vec<Position> {
+    let [stride_y, stride_x] = shape.stride;
+    let phases_x = stride_x.min(shape.kernel[1]);
+    let mut positions = Vec::with_capacity(shape.group_in() * shape.taps());
+    for channel in 0..shape.group_in() {
+        for y in 0..shape.kernel[0] {
+            for x in 0..shape.kernel[1] {
+                let phase = y % stride_y * phases_x + x % stride_x;
+                positions.push(Position { channel, phase, place: [y / stride_y, x / stride_x] });
+            }
+        }
+    }
+    positions
 }

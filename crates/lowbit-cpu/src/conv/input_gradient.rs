@@ -1,63 +1,80 @@
 //! The gradient of the input.
 
+use super::correlation::{Correlation, Part, Spread};
 use super::direct;
-use super::pass::{Job, Pass, images_together};
+use super::kernel::ROWS;
+use super::planes::{Axis, Planes, Position};
 use super::shape::ConvShape;
-use super::source::{Source, table_index};
 use crate::output::collect;
 
-/// Output coordinates that an input coordinate meets through the kernel, along one axis.
+/// Along one axis, how the gradient of the input is a convolution of the gradient of the output. A coordinate of the input, with the
+/// padding before it, is `a * stride + phase`; it meets the outputs `a`, `a - 1`, ... at the positions `phase`, `phase + stride`,
+/// ... of the kernel.
 #[derive(Clone, Copy)]
-struct Axis {
+struct Meetings {
     size: usize,
+    out: usize,
     kernel: usize,
     stride: usize,
     padding: usize,
-    /// Zeros before the output's gradient.
-    before: usize,
-    /// Its length with zeros on both sides.
-    padded: usize,
 }
 
-impl Axis {
+impl Meetings {
     fn new(shape: &ConvShape, i: usize) -> Self {
-        let [size, kernel, stride, padding] =
-            [shape.size[i], shape.kernel[i], shape.stride[i], shape.padding[i]];
-        let out = shape.out_size()[i];
-        let mut axis = Self { size, kernel, stride, padding, before: 0, padded: out };
-        let met = (0..stride.min(size))
-            .filter_map(|z| axis.most_back(axis.phase(z)).map(|back| (axis.top(z), back)));
-        axis.before = met.map(|(top, back)| back.saturating_sub(top)).max().unwrap_or(0);
-        axis.padded = axis.before + out.max(axis.top(size - 1) + 1);
-        axis
+        Self {
+            size: shape.size[i],
+            out: shape.out_size()[i],
+            kernel: shape.kernel[i],
+            stride: shape.stride[i],
+            padding: shape.padding[i],
+        }
     }
 
-    fn phase(&self, z: usize) -> usize {
-        (z + self.padding) % self.stride
+    /// The phases that the kernel meets: from a stride beyond its size on, inputs of the other ones are in no window.
+    fn phases(&self) -> std::ops::Range<usize> {
+        0..self.stride.min(self.kernel)
     }
 
-    /// The output whose window starts last of those that may contain `z`.
-    fn top(&self, z: usize) -> usize {
-        (z + self.padding) / self.stride
+    /// First and last `a` of a phase, if the input has one.
+    fn ends(&self, phase: usize) -> Option<[usize; 2]> {
+        let first = self.padding.saturating_sub(phase).div_ceil(self.stride);
+        let last = (self.size - 1 + self.padding).checked_sub(phase)? / self.stride;
+        (first <= last).then_some([first, last])
     }
 
-    /// How many outputs before that one also may, or none if the phase meets no position of the kernel.
-    fn most_back(&self, phase: usize) -> Option<usize> {
-        (phase < self.kernel).then(|| (self.kernel - 1 - phase) / self.stride)
+    /// The smallest and the largest `a` of any phase.
+    fn all_ends(&self) -> [usize; 2] {
+        let ends = || self.phases().filter_map(|phase| self.ends(phase));
+        [ends().map(|[first, _]| first).min().unwrap_or(0), ends().map(|[_, last]| last).max().unwrap_or(0)]
     }
 
-    /// Input coordinates of a phase with the first output that they meet, counted with the zeros before.
-    fn coordinates(&self, phase: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
-        let back = self.most_back(phase).unwrap_or(0);
-        (0..self.size)
-            .filter(move |&z| self.phase(z) == phase)
-            .map(move |z| (z, self.before + self.top(z) - back))
+    /// Zeros before the output's gradient: as many outputs before the first one are asked for.
+    fn lead(&self) -> usize {
+        ((self.kernel - 1) / self.stride).saturating_sub(self.all_ends()[0])
     }
 
-    /// Positions of the kernel that a phase meets, last first, with the distance from the first output.
+    /// How the gradient of the output lies, and how many places have results.
+    fn axis(&self) -> (Axis, usize) {
+        let ([first, last], lead) = (self.all_ends(), self.lead());
+        let reads = last + lead + 1;
+        (Axis { lead, len: self.out.min(reads - lead), first: 0, step: 1, reads }, last - first + 1)
+    }
+
+    fn spread(&self, phase: usize) -> Option<Spread> {
+        let [first, last] = self.ends(phase)?;
+        Some(Spread {
+            skip: first - self.all_ends()[0],
+            n: last - first + 1,
+            first: first * self.stride + phase - self.padding,
+            step: self.stride,
+        })
+    }
+
+    /// Positions of the kernel that a phase meets, last first, each with the place that it reads for the first `a`.
     fn positions(&self, phase: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
-        let n = self.most_back(phase).map_or(0, |back| back + 1);
-        (0..n).map(move |step| (phase + (n - 1 - step) * self.stride, step))
+        let first = self.all_ends()[0] + self.lead();
+        let most_back = (self.kernel - 1 - phase) / self.stride;
+        (0..=most_back).rev().map(move |back| (phase + back * self.stride, first - back))
     }
 }
 
@@ -82,78 +99,55 @@ pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32]) -
     if shape.has_tiny_groups() {
         return direct::input_gradient(shape, weight, out_gradient);
     }
-    let axes = [Axis::new(shape, 0), Axis::new(shape, 1)];
-    let source = Source::new(
-        shape.group_out(),
-        shape.out_size(),
-        axes.map(|axis| axis.before),
-        axes.map(|axis| axis.padded),
-        shape.out_image(),
-    );
-    // The phases that the kernel meets: from a stride beyond its size on, pixels of the other ones are in no window.
-    let met: [usize; 2] = std::array::from_fn(|i| shape.stride[i].min(shape.kernel[i]));
-    let passes = |weight: &[f32]| -> Vec<Pass> {
-        let phases = (0..met[0]).flat_map(|y| (0..met[1]).map(move |x| [y, x]));
-        phases.map(|phase| phase_pass(shape, &source, &axes, weight, phase)).collect()
+    let meetings = [0, 1].map(|i| Meetings::new(shape, i));
+    let [(y, rows), (x, columns)] = meetings.map(|meetings| meetings.axis());
+    let (axes, outputs) = ([vec![y], vec![x]], [rows, columns]);
+    let planes = Planes::new(shape.group_out(), shape.out_size(), shape.out_image(), axes, outputs);
+    let parts = |weight: &[f32]| -> Vec<Part> {
+        let phases = meetings[0].phases().flat_map(|y| meetings[1].phases().map(move |x| [y, x]));
+        phases.filter_map(|phase| part(shape, &meetings, weight, phase)).collect()
     };
-    let job = Job {
+    let correlation = Correlation {
         batch: shape.batch,
-        groups: weight.chunks_exact(shape.group_weight()).map(passes).collect(),
-        source,
+        planes,
+        groups: weight.chunks_exact(shape.group_weight()).map(parts).collect(),
         input: out_gradient,
         input_len: [shape.out_image(), shape.group_out() * shape.out_plane()],
         channels: shape.group_in(),
-        plane: shape.in_plane(),
-        has_gaps: met != shape.stride,
+        size: shape.size,
+        has_gaps: (0..2).any(|i| shape.stride[i] > shape.kernel[i]),
     };
-    // SAFETY: each pixel has one phase. Those whose phase meets the kernel are targets of its pass, the others are gaps, which
-    // are filled. All groups and blocks of channels have all passes.
-    unsafe { collect(len, |gradient| job.run(gradient)) }
+    // SAFETY: each pixel has one phase. Those whose phase meets the kernel are results of its part, the others are gaps, which
+    // are filled. All groups and blocks of channels have all parts.
+    unsafe { collect(len, |gradient| correlation.run(gradient)) }
 }
 
-/// The input pixels whose coordinates plus padding are `phase` modulo the stride.
-fn phase_pass(
-    shape: &ConvShape,
-    source: &Source,
-    axes: &[Axis; 2],
-    weight: &[f32],
-    phase: [usize; 2],
-) -> Pass {
-    let mut starts = Vec::new();
-    let mut targets = Vec::new();
-    for image in 0..images_together(shape.in_plane()) {
-        for (y, out_y) in axes[0].coordinates(phase[0]) {
-            for (x, out_x) in axes[1].coordinates(phase[1]) {
-                starts.push(source.index(image, 0, out_y, out_x));
-                targets.push(table_index(image * shape.in_image() + y * shape.size[1] + x));
-            }
-        }
-    }
-    let mut steps = Vec::new();
-    // Positions of the kernel of one output channel, in the order of the steps.
+/// The input pixels of a phase of the stride, if there are any.
+fn part(shape: &ConvShape, meetings: &[Meetings; 2], weight: &[f32], [y, x]: [usize; 2]) -> Option<Part> {
+    let spread = [meetings[0].spread(y)?, meetings[1].spread(x)?];
     let mut positions = Vec::new();
+    // Positions of the kernel of one output channel, in the order of the steps.
+    let mut taps = Vec::new();
     for channel in 0..shape.group_out() {
-        for (ky, step_y) in axes[0].positions(phase[0]) {
-            for (kx, step_x) in axes[1].positions(phase[1]) {
-                steps.push(source.index(0, channel, step_y, step_x));
+        for (ky, place_y) in meetings[0].positions(y) {
+            for (kx, place_x) in meetings[1].positions(x) {
+                positions.push(Position { channel, phase: 0, place: [place_y, place_x] });
                 if channel == 0 {
-                    positions.push(ky * shape.kernel[1] + kx);
+                    taps.push(ky * shape.kernel[1] + kx);
                 }
             }
         }
     }
-    let (channels, taps) = (shape.group_in(), shape.taps());
-    let panels = Pass::pack_panels(steps.len(), channels, |block, panel| {
-        let n = (channels - block.first).min(block.lanes);
-        let kernels = weight.chunks_exact(channels * taps);
-        for (rows, kernel) in panel.chunks_exact_mut(positions.len() * block.lanes).zip(kernels) {
-            let kernel = &kernel[block.first * taps..][..n * taps];
-            for (row, &position) in rows.chunks_exact_mut(block.lanes).zip(&positions) {
-                for (value, kernel) in row.iter_mut().zip(kernel.chunks_exact(taps)) {
-                    *value = kernel[position];
+    let (channels, n_taps) = (shape.group_in(), shape.taps());
+    Some(Part::new(positions, spread, channels, |block, panel| {
+        let kernels = weight.chunks_exact(channels * n_taps);
+        for (rows, kernel) in panel.chunks_exact_mut(taps.len() * ROWS).zip(kernels) {
+            let kernel = &kernel[block.start * n_taps..block.end * n_taps];
+            for (row, &tap) in rows.chunks_exact_mut(ROWS).zip(&taps) {
+                for (value, kernel) in row.iter_mut().zip(kernel.chunks_exact(n_taps)) {
+                    *value = kernel[tap];
                 }
             }
         }
-    });
-    Pass { starts, targets, steps, panels }
+    }))
 }

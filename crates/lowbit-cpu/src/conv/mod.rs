@@ -1,16 +1,16 @@
 //! Two-dimensional convolution and its gradients.
 //!
-//! All three are the same computation: an image, padded by zeros, is read at a start (one for each value of the result)
-//! plus a step (one for each summand), and multiplied by a panel that holds the values of up to 16 channels for each
-//! step. The forward pass starts at pixels and steps over the kernel; the gradient of the input is a convolution of the
-//! output's gradient, by the parts of the kernel that meet each of the stride's phases; the gradient of the weights
-//! starts at positions of the kernel and steps over pixels. Groups of very few channels, which would leave the panel
-//! empty, have loops of their own in `direct`.
+//! All three are sums over planes, images with zeros around them (`planes`), in two loops (`kernel`). The forward pass is a sum over
+//! the positions of a window, for many pixels at a time; the gradient of the input is the same of the output's gradient, by the
+//! parts of the kernel that meet each of the stride's phases (`correlation`); the gradient of the weights is, for each position of a window, a
+//! sum over pixels. Groups of very few channels have loops of their own in `direct`.
 
+mod correlation;
 mod direct;
 mod forward;
 mod input_gradient;
-mod pass;
+mod kernel;
+mod planes;
 mod shape;
 pub(crate) mod source;
 pub(crate) mod tables;

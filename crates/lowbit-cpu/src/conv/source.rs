@@ -139,7 +139,7 @@ pub fn table_index(place: usize) -> u32 {
 
 /// Zeros for a few values, for which a call would take longer.
 #[inline(always)]
-fn set_zero(out: &mut [f32]) {
+pub(super) fn set_zero(out: &mut [f32]) {
     if out.len() > 4 {
         return out.fill(0.0);
     }
@@ -150,7 +150,7 @@ fn set_zero(out: &mut [f32]) {
 
 /// Copies a row in pieces of fixed length: rows are so short that a call would take longer.
 #[inline(always)]
-fn copy(from: &[f32], to: &mut [f32]) {
+pub(super) fn copy(from: &[f32], to: &mut [f32]) {
     let ((wide, from), (wide_out, to)) = (from.as_chunks::<8>(), to.as_chunks_mut::<8>());
     for (from, to) in wide.iter().zip(wide_out) {
         *to = *from;

@@ -1,8 +1,7 @@
 //! Tables of the places that a convolution reads and writes.
 
-pub use super::pass::targets;
 use super::shape::ConvShape;
-use super::source::Source;
+use super::source::{Source, table_index};
 
 /// The images that the forward pass and the gradient of the weights read, and the step between windows in them.
 pub fn padded_input(shape: &ConvShape) -> (Source, [usize; 2]) {
@@ -66,4 +65,11 @@ impl Tables {
             images,
         }
     }
+}
+
+/// Places of a channel's pixels in the output, image after image.
+pub fn targets(plane: usize, out_image: usize, images: usize) -> Vec<u32> {
+    (0..images)
+        .flat_map(|image| (0..plane).map(move |pixel| table_index(image * out_image + pixel)))
+        .collect()
 }

@@ -1,46 +1,34 @@
 //! The gradient of the weights.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::correlation::{even_parts, images_together};
 use super::direct;
-use super::pass::{Add, Block, blocks, even_parts, images_together};
+use super::forward::{input_planes, window_positions};
+use super::kernel::{BEYOND, DOTS, Dots, dots};
+use super::planes::{Axis, Planes, Position};
 use super::shape::ConvShape;
-use super::source::{Source, grow, with_scratch};
-use super::tables::{padded_input, window_steps, windows};
+use super::source::grow;
 use crate::output::{Slot, collect};
 use crate::packed::PackedImages;
 use crate::task_items;
-use crate::tile::{self, BLOCK, Operands};
-use crate::transpose::{from_panel, to_panel};
 
-/// Pixels that are summed up before the sums are added to those of other pixels: their panel takes half of a nearest
-/// cache of 32 KiB, and the order of the sum is nearer to pairwise.
-const PIXELS: usize = 256;
+/// Pixels that are summed up before the sums are added to those of other pixels: the order of the sum is nearer to pairwise, and
+/// their rows stay in the nearest cache.
+const PIXELS: usize = 2048;
 
-/// Values of a partial gradient that one task holds: half of a second cache of 512 KiB.
-const PARTIAL_LEN: usize = 1 << 16;
+/// Values that the sums of all shares of the batch take at most.
+const PARTIAL_LEN: usize = 1 << 21;
 
-/// Tasks that the work is divided into, at least, if the batch allows.
-const TASKS: usize = 16;
+/// Shares of the batch at most.
+const SHARES: usize = 64;
 
-/// How the work is divided, which depends on the shape only: the order of the sums must not depend on the threads.
-struct Partition {
-    /// Blocks of output channels of a task.
-    blocks: usize,
-    /// Images of a task.
-    images: usize,
-}
-
-impl Partition {
-    fn new(shape: &ConvShape, n_starts: usize) -> Self {
-        let n_blocks = shape.group_out().div_ceil(BLOCK);
-        let blocks = (PARTIAL_LEN / (BLOCK * n_starts)).clamp(1, n_blocks);
-        let blocks = even_parts(n_blocks, blocks);
-        let shares = TASKS.div_ceil(n_blocks.div_ceil(blocks)).min(shape.batch);
-        Self { blocks, images: shape.batch.div_ceil(shares) }
-    }
+thread_local! {
+    /// Buffers of a share of the batch, for the next one.
+    static BUFFERS: RefCell<[Vec<f32>; 3]> = RefCell::default();
 }
 
 /// Gradient of the weights from the gradient of the output.
@@ -116,84 +104,81 @@ impl<'a> Images<'a> {
 
 /// Writes the gradient of one group, whose channels begin at the start of the slices.
 fn group_gradient(shape: &ConvShape, input: Images<'_>, out_gradient: &[f32], gradient: &mut [Slot]) {
-    let (source, stride) = padded_input(shape);
-    let images = images_together(shape.out_plane());
-    let (starts, steps) = (window_steps(shape, &source), windows(shape, &source, stride, images));
-    let tables = Tables { starts, steps, source, images };
-    let n_starts = tables.starts.len();
-    let partition = Partition::new(shape, n_starts);
-    let all_blocks: Vec<Block> = blocks(shape.group_out()).collect();
-    let shares: Vec<usize> = (0..shape.batch).step_by(partition.images).collect();
-    let tasks: Vec<(&[Block], usize)> = all_blocks
-        .chunks(partition.blocks)
-        .flat_map(|blocks| shares.iter().map(move |&first| (blocks, first)))
-        .collect();
-    let partials: Vec<Vec<f32>> = tasks
-        .par_iter()
-        .map(|&(blocks, first)| {
-            let images = first..(first + partition.images).min(shape.batch);
-            tables.partial(shape, blocks, images, input, out_gradient)
-        })
-        .collect();
-    let parts = gradient.par_chunks_mut(partition.blocks * BLOCK * n_starts);
-    let work = parts.zip(all_blocks.par_chunks(partition.blocks)).zip(partials.par_chunks(shares.len()));
-    let task_len = partition.blocks * BLOCK * n_starts * shares.len();
-    work.with_min_len(task_items(task_len)).for_each(|((gradient, blocks), partials)| {
-        let mut sum = partials[0].clone();
+    let job = Job::new(shape);
+    // The shares depend on the shape only: the order of the sums must not depend on the threads.
+    let n_groups = shape.batch.div_ceil(job.images);
+    let n_shares = (PARTIAL_LEN / gradient.len()).clamp(1, SHARES).min(n_groups);
+    let share = n_groups.div_ceil(n_shares) * job.images;
+    let shares: Vec<Range<usize>> =
+        (0..shape.batch).step_by(share).map(|first| first..(first + share).min(shape.batch)).collect();
+    let partials: Vec<Vec<f32>> =
+        shares.into_par_iter().map(|images| job.partial(images, input, out_gradient)).collect();
+    let len = task_items(partials.len());
+    gradient.par_chunks_mut(len).enumerate().for_each(|(i, gradient)| {
+        let part = i * len..i * len + gradient.len();
+        let mut sums = partials[0][part.clone()].to_vec();
         for partial in &partials[1..] {
-            sum.iter_mut().zip(partial).for_each(|(sum, value)| *sum += value);
+            sums.iter_mut().zip(&partial[part.clone()]).for_each(|(sum, value)| *sum += value);
         }
-        for (i, block) in blocks.iter().enumerate() {
-            let rows = &mut gradient[i * BLOCK * n_starts..];
-            let n_rows = (shape.group_out() - block.first).min(block.lanes);
-            from_panel(&sum[i * BLOCK * n_starts..], block.lanes, n_starts, n_rows, rows);
-        }
+        gradient.write_copy_of_slice(&sums);
     });
 }
 
-struct Tables {
-    source: Source,
-    /// Positions of the kernel.
-    starts: Vec<u32>,
-    /// Pixels of `images` images.
-    steps: Vec<u32>,
+/// What is computed for a group of channels: each row of the weights, an output channel, is made of sums over the pixels of this
+/// channel's gradient and of the input at all positions of a window.
+struct Job<'a> {
+    shape: &'a ConvShape,
+    /// The input.
+    planes: Planes,
+    /// The gradient of the output, at the same distances.
+    gradients: Planes,
+    /// What is read at each position of a window.
+    positions: Vec<Position>,
+    /// Images that are summed up together.
     images: usize,
 }
 
-impl Tables {
-    /// The gradient by some images of the channels of `blocks`: for each block, a row for each start.
-    fn partial(
-        &self,
-        shape: &ConvShape,
-        blocks: &[Block],
-        range: Range<usize>,
-        input: Images<'_>,
-        out_gradient: &[f32],
-    ) -> Vec<f32> {
-        let (n_starts, plane) = (self.starts.len(), shape.out_plane());
-        let mut partial = vec![0.0; blocks.iter().map(|block| block.lanes * n_starts).sum()];
-        with_scratch(|[padded, panel, unpacked]| {
-            for first in range.clone().step_by(self.images) {
-                let images = self.images.min(range.end - first);
-                let input = input.values(first, images, shape.in_image(), unpacked);
-                let image = self.source.load(input, images, padded);
-                let parts = partial.chunks_mut(BLOCK * n_starts);
-                for (out, block) in parts.zip(blocks) {
-                    grow(panel, images * plane * block.lanes);
-                    let n_rows = (shape.group_out() - block.first).min(block.lanes);
-                    for (i, panel) in panel.chunks_exact_mut(plane * block.lanes).take(images).enumerate() {
-                        let rows = &out_gradient[(first + i) * shape.out_image() + block.first * plane..];
-                        to_panel(rows, plane, n_rows, plane, block.lanes, panel);
-                    }
-                    let steps = &self.steps[..images * plane];
-                    let len = even_parts(steps.len(), PIXELS);
-                    for (steps, panel) in steps.chunks(len).zip(panel.chunks(len * block.lanes)) {
-                        let operands = Operands { image, starts: &self.starts, steps, panel };
-                        tile::run(operands, block.lanes, &mut Add { out });
-                    }
+impl<'a> Job<'a> {
+    fn new(shape: &'a ConvShape) -> Self {
+        let planes = input_planes(shape);
+        let out = shape.out_size();
+        let axis = |n| vec![Axis { lead: 0, len: n, first: 0, step: 1, reads: n }];
+        let gradients =
+            Planes::new(shape.group_out(), out, shape.out_image(), out.map(axis), [planes.rows, planes.row]);
+        let images = images_together(planes.plane());
+        Self { shape, planes, gradients, positions: window_positions(shape), images }
+    }
+
+    /// The gradient by some images.
+    fn partial(&self, range: Range<usize>, input: Images<'_>, out_gradient: &[f32]) -> Vec<f32> {
+        let shape = self.shape;
+        let mut partial = vec![0.0; shape.group_weight()];
+        let mut steps = Vec::new();
+        // Taken from the thread, as another share may run on it before this one ends.
+        let [mut unpacked, mut image, mut rows] = BUFFERS.take();
+        for first in range.clone().step_by(self.images) {
+            let n = self.images.min(range.end - first);
+            let input = input.values(first, n, shape.in_image(), &mut unpacked);
+            let image = self.planes.pack(input, n, &mut image);
+            self.planes.places(n, &self.positions, &mut steps);
+            let out_gradient = &out_gradient[first * shape.out_image()..];
+            let rows = self.gradients.pack(out_gradient, n, &mut rows);
+            let stride = self.gradients.stride(n);
+            let n_pixels = n * self.planes.plane();
+            let together = even_parts(n_pixels, PIXELS).next_multiple_of(BEYOND);
+            let len = DOTS * steps.len();
+            let blocks = partial.par_chunks_mut(len).enumerate();
+            blocks.with_min_len(task_items(len * n_pixels)).for_each(|(block, partial)| {
+                let n_rows = partial.len() / steps.len();
+                for pixel in (0..n_pixels).step_by(together) {
+                    let rows = &rows[block * DOTS * stride + pixel..];
+                    let n = together.min(n_pixels - pixel);
+                    let image = &image[pixel..];
+                    dots(Dots { image, steps: &steps, rows, stride, n_rows, n }, partial);
                 }
-            }
-        });
+            });
+        }
+        BUFFERS.set([unpacked, image, rows]);
         partial
     }
 }

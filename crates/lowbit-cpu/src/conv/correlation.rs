@@ -1,0 +1,248 @@
+//! Convolutions of stride 1 over planes, and how they are divided among threads.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::kernel::{BEYOND, Products, ROWS, products};
+use super::planes::{Planes, Position};
+use super::source::grow;
+use crate::instructions::multiversion;
+use crate::output::Slot;
+use crate::task_items;
+
+/// Pixels that are summed up together: what they read, and their sums, stay in the nearest caches.
+const PIXELS: usize = 1024;
+
+/// Steps whose part of a panel is used for all pixels before the next part is: half of a nearest cache of 32 KiB.
+const STEPS: usize = 512;
+
+/// Length of equal parts of at most `limit` (about: their sizes differ by less than one part's rounding).
+pub fn even_parts(len: usize, limit: usize) -> usize {
+    len.div_ceil(len.div_ceil(limit).max(1)).max(1)
+}
+
+/// Images that are computed together, so that small ones fill [`PIXELS`].
+pub fn images_together(plane: usize) -> usize {
+    (PIXELS / plane.max(1)).max(1)
+}
+
+/// Along one axis, which of the places of a plane are results, and where they go.
+#[derive(Clone, Copy, Debug)]
+pub struct Spread {
+    /// Places before the first result.
+    pub skip: usize,
+    /// Results.
+    pub n: usize,
+    /// Coordinate of the first result.
+    pub first: usize,
+    /// From result to result.
+    pub step: usize,
+}
+
+/// Results that are summed up by the same steps.
+pub struct Part {
+    /// For each block of [`ROWS`] channels, a row of factors for each step.
+    panels: Vec<f32>,
+    /// A channel and a position of the kernel: the phase's number and the place in its plane.
+    pub positions: Vec<Position>,
+    /// Rows and columns.
+    pub spread: [Spread; 2],
+}
+
+impl Part {
+    /// Has `pack` write the panel of each block of channels, from number `first` on.
+    pub fn new(
+        positions: Vec<Position>,
+        spread: [Spread; 2],
+        channels: usize,
+        pack: impl Fn(Range<usize>, &mut [f32]) + Sync,
+    ) -> Self {
+        let len = ROWS * positions.len();
+        let mut panels = vec![0.0; channels.div_ceil(ROWS) * len];
+        let blocks = panels.par_chunks_mut(len.max(1)).enumerate().with_min_len(task_items(len));
+        blocks.for_each(|(block, panel)| {
+            pack(block * ROWS..((block + 1) * ROWS).min(channels), panel);
+        });
+        Self { panels, positions, spread }
+    }
+}
+
+/// All that makes up a result.
+pub struct Correlation<'a> {
+    pub batch: usize,
+    pub planes: Planes,
+    /// For each group of channels.
+    pub groups: Vec<Vec<Part>>,
+    pub input: &'a [f32],
+    /// Values of an image of the input, and of a group of channels in it.
+    pub input_len: [usize; 2],
+    /// Channels of a group of the result.
+    pub channels: usize,
+    /// Height and width of the result.
+    pub size: [usize; 2],
+    /// Whether the parts leave values out, which are zero.
+    pub has_gaps: bool,
+}
+
+/// Buffers of a thread.
+#[derive(Default)]
+struct Scratch {
+    planes: Vec<f32>,
+    sums: Vec<f32>,
+    steps: Vec<u32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Correlation<'_> {
+    /// Writes the result.
+    ///
+    /// Every value is one sum in a fixed order, so the division of the work may depend on the number of threads.
+    pub fn run(&self, out: &mut [Slot]) {
+        let plane = self.size[0] * self.size[1];
+        let out_image = self.groups.len() * self.channels * plane;
+        if self.batch == 0 || out_image == 0 {
+            return;
+        }
+        let tasks = 2 * rayon::current_num_threads();
+        if self.batch < tasks {
+            let n_blocks = self.channels.div_ceil(ROWS);
+            let per_task = n_blocks.div_ceil(tasks.div_ceil(self.batch));
+            out.par_chunks_mut(self.channels * plane).enumerate().for_each(|(part, out)| {
+                let (image, group) = (part / self.groups.len(), part % self.groups.len());
+                let parts = out.par_chunks_mut(per_task * ROWS * plane);
+                parts.enumerate().for_each(|(i, out)| {
+                    let range = i * per_task..((i + 1) * per_task).min(n_blocks);
+                    self.run_part(image, 1, group, range, out);
+                });
+            });
+            return;
+        }
+        let together = images_together(self.planes.plane()).min(self.batch / tasks).max(1);
+        out.par_chunks_mut(together * out_image).enumerate().for_each(|(i, out)| {
+            let n = out.len() / out_image;
+            for group in 0..self.groups.len() {
+                let out = &mut out[group * self.channels * plane..];
+                self.run_part(i * together, n, group, 0..self.channels.div_ceil(ROWS), out);
+            }
+        });
+    }
+
+    /// The channels of some blocks of a group of `n` images; `out` begins with the first of them.
+    fn run_part(&self, first: usize, n: usize, group: usize, blocks: Range<usize>, out: &mut [Slot]) {
+        let input = &self.input[first * self.input_len[0] + group * self.input_len[1]..];
+        let plane = self.size[0] * self.size[1];
+        SCRATCH.with_borrow_mut(|Scratch { planes, sums, steps }| {
+            let image = self.planes.pack(input, n, planes);
+            if self.has_gaps {
+                let out_image = self.groups.len() * self.channels * plane;
+                let channels = (blocks.len() * ROWS).min(self.channels - blocks.start * ROWS);
+                out.chunks_mut(out_image).for_each(|out| out[..channels * plane].fill(Slot::new(0.0)));
+            }
+            for part in &self.groups[group] {
+                self.planes.places(n, &part.positions, steps);
+                self.sum_up(part, steps, image, n, blocks.clone(), sums, out);
+            }
+        });
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the buffers are taken one by one")]
+    fn sum_up(
+        &self,
+        part: &Part,
+        steps: &[u32],
+        image: &[f32],
+        n: usize,
+        blocks: Range<usize>,
+        sums: &mut Vec<f32>,
+        out: &mut [Slot],
+    ) {
+        let row = self.planes.row;
+        let n_rows = n * self.planes.rows;
+        let together = even_parts(n_rows, (PIXELS / row).max(1));
+        let stride = (together * row + BEYOND).next_multiple_of(BEYOND) + 16;
+        let steps_together = even_parts(steps.len(), STEPS);
+        grow(sums, ROWS * stride);
+        for first_row in (0..n_rows).step_by(together) {
+            let rows = first_row..(first_row + together).min(n_rows);
+            let image = &image[first_row * row..];
+            for block in blocks.clone() {
+                let panel = &part.panels[block * ROWS * steps.len()..][..ROWS * steps.len()];
+                for (i, steps) in steps.chunks(steps_together).enumerate() {
+                    let panel = &panel[i * steps_together * ROWS..][..steps.len() * ROWS];
+                    let operands = Products { image, steps, panel, n: rows.len() * row, adds: i > 0 };
+                    products(operands, sums, stride);
+                }
+                let out = &mut out[(block - blocks.start) * ROWS * self.size[0] * self.size[1]..];
+                let results = Store {
+                    spread: part.spread,
+                    rows: rows.clone(),
+                    image_rows: self.planes.rows,
+                    strides: [row, stride],
+                    sums,
+                    channels: (self.channels - block * ROWS).min(ROWS),
+                    size: self.size,
+                    out_image: self.groups.len() * self.channels * self.size[0] * self.size[1],
+                };
+                store(&results, out);
+            }
+        }
+    }
+}
+
+/// Results of a block of channels.
+struct Store<'a> {
+    spread: [Spread; 2],
+    /// Rows of the planes that were summed up, of images of so many rows each.
+    rows: Range<usize>,
+    image_rows: usize,
+    /// Values from row to row, and from channel to channel of the sums.
+    strides: [usize; 2],
+    sums: &'a [f32],
+    channels: usize,
+    /// Height and width of the result, and values of an image of it.
+    size: [usize; 2],
+    out_image: usize,
+}
+
+multiversion! {
+    /// Writes the results among the sums of some rows of the planes.
+    fn store(results: &Store<'_>, out: &mut [Slot]) {
+        let Store { spread: [y, x], strides: [row, stride], size: [height, width], sums, .. } = *results;
+        let plane = height * width;
+        for (i, place) in results.rows.clone().enumerate() {
+            let (image, place) = (place / results.image_rows, place % results.image_rows);
+            if !(y.skip..y.skip + y.n).contains(&place) {
+                continue;
+            }
+            let target = image * results.out_image + (y.first + (place - y.skip) * y.step) * width + x.first;
+            for channel in 0..results.channels {
+                let from = &sums[channel * stride + i * row + x.skip..][..x.n];
+                let to = &mut out[channel * plane + target..];
+                if x.step == 1 {
+                    copy_to_slots(from, &mut to[..x.n]);
+                } else {
+                    to.iter_mut().step_by(x.step).zip(from).for_each(|(to, from)| {
+                        to.write(*from);
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Copies a row to what has no values yet, in pieces of fixed length.
+#[inline(always)]
+fn copy_to_slots(from: &[f32], to: &mut [Slot]) {
+    let ((wide, from), (wide_out, to)) = (from.as_chunks::<8>(), to.as_chunks_mut::<8>());
+    for (from, to) in wide.iter().zip(wide_out) {
+        *to = from.map(Slot::new);
+    }
+    for (from, to) in from.iter().zip(to) {
+        to.write(*from);
+    }
+}
