@@ -53,19 +53,22 @@ impl PackedImages {
         self.bytes.len() / self.image_bytes()
     }
 
-    /// Writes the values of the images from number `first` on, as many as `out` has room for.
+    /// Writes values of an image, from number `first` of it on, as many as `out` has room for.
     ///
     /// # Panics
-    /// If there are not as many.
-    pub fn unpack(&self, first: usize, out: &mut [f32]) {
+    /// If there is no such image, or it has not as many values.
+    pub fn unpack(&self, image: usize, first: usize, mut out: &mut [f32]) {
+        assert!(first + out.len() <= self.image_len, "values beyond the end of an image");
         let (image_bytes, bits) = (self.image_bytes(), 8 / self.per_byte);
-        let bytes = self.bytes[first * image_bytes..].chunks_exact(image_bytes);
-        let images = out.chunks_exact_mut(self.image_len);
-        assert!(images.len() <= bytes.len(), "there are not as many images");
-        for (image, bytes) in images.zip(bytes) {
-            for (i, values) in image.chunks_mut(image_bytes).enumerate() {
-                split(bytes, bits * i, bits, self.scale, values);
-            }
+        let bytes = &self.bytes[image * image_bytes..][..image_bytes];
+        let mut first = first;
+        while !out.is_empty() {
+            // Values that follow each other are in bytes that do, until the image's bytes begin again.
+            let (i, byte) = (first / image_bytes, first % image_bytes);
+            let (values, rest) = out.split_at_mut(out.len().min(image_bytes - byte));
+            split(&bytes[byte..], bits * i, bits, self.scale, values);
+            first += values.len();
+            out = rest;
         }
     }
 
@@ -112,11 +115,13 @@ mod tests {
                 assert!(
                     packed.bytes.len() <= 5 * (image_len * bits.next_power_of_two() as usize).div_ceil(8)
                 );
-                for first in 0..5 {
-                    for n in 0..=5 - first {
-                        let mut out = vec![f32::NAN; n * image_len];
-                        packed.unpack(first, &mut out);
-                        assert_eq!(out, values[first * image_len..][..n * image_len]);
+                for image in 0..5 {
+                    for first in 0..image_len.min(40) {
+                        for n in [0, 1, image_len / 2, image_len].map(|n| n.min(image_len - first)) {
+                            let mut out = vec![f32::NAN; n];
+                            packed.unpack(image, first, &mut out);
+                            assert_eq!(out, values[image * image_len + first..][..n]);
+                        }
                     }
                 }
             }

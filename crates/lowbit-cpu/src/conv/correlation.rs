@@ -6,7 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::kernel::{BEYOND, Products, ROWS, products};
-use super::planes::{Planes, Position};
+use super::planes::{Images, Planes, Position};
 use super::source::grow;
 use crate::instructions::multiversion;
 use crate::output::Slot;
@@ -137,7 +137,7 @@ impl Correlation<'_> {
         let input = &self.input[first * self.input_len[0] + group * self.input_len[1]..];
         let plane = self.size[0] * self.size[1];
         SCRATCH.with_borrow_mut(|Scratch { planes, sums, steps }| {
-            let image = self.planes.pack(input, n, planes);
+            let image = self.planes.pack(Images::Values(input), n, planes);
             if self.has_gaps {
                 let out_image = self.groups.len() * self.channels * plane;
                 let channels = (blocks.len() * ROWS).min(self.channels - blocks.start * ROWS);

@@ -6,9 +6,15 @@
 //!
 //! With a stride, a plane is made for each of its phases: then neighboring windows are neighbors in each plane too.
 
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
 use super::kernel::BEYOND;
 use super::source::{copy, grow, set_zero};
 use crate::instructions::multiversion;
+use crate::packed::PackedImages;
+use crate::task_items;
 
 /// How values of an image come to lie along one axis of a plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,37 +136,82 @@ impl Planes {
         self.channels * self.phases.len() * self.stride(n) + reads(0) * self.row + reads(1) + 2 * BEYOND
     }
 
-    /// The planes of `n` images, the first of which begins at the start of `input`.
-    pub fn pack<'a>(&self, input: &[f32], n: usize, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+    /// The planes of `n` images, made by one thread.
+    pub fn pack<'a>(&self, images: Images<'_>, n: usize, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+        let (buffer, stride) = self.prepare(n, buffer);
+        let channels = buffer.chunks_exact_mut(self.phases.len() * stride).take(self.channels);
+        channels.enumerate().for_each(|(channel, planes)| pack_channel(self, images, channel, n, planes));
+        buffer
+    }
+
+    /// The same by all threads.
+    pub fn pack_shared<'a>(&self, images: Images<'_>, n: usize, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+        let (buffer, stride) = self.prepare(n, buffer);
+        let len = self.phases.len() * stride;
+        let channels = buffer[..self.channels * len].par_chunks_exact_mut(len).with_min_len(task_items(len));
+        channels.enumerate().for_each(|(channel, planes)| pack_channel(self, images, channel, n, planes));
+        buffer
+    }
+
+    /// A buffer for the planes of `n` images with the zeros behind them, and the values from plane to plane.
+    fn prepare<'a>(&self, n: usize, buffer: &'a mut Vec<f32>) -> (&'a mut [f32], usize) {
         let (len, stride) = (self.len(n), self.stride(n));
         grow(buffer, len);
         let buffer = &mut buffer[..len];
-        let (planes, behind) = buffer.split_at_mut(self.channels * self.phases.len() * stride);
-        behind.fill(0.0);
-        for (channel, planes) in planes.chunks_exact_mut(self.phases.len() * stride).enumerate() {
-            pack_channel(self, input, channel, n, planes);
+        buffer[self.channels * self.phases.len() * stride..].fill(0.0);
+        (buffer, stride)
+    }
+}
+
+/// Images that are laid out.
+#[derive(Clone, Copy)]
+pub enum Images<'a> {
+    /// Values, of which the first image's begin here.
+    Values(&'a [f32]),
+    /// Packed codes, from this image on.
+    Codes(&'a PackedImages, usize),
+}
+
+thread_local! {
+    /// The values of a plane of codes.
+    static UNPACKED: RefCell<Vec<f32>> = RefCell::default();
+}
+
+/// The planes of one channel.
+fn pack_channel(layout: &Planes, images: Images<'_>, channel: usize, n: usize, planes: &mut [f32]) {
+    let (plane_len, plane_values) = (layout.plane(), layout.size[0] * layout.size[1]);
+    for plane in planes.chunks_exact_mut(layout.stride(n)) {
+        plane[n * plane_len..].fill(0.0);
+    }
+    for image in 0..n {
+        match images {
+            Images::Values(values) => {
+                let values = &values[image * layout.input_image + channel * plane_values..][..plane_values];
+                pack_plane(layout, values, image, n, planes);
+            }
+            Images::Codes(codes, first) => UNPACKED.with_borrow_mut(|values| {
+                grow(values, plane_values);
+                let values = &mut values[..plane_values];
+                codes.unpack(first + image, channel * plane_values, values);
+                pack_plane(layout, values, image, n, planes);
+            }),
         }
-        buffer
     }
 }
 
 multiversion! {
-    /// The planes of one channel.
-    fn pack_channel(layout: &Planes, input: &[f32], channel: usize, n: usize, planes: &mut [f32]) {
-        let Planes { size, phases, row: pitch, input_image, .. } = layout;
-        let (plane_len, plane_values, stride) = (layout.plane(), size[0] * size[1], layout.stride(n));
-        for (plane, [y, x]) in planes.chunks_exact_mut(stride).zip(phases) {
-            plane[n * plane_len..].fill(0.0);
-            for (image, plane) in plane.chunks_exact_mut(plane_len).take(n).enumerate() {
-                let values = &input[image * input_image + channel * plane_values..][..plane_values];
-                let (above, plane) = plane.split_at_mut(y.lead * pitch);
-                above.fill(0.0);
-                let (inner, below) = plane.split_at_mut(y.len * pitch);
-                below.fill(0.0);
-                let rows = values[(y.first * size[1]).min(plane_values)..].chunks(y.step * size[1]);
-                for (row, out) in rows.zip(inner.chunks_exact_mut(*pitch)) {
-                    pack_row(row, x, out);
-                }
+    /// The planes of one channel of an image, for each phase.
+    fn pack_plane(layout: &Planes, values: &[f32], image: usize, n: usize, planes: &mut [f32]) {
+        let (plane_len, width) = (layout.plane(), layout.size[1]);
+        for (plane, [y, x]) in planes.chunks_exact_mut(layout.stride(n)).zip(&layout.phases) {
+            let plane = &mut plane[image * plane_len..][..plane_len];
+            let (above, plane) = plane.split_at_mut(y.lead * layout.row);
+            above.fill(0.0);
+            let (inner, below) = plane.split_at_mut(y.len * layout.row);
+            below.fill(0.0);
+            let rows = values[(y.first * width).min(values.len())..].chunks(y.step * width);
+            for (row, out) in rows.zip(inner.chunks_exact_mut(layout.row)) {
+                pack_row(row, x, out);
             }
         }
     }

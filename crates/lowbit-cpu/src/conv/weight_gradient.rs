@@ -9,9 +9,8 @@ use super::correlation::{even_parts, images_together};
 use super::direct;
 use super::forward::{input_planes, window_positions};
 use super::kernel::{BEYOND, DOTS, Dots, dots};
-use super::planes::{Axis, Planes, Position};
+use super::planes::{Axis, Images, Planes, Position};
 use super::shape::ConvShape;
-use super::source::grow;
 use crate::output::{Slot, collect};
 use crate::packed::PackedImages;
 use crate::task_items;
@@ -21,14 +20,14 @@ use crate::task_items;
 const PIXELS: usize = 2048;
 
 /// Values that the sums of all shares of the batch take at most.
-const PARTIAL_LEN: usize = 1 << 21;
+const PARTIAL_LEN: usize = 1 << 19;
 
 /// Shares of the batch at most.
 const SHARES: usize = 64;
 
 thread_local! {
     /// Buffers of a share of the batch, for the next one.
-    static BUFFERS: RefCell<[Vec<f32>; 3]> = RefCell::default();
+    static BUFFERS: RefCell<[Vec<f32>; 2]> = RefCell::default();
 }
 
 /// Gradient of the weights from the gradient of the output.
@@ -78,28 +77,7 @@ pub fn weight_gradient_of_codes(shape: &ConvShape, input: &PackedImages, out_gra
         return vec![0.0; len];
     }
     // SAFETY: one group is all of the weights.
-    unsafe { collect(len, |gradient| group_gradient(shape, Images::Codes(input), out_gradient, gradient)) }
-}
-
-/// Input of the gradient.
-#[derive(Clone, Copy)]
-enum Images<'a> {
-    Values(&'a [f32]),
-    Codes(&'a PackedImages),
-}
-
-impl<'a> Images<'a> {
-    /// The values of `n` images, images of `image_len` values; codes are unpacked to the buffer.
-    fn values(self, first: usize, n: usize, image_len: usize, buffer: &'a mut Vec<f32>) -> &'a [f32] {
-        match self {
-            Self::Values(values) => &values[first * image_len..],
-            Self::Codes(codes) => {
-                grow(buffer, n * image_len);
-                codes.unpack(first, &mut buffer[..n * image_len]);
-                &buffer[..n * image_len]
-            }
-        }
-    }
+    unsafe { collect(len, |gradient| group_gradient(shape, Images::Codes(input, 0), out_gradient, gradient)) }
 }
 
 /// Writes the gradient of one group, whose channels begin at the start of the slices.
@@ -155,14 +133,17 @@ impl<'a> Job<'a> {
         let mut partial = vec![0.0; shape.group_weight()];
         let mut steps = Vec::new();
         // Taken from the thread, as another share may run on it before this one ends.
-        let [mut unpacked, mut image, mut rows] = BUFFERS.take();
+        let [mut image, mut rows] = BUFFERS.take();
         for first in range.clone().step_by(self.images) {
             let n = self.images.min(range.end - first);
-            let input = input.values(first, n, shape.in_image(), &mut unpacked);
-            let image = self.planes.pack(input, n, &mut image);
+            let input = match input {
+                Images::Values(values) => Images::Values(&values[first * shape.in_image()..]),
+                Images::Codes(codes, _) => Images::Codes(codes, first),
+            };
+            let image = self.planes.pack_shared(input, n, &mut image);
             self.planes.places(n, &self.positions, &mut steps);
-            let out_gradient = &out_gradient[first * shape.out_image()..];
-            let rows = self.gradients.pack(out_gradient, n, &mut rows);
+            let out_gradient = Images::Values(&out_gradient[first * shape.out_image()..]);
+            let rows = self.gradients.pack_shared(out_gradient, n, &mut rows);
             let stride = self.gradients.stride(n);
             let n_pixels = n * self.planes.plane();
             let together = even_parts(n_pixels, PIXELS).next_multiple_of(BEYOND);
@@ -178,7 +159,7 @@ impl<'a> Job<'a> {
                 }
             });
         }
-        BUFFERS.set([unpacked, image, rows]);
+        BUFFERS.set([image, rows]);
         partial
     }
 }
