@@ -311,7 +311,7 @@ pub fn products(operands: Products<'_>, out: &mut [f32], stride: usize) {
         #[target_feature(enable = "avx2,fma")]
         fn avx2(operands: Products<'_>, out: &mut [f32], stride: usize) {
             // SAFETY: the caller has checked the lengths.
-            unsafe { all_products::<__m256, 4, 3>(operands, out, stride) }
+            unsafe { all_products::<__m256, 4, 2>(operands, out, stride) }
         }
         if Avx512::detect().is_some() {
             // SAFETY: the processor has the instructions.
