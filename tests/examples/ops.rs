@@ -46,6 +46,7 @@ struct Prepared {
 }
 
 fn main() {
+    lowbit_cpu::left_out().expect("instruction sets that are known");
     keep_memory();
     on_compute_thread(serve).expect("the threads start");
 }

@@ -34,10 +34,10 @@ fn are_multiplied(weight: i32, activation: i32) -> bool {
     let are_bytes = weight <= 127 && activation <= 255;
     #[cfg(target_arch = "x86_64")]
     return are_bytes
-        && (std::arch::is_x86_feature_detected!("avx512vnni") || 4 * 2 * weight * activation <= 32_767);
+        && (lowbit_cpu::instruction_sets().contains(&"avx512vnni") || 4 * 2 * weight * activation <= 32_767);
     #[cfg(target_arch = "aarch64")]
     return are_bytes
-        && (std::arch::is_aarch64_feature_detected!("dotprod")
+        && (lowbit_cpu::instruction_sets().contains(&"dotprod")
             || activation <= 127 && 4 * 2 * weight * activation <= 32_767);
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     return are_bytes;
@@ -46,7 +46,7 @@ fn are_multiplied(weight: i32, activation: i32) -> bool {
 /// The CPU backends, if this processor multiplies codes faster than floats.
 fn fast_backends() -> Vec<Backend> {
     #[cfg(target_arch = "x86_64")]
-    let is_fast = std::arch::is_x86_feature_detected!("avx2");
+    let is_fast = lowbit_cpu::instruction_sets().contains(&"avx2");
     #[cfg(not(target_arch = "x86_64"))]
     let is_fast = cfg!(target_arch = "aarch64");
     if !is_fast {

@@ -39,7 +39,8 @@ class Conv(nn.Conv2d):
 
 
 def brevitas_conv():
-    """The same as Brevitas has it: weights and input with learned scales, for the tensor."""
+    """The same as Brevitas has it, with its usual quantizers: weights by their largest magnitude, which leaves -1, 0 and 1 of 2
+    bits, the input by a scale that is learned after it has been set by the first batch."""
     import brevitas.nn as qnn
     from brevitas.quant import Int8WeightPerTensorFloat, Uint8ActPerTensorFloat
 
@@ -52,7 +53,10 @@ def brevitas_conv():
             if bits is None:
                 self.conv = nn.Conv2d(inputs, outputs, kernel, **sizes)
                 return
-            self.input = qnn.QuantIdentity(act_quant=Uint8ActPerTensorFloat, bit_width=bits[1])
+            # By default it collects percentiles for 300 steps first, which would be all that is timed.
+            self.input = qnn.QuantIdentity(
+                act_quant=Uint8ActPerTensorFloat, bit_width=bits[1], collect_stats_steps=1
+            )
             self.conv = qnn.QuantConv2d(
                 inputs, outputs, kernel, weight_quant=Int8WeightPerTensorFloat, weight_bit_width=bits[0], **sizes
             )

@@ -1,7 +1,7 @@
 //! The choice of instructions for all kernels.
 //!
-//! Kernels are plain loops over arrays of fixed length. They are compiled for the baseline and for AVX2, and the compiler makes
-//! vector instructions of them; which one runs is decided when it is called.
+//! Most kernels are plain loops over arrays of fixed length. They are compiled for the baseline and for AVX2, and the compiler makes
+//! vector instructions of them. Where it does not, kernels name the instructions. Which one runs is decided when it is called.
 //!
 //! The variable `LOWBIT_WITHOUT` of the environment leaves instruction sets out, as if the processor did not have them
 //! ([`left_out`]): to test and to time what other processors run.
@@ -138,7 +138,12 @@ pub fn instruction_sets() -> Vec<&'static str> {
     let known = detected!(is_aarch64_feature_detected: "neon" "fp16" "dotprod" "i8mm" "bf16" "sve" "sve2");
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let known: [(&str, bool); 0] = [];
+    // What comes with a set, and is chosen with it.
+    let with_avx2 = ["fma", "avxvnni"];
     let is_left = |name: &str| {
+        if with_avx2.contains(&name) && !is_allowed("avx2") {
+            return false;
+        }
         SWITCHES
             .iter()
             .all(|(set, _)| is_allowed(set) || !(name == *set || *set == "avx512" && name.starts_with(set)))

@@ -15,6 +15,7 @@ use lowbit_runtime::Model;
 static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    lowbit_cpu::left_out()?;
     keep_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [file, threads] = arguments.as_slice() else { return Err("usage: run MODEL THREADS".into()) };

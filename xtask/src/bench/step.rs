@@ -215,7 +215,7 @@ fn peer_entries(peers: &[Peer], ways: &[Way], bits: &str) -> Vec<(&'static str, 
     entries
 }
 
-/// Of every contestant of ours to each peer at the same bits and in full precision, and to its own full precision.
+/// Of every contestant of ours to each peer at the same bits and in full precision, and of every contestant to its own full precision.
 fn ratios(contestants: &[Contestant]) -> Vec<Ratio> {
     let mut ratios = Vec::new();
     for of in contestants {

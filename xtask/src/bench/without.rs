@@ -42,6 +42,15 @@ impl Set {
         }
     }
 
+    /// The most that MKL may use without it, which multiplies matrices for the linear layer; `None` if it need not be told.
+    fn most_of_mkl(self) -> Option<&'static str> {
+        match self {
+            Self::Avx2 => Some("SSE4_2"),
+            Self::Avx512 => Some("AVX2"),
+            Self::Avx512Vnni | Self::Avx512Bf16 | Self::Amx => None,
+        }
+    }
+
     /// The most that PyTorch's own loops may use without it; `None` if they never do.
     fn most_of_loops(self) -> Option<&'static str> {
         match self {
@@ -61,8 +70,13 @@ impl Without {
     /// Tells a program of ours, or one that computes by PyTorch.
     pub fn tell(&self, command: &mut Command) {
         let Some(lowest) = self.sets.iter().min() else { return };
-        command.env(OURS, self.names().join(","));
+        // A peer has a ladder of sets: what is above the lowest one is left out on our side too.
+        let sets = Set::value_variants().iter().filter(|set| *set >= lowest);
+        command.env(OURS, sets.map(|set| set.name()).collect::<Vec<_>>().join(","));
         command.env("ONEDNN_MAX_CPU_ISA", lowest.most_of_onednn());
+        if let Some(most) = lowest.most_of_mkl() {
+            command.env("MKL_ENABLE_INSTRUCTIONS", most);
+        }
         if let Some(most) = lowest.most_of_loops() {
             command.env("ATEN_CPU_CAPABILITY", most);
         }
@@ -89,9 +103,13 @@ mod tests {
             pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
         };
         assert_eq!(told(&[Set::Amx]), of(&[(OURS, "amx"), ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")]));
-        let expected =
-            [(OURS, "amx,avx512"), ("ONEDNN_MAX_CPU_ISA", "AVX2_VNNI_2"), ("ATEN_CPU_CAPABILITY", "avx2")];
+        let expected = [
+            (OURS, "avx512,avx512vnni,avx512bf16,amx"),
+            ("ONEDNN_MAX_CPU_ISA", "AVX2_VNNI_2"),
+            ("MKL_ENABLE_INSTRUCTIONS", "AVX2"),
+            ("ATEN_CPU_CAPABILITY", "avx2"),
+        ];
         assert_eq!(told(&[Set::Amx, Set::Avx512]), of(&expected));
-        assert_eq!(told(&[Set::Avx512Bf16])[OURS], "avx512bf16");
+        assert_eq!(told(&[Set::Avx512Vnni])[OURS], "avx512vnni,avx512bf16,amx");
     }
 }

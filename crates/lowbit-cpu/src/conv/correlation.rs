@@ -108,17 +108,21 @@ impl Correlation<'_> {
         if self.batch == 0 || out_image == 0 {
             return;
         }
-        let tasks = 2 * rayon::current_num_threads();
+        let threads = rayon::current_num_threads();
+        let tasks = if threads == 1 { 1 } else { 2 * threads };
+        let n_blocks = self.channels.div_ceil(ROWS);
         if self.batch < tasks {
-            let n_blocks = self.channels.div_ceil(ROWS);
             let per_task = n_blocks.div_ceil(tasks.div_ceil(self.batch));
             out.par_chunks_mut(self.channels * plane).enumerate().for_each(|(part, out)| {
                 let (image, group) = (part / self.groups.len(), part % self.groups.len());
-                let parts = out.par_chunks_mut(per_task * ROWS * plane);
-                parts.enumerate().for_each(|(i, out)| {
-                    let range = i * per_task..((i + 1) * per_task).min(n_blocks);
-                    self.run_part(image, 1, group, range, out);
+                // Taken from the thread, as it may begin another image while it waits for the blocks of this one.
+                let mut planes = SCRATCH.with_borrow_mut(|scratch| std::mem::take(&mut scratch.planes));
+                let packed = self.planes.pack_shared(self.images(image, group), 1, &mut planes);
+                out.par_chunks_mut(per_task * ROWS * plane).enumerate().for_each(|(i, out)| {
+                    let blocks = i * per_task..((i + 1) * per_task).min(n_blocks);
+                    self.sum_up(packed, 1, group, blocks, out);
                 });
+                SCRATCH.with_borrow_mut(|scratch| scratch.planes = planes);
             });
             return;
         }
@@ -127,80 +131,71 @@ impl Correlation<'_> {
             let n = out.len() / out_image;
             for group in 0..self.groups.len() {
                 let out = &mut out[group * self.channels * plane..];
-                self.run_part(i * together, n, group, 0..self.channels.div_ceil(ROWS), out);
+                let mut planes = SCRATCH.with_borrow_mut(|scratch| std::mem::take(&mut scratch.planes));
+                let packed = self.planes.pack(self.images(i * together, group), n, &mut planes);
+                self.sum_up(packed, n, group, 0..n_blocks, out);
+                SCRATCH.with_borrow_mut(|scratch| scratch.planes = planes);
             }
         });
     }
 
-    /// The channels of some blocks of a group of `n` images; `out` begins with the first of them.
-    fn run_part(&self, first: usize, n: usize, group: usize, blocks: Range<usize>, out: &mut [Slot]) {
-        let input = &self.input[first * self.input_len[0] + group * self.input_len[1]..];
+    /// A group of the images from number `first` on.
+    fn images(&self, first: usize, group: usize) -> Images<'_> {
+        Images::Values(&self.input[first * self.input_len[0] + group * self.input_len[1]..])
+    }
+
+    /// Writes the channels of some blocks of a group of `n` images, which are `packed`; `out` begins with the first of them.
+    fn sum_up(&self, packed: &[f32], n: usize, group: usize, blocks: Range<usize>, out: &mut [Slot]) {
         let plane = self.size[0] * self.size[1];
-        SCRATCH.with_borrow_mut(|Scratch { planes, sums, steps }| {
-            let image = self.planes.pack(Images::Values(input), n, planes);
-            if self.has_gaps {
-                let out_image = self.groups.len() * self.channels * plane;
-                let channels = (blocks.len() * ROWS).min(self.channels - blocks.start * ROWS);
-                out.chunks_mut(out_image).for_each(|out| out[..channels * plane].fill(Slot::new(0.0)));
-            }
+        let out_image = self.groups.len() * self.channels * plane;
+        if self.has_gaps {
+            let channels = (blocks.len() * ROWS).min(self.channels - blocks.start * ROWS);
+            out.chunks_mut(out_image).for_each(|out| out[..channels * plane].fill(Slot::new(0.0)));
+        }
+        let (row, n_pixels) = (self.planes.row, n * self.planes.plane());
+        // Whole rows, if they are short.
+        let together = if row < PIXELS { even_parts(n_pixels / row, PIXELS / row) * row } else { PIXELS };
+        let stride = (together + BEYOND).next_multiple_of(BEYOND) + 16;
+        SCRATCH.with_borrow_mut(|Scratch { sums, steps, .. }| {
+            grow(sums, ROWS * stride);
             for part in &self.groups[group] {
                 self.planes.places(n, &part.positions, steps);
-                self.sum_up(part, steps, image, n, blocks.clone(), sums, out);
+                let steps_together = even_parts(steps.len(), STEPS);
+                for first in (0..n_pixels).step_by(together) {
+                    let pixels = first..(first + together).min(n_pixels);
+                    let image = &packed[first..];
+                    for block in blocks.clone() {
+                        let panel = &part.panels[block * ROWS * steps.len()..][..ROWS * steps.len()];
+                        for (i, steps) in steps.chunks(steps_together).enumerate() {
+                            let panel = &panel[i * steps_together * ROWS..][..steps.len() * ROWS];
+                            let operands = Products { image, steps, panel, n: pixels.len(), adds: i > 0 };
+                            products(operands, sums, stride);
+                        }
+                        let results = Store {
+                            spread: part.spread,
+                            pixels: pixels.clone(),
+                            image_rows: self.planes.rows,
+                            strides: [row, stride],
+                            sums,
+                            channels: (self.channels - block * ROWS).min(ROWS),
+                            size: self.size,
+                            out_image,
+                        };
+                        store(&results, &mut out[(block - blocks.start) * ROWS * plane..]);
+                    }
+                }
             }
         });
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "the buffers are taken one by one")]
-    fn sum_up(
-        &self,
-        part: &Part,
-        steps: &[u32],
-        image: &[f32],
-        n: usize,
-        blocks: Range<usize>,
-        sums: &mut Vec<f32>,
-        out: &mut [Slot],
-    ) {
-        let row = self.planes.row;
-        let n_rows = n * self.planes.rows;
-        let together = even_parts(n_rows, (PIXELS / row).max(1));
-        let stride = (together * row + BEYOND).next_multiple_of(BEYOND) + 16;
-        let steps_together = even_parts(steps.len(), STEPS);
-        grow(sums, ROWS * stride);
-        for first_row in (0..n_rows).step_by(together) {
-            let rows = first_row..(first_row + together).min(n_rows);
-            let image = &image[first_row * row..];
-            for block in blocks.clone() {
-                let panel = &part.panels[block * ROWS * steps.len()..][..ROWS * steps.len()];
-                for (i, steps) in steps.chunks(steps_together).enumerate() {
-                    let panel = &panel[i * steps_together * ROWS..][..steps.len() * ROWS];
-                    let operands = Products { image, steps, panel, n: rows.len() * row, adds: i > 0 };
-                    products(operands, sums, stride);
-                }
-                let out = &mut out[(block - blocks.start) * ROWS * self.size[0] * self.size[1]..];
-                let results = Store {
-                    spread: part.spread,
-                    rows: rows.clone(),
-                    image_rows: self.planes.rows,
-                    strides: [row, stride],
-                    sums,
-                    channels: (self.channels - block * ROWS).min(ROWS),
-                    size: self.size,
-                    out_image: self.groups.len() * self.channels * self.size[0] * self.size[1],
-                };
-                store(&results, out);
-            }
-        }
     }
 }
 
 /// Results of a block of channels.
 struct Store<'a> {
     spread: [Spread; 2],
-    /// Rows of the planes that were summed up, of images of so many rows each.
-    rows: Range<usize>,
+    /// Pixels of the planes that were summed up, of images of so many rows each.
+    pixels: Range<usize>,
     image_rows: usize,
-    /// Values from row to row, and from channel to channel of the sums.
+    /// Values from row to row of the planes, and from channel to channel of the sums.
     strides: [usize; 2],
     sums: &'a [f32],
     channels: usize,
@@ -210,21 +205,26 @@ struct Store<'a> {
 }
 
 multiversion! {
-    /// Writes the results among the sums of some rows of the planes.
+    /// Writes the results among the sums of some pixels of the planes.
     fn store(results: &Store<'_>, out: &mut [Slot]) {
-        let Store { spread: [y, x], strides: [row, stride], size: [height, width], sums, .. } = *results;
-        let plane = height * width;
-        for (i, place) in results.rows.clone().enumerate() {
-            let (image, place) = (place / results.image_rows, place % results.image_rows);
-            if !(y.skip..y.skip + y.n).contains(&place) {
+        let Store { spread: [y, x], strides: [row_len, stride], size: [height, width], sums, .. } = *results;
+        let (plane, pixels) = (height * width, &results.pixels);
+        for row in pixels.start / row_len..pixels.end.div_ceil(row_len) {
+            let (image, place) = (row / results.image_rows, row % results.image_rows);
+            // Of a row of more than all pixels, there is a part.
+            let columns = pixels.start.max(row * row_len) - row * row_len..pixels.end.min((row + 1) * row_len) - row * row_len;
+            let columns = columns.start.max(x.skip)..columns.end.min(x.skip + x.n);
+            if !(y.skip..y.skip + y.n).contains(&place) || columns.is_empty() {
                 continue;
             }
-            let target = image * results.out_image + (y.first + (place - y.skip) * y.step) * width + x.first;
+            let from = row * row_len + columns.start - pixels.start;
+            let to = (y.first + (place - y.skip) * y.step) * width + x.first + (columns.start - x.skip) * x.step;
+            let to = image * results.out_image + to;
             for channel in 0..results.channels {
-                let from = &sums[channel * stride + i * row + x.skip..][..x.n];
-                let to = &mut out[channel * plane + target..];
+                let from = &sums[channel * stride + from..][..columns.len()];
+                let to = &mut out[channel * plane + to..];
                 if x.step == 1 {
-                    copy_to_slots(from, &mut to[..x.n]);
+                    copy_to_slots(from, &mut to[..columns.len()]);
                 } else {
                     to.iter_mut().step_by(x.step).zip(from).for_each(|(to, from)| {
                         to.write(*from);

@@ -38,6 +38,7 @@ pub fn forward_into(shape: &ConvShape, input: &[f32], weight: &[f32], out: &mut 
         *out = direct::forward(shape, input, weight);
         return;
     }
+    let shape = &shape.with_plain_planes();
     let size = shape.out_size();
     let positions = window_positions(shape);
     let n_steps = positions.len();
@@ -78,7 +79,7 @@ pub fn window_positions(shape: &ConvShape) -> Vec<Position> {
         for y in 0..shape.kernel[0] {
             for x in 0..shape.kernel[1] {
                 let phase = y % stride_y * phases_x + x % stride_x;
-                positions.push(Position { channel, phase, place: [y / stride_y, x / stride_x] });
+                positions.push(Position::new(channel, phase, [y / stride_y, x / stride_x]));
             }
         }
     }

@@ -99,6 +99,7 @@ pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32]) -
     if shape.has_tiny_groups() {
         return direct::input_gradient(shape, weight, out_gradient);
     }
+    let shape = &shape.with_plain_planes();
     let meetings = [0, 1].map(|i| Meetings::new(shape, i));
     let [(y, rows), (x, columns)] = meetings.map(|meetings| meetings.axis());
     let (axes, outputs) = ([vec![y], vec![x]], [rows, columns]);
@@ -131,7 +132,7 @@ fn part(shape: &ConvShape, meetings: &[Meetings; 2], weight: &[f32], [y, x]: [us
     for channel in 0..shape.group_out() {
         for (ky, place_y) in meetings[0].positions(y) {
             for (kx, place_x) in meetings[1].positions(x) {
-                positions.push(Position { channel, phase: 0, place: [place_y, place_x] });
+                positions.push(Position::new(channel, 0, [place_y, place_x]));
                 if channel == 0 {
                     taps.push(ky * shape.kernel[1] + kx);
                 }

@@ -1,7 +1,6 @@
 //! The two loops of all convolutions in single precision: sums for many pixels, and sums over many pixels. They are written once,
 //! over vectors of any length.
 
-use crate::instructions::Baseline;
 #[cfg(target_arch = "x86_64")]
 use crate::instructions::{Avx2, Avx512};
 
@@ -83,7 +82,39 @@ impl<const N: usize> Lanes for [f32; N] {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::Lanes;
+    use super::{Dots, Lanes, Products, all_dots, all_products};
+
+    /// # Safety
+    /// As [`all_products`], and the processor has the instructions.
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    pub unsafe fn avx512_products(operands: Products<'_>, out: &mut [f32], stride: usize) {
+        // SAFETY: as the caller promises.
+        unsafe { all_products::<__m512, 8, 2>(operands, out, stride) }
+    }
+
+    /// # Safety
+    /// As [`all_products`], and the processor has the instructions.
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn avx2_products(operands: Products<'_>, out: &mut [f32], stride: usize) {
+        // SAFETY: as the caller promises.
+        unsafe { all_products::<__m256, 4, 2>(operands, out, stride) }
+    }
+
+    /// # Safety
+    /// As [`all_dots`], and the processor has the instructions.
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    pub unsafe fn avx512_dots(operands: Dots<'_>, out: &mut [f32]) {
+        // SAFETY: as the caller promises.
+        unsafe { all_dots::<__m512, 6>(operands, out) }
+    }
+
+    /// # Safety
+    /// As [`all_dots`], and the processor has the instructions.
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn avx2_dots(operands: Dots<'_>, out: &mut [f32]) {
+        // SAFETY: as the caller promises.
+        unsafe { all_dots::<__m256, 3>(operands, out) }
+    }
 
     /// Only functions with AVX2 and fused multiplication use it.
     impl Lanes for __m256 {
@@ -301,35 +332,16 @@ pub fn products(operands: Products<'_>, out: &mut [f32], stride: usize) {
     assert!(n + BEYOND <= stride && ROWS * stride <= out.len(), "the result is too short");
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{__m256, __m512};
-
-        #[target_feature(enable = "avx512f,avx2,fma")]
-        fn avx512(operands: Products<'_>, out: &mut [f32], stride: usize) {
-            // SAFETY: the caller has checked the lengths.
-            unsafe { all_products::<__m512, 8, 2>(operands, out, stride) }
-        }
-        #[target_feature(enable = "avx2,fma")]
-        fn avx2(operands: Products<'_>, out: &mut [f32], stride: usize) {
-            // SAFETY: the caller has checked the lengths.
-            unsafe { all_products::<__m256, 4, 2>(operands, out, stride) }
-        }
         if Avx512::detect().is_some() {
-            // SAFETY: the processor has the instructions.
-            return unsafe { avx512(operands, out, stride) };
+            // SAFETY: the processor has the instructions, and the lengths are checked above.
+            return unsafe { x86::avx512_products(operands, out, stride) };
         }
         if Avx2::detect().is_some() {
             // SAFETY: as above.
-            return unsafe { avx2(operands, out, stride) };
+            return unsafe { x86::avx2_products(operands, out, stride) };
         }
     }
     // SAFETY: the lengths are checked above.
-    unsafe { by_baseline_products(Baseline, operands, out, stride) }
-}
-
-/// # Safety
-/// As [`all_products`].
-unsafe fn by_baseline_products(_: Baseline, operands: Products<'_>, out: &mut [f32], stride: usize) {
-    // SAFETY: as the caller promises.
     unsafe {
         #[cfg(target_arch = "aarch64")]
         all_products::<[f32; 4], 8, 3>(operands, out, stride);
@@ -405,39 +417,120 @@ pub fn dots(operands: Dots<'_>, out: &mut [f32]) {
     assert!(n_rows * steps.len() <= out.len(), "the result is too short");
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{__m256, __m512};
-
-        #[target_feature(enable = "avx512f,avx2,fma")]
-        fn avx512(operands: Dots<'_>, out: &mut [f32]) {
-            // SAFETY: the caller has checked the lengths.
-            unsafe { all_dots::<__m512, 6>(operands, out) }
-        }
-        #[target_feature(enable = "avx2,fma")]
-        fn avx2(operands: Dots<'_>, out: &mut [f32]) {
-            // SAFETY: the caller has checked the lengths.
-            unsafe { all_dots::<__m256, 3>(operands, out) }
-        }
         if Avx512::detect().is_some() {
-            // SAFETY: the processor has the instructions.
-            return unsafe { avx512(operands, out) };
+            // SAFETY: the processor has the instructions, and the lengths are checked above.
+            return unsafe { x86::avx512_dots(operands, out) };
         }
         if Avx2::detect().is_some() {
             // SAFETY: as above.
-            return unsafe { avx2(operands, out) };
+            return unsafe { x86::avx2_dots(operands, out) };
         }
     }
     // SAFETY: the lengths are checked above.
-    unsafe { by_baseline_dots(Baseline, operands, out) }
-}
-
-/// # Safety
-/// As [`all_dots`].
-unsafe fn by_baseline_dots(_: Baseline, operands: Dots<'_>, out: &mut [f32]) {
-    // SAFETY: as the caller promises.
     unsafe {
         #[cfg(target_arch = "aarch64")]
         all_dots::<[f32; 4], 6>(operands, out);
         #[cfg(not(target_arch = "aarch64"))]
         all_dots::<[f32; 4], 2>(operands, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type OfProducts = unsafe fn(Products<'_>, &mut [f32], usize);
+    type OfDots = unsafe fn(Dots<'_>, &mut [f32]);
+
+    /// The loops as this processor and others run them.
+    fn all() -> Vec<(&'static str, OfProducts, OfDots)> {
+        let mut all: Vec<(&str, OfProducts, OfDots)> = vec![
+            ("baseline", all_products::<[f32; 4], 4, 2>, all_dots::<[f32; 4], 2>),
+            ("neon", all_products::<[f32; 4], 8, 3>, all_dots::<[f32; 4], 6>),
+        ];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if Avx2::detect().is_some() {
+                all.push(("avx2", x86::avx2_products, x86::avx2_dots));
+            }
+            if Avx512::detect().is_some() {
+                all.push(("avx512", x86::avx512_products, x86::avx512_dots));
+            }
+        }
+        all
+    }
+
+    /// Small integers: every sum is exact, whatever its order and whether a product is rounded.
+    fn value(i: usize) -> f32 {
+        (i * 37 % 11) as f32 - 5.0
+    }
+
+    /// Operands are as short as the checks allow, and have no values where none is to be used.
+    #[test]
+    fn products_are_sums_of_products() {
+        for n in [1, 7, 8, 15, 16, 31, 32, 33, 65] {
+            for n_steps in [0, 1, 5, 9] {
+                let steps: Vec<u32> = (0..n_steps).map(|k| k * 3 % 13).collect();
+                let reach = steps.iter().max().map_or(0, |step| *step as usize);
+                let image: Vec<f32> = (0..reach + n + BEYOND)
+                    .map(|i| if i < reach + n { value(i) } else { f32::NAN })
+                    .collect();
+                let panel: Vec<f32> = (0..n_steps as usize * ROWS).map(|i| value(i + 3)).collect();
+                let stride = n + BEYOND;
+                for (name, run, _) in all() {
+                    let mut out = vec![f32::NAN; ROWS * stride];
+                    for (adds, times) in [(false, 1.0), (true, 2.0)] {
+                        let operands = Products { image: &image, steps: &steps, panel: &panel, n, adds };
+                        // SAFETY: the lengths are those that `products` asks for.
+                        unsafe { run(operands, &mut out, stride) };
+                        for (row, out) in out.chunks(stride).enumerate() {
+                            for (pixel, out) in out[..n].iter().enumerate() {
+                                let products = steps
+                                    .iter()
+                                    .enumerate()
+                                    .map(|(k, step)| panel[k * ROWS + row] * image[pixel + *step as usize]);
+                                assert_eq!(
+                                    *out,
+                                    times * products.sum::<f32>(),
+                                    "{name} {n} {n_steps} {row} {pixel}"
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn dots_are_sums_over_pixels() {
+        for n in [1, 7, 8, 16, 31, 32, 33, 97] {
+            for n_steps in [1, 2, 5, 6, 7, 13] {
+                for n_rows in 1..=DOTS {
+                    let steps: Vec<u32> = (0..n_steps).map(|k| k * 5 % 17).collect();
+                    let reach = *steps.iter().max().unwrap() as usize;
+                    let image: Vec<f32> = (0..reach + n + BEYOND).map(value).collect();
+                    let stride = n.next_multiple_of(BEYOND) + 3;
+                    let len = (n_rows - 1) * stride + n.next_multiple_of(BEYOND);
+                    let rows: Vec<f32> =
+                        (0..len).map(|i| if i % stride < n { value(i + 1) } else { 0.0 }).collect();
+                    for (name, _, run) in all() {
+                        let mut out: Vec<f32> = (0..n_rows * steps.len()).map(value).collect();
+                        let operands = Dots { image: &image, steps: &steps, rows: &rows, stride, n_rows, n };
+                        // SAFETY: the lengths are those that `dots` asks for.
+                        unsafe { run(operands, &mut out) };
+                        for (i, out) in out.iter().enumerate() {
+                            let (a, step) = (i / steps.len(), steps[i % steps.len()] as usize);
+                            let products = (0..n).map(|pixel| rows[a * stride + pixel] * image[pixel + step]);
+                            assert_eq!(
+                                *out,
+                                value(i) + products.sum::<f32>(),
+                                "{name} {n} {n_steps} {n_rows} {i}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
     }
 }

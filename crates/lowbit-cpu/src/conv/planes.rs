@@ -2,7 +2,7 @@
 //!
 //! A window that moves over a plane reads each of its values at a fixed distance from where it begins. So a convolution is a sum, for
 //! each step of the kernel, of one long row shifted and multiplied by a factor. What is computed where a window wraps round the
-//! end of a row is left out. The zeros behind a row are those before the next one, and those below an image those above the next.
+//! end of a row is left out, or multiplied by zero. The zeros behind a row are those before the next one, and those below an image those above the next.
 //!
 //! With a stride, a plane is made for each of its phases: then neighboring windows are neighbors in each plane too.
 
@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use rayon::prelude::*;
 
 use super::kernel::BEYOND;
-use super::source::{copy, grow, set_zero};
+use super::source::{copy, grow, set_zero, table_index};
 use crate::instructions::multiversion;
 use crate::packed::PackedImages;
 use crate::task_items;
@@ -55,9 +55,15 @@ impl Axis {
 /// A value of a plane: where a summand is read.
 #[derive(Clone, Copy, Debug)]
 pub struct Position {
-    pub channel: usize,
-    pub phase: usize,
-    pub place: [usize; 2],
+    channel: u32,
+    phase: u32,
+    place: [u32; 2],
+}
+
+impl Position {
+    pub fn new(channel: usize, phase: usize, place: [usize; 2]) -> Self {
+        Self { channel: table_index(channel), phase: table_index(phase), place: place.map(table_index) }
+    }
 }
 
 /// Planes of the channels of some images: for each channel and phase, the plane of each image.
@@ -70,6 +76,12 @@ pub struct Planes {
     input_image: usize,
     /// The axes of each plane of a channel.
     phases: Vec<[Axis; 2]>,
+    /// How far below and right of a pixel is read.
+    reach: [usize; 2],
+    /// Zeros behind the last image: as if another one followed, of whose first rows zeros are read.
+    zeros_behind: usize,
+    /// What the length of a plane is a multiple of.
+    multiple: usize,
     /// Values from row to row.
     pub row: usize,
     /// Rows of an image.
@@ -90,8 +102,17 @@ impl Planes {
             axes.iter().map(Axis::pitch).max().unwrap_or(0).max(outputs).max(1)
         };
         let (rows, row) = (pitch(&y, outputs[0]), pitch(&x, outputs[1]));
+        let most = |axes: &[Axis], of: fn(&Axis) -> usize| axes.iter().map(of).max().unwrap_or(0);
+        let reach = [&y, &x].map(|axes| most(axes, |axis| axis.reads));
+        let reach = [0, 1].map(|i| reach[i].saturating_sub(outputs[i]));
+        let zeros_behind = most(&y, |axis| axis.lead) * row + most(&x, |axis| axis.lead);
         let phases = y.iter().flat_map(|y| x.iter().map(|x| [*y, *x])).collect();
-        Self { channels, size, input_image, phases, row, rows }
+        Self { channels, size, input_image, phases, reach, zeros_behind, multiple: 1, row, rows }
+    }
+
+    /// The same with zeros behind each plane up to a multiple of [`BEYOND`]: what [`dots`](super::kernel::dots) asks of its rows.
+    pub fn as_rows(self) -> Self {
+        Self { multiple: BEYOND, ..self }
     }
 
     /// Values of a plane.
@@ -99,22 +120,10 @@ impl Planes {
         self.row * self.rows
     }
 
-    /// How far behind the last image is read: as if another one followed, of whose first rows zeros are read.
-    fn zeros_behind(&self) -> usize {
-        let lead = |axis: usize| self.phases.iter().map(|phase| phase[axis].lead).max().unwrap_or(0);
-        lead(0) * self.row + lead(1)
-    }
-
-    /// Values from plane to plane of `n` images, with zeros for a vector that begins in it: not a multiple of what a cache repeats its
-    /// places after.
+    /// Values from plane to plane of `n` images: not a multiple of what a cache repeats its places after.
     pub fn stride(&self, n: usize) -> usize {
-        let len = (n * self.plane() + self.zeros_behind()).next_multiple_of(BEYOND);
+        let len = (n * self.plane() + self.zeros_behind).next_multiple_of(self.multiple);
         if len.is_multiple_of(256) { len + 16 } else { len }
-    }
-
-    /// Where the value at `place` of a channel's phase is, in planes of `n` images.
-    fn index(&self, n: usize, channel: usize, phase: usize, place: [usize; 2]) -> usize {
-        (channel * self.phases.len() + phase) * self.stride(n) + place[0] * self.row + place[1]
     }
 
     /// Where values are, in planes of `n` images.
@@ -122,18 +131,19 @@ impl Planes {
     /// # Panics
     /// If they are beyond what 32 bits can count.
     pub fn places(&self, n: usize, positions: &[Position], places: &mut Vec<u32>) {
+        let (stride, phases) = (self.stride(n), self.phases.len());
         places.clear();
-        places.extend(positions.iter().map(|&Position { channel, phase, place }| {
-            let place = self.index(n, channel, phase, place);
-            u32::try_from(place).expect("planes of less than 2^32 values")
+        places.extend(positions.iter().map(|&Position { channel, phase, place: [y, x] }| {
+            let plane = channel as usize * phases + phase as usize;
+            table_index(plane * stride + y as usize * self.row + x as usize)
         }));
     }
 
     /// Values of the planes of `n` images, with the zeros behind them.
     pub fn len(&self, n: usize) -> usize {
-        let reads = |axis: usize| self.phases.iter().map(|phase| phase[axis].reads).max().unwrap_or(0);
+        let [y, x] = self.reach;
         // Pixels that are no results read further than the last one.
-        self.channels * self.phases.len() * self.stride(n) + reads(0) * self.row + reads(1) + 2 * BEYOND
+        self.channels * self.phases.len() * self.stride(n) + y * self.row + x + 2 * BEYOND
     }
 
     /// The planes of `n` images, made by one thread.

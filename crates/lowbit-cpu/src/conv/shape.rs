@@ -82,6 +82,17 @@ impl ConvShape {
         self.group_out() * self.group_in() * self.taps()
     }
 
+    /// The same convolution, with a stride of the kernel's size along an axis with one window: then no pixel beside the one
+    /// result is computed.
+    pub(super) fn with_plain_planes(&self) -> Self {
+        let out = self.out_size();
+        let stride = [0, 1].map(|i| match out[i] {
+            1 => self.stride[i].max(self.kernel[i]),
+            _ => self.stride[i],
+        });
+        Self { stride, ..*self }
+    }
+
     /// Whether the groups are too small for panels of channels.
     pub(super) fn has_tiny_groups(&self) -> bool {
         self.groups > 1 && self.group_in().min(self.group_out()) < 4

@@ -187,6 +187,58 @@ fn large_planes_of_single_channels_equal_the_reference() {
     }
 }
 
+/// Rows of more pixels than are summed up together, and windows as large as the image.
+#[test]
+fn wide_rows_and_whole_windows_equal_the_reference() {
+    let mut seed = 5;
+    let shape = ConvShape {
+        batch: 2,
+        in_channels: 4,
+        out_channels: 9,
+        size: [2, 2500],
+        kernel: [1, 3],
+        stride: [1, 1],
+        padding: [0, 1],
+        groups: 1,
+    };
+    check(&shape, &mut seed);
+    check(&ConvShape { stride: [1, 2], size: [3, 5001], ..shape }, &mut seed);
+    for (size, padding) in [([7, 7], [0, 0]), ([6, 9], [1, 0]), ([5, 7], [1, 0])] {
+        check(&ConvShape { batch: 40, size, kernel: [7, 7], padding, ..shape }, &mut seed);
+    }
+}
+
+/// A value is the same in every batch: evaluation and the runtime rely on it.
+#[test]
+fn does_not_depend_on_the_batch() {
+    let mut seed = 6;
+    for (channels, side, kernel, stride) in
+        [([20, 40], 9, 3, 1), ([70, 24], 6, 3, 2), ([64, 9], 7, 7, 1), ([3, 8], 33, 5, 2)]
+    {
+        let shape = ConvShape {
+            batch: 19,
+            in_channels: channels[0],
+            out_channels: channels[1],
+            size: [side, side],
+            kernel: [kernel, kernel],
+            stride: [stride, stride],
+            padding: [kernel / 2, 0],
+            groups: 1,
+        };
+        let one = ConvShape { batch: 1, ..shape };
+        let input = random(&mut seed, shape.batch * shape.in_image());
+        let weight = random(&mut seed, shape.group_weight());
+        let g = random(&mut seed, shape.batch * shape.out_image());
+        let (out, dx) = (forward(&shape, &input, &weight), input_gradient(&shape, &weight, &g));
+        for image in 0..shape.batch {
+            let input = &input[image * shape.in_image()..][..shape.in_image()];
+            assert!(forward(&one, input, &weight) == out[image * shape.out_image()..][..shape.out_image()]);
+            let g = &g[image * shape.out_image()..][..shape.out_image()];
+            assert!(input_gradient(&one, &weight, g) == dx[image * shape.in_image()..][..shape.in_image()]);
+        }
+    }
+}
+
 /// Same bits whatever the number of threads.
 #[test]
 fn does_not_depend_on_threads() {

@@ -1,7 +1,7 @@
 //! The gradient of the weights.
 
-use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -25,10 +25,8 @@ const PARTIAL_LEN: usize = 1 << 19;
 /// Shares of the batch at most.
 const SHARES: usize = 64;
 
-thread_local! {
-    /// Buffers of a share of the batch, for the next one.
-    static BUFFERS: RefCell<[Vec<f32>; 2]> = RefCell::default();
-}
+/// Buffers of shares of the batch that have ended, for the next ones. Not of a thread: it may begin another share while it waits in one.
+static BUFFERS: Mutex<Vec<[Vec<f32>; 2]>> = Mutex::new(Vec::new());
 
 /// Gradient of the weights from the gradient of the output.
 ///
@@ -37,6 +35,9 @@ thread_local! {
 ///
 /// # Equation
 /// `gradient[o][c][i][j] = sum over b, y, x of input[b][c][y s + i - p][x s + j - p] out_gradient[b][o][y][x]`
+///
+/// Where a window wraps round the end of a row, the gradient is taken for zero: what is not finite in the input spreads to all
+/// positions of the kernel.
 ///
 /// # Panics
 /// If a length does not fit the shape, or the shape has a size of 0 but for the padding and the batch.
@@ -82,6 +83,7 @@ pub fn weight_gradient_of_codes(shape: &ConvShape, input: &PackedImages, out_gra
 
 /// Writes the gradient of one group, whose channels begin at the start of the slices.
 fn group_gradient(shape: &ConvShape, input: Images<'_>, out_gradient: &[f32], gradient: &mut [Slot]) {
+    let shape = &shape.with_plain_planes();
     let job = Job::new(shape);
     // The shares depend on the shape only: the order of the sums must not depend on the threads.
     let n_groups = shape.batch.div_ceil(job.images);
@@ -121,8 +123,9 @@ impl<'a> Job<'a> {
         let planes = input_planes(shape);
         let out = shape.out_size();
         let axis = |n| vec![Axis { lead: 0, len: n, first: 0, step: 1, reads: n }];
+        let pitch = [planes.rows, planes.row];
         let gradients =
-            Planes::new(shape.group_out(), out, shape.out_image(), out.map(axis), [planes.rows, planes.row]);
+            Planes::new(shape.group_out(), out, shape.out_image(), out.map(axis), pitch).as_rows();
         let images = images_together(planes.plane());
         Self { shape, planes, gradients, positions: window_positions(shape), images }
     }
@@ -132,8 +135,8 @@ impl<'a> Job<'a> {
         let shape = self.shape;
         let mut partial = vec![0.0; shape.group_weight()];
         let mut steps = Vec::new();
-        // Taken from the thread, as another share may run on it before this one ends.
-        let [mut image, mut rows] = BUFFERS.take();
+        let buffers = || BUFFERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let [mut image, mut rows] = buffers().pop().unwrap_or_default();
         for first in range.clone().step_by(self.images) {
             let n = self.images.min(range.end - first);
             let input = match input {
@@ -159,7 +162,7 @@ impl<'a> Job<'a> {
                 }
             });
         }
-        BUFFERS.set([image, rows]);
+        buffers().push([image, rows]);
         partial
     }
 }
