@@ -13,6 +13,7 @@
 //! ```
 
 mod bits;
+mod compute;
 pub mod graph;
 mod grid;
 mod order;
@@ -20,6 +21,7 @@ mod packed;
 mod seed;
 
 pub use bits::{BitWidth, BitWidthError, CodeRange, Granularity, Precision};
+pub use compute::{Compute, ComputeError};
 pub use graph::{Graph, GraphBuilder, GraphError, LayerRole};
 pub use grid::{CodeSet, GridError, IntegerGrid};
 pub use order::{from_order_key, order_key};

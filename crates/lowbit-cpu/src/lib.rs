@@ -33,6 +33,7 @@
 mod activation;
 #[cfg(feature = "allocator")]
 pub mod allocator;
+pub mod bf16;
 pub mod codes;
 pub mod conv;
 pub mod fake_quantize;
