@@ -10,8 +10,8 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
 use lowbit_cpu::limits;
 use lowbit_kernels::{
-    Activation, ActivationKind, AnyFormula, KernelBackend, MaxGradient, Quantized, Scheme, batch_norm,
-    conv2d, dorefa_weights,
+    Activation, ActivationKind, AnyFormula, Compute, KernelBackend, MaxGradient, Quantized, Scheme,
+    batch_norm, conv2d, dorefa_weights,
 };
 use lowbit_quantizers::methods::dorefa::Squashed;
 use serde::{Deserialize, Serialize};
@@ -337,7 +337,7 @@ impl Case {
         let gradient = operand(self.out_shape(), device);
         match (self.op, self.pass) {
             (Op::Conv2d, Pass::Forward) => Box::new(move || {
-                black_box(conv2d(input.clone(), weight.clone(), options.clone()));
+                black_box(conv2d(input.clone(), weight.clone(), options.clone(), Compute::Fp32));
             }),
             (Op::Conv2d, Pass::InputGradient) => Box::new(move || {
                 let [input, weight, gradient] = [&input, &weight, &gradient].map(primitive);
@@ -353,7 +353,7 @@ impl Case {
                 let input = Scheme::new(formula, Vec::new(), 0..=n).quantize(input);
                 let weight = dorefa(weight);
                 Box::new(move || {
-                    black_box(conv2d(input.clone(), weight.clone(), options.clone()));
+                    black_box(conv2d(input.clone(), weight.clone(), options.clone(), Compute::Fp32));
                 })
             }
             (op, pass) => panic!("{op:?} has no pass {pass:?}"),

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
 use lowbit_data::Locations;
-use lowbit_kernels::conv2d;
+use lowbit_kernels::{Compute, conv2d};
 use lowbit_strategies::{Loss, Output, Outputs, Settings, Strategy};
 use lowbit_tests::{Backend, Tolerance, assert_close, normal, rng, tensor, values};
 use lowbit_train::{Observer, Outcome, Recipe, Session, StepReport, train};
@@ -306,7 +306,7 @@ fn weight_gradients_of_large_batches_are_those_of_the_cpu() {
             let device = backend.device.clone().autodiff();
             let w = tensor::<4>(&w, weight, &device).require_grad();
             let options = ConvOptions::new([1; 2], [1; 2], [1; 2], 1);
-            let y = conv2d(tensor(&x, input, &device), w.clone(), options);
+            let y = conv2d(tensor(&x, input, &device), w.clone(), options, Compute::Fp32);
             let gradients = (y * tensor(&g, output, &device)).sum().backward();
             values(w.grad(&gradients).expect("the weights have a gradient"))
         });

@@ -5,10 +5,11 @@
 
 use std::sync::{Mutex, MutexGuard};
 
+use burn::module::Module;
 use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
-use lowbit_core::Precision;
+use lowbit_core::{Compute, Precision};
 use lowbit_data::{DatasetName, LabelKind, Locations, Split, open};
 use lowbit_kernels::testing::{Implementation, use_implementation};
 use lowbit_kernels::{
@@ -28,6 +29,8 @@ use lowbit_tests::{
 
 /// Sums of up to some thousand products, added up in another order.
 const SUMS: Tolerance = Tolerance { relative: 4e-6, absolute: 1e-6 };
+
+const FP32: Compute = Compute::Fp32;
 
 static SWITCH: Mutex<()> = Mutex::new(());
 
@@ -156,11 +159,20 @@ const CONVS: [Conv; 14] = [
 fn convolutions_agree() {
     for Conv { input, weight, stride, padding, groups } in CONVS {
         let options = ConvOptions::new([stride; 2], [padding; 2], [1; 2], groups);
-        check(
-            &format!("conv {input:?} {weight:?} stride {stride}"),
-            &[(&input, 0.0, 1.0), (&weight, 0.0, 0.5)],
-            |x| conv2d(x[0].clone().reshape(input), x[1].clone().reshape(weight), options.clone()),
-        );
+        for compute in Compute::ALL {
+            check(
+                &format!("conv {input:?} {weight:?} stride {stride} in {compute}"),
+                &[(&input, 0.0, 1.0), (&weight, 0.0, 0.5)],
+                |x| {
+                    conv2d(
+                        x[0].clone().reshape(input),
+                        x[1].clone().reshape(weight),
+                        options.clone(),
+                        compute,
+                    )
+                },
+            );
+        }
     }
 }
 
@@ -174,7 +186,7 @@ fn convolutions_of_codes_agree() {
                 format!("conv {input:?} {weight:?} stride {stride} of codes up to {n_input}, {n_weight}");
             check(&what, &[(&input, 0.5, 0.5), (&weight, 0.0, 0.5)], |x| {
                 let x_q = unit(x[0].clone().reshape(input), n_input);
-                conv2d(x_q, dorefa(x[1].clone().reshape(weight), n_weight), options.clone())
+                conv2d(x_q, dorefa(x[1].clone().reshape(weight), n_weight), options.clone(), FP32)
             });
         }
     }
@@ -218,6 +230,129 @@ fn definition(
     y
 }
 
+/// The number nearest to `x` of those with 8 significant bits, by another way than that of the kernels.
+fn bf16(x: f32) -> f32 {
+    if x == 0.0 {
+        return x;
+    }
+    let place = 2f64.powi(f64::from(x).abs().log2().floor() as i32 - 7);
+    ((f64::from(x) / place).round_ties_even() * place) as f32
+}
+
+/// Result and gradients of a convolution in double precision: the passes may multiply other values of their operands.
+fn three_passes(
+    Conv { input, weight, stride, padding, groups }: &Conv,
+    [x, w, g]: [&[f32]; 3],
+) -> [Vec<f64>; 3] {
+    let [[batch, channels, height, width], [out, group_in, kernel_height, kernel_width]] = [*input, *weight];
+    let size = |size: usize, kernel: usize| (size + 2 * padding - kernel) / stride + 1;
+    let (rows, columns) = (size(height, kernel_height), size(width, kernel_width));
+    let mut y = vec![0.0; batch * out * rows * columns];
+    let (mut of_x, mut of_w) = (vec![0.0; x.len()], vec![0.0; w.len()]);
+    for (place, y) in y.iter_mut().enumerate() {
+        let (image, channel) = (place / (out * rows * columns), place / (rows * columns) % out);
+        let (row, column) = (place / columns % rows, place % columns);
+        let first = channel / (out / groups) * group_in;
+        for tap in 0..group_in * kernel_height * kernel_width {
+            let (c, i, j) = (
+                tap / (kernel_height * kernel_width),
+                tap / kernel_width % kernel_height,
+                tap % kernel_width,
+            );
+            let row = (row * stride + i).checked_sub(*padding).filter(|row| *row < height);
+            let column = (column * stride + j).checked_sub(*padding).filter(|column| *column < width);
+            let (Some(row), Some(column)) = (row, column) else { continue };
+            let x_place = ((image * channels + first + c) * height + row) * width + column;
+            let w_place = channel * group_in * kernel_height * kernel_width + tap;
+            let g = g.get(place).map_or(0.0, |g| f64::from(*g));
+            *y += f64::from(x[x_place]) * f64::from(w[w_place]);
+            of_x[x_place] += g * f64::from(w[w_place]);
+            of_w[w_place] += g * f64::from(x[x_place]);
+        }
+    }
+    [y, of_x, of_w]
+}
+
+/// In bf16, what has no codes is rounded before it is multiplied, in all three passes; what has some is exact, though its values have
+/// more digits.
+#[test]
+fn convolutions_in_bf16_equal_the_definition() {
+    let _switch = Switch::lock();
+    for (i, conv) in CONVS.iter().enumerate() {
+        let Conv { input, weight, stride, padding, groups } = *conv;
+        for have_codes in [[false, false], [true, false], [false, true], [true, true]] {
+            let mut rng = rng(i as u64);
+            // Where a quantizer passes the gradient as it is.
+            let mut draw = |shape: [usize; 4]| -> Vec<f32> {
+                let values = normal(shape.iter().product(), 0.5, 0.2, &mut rng);
+                values.into_iter().map(|x| x.clamp(0.01, 0.99)).collect()
+            };
+            let (x, w) = (draw(input), draw(weight));
+            for Backend { name, device } in cpu_backends() {
+                let device = device.autodiff();
+                let what =
+                    format!("conv {input:?} {weight:?} stride {stride}, codes {have_codes:?} on {name}");
+                let x = tensor::<4>(&x, input, &device).require_grad();
+                let w = tensor::<4>(&w, weight, &device).require_grad();
+                let quantized = |x: Tensor<4>, i: usize| match have_codes[i] {
+                    true => unit(x, [15.0, 7.0][i]),
+                    false => x.into(),
+                };
+                let (x_q, w_q) = (quantized(x.clone(), 0), quantized(w.clone(), 1));
+                assert_eq!([x_q.codes().is_some(), w_q.codes().is_some()], have_codes, "{what}");
+                let multiplied = [&x_q, &w_q].map(|operand| values(operand.values().clone()));
+                let options = ConvOptions::new([stride; 2], [padding; 2], [1; 2], groups);
+                let y = conv2d(x_q, w_q, options, Compute::Bf16);
+                let g = normal(y.shape().num_elements(), 0.0, 1.0, &mut lowbit_tests::rng(98));
+                let all = (y.clone() * tensor::<4>(&g, y.dims(), &device)).sum().backward();
+                let got = [values(y), values(x.grad(&all).unwrap()), values(w.grad(&all).unwrap())];
+                let [x, w] = [0, 1].map(|i| {
+                    let values = multiplied[i].iter();
+                    values.map(|&x| if have_codes[i] { x } else { bf16(x) }).collect::<Vec<f32>>()
+                });
+                let g: Vec<f32> = g.into_iter().map(bf16).collect();
+                let expected = three_passes(conv, [&x, &w, &g]);
+                for (part, (got, expected)) in ["result", "gradient of the input", "gradient of the weights"]
+                    .iter()
+                    .zip(got.iter().zip(&expected))
+                {
+                    assert_close_f64(&format!("{what}: {part}"), got, expected, SUMS);
+                }
+            }
+        }
+    }
+}
+
+/// What is evaluated is computed in single precision, whatever the arithmetic of a training: the runtime has the same bits.
+#[test]
+fn evaluations_are_in_single_precision() {
+    let _switch = Switch::lock();
+    let input = InputShape { channels: 3, height: 16, width: 16 };
+    let policy = QuantizationPolicy::new(LayerQuantization::FULL_PRECISION);
+    for Backend { name, device } in cpu_backends() {
+        let device = device.autodiff();
+        let images = tensor::<4>(&normal(2 * 768, 0.0, 1.0, &mut rng(1)), [2, 3, 16, 16], &device);
+        let network = ModelConfig::new(Family::PreResNet, 8).init(input, 5, &policy, 0, &device);
+        let fp32 = network.expect("a network").network;
+        let mut bf16 = fp32.clone();
+        bf16.set_compute(Compute::Bf16);
+        let evaluated = |network: &Network| values(network.valid().forward(images.clone().inner()));
+        assert_eq!(evaluated(&bf16), evaluated(&fp32), "{name}");
+        let trained = |network: &Network| values(network.forward(images.clone()));
+        assert_ne!(trained(&bf16), trained(&fp32), "{name}");
+        // Nor is anything rounded that has no gradient on a device with autodiff.
+        let untracked = |network: &Network| values(network.clone().no_grad().forward(images.clone()));
+        assert_eq!(untracked(&bf16), untracked(&fp32), "{name}");
+        // A step keeps the choice, as does what makes another device's network of it.
+        let gradients = GradientsParams::from_grads(bf16.forward(images.clone()).sum().backward(), &bf16);
+        let stepped = ModuleOptimizer::from(SgdConfig::new().build()).step(0.0, bf16, gradients);
+        for network in [stepped.clone(), stepped.clone().fork(&device), stepped.valid().train()] {
+            assert_eq!(trained(&network), trained(&stepped), "{name}");
+            assert_ne!(trained(&network), trained(&fp32), "{name}");
+        }
+    }
+}
+
 /// Dilation, and padding that is not the same at both ends: what the kernels leave to burn's operations.
 #[test]
 fn convolutions_that_have_no_kernel_equal_the_definition() {
@@ -232,13 +367,13 @@ fn convolutions_that_have_no_kernel_equal_the_definition() {
         options.padding = padding;
         let what = format!("conv stride {stride:?} padding {padding:?} dilation {dilation:?}");
         check(&what, &[(&input, 0.0, 1.0), (&weight, 0.0, 0.5)], |x| {
-            conv2d(x[0].clone().reshape(input), x[1].clone().reshape(weight), options.clone())
+            conv2d(x[0].clone().reshape(input), x[1].clone().reshape(weight), options.clone(), FP32)
         });
         let mut rng = rng(7);
         let [x, w] = [input, weight].map(|shape| normal(shape.iter().product(), 0.0, 1.0, &mut rng));
         let expected = definition((&x, input), (&w, weight), stride, padding, dilation);
         for Backend { name, device } in backends() {
-            let y = conv2d(tensor(&x, input, &device), tensor(&w, weight, &device), options.clone());
+            let y = conv2d(tensor(&x, input, &device), tensor(&w, weight, &device), options.clone(), FP32);
             assert_close_f64(&format!("{what} on {name}"), &values(y), &expected, SUMS);
         }
     }
@@ -259,10 +394,10 @@ fn operands_may_be_transposed() {
         let ordered = |x: &Tensor<4>| tensor::<4>(&values(x.clone()), x.dims(), &device);
         let (x_ordered, w_ordered) = (ordered(&x), ordered(&w));
         let floats = [(&x, &w), (&x_ordered, &w_ordered)]
-            .map(|(x, w)| values(conv2d(x.clone(), w.clone(), options())));
+            .map(|(x, w)| values(conv2d(x.clone(), w.clone(), options(), FP32)));
         assert_eq!(floats[0], floats[1], "convolution on {name}");
         let codes = [(&x, &w), (&x_ordered, &w_ordered)]
-            .map(|(x, w)| values(conv2d(unit(x.clone(), 3.0), dorefa(w.clone(), 3.0), options())));
+            .map(|(x, w)| values(conv2d(unit(x.clone(), 3.0), dorefa(w.clone(), 3.0), options(), FP32)));
         assert_eq!(codes[0], codes[1], "convolution of codes on {name}");
         let affine = || [1.2, 0.1].map(|value| Tensor::full([5], value, &device));
         let norms = [x, x_ordered]
@@ -285,7 +420,7 @@ fn convolutions_of_learned_codes_agree() {
         let (step, steps) = (tensor(&[0.17], [1], &device), tensor(&steps, [18], &device));
         let x_q = act.scheme(vec![step]).quantize(x.clone());
         let w_q = signed.scheme(vec![steps]).quantize(w.clone());
-        values(conv2d(x_q, w_q, ConvOptions::new([1; 2], [1; 2], [1; 2], 1)))
+        values(conv2d(x_q, w_q, ConvOptions::new([1; 2], [1; 2], [1; 2], 1), FP32))
     });
     for (implementation, other) in others {
         assert_close(&format!("learned codes, {implementation:?}"), &kernels, &other, SUMS);
@@ -533,10 +668,13 @@ fn nan_stays_nan() {
         let [half, whole] =
             [0.5, 1.0].map(|step| Grid::Step { q_min: 0.0, q_max: 3.0 }.scheme(vec![one() * step]));
         is_nan("fake quantization", unit(x.clone(), 3.0).into_values());
-        is_nan("codes of the input", conv2d(half.quantize(x.clone()), whole.quantize(w.clone()), options()));
+        is_nan(
+            "codes of the input",
+            conv2d(half.quantize(x.clone()), whole.quantize(w.clone()), options(), FP32),
+        );
         let good = half.quantize(x.ones_like());
-        is_nan("codes of the weights", conv2d(good, whole.quantize(bad_w.clone()), options()));
-        is_nan("convolution", conv2d(x.clone(), w, options()));
+        is_nan("codes of the weights", conv2d(good, whole.quantize(bad_w.clone()), options(), FP32));
+        is_nan("convolution", conv2d(x.clone(), w, options(), FP32));
         is_nan("weights", dorefa(bad_w.clone(), 3.0).into_values());
         for is_bounded in [true, false] {
             is_nan(
@@ -623,7 +761,7 @@ fn empty_batches_have_gradients_of_zero() {
         let shapes = [(vec![], vec![0]), (normal(54, 0.0, 1.0, &mut rng(1)), vec![54])];
         let results = differentiate(&shapes, &backend.device, |x| {
             let options = ConvOptions::new([1; 2], [1; 2], [1; 2], 1);
-            conv2d(x[0].clone().reshape([0, 2, 5, 4]), x[1].clone().reshape([3, 2, 3, 3]), options)
+            conv2d(x[0].clone().reshape([0, 2, 5, 4]), x[1].clone().reshape([3, 2, 3, 3]), options, FP32)
         });
         assert_eq!(results, [vec![], vec![], vec![0.0; 54]]);
     }
@@ -635,7 +773,7 @@ fn a_kernel_larger_than_the_image_is_an_error() {
     let _switch = Switch::lock();
     let device = default_device();
     let (x, w) = (tensor(&[1.0; 2], [1, 2, 1, 1], &device), tensor(&[1.0; 18], [2, 1, 3, 3], &device));
-    conv2d(x, w, ConvOptions::new([1; 2], [0; 2], [1; 2], 2));
+    conv2d(x, w, ConvOptions::new([1; 2], [0; 2], [1; 2], 2), FP32);
 }
 
 #[test]

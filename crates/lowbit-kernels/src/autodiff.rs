@@ -13,16 +13,19 @@ use burn::tensor::ops::ConvOptions;
 use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::weights::MaxGradient;
 
-use crate::backend::{ActivationKind, CodeWorth, CodedTensor, KeepCodes, KeptCodes, KernelBackend};
+use crate::backend::{
+    ActivationKind, CodeWorth, CodedTensor, ConvCompute, KeepCodes, KeptCodes, KernelBackend,
+};
 
 impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn lowbit_conv2d(
         input: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         options: ConvOptions<2>,
+        compute: ConvCompute,
     ) -> FloatTensor<Self> {
-        let forward = |input, weight| B::lowbit_conv2d(input, weight, options.clone());
-        conv2d::<B, C>(input, weight, &options, |_, _| None, forward)
+        let forward = |input, weight| B::lowbit_conv2d(input, weight, options.clone(), compute);
+        conv2d::<B, C>(input, weight, &options, compute, |_, _| None, forward)
     }
 
     fn lowbit_conv2d_codes(
@@ -32,6 +35,7 @@ impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Auto
         weight_unit: FloatTensor<Self>,
         codes: CodeWorth,
         options: ConvOptions<2>,
+        compute: ConvCompute,
     ) -> FloatTensor<Self> {
         let (input_unit, weight_unit) = (input_unit.into_primitive(), weight_unit.into_primitive());
         let [(input, input_codes), (weight, weight_codes)] = [input, weight].map(CodedTensor::split);
@@ -41,9 +45,10 @@ impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Auto
         };
         let forward = |input, weight| {
             let [input, weight] = [(input, input_codes.clone()), (weight, weight_codes)].map(CodedTensor::of);
-            B::lowbit_conv2d_codes(input, weight, input_unit.clone(), weight_unit, codes, options.clone())
+            let units = (input_unit.clone(), weight_unit);
+            B::lowbit_conv2d_codes(input, weight, units.0, units.1, codes, options.clone(), compute)
         };
-        conv2d::<B, C>(input, weight, &options, keep, forward)
+        conv2d::<B, C>(input, weight, &options, compute, keep, forward)
     }
 
     fn lowbit_batch_statistics(input: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -150,11 +155,13 @@ fn with_values<B: Backend, C: CheckpointStrategy>(
     CodedTensor::of((finish(values), codes))
 }
 
-/// A node of a convolution whose forward pass is `forward`. What `keep` yields is kept instead of the input.
+/// A node of a convolution whose forward pass is `forward`, of operands rounded as `compute` says if there is a gradient. What `keep` yields
+/// is kept instead of the input.
 fn conv2d<B: KernelBackend + KeepCodes, C: CheckpointStrategy>(
     input: FloatTensor<Autodiff<B, C>>,
     weight: FloatTensor<Autodiff<B, C>>,
     options: &ConvOptions<2>,
+    compute: ConvCompute,
     keep: impl FnOnce(&FloatTensor<B>, &FloatTensor<B>) -> Option<KeptCodes>,
     forward: impl FnOnce(FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
 ) -> FloatTensor<Autodiff<B, C>> {
@@ -164,13 +171,20 @@ fn conv2d<B: KernelBackend + KeepCodes, C: CheckpointStrategy>(
                 Some(codes) => KeptInput::Codes(codes),
                 None => KeptInput::Node(prepared.checkpoint(&input), options.clone()),
             };
-            let state = (kept, prepared.checkpoint(&weight));
-            prepared.finish(state, forward(input.into_primitive(), weight.into_primitive()))
+            let state = (kept, prepared.checkpoint(&weight), compute);
+            let [of_input, of_weight] = compute.rounds();
+            let input = rounded_if::<B>(of_input, input.into_primitive());
+            let weight = rounded_if::<B>(of_weight, weight.into_primitive());
+            prepared.finish(state, forward(input, weight))
         }
         OpsKind::UnTracked(prepared) => {
             prepared.finish(forward(input.into_primitive(), weight.into_primitive()))
         }
     }
+}
+
+fn rounded_if<B: KeepCodes>(is_rounded: bool, values: FloatTensor<B>) -> FloatTensor<B> {
+    if is_rounded { B::lowbit_round_to_bf16(values) } else { values }
 }
 
 #[derive(Debug)]
@@ -184,17 +198,22 @@ enum KeptInput {
 }
 
 impl<B: KernelBackend + KeepCodes> Backward<B, 2> for Conv2d {
-    type State = (KeptInput, NodeId);
+    type State = (KeptInput, NodeId, ConvCompute);
 
     fn backward(self, ops: Ops<Self::State, 2>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
         let gradient = gradients.consume::<B>(&ops.node);
         let wanted = [0, 1].map(|i| ops.parents[i].is_some());
-        let (kept, weight) = ops.state;
+        let (kept, weight, compute) = ops.state;
         let weight: FloatTensor<B> = checkpointer.retrieve_node_output(weight);
+        let [rounds_input, rounds_weight] = compute.rounds();
+        let gradient = rounded_if::<B>(compute.rounds_gradient(), gradient);
+        // Each of the operands is multiplied for the gradient of the other one.
+        let weight = rounded_if::<B>(rounds_weight && wanted[0], weight);
         let results = match kept {
             KeptInput::Codes(kept) => B::lowbit_gradients_of_codes(&kept, weight, gradient, wanted),
             KeptInput::Node(input, options) => {
                 let input: FloatTensor<B> = checkpointer.retrieve_node_output(input);
+                let input = rounded_if::<B>(rounds_input && wanted[1], input);
                 let of_input = wanted[0].then(|| {
                     let (input, weight, gradient) = (input.clone(), weight.clone(), gradient.clone());
                     B::lowbit_conv2d_input_gradient(input, weight, gradient, options.clone())

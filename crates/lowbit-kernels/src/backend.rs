@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
 use burn::tensor::ops::ConvOptions;
+use lowbit_core::Compute;
 use lowbit_cpu::conv::ConvShape;
 use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::integer::CodeBounds;
@@ -71,6 +72,27 @@ pub struct CodeWorth {
     pub is_exact: bool,
 }
 
+/// The arithmetic of a convolution in a training step. In an evaluation, which has no gradients, it is always single precision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConvCompute {
+    /// How products are computed.
+    pub compute: Compute,
+    /// Whether the operands, input and weights, are worth codes: these are never rounded.
+    pub have_codes: [bool; 2],
+}
+
+impl ConvCompute {
+    /// Whether the gradient of the output is rounded to bf16.
+    pub fn rounds_gradient(self) -> bool {
+        self.compute == Compute::Bf16
+    }
+
+    /// Which of the operands, input and weights, are rounded to bf16.
+    pub fn rounds(self) -> [bool; 2] {
+        self.have_codes.map(|has_codes| self.compute == Compute::Bf16 && !has_codes)
+    }
+}
+
 /// What the backward pass keeps of a quantized input of a convolution.
 #[derive(Clone, Debug)]
 pub struct KeptCodes {
@@ -80,7 +102,7 @@ pub struct KeptCodes {
     pub shape: ConvShape,
 }
 
-/// What a backend may do between the passes of an operation, apart from the operations.
+/// What a backend may do between the passes of an operation and before them, apart from the operations.
 pub trait KeepCodes: Backend {
     /// The codes of a convolution's input packed, if the backend reads these in its backward pass.
     fn lowbit_keep_codes(
@@ -106,6 +128,14 @@ pub trait KeepCodes: Backend {
     ) -> [Option<FloatTensor<Self>>; 2] {
         unreachable!("this backend keeps no codes")
     }
+
+    /// The values rounded to bf16, in single precision.
+    ///
+    /// # Panics
+    /// On a backend that does not compute by the kernels of the CPU.
+    fn lowbit_round_to_bf16(_values: FloatTensor<Self>) -> FloatTensor<Self> {
+        panic!("convolutions are trained in bf16 on CPUs alone: compute in fp32 here")
+    }
 }
 
 /// A backend with the fused operations; those it has no kernel for are made of its own.
@@ -116,11 +146,12 @@ pub trait KeepCodes: Backend {
     Autodiff
 )]
 pub trait KernelBackend: Backend {
-    /// Convolution without bias.
+    /// Convolution without bias. How it computes is for backends with autodiff.
     fn lowbit_conv2d(
         input: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         options: ConvOptions<2>,
+        _compute: ConvCompute,
     ) -> FloatTensor<Self> {
         reference::conv2d::<Self>(input, weight, options)
     }
@@ -133,8 +164,9 @@ pub trait KernelBackend: Backend {
         _weight_unit: FloatTensor<Self>,
         _codes: CodeWorth,
         options: ConvOptions<2>,
+        compute: ConvCompute,
     ) -> FloatTensor<Self> {
-        Self::lowbit_conv2d(input.values(), weight.values(), options)
+        Self::lowbit_conv2d(input.values(), weight.values(), options, compute)
     }
 
     /// Gradient of a convolution's input.

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use burn::backend::DispatchDevice;
 use burn::tensor::{Device, Tensor};
+#[cfg(doc)]
+use lowbit_core::Compute;
 
 /// What computes the operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,15 +44,24 @@ pub(crate) fn demand_extension<const D: usize>(tensor: &Tensor<D>) {
 /// Whether networks are evaluated on `device` by the CPU kernels, which an inference runtime shares: sums over codes are exact there, and
 /// no result depends on the size of the batch. On devices with autodiff, and on GPUs, what is fastest computes.
 pub fn evaluates_exactly(device: &Device) -> bool {
-    #[allow(unreachable_patterns, reason = "which devices there are depends on burn's features")]
-    let is_cpu = match device.clone().without_autodiff().as_dispatch() {
+    has_cpu_kernels(device) && !device.is_autodiff()
+}
+
+/// Whether convolutions can be trained on `device` with operands rounded to bf16 ([`Compute::Bf16`]).
+pub fn trains_in_bf16(device: &Device) -> bool {
+    has_cpu_kernels(device)
+}
+
+/// Whether the operations of a device, with autodiff or without, are the kernels of the CPU.
+#[allow(unreachable_patterns, reason = "which devices there are depends on burn's features")]
+fn has_cpu_kernels(device: &Device) -> bool {
+    match device.clone().without_autodiff().as_dispatch() {
         #[cfg(feature = "flex")]
         DispatchDevice::Flex(_) => true,
         #[cfg(feature = "ndarray")]
         DispatchDevice::NdArray(_) => true,
         _ => false,
-    };
-    is_cpu && !device.is_autodiff()
+    }
 }
 
 /// Whether this crate is compiled for a device's backend.

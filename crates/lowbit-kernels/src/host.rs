@@ -6,6 +6,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, TensorData};
+use lowbit_cpu::bf16;
 use lowbit_cpu::codes::Coded;
 use lowbit_cpu::conv::{self, ConvShape};
 use lowbit_cpu::formula::AnyFormula;
@@ -14,7 +15,9 @@ use lowbit_cpu::norm::{self, Activation, NormParameters, NormShape};
 use lowbit_cpu::packed::PackedImages;
 use lowbit_cpu::weights::{self, MaxGradient};
 
-use crate::backend::{ActivationKind, CodeWorth, CodedTensor, KeepCodes, KeptCodes, KernelBackend};
+use crate::backend::{
+    ActivationKind, CodeWorth, CodedTensor, ConvCompute, KeepCodes, KeptCodes, KernelBackend,
+};
 use crate::choice::is_reference;
 use crate::reference;
 use crate::times::{Kind, timed};
@@ -144,6 +147,11 @@ fn weight_gradient_of_codes<B: Host>(kept: &KeptCodes, gradient: FloatTensor<B>)
     let (shape, gradient) = (&kept.shape, B::contiguous(gradient));
     let dims = [shape.out_channels, shape.in_channels, shape.kernel[0], shape.kernel[1]];
     B::tensor(conv::weight_gradient_of_codes(shape, &kept.input, B::slice(&gradient)), &dims)
+}
+
+fn round_to_bf16<B: Host>(values: FloatTensor<B>) -> FloatTensor<B> {
+    let dims = values.shape();
+    B::tensor(bf16::rounded(B::slice(&B::contiguous(values))), dims.as_slice())
 }
 
 fn norm_shape<B: Backend>(input: &FloatTensor<B>) -> NormShape {
@@ -311,6 +319,11 @@ macro_rules! host_backend {
                 });
                 [of_input, of_weight]
             }
+
+            // What the reference multiplies is rounded by the same function: burn's backends have none in common.
+            fn lowbit_round_to_bf16(values: FloatTensor<Self>) -> FloatTensor<Self> {
+                timed(Kind::Rounding, || round_to_bf16::<Self>(values))
+            }
         }
 
         impl KernelBackend for $backend {
@@ -318,6 +331,7 @@ macro_rules! host_backend {
                 input: FloatTensor<Self>,
                 weight: FloatTensor<Self>,
                 options: ConvOptions<2>,
+                _compute: ConvCompute,
             ) -> FloatTensor<Self> {
                 match conv_shape(&input, &weight, &options) {
                     Some(shape) => timed(Kind::ConvForward, || conv2d::<Self>(input, weight, &shape)),
@@ -332,6 +346,7 @@ macro_rules! host_backend {
                 weight_unit: FloatTensor<Self>,
                 codes: CodeWorth,
                 options: ConvOptions<2>,
+                compute: ConvCompute,
             ) -> FloatTensor<Self> {
                 let [(input, input_codes), (weight, weight_codes)] = [input, weight].map(CodedTensor::split);
                 let serves = if codes.is_exact { IntegerConv::serves } else { IntegerConv::pays };
@@ -350,7 +365,7 @@ macro_rules! host_backend {
                         });
                     }
                 }
-                Self::lowbit_conv2d(input, weight, options)
+                Self::lowbit_conv2d(input, weight, options, compute)
             }
 
             fn lowbit_conv2d_input_gradient(

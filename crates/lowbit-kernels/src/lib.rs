@@ -68,13 +68,14 @@ use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
 use burn::tensor::ops::ConvOptions;
+pub use lowbit_core::Compute;
 pub use lowbit_cpu::formula::{AnyFormula, Formula, Mode, Number};
 pub use lowbit_cpu::integer::CodeBounds;
 pub use lowbit_cpu::weights::MaxGradient;
 
-pub use backend::{ActivationKind, CodeWorth, CodedTensor, KeepCodes, KeptCodes, KernelBackend};
+pub use backend::{ActivationKind, CodeWorth, CodedTensor, ConvCompute, KeepCodes, KeptCodes, KernelBackend};
 use choice::demand_extension;
-pub use choice::evaluates_exactly;
+pub use choice::{evaluates_exactly, trains_in_bf16};
 pub use reduce::reduce_in_parts;
 pub use scheme::{Codes, Quantized, Scheme};
 use scheme::{constant, quantized};
@@ -82,15 +83,23 @@ use scheme::{constant, quantized};
 /// Convolution without bias; as `burn::tensor::module::conv2d`. Operands with codes, those of the input not negative, of one unit and of at
 /// most 8 bits, are multiplied as integers by backends that have a kernel for it: their sums are exact.
 ///
+/// Where there is a gradient, [`Compute::Bf16`] rounds to bf16 what is multiplied in all three passes and has no codes: input, weights
+/// and the gradient of the output, which never has any. Sums are in single precision.
+///
 /// # Shapes
 /// - input: `[batch, in_channels, height, width]`
 /// - weight: `[out_channels, in_channels / groups, kernel height, kernel width]`
+///
+/// # Panics
+/// If it has a gradient and computes in bf16 on a device that does not train so: see [`trains_in_bf16`].
 pub fn conv2d(
     input: impl Into<Quantized<4>>,
     weight: impl Into<Quantized<4>>,
     options: ConvOptions<2>,
+    compute: Compute,
 ) -> Tensor<4> {
     let ((input, of_input), (weight, of_weight)) = (input.into().split(), weight.into().split());
+    let compute = ConvCompute { compute, have_codes: [of_input.is_some(), of_weight.is_some()] };
     // The kernels take zero points of inputs alone.
     let of_weight = of_weight.filter(|codes| codes.zero.is_none());
     demand_extension(&input);
@@ -99,7 +108,7 @@ pub fn conv2d(
         .and_then(|(codes, largest)| codes.zero_point().map(|zero_point| (codes, largest, zero_point)))
     else {
         let [input, weight] = [input, weight].map(Tensor::into_dispatch);
-        return Tensor::from_dispatch(Dispatch::lowbit_conv2d(input, weight, options));
+        return Tensor::from_dispatch(Dispatch::lowbit_conv2d(input, weight, options, compute));
     };
     let codes = CodeWorth {
         parts: [of_input.parts, of_weight.as_ref().map_or(1.0, |codes| codes.parts)],
@@ -120,6 +129,7 @@ pub fn conv2d(
         unit(weight_unit.flatten()),
         codes,
         options,
+        compute,
     );
     Tensor::from_dispatch(output)
 }

@@ -13,7 +13,7 @@ use burn::tensor::module::max_pool2d;
 use burn::tensor::ops::MaxPoolOptions;
 use burn::tensor::{Device, Tensor};
 use lowbit_core::graph::{Conv, Graph, Linear, Node, NodeId, Op};
-use lowbit_core::{Purpose, stream};
+use lowbit_core::{Compute, Purpose, stream};
 use lowbit_kernels::{Activation, channel_means, evaluates_exactly};
 use lowbit_quantizers::{
     LayerMut, LayerRef, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantLinearConfig, QuantizationPolicy,
@@ -158,6 +158,15 @@ impl Network {
             Layer::Scale(scale) => Some((path, scale.scale.val())),
             Layer::Conv(_) | Layer::Linear(_) | Layer::Norm(_) => None,
         })
+    }
+
+    /// Sets how all convolutions compute their products in training steps from now on. An evaluation computes as ever.
+    pub fn set_compute(&mut self, compute: Compute) {
+        for layer in &mut self.layers {
+            if let Layer::Conv(conv) = layer {
+                conv.compute = compute;
+            }
+        }
     }
 
     fn parts(&self) -> impl Iterator<Item = (&str, &Layer)> {

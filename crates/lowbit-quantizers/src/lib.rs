@@ -40,10 +40,10 @@ pub use layers::{
     Selection,
 };
 pub use lowbit_core::{
-    BitWidth, BitWidthError, CodeRange, CodeSet, Granularity, GridError, IntegerGrid, LayerRole, Precision,
-    Purpose, stream,
+    BitWidth, BitWidthError, CodeRange, CodeSet, Compute, Granularity, GridError, IntegerGrid, LayerRole,
+    Precision, Purpose, stream,
 };
-pub use lowbit_kernels::{Activation, AnyFormula, Formula, Number, Quantized, Scheme};
+pub use lowbit_kernels::{Activation, AnyFormula, Formula, Number, Quantized, Scheme, trains_in_bf16};
 pub use parameter::is_quantizer_state;
 pub use policy::{LayerOverride, PrecisionFloor, QuantizationPolicy, pattern_matches};
 pub use quantizer::{

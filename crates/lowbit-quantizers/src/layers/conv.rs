@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData};
-use lowbit_kernels::{Activation, Quantized, conv2d};
+use lowbit_kernels::{Activation, Compute, Quantized, conv2d};
 use rand::Rng;
 use rand_distr::{Distribution, Normal};
 
@@ -96,6 +96,7 @@ impl QuantConv2dConfig {
             weight: Param::from_tensor(weight),
             bias: bias.then(|| Param::from_tensor(Tensor::zeros([out_channels], device))),
             selection: Selection::default(),
+            compute: Compute::default(),
             stride,
             padding,
             groups,
@@ -117,6 +118,9 @@ pub struct QuantConv2d {
     /// Which part is quantized; all of it unless a strategy says otherwise.
     #[module(skip)]
     pub selection: Selection,
+    /// How products are computed in training steps; in single precision unless a training says otherwise.
+    #[module(skip)]
+    pub compute: Compute,
     stride: usize,
     padding: usize,
     groups: usize,
@@ -169,7 +173,7 @@ impl QuantConv2d {
     pub fn forward_quantized(&self, input: impl Into<Quantized<4>>) -> Tensor<4> {
         let weight = self.selection.weight(&self.weight_quantizer, self.weight.val());
         let options = ConvOptions::new([self.stride; 2], [self.padding; 2], [1; 2], self.groups);
-        let output = conv2d(input, weight, options);
+        let output = conv2d(input, weight, options, self.compute);
         match &self.bias {
             Some(bias) => {
                 let channels = output.dims()[1];

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData};
-use lowbit_kernels::{conv2d, evaluates_exactly};
+use lowbit_kernels::{Compute, conv2d, evaluates_exactly};
 use rand::Rng;
 use rand_distr::{Distribution, Uniform};
 
@@ -116,6 +116,7 @@ impl QuantLinear {
         let input = self.selection.input(&self.input_quantizer, input.reshape([batch, in_features, 1, 1]));
         let weight = weight.reshape([out_features, in_features, 1, 1]);
         let weight = self.selection.weight(&self.weight_quantizer, weight);
-        conv2d(input, weight, ConvOptions::new([1; 2], [0; 2], [1; 2], 1)).reshape([batch, out_features])
+        let options = ConvOptions::new([1; 2], [0; 2], [1; 2], 1);
+        conv2d(input, weight, options, Compute::Fp32).reshape([batch, out_features])
     }
 }
