@@ -463,6 +463,44 @@ fn trainings_in_one_process_end_alike() {
     assert!(digests.iter().all(|digest| digest == &digests[0]), "{digests:?}");
 }
 
+/// Arithmetic in bf16 changes the steps of networks with quantizers and without, and they learn as ever.
+#[test]
+fn trainings_in_bf16_learn_in_their_own_way() {
+    for name in ["digits-preresnet8-fp32", "digits-preresnet8-w2a2"] {
+        let settings = ["train.epochs=3", "data.train_limit=640", "data.test_limit=359", "model.width=0.5"];
+        let run = |compute: &str| {
+            let compute = format!("train.compute={compute}");
+            let recipe = recipe_of(name, &[&settings[..], &[&compute, "train.learning_rate=0.2"]].concat());
+            Run::new(&format!("{name}-{compute}"), &recipe, Vec::new())
+        };
+        let (fp32, bf16) = (run("fp32"), run("bf16"));
+        let losses = |run: &Run| run.epochs.iter().map(|epoch| epoch.train.loss).collect::<Vec<_>>();
+        let scores = |run: &Run| run.evaluate().scores;
+        assert_ne!(losses(&fp32), losses(&bf16), "{name}");
+        // Of ten classes.
+        let [of_fp32, of_bf16] = [&fp32, &bf16].map(|run| scores(run).top1);
+        assert!(of_bf16 > 0.5 && (of_bf16 - of_fp32).abs() < 0.2, "{name}: {of_fp32}, in bf16 {of_bf16}");
+        // What an evaluation of the checkpoint computes is what the training said.
+        let evaluation = bf16.evaluate();
+        assert_eq!(evaluation.reported, Some(evaluation.scores), "{name}");
+    }
+}
+
+/// What a device cannot compute is refused, never left out; nothing is written.
+#[test]
+fn bf16_is_refused_where_it_is_not_computed() {
+    let others = backends().into_iter().filter(|backend| !["flex", "ndarray"].contains(&backend.name));
+    for Backend { name, device } in others {
+        let (path, stop) = (run_dir(&format!("bf16-{name}")), AtomicBool::new(false));
+        let mut observer = ();
+        let session = session(&stop, &mut observer, Vec::new());
+        let session = Session { device, device_name: name.into(), ..session };
+        let error = train(&recipe(&["train.compute=bf16"]), &path, session).expect_err("it is refused");
+        assert!(matches!(&error, TrainError::Compute { device } if device == name), "{error}");
+        assert!(!path.exists(), "{name}");
+    }
+}
+
 #[derive(Default)]
 struct Epochs(Vec<EpochMetrics>);
 

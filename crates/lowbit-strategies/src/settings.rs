@@ -1,5 +1,6 @@
 //! How a phase is trained, as far as a strategy may decide it: epochs, optimizer, learning rate over time.
 
+use lowbit_core::Compute;
 use serde::Serialize;
 
 /// `[train]`: the optimization.
@@ -39,6 +40,8 @@ pub struct TrainRecipe {
     pub calibration_batches: usize,
     /// Epochs between evaluations; the last epoch is always evaluated.
     pub eval_every: u64,
+    /// How the products of convolutions are computed in a step.
+    pub compute: Compute,
 }
 
 impl TrainRecipe {

@@ -110,6 +110,14 @@ pub enum TrainError {
     /// The recipe trains on a folder of images, which nobody has named.
     #[error("the recipe trains on a folder of images, which is not in it, and has to be given")]
     NoFolder,
+    /// The device does not train in the arithmetic that is asked for.
+    #[error(
+        "train.compute=\"bf16\" is for CPUs, and the device is {device}: choose another, or train.compute=\"fp32\""
+    )]
+    Compute {
+        /// How the device was asked for, as in "wgpu".
+        device: String,
+    },
     /// The images of the program are not what the recipe says.
     #[error("the {} images {name:?} have {key}={got}, the recipe has {expected}", split_name(*.split))]
     OtherImages {

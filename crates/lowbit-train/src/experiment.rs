@@ -1,5 +1,6 @@
 //! What a recipe makes of a training: its networks, its phases, its line of steps. No network is built here.
 
+use lowbit_core::Compute;
 use lowbit_models::Plan;
 
 use crate::error::TrainError;
@@ -71,6 +72,12 @@ impl Experiment {
     /// Epochs of all phases.
     pub(crate) fn epochs(&self) -> u64 {
         self.phases.iter().map(|phase| phase.train.epochs).sum()
+    }
+
+    /// Whether any network computes in bf16 in any phase.
+    pub(crate) fn computes_in_bf16(&self) -> bool {
+        let of_phases = self.phases.iter().map(|phase| phase.train.compute);
+        of_phases.chain([self.recipe.train.compute]).any(|compute| compute == Compute::Bf16)
     }
 
     /// What tells its strategies from others.

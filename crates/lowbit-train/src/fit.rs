@@ -8,6 +8,7 @@ use std::time::Instant;
 use burn::tensor::Device;
 use lowbit_data::{Batch, Loader, Split};
 use lowbit_models::Plan;
+use lowbit_quantizers::trains_in_bf16;
 use serde::Serialize;
 
 use crate::calibration::Calibration;
@@ -73,6 +74,9 @@ impl<'a> Fit<'a> {
     pub(crate) fn new(recipe: RunRecipe, data: Data, mut session: Session<'a>) -> Result<Self, TrainError> {
         let RunRecipe { recipe, sha256: recipe_sha256 } = recipe;
         let experiment = Experiment::new(recipe, std::mem::take(&mut session.strategies))?;
+        if experiment.computes_in_bf16() && !trains_in_bf16(&session.device) {
+            return Err(TrainError::Compute { device: session.device_name.clone() });
+        }
         Ok(Self {
             recipe_sha256,
             device: session.device.clone().autodiff(),

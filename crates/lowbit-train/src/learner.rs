@@ -48,11 +48,15 @@ impl PlacedSpec {
     fn build(&self, recipe: &Recipe, phase: &Phase, device: &Device) -> Result<(Learner, Plan), TrainError> {
         let (input, n_classes) = (recipe.data.input_shape(), recipe.data.n_classes());
         let policy = self.policy(recipe, phase);
-        let model = self.model.init(input, n_classes, &policy, self.seed, device)?;
+        let mut model = self.model.init(input, n_classes, &policy, self.seed, device)?;
+        let compute = self.train(recipe, phase).compute;
+        model.network.set_compute(compute);
         let adapter = |(tap, channels): (usize, &Option<[usize; 2]>)| {
             channels.map(|channels| {
                 let mut rng = stream(self.seed, Purpose::InitialWeights, 1, tap as u64);
-                QuantConv2dConfig::new(channels, 1).init(device, &mut rng)
+                let mut adapter = QuantConv2dConfig::new(channels, 1).init(device, &mut rng)?;
+                adapter.compute = compute;
+                Ok(adapter)
             })
         };
         let adapters: Result<Vec<Option<QuantConv2d>>, QuantizerError> =
@@ -452,6 +456,8 @@ fn bit_widths(network: &Network) -> BTreeMap<String, BitWidths> {
 #[cfg(test)]
 mod tests {
     use burn::tensor::TensorData;
+    use lowbit_core::Compute;
+    use lowbit_quantizers::LayerRef;
 
     use super::*;
     use crate::experiment::Experiment;
@@ -490,6 +496,38 @@ mod tests {
             seen.push(bits.collect::<Vec<_>>());
         }
         assert_eq!(seen, [[32, 32], [4, 4], [4, 4], [2, 3]]);
+    }
+
+    /// Every convolution computes as the recipe says, adapters and teachers too, whatever was built anew.
+    #[test]
+    fn all_convolutions_compute_as_the_recipe_says() {
+        let computes = |trainee: &Trainee| -> Vec<Compute> {
+            let of_network = trainee.learner.network.layers().filter_map(|(_, layer)| match layer {
+                LayerRef::Conv(conv) => Some(conv.compute),
+                LayerRef::Linear(_) => None,
+            });
+            let of_adapters = trainee.learner.adapters.iter().flatten().map(|conv| conv.compute);
+            of_network.chain(of_adapters).collect()
+        };
+        for (name, compute) in [("fp32", Compute::Fp32), ("bf16", Compute::Bf16)] {
+            let (recipe, phases, mut trainees) = trainees(&[
+                &format!("train.compute={name}"),
+                "strategy.two_stage=true",
+                "strategy.joint={teacher={width=0.5}, students=[{weight_bits=3, act_bits=3}]}",
+                "strategy.hint={weight=1.0}",
+            ]);
+            assert_eq!(trainees.len(), 3);
+            assert!(trainees.iter().any(|trainee| trainee.learner.adapters.iter().any(Option::is_some)));
+            let device = Device::default().autodiff();
+            for trainee in &mut trainees {
+                let n = computes(trainee).len();
+                assert_eq!(computes(trainee), vec![compute; n]);
+                trainee.enter(&recipe, &phases[1], &device, |_| {}).unwrap();
+                assert_eq!(computes(trainee), vec![compute; n]);
+                trainee.reestimate_norms([Ok(Tensor::ones([2, 1, 8, 8], &device))].into_iter()).unwrap();
+                assert_eq!(computes(trainee), vec![compute; n]);
+            }
+        }
     }
 
     /// With more groups than channels, some groups have none.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use lowbit_models::{Layout, Plan};
-use lowbit_train::recipe::DatasetChoice;
+use lowbit_train::recipe::{Compute, DatasetChoice};
 use lowbit_train::strategy::{About, Phase};
 use lowbit_train::{
     CheckpointInspection, Images, Inspection, Origin, Pending, Recipe, RecipeError, RunData, RunDir,
@@ -109,6 +109,9 @@ fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt
     writeln!(text, "{}", entry("seed", &recipe.seed.to_string()))?;
     writeln!(text, "\n{}\n", output::plan_in(&plan.to_string(), columns))?;
     writeln!(text, "{}", entry("recipe", &describe_recipe(recipe)))?;
+    if let Some(compute) = describe_compute(recipe) {
+        writeln!(text, "{}", entry("compute", compute))?;
+    }
     // With those of a library's caller. What an earlier lowbit did not write down is in the recipe.
     let of_recipe = recipe.strategies();
     let names: Vec<&str> = match &info.strategies {
@@ -257,6 +260,9 @@ fn inspect_recipe(args: &InspectArgs) -> anyhow::Result<()> {
     if let Some(strategies) = describe_strategies_of(&recipe) {
         writeln!(text, "{}", entry("with", &strategies))?;
     }
+    if let Some(compute) = describe_compute(&recipe) {
+        writeln!(text, "{}", entry("compute", compute))?;
+    }
     for (i, phase) in phases.iter().enumerate() {
         writeln!(text, "{}", entry(if i == 0 { "phases" } else { "" }, &describe_phase(phase)))?;
     }
@@ -343,6 +349,16 @@ pub fn describe_recipe(recipe: &Recipe) -> String {
     };
     let norm = if recipe.model.norm == Some(false) { ", without BatchNorm" } else { "" };
     format!("{} ({}{depth}{layout}{norm}, {precision})", recipe.name, recipe.model.family)
+}
+
+/// What a step computes in other arithmetic than single precision, if anything.
+pub fn describe_compute(recipe: &Recipe) -> Option<&'static str> {
+    match recipe.train.compute {
+        Compute::Fp32 => None,
+        Compute::Bf16 => Some(
+            "convolutions are trained in bf16: what they multiply is rounded to it, unless it is quantized",
+        ),
+    }
 }
 
 /// The strategies of a training by their `names`, if it has any: in the words of those that come with lowbit.

@@ -15,7 +15,8 @@ use crate::cli::TrainArgs;
 use crate::device::{DeviceName, gpu_limits};
 use crate::exit_code::Code;
 use crate::inspect::{
-    checkpoint_named, describe_phase, describe_recipe, describe_strategies_of, expect_no_checkpoint,
+    checkpoint_named, describe_compute, describe_phase, describe_recipe, describe_strategies_of,
+    expect_no_checkpoint,
 };
 use crate::logging::{LogFile, SHOWN};
 use crate::memory;
@@ -319,6 +320,10 @@ impl Observer for Follower<'_> {
         self.show_entry("data    ", &images);
         let epochs = counted(epochs, "epoch");
         self.show_entry("plan    ", &format!("{epochs} in batches of {batch}, seed {}", recipe.seed));
+        if let Some(compute) = describe_compute(recipe) {
+            tracing::info!(target: SHOWN, "{compute}");
+            self.show_entry("compute ", compute);
+        }
         self.show(&format!("device  {}", self.device));
         if let Some(memory) = &self.memory {
             tracing::info!(target: SHOWN, "memory: {memory}");

@@ -429,6 +429,26 @@ fn quiet_gives_no_hints() {
     assert!(!sandbox.run(&["data", "list", "-q"]).stdout.contains("lowbit data fetch"));
 }
 
+/// Other arithmetic than single precision is said where a training is described, and a run goes on in its own only.
+#[test]
+fn the_arithmetic_of_a_training_is_said() {
+    let sandbox = Sandbox::new();
+    let bf16 = ["--set", "train.compute=bf16"];
+    let says = |text: &str| text.lines().any(|line| line.starts_with("compute ") && line.contains("bf16"));
+    let default = sandbox.run(&["inspect", "digits-preresnet8-w2a2"]);
+    assert!(!says(&default.stdout), "{}", default.stdout);
+    let inspected = sandbox.run(&[&["inspect", "digits-preresnet8-w2a2"][..], &bf16].concat());
+    assert!(says(&inspected.stdout), "{}", inspected.stdout);
+    let trained = sandbox.run(&[&["train", "--out", "run"][..], &TINY, &bf16].concat());
+    assert_eq!(trained.code, Some(0), "{}", trained.stderr);
+    assert!(says(&trained.stderr), "{}", trained.stderr);
+    let run = sandbox.run(&["inspect", "run"]);
+    assert!(says(&run.stdout), "{}", run.stdout);
+    let again = sandbox.run(&[&["train", "--out", "run", "--or-resume"][..], &TINY].concat());
+    assert_eq!(again.code, Some(2), "{}", again.stderr);
+    assert!(again.stderr.contains("train.compute is \"fp32\", in the run \"bf16\""), "{}", again.stderr);
+}
+
 /// A recipe that extends another is shown whole, trains, and its run depends on no other file.
 #[test]
 fn a_recipe_that_extends_another() {

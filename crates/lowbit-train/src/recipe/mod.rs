@@ -26,6 +26,7 @@ use serde::Serialize;
 use serde::ser::SerializeStruct;
 use toml::{Table, Value};
 
+pub use lowbit_core::Compute;
 pub use lowbit_strategies::{OptimizerRecipe, QuantizerGroup, ScheduleRecipe, TrainRecipe};
 
 use data::read_data;
@@ -626,6 +627,7 @@ fn read_train(section: Section<'_>, quantization: &QuantizationRecipe, model: &M
             QuantizerGroup { learning_rate_scale, weight_decay }
         },
     );
+    let computes = Compute::ALL.map(|compute| (compute.name(), compute));
     let ema_decay = section.optional_number("ema_decay", &NumberRange::FRACTION);
     let ema_warmup = section.optional_boolean("ema_warmup");
     if ema_decay.is_none() && ema_warmup.is_some() {
@@ -646,6 +648,7 @@ fn read_train(section: Section<'_>, quantization: &QuantizationRecipe, model: &M
         norm_reestimation_batches: section.integer("norm_reestimation_batches", 0, 0..=100_000) as usize,
         calibration_batches: section.integer("calibration_batches", 1, 1..=10_000) as usize,
         eval_every: section.integer("eval_every", 1, 1..=100_000),
+        compute: section.optional_choice("compute", &computes).unwrap_or_default(),
     };
     if epochs > 0 && train.warmup_epochs > epochs as f64 {
         section.problem("warmup_epochs", format!("{} is more than all {epochs} epochs", train.warmup_epochs));

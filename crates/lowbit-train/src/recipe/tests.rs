@@ -60,6 +60,7 @@ fn a_resolved_recipe_reads_back_as_itself() {
         "train.schedule={kind='multi-step', milestones=[1, 2]}",
         "train.ema_decay=0.99",
         "train.gradient_clip=1.5",
+        "train.compute='bf16'",
         "quantization.layers=[{pattern='stages.*.0.*', weight_bits=4, method='lsq'}]",
         "quantization.last={method='minmax', weight_bits=8, act_bits=8, weight_granularity='per-channel'}",
         "data.augment={pad=1, flip=true}",
@@ -984,6 +985,22 @@ fn a_moving_average_warms_up() {
     assert_eq!(
         mistakes(&["train.ema_warmup=true"]),
         ["train.ema_warmup: has no effect without ema_decay: remove this key"]
+    );
+}
+
+#[test]
+fn the_arithmetic_of_a_training_is_chosen_by_name() {
+    let fp32 = parse(&[]).unwrap();
+    assert_eq!(fp32.train.compute, Compute::Fp32);
+    assert!(fp32.to_toml().contains("\ncompute = \"fp32\"\n"), "{}", fp32.to_toml());
+    let bf16 = parse(&["train.compute=bf16"]).unwrap();
+    assert_eq!(bf16.train.compute, Compute::Bf16);
+    assert!(bf16.phases().iter().all(|phase| phase.train.compute == Compute::Bf16));
+    let [difference] = &bf16.differences(&fp32)[..] else { panic!("one key differs") };
+    assert_eq!(difference.key, "train.compute");
+    assert_eq!(
+        mistakes(&["train.compute=fp16"]),
+        ["train.compute: expected one of \"fp32\", \"bf16\", got \"fp16\"; did you mean \"bf16\"?"]
     );
 }
 
