@@ -11,7 +11,7 @@ use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
 use burn::tensor::{Device, Tensor, TensorData};
-use lowbit_core::Precision;
+use lowbit_core::{Compute, Precision};
 use lowbit_cpu::allocator::{Allocator, keep_memory};
 use lowbit_cpu::on_compute_thread;
 use lowbit_kernels::testing::take_times;
@@ -91,14 +91,17 @@ fn main() {
 
 fn run() {
     let args: Vec<String> = std::env::args().collect();
-    let [_, name, bits, device_name] = args.as_slice() else {
-        panic!("usage: step NETWORK BITS DEVICE");
+    let (name, bits, device_name, compute) = match args.as_slice() {
+        [_, name, bits, device] => (name, bits, device, Compute::default()),
+        [_, name, bits, device, compute] => (name, bits, device, compute.parse().expect("fp32 or bf16")),
+        _ => panic!("usage: step NETWORK BITS DEVICE [fp32|bf16]"),
     };
     let Setup { model, input, n_classes, batch } = setup(name);
     let device = device(device_name).autodiff();
     let [weight_bits, act_bits] = precision(bits);
     let policy = QuantizationPolicy::new(LayerQuantization::new(Method::DoReFa, weight_bits, act_bits));
     let mut network = model.init(input, n_classes, &policy, 0, &device).expect("a network").network;
+    network.set_compute(compute);
     let momentum = MomentumConfig::new().with_momentum(0.9).with_dampening(0.0).with_nesterov(true);
     let sgd =
         SgdConfig::new().with_momentum(Some(momentum)).with_weight_decay(Some(WeightDecayConfig::new(1e-4)));

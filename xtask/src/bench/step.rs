@@ -25,6 +25,10 @@ pub struct StepArgs {
     #[arg(long, value_delimiter = ',', default_value = "flex")]
     device: Vec<String>,
 
+    /// Arithmetic of our convolutions: each is an entry of its own
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "fp32")]
+    compute: Vec<Compute>,
+
     /// Other implementations beside ours: PyTorch, in full precision and at the same bits; Brevitas, at the same bits
     #[arg(long = "peer", value_enum, value_delimiter = ',')]
     peers: Vec<Peer>,
@@ -59,6 +63,32 @@ pub struct StepArgs {
     /// End with one JSON object on stdout
     #[arg(long)]
     json: bool,
+}
+
+/// The arithmetic of our convolutions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Compute {
+    Fp32,
+    /// What is multiplied and has no codes is rounded to bf16
+    Bf16,
+}
+
+impl Compute {
+    /// What the program calls it.
+    fn argument(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// The name of the entry on a device.
+    fn entry(self, device: &str) -> String {
+        match self {
+            Self::Fp32 => format!("lowbit {device}"),
+            Self::Bf16 => format!("lowbit {device} bf16"),
+        }
+    }
 }
 
 /// Another implementation.
@@ -155,10 +185,13 @@ pub fn run(args: &StepArgs) -> anyhow::Result<()> {
     for device in &args.device {
         let program = build(device)?;
         for bits in &args.bits {
-            let mut command = Command::new(&program);
-            command.args([args.network.name(), bits, device]).env("RAYON_NUM_THREADS", threads.to_string());
-            args.without.tell(&mut command);
-            contestants.push(Contestant::start(format!("lowbit {device}"), bits, command)?);
+            for compute in &args.compute {
+                let mut command = Command::new(&program);
+                command.args([args.network.name(), bits, device, compute.argument()]);
+                command.env("RAYON_NUM_THREADS", threads.to_string());
+                args.without.tell(&mut command);
+                contestants.push(Contestant::start(compute.entry(device), bits, command)?);
+            }
         }
     }
     if !args.peers.is_empty() {
@@ -289,6 +322,12 @@ mod tests {
         assert_eq!(choose(None, &["flex"]), PeerDevice::Cpu);
         assert_eq!(choose(None, &["flex", "wgpu"]), PeerDevice::Cpu);
         assert_eq!(choose(Some(PeerDevice::Cpu), &["wgpu"]), PeerDevice::Cpu);
+    }
+
+    #[test]
+    fn each_arithmetic_of_ours_is_an_entry() {
+        let entries = Compute::value_variants().iter().map(|compute| compute.entry("flex"));
+        assert_eq!(entries.collect::<Vec<_>>(), ["lowbit flex", "lowbit flex bf16"]);
     }
 
     #[test]
