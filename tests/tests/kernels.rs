@@ -591,10 +591,10 @@ fn steps_of_a_training_agree() {
     let device = default_device().autodiff();
     let (images, labels) = digits_batches();
     let two = Precision::bits(2).expect("2 is a width");
-    // On another processor one value of the 20 steps may cross a tie. The parts of the gradient of a clip
-    // value or step size nearly cancel.
+    // On another processor one value of the 20 steps may cross a tie of its quantizer, or the zero of a ReLU. The parts of the gradient of
+    // a clip value or step size nearly cancel.
     for (method, bits, allowed, n_may_part) in [
-        (Method::DoReFa, Precision::FullPrecision, 1e-5, 0),
+        (Method::DoReFa, Precision::FullPrecision, 1e-5, 1),
         (Method::DoReFa, two, 1e-5, 1),
         (Method::Pact, two, 1e-3, 1),
         (Method::Lsq, two, 2e-3, 1),

@@ -8,7 +8,7 @@
 
 use std::sync::LazyLock;
 
-/// The name of the variable of the environment that leaves instruction sets out: names of [`SWITCHES`], separated by commas.
+/// The name of the variable of the environment that leaves instruction sets out: names of sets, separated by commas.
 pub const WITHOUT: &str = "LOWBIT_WITHOUT";
 
 /// Instruction sets that can be left out, each with those that are left out with it.
@@ -25,7 +25,7 @@ pub const SWITCHES: [(&str, &[&str]); 7] = [
 /// The instruction sets that `names`, separated by commas, leave out.
 ///
 /// # Errors
-/// The name that is none of [`SWITCHES`], in a sentence.
+/// The name that is none that can be left out, in a sentence.
 pub fn parse_left_out(names: &str) -> Result<Vec<&'static str>, String> {
     let mut left_out = Vec::new();
     for name in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {
