@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -194,6 +195,8 @@ pub fn run(args: &StepArgs) -> anyhow::Result<()> {
             }
         }
     }
+    // What PyTorch compiles depends on the instruction sets, which its own cache does not tell apart.
+    let compiled = tempfile::tempdir().context("failed to make a folder")?;
     if !args.peers.is_empty() {
         let python = args.python.clone().map_or_else(virtual_environment, Ok)?;
         let device = PeerDevice::choose(args.peer_device, &args.device).name();
@@ -203,6 +206,7 @@ pub fn run(args: &StepArgs) -> anyhow::Result<()> {
                 let threads = threads.to_string();
                 command.arg(peer_script("step.py")).args([args.network.name(), bits, &threads, device, way]);
                 args.without.tell(&mut command);
+                command.env("TORCHINDUCTOR_CACHE_DIR", compiled.path().join(format!("{bits} {way}")));
                 contestants.push(Contestant::start(name.into(), bits, command)?);
             }
         }
