@@ -111,7 +111,7 @@ impl Planes {
     }
 
     /// The same with zeros behind each plane up to a multiple of [`BEYOND`]: what [`dots`](super::kernel::dots) asks of its rows.
-    pub fn as_rows(self) -> Self {
+    pub fn with_padded_rows(self) -> Self {
         Self { multiple: BEYOND, ..self }
     }
 

@@ -125,7 +125,7 @@ impl<'a> Job<'a> {
         let axis = |n| vec![Axis { lead: 0, len: n, first: 0, step: 1, reads: n }];
         let pitch = [planes.rows, planes.row];
         let gradients =
-            Planes::new(shape.group_out(), out, shape.out_image(), out.map(axis), pitch).as_rows();
+            Planes::new(shape.group_out(), out, shape.out_image(), out.map(axis), pitch).with_padded_rows();
         let images = images_together(planes.plane());
         Self { shape, planes, gradients, positions: window_positions(shape), images }
     }
