@@ -444,19 +444,21 @@ mod tests {
 
     /// The loops as this processor and others run them.
     fn all() -> Vec<(&'static str, OfProducts, OfDots)> {
-        let mut all: Vec<(&str, OfProducts, OfDots)> = vec![
+        let all: Vec<(&str, OfProducts, OfDots)> = vec![
             ("baseline", all_products::<[f32; 4], 4, 2>, all_dots::<[f32; 4], 2>),
             ("neon", all_products::<[f32; 4], 8, 3>, all_dots::<[f32; 4], 6>),
         ];
         #[cfg(target_arch = "x86_64")]
-        {
+        let all = {
+            let mut all = all;
             if Avx2::detect().is_some() {
                 all.push(("avx2", x86::avx2_products, x86::avx2_dots));
             }
             if Avx512::detect().is_some() {
                 all.push(("avx512", x86::avx512_products, x86::avx512_dots));
             }
-        }
+            all
+        };
         all
     }
 
