@@ -82,7 +82,7 @@ impl<F: Formula<P>, const P: usize> Coding<P> for Rounded<F> {
     }
 }
 
-/// Values that are coded together, as vectors: one by one they would take ten times as long.
+/// Values that are coded together, as vectors: one by one they took about five times as long, by a profile.
 const TOGETHER: usize = 32;
 
 /// Writes the results for `before(x)` and their codes. Returns whether all are integers within the bounds.

@@ -212,12 +212,12 @@ multiversion! {
         for row in pixels.start / row_len..pixels.end.div_ceil(row_len) {
             let (image, place) = (row / results.image_rows, row % results.image_rows);
             // Of a row of more than all pixels, there is a part.
-            let columns = pixels.start.max(row * row_len) - row * row_len..pixels.end.min((row + 1) * row_len) - row * row_len;
-            let columns = columns.start.max(x.skip)..columns.end.min(x.skip + x.n);
+            let start = row * row_len;
+            let columns = pixels.start.saturating_sub(start).max(x.skip)..(pixels.end - start).min(x.skip + x.n);
             if !(y.skip..y.skip + y.n).contains(&place) || columns.is_empty() {
                 continue;
             }
-            let from = row * row_len + columns.start - pixels.start;
+            let from = start + columns.start - pixels.start;
             let to = (y.first + (place - y.skip) * y.step) * width + x.first + (columns.start - x.skip) * x.step;
             let to = image * results.out_image + to;
             for channel in 0..results.channels {
