@@ -11,7 +11,7 @@ const CHUNK: usize = 1 << 12;
 
 /// The nearest number of bf16, in operations that become vector instructions.
 #[inline(always)]
-fn round(x: f32) -> f32 {
+pub(crate) fn round(x: f32) -> f32 {
     let bits = x.to_bits();
     // A half of the last place, less one where that place is even: of a tie, only an odd one is carried up. From the largest numbers
     // the carry makes infinity, as rounding to nearest does.

@@ -122,6 +122,12 @@ instructions! {
     Avx512Vnni: "avx512vnni", "avx512vnni", "avx512f", "avx2", "fma"
 }
 
+#[cfg(target_arch = "x86_64")]
+instructions! {
+    /// Products of pairs of numbers of bf16 summed up in single precision, and the above.
+    Avx512Bf16: "avx512bf16", "avx512bf16", "avx512f", "avx2", "fma"
+}
+
 /// Instruction sets that this processor has, of those by which code is chosen when it runs: by these kernels, by burn's
 /// backends and by the system's mathematical functions. Processors with the same ones compute the same bits. What is left out
 /// ([`left_out`]) is not among them, though burn and the system may use it.
@@ -151,20 +157,20 @@ pub fn instruction_sets() -> Vec<&'static str> {
     known.into_iter().filter(|(name, is_there)| *is_there && is_left(name)).map(|(name, _)| name).collect()
 }
 
-/// Defines a function that is compiled for each instruction set. It may have a type parameter and a constant one.
+/// Defines a function that is compiled for each instruction set. It may have a type parameter, and a constant one.
 macro_rules! multiversion {
-    ($(#[$attribute:meta])* $vis:vis fn $name:ident $(<$generic:ident: $bound:path, const $constant:ident: usize>)?
+    ($(#[$attribute:meta])* $vis:vis fn $name:ident $(<$generic:ident: $bound:path $(, const $constant:ident: usize)?>)?
         ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
     ) => {
         $(#[$attribute])*
         #[allow(clippy::too_many_arguments, reason = "inner loops take their buffers one by one")]
-        $vis fn $name $(<$generic: $bound, const $constant: usize>)? ($($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name $(<$generic: $bound $(, const $constant: usize)?>)? ($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body $(<$generic: $bound, const $constant: usize>)? ($($arg: $ty),*) $(-> $ret)? $body
+            fn body $(<$generic: $bound $(, const $constant: usize)?>)? ($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2 $(<$generic: $bound, const $constant: usize>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                fn avx2 $(<$generic: $bound $(, const $constant: usize)?>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
                 if $crate::instructions::Avx2::detect().is_some() {
                     // SAFETY: the processor has the instructions.
                     return unsafe { avx2($($arg),*) };
@@ -187,6 +193,7 @@ mod tests {
         let has = |wanted: &[&str]| wanted.iter().all(|name| names.contains(name));
         assert_eq!(Avx2::detect().is_some(), has(&["avx2", "fma"]));
         assert_eq!(Avx512::detect().is_some(), has(&["avx512f", "avx2", "fma"]));
+        assert_eq!(Avx512Bf16::detect().is_some(), has(&["avx512bf16", "avx512f", "avx2", "fma"]));
         assert_eq!(Avx512Vnni::detect().is_some(), has(&["avx512vnni", "avx512f", "avx2", "fma"]));
     }
 

@@ -53,7 +53,23 @@ impl PackedImages {
         self.bytes.len() / self.image_bytes()
     }
 
-    /// Writes values of an image, from number `first` of it on, as many as `out` has room for.
+    /// What a code is worth.
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    /// What the codes of all images are worth.
+    pub fn values(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.n_images() * self.image_len];
+        let images = values.par_chunks_mut(self.image_len).enumerate();
+        images.with_min_len(task_items(self.image_len)).for_each(|(image, values)| {
+            self.unpack(image, 0, values);
+            values.iter_mut().for_each(|value| *value *= self.scale);
+        });
+        values
+    }
+
+    /// Writes codes of an image, from number `first` of it on, as many as `out` has room for.
     ///
     /// # Panics
     /// If there is no such image, or it has not as many values.
@@ -66,7 +82,7 @@ impl PackedImages {
             // Values that follow each other are in bytes that do, until the image's bytes begin again.
             let (i, byte) = (first / image_bytes, first % image_bytes);
             let (values, rest) = out.split_at_mut(out.len().min(image_bytes - byte));
-            split(&bytes[byte..], bits * i, bits, self.scale, values);
+            split(&bytes[byte..], bits * i, bits, values);
             first += values.len();
             out = rest;
         }
@@ -87,11 +103,11 @@ multiversion! {
 }
 
 multiversion! {
-    /// Writes the values of the codes of `bits` bits that lie `shift` bits from the lowest.
-    fn split(bytes: &[u8], shift: usize, bits: usize, scale: f32, values: &mut [f32]) {
+    /// Writes the codes of `bits` bits that lie `shift` bits from the lowest.
+    fn split(bytes: &[u8], shift: usize, bits: usize, codes: &mut [f32]) {
         let mask = 255 >> (8 - bits);
-        for (value, byte) in values.iter_mut().zip(bytes) {
-            *value = f32::from((byte >> shift) & mask) * scale;
+        for (code, byte) in codes.iter_mut().zip(bytes) {
+            *code = f32::from((byte >> shift) & mask);
         }
     }
 }
@@ -110,7 +126,9 @@ mod tests {
                 let codes: Vec<u8> = (0..5 * image_len).map(code).collect();
                 let values: Vec<f32> = codes.iter().map(|code| f32::from(*code) * scale).collect();
                 let packed = PackedImages::pack(&codes, image_len, scale, largest);
-                assert_eq!((packed.n_images(), packed.image_len()), (5, image_len));
+                assert_eq!((packed.n_images(), packed.image_len(), packed.scale()), (5, image_len, scale));
+                assert_eq!(packed.values(), values);
+                let codes: Vec<f32> = codes.into_iter().map(f32::from).collect();
                 let bits = if largest > 15 { 8 } else { usize::BITS - usize::from(largest).leading_zeros() };
                 assert!(
                     packed.bytes.len() <= 5 * (image_len * bits.next_power_of_two() as usize).div_ceil(8)
@@ -120,7 +138,7 @@ mod tests {
                         for n in [0, 1, image_len / 2, image_len].map(|n| n.min(image_len - first)) {
                             let mut out = vec![f32::NAN; n];
                             packed.unpack(image, first, &mut out);
-                            assert_eq!(out, values[image * image_len + first..][..n]);
+                            assert_eq!(out, codes[image * image_len + first..][..n]);
                         }
                     }
                 }

@@ -1,8 +1,10 @@
-//! Transposition of matrices into panels: rows of few channels become rows of few lanes.
+//! Transposition of small matrices.
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(test, target_arch = "x86_64"))]
 use crate::instructions::Avx2;
-use crate::instructions::{Baseline, Instructions};
+#[cfg(test)]
+use crate::instructions::Baseline;
+use crate::instructions::Instructions;
 
 /// The transpose of an 8 by 8 matrix.
 #[inline(always)]
@@ -45,87 +47,18 @@ fn transpose8_avx(rows: [[f32; 8]; 8]) -> [[f32; 8]; 8] {
     unsafe { std::mem::transmute(halves) }
 }
 
-/// Blocks of 8 columns of up to 8 rows, then the columns that are left.
-#[inline(always)]
-fn to_panel_body(
-    instructions: impl Instructions,
-    rows: &[f32],
-    stride: usize,
-    n_rows: usize,
-    columns: usize,
-    lanes: usize,
-    panel: &mut [f32],
-) {
-    for first in (0..lanes).step_by(8) {
-        let present = n_rows.saturating_sub(first).min(8);
-        for (block, out) in panel[..columns * lanes].chunks_mut(8 * lanes).enumerate() {
-            let column = block * 8;
-            let width = (columns - column).min(8);
-            let mut square = [[0.0; 8]; 8];
-            for (i, row) in square.iter_mut().enumerate().take(present) {
-                let from = &rows[(first + i) * stride + column..][..width];
-                match from.first_chunk::<8>() {
-                    Some(all) => *row = *all,
-                    None => row[..width].copy_from_slice(from),
-                }
-            }
-            let square = transpose8(instructions, square);
-            for (out, row) in out.chunks_exact_mut(lanes).zip(&square) {
-                out[first..first + 8].copy_from_slice(row);
-            }
-        }
-    }
-}
-
-/// `panel[column][row] = rows[row * stride + column]`, rows of `lanes` (a multiple of 8) with zeros from `n_rows` on.
-///
-/// # Panics
-/// If a slice is too short.
-pub fn to_panel(rows: &[f32], stride: usize, n_rows: usize, columns: usize, lanes: usize, panel: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma")]
-        #[allow(clippy::too_many_arguments, reason = "inner loops take their buffers one by one")]
-        fn avx2(
-            proof: Avx2,
-            rows: &[f32],
-            stride: usize,
-            n_rows: usize,
-            columns: usize,
-            lanes: usize,
-            panel: &mut [f32],
-        ) {
-            to_panel_body(proof, rows, stride, n_rows, columns, lanes, panel);
-        }
-        if let Some(proof) = Avx2::detect() {
-            // SAFETY: the processor has the instructions.
-            return unsafe { avx2(proof, rows, stride, n_rows, columns, lanes, panel) };
-        }
-    }
-    to_panel_body(Baseline, rows, stride, n_rows, columns, lanes, panel);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn panel_is_the_transpose_with_zeros() {
-        for lanes in [8, 16] {
-            for n_rows in 1..=lanes {
-                for columns in [1, 2, 7, 8, 9, 16, 21] {
-                    let stride = columns + 3;
-                    let rows: Vec<f32> = (0..n_rows * stride).map(|i| i as f32 + 1.0).collect();
-                    let mut panel = vec![f32::NAN; columns * lanes];
-                    to_panel(&rows, stride, n_rows, columns, lanes, &mut panel);
-                    for column in 0..columns {
-                        for row in 0..lanes {
-                            let expected = if row < n_rows { rows[row * stride + column] } else { 0.0 };
-                            assert_eq!(panel[column * lanes + row], expected);
-                        }
-                    }
-                }
-            }
+    fn rows_become_columns() {
+        let rows: [[f32; 8]; 8] = std::array::from_fn(|i| std::array::from_fn(|j| (8 * i + j) as f32));
+        let expected: [[f32; 8]; 8] = std::array::from_fn(|i| std::array::from_fn(|j| (8 * j + i) as f32));
+        assert_eq!(transpose8(Baseline, rows), expected);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(proof) = Avx2::detect() {
+            assert_eq!(transpose8(proof, rows), expected);
         }
     }
 }

@@ -8,27 +8,20 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::autodiff::{Autodiff, NodeId};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{AutodiffBackend, Backend};
+use burn::backend::{AutodiffBackend, Backend, TensorMetadata};
 use burn::tensor::ops::ConvOptions;
+use lowbit_core::Compute;
 use lowbit_cpu::formula::AnyFormula;
+use lowbit_cpu::packed::PackedImages;
 use lowbit_cpu::weights::MaxGradient;
 
 use crate::backend::{
-    ActivationKind, CodeWorth, CodedTensor, ConvCompute, KeepCodes, KeptCodes, KernelBackend,
+    ActivationKind, CodeWorth, CodedTensor, ConvCompute, ConvOperands, KeepCodes, KeptInput, KeptWeights,
+    KernelBackend, WeightCodes,
 };
 
-impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
+impl<B: KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn lowbit_conv2d(
-        input: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        options: ConvOptions<2>,
-        compute: ConvCompute,
-    ) -> FloatTensor<Self> {
-        let forward = |input, weight| B::lowbit_conv2d(input, weight, options.clone(), compute);
-        conv2d::<B, C>(input, weight, &options, compute, |_, _| None, forward)
-    }
-
-    fn lowbit_conv2d_codes(
         input: CodedTensor<Self>,
         weight: CodedTensor<Self>,
         input_unit: FloatTensor<Self>,
@@ -37,18 +30,45 @@ impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Auto
         options: ConvOptions<2>,
         compute: ConvCompute,
     ) -> FloatTensor<Self> {
-        let (input_unit, weight_unit) = (input_unit.into_primitive(), weight_unit.into_primitive());
+        let units = [input_unit, weight_unit].map(|unit| unit.into_primitive());
         let [(input, input_codes), (weight, weight_codes)] = [input, weight].map(CodedTensor::split);
-        let keep = |input: &_, weight: &_| {
-            let input_codes = input_codes.as_ref()?;
-            B::lowbit_keep_codes(input, weight, input_codes, &input_unit, codes, &options)
+        let keep_input = || B::lowbit_keep_input(input_codes.as_ref()?, &units[0], codes);
+        let keep_weights = || B::lowbit_keep_weights(weight_codes.as_ref()?, &units[1], codes);
+        let forward = |input: FloatTensor<Self>, weight: FloatTensor<Self>, compute| {
+            let [input_unit, weight_unit] = units.clone();
+            B::lowbit_conv2d(
+                CodedTensor::of((input.into_primitive(), input_codes.clone())),
+                CodedTensor::of((weight.into_primitive(), weight_codes.clone())),
+                input_unit,
+                weight_unit,
+                codes,
+                options.clone(),
+                compute,
+            )
         };
-        let forward = |input, weight| {
-            let [input, weight] = [(input, input_codes.clone()), (weight, weight_codes)].map(CodedTensor::of);
-            let units = (input_unit.clone(), weight_unit);
-            B::lowbit_conv2d_codes(input, weight, units.0, units.1, codes, options.clone(), compute)
-        };
-        conv2d::<B, C>(input, weight, &options, compute, keep, forward)
+        match Conv2d.prepare::<C>([input.node(), weight.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prepared) => {
+                assert!(
+                    compute.compute == Compute::Fp32 || B::TRAINS_IN_BF16,
+                    "convolutions are trained in bf16 on CPUs alone: compute in fp32 here"
+                );
+                let state = ConvState {
+                    input: match keep_input() {
+                        Some(codes) => Kept::Codes(codes),
+                        None => Kept::Node(prepared.checkpoint(&input)),
+                    },
+                    weight: match keep_weights() {
+                        Some(codes) => Kept::Codes(codes),
+                        None => Kept::Node(prepared.checkpoint(&weight)),
+                    },
+                    dims: [&input, &weight].map(|tensor| tensor.primitive().shape().dims()),
+                    options: options.clone(),
+                    compute,
+                };
+                prepared.finish(state, forward(input, weight, compute))
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(forward(input, weight, ConvCompute::default())),
+        }
     }
 
     fn lowbit_batch_statistics(input: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -155,74 +175,42 @@ fn with_values<B: Backend, C: CheckpointStrategy>(
     CodedTensor::of((finish(values), codes))
 }
 
-/// A node of a convolution whose forward pass is `forward`, of operands rounded as `compute` says if there is a gradient. What `keep` yields
-/// is kept instead of the input.
-fn conv2d<B: KernelBackend + KeepCodes, C: CheckpointStrategy>(
-    input: FloatTensor<Autodiff<B, C>>,
-    weight: FloatTensor<Autodiff<B, C>>,
-    options: &ConvOptions<2>,
-    compute: ConvCompute,
-    keep: impl FnOnce(&FloatTensor<B>, &FloatTensor<B>) -> Option<KeptCodes>,
-    forward: impl FnOnce(FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
-) -> FloatTensor<Autodiff<B, C>> {
-    match Conv2d.prepare::<C>([input.node(), weight.node()]).compute_bound().stateful() {
-        OpsKind::Tracked(mut prepared) => {
-            let kept = match keep(input.primitive(), weight.primitive()) {
-                Some(codes) => KeptInput::Codes(codes),
-                None => KeptInput::Node(prepared.checkpoint(&input), options.clone()),
-            };
-            let state = (kept, prepared.checkpoint(&weight), compute);
-            let [of_input, of_weight] = compute.rounds();
-            let input = rounded_if::<B>(of_input, input.into_primitive());
-            let weight = rounded_if::<B>(of_weight, weight.into_primitive());
-            prepared.finish(state, forward(input, weight))
-        }
-        OpsKind::UnTracked(prepared) => {
-            prepared.finish(forward(input.into_primitive(), weight.into_primitive()))
-        }
-    }
-}
-
-fn rounded_if<B: KeepCodes>(is_rounded: bool, values: FloatTensor<B>) -> FloatTensor<B> {
-    if is_rounded { B::lowbit_round_to_bf16(values) } else { values }
-}
-
 #[derive(Debug)]
 struct Conv2d;
 
-/// Input of a convolution for its backward pass.
+/// An operand of a convolution for its backward pass.
 #[derive(Clone, Debug)]
-enum KeptInput {
-    Node(NodeId, ConvOptions<2>),
-    Codes(KeptCodes),
+enum Kept<T> {
+    Node(NodeId),
+    Codes(T),
 }
 
-impl<B: KernelBackend + KeepCodes> Backward<B, 2> for Conv2d {
-    type State = (KeptInput, NodeId, ConvCompute);
+#[derive(Clone, Debug)]
+struct ConvState<B: Backend> {
+    input: Kept<PackedImages>,
+    weight: Kept<WeightCodes<B>>,
+    dims: [[usize; 4]; 2],
+    options: ConvOptions<2>,
+    compute: ConvCompute,
+}
+
+impl<B: KeepCodes> Backward<B, 2> for Conv2d {
+    type State = ConvState<B>;
 
     fn backward(self, ops: Ops<Self::State, 2>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
         let gradient = gradients.consume::<B>(&ops.node);
         let wanted = [0, 1].map(|i| ops.parents[i].is_some());
-        let (kept, weight, compute) = ops.state;
-        let weight: FloatTensor<B> = checkpointer.retrieve_node_output(weight);
-        let [rounds_input, rounds_weight] = compute.rounds();
-        let gradient = rounded_if::<B>(compute.rounds_gradient(), gradient);
-        // Each of the operands is multiplied for the gradient of the other one.
-        let weight = rounded_if::<B>(rounds_weight && wanted[0], weight);
-        let results = match kept {
-            KeptInput::Codes(kept) => B::lowbit_gradients_of_codes(&kept, weight, gradient, wanted),
-            KeptInput::Node(input, options) => {
-                let input: FloatTensor<B> = checkpointer.retrieve_node_output(input);
-                let input = rounded_if::<B>(rounds_input && wanted[1], input);
-                let of_input = wanted[0].then(|| {
-                    let (input, weight, gradient) = (input.clone(), weight.clone(), gradient.clone());
-                    B::lowbit_conv2d_input_gradient(input, weight, gradient, options.clone())
-                });
-                let of_weight =
-                    wanted[1].then(|| B::lowbit_conv2d_weight_gradient(input, weight, gradient, options));
-                [of_input, of_weight]
-            }
+        let ConvState { input, weight, dims, options, compute } = ops.state;
+        let input = match input {
+            Kept::Codes(codes) => KeptInput::Codes(codes),
+            Kept::Node(node) => KeptInput::Values(checkpointer.retrieve_node_output(node)),
         };
+        let weight = match weight {
+            Kept::Codes(codes) => KeptWeights::Codes(codes),
+            Kept::Node(node) => KeptWeights::Values(checkpointer.retrieve_node_output(node)),
+        };
+        let operands = ConvOperands { input, weight, dims, options, compute };
+        let results = B::lowbit_conv2d_gradients(operands, gradient, wanted);
         for (node, gradient) in ops.parents.into_iter().zip(results) {
             if let (Some(node), Some(gradient)) = (node, gradient) {
                 gradients.register::<B>(node.id, gradient);

@@ -6,7 +6,6 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
 use burn::tensor::ops::ConvOptions;
 use lowbit_core::Compute;
-use lowbit_cpu::conv::ConvShape;
 use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::integer::CodeBounds;
 use lowbit_cpu::packed::PackedImages;
@@ -64,7 +63,7 @@ pub struct CodeWorth {
     pub parts: [f32; 2],
     /// Whether the operands have a unit, one of the input and one or one for each output channel of the weights; 1 else.
     pub have_unit: [bool; 2],
-    /// Largest magnitudes of the codes; those of the input are not negative, that of weights without codes is 0.
+    /// Largest magnitudes of the codes; those of the input are not negative, that of what has no codes is 0.
     pub bounds: CodeBounds,
     /// The code of the input that is worth zero: 0 on a device with autodiff.
     pub zero_point: u8,
@@ -93,48 +92,93 @@ impl ConvCompute {
     }
 }
 
-/// What the backward pass keeps of a quantized input of a convolution.
+/// Input of a convolution in its backward pass.
 #[derive(Clone, Debug)]
-pub struct KeptCodes {
-    /// The input.
-    pub input: PackedImages,
-    /// Sizes of the convolution.
-    pub shape: ConvShape,
+pub enum KeptInput<B: Backend> {
+    /// Its values.
+    Values(FloatTensor<B>),
+    /// Its codes.
+    Codes(PackedImages),
 }
 
-/// What a backend may do between the passes of an operation and before them, apart from the operations.
-pub trait KeepCodes: Backend {
+/// Weights of a convolution in its backward pass.
+#[derive(Clone, Debug)]
+pub enum KeptWeights<B: Backend> {
+    /// Their values.
+    Values(FloatTensor<B>),
+    /// Their codes: bytes in two's complement, of the weights' shape.
+    Codes(WeightCodes<B>),
+}
+
+/// Codes of weights: bytes in two's complement, of the weights' shape.
+#[derive(Clone, Debug)]
+pub struct WeightCodes<B: Backend> {
+    /// The codes.
+    pub codes: IntTensor<B>,
+    /// What one is worth: for all, or for each channel of the output.
+    pub scales: Vec<f32>,
+}
+
+/// What the gradient of a convolution is multiplied with.
+#[derive(Clone, Debug)]
+pub struct ConvOperands<B: Backend> {
+    /// For the gradient of the weights.
+    pub input: KeptInput<B>,
+    /// For the gradient of the input.
+    pub weight: KeptWeights<B>,
+    /// Shapes of the input and of the weights.
+    pub dims: [[usize; 4]; 2],
+    /// Those of the forward pass.
+    pub options: ConvOptions<2>,
+    /// That of the forward pass.
+    pub compute: ConvCompute,
+}
+
+/// What a backend may do between the passes of an operation and in the backward pass, apart from the operations.
+pub trait KeepCodes: KernelBackend {
+    /// Whether gradients can be rounded to bf16.
+    const TRAINS_IN_BF16: bool = false;
+
     /// The codes of a convolution's input packed, if the backend reads these in its backward pass.
-    fn lowbit_keep_codes(
-        _input: &FloatTensor<Self>,
-        _weight: &FloatTensor<Self>,
-        _input_codes: &IntTensor<Self>,
-        _input_unit: &FloatTensor<Self>,
-        _codes: CodeWorth,
-        _options: &ConvOptions<2>,
-    ) -> Option<KeptCodes> {
+    fn lowbit_keep_input(
+        _codes: &IntTensor<Self>,
+        _unit: &FloatTensor<Self>,
+        _worth: CodeWorth,
+    ) -> Option<PackedImages> {
         None
     }
 
-    /// Gradients of the input and of the weights, those that are `wanted`.
-    ///
-    /// # Panics
-    /// On a backend that keeps no codes.
-    fn lowbit_gradients_of_codes(
-        _kept: &KeptCodes,
-        _weight: FloatTensor<Self>,
-        _gradient: FloatTensor<Self>,
-        _wanted: [bool; 2],
-    ) -> [Option<FloatTensor<Self>>; 2] {
-        unreachable!("this backend keeps no codes")
+    /// The codes of a convolution's weights, if the backend reads these in its backward pass.
+    fn lowbit_keep_weights(
+        _codes: &IntTensor<Self>,
+        _unit: &FloatTensor<Self>,
+        _worth: CodeWorth,
+    ) -> Option<WeightCodes<Self>> {
+        None
     }
 
-    /// The values rounded to bf16, in single precision.
+    /// Gradients of a convolution's input and of its weights, those that are `wanted`.
     ///
     /// # Panics
-    /// On a backend that does not compute by the kernels of the CPU.
-    fn lowbit_round_to_bf16(_values: FloatTensor<Self>) -> FloatTensor<Self> {
-        panic!("convolutions are trained in bf16 on CPUs alone: compute in fp32 here")
+    /// If the backend keeps no codes, or does not round, and is asked to.
+    fn lowbit_conv2d_gradients(
+        operands: ConvOperands<Self>,
+        gradient: FloatTensor<Self>,
+        [input_wanted, weight_wanted]: [bool; 2],
+    ) -> [Option<FloatTensor<Self>>; 2] {
+        let ConvOperands { input: KeptInput::Values(input), weight: KeptWeights::Values(weight), .. } =
+            operands
+        else {
+            unreachable!("this backend keeps no codes")
+        };
+        let options = operands.options;
+        let of_input = input_wanted.then(|| {
+            let (input, weight, gradient) = (input.clone(), weight.clone(), gradient.clone());
+            Self::lowbit_conv2d_input_gradient(input, weight, gradient, options.clone())
+        });
+        let of_weight =
+            weight_wanted.then(|| Self::lowbit_conv2d_weight_gradient(input, weight, gradient, options));
+        [of_input, of_weight]
     }
 }
 
@@ -146,27 +190,17 @@ pub trait KeepCodes: Backend {
     Autodiff
 )]
 pub trait KernelBackend: Backend {
-    /// Convolution without bias. How it computes is for backends with autodiff.
+    /// Convolution without bias; the operands may have codes. How it computes is for training: else it is in single precision.
     fn lowbit_conv2d(
-        input: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        options: ConvOptions<2>,
-        _compute: ConvCompute,
-    ) -> FloatTensor<Self> {
-        reference::conv2d::<Self>(input, weight, options)
-    }
-
-    /// Convolution without bias of an input with codes; the weights may have some, too.
-    fn lowbit_conv2d_codes(
         #[extension_type] input: CodedTensor<Self>,
         #[extension_type] weight: CodedTensor<Self>,
         _input_unit: FloatTensor<Self>,
         _weight_unit: FloatTensor<Self>,
         _codes: CodeWorth,
         options: ConvOptions<2>,
-        compute: ConvCompute,
+        _compute: ConvCompute,
     ) -> FloatTensor<Self> {
-        Self::lowbit_conv2d(input.values(), weight.values(), options, compute)
+        reference::conv2d::<Self>(input.values(), weight.values(), options)
     }
 
     /// Gradient of a convolution's input.

@@ -6,9 +6,10 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, TensorData};
+use lowbit_core::Compute;
 use lowbit_cpu::bf16;
 use lowbit_cpu::codes::Coded;
-use lowbit_cpu::conv::{self, ConvShape};
+use lowbit_cpu::conv::{self, ConvShape, Input, Precision, Weights};
 use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::integer::IntegerConv;
 use lowbit_cpu::norm::{self, Activation, NormParameters, NormShape};
@@ -16,7 +17,8 @@ use lowbit_cpu::packed::PackedImages;
 use lowbit_cpu::weights::{self, MaxGradient};
 
 use crate::backend::{
-    ActivationKind, CodeWorth, CodedTensor, ConvCompute, KeepCodes, KeptCodes, KernelBackend,
+    ActivationKind, CodeWorth, CodedTensor, ConvCompute, ConvOperands, KeepCodes, KeptInput, KeptWeights,
+    KernelBackend, WeightCodes,
 };
 use crate::choice::is_reference;
 use crate::reference;
@@ -46,10 +48,9 @@ fn is_served<const N: usize>(tensors: [&impl TensorMetadata; N]) -> bool {
     tensors.iter().all(|tensor| tensor.dtype() == DType::F32) && !is_reference()
 }
 
-/// The sizes of a convolution, if a kernel is to do it: without dilation, padded alike on both sides.
-fn conv_shape<T: TensorMetadata>(input: &T, weight: &T, options: &ConvOptions<2>) -> Option<ConvShape> {
-    let [batch, in_channels, height, width] = input.shape().dims();
-    let [out_channels, _, kernel_height, kernel_width] = weight.shape().dims();
+/// The sizes of a convolution of operands of these shapes, if the kernels do such ones: without dilation, padded alike on both sides.
+fn conv_shape(dims: [[usize; 4]; 2], options: &ConvOptions<2>) -> Option<ConvShape> {
+    let [[batch, in_channels, height, width], [out_channels, _, kernel_height, kernel_width]] = dims;
     let shape = ConvShape {
         batch,
         in_channels,
@@ -61,14 +62,46 @@ fn conv_shape<T: TensorMetadata>(input: &T, weight: &T, options: &ConvOptions<2>
         groups: options.groups,
     };
     let is_symmetric = options.padding.iter().all(|(before, after)| before == after);
-    (is_served([input, weight]) && is_symmetric && options.dilation == [1, 1]).then_some(shape)
+    (is_symmetric && options.dilation == [1, 1]).then_some(shape)
 }
 
-fn conv2d<B: Host>(input: FloatTensor<B>, weight: FloatTensor<B>, shape: &ConvShape) -> FloatTensor<B> {
-    let (input, weight) = (B::contiguous(input), B::contiguous(weight));
+/// Values rounded to bf16, if they are to be.
+fn rounded_if<B: Host>(is_rounded: bool, values: B::Contiguous, dims: &[usize]) -> B::Contiguous {
+    match is_rounded {
+        true => B::contiguous(B::tensor(bf16::rounded(B::slice(&values)), dims)),
+        false => values,
+    }
+}
+
+/// A convolution in floats. Codes of weights are for training in bf16.
+fn conv2d<B: Host>(
+    input: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    weight_codes: Option<WeightCodes<B>>,
+    compute: ConvCompute,
+    shape: &ConvShape,
+) -> FloatTensor<B> {
     let [height, width] = shape.out_size();
     let dims = [shape.batch, shape.out_channels, height, width];
-    B::tensor(conv::forward(shape, B::slice(&input), B::slice(&weight)), &dims)
+    let (input_dims, weight_dims) = (input.shape(), weight.shape());
+    let (input, weight) = (B::contiguous(input), B::contiguous(weight));
+    let [rounds_input, rounds_weight] = compute.rounds();
+    let values = match (rounds_input, weight_codes) {
+        (true, Some(WeightCodes { codes, scales })) => B::with_codes(&codes, |codes| {
+            let weight = Weights::Codes { codes, scales: &scales };
+            conv::forward(shape, B::slice(&input), weight, Precision::Bf16)
+        }),
+        (true, None) if rounds_weight => {
+            conv::forward(shape, B::slice(&input), Weights::Values(B::slice(&weight)), Precision::Bf16)
+        }
+        // What has codes is multiplied as it is.
+        _ => {
+            let input = rounded_if::<B>(rounds_input, input, input_dims.as_slice());
+            let weight = rounded_if::<B>(rounds_weight, weight, weight_dims.as_slice());
+            conv::forward(shape, B::slice(&input), Weights::Values(B::slice(&weight)), Precision::Single)
+        }
+    };
+    B::tensor(values, &dims)
 }
 
 /// What one code of an operand (0 the input, 1 the weights) is worth, for all or for each output channel.
@@ -106,52 +139,100 @@ fn conv2d_codes<B: Host>(
 }
 
 fn conv2d_input_gradient<B: Host>(
-    weight: FloatTensor<B>,
+    weight: KeptWeights<B>,
     gradient: FloatTensor<B>,
+    compute: ConvCompute,
     shape: &ConvShape,
 ) -> FloatTensor<B> {
-    let (weight, gradient) = (B::contiguous(weight), B::contiguous(gradient));
-    let dims = [shape.batch, shape.in_channels, shape.size[0], shape.size[1]];
-    B::tensor(conv::input_gradient(shape, B::slice(&weight), B::slice(&gradient)), &dims)
+    let gradient_dims = gradient.shape();
+    let gradient = B::contiguous(gradient);
+    let precision = if compute.rounds_gradient() { Precision::Bf16 } else { Precision::Single };
+    let values = match weight {
+        KeptWeights::Codes(WeightCodes { codes, scales }) => B::with_codes(&codes, |codes| {
+            let weight = Weights::Codes { codes, scales: &scales };
+            conv::input_gradient(shape, weight, B::slice(&gradient), precision)
+        }),
+        KeptWeights::Values(weight) => {
+            let weight = B::contiguous(weight);
+            // What has codes is multiplied as it is.
+            let is_exact = compute.have_codes[1];
+            let gradient =
+                rounded_if::<B>(is_exact && compute.rounds_gradient(), gradient, gradient_dims.as_slice());
+            let precision = if is_exact { Precision::Single } else { precision };
+            conv::input_gradient(shape, Weights::Values(B::slice(&weight)), B::slice(&gradient), precision)
+        }
+    };
+    B::tensor(values, &[shape.batch, shape.in_channels, shape.size[0], shape.size[1]])
 }
 
 fn conv2d_weight_gradient<B: Host>(
-    input: FloatTensor<B>,
+    input: KeptInput<B>,
     gradient: FloatTensor<B>,
+    compute: ConvCompute,
     shape: &ConvShape,
 ) -> FloatTensor<B> {
-    let (input, gradient) = (B::contiguous(input), B::contiguous(gradient));
+    let gradient_dims = gradient.shape();
+    let gradient = B::contiguous(gradient);
+    let precision = if compute.rounds_gradient() { Precision::Bf16 } else { Precision::Single };
+    let values = match input {
+        KeptInput::Codes(codes) => {
+            conv::weight_gradient(shape, Input::Codes(&codes), B::slice(&gradient), precision)
+        }
+        KeptInput::Values(input) => {
+            let input = B::contiguous(input);
+            let is_exact = compute.have_codes[0];
+            let gradient =
+                rounded_if::<B>(is_exact && compute.rounds_gradient(), gradient, gradient_dims.as_slice());
+            let precision = if is_exact { Precision::Single } else { precision };
+            conv::weight_gradient(shape, Input::Values(B::slice(&input)), B::slice(&gradient), precision)
+        }
+    };
     let dims = [shape.out_channels, shape.in_channels / shape.groups, shape.kernel[0], shape.kernel[1]];
-    B::tensor(conv::weight_gradient(shape, B::slice(&input), B::slice(&gradient)), &dims)
+    B::tensor(values, &dims)
 }
 
-fn keep_codes<B: Host>(
-    input: &FloatTensor<B>,
-    weight: &FloatTensor<B>,
-    input_codes: &IntTensor<B>,
-    input_unit: &FloatTensor<B>,
-    codes: CodeWorth,
-    options: &ConvOptions<2>,
-) -> Option<KeptCodes> {
-    let shape = conv_shape(input, weight, options)?;
-    if shape.groups > 1 {
-        return None;
-    }
-    let scale = scales(codes, 0, B::slice(&B::contiguous(input_unit.clone())))[0];
-    let image_len = shape.in_channels * shape.size[0] * shape.size[1];
-    let pack = |codes_: &[u8]| PackedImages::pack(codes_, image_len, scale, codes.bounds.activation);
-    Some(KeptCodes { input: B::with_codes(input_codes, pack), shape })
+fn keep_input<B: Host>(codes: &IntTensor<B>, unit: &FloatTensor<B>, worth: CodeWorth) -> PackedImages {
+    let [_, channels, height, width] = codes.shape().dims();
+    let scale = scales(worth, 0, B::slice(&B::contiguous(unit.clone())))[0];
+    B::with_codes(codes, |codes| {
+        PackedImages::pack(codes, channels * height * width, scale, worth.bounds.activation)
+    })
 }
 
-fn weight_gradient_of_codes<B: Host>(kept: &KeptCodes, gradient: FloatTensor<B>) -> FloatTensor<B> {
-    let (shape, gradient) = (&kept.shape, B::contiguous(gradient));
-    let dims = [shape.out_channels, shape.in_channels, shape.kernel[0], shape.kernel[1]];
-    B::tensor(conv::weight_gradient_of_codes(shape, &kept.input, B::slice(&gradient)), &dims)
+fn keep_weights<B: Host>(codes: &IntTensor<B>, unit: &FloatTensor<B>, worth: CodeWorth) -> WeightCodes<B> {
+    WeightCodes { codes: codes.clone(), scales: scales(worth, 1, B::slice(&B::contiguous(unit.clone()))) }
 }
 
-fn round_to_bf16<B: Host>(values: FloatTensor<B>) -> FloatTensor<B> {
+/// Values rounded to bf16, if they are to be, for the reference.
+fn round_if<B: Host>(is_rounded: bool, values: FloatTensor<B>) -> FloatTensor<B> {
     let dims = values.shape();
-    B::tensor(bf16::rounded(B::slice(&B::contiguous(values))), dims.as_slice())
+    match is_rounded {
+        true => B::tensor(bf16::rounded(B::slice(&B::contiguous(values))), dims.as_slice()),
+        false => values,
+    }
+}
+
+/// Both gradients by the backend's own operations.
+fn reference_gradients<B: Host + KernelBackend>(
+    operands: ConvOperands<B>,
+    gradient: FloatTensor<B>,
+    wanted: [bool; 2],
+) -> [Option<FloatTensor<B>>; 2] {
+    let ConvOperands { input: KeptInput::Values(input), weight: KeptWeights::Values(weight), .. } = operands
+    else {
+        unreachable!("the reference has no codes")
+    };
+    let (options, [rounds_input, rounds_weight]) = (operands.options, operands.compute.rounds());
+    let input = round_if::<B>(rounds_input, input);
+    let weight = round_if::<B>(rounds_weight, weight);
+    let gradient = round_if::<B>(operands.compute.rounds_gradient(), gradient);
+    let of_input = wanted[0].then(|| {
+        let (input, weight, gradient) = (input.clone(), weight.clone(), gradient.clone());
+        reference::conv2d_input_gradient::<B>(input, weight, gradient, options.clone())
+    });
+    let of_weight =
+        wanted[1].then(|| reference::conv2d_weight_gradient::<B>(input, weight, gradient, options));
+    [of_input, of_weight]
 }
 
 fn norm_shape<B: Backend>(input: &FloatTensor<B>) -> NormShape {
@@ -288,58 +369,52 @@ fn fake_quantize_gradients<B: Host>(
 macro_rules! host_backend {
     ($backend:ty) => {
         impl KeepCodes for $backend {
-            fn lowbit_keep_codes(
-                input: &FloatTensor<Self>,
-                weight: &FloatTensor<Self>,
-                input_codes: &IntTensor<Self>,
-                input_unit: &FloatTensor<Self>,
-                codes: CodeWorth,
-                options: &ConvOptions<2>,
-            ) -> Option<KeptCodes> {
-                timed(Kind::KeepCodes, || {
-                    keep_codes::<Self>(input, weight, input_codes, input_unit, codes, options)
-                })
+            const TRAINS_IN_BF16: bool = true;
+
+            fn lowbit_keep_input(
+                codes: &IntTensor<Self>,
+                unit: &FloatTensor<Self>,
+                worth: CodeWorth,
+            ) -> Option<PackedImages> {
+                Some(timed(Kind::KeepCodes, || keep_input::<Self>(codes, unit, worth)))
             }
 
-            fn lowbit_gradients_of_codes(
-                kept: &KeptCodes,
-                weight: FloatTensor<Self>,
+            fn lowbit_keep_weights(
+                codes: &IntTensor<Self>,
+                unit: &FloatTensor<Self>,
+                worth: CodeWorth,
+            ) -> Option<WeightCodes<Self>> {
+                Some(keep_weights::<Self>(codes, unit, worth))
+            }
+
+            fn lowbit_conv2d_gradients(
+                operands: ConvOperands<Self>,
                 gradient: FloatTensor<Self>,
-                [input_wanted, weight_wanted]: [bool; 2],
+                wanted: [bool; 2],
             ) -> [Option<FloatTensor<Self>>; 2] {
-                let of_input = input_wanted.then(|| {
+                let shape = conv_shape(operands.dims, &operands.options).filter(|_| is_served([&gradient]));
+                let Some(shape) = shape else {
+                    return reference_gradients::<Self>(operands, gradient, wanted);
+                };
+                let ConvOperands { input, weight, compute, .. } = operands;
+                let of_input = wanted[0].then(|| {
                     timed(Kind::ConvInputGradient, || {
-                        conv2d_input_gradient::<Self>(weight, gradient.clone(), &kept.shape)
+                        conv2d_input_gradient::<Self>(weight, gradient.clone(), compute, &shape)
                     })
                 });
-                let of_weight = weight_wanted.then(|| {
-                    timed(Kind::ConvWeightGradientOfCodes, || {
-                        weight_gradient_of_codes::<Self>(kept, gradient)
-                    })
+                let kind = match input {
+                    KeptInput::Codes(_) => Kind::ConvWeightGradientOfCodes,
+                    KeptInput::Values(_) => Kind::ConvWeightGradient,
+                };
+                let of_weight = wanted[1].then(|| {
+                    timed(kind, || conv2d_weight_gradient::<Self>(input, gradient, compute, &shape))
                 });
                 [of_input, of_weight]
-            }
-
-            // What the reference multiplies is rounded by the same function: burn's backends have none in common.
-            fn lowbit_round_to_bf16(values: FloatTensor<Self>) -> FloatTensor<Self> {
-                timed(Kind::Rounding, || round_to_bf16::<Self>(values))
             }
         }
 
         impl KernelBackend for $backend {
             fn lowbit_conv2d(
-                input: FloatTensor<Self>,
-                weight: FloatTensor<Self>,
-                options: ConvOptions<2>,
-                _compute: ConvCompute,
-            ) -> FloatTensor<Self> {
-                match conv_shape(&input, &weight, &options) {
-                    Some(shape) => timed(Kind::ConvForward, || conv2d::<Self>(input, weight, &shape)),
-                    None => reference::conv2d::<Self>(input, weight, options),
-                }
-            }
-
-            fn lowbit_conv2d_codes(
                 input: CodedTensor<Self>,
                 weight: CodedTensor<Self>,
                 input_unit: FloatTensor<Self>,
@@ -349,23 +424,33 @@ macro_rules! host_backend {
                 compute: ConvCompute,
             ) -> FloatTensor<Self> {
                 let [(input, input_codes), (weight, weight_codes)] = [input, weight].map(CodedTensor::split);
+                let dims = [&input, &weight].map(|tensor| tensor.shape().dims());
+                let shape = conv_shape(dims, &options).filter(|_| is_served([&input, &weight]));
+                let Some(shape) = shape else {
+                    let [rounds_input, rounds_weight] = compute.rounds();
+                    let input = round_if::<Self>(rounds_input, input);
+                    let weight = round_if::<Self>(rounds_weight, weight);
+                    return reference::conv2d::<Self>(input, weight, options);
+                };
                 let serves = if codes.is_exact { IntegerConv::serves } else { IntegerConv::pays };
-                let shape = conv_shape(&input, &weight, &options).filter(|shape| serves(shape, codes.bounds));
-                if let (Some(shape), Some(input_codes), Some(weight_codes)) =
-                    (shape, input_codes, weight_codes)
+                if let (Some(input_codes), Some(weight_codes)) = (&input_codes, &weight_codes)
+                    && serves(&shape, codes.bounds)
                 {
                     let kernel = timed(Kind::PackedWeights, || {
-                        integer_conv::<Self>(&weight_codes, weight_unit, codes, &shape)
+                        integer_conv::<Self>(weight_codes, weight_unit.clone(), codes, &shape)
                     });
                     if let Some(kernel) = kernel {
                         // The values are not needed any more.
                         drop((input, weight));
                         return timed(Kind::ConvCodes, || {
-                            conv2d_codes::<Self>(&kernel, &input_codes, input_unit, codes, &shape)
+                            conv2d_codes::<Self>(&kernel, input_codes, input_unit, codes, &shape)
                         });
                     }
                 }
-                Self::lowbit_conv2d(input, weight, options, compute)
+                let weight_codes = weight_codes.filter(|_| compute.compute == Compute::Bf16);
+                let weight_codes =
+                    weight_codes.map(|of_weight| keep_weights::<Self>(&of_weight, &weight_unit, codes));
+                timed(Kind::ConvForward, || conv2d::<Self>(input, weight, weight_codes, compute, &shape))
             }
 
             fn lowbit_conv2d_input_gradient(
@@ -374,12 +459,16 @@ macro_rules! host_backend {
                 gradient: FloatTensor<Self>,
                 options: ConvOptions<2>,
             ) -> FloatTensor<Self> {
-                match conv_shape(&input, &weight, &options).filter(|_| is_served([&gradient])) {
-                    Some(shape) => timed(Kind::ConvInputGradient, || {
-                        conv2d_input_gradient::<Self>(weight, gradient, &shape)
-                    }),
-                    None => reference::conv2d_input_gradient::<Self>(input, weight, gradient, options),
-                }
+                let dims = [&input, &weight].map(|tensor| tensor.shape().dims());
+                let operands = ConvOperands {
+                    input: KeptInput::Values(input),
+                    weight: KeptWeights::Values(weight),
+                    dims,
+                    options,
+                    compute: ConvCompute::default(),
+                };
+                let [of_input, _] = Self::lowbit_conv2d_gradients(operands, gradient, [true, false]);
+                of_input.expect("invariant: it is wanted")
             }
 
             fn lowbit_conv2d_weight_gradient(
@@ -388,12 +477,16 @@ macro_rules! host_backend {
                 gradient: FloatTensor<Self>,
                 options: ConvOptions<2>,
             ) -> FloatTensor<Self> {
-                match conv_shape(&input, &weight, &options).filter(|_| is_served([&gradient])) {
-                    Some(shape) => timed(Kind::ConvWeightGradient, || {
-                        conv2d_weight_gradient::<Self>(input, gradient, &shape)
-                    }),
-                    None => reference::conv2d_weight_gradient::<Self>(input, weight, gradient, options),
-                }
+                let dims = [&input, &weight].map(|tensor| tensor.shape().dims());
+                let operands = ConvOperands {
+                    input: KeptInput::Values(input),
+                    weight: KeptWeights::Values(weight),
+                    dims,
+                    options,
+                    compute: ConvCompute::default(),
+                };
+                let [_, of_weight] = Self::lowbit_conv2d_gradients(operands, gradient, [false, true]);
+                of_weight.expect("invariant: it is wanted")
             }
 
             fn lowbit_batch_statistics(input: FloatTensor<Self>) -> FloatTensor<Self> {

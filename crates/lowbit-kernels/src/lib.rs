@@ -73,7 +73,10 @@ pub use lowbit_cpu::formula::{AnyFormula, Formula, Mode, Number};
 pub use lowbit_cpu::integer::CodeBounds;
 pub use lowbit_cpu::weights::MaxGradient;
 
-pub use backend::{ActivationKind, CodeWorth, CodedTensor, ConvCompute, KeepCodes, KeptCodes, KernelBackend};
+pub use backend::{
+    ActivationKind, CodeWorth, CodedTensor, ConvCompute, ConvOperands, KeepCodes, KeptInput, KeptWeights,
+    KernelBackend, WeightCodes,
+};
 use choice::demand_extension;
 pub use choice::{evaluates_exactly, trains_in_bf16};
 pub use reduce::reduce_in_parts;
@@ -99,33 +102,40 @@ pub fn conv2d(
     compute: Compute,
 ) -> Tensor<4> {
     let ((input, of_input), (weight, of_weight)) = (input.into().split(), weight.into().split());
-    let compute = ConvCompute { compute, have_codes: [of_input.is_some(), of_weight.is_some()] };
-    // The kernels take zero points of inputs alone.
-    let of_weight = of_weight.filter(|codes| codes.zero.is_none());
     demand_extension(&input);
+    let compute = ConvCompute { compute, have_codes: [of_input.is_some(), of_weight.is_some()] };
+    // What is evaluated is in single precision.
+    let compute = if input.device().is_autodiff() { compute } else { ConvCompute::default() };
     let of_input = of_input.and_then(Codes::of_an_input);
-    let Some((of_input, activation, zero_point)) = of_input
-        .and_then(|(codes, largest)| codes.zero_point().map(|zero_point| (codes, largest, zero_point)))
-    else {
-        let [input, weight] = [input, weight].map(Tensor::into_dispatch);
-        return Tensor::from_dispatch(Dispatch::lowbit_conv2d(input, weight, options, compute));
-    };
+    let of_input = of_input.and_then(|(codes, largest)| Some((codes.zero_point()?, codes, largest)));
+    let of_weight = of_weight.and_then(Codes::of_weights);
     let codes = CodeWorth {
-        parts: [of_input.parts, of_weight.as_ref().map_or(1.0, |codes| codes.parts)],
-        have_unit: [of_input.unit.is_some(), of_weight.as_ref().is_some_and(|codes| codes.unit.is_some())],
-        bounds: CodeBounds { activation, weight: of_weight.as_ref().map_or(0, Codes::magnitude) },
-        zero_point,
+        parts: [
+            of_input.as_ref().map_or(1.0, |(_, codes, _)| codes.parts),
+            of_weight.as_ref().map_or(1.0, |codes| codes.parts),
+        ],
+        have_unit: [
+            of_input.as_ref().is_some_and(|(_, codes, _)| codes.unit.is_some()),
+            of_weight.as_ref().is_some_and(|codes| codes.unit.is_some()),
+        ],
+        bounds: CodeBounds {
+            activation: of_input.as_ref().map_or(0, |(_, _, largest)| *largest),
+            weight: of_weight.as_ref().map_or(0, Codes::magnitude),
+        },
+        zero_point: of_input.as_ref().map_or(0, |(zero_point, _, _)| *zero_point),
         is_exact: evaluates_exactly(&input.device()),
     };
     // An operation has a fixed number of tensors; any does where there is no unit.
     let stand_in = constant(weight.clone()).into_dispatch();
     let unit = |unit: Option<Tensor<1>>| unit.map_or_else(|| stand_in.clone(), Tensor::into_dispatch);
+    let (input_codes, input_unit) =
+        of_input.map(|(_, codes, _)| (codes.bytes.into_dispatch(), codes.unit)).unzip();
     let (weight_codes, weight_unit) =
         of_weight.map(|codes| (codes.bytes.into_dispatch(), codes.unit)).unzip();
-    let output = Dispatch::lowbit_conv2d_codes(
-        CodedTensor::Codes(input.into_dispatch(), of_input.bytes.into_dispatch()),
+    let output = Dispatch::lowbit_conv2d(
+        CodedTensor::of((input.into_dispatch(), input_codes)),
         CodedTensor::of((weight.into_dispatch(), weight_codes)),
-        unit(of_input.unit),
+        unit(input_unit.flatten()),
         unit(weight_unit.flatten()),
         codes,
         options,

@@ -221,6 +221,12 @@ impl<const D: usize> Codes<D> {
         Some((self, largest))
     }
 
+    /// The same codes, if they can be those of a convolution's weights: zero is worth zero, and all are signed bytes.
+    pub(crate) fn of_weights(self) -> Option<Self> {
+        let fit = *self.range.start() >= i32::from(i8::MIN) && *self.range.end() <= i32::from(i8::MAX);
+        (self.zero.is_none() && fit).then_some(self)
+    }
+
     /// The largest magnitude.
     pub(crate) fn magnitude(&self) -> u8 {
         let largest = self.range.start().unsigned_abs().max(self.range.end().unsigned_abs());

@@ -19,10 +19,9 @@ pub(crate) enum Kind {
     NormGradients,
     Activations,
     Weights,
-    Rounding,
 }
 
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 11] = [
     "convolution",
     "codes of weights packed for a convolution",
     "convolution of codes",
@@ -34,7 +33,6 @@ const NAMES: [&str; 12] = [
     "gradient of a normalization",
     "fake quantization alone",
     "weights of DoReFa, but for their grid",
-    "operands rounded to bf16",
 ];
 
 /// What the kernels of one kind did.

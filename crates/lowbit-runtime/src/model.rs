@@ -288,7 +288,8 @@ fn write(
         }
         (Kind::Conv { shape, weight, bias }, Some(values), _) => {
             let shape = conv::ConvShape { batch, ..*shape };
-            conv::forward_into(&shape, inputs.values(input), weight, values);
+            let weight = conv::Weights::Values(weight);
+            conv::forward_into(&shape, inputs.values(input), weight, conv::Precision::Single, values);
             add_bias(values, bias.as_deref(), batch);
         }
         (Kind::Scale(scale), Some(values), _) => {

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::kernel::{BEYOND, Products, ROWS, products};
+use super::kernel::{BEYOND, Factor, Products, ROWS, products};
 use super::planes::{Images, Planes, Position};
 use super::source::grow;
 use crate::instructions::multiversion;
@@ -42,25 +42,25 @@ pub struct Spread {
 }
 
 /// Results that are summed up by the same steps.
-pub struct Part {
+pub struct Part<C> {
     /// For each block of [`ROWS`] channels, a row of factors for each step.
-    panels: Vec<f32>,
+    panels: Vec<C>,
     /// A channel and a position of the kernel: the phase's number and the place in its plane.
     pub positions: Vec<Position>,
     /// Rows and columns.
     pub spread: [Spread; 2],
 }
 
-impl Part {
-    /// Has `pack` write the panel of each block of channels, from number `first` on.
+impl<C: Factor> Part<C> {
+    /// Has `pack` write the panel of each block of channels.
     pub fn new(
         positions: Vec<Position>,
         spread: [Spread; 2],
         channels: usize,
-        pack: impl Fn(Range<usize>, &mut [f32]) + Sync,
+        pack: impl Fn(Range<usize>, &mut [C]) + Sync,
     ) -> Self {
         let len = ROWS * positions.len();
-        let mut panels = vec![0.0; channels.div_ceil(ROWS) * len];
+        let mut panels = vec![C::of(0.0, 0.0); channels.div_ceil(ROWS) * len];
         let blocks = panels.par_chunks_mut(len.max(1)).enumerate().with_min_len(task_items(len));
         blocks.for_each(|(block, panel)| {
             pack(block * ROWS..((block + 1) * ROWS).min(channels), panel);
@@ -70,12 +70,16 @@ impl Part {
 }
 
 /// All that makes up a result.
-pub struct Correlation<'a> {
+pub struct Correlation<'a, C> {
     pub batch: usize,
-    pub planes: Planes,
+    pub planes: Planes<C>,
     /// For each group of channels.
-    pub groups: Vec<Vec<Part>>,
+    pub groups: Vec<Vec<Part<C>>>,
     pub input: &'a [f32],
+    /// What the values of each channel of the input are multiplied with, of all groups, if with anything.
+    pub input_scales: Option<&'a [f32]>,
+    /// What results are multiplied with: for all, or for each channel of all groups.
+    pub scales: &'a [f32],
     /// Values of an image of the input, and of a group of channels in it.
     pub input_len: [usize; 2],
     /// Channels of a group of the result.
@@ -98,7 +102,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-impl Correlation<'_> {
+impl<C: Factor> Correlation<'_, C> {
     /// Writes the result.
     ///
     /// Every value is one sum in a fixed order, so the division of the work may depend on the number of threads.
@@ -141,11 +145,28 @@ impl Correlation<'_> {
 
     /// A group of the images from number `first` on.
     fn images(&self, first: usize, group: usize) -> Images<'_> {
-        Images::Values(&self.input[first * self.input_len[0] + group * self.input_len[1]..])
+        let channels = self.input_scales.map(|scales| {
+            let n = scales.len() / self.groups.len();
+            &scales[group * n..][..n]
+        });
+        Images::Values(&self.input[first * self.input_len[0] + group * self.input_len[1]..], channels)
+    }
+
+    /// What the results of some channels of a group are multiplied with, if with anything.
+    fn scales_of(&self, group: usize, channels: Range<usize>) -> Option<[f32; ROWS]> {
+        let mut of_channels = [1.0; ROWS];
+        match self.scales {
+            [scale] => of_channels = [*scale; ROWS],
+            scales => {
+                let scales = &scales[group * self.channels..][channels];
+                of_channels[..scales.len()].copy_from_slice(scales);
+            }
+        }
+        of_channels.iter().any(|scale| *scale != 1.0).then_some(of_channels)
     }
 
     /// Writes the channels of some blocks of a group of `n` images, which are `packed`; `out` begins with the first of them.
-    fn sum_up(&self, packed: &[f32], n: usize, group: usize, blocks: Range<usize>, out: &mut [Slot]) {
+    fn sum_up(&self, packed: &[C], n: usize, group: usize, blocks: Range<usize>, out: &mut [Slot]) {
         let plane = self.size[0] * self.size[1];
         let out_image = self.groups.len() * self.channels * plane;
         if self.has_gaps {
@@ -171,13 +192,15 @@ impl Correlation<'_> {
                             let operands = Products { image, steps, panel, n: pixels.len(), adds: i > 0 };
                             products(operands, sums, stride);
                         }
+                        let channels = block * ROWS..((block + 1) * ROWS).min(self.channels);
                         let results = Store {
+                            scales: self.scales_of(group, channels.clone()),
                             spread: part.spread,
                             pixels: pixels.clone(),
                             image_rows: self.planes.rows,
                             strides: [row, stride],
                             sums,
-                            channels: (self.channels - block * ROWS).min(ROWS),
+                            channels: channels.len(),
                             size: self.size,
                             out_image,
                         };
@@ -191,6 +214,8 @@ impl Correlation<'_> {
 
 /// Results of a block of channels.
 struct Store<'a> {
+    /// What those of each channel are multiplied with, if with anything.
+    scales: Option<[f32; ROWS]>,
     spread: [Spread; 2],
     /// Pixels of the planes that were summed up, of images of so many rows each.
     pixels: Range<usize>,
@@ -223,26 +248,27 @@ multiversion! {
             for channel in 0..results.channels {
                 let from = &sums[channel * stride + from..][..columns.len()];
                 let to = &mut out[channel * plane + to..];
-                if x.step == 1 {
-                    copy_to_slots(from, &mut to[..columns.len()]);
-                } else {
-                    to.iter_mut().step_by(x.step).zip(from).for_each(|(to, from)| {
-                        to.write(*from);
-                    });
+                let scale = results.scales.map(|scales| scales[channel]);
+                match (x.step, scale) {
+                    (1, None) => store_row(from, 1.0, &mut to[..columns.len()]),
+                    (1, Some(scale)) => store_row(from, scale, &mut to[..columns.len()]),
+                    _ => to.iter_mut().step_by(x.step).zip(from).for_each(|(to, from)| {
+                        to.write(*from * scale.unwrap_or(1.0));
+                    }),
                 }
             }
         }
     }
 }
 
-/// Copies a row to what has no values yet, in pieces of fixed length.
+/// Writes a row to what has no values yet, in pieces of fixed length.
 #[inline(always)]
-fn copy_to_slots(from: &[f32], to: &mut [Slot]) {
+fn store_row(from: &[f32], scale: f32, to: &mut [Slot]) {
     let ((wide, from), (wide_out, to)) = (from.as_chunks::<8>(), to.as_chunks_mut::<8>());
     for (from, to) in wide.iter().zip(wide_out) {
-        *to = from.map(Slot::new);
+        *to = from.map(|value| Slot::new(value * scale));
     }
     for (from, to) in from.iter().zip(to) {
-        to.write(*from);
+        to.write(*from * scale);
     }
 }

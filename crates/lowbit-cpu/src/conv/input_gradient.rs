@@ -1,11 +1,15 @@
 //! The gradient of the input.
 
+use std::borrow::Cow;
+
+use super::cell::{Bf16Pair, Rounded};
 use super::correlation::{Correlation, Part, Spread};
 use super::direct;
-use super::kernel::ROWS;
+use super::kernel::{Factor, ROWS, multiplies_bf16};
+use super::operand::{Precision, Weights, rounded};
 use super::planes::{Axis, Planes, Position};
 use super::shape::ConvShape;
-use crate::output::collect;
+use crate::output::{Slot, collect};
 
 /// Along one axis, how the gradient of the input is a convolution of the gradient of the output. A coordinate of the input, with the
 /// padding before it, is `a * stride + phase`; it meets the outputs `a`, `a - 1`, ... at the positions `phase`, `phase + stride`,
@@ -86,9 +90,16 @@ impl Meetings {
 /// # Equation
 /// `gradient[b][c][y s + i - p][x s + j - p] += out_gradient[b][o][y][x] weight[o][c][i][j]`
 ///
+/// Where codes of weights are worth something else in each channel of the output, its gradient is multiplied with that before it is rounded.
+///
 /// # Panics
 /// If a length does not fit the shape, or the shape has a size of 0 but for the padding and the batch.
-pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32]) -> Vec<f32> {
+pub fn input_gradient(
+    shape: &ConvShape,
+    weight: Weights<'_>,
+    out_gradient: &[f32],
+    precision: Precision,
+) -> Vec<f32> {
     shape.check_sizes();
     let len = shape.batch * shape.in_image();
     shape.check(len, weight.len());
@@ -97,43 +108,67 @@ pub fn input_gradient(shape: &ConvShape, weight: &[f32], out_gradient: &[f32]) -
         return Vec::new();
     }
     if shape.has_tiny_groups() {
-        return direct::input_gradient(shape, weight, out_gradient);
+        let out_gradient = rounded(Cow::Borrowed(out_gradient), precision);
+        return direct::input_gradient(shape, &weight.values(shape, precision), &out_gradient);
     }
+    let run = match precision {
+        Precision::Single => run::<f32>,
+        Precision::Bf16 if multiplies_bf16() => run::<Bf16Pair>,
+        Precision::Bf16 => run::<Rounded>,
+    };
     let shape = &shape.with_plain_planes();
+    // SAFETY: all values are written.
+    unsafe { collect(len, |gradient| run(shape, weight, out_gradient, gradient)) }
+}
+
+/// Writes all values of the gradient.
+fn run<C: Factor>(shape: &ConvShape, weight: Weights<'_>, out_gradient: &[f32], gradient: &mut [Slot]) {
     let meetings = [0, 1].map(|i| Meetings::new(shape, i));
     let [(y, rows), (x, columns)] = meetings.map(|meetings| meetings.axis());
     let (axes, outputs) = ([vec![y], vec![x]], [rows, columns]);
     let planes = Planes::new(shape.group_out(), shape.out_size(), shape.out_image(), axes, outputs);
-    let parts = |weight: &[f32]| -> Vec<Part> {
+    let parts = |factors: &[f32]| -> Vec<Part<C>> {
         let phases = meetings[0].phases().flat_map(|y| meetings[1].phases().map(move |x| [y, x]));
-        phases.filter_map(|phase| part(shape, &meetings, weight, phase)).collect()
+        phases.filter_map(|phase| part(shape, &meetings, factors, phase)).collect()
     };
+    let (factors, scales) = weight.factors(shape);
+    let (input_scales, scales) = match scales {
+        [_] => (None, scales),
+        _ => (Some(scales), &[1.0][..]),
+    };
+    // Each pixel has one phase. Those whose phase meets the kernel are results of its part, the others are gaps, which are filled. All
+    // groups and blocks of channels have all parts.
     let correlation = Correlation {
         batch: shape.batch,
         planes,
-        groups: weight.chunks_exact(shape.group_weight()).map(parts).collect(),
+        groups: factors.chunks_exact(shape.group_weight()).map(parts).collect(),
         input: out_gradient,
+        input_scales,
+        scales,
         input_len: [shape.out_image(), shape.group_out() * shape.out_plane()],
         channels: shape.group_in(),
         size: shape.size,
         has_gaps: (0..2).any(|i| shape.stride[i] > shape.kernel[i]),
     };
-    // SAFETY: each pixel has one phase. Those whose phase meets the kernel are results of its part, the others are gaps, which
-    // are filled. All groups and blocks of channels have all parts.
-    unsafe { collect(len, |gradient| correlation.run(gradient)) }
+    correlation.run(gradient);
 }
 
 /// The input pixels of a phase of the stride, if there are any.
-fn part(shape: &ConvShape, meetings: &[Meetings; 2], weight: &[f32], [y, x]: [usize; 2]) -> Option<Part> {
+fn part<C: Factor>(
+    shape: &ConvShape,
+    meetings: &[Meetings; 2],
+    weight: &[f32],
+    [y, x]: [usize; 2],
+) -> Option<Part<C>> {
     let spread = [meetings[0].spread(y)?, meetings[1].spread(x)?];
     let mut positions = Vec::new();
     // Positions of the kernel of one output channel, in the order of the steps.
     let mut taps = Vec::new();
-    for channel in 0..shape.group_out() {
+    for cell in 0..shape.group_out().div_ceil(C::CHANNELS) {
         for (ky, place_y) in meetings[0].positions(y) {
             for (kx, place_x) in meetings[1].positions(x) {
-                positions.push(Position::new(channel, 0, [place_y, place_x]));
-                if channel == 0 {
+                positions.push(Position::new(cell, 0, [place_y, place_x]));
+                if cell == 0 {
                     taps.push(ky * shape.kernel[1] + kx);
                 }
             }
@@ -141,12 +176,14 @@ fn part(shape: &ConvShape, meetings: &[Meetings; 2], weight: &[f32], [y, x]: [us
     }
     let (channels, n_taps) = (shape.group_in(), shape.taps());
     Some(Part::new(positions, spread, channels, |block, panel| {
-        let kernels = weight.chunks_exact(channels * n_taps);
-        for (rows, kernel) in panel.chunks_exact_mut(taps.len() * ROWS).zip(kernels) {
-            let kernel = &kernel[block.start * n_taps..block.end * n_taps];
+        // The kernels of the output channels of a cell.
+        let kernels = weight.chunks(C::CHANNELS * channels * n_taps);
+        for (rows, kernels) in panel.chunks_exact_mut(taps.len() * ROWS).zip(kernels) {
+            let (first, second) = kernels.split_at(channels * n_taps);
             for (row, &tap) in rows.chunks_exact_mut(ROWS).zip(&taps) {
-                for (value, kernel) in row.iter_mut().zip(kernel.chunks_exact(n_taps)) {
-                    *value = kernel[tap];
+                for (value, channel) in row.iter_mut().zip(block.clone()) {
+                    let at = channel * n_taps + tap;
+                    *value = C::of(first[at], second.get(at).copied().unwrap_or(0.0));
                 }
             }
         }

@@ -1,8 +1,9 @@
-//! The two loops of all convolutions in single precision: sums for many pixels, and sums over many pixels. They are written once,
-//! over vectors of any length.
+//! The two loops of all convolutions in floats: sums for many pixels, and sums over many pixels. They are written once, over vectors
+//! of any length and of what is multiplied: floats, or numbers of bf16, of which two are multiplied where one float is.
 
+use super::cell::{Bf16, Bf16Pair, Cell, Rounded};
 #[cfg(target_arch = "x86_64")]
-use crate::instructions::{Avx2, Avx512};
+use crate::instructions::{Avx2, Avx512, Avx512Bf16};
 
 /// Results of a pixel that are computed together: the length of a row of a panel.
 pub const ROWS: usize = 8;
@@ -13,11 +14,11 @@ pub const BEYOND: usize = 32;
 /// Rows of [`dots`].
 pub const DOTS: usize = 4;
 
-/// A vector of floats, in a register.
-trait Lanes: Copy {
+/// A vector of sums, in a register.
+trait Sums: Copy {
     const LEN: usize;
 
-    fn splat(value: f32) -> Self;
+    fn zero() -> Self;
 
     /// # Safety
     /// There are [`Self::LEN`] values to read.
@@ -27,20 +28,34 @@ trait Lanes: Copy {
     /// There is room for [`Self::LEN`] values.
     unsafe fn store(self, to: *mut f32);
 
-    /// `self * factor + summand`
-    fn multiply_add(self, factor: Self, summand: Self) -> Self;
-
     /// The sum of the values of each vector.
-    fn sums(vectors: [Self; DOTS]) -> [f32; DOTS];
+    fn totals(vectors: [Self; DOTS]) -> [f32; DOTS];
+}
+
+/// A vector of cells, in a register.
+trait Lanes: Copy {
+    type Cell: Cell;
+    type Sums: Sums;
+
+    const LEN: usize;
+
+    fn splat(cell: Self::Cell) -> Self;
+
+    /// # Safety
+    /// There are [`Self::LEN`] cells to read.
+    unsafe fn load(from: *const Self::Cell) -> Self;
+
+    /// `sums + self * factor`, of cells of two numbers the sum of both products.
+    fn multiply_add(self, factor: Self, sums: Self::Sums) -> Self::Sums;
 }
 
 /// A vector that the compiler makes of an array, for processors whose vectors have no type here.
-impl<const N: usize> Lanes for [f32; N] {
+impl<const N: usize> Sums for [f32; N] {
     const LEN: usize = N;
 
     #[inline(always)]
-    fn splat(value: f32) -> Self {
-        [value; N]
+    fn zero() -> Self {
+        [0.0; N]
     }
 
     #[inline(always)]
@@ -56,20 +71,7 @@ impl<const N: usize> Lanes for [f32; N] {
     }
 
     #[inline(always)]
-    fn multiply_add(self, factor: Self, summand: Self) -> Self {
-        let mut result = summand;
-        for i in 0..N {
-            result[i] = if cfg!(target_arch = "aarch64") {
-                self[i].mul_add(factor[i], summand[i])
-            } else {
-                self[i] * factor[i] + summand[i]
-            };
-        }
-        result
-    }
-
-    #[inline(always)]
-    fn sums(vectors: [Self; DOTS]) -> [f32; DOTS] {
+    fn totals(vectors: [Self; DOTS]) -> [f32; DOTS] {
         let mut sums = [0.0; DOTS];
         for (sum, vector) in sums.iter_mut().zip(vectors) {
             *sum = vector.iter().sum();
@@ -78,16 +80,47 @@ impl<const N: usize> Lanes for [f32; N] {
     }
 }
 
+impl<const N: usize> Lanes for [f32; N] {
+    type Cell = f32;
+    type Sums = Self;
+
+    const LEN: usize = N;
+
+    #[inline(always)]
+    fn splat(cell: f32) -> Self {
+        [cell; N]
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { <Self as Sums>::load(from) }
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, factor: Self, sums: Self) -> Self {
+        let mut result = sums;
+        for i in 0..N {
+            result[i] = if cfg!(target_arch = "aarch64") {
+                self[i].mul_add(factor[i], sums[i])
+            } else {
+                self[i] * factor[i] + sums[i]
+            };
+        }
+        result
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Dots, Lanes, Products, all_dots, all_products};
+    use super::{Bf16, Bf16Pair, Dots, Lanes, Products, Sums, all_dots, all_products};
 
     /// # Safety
     /// As [`all_products`], and the processor has the instructions.
     #[target_feature(enable = "avx512f,avx2,fma")]
-    pub unsafe fn avx512_products(operands: Products<'_>, out: &mut [f32], stride: usize) {
+    pub unsafe fn avx512_products(operands: Products<'_, f32>, out: &mut [f32], stride: usize) {
         // SAFETY: as the caller promises.
         unsafe { all_products::<__m512, 8, 2>(operands, out, stride) }
     }
@@ -95,7 +128,7 @@ mod x86 {
     /// # Safety
     /// As [`all_products`], and the processor has the instructions.
     #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn avx2_products(operands: Products<'_>, out: &mut [f32], stride: usize) {
+    pub unsafe fn avx2_products(operands: Products<'_, f32>, out: &mut [f32], stride: usize) {
         // SAFETY: as the caller promises.
         unsafe { all_products::<__m256, 4, 2>(operands, out, stride) }
     }
@@ -103,7 +136,7 @@ mod x86 {
     /// # Safety
     /// As [`all_dots`], and the processor has the instructions.
     #[target_feature(enable = "avx512f,avx2,fma")]
-    pub unsafe fn avx512_dots(operands: Dots<'_>, out: &mut [f32]) {
+    pub unsafe fn avx512_dots(operands: Dots<'_, f32>, out: &mut [f32]) {
         // SAFETY: as the caller promises.
         unsafe { all_dots::<__m512, 6>(operands, out) }
     }
@@ -111,13 +144,95 @@ mod x86 {
     /// # Safety
     /// As [`all_dots`], and the processor has the instructions.
     #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn avx2_dots(operands: Dots<'_>, out: &mut [f32]) {
+    pub unsafe fn avx2_dots(operands: Dots<'_, f32>, out: &mut [f32]) {
         // SAFETY: as the caller promises.
         unsafe { all_dots::<__m256, 3>(operands, out) }
     }
 
+    /// # Safety
+    /// As [`all_products`], and the processor has the instructions.
+    #[target_feature(enable = "avx512bf16,avx512f,avx2,fma")]
+    pub unsafe fn bf16_products(operands: Products<'_, Bf16Pair>, out: &mut [f32], stride: usize) {
+        // SAFETY: as the caller promises.
+        unsafe { all_products::<Pairs, 8, 2>(operands, out, stride) }
+    }
+
+    /// # Safety
+    /// As [`all_dots`], and the processor has the instructions.
+    #[target_feature(enable = "avx512bf16,avx512f,avx2,fma")]
+    pub unsafe fn bf16_dots(operands: Dots<'_, Bf16>, out: &mut [f32]) {
+        // SAFETY: as the caller promises.
+        unsafe { all_dots::<Numbers, 6>(operands, out) }
+    }
+
+    /// 16 pairs of numbers of bf16. Only functions with AVX-512 for these use it.
+    #[derive(Clone, Copy)]
+    pub struct Pairs(__m512bh);
+
+    impl Lanes for Pairs {
+        type Cell = Bf16Pair;
+        type Sums = __m512;
+
+        const LEN: usize = 16;
+
+        #[inline(always)]
+        fn splat(Bf16Pair(pair): Bf16Pair) -> Self {
+            // SAFETY: the processor has the instructions, and any bits are numbers.
+            Self(unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(pair.cast_signed())) })
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const Bf16Pair) -> Self {
+            // SAFETY: as the caller promises, and any bits are numbers.
+            Self(unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(from.cast())) })
+        }
+
+        #[inline(always)]
+        fn multiply_add(self, factor: Self, sums: __m512) -> __m512 {
+            // SAFETY: the processor has the instructions.
+            unsafe { _mm512_dpbf16_ps(sums, self.0, factor.0) }
+        }
+    }
+
+    /// 32 numbers of bf16. Only functions with AVX-512 for these use it.
+    #[derive(Clone, Copy)]
+    pub struct Numbers(__m512bh);
+
+    impl Lanes for Numbers {
+        type Cell = Bf16;
+        type Sums = __m512;
+
+        const LEN: usize = 32;
+
+        #[inline(always)]
+        fn splat(Bf16(number): Bf16) -> Self {
+            Pairs::splat(Bf16Pair(u32::from(number) * 0x1_0001)).into()
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const Bf16) -> Self {
+            // SAFETY: as the caller promises: 32 numbers are 16 pairs.
+            unsafe { Pairs::load(from.cast()).into() }
+        }
+
+        #[inline(always)]
+        fn multiply_add(self, factor: Self, sums: __m512) -> __m512 {
+            Pairs(self.0).multiply_add(Pairs(factor.0), sums)
+        }
+    }
+
+    impl From<Pairs> for Numbers {
+        #[inline(always)]
+        fn from(pairs: Pairs) -> Self {
+            Self(pairs.0)
+        }
+    }
+
     /// Only functions with AVX2 and fused multiplication use it.
     impl Lanes for __m256 {
+        type Cell = f32;
+        type Sums = Self;
+
         const LEN: usize = 8;
 
         #[inline(always)]
@@ -133,19 +248,36 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn multiply_add(self, factor: Self, sums: Self) -> Self {
+            // SAFETY: the processor has the instructions.
+            unsafe { _mm256_fmadd_ps(self, factor, sums) }
+        }
+    }
+
+    /// As above.
+    impl Sums for __m256 {
+        const LEN: usize = 8;
+
+        #[inline(always)]
+        fn zero() -> Self {
+            // SAFETY: the processor has the instructions.
+            unsafe { _mm256_setzero_ps() }
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: as the caller promises.
+            unsafe { _mm256_loadu_ps(from) }
+        }
+
+        #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             // SAFETY: as the caller promises.
             unsafe { _mm256_storeu_ps(to, self) };
         }
 
         #[inline(always)]
-        fn multiply_add(self, factor: Self, summand: Self) -> Self {
-            // SAFETY: the processor has the instructions.
-            unsafe { _mm256_fmadd_ps(self, factor, summand) }
-        }
-
-        #[inline(always)]
-        fn sums([a, b, c, d]: [Self; 4]) -> [f32; 4] {
+        fn totals([a, b, c, d]: [Self; 4]) -> [f32; 4] {
             // SAFETY: the processor has the instructions.
             let halves = unsafe { _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d)) };
             let mut sums = [0.0; 4];
@@ -160,6 +292,9 @@ mod x86 {
 
     /// Only functions with AVX-512 use it.
     impl Lanes for __m512 {
+        type Cell = f32;
+        type Sums = Self;
+
         const LEN: usize = 16;
 
         #[inline(always)]
@@ -175,19 +310,36 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn multiply_add(self, factor: Self, sums: Self) -> Self {
+            // SAFETY: the processor has the instructions.
+            unsafe { _mm512_fmadd_ps(self, factor, sums) }
+        }
+    }
+
+    /// As above.
+    impl Sums for __m512 {
+        const LEN: usize = 16;
+
+        #[inline(always)]
+        fn zero() -> Self {
+            // SAFETY: the processor has the instructions.
+            unsafe { _mm512_setzero_ps() }
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: as the caller promises.
+            unsafe { _mm512_loadu_ps(from) }
+        }
+
+        #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             // SAFETY: as the caller promises.
             unsafe { _mm512_storeu_ps(to, self) };
         }
 
         #[inline(always)]
-        fn multiply_add(self, factor: Self, summand: Self) -> Self {
-            // SAFETY: the processor has the instructions.
-            unsafe { _mm512_fmadd_ps(self, factor, summand) }
-        }
-
-        #[inline(always)]
-        fn sums([a, b, c, d]: [Self; 4]) -> [f32; 4] {
+        fn totals([a, b, c, d]: [Self; 4]) -> [f32; 4] {
             // SAFETY: the processor has the instructions, and there is room for four values.
             unsafe {
                 // Two halves of each, then two quarters, one after the other.
@@ -215,15 +367,133 @@ mod x86 {
     }
 }
 
+/// What [`products`] multiplies.
+pub trait Factor: Cell {
+    /// [`products`], of lengths that are checked.
+    ///
+    /// # Safety
+    /// As [`all_products`].
+    unsafe fn products(operands: Products<'_, Self>, out: &mut [f32], stride: usize);
+}
+
+/// What [`dots`] multiplies.
+pub trait Summand: Cell {
+    /// [`dots`], of lengths that are checked.
+    ///
+    /// # Safety
+    /// As [`all_dots`].
+    unsafe fn dots(operands: Dots<'_, Self>, out: &mut [f32]);
+}
+
+impl Factor for f32 {
+    unsafe fn products(operands: Products<'_, Self>, out: &mut [f32], stride: usize) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if Avx512::detect().is_some() {
+                // SAFETY: the processor has the instructions, and the rest as the caller promises.
+                return unsafe { x86::avx512_products(operands, out, stride) };
+            }
+            if Avx2::detect().is_some() {
+                // SAFETY: as above.
+                return unsafe { x86::avx2_products(operands, out, stride) };
+            }
+        }
+        // SAFETY: as the caller promises.
+        unsafe {
+            #[cfg(target_arch = "aarch64")]
+            all_products::<[f32; 4], 8, 3>(operands, out, stride);
+            #[cfg(not(target_arch = "aarch64"))]
+            all_products::<[f32; 4], 4, 2>(operands, out, stride);
+        }
+    }
+}
+
+impl Summand for f32 {
+    unsafe fn dots(operands: Dots<'_, Self>, out: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if Avx512::detect().is_some() {
+                // SAFETY: the processor has the instructions, and the rest as the caller promises.
+                return unsafe { x86::avx512_dots(operands, out) };
+            }
+            if Avx2::detect().is_some() {
+                // SAFETY: as above.
+                return unsafe { x86::avx2_dots(operands, out) };
+            }
+        }
+        // SAFETY: as the caller promises.
+        unsafe {
+            #[cfg(target_arch = "aarch64")]
+            all_dots::<[f32; 4], 6>(operands, out);
+            #[cfg(not(target_arch = "aarch64"))]
+            all_dots::<[f32; 4], 2>(operands, out);
+        }
+    }
+}
+
+impl Factor for Rounded {
+    unsafe fn products(
+        Products { image, steps, panel, n, adds }: Products<'_, Self>,
+        out: &mut [f32],
+        stride: usize,
+    ) {
+        let [image, panel] = [image, panel].map(Self::floats);
+        // SAFETY: as the caller promises.
+        unsafe { f32::products(Products { image, steps, panel, n, adds }, out, stride) }
+    }
+}
+
+impl Summand for Rounded {
+    unsafe fn dots(Dots { image, steps, rows, stride, n_rows, n }: Dots<'_, Self>, out: &mut [f32]) {
+        let [image, rows] = [image, rows].map(Self::floats);
+        // SAFETY: as the caller promises.
+        unsafe { f32::dots(Dots { image, steps, rows, stride, n_rows, n }, out) }
+    }
+}
+
+/// Whether the processor multiplies bf16: [`Bf16`] and [`Bf16Pair`] are for such ones.
+pub fn multiplies_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return Avx512Bf16::detect().is_some();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+impl Factor for Bf16Pair {
+    unsafe fn products(operands: Products<'_, Self>, out: &mut [f32], stride: usize) {
+        assert!(multiplies_bf16(), "the processor does not multiply bf16");
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has the instructions, and the rest as the caller promises.
+        unsafe {
+            x86::bf16_products(operands, out, stride);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (operands, out, stride);
+    }
+}
+
+impl Summand for Bf16 {
+    unsafe fn dots(operands: Dots<'_, Self>, out: &mut [f32]) {
+        assert!(multiplies_bf16(), "the processor does not multiply bf16");
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has the instructions, and the rest as the caller promises.
+        unsafe {
+            x86::bf16_dots(operands, out);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (operands, out);
+    }
+}
+
 /// Operands of [`products`].
 #[derive(Clone, Copy)]
-pub struct Products<'a> {
+pub struct Products<'a, C> {
     /// What is read at every step of a pixel.
-    pub image: &'a [f32],
+    pub image: &'a [C],
     /// How far from a pixel its values are.
     pub steps: &'a [u32],
     /// [`ROWS`] factors for each step.
-    pub panel: &'a [f32],
+    pub panel: &'a [C],
     /// Pixels, the first of which is the image's first value.
     pub n: usize,
     /// Whether the sums are added to.
@@ -232,13 +502,13 @@ pub struct Products<'a> {
 
 /// Operands of [`dots`].
 #[derive(Clone, Copy)]
-pub struct Dots<'a> {
+pub struct Dots<'a, C> {
     /// What is read at every step.
-    pub image: &'a [f32],
+    pub image: &'a [C],
     /// How far from a pixel the values of a sum are.
     pub steps: &'a [u32],
     /// Up to [`DOTS`] rows of factors, each of `n` values and then zeros.
-    pub rows: &'a [f32],
+    pub rows: &'a [C],
     /// Values from row to row.
     pub stride: usize,
     /// How many rows.
@@ -254,27 +524,28 @@ pub struct Dots<'a> {
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "loops over registers, which are numbered alike")]
 unsafe fn tile_of_products<V: Lanes, const R: usize, const N: usize>(
-    image: *const f32,
+    image: *const V::Cell,
     steps: &[u32],
-    panel: *const f32,
+    panel: *const V::Cell,
     out: *mut f32,
     stride: usize,
     adds: bool,
 ) {
-    let mut sums = [[V::splat(0.0); N]; R];
+    let mut sums = [[V::Sums::zero(); N]; R];
     if adds {
         for r in 0..R {
             for n in 0..N {
                 // SAFETY: the sums are there, as the caller promises.
-                sums[r][n] = unsafe { V::load(out.add(r * stride + n * V::LEN)) };
+                sums[r][n] = unsafe { V::Sums::load(out.add(r * stride + n * V::LEN)) };
             }
         }
     }
     let mut factors = panel;
     for &step in steps {
-        let mut x = [V::splat(0.0); N];
-        for n in 0..N {
-            // SAFETY: the pixel plus the step is in the image, as the caller promises.
+        // SAFETY: the pixel plus the step is in the image, as the caller promises.
+        let mut x = [unsafe { V::load(image.add(step as usize)) }; N];
+        for n in 1..N {
+            // SAFETY: as above.
             x[n] = unsafe { V::load(image.add(step as usize + n * V::LEN)) };
         }
         for r in 0..R {
@@ -301,10 +572,12 @@ unsafe fn tile_of_products<V: Lanes, const R: usize, const N: usize>(
 /// `image`, `panel` and `out` are as long as [`products`] checks.
 #[inline(always)]
 unsafe fn all_products<V: Lanes, const R: usize, const N: usize>(
-    operands: Products<'_>,
+    operands: Products<'_, V::Cell>,
     out: &mut [f32],
     stride: usize,
 ) {
+    // There is a sum for each cell of a vector.
+    const { assert!(V::LEN == V::Sums::LEN) };
     let Products { image, steps, panel, n, adds } = operands;
     for first in (0..n).step_by(N * V::LEN) {
         for row in (0..ROWS).step_by(R) {
@@ -323,31 +596,15 @@ unsafe fn all_products<V: Lanes, const R: usize, const N: usize>(
 /// result lie `stride` values apart; up to [`BEYOND`] values behind the pixels are written too, of which nothing is known.
 ///
 /// # Panics
-/// If an operand or the result is shorter than that.
-pub fn products(operands: Products<'_>, out: &mut [f32], stride: usize) {
+/// If an operand or the result is shorter than that, or the processor does not multiply such cells.
+pub fn products<C: Factor>(operands: Products<'_, C>, out: &mut [f32], stride: usize) {
     let Products { image, steps, panel, n, .. } = operands;
     let reach = steps.iter().copied().max().unwrap_or(0) as usize;
     assert!(reach + n + BEYOND <= image.len(), "a step is outside of the image");
     assert!(steps.len() * ROWS <= panel.len(), "the panel is too short");
     assert!(n + BEYOND <= stride && ROWS * stride <= out.len(), "the result is too short");
-    #[cfg(target_arch = "x86_64")]
-    {
-        if Avx512::detect().is_some() {
-            // SAFETY: the processor has the instructions, and the lengths are checked above.
-            return unsafe { x86::avx512_products(operands, out, stride) };
-        }
-        if Avx2::detect().is_some() {
-            // SAFETY: as above.
-            return unsafe { x86::avx2_products(operands, out, stride) };
-        }
-    }
     // SAFETY: the lengths are checked above.
-    unsafe {
-        #[cfg(target_arch = "aarch64")]
-        all_products::<[f32; 4], 8, 3>(operands, out, stride);
-        #[cfg(not(target_arch = "aarch64"))]
-        all_products::<[f32; 4], 4, 2>(operands, out, stride);
-    }
+    unsafe { C::products(operands, out, stride) }
 }
 
 /// The sums of all rows and `B` steps over `n` pixels, in vectors.
@@ -356,14 +613,15 @@ pub fn products(operands: Products<'_>, out: &mut [f32], stride: usize) {
 /// Pixels up to the next multiple of a vector plus steps are in the image, and rows have as many values.
 #[inline(always)]
 unsafe fn tile_of_dots<V: Lanes, const B: usize>(
-    rows: [*const f32; DOTS],
-    image: [*const f32; B],
+    rows: [*const V::Cell; DOTS],
+    image: [*const V::Cell; B],
     n: usize,
-) -> [[V; B]; DOTS] {
-    let mut sums = [[V::splat(0.0); B]; DOTS];
+) -> [[V::Sums; B]; DOTS] {
+    let mut sums = [[V::Sums::zero(); B]; DOTS];
     for pixel in (0..n).step_by(V::LEN) {
-        let mut x = [V::splat(0.0); B];
-        for b in 0..B {
+        // SAFETY: as the caller promises.
+        let mut x = [unsafe { V::load(image[0].add(pixel)) }; B];
+        for b in 1..B {
             // SAFETY: as the caller promises.
             x[b] = unsafe { V::load(image[b].add(pixel)) };
         }
@@ -381,7 +639,7 @@ unsafe fn tile_of_dots<V: Lanes, const B: usize>(
 /// # Safety
 /// As [`dots`] checks.
 #[inline(always)]
-unsafe fn all_dots<V: Lanes, const B: usize>(operands: Dots<'_>, out: &mut [f32]) {
+unsafe fn all_dots<V: Lanes, const B: usize>(operands: Dots<'_, V::Cell>, out: &mut [f32]) {
     let Dots { image, steps, rows, stride, n_rows, n } = operands;
     let mut row_starts = [rows.as_ptr(); DOTS];
     for (a, start) in row_starts.iter_mut().enumerate() {
@@ -395,7 +653,7 @@ unsafe fn all_dots<V: Lanes, const B: usize>(operands: Dots<'_>, out: &mut [f32]
         // SAFETY: as the caller promises, for rows and steps that are repeated too.
         let sums = unsafe { tile_of_dots::<V, B>(row_starts, starts, n) };
         for b in 0..group.len() {
-            let all = V::sums([sums[0][b], sums[1][b], sums[2][b], sums[3][b]]);
+            let all = V::Sums::totals([sums[0][b], sums[1][b], sums[2][b], sums[3][b]]);
             for (a, sum) in all.iter().enumerate().take(n_rows) {
                 out[a * steps.len() + i * B + b] += sum;
             }
@@ -407,44 +665,29 @@ unsafe fn all_dots<V: Lanes, const B: usize>(operands: Dots<'_>, out: &mut [f32]
 ///
 /// # Panics
 /// If an operand or the result is too short: the image has to have [`BEYOND`] values behind the last one, and each row zeros up to
-/// the next multiple of [`BEYOND`].
-pub fn dots(operands: Dots<'_>, out: &mut [f32]) {
+/// the next multiple of [`BEYOND`]. Or if the processor does not multiply such cells.
+pub fn dots<C: Summand>(operands: Dots<'_, C>, out: &mut [f32]) {
     let Dots { image, steps, rows, stride, n_rows, n } = operands;
     let reach = steps.iter().copied().max().unwrap_or(0) as usize;
     assert!(reach + n + BEYOND <= image.len(), "a step is outside of the image");
     assert!((1..=DOTS).contains(&n_rows), "rows that are not computed together");
     assert!((n_rows - 1) * stride + n.next_multiple_of(BEYOND) <= rows.len(), "the rows are too short");
     assert!(n_rows * steps.len() <= out.len(), "the result is too short");
-    #[cfg(target_arch = "x86_64")]
-    {
-        if Avx512::detect().is_some() {
-            // SAFETY: the processor has the instructions, and the lengths are checked above.
-            return unsafe { x86::avx512_dots(operands, out) };
-        }
-        if Avx2::detect().is_some() {
-            // SAFETY: as above.
-            return unsafe { x86::avx2_dots(operands, out) };
-        }
-    }
     // SAFETY: the lengths are checked above.
-    unsafe {
-        #[cfg(target_arch = "aarch64")]
-        all_dots::<[f32; 4], 6>(operands, out);
-        #[cfg(not(target_arch = "aarch64"))]
-        all_dots::<[f32; 4], 2>(operands, out);
-    }
+    unsafe { C::dots(operands, out) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    type OfProducts = unsafe fn(Products<'_>, &mut [f32], usize);
-    type OfDots = unsafe fn(Dots<'_>, &mut [f32]);
+    /// A loop over operands of one kind of cell.
+    type OfProducts<C> = unsafe fn(Products<'_, C>, &mut [f32], usize);
+    type OfDots<C> = unsafe fn(Dots<'_, C>, &mut [f32]);
 
-    /// The loops as this processor and others run them.
-    fn all() -> Vec<(&'static str, OfProducts, OfDots)> {
-        let all: Vec<(&str, OfProducts, OfDots)> = vec![
+    /// The loops over floats as this processor and others run them.
+    fn of_floats() -> Vec<(&'static str, OfProducts<f32>, OfDots<f32>)> {
+        let all: Vec<(&str, OfProducts<f32>, OfDots<f32>)> = vec![
             ("baseline", all_products::<[f32; 4], 4, 2>, all_dots::<[f32; 4], 2>),
             ("neon", all_products::<[f32; 4], 8, 3>, all_dots::<[f32; 4], 6>),
         ];
@@ -462,41 +705,59 @@ mod tests {
         all
     }
 
-    /// Small integers: every sum is exact, whatever its order and whether a product is rounded.
+    /// Small integers: every sum is exact, whatever its order and whether a product is rounded, and they are numbers of bf16.
     fn value(i: usize) -> f32 {
         (i * 37 % 11) as f32 - 5.0
     }
 
-    /// Operands are as short as the checks allow, and have no values where none is to be used.
+    /// A cell with its numbers: [`value`] of its place, and of another one.
+    fn cell<C: Cell>(i: usize) -> (C, [f32; 2]) {
+        let numbers = [value(i), if C::CHANNELS == 2 { value(2 * i + 1) } else { 0.0 }];
+        (C::of(numbers[0], numbers[1]), numbers)
+    }
+
+    fn product([a, b]: [f32; 2], [c, d]: [f32; 2]) -> f32 {
+        a * c + b * d
+    }
+
     #[test]
     fn products_are_sums_of_products() {
+        for (name, run, _) in of_floats() {
+            check_products(name, run);
+        }
+        check_products("rounded", <Rounded as Factor>::products);
+        if multiplies_bf16() {
+            check_products("bf16", <Bf16Pair as Factor>::products);
+        }
+    }
+
+    /// Operands are as short as the checks allow, and have no values where none is to be used.
+    fn check_products<C: Cell>(name: &str, run: OfProducts<C>) {
         for n in [1, 7, 8, 15, 16, 31, 32, 33, 65] {
             for n_steps in [0, 1, 5, 9] {
                 let steps: Vec<u32> = (0..n_steps).map(|k| k * 3 % 13).collect();
                 let reach = steps.iter().max().map_or(0, |step| *step as usize);
-                let image: Vec<f32> = (0..reach + n + BEYOND)
-                    .map(|i| if i < reach + n { value(i) } else { f32::NAN })
-                    .collect();
-                let panel: Vec<f32> = (0..n_steps as usize * ROWS).map(|i| value(i + 3)).collect();
+                let none = (C::of(f32::NAN, f32::NAN), [f32::NAN; 2]);
+                let (image, numbers): (Vec<C>, Vec<[f32; 2]>) =
+                    (0..reach + n + BEYOND).map(|i| if i < reach + n { cell::<C>(i) } else { none }).unzip();
+                let (panel, factors): (Vec<C>, Vec<[f32; 2]>) =
+                    (0..n_steps as usize * ROWS).map(|i| cell::<C>(i + 3)).unzip();
                 let stride = n + BEYOND;
-                for (name, run, _) in all() {
-                    let mut out = vec![f32::NAN; ROWS * stride];
-                    for (adds, times) in [(false, 1.0), (true, 2.0)] {
-                        let operands = Products { image: &image, steps: &steps, panel: &panel, n, adds };
-                        // SAFETY: the lengths are those that `products` asks for.
-                        unsafe { run(operands, &mut out, stride) };
-                        for (row, out) in out.chunks(stride).enumerate() {
-                            for (pixel, out) in out[..n].iter().enumerate() {
-                                let products = steps
-                                    .iter()
-                                    .enumerate()
-                                    .map(|(k, step)| panel[k * ROWS + row] * image[pixel + *step as usize]);
-                                assert_eq!(
-                                    *out,
-                                    times * products.sum::<f32>(),
-                                    "{name} {n} {n_steps} {row} {pixel}"
-                                );
-                            }
+                let mut out = vec![f32::NAN; ROWS * stride];
+                for (adds, times) in [(false, 1.0), (true, 2.0)] {
+                    let operands = Products { image: &image, steps: &steps, panel: &panel, n, adds };
+                    // SAFETY: the lengths are those that `products` asks for.
+                    unsafe { run(operands, &mut out, stride) };
+                    for (row, out) in out.chunks(stride).enumerate() {
+                        for (pixel, out) in out[..n].iter().enumerate() {
+                            let products = steps.iter().enumerate().map(|(k, step)| {
+                                product(factors[k * ROWS + row], numbers[pixel + *step as usize])
+                            });
+                            assert_eq!(
+                                *out,
+                                times * products.sum::<f32>(),
+                                "{name} {n} {n_steps} {row} {pixel}"
+                            );
                         }
                     }
                 }
@@ -506,30 +767,41 @@ mod tests {
 
     #[test]
     fn dots_are_sums_over_pixels() {
+        for (name, _, run) in of_floats() {
+            check_dots(name, run);
+        }
+        check_dots("rounded", <Rounded as Summand>::dots);
+        if multiplies_bf16() {
+            check_dots("bf16", <Bf16 as Summand>::dots);
+        }
+    }
+
+    fn check_dots<C: Cell>(name: &str, run: OfDots<C>) {
         for n in [1, 7, 8, 16, 31, 32, 33, 97] {
             for n_steps in [1, 2, 5, 6, 7, 13] {
                 for n_rows in 1..=DOTS {
                     let steps: Vec<u32> = (0..n_steps).map(|k| k * 5 % 17).collect();
                     let reach = *steps.iter().max().unwrap() as usize;
-                    let image: Vec<f32> = (0..reach + n + BEYOND).map(value).collect();
+                    let (image, numbers): (Vec<C>, Vec<[f32; 2]>) =
+                        (0..reach + n + BEYOND).map(cell::<C>).unzip();
                     let stride = n.next_multiple_of(BEYOND) + 3;
                     let len = (n_rows - 1) * stride + n.next_multiple_of(BEYOND);
-                    let rows: Vec<f32> =
-                        (0..len).map(|i| if i % stride < n { value(i + 1) } else { 0.0 }).collect();
-                    for (name, _, run) in all() {
-                        let mut out: Vec<f32> = (0..n_rows * steps.len()).map(value).collect();
-                        let operands = Dots { image: &image, steps: &steps, rows: &rows, stride, n_rows, n };
-                        // SAFETY: the lengths are those that `dots` asks for.
-                        unsafe { run(operands, &mut out) };
-                        for (i, out) in out.iter().enumerate() {
-                            let (a, step) = (i / steps.len(), steps[i % steps.len()] as usize);
-                            let products = (0..n).map(|pixel| rows[a * stride + pixel] * image[pixel + step]);
-                            assert_eq!(
-                                *out,
-                                value(i) + products.sum::<f32>(),
-                                "{name} {n} {n_steps} {n_rows} {i}"
-                            );
-                        }
+                    let zero = (C::of(0.0, 0.0), [0.0; 2]);
+                    let (rows, factors): (Vec<C>, Vec<[f32; 2]>) =
+                        (0..len).map(|i| if i % stride < n { cell::<C>(i + 1) } else { zero }).unzip();
+                    let mut out: Vec<f32> = (0..n_rows * steps.len()).map(value).collect();
+                    let operands = Dots { image: &image, steps: &steps, rows: &rows, stride, n_rows, n };
+                    // SAFETY: the lengths are those that `dots` asks for.
+                    unsafe { run(operands, &mut out) };
+                    for (i, out) in out.iter().enumerate() {
+                        let (a, step) = (i / steps.len(), steps[i % steps.len()] as usize);
+                        let products =
+                            (0..n).map(|pixel| product(factors[a * stride + pixel], numbers[pixel + step]));
+                        assert_eq!(
+                            *out,
+                            value(i) + products.sum::<f32>(),
+                            "{name} {n} {n_steps} {n_rows} {i}"
+                        );
                     }
                 }
             }

@@ -5,11 +5,13 @@
 //! parts of the kernel that meet each of the stride's phases (`correlation`); the gradient of the weights is, for each position of a window, a
 //! sum over pixels. Groups of very few channels have loops of their own in `direct`.
 
+mod cell;
 mod correlation;
 mod direct;
 mod forward;
 mod input_gradient;
 mod kernel;
+mod operand;
 mod planes;
 mod shape;
 pub(crate) mod source;
@@ -20,5 +22,6 @@ mod weight_gradient;
 
 pub use forward::{forward, forward_into};
 pub use input_gradient::input_gradient;
+pub use operand::{Input, Precision, Weights};
 pub use shape::ConvShape;
-pub use weight_gradient::{weight_gradient, weight_gradient_of_codes};
+pub use weight_gradient::weight_gradient;

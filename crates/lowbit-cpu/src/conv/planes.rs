@@ -7,9 +7,11 @@
 //! With a stride, a plane is made for each of its phases: then neighboring windows are neighbors in each plane too.
 
 use std::cell::RefCell;
+use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
+use super::cell::{Cell, cells, convert};
 use super::kernel::BEYOND;
 use super::source::{copy, grow, set_zero, table_index};
 use crate::instructions::multiversion;
@@ -52,9 +54,10 @@ impl Axis {
     }
 }
 
-/// A value of a plane: where a summand is read.
+/// A cell of a plane: where a summand is read.
 #[derive(Clone, Copy, Debug)]
 pub struct Position {
+    /// That of a cell: one for each [`Cell::CHANNELS`] of the images.
     channel: u32,
     phase: u32,
     place: [u32; 2],
@@ -66,9 +69,10 @@ impl Position {
     }
 }
 
-/// Planes of the channels of some images: for each channel and phase, the plane of each image.
+/// Planes of the channels of some images: for each cell of channels and each phase, the plane of each image.
 #[derive(Clone, Debug)]
-pub struct Planes {
+pub struct Planes<C> {
+    cells: PhantomData<C>,
     channels: usize,
     /// Height and width of an image.
     size: [usize; 2],
@@ -88,7 +92,7 @@ pub struct Planes {
     pub rows: usize,
 }
 
-impl Planes {
+impl<C: Cell> Planes<C> {
     /// `channels` of images of `size`, which lie `input_image` values apart: a plane for each pair of phases, wide enough for `outputs`
     /// rows and columns of results.
     pub fn new(
@@ -107,7 +111,18 @@ impl Planes {
         let reach = [0, 1].map(|i| reach[i].saturating_sub(outputs[i]));
         let zeros_behind = most(&y, |axis| axis.lead) * row + most(&x, |axis| axis.lead);
         let phases = y.iter().flat_map(|y| x.iter().map(|x| [*y, *x])).collect();
-        Self { channels, size, input_image, phases, reach, zeros_behind, multiple: 1, row, rows }
+        Self {
+            cells: PhantomData,
+            channels,
+            size,
+            input_image,
+            phases,
+            reach,
+            zeros_behind,
+            multiple: 1,
+            row,
+            rows,
+        }
     }
 
     /// The same with zeros behind each plane up to a multiple of [`BEYOND`]: what [`dots`](super::kernel::dots) asks of its rows.
@@ -115,15 +130,21 @@ impl Planes {
         Self { multiple: BEYOND, ..self }
     }
 
-    /// Values of a plane.
+    /// Cells of a pixel.
+    fn n_cells(&self) -> usize {
+        self.channels.div_ceil(C::CHANNELS)
+    }
+
+    /// Cells of a plane.
     pub fn plane(&self) -> usize {
         self.row * self.rows
     }
 
-    /// Values from plane to plane of `n` images: not a multiple of what a cache repeats its places after.
+    /// Cells from plane to plane of `n` images: not a multiple of what a cache repeats its places after.
     pub fn stride(&self, n: usize) -> usize {
         let len = (n * self.plane() + self.zeros_behind).next_multiple_of(self.multiple);
-        if len.is_multiple_of(256) { len + 16 } else { len }
+        let repeats = (len * size_of::<C>()).is_multiple_of(1024);
+        if repeats { len + 64 / size_of::<C>() } else { len }
     }
 
     /// Where values are, in planes of `n` images.
@@ -139,36 +160,35 @@ impl Planes {
         }));
     }
 
-    /// Values of the planes of `n` images, with the zeros behind them.
+    /// Cells of the planes of `n` images, with the zeros behind them.
     pub fn len(&self, n: usize) -> usize {
         let [y, x] = self.reach;
         // Pixels that are no results read further than the last one.
-        self.channels * self.phases.len() * self.stride(n) + y * self.row + x + 2 * BEYOND
+        self.n_cells() * self.phases.len() * self.stride(n) + y * self.row + x + 2 * BEYOND
     }
 
     /// The planes of `n` images, made by one thread.
-    pub fn pack<'a>(&self, images: Images<'_>, n: usize, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+    pub fn pack<'a>(&self, images: Images<'_>, n: usize, buffer: &'a mut Vec<f32>) -> &'a [C] {
         let (buffer, stride) = self.prepare(n, buffer);
-        let channels = buffer.chunks_exact_mut(self.phases.len() * stride).take(self.channels);
-        channels.enumerate().for_each(|(channel, planes)| pack_channel(self, images, channel, n, planes));
+        let all = buffer.chunks_exact_mut(self.phases.len() * stride).take(self.n_cells());
+        all.enumerate().for_each(|(cell, planes)| pack_cells(self, images, cell, n, planes));
         buffer
     }
 
     /// The same by all threads.
-    pub fn pack_shared<'a>(&self, images: Images<'_>, n: usize, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+    pub fn pack_shared<'a>(&self, images: Images<'_>, n: usize, buffer: &'a mut Vec<f32>) -> &'a [C] {
         let (buffer, stride) = self.prepare(n, buffer);
         let len = self.phases.len() * stride;
-        let channels = buffer[..self.channels * len].par_chunks_exact_mut(len).with_min_len(task_items(len));
-        channels.enumerate().for_each(|(channel, planes)| pack_channel(self, images, channel, n, planes));
+        let all = buffer[..self.n_cells() * len].par_chunks_exact_mut(len).with_min_len(task_items(len));
+        all.enumerate().for_each(|(cell, planes)| pack_cells(self, images, cell, n, planes));
         buffer
     }
 
-    /// A buffer for the planes of `n` images with the zeros behind them, and the values from plane to plane.
-    fn prepare<'a>(&self, n: usize, buffer: &'a mut Vec<f32>) -> (&'a mut [f32], usize) {
+    /// A buffer for the planes of `n` images with the zeros behind them, and the cells from plane to plane.
+    fn prepare<'a>(&self, n: usize, buffer: &'a mut Vec<f32>) -> (&'a mut [C], usize) {
         let (len, stride) = (self.len(n), self.stride(n));
-        grow(buffer, len);
-        let buffer = &mut buffer[..len];
-        buffer[self.channels * self.phases.len() * stride..].fill(0.0);
+        let buffer = cells(buffer, len);
+        set_all_zero(&mut buffer[self.n_cells() * self.phases.len() * stride..]);
         (buffer, stride)
     }
 }
@@ -176,50 +196,66 @@ impl Planes {
 /// Images that are laid out.
 #[derive(Clone, Copy)]
 pub enum Images<'a> {
-    /// Values, of which the first image's begin here.
-    Values(&'a [f32]),
-    /// Packed codes, from this image on.
-    Codes(&'a PackedImages, usize),
+    /// Values, of which the first image's begin here, and what those of each channel are multiplied with, if with anything.
+    Values(&'a [f32], Option<&'a [f32]>),
+    /// Packed codes, from an image and a channel on.
+    Codes(&'a PackedImages, [usize; 2]),
 }
 
 thread_local! {
-    /// The values of a plane of codes.
-    static UNPACKED: RefCell<Vec<f32>> = RefCell::default();
+    /// The values of codes, and cells: of a plane of each channel of a cell.
+    static PLANES: RefCell<[Vec<f32>; 2]> = RefCell::default();
 }
 
-/// The planes of one channel.
-fn pack_channel(layout: &Planes, images: Images<'_>, channel: usize, n: usize, planes: &mut [f32]) {
+/// The planes of the channels of one cell.
+fn pack_cells<C: Cell>(layout: &Planes<C>, images: Images<'_>, cell: usize, n: usize, planes: &mut [C]) {
     let (plane_len, plane_values) = (layout.plane(), layout.size[0] * layout.size[1]);
     for plane in planes.chunks_exact_mut(layout.stride(n)) {
-        plane[n * plane_len..].fill(0.0);
+        set_all_zero(&mut plane[n * plane_len..]);
     }
-    for image in 0..n {
-        match images {
-            Images::Values(values) => {
-                let values = &values[image * layout.input_image + channel * plane_values..][..plane_values];
-                pack_plane(layout, values, image, n, planes);
-            }
-            Images::Codes(codes, first) => UNPACKED.with_borrow_mut(|values| {
-                grow(values, plane_values);
-                let values = &mut values[..plane_values];
-                codes.unpack(first + image, channel * plane_values, values);
-                pack_plane(layout, values, image, n, planes);
-            }),
+    let first = cell * C::CHANNELS;
+    let channels = first..(first + C::CHANNELS).min(layout.channels);
+    PLANES.with_borrow_mut(|[unpacked, converted]| {
+        for image in 0..n {
+            let (values, scales) = match images {
+                Images::Values(values, scales) => {
+                    let values = &values[image * layout.input_image + first * plane_values..];
+                    let scale = |i: usize| scales.and_then(|scales| scales.get(first + i)).copied();
+                    let scales = scale(0).map(|first| [first, scale(1).unwrap_or(0.0)]);
+                    (&values[..channels.len() * plane_values], scales)
+                }
+                Images::Codes(codes, [first_image, first_channel]) => {
+                    grow(unpacked, channels.len() * plane_values);
+                    let values = &mut unpacked[..channels.len() * plane_values];
+                    codes.unpack(first_image + image, (first_channel + first) * plane_values, values);
+                    (&*values, None)
+                }
+            };
+            let plane = match C::of_values(values).filter(|_| scales.is_none()) {
+                Some(plane) => plane,
+                None => {
+                    let plane = cells(converted, plane_values);
+                    let (first, second) = values.split_at(plane_values);
+                    convert(first, second, scales, plane);
+                    plane
+                }
+            };
+            pack_plane(layout, plane, image, n, planes);
         }
-    }
+    });
 }
 
 multiversion! {
-    /// The planes of one channel of an image, for each phase.
-    fn pack_plane(layout: &Planes, values: &[f32], image: usize, n: usize, planes: &mut [f32]) {
+    /// The planes of the channels of one cell of an image, for each phase.
+    fn pack_plane<C: Cell>(layout: &Planes<C>, cells: &[C], image: usize, n: usize, planes: &mut [C]) {
         let (plane_len, width) = (layout.plane(), layout.size[1]);
         for (plane, [y, x]) in planes.chunks_exact_mut(layout.stride(n)).zip(&layout.phases) {
             let plane = &mut plane[image * plane_len..][..plane_len];
             let (above, plane) = plane.split_at_mut(y.lead * layout.row);
-            above.fill(0.0);
+            set_all_zero(above);
             let (inner, below) = plane.split_at_mut(y.len * layout.row);
-            below.fill(0.0);
-            let rows = values[(y.first * width).min(values.len())..].chunks(y.step * width);
+            set_all_zero(below);
+            let rows = cells[(y.first * width).min(cells.len())..].chunks(y.step * width);
             for (row, out) in rows.zip(inner.chunks_exact_mut(layout.row)) {
                 pack_row(row, x, out);
             }
@@ -229,25 +265,31 @@ multiversion! {
 
 /// A row of a plane.
 #[inline(always)]
-fn pack_row(row: &[f32], axis: &Axis, out: &mut [f32]) {
+fn pack_row<C: Cell>(row: &[C], axis: &Axis, out: &mut [C]) {
     let (before, out) = out.split_at_mut(axis.lead);
-    set_zero(before);
-    let (values, behind) = out.split_at_mut(axis.len);
-    set_zero(behind);
+    set_zero(before, C::of(0.0, 0.0));
+    let (cells, behind) = out.split_at_mut(axis.len);
+    set_zero(behind, C::of(0.0, 0.0));
     if axis.len == 0 {
         return;
     }
     if axis.step == 1 {
-        copy(&row[axis.first..][..axis.len], values);
+        copy(&row[axis.first..][..axis.len], cells);
     } else if axis.step == 2 {
         let (pairs, rest) = row[axis.first..].as_chunks::<2>();
-        for (out, [x, _]) in values.iter_mut().zip(pairs) {
+        for (out, [x, _]) in cells.iter_mut().zip(pairs) {
             *out = *x;
         }
-        if let (Some(out), Some(x)) = (values.get_mut(pairs.len()), rest.first()) {
+        if let (Some(out), Some(x)) = (cells.get_mut(pairs.len()), rest.first()) {
             *out = *x;
         }
     } else {
-        values.iter_mut().zip(row[axis.first..].iter().step_by(axis.step)).for_each(|(out, x)| *out = *x);
+        cells.iter_mut().zip(row[axis.first..].iter().step_by(axis.step)).for_each(|(out, x)| *out = *x);
     }
+}
+
+/// Zeros for many cells.
+#[inline(always)]
+fn set_all_zero<C: Cell>(out: &mut [C]) {
+    out.fill(C::of(0.0, 0.0));
 }

@@ -121,9 +121,9 @@ impl Source {
                     out.iter_mut().zip(row.iter().step_by(self.step[1])).for_each(|(out, x)| *out = *x);
                     continue;
                 }
-                set_zero(&mut out[..left]);
+                set_zero(&mut out[..left], 0.0);
                 copy(row, &mut out[left..left + width]);
-                set_zero(&mut out[left + width..]);
+                set_zero(&mut out[left + width..], 0.0);
             }
         }
     }
@@ -139,18 +139,18 @@ pub fn table_index(place: usize) -> u32 {
 
 /// Zeros for a few values, for which a call would take longer.
 #[inline(always)]
-pub(super) fn set_zero(out: &mut [f32]) {
+pub(super) fn set_zero<T: Copy>(out: &mut [T], zero: T) {
     if out.len() > 4 {
-        return out.fill(0.0);
+        return out.fill(zero);
     }
     for value in out {
-        *value = 0.0;
+        *value = zero;
     }
 }
 
 /// Copies a row in pieces of fixed length: rows are so short that a call would take longer.
 #[inline(always)]
-pub(super) fn copy(from: &[f32], to: &mut [f32]) {
+pub(super) fn copy<T: Copy>(from: &[T], to: &mut [T]) {
     let ((wide, from), (wide_out, to)) = (from.as_chunks::<8>(), to.as_chunks_mut::<8>());
     for (from, to) in wide.iter().zip(wide_out) {
         *to = *from;

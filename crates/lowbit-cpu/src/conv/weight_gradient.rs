@@ -1,18 +1,20 @@
 //! The gradient of the weights.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
+use super::cell::{Bf16, Rounded};
 use super::correlation::{even_parts, images_together};
 use super::direct;
 use super::forward::{input_planes, window_positions};
-use super::kernel::{BEYOND, DOTS, Dots, dots};
+use super::kernel::{BEYOND, DOTS, Dots, Summand, dots, multiplies_bf16};
+use super::operand::{Input, Precision, rounded};
 use super::planes::{Axis, Images, Planes, Position};
 use super::shape::ConvShape;
 use crate::output::{Slot, collect};
-use crate::packed::PackedImages;
 use crate::task_items;
 
 /// Pixels that are summed up before the sums are added to those of other pixels: the order of the sum is nearer to pairwise, and
@@ -41,7 +43,12 @@ static BUFFERS: Mutex<Vec<[Vec<f32>; 2]>> = Mutex::new(Vec::new());
 ///
 /// # Panics
 /// If a length does not fit the shape, or the shape has a size of 0 but for the padding and the batch.
-pub fn weight_gradient(shape: &ConvShape, input: &[f32], out_gradient: &[f32]) -> Vec<f32> {
+pub fn weight_gradient(
+    shape: &ConvShape,
+    input: Input<'_>,
+    out_gradient: &[f32],
+    precision: Precision,
+) -> Vec<f32> {
     shape.check_sizes();
     let len = shape.groups * shape.group_weight();
     shape.check(input.len(), len);
@@ -49,89 +56,91 @@ pub fn weight_gradient(shape: &ConvShape, input: &[f32], out_gradient: &[f32]) -
     if shape.batch == 0 {
         return vec![0.0; len];
     }
-    if shape.has_tiny_groups() {
-        return direct::weight_gradient(shape, input, out_gradient);
+    if let Input::Codes(codes) = input {
+        assert_eq!(codes.image_len(), shape.in_image(), "length of an image");
     }
-    let write = |gradient: &mut [Slot]| {
+    if shape.has_tiny_groups() {
+        let out_gradient = rounded(Cow::Borrowed(out_gradient), precision);
+        return direct::weight_gradient(shape, &input.values(precision), &out_gradient);
+    }
+    let write = match precision {
+        Precision::Single => group_gradient::<f32>,
+        Precision::Bf16 if multiplies_bf16() => group_gradient::<Bf16>,
+        Precision::Bf16 => group_gradient::<Rounded>,
+    };
+    let write_all = |gradient: &mut [Slot]| {
         for (group, gradient) in gradient.chunks_exact_mut(shape.group_weight()).enumerate() {
-            let input = Images::Values(&input[group * shape.group_in() * shape.in_plane()..]);
-            let out_gradient = &out_gradient[group * shape.group_out() * shape.out_plane()..];
-            group_gradient(shape, input, out_gradient, gradient);
+            write(shape, input, out_gradient, group, gradient);
         }
     };
     // SAFETY: the groups are all of the weights, and each is written.
-    unsafe { collect(len, write) }
+    unsafe { collect(len, write_all) }
 }
 
-/// [`weight_gradient`] of an input whose codes were packed, for a convolution without groups.
-///
-/// # Panics
-/// If there are groups, a length does not fit the shape, or the shape has a size of 0 but for the padding and the batch.
-pub fn weight_gradient_of_codes(shape: &ConvShape, input: &PackedImages, out_gradient: &[f32]) -> Vec<f32> {
-    assert_eq!(shape.groups, 1, "codes are convolved without groups");
-    assert_eq!(input.image_len(), shape.in_image(), "length of an image");
-    shape.check_sizes();
-    let len = shape.group_weight();
-    shape.check(input.n_images() * input.image_len(), len);
-    shape.check_output(out_gradient.len());
-    if shape.batch == 0 {
-        return vec![0.0; len];
-    }
-    // SAFETY: one group is all of the weights.
-    unsafe { collect(len, |gradient| group_gradient(shape, Images::Codes(input, 0), out_gradient, gradient)) }
-}
-
-/// Writes the gradient of one group, whose channels begin at the start of the slices.
-fn group_gradient(shape: &ConvShape, input: Images<'_>, out_gradient: &[f32], gradient: &mut [Slot]) {
+/// Writes the gradient of one group.
+fn group_gradient<C: Summand>(
+    shape: &ConvShape,
+    input: Input<'_>,
+    out_gradient: &[f32],
+    group: usize,
+    gradient: &mut [Slot],
+) {
     let shape = &shape.with_plain_planes();
-    let job = Job::new(shape);
+    let out_gradient = &out_gradient[group * shape.group_out() * shape.out_plane()..];
+    let job = Job::<C>::new(shape, input, out_gradient, group * shape.group_in());
     // The shares depend on the shape only: the order of the sums must not depend on the threads.
     let n_groups = shape.batch.div_ceil(job.images);
     let n_shares = (PARTIAL_LEN / gradient.len()).clamp(1, SHARES).min(n_groups);
     let share = n_groups.div_ceil(n_shares) * job.images;
     let shares: Vec<Range<usize>> =
         (0..shape.batch).step_by(share).map(|first| first..(first + share).min(shape.batch)).collect();
-    let partials: Vec<Vec<f32>> =
-        shares.into_par_iter().map(|images| job.partial(images, input, out_gradient)).collect();
-    let len = task_items(partials.len());
+    let partials: Vec<Vec<f32>> = shares.into_par_iter().map(|images| job.partial(images)).collect();
+    let (len, scale) = (task_items(partials.len()), input.scale());
     gradient.par_chunks_mut(len).enumerate().for_each(|(i, gradient)| {
         let part = i * len..i * len + gradient.len();
         let mut sums = partials[0][part.clone()].to_vec();
         for partial in &partials[1..] {
             sums.iter_mut().zip(&partial[part.clone()]).for_each(|(sum, value)| *sum += value);
         }
+        sums.iter_mut().for_each(|sum| *sum *= scale);
         gradient.write_copy_of_slice(&sums);
     });
 }
 
 /// What is computed for a group of channels: each row of the weights, an output channel, is made of sums over the pixels of this
 /// channel's gradient and of the input at all positions of a window.
-struct Job<'a> {
+struct Job<'a, C> {
     shape: &'a ConvShape,
+    input: Input<'a>,
+    /// Begins with the first channel of the group.
+    out_gradient: &'a [f32],
+    /// The first channel of the input.
+    channel: usize,
     /// The input.
-    planes: Planes,
+    planes: Planes<C>,
     /// The gradient of the output, at the same distances.
-    gradients: Planes,
+    gradients: Planes<C>,
     /// What is read at each position of a window.
     positions: Vec<Position>,
     /// Images that are summed up together.
     images: usize,
 }
 
-impl<'a> Job<'a> {
-    fn new(shape: &'a ConvShape) -> Self {
-        let planes = input_planes(shape);
+impl<'a, C: Summand> Job<'a, C> {
+    fn new(shape: &'a ConvShape, input: Input<'a>, out_gradient: &'a [f32], channel: usize) -> Self {
+        let planes = input_planes::<C>(shape);
         let out = shape.out_size();
         let axis = |n| vec![Axis { lead: 0, len: n, first: 0, step: 1, reads: n }];
         let pitch = [planes.rows, planes.row];
         let gradients =
             Planes::new(shape.group_out(), out, shape.out_image(), out.map(axis), pitch).with_padded_rows();
         let images = images_together(planes.plane());
-        Self { shape, planes, gradients, positions: window_positions(shape), images }
+        let positions = window_positions::<C>(shape);
+        Self { shape, input, out_gradient, channel, planes, gradients, positions, images }
     }
 
     /// The gradient by some images.
-    fn partial(&self, range: Range<usize>, input: Images<'_>, out_gradient: &[f32]) -> Vec<f32> {
+    fn partial(&self, range: Range<usize>) -> Vec<f32> {
         let shape = self.shape;
         let mut partial = vec![0.0; shape.group_weight()];
         let mut steps = Vec::new();
@@ -139,13 +148,16 @@ impl<'a> Job<'a> {
         let [mut image, mut rows] = buffers().pop().unwrap_or_default();
         for first in range.clone().step_by(self.images) {
             let n = self.images.min(range.end - first);
-            let input = match input {
-                Images::Values(values) => Images::Values(&values[first * shape.in_image()..]),
-                Images::Codes(codes, _) => Images::Codes(codes, first),
+            let input = match self.input {
+                Input::Values(values) => {
+                    let at = first * shape.in_image() + self.channel * shape.in_plane();
+                    Images::Values(&values[at..], None)
+                }
+                Input::Codes(codes) => Images::Codes(codes, [first, self.channel]),
             };
             let image = self.planes.pack_shared(input, n, &mut image);
             self.planes.places(n, &self.positions, &mut steps);
-            let out_gradient = Images::Values(&out_gradient[first * shape.out_image()..]);
+            let out_gradient = Images::Values(&self.out_gradient[first * shape.out_image()..], None);
             let rows = self.gradients.pack_shared(out_gradient, n, &mut rows);
             let stride = self.gradients.stride(n);
             let n_pixels = n * self.planes.plane();

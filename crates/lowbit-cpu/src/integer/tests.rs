@@ -59,7 +59,7 @@ fn check(shape: ConvShape, bounds: CodeBounds, random: &mut Random) {
     let kernel = IntegerConv::new(shape, &weight_codes, &[1.0], bounds).expect("the sums fit");
     let weight: Vec<f32> = weight.iter().map(|code| *code as f32).collect();
     let floats: Vec<f32> = input.iter().map(|code| f32::from(*code)).collect();
-    let expected = conv::forward(&shape, &floats, &weight);
+    let expected = conv::forward(&shape, &floats, conv::Weights::Values(&weight), conv::Precision::Single);
     for (name, kernel) in each_way(&kernel, &weight_codes) {
         assert!(kernel.forward(&input, 1.0) == expected, "{name}, {shape:?} {bounds:?}");
     }
@@ -69,7 +69,8 @@ fn check(shape: ConvShape, bounds: CodeBounds, random: &mut Random) {
     let kernel = kernel.with_zero_point(zero);
     let distances: Vec<f32> = floats.iter().map(|code| code - f32::from(zero)).collect();
     assert!(
-        kernel.forward(&input, 1.0) == conv::forward(&shape, &distances, &weight),
+        kernel.forward(&input, 1.0)
+            == conv::forward(&shape, &distances, conv::Weights::Values(&weight), conv::Precision::Single),
         "{shape:?} {bounds:?}"
     );
 
@@ -288,7 +289,8 @@ fn depthwise_sums_are_those_of_the_definition() {
                 let kernel = kernel.with_zero_point(2);
                 let floats: Vec<f32> = input.iter().map(|code| f32::from(*code) - 2.0).collect();
                 let weights: Vec<f32> = weight.iter().map(|code| f32::from(*code as i8)).collect();
-                let expected = conv::forward(&shape, &floats, &weights);
+                let expected =
+                    conv::forward(&shape, &floats, conv::Weights::Values(&weights), conv::Precision::Single);
                 let mut words = Vec::new();
                 words::join(&input, batch, channels, size[0] * size[1], &mut words);
                 let levels: Vec<(bool, Vec<i32>)> = (0..channels)

@@ -1,0 +1,118 @@
+//! What a convolution and its gradients multiply.
+
+use std::borrow::Cow;
+
+use super::shape::ConvShape;
+use crate::packed::PackedImages;
+
+/// The numbers that products are made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Single precision.
+    #[default]
+    Single,
+    /// Values are rounded to bf16 before; codes are exact. The sums are in single precision. Processors that multiply bf16 take products and sums
+    /// that are subnormal for zero.
+    Bf16,
+}
+
+/// Weights of a convolution, in the order of [`ConvShape`].
+#[derive(Clone, Copy, Debug)]
+pub enum Weights<'a> {
+    /// Their values.
+    Values(&'a [f32]),
+    /// Codes in two's complement.
+    Codes {
+        /// The codes.
+        codes: &'a [u8],
+        /// What one is worth: for all, or for each channel of the output.
+        scales: &'a [f32],
+    },
+}
+
+impl<'a> Weights<'a> {
+    /// How many there are.
+    pub(super) fn len(self) -> usize {
+        match self {
+            Self::Values(values) => values.len(),
+            Self::Codes { codes, .. } => codes.len(),
+        }
+    }
+
+    /// The factors of products, values or codes, and what one is worth: for all, or for each channel of the output.
+    ///
+    /// # Panics
+    /// If there are scales neither for all nor for each channel of `shape`.
+    pub(super) fn factors(self, shape: &ConvShape) -> (Cow<'a, [f32]>, &'a [f32]) {
+        match self {
+            Self::Values(values) => (Cow::Borrowed(values), &[1.0]),
+            Self::Codes { codes, scales } => {
+                let n = scales.len();
+                assert!(n == 1 || n == shape.out_channels, "{n} scales of {} channels", shape.out_channels);
+                (codes.iter().map(|&code| f32::from(code.cast_signed())).collect(), scales)
+            }
+        }
+    }
+
+    /// The values that are multiplied in a precision.
+    ///
+    /// # Panics
+    /// As [`factors`](Self::factors).
+    pub(super) fn values(self, shape: &ConvShape, precision: Precision) -> Cow<'a, [f32]> {
+        let (factors, scales) = self.factors(shape);
+        match self {
+            Self::Values(_) => rounded(factors, precision),
+            Self::Codes { .. } => {
+                let mut values = factors.into_owned();
+                let rows = values.chunks_mut(shape.group_in() * shape.taps());
+                for (row, scale) in rows.zip(scales.iter().cycle()) {
+                    row.iter_mut().for_each(|value| *value *= scale);
+                }
+                Cow::Owned(values)
+            }
+        }
+    }
+}
+
+/// Input of a convolution for the gradient of its weights.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// Its values.
+    Values(&'a [f32]),
+    /// Codes.
+    Codes(&'a PackedImages),
+}
+
+impl<'a> Input<'a> {
+    /// How many values there are.
+    pub(super) fn len(self) -> usize {
+        match self {
+            Self::Values(values) => values.len(),
+            Self::Codes(codes) => codes.n_images() * codes.image_len(),
+        }
+    }
+
+    /// What a factor of products is worth.
+    pub(super) fn scale(self) -> f32 {
+        match self {
+            Self::Values(_) => 1.0,
+            Self::Codes(codes) => codes.scale(),
+        }
+    }
+
+    /// The values that are multiplied in a precision.
+    pub(super) fn values(self, precision: Precision) -> Cow<'a, [f32]> {
+        match self {
+            Self::Values(values) => rounded(Cow::Borrowed(values), precision),
+            Self::Codes(codes) => Cow::Owned(codes.values()),
+        }
+    }
+}
+
+/// Values as they are multiplied.
+pub(super) fn rounded(values: Cow<'_, [f32]>, precision: Precision) -> Cow<'_, [f32]> {
+    match precision {
+        Precision::Single => values,
+        Precision::Bf16 => Cow::Owned(crate::bf16::rounded(&values)),
+    }
+}
