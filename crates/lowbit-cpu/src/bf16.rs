@@ -22,6 +22,21 @@ pub(crate) fn round(x: f32) -> f32 {
     f32::from_bits((if is_nan { quiet } else { up }) & 0xffff_0000)
 }
 
+/// Terms that are a float.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const TERMS: usize = 3;
+
+/// What is left of a value behind its first `n` terms: each is the number of bf16 nearest to what the ones before it leave. Three terms are all 24 significant bits of
+/// a float, but for what is subnormal.
+#[inline(always)]
+pub(crate) fn rest(x: f32, n: usize) -> f32 {
+    let mut rest = x;
+    for _ in 0..n {
+        rest -= round(rest);
+    }
+    rest
+}
+
 multiversion! {
     fn round_chunk(values: &[f32], rounded: &mut [Slot]) {
         for (rounded, &value) in rounded.iter_mut().zip(values) {
@@ -84,6 +99,17 @@ mod tests {
         assert_eq!(rounded(&got).len(), got.len());
         let again = rounded(&got);
         assert!(again.iter().zip(&got).all(|(again, got)| again.to_bits() == got.to_bits()));
+    }
+
+    #[test]
+    fn three_terms_are_the_number() {
+        for i in 0..1000 {
+            let x = (i as f32 * 0.25 - 126.0).exp2() * if i % 2 == 0 { 1.1 } else { -0.7 };
+            let terms = [0, 1, 2].map(|n| round(rest(x, n)));
+            // Below, the last term is subnormal in bf16, whose numbers are further apart.
+            let is_exact = x.abs() > 2f32.powi(-110);
+            assert!(terms[0] + (terms[1] + terms[2]) == x || !is_exact, "{x}: {terms:?}");
+        }
     }
 
     #[test]

@@ -154,7 +154,10 @@ pub fn instruction_sets() -> Vec<&'static str> {
             .iter()
             .all(|(set, _)| is_allowed(set) || !(name == *set || *set == "avx512" && name.starts_with(set)))
     };
-    known.into_iter().filter(|(name, is_there)| *is_there && is_left(name)).map(|(name, _)| name).collect()
+    let found = known.into_iter().filter(|(name, is_there)| *is_there && is_left(name)).map(|(name, _)| name);
+    #[cfg(target_arch = "x86_64")]
+    let found = found.chain(crate::amx::Amx::detect().map(|_| "amx"));
+    found.collect()
 }
 
 /// Defines a function that is compiled for each instruction set. It may have a type parameter, and a constant one.

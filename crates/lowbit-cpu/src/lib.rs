@@ -33,6 +33,8 @@
 mod activation;
 #[cfg(feature = "allocator")]
 pub mod allocator;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod bf16;
 pub mod codes;
 pub mod conv;

@@ -1,6 +1,6 @@
 //! What lies at a place of a plane: a value of one channel, or of two, in the format that a loop multiplies.
 
-use crate::bf16;
+use crate::bf16::{self, rest};
 #[cfg(target_arch = "x86_64")]
 use crate::instructions::Avx512Bf16;
 use crate::instructions::multiversion;
@@ -89,42 +89,61 @@ unsafe impl Cell for Bf16Pair {
     }
 }
 
-/// Writes the cells of values of one channel or two, each times a scale if there are some. The second channel has no values if there is none.
-pub fn convert<C: Cell>(first: &[f32], second: &[f32], scales: Option<[f32; 2]>, out: &mut [C]) {
+/// Writes the cells of values of one channel or two, each times a scale if there are some: of what is left of them behind so many terms
+/// of bf16. The second channel has no values if there is none.
+pub fn convert<C: Cell>(first: &[f32], second: &[f32], scales: Option<[f32; 2]>, term: usize, out: &mut [C]) {
     #[cfg(target_arch = "x86_64")]
     if Avx512Bf16::detect().is_some() {
         // SAFETY: the processor has the instructions.
-        return unsafe { convert_avx512(first, second, scales, out) };
+        return unsafe { convert_avx512(first, second, scales, term, out) };
     }
-    convert_narrow(first, second, scales, out);
+    convert_narrow(first, second, scales, term, out);
 }
 
 /// By vectors of AVX-512, which become numbers of 16 bits in one instruction.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512bf16,avx512f,avx2,fma")]
-fn convert_avx512<C: Cell>(first: &[f32], second: &[f32], scales: Option<[f32; 2]>, out: &mut [C]) {
-    convert_body(first, second, scales, out);
+fn convert_avx512<C: Cell>(
+    first: &[f32],
+    second: &[f32],
+    scales: Option<[f32; 2]>,
+    term: usize,
+    out: &mut [C],
+) {
+    convert_body(first, second, scales, term, out);
 }
 
 multiversion! {
-    fn convert_narrow<C: Cell>(first: &[f32], second: &[f32], scales: Option<[f32; 2]>, out: &mut [C]) {
-        convert_body(first, second, scales, out);
+    fn convert_narrow<C: Cell>(
+        first: &[f32],
+        second: &[f32],
+        scales: Option<[f32; 2]>,
+        term: usize,
+        out: &mut [C],
+    ) {
+        convert_body(first, second, scales, term, out);
     }
 }
 
 #[inline(always)]
-fn convert_body<C: Cell>(first: &[f32], second: &[f32], scales: Option<[f32; 2]>, out: &mut [C]) {
-    match (C::CHANNELS == 1 || second.is_empty(), scales) {
-        (true, None) => out.iter_mut().zip(first).for_each(|(out, x)| *out = C::of(*x, 0.0)),
-        (true, Some([a, _])) => out.iter_mut().zip(first).for_each(|(out, x)| *out = C::of(a * x, 0.0)),
-        (false, None) => {
-            let both = first.iter().zip(second);
-            out.iter_mut().zip(both).for_each(|(out, (x, y))| *out = C::of(*x, *y));
-        }
-        (false, Some([a, b])) => {
-            let both = first.iter().zip(second);
-            out.iter_mut().zip(both).for_each(|(out, (x, y))| *out = C::of(a * x, b * y));
-        }
+fn convert_body<C: Cell>(
+    first: &[f32],
+    second: &[f32],
+    scales: Option<[f32; 2]>,
+    term: usize,
+    out: &mut [C],
+) {
+    let [a, b] = scales.unwrap_or([1.0; 2]);
+    let is_one = C::CHANNELS == 1 || second.is_empty();
+    let both = first.iter().zip(second);
+    match (is_one, term) {
+        (true, 0) => out.iter_mut().zip(first).for_each(|(out, x)| *out = C::of(a * x, 0.0)),
+        (true, _) => out.iter_mut().zip(first).for_each(|(out, x)| *out = C::of(rest(a * x, term), 0.0)),
+        (false, 0) => out.iter_mut().zip(both).for_each(|(out, (x, y))| *out = C::of(a * x, b * y)),
+        (false, _) => out
+            .iter_mut()
+            .zip(both)
+            .for_each(|(out, (x, y))| *out = C::of(rest(a * x, term), rest(b * y, term))),
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::kernel::{BEYOND, Factor, Products, ROWS, products};
+use super::kernel::{BEYOND, Factor, MOST_ROWS, Products, TOGETHER, products};
 use super::planes::{Images, Planes, Position};
 use super::source::grow;
 use crate::instructions::multiversion;
@@ -41,31 +41,76 @@ pub struct Spread {
     pub step: usize,
 }
 
+/// The order in which a sum takes the cells of a pixel at each position of the kernel: some cells at all positions, then the next ones. Those at
+/// one position lie equally far from each other.
+#[derive(Clone, Copy, Debug)]
+pub struct Order {
+    /// Cells of a pixel.
+    cells: usize,
+    /// Positions of the kernel.
+    taps: usize,
+    /// Cells that are taken together.
+    pub together: usize,
+}
+
+impl Order {
+    /// As many cells together as loops take at most, of one term each of so many.
+    pub fn new(cells: usize, taps: usize, terms: usize) -> Self {
+        Self { cells: terms * cells, taps, together: even_parts(cells, TOGETHER) }
+    }
+
+    /// Each cell and position, in order.
+    pub fn iter(self) -> impl Iterator<Item = (usize, usize)> {
+        let groups = (0..self.cells).step_by(self.together).flat_map(move |first| {
+            (0..self.taps).map(move |tap| (first..(first + self.together).min(self.cells), tap))
+        });
+        groups.flat_map(|(cells, tap)| cells.map(move |cell| (cell, tap)))
+    }
+}
+
 /// Results that are summed up by the same steps.
 pub struct Part<C> {
-    /// For each block of [`ROWS`] channels, a row of factors for each step.
+    /// For each block of [`Factor::ROWS`] channels, a row of factors for each step.
     panels: Vec<C>,
-    /// A channel and a position of the kernel: the phase's number and the place in its plane.
-    pub positions: Vec<Position>,
+    /// What is read in each step.
+    positions: Vec<Position>,
+    /// Steps that are equally far from each other.
+    together: usize,
     /// Rows and columns.
     pub spread: [Spread; 2],
 }
 
 impl<C: Factor> Part<C> {
-    /// Has `pack` write the panel of each block of channels.
+    /// Of the steps in `order`, each of which reads at `position` of a cell and of the number of a position of the kernel, and has a `factor` for
+    /// each channel: of the channel, the cell and that number.
     pub fn new(
-        positions: Vec<Position>,
+        order: Order,
         spread: [Spread; 2],
         channels: usize,
-        pack: impl Fn(Range<usize>, &mut [C]) + Sync,
+        position: impl Fn(usize, usize) -> Position,
+        factor: impl Fn(usize, usize, usize) -> C + Sync,
     ) -> Self {
-        let len = ROWS * positions.len();
-        let mut panels = vec![C::of(0.0, 0.0); channels.div_ceil(ROWS) * len];
+        let positions: Vec<Position> = order.iter().map(|(cell, tap)| position(cell, tap)).collect();
+        let len = C::ROWS * positions.len();
+        let mut panels = vec![C::of(0.0, 0.0); channels.div_ceil(C::ROWS) * len];
         let blocks = panels.par_chunks_mut(len.max(1)).enumerate().with_min_len(task_items(len));
         blocks.for_each(|(block, panel)| {
-            pack(block * ROWS..((block + 1) * ROWS).min(channels), panel);
+            let channels = block * C::ROWS..((block + 1) * C::ROWS).min(channels);
+            let mut steps = 0;
+            for first in (0..order.cells).step_by(order.together) {
+                let n = order.together.min(order.cells - first);
+                for tap in 0..order.taps {
+                    let panel = &mut panel[steps * C::ROWS..][..n * C::ROWS];
+                    for i in 0..n {
+                        for (row, channel) in channels.clone().enumerate() {
+                            panel[C::place(row, i, n)] = factor(channel, first + i, tap);
+                        }
+                    }
+                    steps += n;
+                }
+            }
         });
-        Self { panels, positions, spread }
+        Self { panels, positions, together: order.together, spread }
     }
 }
 
@@ -114,7 +159,7 @@ impl<C: Factor> Correlation<'_, C> {
         }
         let threads = rayon::current_num_threads();
         let tasks = if threads == 1 { 1 } else { 2 * threads };
-        let n_blocks = self.channels.div_ceil(ROWS);
+        let n_blocks = self.channels.div_ceil(C::ROWS);
         if self.batch < tasks {
             let per_task = n_blocks.div_ceil(tasks.div_ceil(self.batch));
             out.par_chunks_mut(self.channels * plane).enumerate().for_each(|(part, out)| {
@@ -122,7 +167,7 @@ impl<C: Factor> Correlation<'_, C> {
                 // Taken from the thread, as it may begin another image while it waits for the blocks of this one.
                 let mut planes = SCRATCH.with_borrow_mut(|scratch| std::mem::take(&mut scratch.planes));
                 let packed = self.planes.pack_shared(self.images(image, group), 1, &mut planes);
-                out.par_chunks_mut(per_task * ROWS * plane).enumerate().for_each(|(i, out)| {
+                out.par_chunks_mut(per_task * C::ROWS * plane).enumerate().for_each(|(i, out)| {
                     let blocks = i * per_task..((i + 1) * per_task).min(n_blocks);
                     self.sum_up(packed, 1, group, blocks, out);
                 });
@@ -153,10 +198,10 @@ impl<C: Factor> Correlation<'_, C> {
     }
 
     /// What the results of some channels of a group are multiplied with, if with anything.
-    fn scales_of(&self, group: usize, channels: Range<usize>) -> Option<[f32; ROWS]> {
-        let mut of_channels = [1.0; ROWS];
+    fn scales_of(&self, group: usize, channels: Range<usize>) -> Option<[f32; MOST_ROWS]> {
+        let mut of_channels = [1.0; MOST_ROWS];
         match self.scales {
-            [scale] => of_channels = [*scale; ROWS],
+            [scale] => of_channels = [*scale; MOST_ROWS],
             scales => {
                 let scales = &scales[group * self.channels..][channels];
                 of_channels[..scales.len()].copy_from_slice(scales);
@@ -170,7 +215,7 @@ impl<C: Factor> Correlation<'_, C> {
         let plane = self.size[0] * self.size[1];
         let out_image = self.groups.len() * self.channels * plane;
         if self.has_gaps {
-            let channels = (blocks.len() * ROWS).min(self.channels - blocks.start * ROWS);
+            let channels = (blocks.len() * C::ROWS).min(self.channels - blocks.start * C::ROWS);
             out.chunks_mut(out_image).for_each(|out| out[..channels * plane].fill(Slot::new(0.0)));
         }
         let (row, n_pixels) = (self.planes.row, n * self.planes.plane());
@@ -178,21 +223,23 @@ impl<C: Factor> Correlation<'_, C> {
         let together = if row < PIXELS { even_parts(n_pixels / row, PIXELS / row) * row } else { PIXELS };
         let stride = (together + BEYOND).next_multiple_of(BEYOND) + 16;
         SCRATCH.with_borrow_mut(|Scratch { sums, steps, .. }| {
-            grow(sums, ROWS * stride);
+            grow(sums, C::ROWS * stride);
             for part in &self.groups[group] {
                 self.planes.places(n, &part.positions, steps);
-                let steps_together = even_parts(steps.len(), STEPS);
+                let groups = steps.len().div_ceil(part.together);
+                let steps_together = even_parts(groups, STEPS / part.together) * part.together;
                 for first in (0..n_pixels).step_by(together) {
                     let pixels = first..(first + together).min(n_pixels);
                     let image = &packed[first..];
                     for block in blocks.clone() {
-                        let panel = &part.panels[block * ROWS * steps.len()..][..ROWS * steps.len()];
+                        let panel = &part.panels[block * C::ROWS * steps.len()..][..C::ROWS * steps.len()];
                         for (i, steps) in steps.chunks(steps_together).enumerate() {
-                            let panel = &panel[i * steps_together * ROWS..][..steps.len() * ROWS];
-                            let operands = Products { image, steps, panel, n: pixels.len(), adds: i > 0 };
+                            let panel = &panel[i * steps_together * C::ROWS..][..steps.len() * C::ROWS];
+                            let (n, together) = (pixels.len(), part.together);
+                            let operands = Products { image, steps, together, panel, n, adds: i > 0 };
                             products(operands, sums, stride);
                         }
-                        let channels = block * ROWS..((block + 1) * ROWS).min(self.channels);
+                        let channels = block * C::ROWS..((block + 1) * C::ROWS).min(self.channels);
                         let results = Store {
                             scales: self.scales_of(group, channels.clone()),
                             spread: part.spread,
@@ -204,7 +251,7 @@ impl<C: Factor> Correlation<'_, C> {
                             size: self.size,
                             out_image,
                         };
-                        store(&results, &mut out[(block - blocks.start) * ROWS * plane..]);
+                        store(&results, &mut out[(block - blocks.start) * C::ROWS * plane..]);
                     }
                 }
             }
@@ -215,7 +262,7 @@ impl<C: Factor> Correlation<'_, C> {
 /// Results of a block of channels.
 struct Store<'a> {
     /// What those of each channel are multiplied with, if with anything.
-    scales: Option<[f32; ROWS]>,
+    scales: Option<[f32; MOST_ROWS]>,
     spread: [Spread; 2],
     /// Pixels of the planes that were summed up, of images of so many rows each.
     pixels: Range<usize>,

@@ -3,12 +3,14 @@
 use std::borrow::Cow;
 
 use super::cell::{Bf16Pair, Cell, Rounded};
-use super::correlation::{Correlation, Part, Spread};
+use super::correlation::{Correlation, Order, Part, Spread};
 use super::direct;
-use super::kernel::{Factor, ROWS, multiplies_bf16};
+use super::kernel::{Factor, multiplies_bf16};
 use super::operand::{Precision, Weights, rounded};
 use super::planes::{Axis, Planes, Position};
 use super::shape::ConvShape;
+#[cfg(target_arch = "x86_64")]
+use super::tiles::{self, TilePair};
 use crate::output::{Slot, collect_into};
 
 /// Convolution without bias.
@@ -50,6 +52,8 @@ pub fn forward_into(
     }
     let run = match precision {
         Precision::Single => run::<f32>,
+        #[cfg(target_arch = "x86_64")]
+        Precision::Bf16 if tiles::pays(shape.group_in()) => run::<TilePair>,
         Precision::Bf16 if multiplies_bf16() => run::<Bf16Pair>,
         Precision::Bf16 => run::<Rounded>,
     };
@@ -59,23 +63,18 @@ pub fn forward_into(
 }
 
 /// Writes all values of the result.
-fn run<C: Factor>(shape: &ConvShape, input: &[f32], weight: Weights<'_>, out: &mut [Slot]) {
+pub(super) fn run<C: Factor>(shape: &ConvShape, input: &[f32], weight: Weights<'_>, out: &mut [Slot]) {
     let size = shape.out_size();
-    let positions = window_positions::<C>(shape);
     let spread = size.map(|n| Spread { skip: 0, n, first: 0, step: 1 });
     let (factors, scales) = weight.factors(shape);
+    let (taps, n_taps) = (window(shape), shape.taps());
+    let order = Order::new(shape.group_in().div_ceil(C::CHANNELS), n_taps, 1);
     let part = |factors: &[f32]| {
-        Part::new(positions.clone(), spread, shape.group_out(), |channels, panel| {
-            let kernels = factors.chunks_exact(shape.group_in() * shape.taps());
-            for (row, kernel) in kernels.skip(channels.start).take(channels.len()).enumerate() {
-                for (cell, panel) in panel.chunks_exact_mut(ROWS * shape.taps()).enumerate() {
-                    let kernel = &kernel[cell * C::CHANNELS * shape.taps()..];
-                    for (tap, panel) in panel.chunks_exact_mut(ROWS).enumerate() {
-                        let second = kernel.get(shape.taps() + tap).copied().unwrap_or(0.0);
-                        panel[row] = C::of(kernel[tap], second);
-                    }
-                }
-            }
+        let position = |cell, tap: usize| Position::new(cell, taps[tap].0, taps[tap].1);
+        Part::new(order, spread, shape.group_out(), position, |channel, cell, tap| {
+            let kernels = &factors[channel * shape.group_in() * n_taps..][..shape.group_in() * n_taps];
+            let at = cell * C::CHANNELS * n_taps + tap;
+            C::of(kernels[at], kernels.get(at + n_taps).copied().unwrap_or(0.0))
         })
     };
     // One part has all pixels as results, and all groups and blocks of channels have it.
@@ -102,19 +101,10 @@ pub fn input_planes<C: Cell>(shape: &ConvShape) -> Planes<C> {
     Planes::new(shape.group_in(), shape.size, shape.in_image(), axes, out)
 }
 
-/// Positions of a window: every cell of channels at every position of the kernel, in the order of the weights.
-pub fn window_positions<C: Cell>(shape: &ConvShape) -> Vec<Position> {
+/// Positions of a window, each by the number of its phase and the place in its plane, in the order of the weights.
+pub fn window(shape: &ConvShape) -> Vec<(usize, [usize; 2])> {
     let [stride_y, stride_x] = shape.stride;
     let phases_x = stride_x.min(shape.kernel[1]);
-    let n_cells = shape.group_in().div_ceil(C::CHANNELS);
-    let mut positions = Vec::with_capacity(n_cells * shape.taps());
-    for channel in 0..n_cells {
-        for y in 0..shape.kernel[0] {
-            for x in 0..shape.kernel[1] {
-                let phase = y % stride_y * phases_x + x % stride_x;
-                positions.push(Position::new(channel, phase, [y / stride_y, x / stride_x]));
-            }
-        }
-    }
-    positions
+    let taps = (0..shape.kernel[0]).flat_map(|y| (0..shape.kernel[1]).map(move |x| [y, x]));
+    taps.map(|[y, x]| (y % stride_y * phases_x + x % stride_x, [y / stride_y, x / stride_x])).collect()
 }

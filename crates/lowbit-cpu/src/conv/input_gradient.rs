@@ -3,12 +3,16 @@
 use std::borrow::Cow;
 
 use super::cell::{Bf16Pair, Rounded};
-use super::correlation::{Correlation, Part, Spread};
+use super::correlation::{Correlation, Order, Part, Spread};
 use super::direct;
-use super::kernel::{Factor, ROWS, multiplies_bf16};
+use super::kernel::{Factor, multiplies_bf16};
 use super::operand::{Precision, Weights, rounded};
 use super::planes::{Axis, Planes, Position};
 use super::shape::ConvShape;
+#[cfg(target_arch = "x86_64")]
+use super::tiles::{self, TilePair};
+#[cfg(target_arch = "x86_64")]
+use crate::bf16;
 use crate::output::{Slot, collect};
 
 /// Along one axis, how the gradient of the input is a convolution of the gradient of the output. A coordinate of the input, with the
@@ -112,24 +116,36 @@ pub fn input_gradient(
         return direct::input_gradient(shape, &weight.values(shape, precision), &out_gradient);
     }
     let run = match precision {
-        Precision::Single => run::<f32>,
-        Precision::Bf16 if multiplies_bf16() => run::<Bf16Pair>,
-        Precision::Bf16 => run::<Rounded>,
+        #[cfg(target_arch = "x86_64")]
+        Precision::Single if weight.are_codes() && tiles::pays(shape.group_out()) => {
+            run::<TilePair, { bf16::TERMS }>
+        }
+        Precision::Single => run::<f32, 1>,
+        #[cfg(target_arch = "x86_64")]
+        Precision::Bf16 if tiles::pays(shape.group_out()) => run::<TilePair, 1>,
+        Precision::Bf16 if multiplies_bf16() => run::<Bf16Pair, 1>,
+        Precision::Bf16 => run::<Rounded, 1>,
     };
     let shape = &shape.with_plain_planes();
     // SAFETY: all values are written.
     unsafe { collect(len, |gradient| run(shape, weight, out_gradient, gradient)) }
 }
 
-/// Writes all values of the gradient.
-fn run<C: Factor>(shape: &ConvShape, weight: Weights<'_>, out_gradient: &[f32], gradient: &mut [Slot]) {
+/// Writes all values of the gradient, of so many terms of the output's gradient.
+pub(super) fn run<C: Factor, const TERMS: usize>(
+    shape: &ConvShape,
+    weight: Weights<'_>,
+    out_gradient: &[f32],
+    gradient: &mut [Slot],
+) {
     let meetings = [0, 1].map(|i| Meetings::new(shape, i));
     let [(y, rows), (x, columns)] = meetings.map(|meetings| meetings.axis());
     let (axes, outputs) = ([vec![y], vec![x]], [rows, columns]);
-    let planes = Planes::new(shape.group_out(), shape.out_size(), shape.out_image(), axes, outputs);
+    let planes =
+        Planes::new(shape.group_out(), shape.out_size(), shape.out_image(), axes, outputs).with_terms(TERMS);
     let parts = |factors: &[f32]| -> Vec<Part<C>> {
         let phases = meetings[0].phases().flat_map(|y| meetings[1].phases().map(move |x| [y, x]));
-        phases.filter_map(|phase| part(shape, &meetings, factors, phase)).collect()
+        phases.filter_map(|phase| part(shape, &meetings, factors, phase, TERMS)).collect()
     };
     let (factors, scales) = weight.factors(shape);
     let (input_scales, scales) = match scales {
@@ -159,33 +175,23 @@ fn part<C: Factor>(
     meetings: &[Meetings; 2],
     weight: &[f32],
     [y, x]: [usize; 2],
+    terms: usize,
 ) -> Option<Part<C>> {
     let spread = [meetings[0].spread(y)?, meetings[1].spread(x)?];
-    let mut positions = Vec::new();
-    // Positions of the kernel of one output channel, in the order of the steps.
+    // Positions of the kernel, each with the place that it reads.
     let mut taps = Vec::new();
-    for cell in 0..shape.group_out().div_ceil(C::CHANNELS) {
-        for (ky, place_y) in meetings[0].positions(y) {
-            for (kx, place_x) in meetings[1].positions(x) {
-                positions.push(Position::new(cell, 0, [place_y, place_x]));
-                if cell == 0 {
-                    taps.push(ky * shape.kernel[1] + kx);
-                }
-            }
+    for (ky, place_y) in meetings[0].positions(y) {
+        for (kx, place_x) in meetings[1].positions(x) {
+            taps.push((ky * shape.kernel[1] + kx, [place_y, place_x]));
         }
     }
-    let (channels, n_taps) = (shape.group_in(), shape.taps());
-    Some(Part::new(positions, spread, channels, |block, panel| {
-        // The kernels of the output channels of a cell.
-        let kernels = weight.chunks(C::CHANNELS * channels * n_taps);
-        for (rows, kernels) in panel.chunks_exact_mut(taps.len() * ROWS).zip(kernels) {
-            let (first, second) = kernels.split_at(channels * n_taps);
-            for (row, &tap) in rows.chunks_exact_mut(ROWS).zip(&taps) {
-                for (value, channel) in row.iter_mut().zip(block.clone()) {
-                    let at = channel * n_taps + tap;
-                    *value = C::of(first[at], second.get(at).copied().unwrap_or(0.0));
-                }
-            }
-        }
+    let n_cells = shape.group_out().div_ceil(C::CHANNELS);
+    let order = Order::new(n_cells, taps.len(), terms);
+    let position = |cell, tap: usize| Position::new(cell, 0, taps[tap].1);
+    let (n_taps, len) = (shape.taps(), shape.group_in() * shape.taps());
+    Some(Part::new(order, spread, shape.group_in(), position, |channel, cell, tap| {
+        // The kernels of the output channels of the cell.
+        let at = cell % n_cells * C::CHANNELS * len + channel * n_taps + taps[tap].0;
+        C::of(weight[at], weight.get(at + len).copied().unwrap_or(0.0))
     }))
 }

@@ -5,11 +5,17 @@ use super::cell::{Bf16, Bf16Pair, Cell, Rounded};
 #[cfg(target_arch = "x86_64")]
 use crate::instructions::{Avx2, Avx512, Avx512Bf16};
 
-/// Results of a pixel that are computed together: the length of a row of a panel.
-pub const ROWS: usize = 8;
+/// Most results of a pixel that are computed together.
+pub const MOST_ROWS: usize = 16;
+
+/// Results of a pixel that vectors compute together.
+const ROWS: usize = 8;
+
+/// Most steps that are equally far from each other.
+pub const TOGETHER: usize = 16;
 
 /// Pixels by which operands and results are longer than what is asked for: no tile reaches further.
-pub const BEYOND: usize = 32;
+pub const BEYOND: usize = 64;
 
 /// Rows of [`dots`].
 pub const DOTS: usize = 4;
@@ -369,6 +375,15 @@ mod x86 {
 
 /// What [`products`] multiplies.
 pub trait Factor: Cell {
+    /// Results of a pixel that are computed together: factors of a step in a panel.
+    const ROWS: usize = ROWS;
+
+    /// The place of a factor in the part of a panel that `n` steps have which are equally far from each other: that of step `i` for `row`.
+    #[inline(always)]
+    fn place(row: usize, i: usize, _n: usize) -> usize {
+        i * Self::ROWS + row
+    }
+
     /// [`products`], of lengths that are checked.
     ///
     /// # Safety
@@ -433,13 +448,13 @@ impl Summand for f32 {
 
 impl Factor for Rounded {
     unsafe fn products(
-        Products { image, steps, panel, n, adds }: Products<'_, Self>,
+        Products { image, steps, together, panel, n, adds }: Products<'_, Self>,
         out: &mut [f32],
         stride: usize,
     ) {
         let [image, panel] = [image, panel].map(Self::floats);
         // SAFETY: as the caller promises.
-        unsafe { f32::products(Products { image, steps, panel, n, adds }, out, stride) }
+        unsafe { f32::products(Products { image, steps, together, panel, n, adds }, out, stride) }
     }
 }
 
@@ -492,7 +507,9 @@ pub struct Products<'a, C> {
     pub image: &'a [C],
     /// How far from a pixel its values are.
     pub steps: &'a [u32],
-    /// [`ROWS`] factors for each step.
+    /// So many steps, from the first on and behind them, are equally far from each other; at the end there may be fewer.
+    pub together: usize,
+    /// [`Factor::ROWS`] factors for each step, at [`Factor::place`].
     pub panel: &'a [C],
     /// Pixels, the first of which is the image's first value.
     pub n: usize,
@@ -578,7 +595,7 @@ unsafe fn all_products<V: Lanes, const R: usize, const N: usize>(
 ) {
     // There is a sum for each cell of a vector.
     const { assert!(V::LEN == V::Sums::LEN) };
-    let Products { image, steps, panel, n, adds } = operands;
+    let Products { image, steps, panel, n, adds, .. } = operands;
     for first in (0..n).step_by(N * V::LEN) {
         for row in (0..ROWS).step_by(R) {
             // SAFETY: tiles begin before `n` and are not longer than `BEYOND`: pixels plus steps are in the image, and there is
@@ -592,7 +609,7 @@ unsafe fn all_products<V: Lanes, const R: usize, const N: usize>(
     }
 }
 
-/// `out[row][pixel] = sum over k of panel[k][row] * image[pixel + steps[k]]`, in the order of `k`, or that added. Rows of the
+/// `out[row][pixel] = sum over k of factor[k][row] * image[pixel + steps[k]]`, in the order of `k`, or that added. Rows of the
 /// result lie `stride` values apart; up to [`BEYOND`] values behind the pixels are written too, of which nothing is known.
 ///
 /// # Panics
@@ -601,8 +618,8 @@ pub fn products<C: Factor>(operands: Products<'_, C>, out: &mut [f32], stride: u
     let Products { image, steps, panel, n, .. } = operands;
     let reach = steps.iter().copied().max().unwrap_or(0) as usize;
     assert!(reach + n + BEYOND <= image.len(), "a step is outside of the image");
-    assert!(steps.len() * ROWS <= panel.len(), "the panel is too short");
-    assert!(n + BEYOND <= stride && ROWS * stride <= out.len(), "the result is too short");
+    assert!(steps.len() * C::ROWS <= panel.len(), "the panel is too short");
+    assert!(n + BEYOND <= stride && C::ROWS * stride <= out.len(), "the result is too short");
     // SAFETY: the lengths are checked above.
     unsafe { C::products(operands, out, stride) }
 }
@@ -745,7 +762,8 @@ mod tests {
                 let stride = n + BEYOND;
                 let mut out = vec![f32::NAN; ROWS * stride];
                 for (adds, times) in [(false, 1.0), (true, 2.0)] {
-                    let operands = Products { image: &image, steps: &steps, panel: &panel, n, adds };
+                    let operands =
+                        Products { image: &image, steps: &steps, together: 1, panel: &panel, n, adds };
                     // SAFETY: the lengths are those that `products` asks for.
                     unsafe { run(operands, &mut out, stride) };
                     for (row, out) in out.chunks(stride).enumerate() {

@@ -18,6 +18,8 @@ pub(crate) mod source;
 pub(crate) mod tables;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod weight_gradient;
 
 pub use forward::{forward, forward_into};

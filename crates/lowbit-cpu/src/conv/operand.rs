@@ -8,7 +8,8 @@ use crate::packed::PackedImages;
 /// The numbers that products are made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// Single precision.
+    /// Single precision. Where there is a matrix unit, a gradient that codes are multiplied with is split into three numbers of bf16, whose products are exact: no
+    /// less precise, but that what is subnormal is taken for zero.
     #[default]
     Single,
     /// Values are rounded to bf16 before; codes are exact. The sums are in single precision. Processors that multiply bf16 take products and sums
@@ -37,6 +38,12 @@ impl<'a> Weights<'a> {
             Self::Values(values) => values.len(),
             Self::Codes { codes, .. } => codes.len(),
         }
+    }
+
+    /// Whether they are codes.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn are_codes(self) -> bool {
+        matches!(self, Self::Codes { .. })
     }
 
     /// The factors of products, values or codes, and what one is worth: for all, or for each channel of the output.
@@ -90,6 +97,12 @@ impl<'a> Input<'a> {
             Self::Values(values) => values.len(),
             Self::Codes(codes) => codes.n_images() * codes.image_len(),
         }
+    }
+
+    /// Whether they are codes.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn are_codes(self) -> bool {
+        matches!(self, Self::Codes(_))
     }
 
     /// What a factor of products is worth.

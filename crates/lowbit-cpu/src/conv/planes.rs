@@ -86,6 +86,8 @@ pub struct Planes<C> {
     zeros_behind: usize,
     /// What the length of a plane is a multiple of.
     multiple: usize,
+    /// Terms of bf16 that values are split into, each in cells of its own, the last term first.
+    terms: usize,
     /// Values from row to row.
     pub row: usize,
     /// Rows of an image.
@@ -120,6 +122,7 @@ impl<C: Cell> Planes<C> {
             reach,
             zeros_behind,
             multiple: 1,
+            terms: 1,
             row,
             rows,
         }
@@ -130,9 +133,19 @@ impl<C: Cell> Planes<C> {
         Self { multiple: BEYOND, ..self }
     }
 
+    /// The same with the cells of so many terms of the values.
+    pub fn with_terms(self, terms: usize) -> Self {
+        Self { terms, ..self }
+    }
+
+    /// Cells of a pixel, of one term.
+    fn cells_of_term(&self) -> usize {
+        self.channels.div_ceil(C::CHANNELS)
+    }
+
     /// Cells of a pixel.
     fn n_cells(&self) -> usize {
-        self.channels.div_ceil(C::CHANNELS)
+        self.terms * self.cells_of_term()
     }
 
     /// Cells of a plane.
@@ -213,7 +226,8 @@ fn pack_cells<C: Cell>(layout: &Planes<C>, images: Images<'_>, cell: usize, n: u
     for plane in planes.chunks_exact_mut(layout.stride(n)) {
         set_all_zero(&mut plane[n * plane_len..]);
     }
-    let first = cell * C::CHANNELS;
+    let term = layout.terms - 1 - cell / layout.cells_of_term();
+    let first = cell % layout.cells_of_term() * C::CHANNELS;
     let channels = first..(first + C::CHANNELS).min(layout.channels);
     PLANES.with_borrow_mut(|[unpacked, converted]| {
         for image in 0..n {
@@ -231,12 +245,12 @@ fn pack_cells<C: Cell>(layout: &Planes<C>, images: Images<'_>, cell: usize, n: u
                     (&*values, None)
                 }
             };
-            let plane = match C::of_values(values).filter(|_| scales.is_none()) {
+            let plane = match C::of_values(values).filter(|_| scales.is_none() && term == 0) {
                 Some(plane) => plane,
                 None => {
                     let plane = cells(converted, plane_values);
                     let (first, second) = values.split_at(plane_values);
-                    convert(first, second, scales, plane);
+                    convert(first, second, scales, term, plane);
                     plane
                 }
             };

@@ -387,3 +387,78 @@ fn impossible_shapes_are_refused() {
         }
     }
 }
+
+/// The matrix unit, emulated where there is none: convolutions whose channels fill one tile or several, rows of them in part, and sums in several parts.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[test]
+fn the_matrix_unit_equals_the_reference() {
+    use crate::output::collect;
+
+    crate::amx::emulated::begin();
+    let mut seed = 7;
+    for (batch, channels, size, kernel, stride, padding) in [
+        (2, [16, 16], [9, 7], 3, 1, 1),
+        (3, [32, 20], [6, 6], 3, 2, 1),
+        (1, [64, 48], [5, 5], 1, 1, 0),
+        (2, [8, 33], [12, 10], 5, 2, 2),
+        (1, [48, 8], [4, 40], 2, 1, 0),
+        (9, [96, 16], [4, 4], 3, 1, 1),
+    ] {
+        let s = ConvShape {
+            batch,
+            in_channels: channels[0],
+            out_channels: channels[1],
+            size,
+            kernel: [kernel; 2],
+            stride: [stride; 2],
+            padding: [padding; 2],
+            groups: 1,
+        };
+        let input = random(&mut seed, s.batch * s.in_image());
+        let weight = random(&mut seed, s.group_weight());
+        let g = random(&mut seed, s.batch * s.out_image());
+        let r = reference(&s, &rounded(&input), &rounded(&weight), &rounded(&g));
+        let weights = Weights::Values(&weight);
+        // SAFETY: all values are written, as in the functions that choose between these and others.
+        let (out, dx, dw) = unsafe {
+            (
+                collect(r.out.len(), |out| forward::run::<tiles::TilePair>(&s, &input, weights, out)),
+                collect(input.len(), |dx| {
+                    // Of the channels that are summed up, tiles take an even share.
+                    match channels[1] {
+                        20 | 33 => input_gradient::run::<cell::Rounded, 1>(&s, weights, &g, dx),
+                        _ => input_gradient::run::<tiles::TilePair, 1>(&s, weights, &g, dx),
+                    }
+                }),
+                collect(weight.len(), |dw| {
+                    weight_gradient::tiled_gradient::<1>(&s, Input::Values(&input), &g, 0, dw);
+                }),
+            )
+        };
+        close(&format!("{s:?} out"), &out, &r.out, s.in_channels * s.taps());
+        close(&format!("{s:?} dx"), &dx, &r.input_gradient, s.out_channels * s.taps());
+        close(&format!("{s:?} dw"), &dw, &r.weight_gradient, s.batch * s.out_plane());
+        if s.out_channels == 20 || s.out_channels == 33 {
+            continue;
+        }
+        // Of three terms, they are as near as in single precision.
+        let codes: Vec<i8> = weight.iter().map(|x| (x * 127.0) as i8).collect();
+        let bytes: Vec<u8> = codes.iter().map(|code| code.cast_unsigned()).collect();
+        let of_input: Vec<u8> = input.iter().map(|x| (x.abs() * 255.0) as u8).collect();
+        let packed = PackedImages::pack(&of_input, s.in_image(), 1.0 / 255.0, 255);
+        let of_weight: Vec<f32> = codes.iter().map(|code| f32::from(*code) / 127.0).collect();
+        let r = reference(&s, &packed.values(), &of_weight, &g);
+        let weights = Weights::Codes { codes: &bytes, scales: &[1.0 / 127.0] };
+        // SAFETY: as above.
+        let (dx, dw) = unsafe {
+            (
+                collect(input.len(), |dx| input_gradient::run::<tiles::TilePair, 3>(&s, weights, &g, dx)),
+                collect(weight.len(), |dw| {
+                    weight_gradient::tiled_gradient::<3>(&s, Input::Codes(&packed), &g, 0, dw);
+                }),
+            )
+        };
+        close(&format!("{s:?} dx of terms"), &dx, &r.input_gradient, s.out_channels * s.taps());
+        close(&format!("{s:?} dw of terms"), &dw, &r.weight_gradient, s.batch * s.out_plane());
+    }
+}

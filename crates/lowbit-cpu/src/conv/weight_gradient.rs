@@ -9,11 +9,15 @@ use rayon::prelude::*;
 use super::cell::{Bf16, Rounded};
 use super::correlation::{even_parts, images_together};
 use super::direct;
-use super::forward::{input_planes, window_positions};
+use super::forward::{input_planes, window};
 use super::kernel::{BEYOND, DOTS, Dots, Summand, dots, multiplies_bf16};
 use super::operand::{Input, Precision, rounded};
 use super::planes::{Axis, Images, Planes, Position};
 use super::shape::ConvShape;
+#[cfg(target_arch = "x86_64")]
+use super::tiles::{self, TiledSums};
+#[cfg(target_arch = "x86_64")]
+use crate::bf16;
 use crate::output::{Slot, collect};
 use crate::task_items;
 
@@ -64,7 +68,13 @@ pub fn weight_gradient(
         return direct::weight_gradient(shape, &input.values(precision), &out_gradient);
     }
     let write = match precision {
+        #[cfg(target_arch = "x86_64")]
+        Precision::Single if input.are_codes() && tiles::weight_gradient_pays(shape) => {
+            tiled_gradient::<{ bf16::TERMS }>
+        }
         Precision::Single => group_gradient::<f32>,
+        #[cfg(target_arch = "x86_64")]
+        Precision::Bf16 if tiles::weight_gradient_pays(shape) => tiled_gradient::<1>,
         Precision::Bf16 if multiplies_bf16() => group_gradient::<Bf16>,
         Precision::Bf16 => group_gradient::<Rounded>,
     };
@@ -86,14 +96,8 @@ fn group_gradient<C: Summand>(
     gradient: &mut [Slot],
 ) {
     let shape = &shape.with_plain_planes();
-    let out_gradient = &out_gradient[group * shape.group_out() * shape.out_plane()..];
-    let job = Job::<C>::new(shape, input, out_gradient, group * shape.group_in());
-    // The shares depend on the shape only: the order of the sums must not depend on the threads.
-    let n_groups = shape.batch.div_ceil(job.images);
-    let n_shares = (PARTIAL_LEN / gradient.len()).clamp(1, SHARES).min(n_groups);
-    let share = n_groups.div_ceil(n_shares) * job.images;
-    let shares: Vec<Range<usize>> =
-        (0..shape.batch).step_by(share).map(|first| first..(first + share).min(shape.batch)).collect();
+    let job = Job::<C>::new(shape, input, out_gradient, group);
+    let shares: Vec<Range<usize>> = job.shares().collect();
     let partials: Vec<Vec<f32>> = shares.into_par_iter().map(|images| job.partial(images)).collect();
     let (len, scale) = (task_items(partials.len()), input.scale());
     gradient.par_chunks_mut(len).enumerate().for_each(|(i, gradient)| {
@@ -107,9 +111,36 @@ fn group_gradient<C: Summand>(
     });
 }
 
+/// The same by the matrix unit, of so many terms of the output's gradient.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn tiled_gradient<const TERMS: usize>(
+    shape: &ConvShape,
+    input: Input<'_>,
+    out_gradient: &[f32],
+    group: usize,
+    gradient: &mut [Slot],
+) {
+    let shape = &shape.with_plain_planes();
+    let job = Job::<Bf16>::new(shape, input, out_gradient, group).with_terms(TERMS);
+    let tiled = TiledSums::new(shape);
+    let shares: Vec<Range<usize>> = job.shares().collect();
+    let partial = |images| {
+        let mut sums = vec![0.0; tiled.len()];
+        tiled.add(&job, images, TERMS, &mut sums);
+        sums
+    };
+    let partials: Vec<Vec<f32>> = shares.into_par_iter().map(partial).collect();
+    let mut partials = partials.into_iter();
+    let mut sums = partials.next().expect("invariant: there is a share");
+    for partial in partials {
+        sums.par_iter_mut().zip(partial).with_min_len(task_items(1)).for_each(|(sum, value)| *sum += value);
+    }
+    tiled.write(&sums, input.scale(), gradient);
+}
+
 /// What is computed for a group of channels: each row of the weights, an output channel, is made of sums over the pixels of this
 /// channel's gradient and of the input at all positions of a window.
-struct Job<'a, C> {
+pub(super) struct Job<'a, C> {
     shape: &'a ConvShape,
     input: Input<'a>,
     /// Begins with the first channel of the group.
@@ -127,7 +158,9 @@ struct Job<'a, C> {
 }
 
 impl<'a, C: Summand> Job<'a, C> {
-    fn new(shape: &'a ConvShape, input: Input<'a>, out_gradient: &'a [f32], channel: usize) -> Self {
+    fn new(shape: &'a ConvShape, input: Input<'a>, out_gradient: &'a [f32], group: usize) -> Self {
+        let out_gradient = &out_gradient[group * shape.group_out() * shape.out_plane()..];
+        let channel = group * shape.group_in();
         let planes = input_planes::<C>(shape);
         let out = shape.out_size();
         let axis = |n| vec![Axis { lead: 0, len: n, first: 0, step: 1, reads: n }];
@@ -135,14 +168,37 @@ impl<'a, C: Summand> Job<'a, C> {
         let gradients =
             Planes::new(shape.group_out(), out, shape.out_image(), out.map(axis), pitch).with_padded_rows();
         let images = images_together(planes.plane());
-        let positions = window_positions::<C>(shape);
+        let taps = window(shape);
+        let positions = (0..shape.group_in())
+            .flat_map(|channel| taps.iter().map(move |&(phase, place)| Position::new(channel, phase, place)))
+            .collect();
         Self { shape, input, out_gradient, channel, planes, gradients, positions, images }
     }
 
-    /// The gradient by some images.
-    fn partial(&self, range: Range<usize>) -> Vec<f32> {
+    /// The same with rows of so many terms of the gradients.
+    #[cfg(target_arch = "x86_64")]
+    fn with_terms(self, terms: usize) -> Self {
+        Self { gradients: self.gradients.with_terms(terms), ..self }
+    }
+
+    /// Images of the batch that are summed up one after the other. They depend on the shape only: the order of the sums must not depend on the
+    /// threads.
+    fn shares(&self) -> impl Iterator<Item = Range<usize>> {
+        let batch = self.shape.batch;
+        let n_groups = batch.div_ceil(self.images);
+        let n_shares = (PARTIAL_LEN / self.shape.group_weight()).clamp(1, SHARES).min(n_groups);
+        let share = n_groups.div_ceil(n_shares) * self.images;
+        (0..batch).step_by(share).map(move |first| first..(first + share).min(batch))
+    }
+
+    /// Calls `work` with what is laid out of some images together, for all of a range: the image and where it is read; the rows of gradients and the cells
+    /// from row to row; and the number of pixels.
+    pub(super) fn for_each_group(
+        &self,
+        range: Range<usize>,
+        mut work: impl FnMut(&[C], &[u32], &[C], usize, usize),
+    ) {
         let shape = self.shape;
-        let mut partial = vec![0.0; shape.group_weight()];
         let mut steps = Vec::new();
         let buffers = || BUFFERS.lock().unwrap_or_else(PoisonError::into_inner);
         let [mut image, mut rows] = buffers().pop().unwrap_or_default();
@@ -159,8 +215,15 @@ impl<'a, C: Summand> Job<'a, C> {
             self.planes.places(n, &self.positions, &mut steps);
             let out_gradient = Images::Values(&self.out_gradient[first * shape.out_image()..], None);
             let rows = self.gradients.pack_shared(out_gradient, n, &mut rows);
-            let stride = self.gradients.stride(n);
-            let n_pixels = n * self.planes.plane();
+            work(image, &steps, rows, self.gradients.stride(n), n * self.planes.plane());
+        }
+        buffers().push([image, rows]);
+    }
+
+    /// The gradient by some images.
+    fn partial(&self, range: Range<usize>) -> Vec<f32> {
+        let mut partial = vec![0.0; self.shape.group_weight()];
+        self.for_each_group(range, |image, steps, rows, stride, n_pixels| {
             let together = even_parts(n_pixels, PIXELS).next_multiple_of(BEYOND);
             let len = DOTS * steps.len();
             let blocks = partial.par_chunks_mut(len).enumerate();
@@ -170,11 +233,10 @@ impl<'a, C: Summand> Job<'a, C> {
                     let rows = &rows[block * DOTS * stride + pixel..];
                     let n = together.min(n_pixels - pixel);
                     let image = &image[pixel..];
-                    dots(Dots { image, steps: &steps, rows, stride, n_rows, n }, partial);
+                    dots(Dots { image, steps, rows, stride, n_rows, n }, partial);
                 }
             });
-        }
-        buffers().push([image, rows]);
+        });
         partial
     }
 }

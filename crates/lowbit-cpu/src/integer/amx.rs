@@ -5,15 +5,14 @@
 //! it is. Rust has no stable functions for the unit yet. The operating system gives it to a process that asks for it.
 
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::cell::RefCell;
-use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
 use super::output::Output;
+use crate::amx::{Amx, Sizes};
 use crate::conv::ConvShape;
-use crate::instructions::{Avx2, is_allowed};
+use crate::instructions::Avx2;
 use crate::output::Slot;
 use crate::tile::BLOCK;
 use crate::transpose::transpose8;
@@ -45,75 +44,15 @@ type Rows = [[i32; TOGETHER * SIDE]; BLOCK];
 struct Proof(Avx2);
 
 impl Proof {
-    /// Asks the processor and the operating system, once.
     fn detect() -> Option<Self> {
-        static DETECTED: OnceLock<bool> = OnceLock::new();
-        let detect = || is_allowed("amx") && has_tiles() && is_permitted();
-        (*DETECTED.get_or_init(detect)).then(Avx2::detect)?.map(Self)
+        Amx::detect()?;
+        Avx2::detect().map(Self)
     }
 }
 
 /// Whether the process has a matrix unit.
 pub fn is_there() -> bool {
     Proof::detect().is_some()
-}
-
-/// Whether the processor has tiles and multiplies bytes, and the operating system saves them.
-fn has_tiles() -> bool {
-    const TILES_AND_BYTES: u32 = 1 << 24 | 1 << 25;
-    const SAVED: u64 = 1 << 17 | 1 << 18;
-    let saves_state = __cpuid(1).ecx & 1 << 27 != 0;
-    let has_leaf = __cpuid(0).eax >= 7;
-    has_leaf
-        && saves_state
-        && __cpuid_count(7, 0).edx & TILES_AND_BYTES == TILES_AND_BYTES
-        // SAFETY: the processor has the instruction, as the operating system has switched it on.
-        && unsafe { xcr0() } & SAVED == SAVED
-}
-
-/// # Safety
-/// The processor has `xgetbv`, and the operating system has switched it on.
-#[target_feature(enable = "xsave")]
-unsafe fn xcr0() -> u64 {
-    // SAFETY: as the caller promises.
-    unsafe { _xgetbv(0) }
-}
-
-/// Asks Linux for the tiles, for all threads of the process.
-#[cfg(target_os = "linux")]
-fn is_permitted() -> bool {
-    const ARCH_PRCTL: i64 = 158;
-    const REQUEST_PERMISSION: i64 = 0x1023;
-    const TILE_DATA: i64 = 18;
-    let result: i64;
-    // SAFETY: a system call that writes no memory of the process; the kernel changes these registers only.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") ARCH_PRCTL => result,
-            in("rdi") REQUEST_PERMISSION,
-            in("rsi") TILE_DATA,
-            out("rcx") _,
-            out("r11") _,
-            options(nostack),
-        );
-    }
-    result == 0
-}
-
-#[cfg(not(target_os = "linux"))]
-fn is_permitted() -> bool {
-    false
-}
-
-/// Sizes of the eight tiles, as `ldtilecfg` reads them.
-#[repr(C, align(64))]
-struct Sizes {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    row_bytes: [u16; 16],
-    rows: [u8; 16],
 }
 
 /// Pixels of the output that lie side by side, in a group of tiles.
@@ -348,8 +287,8 @@ impl Matrix {
                     unsafe { self.finish(group, image, block, sums, rows, output, out) };
                 }
             }
-            // SAFETY: gives the tiles back, so that the system need not save them.
-            unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+            // SAFETY: the process has the unit.
+            unsafe { Sizes::release() };
         });
     }
 
@@ -358,20 +297,13 @@ impl Matrix {
     /// # Safety
     /// The process has the unit.
     unsafe fn begin(&self) {
-        let mut sizes =
-            Sizes { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        for tile in 0..8 {
-            let (row_bytes, rows) = match tile {
-                0..4 => (BLOCK * WORD, SIDE),
-                4 => (BLOCK * WORD, self.in_tile),
-                _ => (self.in_tile * WORD, SIDE),
-            };
-            (sizes.row_bytes[tile], sizes.rows[tile]) = (row_bytes as u16, rows as u8);
-        }
-        // SAFETY: the sizes are valid ones, and outlive the instruction. Nothing else in the program uses tiles.
-        unsafe {
-            asm!("ldtilecfg [{sizes}]", sizes = in(reg) &sizes, options(nostack, readonly, preserves_flags));
-        }
+        let sizes = Sizes::of(std::array::from_fn(|tile| match tile {
+            0..4 => [SIDE, BLOCK * WORD],
+            4 => [self.in_tile, BLOCK * WORD],
+            _ => [SIDE, self.in_tile * WORD],
+        }));
+        // SAFETY: as the caller promises.
+        unsafe { sizes.set() };
     }
 
     /// # Safety
