@@ -11,6 +11,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::ConvOptions;
 use lowbit_cpu::formula::AnyFormula;
+use lowbit_cpu::gradient::GradientQuantizer;
 use lowbit_cpu::weights::MaxGradient;
 
 use crate::backend::{
@@ -49,6 +50,16 @@ impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Auto
             B::lowbit_conv2d_codes(input, weight, units.0, units.1, codes, options.clone(), compute)
         };
         conv2d::<B, C>(input, weight, &options, compute, keep, forward)
+    }
+
+    fn lowbit_with_quantized_gradient(
+        x: FloatTensor<Self>,
+        quantizer: GradientQuantizer,
+    ) -> FloatTensor<Self> {
+        match QuantizedGradient.prepare::<C>([x.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(prepared) => prepared.finish(quantizer, x.into_primitive()),
+            OpsKind::UnTracked(prepared) => prepared.finish(x.into_primitive()),
+        }
     }
 
     fn lowbit_batch_statistics(input: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -206,7 +217,10 @@ impl<B: KernelBackend + KeepCodes> Backward<B, 2> for Conv2d {
         let (kept, weight, compute) = ops.state;
         let weight: FloatTensor<B> = checkpointer.retrieve_node_output(weight);
         let [rounds_input, rounds_weight] = compute.rounds();
-        let gradient = rounded_if::<B>(compute.rounds_gradient(), gradient);
+        let gradient = match compute.gradient {
+            Some(quantizer) => B::lowbit_quantized_gradient(gradient, quantizer),
+            None => rounded_if::<B>(compute.rounds_gradient(), gradient),
+        };
         // Each of the operands is multiplied for the gradient of the other one.
         let weight = rounded_if::<B>(rounds_weight && wanted[0], weight);
         let results = match kept {
@@ -227,6 +241,21 @@ impl<B: KernelBackend + KeepCodes> Backward<B, 2> for Conv2d {
             if let (Some(node), Some(gradient)) = (node, gradient) {
                 gradients.register::<B>(node.id, gradient);
             }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct QuantizedGradient;
+
+impl<B: KeepCodes> Backward<B, 1> for QuantizedGradient {
+    type State = GradientQuantizer;
+
+    fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let [node] = ops.parents;
+        let gradient = gradients.consume::<B>(&ops.node);
+        if let Some(node) = node {
+            gradients.register::<B>(node.id, B::lowbit_quantized_gradient(gradient, ops.state));
         }
     }
 }

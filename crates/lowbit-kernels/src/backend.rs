@@ -8,6 +8,7 @@ use burn::tensor::ops::ConvOptions;
 use lowbit_core::Compute;
 use lowbit_cpu::conv::ConvShape;
 use lowbit_cpu::formula::AnyFormula;
+use lowbit_cpu::gradient::GradientQuantizer;
 use lowbit_cpu::integer::CodeBounds;
 use lowbit_cpu::packed::PackedImages;
 use lowbit_cpu::weights::MaxGradient;
@@ -79,12 +80,14 @@ pub struct ConvCompute {
     pub compute: Compute,
     /// Whether the operands, input and weights, are worth codes: these are never rounded.
     pub have_codes: [bool; 2],
+    /// What quantizes the gradient of the output before it is multiplied; what it yields is worth codes, too.
+    pub gradient: Option<GradientQuantizer>,
 }
 
 impl ConvCompute {
     /// Whether the gradient of the output is rounded to bf16.
     pub fn rounds_gradient(self) -> bool {
-        self.compute == Compute::Bf16
+        self.compute == Compute::Bf16 && self.gradient.is_none()
     }
 
     /// Which of the operands, input and weights, are rounded to bf16.
@@ -136,6 +139,17 @@ pub trait KeepCodes: Backend {
     fn lowbit_round_to_bf16(_values: FloatTensor<Self>) -> FloatTensor<Self> {
         panic!("convolutions are trained in bf16 on CPUs alone: compute in fp32 here")
     }
+
+    /// The values of the codes of a gradient, whose first dimension is that of the samples.
+    ///
+    /// # Panics
+    /// On a backend that does not compute by the kernels of the CPU.
+    fn lowbit_quantized_gradient(
+        _gradient: FloatTensor<Self>,
+        _quantizer: GradientQuantizer,
+    ) -> FloatTensor<Self> {
+        panic!("gradients are quantized on CPUs alone: leave them in fp32 here")
+    }
 }
 
 /// A backend with the fused operations; those it has no kernel for are made of its own.
@@ -167,6 +181,14 @@ pub trait KernelBackend: Backend {
         compute: ConvCompute,
     ) -> FloatTensor<Self> {
         Self::lowbit_conv2d(input.values(), weight.values(), options, compute)
+    }
+
+    /// The same values. On backends with autodiff their gradient, whose first dimension is that of the samples, is quantized.
+    fn lowbit_with_quantized_gradient(
+        x: FloatTensor<Self>,
+        _quantizer: GradientQuantizer,
+    ) -> FloatTensor<Self> {
+        x
     }
 
     /// Gradient of a convolution's input.

@@ -10,6 +10,7 @@ use lowbit_cpu::bf16;
 use lowbit_cpu::codes::Coded;
 use lowbit_cpu::conv::{self, ConvShape};
 use lowbit_cpu::formula::AnyFormula;
+use lowbit_cpu::gradient::GradientQuantizer;
 use lowbit_cpu::integer::IntegerConv;
 use lowbit_cpu::norm::{self, Activation, NormParameters, NormShape};
 use lowbit_cpu::packed::PackedImages;
@@ -152,6 +153,12 @@ fn weight_gradient_of_codes<B: Host>(kept: &KeptCodes, gradient: FloatTensor<B>)
 fn round_to_bf16<B: Host>(values: FloatTensor<B>) -> FloatTensor<B> {
     let dims = values.shape();
     B::tensor(bf16::rounded(B::slice(&B::contiguous(values))), dims.as_slice())
+}
+
+fn quantized_gradient<B: Host>(gradient: FloatTensor<B>, quantizer: GradientQuantizer) -> FloatTensor<B> {
+    let dims = gradient.shape();
+    let dims = dims.as_slice();
+    B::tensor(quantizer.quantized(B::slice(&B::contiguous(gradient)), dims[0]), dims)
 }
 
 fn norm_shape<B: Backend>(input: &FloatTensor<B>) -> NormShape {
@@ -323,6 +330,13 @@ macro_rules! host_backend {
             // What the reference multiplies is rounded by the same function: burn's backends have none in common.
             fn lowbit_round_to_bf16(values: FloatTensor<Self>) -> FloatTensor<Self> {
                 timed(Kind::Rounding, || round_to_bf16::<Self>(values))
+            }
+
+            fn lowbit_quantized_gradient(
+                gradient: FloatTensor<Self>,
+                quantizer: GradientQuantizer,
+            ) -> FloatTensor<Self> {
+                timed(Kind::Gradients, || quantized_gradient::<Self>(gradient, quantizer))
             }
         }
 

@@ -20,9 +20,10 @@ pub(crate) enum Kind {
     Activations,
     Weights,
     Rounding,
+    Gradients,
 }
 
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "convolution",
     "codes of weights packed for a convolution",
     "convolution of codes",
@@ -35,6 +36,7 @@ const NAMES: [&str; 12] = [
     "fake quantization alone",
     "weights of DoReFa, but for their grid",
     "operands rounded to bf16",
+    "gradients quantized",
 ];
 
 /// What the kernels of one kind did.
