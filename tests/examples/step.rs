@@ -12,7 +12,7 @@ use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
 use burn::tensor::{Device, Tensor, TensorData};
-use lowbit_core::{Compute, Precision};
+use lowbit_core::{BitWidth, Compute, Precision, Purpose, stream};
 use lowbit_cpu::allocator::{Allocator, keep_memory};
 use lowbit_cpu::on_compute_thread;
 use lowbit_kernels::testing::take_times;
@@ -92,11 +92,13 @@ fn main() {
 
 fn run() {
     let args: Vec<String> = std::env::args().collect();
-    let (name, bits, device_name, compute) = match args.as_slice() {
-        [_, name, bits, device] => (name, bits, device, Compute::default()),
-        [_, name, bits, device, compute] => (name, bits, device, compute.parse().expect("fp32 or bf16")),
-        _ => panic!("usage: step NETWORK BITS DEVICE [fp32|bf16]"),
+    let [_, name, bits, device_name, options @ ..] = args.as_slice() else {
+        panic!("usage: step NETWORK BITS DEVICE [fp32|bf16 [GRAD_BITS]]");
     };
+    let compute = options.first().map_or(Compute::default(), |name| name.parse().expect("fp32 or bf16"));
+    let grad_bits = options.get(1).map(|bits| {
+        BitWidth::new(bits.parse().expect("a number of bits")).expect("a number of bits from 1 to 8")
+    });
     let Setup { model, input, n_classes, batch } = setup(name);
     let device = device(device_name).autodiff();
     let [weight_bits, act_bits] = precision(bits);
@@ -112,12 +114,17 @@ fn run() {
         (0..shape.iter().product()).map(|i: usize| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect();
     let images = Tensor::<4>::from_data(TensorData::new(values, shape), &device);
     let labels: Vec<i64> = (0..batch).map(|i| (i % n_classes) as i64).collect();
-    let (mut n_steps, mut seconds, mut is_first) = (0, 0.0, true);
+    let (mut n_steps, mut seconds, mut is_first, mut step_idx) = (0, 0.0, true, 0);
     for line in stdin().lock().lines() {
         let steps: u32 = line.expect("stdin is text").trim().parse().expect("a number of steps");
         n_steps += steps;
         let start = Instant::now();
         for _ in 0..steps {
+            if grad_bits.is_some() {
+                let mut keys = stream(0, Purpose::GradientNoise, 0, step_idx);
+                network.quantize_gradients(grad_bits, &mut keys);
+                step_idx += 1;
+            }
             network = step(network, &mut optimizer, images.clone(), &labels, n_classes);
         }
         let elapsed = start.elapsed().as_secs_f64();

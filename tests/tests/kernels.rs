@@ -9,16 +9,18 @@ use burn::module::Module;
 use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
-use lowbit_core::{Compute, Precision};
+use lowbit_core::{BitWidth, Compute, Precision};
 use lowbit_data::{DatasetName, LabelKind, Locations, Split, open};
 use lowbit_kernels::testing::{Implementation, use_implementation};
 use lowbit_kernels::{
-    Activation, AnyFormula, MaxGradient, Quantized, batch_norm, conv2d, dorefa_weights, value_range,
+    Activation, AnyFormula, GradientQuantizer, MaxGradient, Quantized, StepArithmetic, batch_norm, conv2d,
+    dorefa_weights, value_range,
 };
 use lowbit_models::{Family, InputShape, ModelConfig, Network};
 use lowbit_quantizers::methods::dorefa::Squashed;
 use lowbit_quantizers::{
-    ActivationQuantizer, LayerQuantization, Method, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork,
+    ActivationQuantizer, LayerQuantization, Method, QuantConv2dConfig, QuantLinear, QuantLinearConfig,
+    QuantizationPolicy, QuantizedNetwork, Selection,
 };
 use lowbit_strategies::loss::{cross_entropy, mean_square, target_probabilities};
 use lowbit_tests::composed::{self, After, Grid};
@@ -321,6 +323,212 @@ fn convolutions_in_bf16_equal_the_definition() {
             }
         }
     }
+}
+
+/// Gradients `[batch, len]` of few bits by the definition of DoReFa-Net, in double precision, from the noise: with the first key for which no
+/// value lies so close to the middle between two codes that single precision may round it to the other one.
+fn dorefa_gradient(gradient: &[f32], len: usize, bits: u32) -> (GradientQuantizer, Vec<f32>) {
+    let n = 2f64.powi(bits as i32) - 1.0;
+    let with_key = |key: u64| {
+        let quantizer = GradientQuantizer::new(bits, key);
+        let sample = |(sample, g): (usize, &[f32])| {
+            let m = g.iter().fold(0.0, |m: f64, g| m.max(f64::from(*g).abs()));
+            let value = |(place, g): (usize, &f32)| {
+                let noise = f64::from(quantizer.noise(sample, place));
+                let position = n * (f64::from(*g) / (2.0 * m) + 0.5) + noise;
+                let is_close = (position - position.floor() - 0.5).abs() < 5e-5;
+                let code = position.round_ties_even().clamp(0.0, n);
+                (!is_close).then_some((2.0 * m * (code / n - 0.5)) as f32)
+            };
+            g.iter().enumerate().map(value).collect::<Vec<_>>()
+        };
+        let values: Option<Vec<f32>> = gradient.chunks(len).enumerate().flat_map(sample).collect();
+        Some((quantizer, values?))
+    };
+    (0..100).find_map(with_key).expect("a key with noise that leaves no value in the middle")
+}
+
+/// Gradients of few bits are quantized before they are multiplied: input and weights have the gradients that the quantized one gives,
+/// whether operands have codes or not, also in bf16, which leaves all codes as they are.
+#[test]
+fn convolutions_multiply_quantized_gradients() {
+    let _switch = Switch::lock();
+    for (i, conv) in CONVS.iter().enumerate() {
+        let Conv { input, weight, stride, padding, groups } = *conv;
+        let size = |i: usize| (input[2 + i] + 2 * padding - weight[2 + i]) / stride + 1;
+        let output = [input[0], weight[0], size(0), size(1)];
+        let len = output[1..].iter().product();
+        for (bits, compute, have_codes) in [
+            (8, FP32, [false, false]),
+            (2, FP32, [true, true]),
+            (1, FP32, [true, false]),
+            (6, Compute::Bf16, [true, true]),
+            (4, Compute::Bf16, [false, true]),
+        ] {
+            let mut rng = rng(i as u64);
+            let mut draw = |shape: [usize; 4]| -> Vec<f32> {
+                let values = normal(shape.iter().product(), 0.5, 0.2, &mut rng);
+                values.into_iter().map(|x| x.clamp(0.01, 0.99)).collect()
+            };
+            let (x, w) = (draw(input), draw(weight));
+            let mut g = normal(output[0] * len, 0.0, 1.0, &mut lowbit_tests::rng(97));
+            // Samples have their own scales.
+            g[..len].iter_mut().for_each(|g| *g *= 5.0);
+            let (quantizer, g_q) = dorefa_gradient(&g, len, bits);
+            for implementation in [Implementation::Kernels, Implementation::Reference] {
+                use_implementation(implementation);
+                for Backend { name, device } in cpu_backends() {
+                    let device = device.autodiff();
+                    let what = format!(
+                        "conv {input:?} {weight:?} stride {stride}, {bits} bits in {compute} on {name}, {implementation:?}"
+                    );
+                    let x = tensor::<4>(&x, input, &device).require_grad();
+                    let w = tensor::<4>(&w, weight, &device).require_grad();
+                    let quantized = |x: Tensor<4>, i: usize| match have_codes[i] {
+                        true => unit(x, [15.0, 7.0][i]),
+                        false => x.into(),
+                    };
+                    let (x_q, w_q) = (quantized(x.clone(), 0), quantized(w.clone(), 1));
+                    let operands =
+                        [&x_q, &w_q].map(|operand| (values(operand.values().clone()), operand.codes()));
+                    let multiplied = operands.map(|(values, codes)| match (compute, codes) {
+                        (Compute::Bf16, None) => values.into_iter().map(bf16).collect(),
+                        _ => values,
+                    });
+                    let options = ConvOptions::new([stride; 2], [padding; 2], [1; 2], groups);
+                    let convolved = |arithmetic: StepArithmetic| {
+                        conv2d(x_q.clone(), w_q.clone(), options.clone(), arithmetic)
+                    };
+                    let y = convolved(StepArithmetic { compute, gradient: Some(quantizer) });
+                    let result = values(y.clone());
+                    assert_eq!(result, values(convolved(compute.into())), "{what}: the result is the same");
+                    let all = (y * tensor::<4>(&g, output, &device)).sum().backward();
+                    let gradients = [&x, &w].map(|operand| values(operand.grad(&all).unwrap()));
+                    let [x, w] = &multiplied;
+                    let [_, of_x, of_w] = three_passes(conv, [x, w, &g_q]);
+                    assert_close_f64(&format!("{what}: gradient of the input"), &gradients[0], &of_x, SUMS);
+                    assert_close_f64(&format!("{what}: gradient of the weights"), &gradients[1], &of_w, SUMS);
+                }
+            }
+        }
+    }
+}
+
+/// The same for linear layers: weights, input and bias, whose gradient is the sum of gradients in full precision.
+#[test]
+fn linear_layers_multiply_quantized_gradients() {
+    let _switch = Switch::lock();
+    const BATCH: usize = 7;
+    let (x, g) = (normal(BATCH * 20, 0.5, 0.2, &mut rng(1)), normal(BATCH * 9, 0.0, 1.0, &mut rng(2)));
+    let bits = |bits| Precision::bits(bits).unwrap();
+    let fp32 = Precision::FullPrecision;
+    let none = LayerQuantization::FULL_PRECISION;
+    for (n, quantization) in [
+        (8, LayerQuantization::new(Method::DoReFa, bits(2), bits(2))),
+        (3, LayerQuantization::new(Method::DoReFa, fp32, bits(2))),
+        (2, LayerQuantization::new(Method::DoReFa, bits(4), fp32)),
+        (4, none),
+    ] {
+        let (quantizer, g_q) = dorefa_gradient(&g, 9, n);
+        for Backend { name, device } in cpu_backends() {
+            let device = device.autodiff();
+            let what = format!("{quantization:?} on {name}");
+            let config = QuantLinearConfig::new(20, 9).with_quantization(quantization);
+            let mut layer = config.init(&device, &mut rng(3)).unwrap();
+            let step = |layer: &QuantLinear, g: &[f32]| {
+                let x = tensor::<2>(&x, [BATCH, 20], &device).require_grad();
+                let y = layer.forward(x.clone());
+                let all = (y.clone() * tensor::<2>(g, [BATCH, 9], &device)).sum().backward();
+                let bias = layer.bias.as_ref().unwrap().val().grad(&all).unwrap();
+                [
+                    values(y),
+                    values(x.grad(&all).unwrap()),
+                    values(layer.weight.val().grad(&all).unwrap()),
+                    values(bias),
+                ]
+            };
+            let [of_g, of_g_q] = [&g, &g_q].map(|g| step(&layer, g));
+            layer.gradient_quantizer = Some(quantizer);
+            let got = step(&layer, &g);
+            assert_eq!((&got[0], &got[3]), (&of_g[0], &of_g[3]), "{what}: result and gradient of the bias");
+            let expected = if quantization == none { &of_g } else { &of_g_q };
+            for (i, part) in [(1, "gradient of the input"), (2, "gradient of the weights")] {
+                assert_close(&format!("{what}: {part}"), &got[i], &expected[i], SUMS);
+                assert!(of_g[i] != of_g_q[i], "{what}: {part}");
+            }
+            // In a step that leaves it in full precision, its gradient is, too.
+            for (selection, is_any) in [
+                (Selection::None, false),
+                (Selection::ChannelGroups(vec![false, false]), false),
+                (Selection::ChannelGroups(vec![false, true]), quantization != none),
+            ] {
+                layer.selection = selection;
+                let with = step(&layer, &g);
+                layer.gradient_quantizer = None;
+                assert_eq!(with == step(&layer, &g), !is_any, "{what}: {:?}", layer.selection);
+                layer.gradient_quantizer = Some(quantizer);
+            }
+        }
+    }
+}
+
+/// A gradient that is not finite stays so on its way through quantized layers, or no check would see it.
+#[test]
+fn gradients_that_are_not_finite_stay_so() {
+    let _switch = Switch::lock();
+    for Backend { name, device } in cpu_backends() {
+        let device = device.autodiff();
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut g = normal(2 * 4 * 25, 0.0, 1.0, &mut rng(1));
+            g[7] = bad;
+            let (x, w) =
+                (normal(2 * 3 * 25, 0.0, 1.0, &mut rng(2)), normal(4 * 3 * 9, 0.0, 1.0, &mut rng(3)));
+            let x = tensor::<4>(&x, [2, 3, 5, 5], &device).require_grad();
+            let w = tensor::<4>(&w, [4, 3, 3, 3], &device).require_grad();
+            let gradient = Some(GradientQuantizer::new(8, 1));
+            let arithmetic = StepArithmetic { compute: FP32, gradient };
+            let options = ConvOptions::new([1; 2], [1; 2], [1; 2], 1);
+            let y = conv2d(x.clone(), w.clone(), options, arithmetic);
+            let all = (y * tensor::<4>(&g, [2, 4, 5, 5], &device)).sum().backward();
+            let [of_x, of_w] = [x.grad(&all).unwrap(), w.grad(&all).unwrap()].map(values);
+            assert!(of_w.iter().all(|g| !g.is_finite()), "{bad} on {name}");
+            let (first, second) = of_x.split_at(of_x.len() / 2);
+            assert!(first.iter().all(|g| !g.is_finite()), "{bad} on {name}");
+            assert!(second.iter().all(|g| g.is_finite()), "{bad} on {name}");
+        }
+    }
+}
+
+/// Which layers of a network have gradients of few bits, and which noise: every layer its own, and another one with other keys.
+#[test]
+fn quantized_layers_have_quantized_gradients_with_noise_of_their_own() {
+    let input = InputShape { channels: 3, height: 16, width: 16 };
+    let two = Precision::bits(2).unwrap();
+    let policy = QuantizationPolicy::new(LayerQuantization::new(Method::DoReFa, two, two));
+    let network = ModelConfig::new(Family::PreResNet, 8).init(input, 5, &policy, 0, &default_device());
+    let mut network = network.expect("a network").network;
+    let quantizers = |network: &Network| -> Vec<Option<GradientQuantizer>> {
+        network.layers().map(|(_, layer)| layer.gradient_quantizer()).collect()
+    };
+    assert!(quantizers(&network).iter().all(Option::is_none));
+    network.quantize_gradients(Some(BitWidth::new(6).unwrap()), &mut rng(1));
+    let first = quantizers(&network);
+    // All but the stem and the classifier.
+    let n = first.len();
+    assert!(first[0].is_none() && first[n - 1].is_none());
+    assert!(
+        first[1..n - 1].iter().all(|quantizer| quantizer.is_some_and(|quantizer| quantizer.largest() == 63))
+    );
+    for (i, quantizer) in first.iter().enumerate().filter(|(_, quantizer)| quantizer.is_some()) {
+        assert!(!first[..i].contains(quantizer), "layer {i}");
+    }
+    network.quantize_gradients(Some(BitWidth::new(6).unwrap()), &mut rng(2));
+    let second = quantizers(&network);
+    assert!(first[1..n - 1].iter().all(|quantizer| !second.contains(quantizer)));
+    network.quantize_gradients(Some(BitWidth::new(6).unwrap()), &mut rng(1));
+    assert_eq!(quantizers(&network), first);
+    network.quantize_gradients(None, &mut rng(1));
+    assert!(quantizers(&network).iter().all(Option::is_none));
 }
 
 /// What is evaluated is computed in single precision, whatever the arithmetic of a training: the runtime has the same bits.

@@ -501,6 +501,55 @@ fn bf16_is_refused_where_it_is_not_computed() {
     }
 }
 
+/// Trainings with gradients of few bits differ by their bits and by the noise of their seed, learn, and go on after a stop as if there
+/// was none.
+#[test]
+fn trainings_with_gradients_of_few_bits_resume_exactly() {
+    let settings = [
+        "train.epochs=3",
+        "data.train_limit=640",
+        "data.test_limit=359",
+        "model.width=0.5",
+        "train.learning_rate=0.2",
+    ];
+    let with = |bits: &str| recipe(&[&settings[..], &[&format!("quantization.grad_bits={bits}")]].concat());
+    let run = |bits: &str| Run::new(&format!("grad-bits-{bits}"), &with(bits), Vec::new());
+    let runs = ["fp32", "8", "4"].map(run);
+    let models = runs.each_ref().map(Run::model);
+    assert!(models[0] != models[1] && models[1] != models[2] && models[0] != models[2]);
+    let scores = runs.each_ref().map(|run| run.evaluate().scores.top1);
+    // Of ten classes.
+    assert!(scores.iter().all(|top1| *top1 > 0.5), "{scores:?}");
+    assert!(Run::new("grad-bits-again", &with("4"), Vec::new()).model() == models[2]);
+
+    let (path, stop) = (run_dir("grad-bits-stopped"), AtomicBool::new(false));
+    let mut observer = StopAfter { step: 7, stop: &stop };
+    let outcome = train(&with("4"), &path, session(&stop, &mut observer, Vec::new()));
+    assert!(matches!(outcome, Ok(Outcome::Interrupted { step: 7, .. })), "{outcome:?}");
+    stop.store(false, Ordering::Relaxed);
+    let outcome = resume(&path, ResumeFrom::Newest, session(&stop, &mut (), Vec::new()));
+    assert!(matches!(outcome, Ok(Outcome::Complete(_))), "{outcome:?}");
+    let digest = |run: &Path| inspect(run, None).expect("it is a run").checkpoint.map(|c| c.state_sha256);
+    assert_eq!(digest(&path), digest(&runs[2].path));
+    let resolved = std::fs::read_to_string(path.join("recipe.toml")).expect("a run has its recipe");
+    assert!(resolved.contains("\ngrad_bits = 4\n"), "{resolved}");
+}
+
+/// What a device cannot compute is refused, never left out; nothing is written.
+#[test]
+fn gradients_of_few_bits_are_refused_where_they_are_not_computed() {
+    let others = backends().into_iter().filter(|backend| !["flex", "ndarray"].contains(&backend.name));
+    for Backend { name, device } in others {
+        let (path, stop) = (run_dir(&format!("grad-bits-{name}")), AtomicBool::new(false));
+        let mut observer = ();
+        let session = session(&stop, &mut observer, Vec::new());
+        let session = Session { device, device_name: name.into(), ..session };
+        let error = train(&recipe(&["quantization.grad_bits=8"]), &path, session).expect_err("it is refused");
+        assert!(matches!(&error, TrainError::GradBits { device, .. } if device == name), "{error}");
+        assert!(!path.exists(), "{name}");
+    }
+}
+
 #[derive(Default)]
 struct Epochs(Vec<EpochMetrics>);
 

@@ -20,6 +20,8 @@ pub enum Purpose {
     StochasticPrecision = 4,
     /// Which images are held back from training; `step` is the class.
     Split = 5,
+    /// Noise of gradients of few bits: keys of the layers of a network in a step. `epoch` is the network's index.
+    GradientNoise = 6,
 }
 
 /// The generator for one purpose at one point of a run.

@@ -22,13 +22,19 @@ pub(crate) fn byte_bounds(range: &RangeInclusive<i32>) -> Option<[f32; 2]> {
 /// 1.5 * 2^23: the lowest bits of a sum with it are those of an integer, in two's complement.
 const INTEGERS: f32 = 12_582_912.0;
 
+/// The integer nearest to a number up to 2^22, of two that are equally near the even one, in operations of every processor.
+#[inline(always)]
+pub(crate) fn nearest_integer(number: f32) -> f32 {
+    (number + INTEGERS) - INTEGERS
+}
+
 /// Whether a number up to 2^22 is an integer.
 #[inline(always)]
 pub(crate) fn is_integer(number: f32) -> bool {
-    (number + INTEGERS) - INTEGERS == number
+    nearest_integer(number) == number
 }
 
-/// The byte of a code from -128 to 255. Nothing is undefined for others.
+/// The byte of a code from -128 to 255, of a number between the byte of the nearest one. Nothing is undefined for others.
 #[inline(always)]
 pub(crate) fn byte(code: f32) -> u8 {
     (code + INTEGERS).to_bits() as u8
@@ -43,6 +49,16 @@ mod tests {
         for code in -128..=255 {
             assert_eq!(byte(code as f32), code as u8, "{code}");
         }
+    }
+
+    #[test]
+    fn numbers_between_have_the_nearest_integer() {
+        for number in [-1.5, -0.5, -0.2, 0.0, 0.49, 0.5, 0.51, 1.5, 2.5, 254.49, 254.5] {
+            let expected = f32::round_ties_even(number);
+            assert_eq!(nearest_integer(number), expected, "{number}");
+            assert_eq!(byte(number), expected as i32 as u8, "{number}");
+        }
+        assert!(nearest_integer(f32::NAN).is_nan());
     }
 
     #[test]

@@ -40,6 +40,7 @@ pub mod codes;
 pub mod conv;
 pub mod fake_quantize;
 pub mod formula;
+pub mod gradient;
 mod instructions;
 pub mod integer;
 #[doc(hidden)]

@@ -18,6 +18,10 @@ impl Fill for f32 {
     const NONE: Self = Self::NAN;
 }
 
+impl Fill for u8 {
+    const NONE: Self = 0xa5;
+}
+
 impl Fill for [u8; 4] {
     const NONE: Self = [0xa5; 4];
 }

@@ -12,6 +12,7 @@ use burn::backend::{AutodiffBackend, Backend, TensorMetadata};
 use burn::tensor::ops::ConvOptions;
 use lowbit_core::Compute;
 use lowbit_cpu::formula::AnyFormula;
+use lowbit_cpu::gradient::GradientQuantizer;
 use lowbit_cpu::packed::PackedImages;
 use lowbit_cpu::weights::MaxGradient;
 
@@ -68,6 +69,16 @@ impl<B: KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
                 prepared.finish(state, forward(input, weight, compute))
             }
             OpsKind::UnTracked(prepared) => prepared.finish(forward(input, weight, ConvCompute::default())),
+        }
+    }
+
+    fn lowbit_with_quantized_gradient(
+        x: FloatTensor<Self>,
+        quantizer: GradientQuantizer,
+    ) -> FloatTensor<Self> {
+        match QuantizedGradient.prepare::<C>([x.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(prepared) => prepared.finish(quantizer, x.into_primitive()),
+            OpsKind::UnTracked(prepared) => prepared.finish(x.into_primitive()),
         }
     }
 
@@ -215,6 +226,21 @@ impl<B: KeepCodes> Backward<B, 2> for Conv2d {
             if let (Some(node), Some(gradient)) = (node, gradient) {
                 gradients.register::<B>(node.id, gradient);
             }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct QuantizedGradient;
+
+impl<B: KeepCodes> Backward<B, 1> for QuantizedGradient {
+    type State = GradientQuantizer;
+
+    fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let [node] = ops.parents;
+        let gradient = gradients.consume::<B>(&ops.node);
+        if let Some(node) = node {
+            gradients.register::<B>(node.id, B::lowbit_quantized_gradient(gradient, ops.state));
         }
     }
 }

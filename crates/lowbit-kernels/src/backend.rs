@@ -7,6 +7,7 @@ use burn::backend::{Backend, ExtensionType, backend_extension};
 use burn::tensor::ops::ConvOptions;
 use lowbit_core::Compute;
 use lowbit_cpu::formula::AnyFormula;
+use lowbit_cpu::gradient::GradientQuantizer;
 use lowbit_cpu::integer::CodeBounds;
 use lowbit_cpu::packed::PackedImages;
 use lowbit_cpu::weights::MaxGradient;
@@ -78,12 +79,14 @@ pub struct ConvCompute {
     pub compute: Compute,
     /// Whether the operands, input and weights, are worth codes: these are never rounded.
     pub have_codes: [bool; 2],
+    /// What quantizes the gradient of the output before it is multiplied; what it yields is worth codes, too.
+    pub gradient: Option<GradientQuantizer>,
 }
 
 impl ConvCompute {
     /// Whether the gradient of the output is rounded to bf16.
     pub fn rounds_gradient(self) -> bool {
-        self.compute == Compute::Bf16
+        self.compute == Compute::Bf16 && self.gradient.is_none()
     }
 
     /// Which of the operands, input and weights, are rounded to bf16.
@@ -180,6 +183,17 @@ pub trait KeepCodes: KernelBackend {
             weight_wanted.then(|| Self::lowbit_conv2d_weight_gradient(input, weight, gradient, options));
         [of_input, of_weight]
     }
+
+    /// The values of the codes of a gradient, whose first dimension is that of the samples.
+    ///
+    /// # Panics
+    /// On a backend that does not compute by the kernels of the CPU.
+    fn lowbit_quantized_gradient(
+        _gradient: FloatTensor<Self>,
+        _quantizer: GradientQuantizer,
+    ) -> FloatTensor<Self> {
+        panic!("gradients are quantized on CPUs alone: leave them in fp32 here")
+    }
 }
 
 /// A backend with the fused operations; those it has no kernel for are made of its own.
@@ -201,6 +215,14 @@ pub trait KernelBackend: Backend {
         _compute: ConvCompute,
     ) -> FloatTensor<Self> {
         reference::conv2d::<Self>(input.values(), weight.values(), options)
+    }
+
+    /// The same values. On backends with autodiff their gradient, whose first dimension is that of the samples, is quantized.
+    fn lowbit_with_quantized_gradient(
+        x: FloatTensor<Self>,
+        _quantizer: GradientQuantizer,
+    ) -> FloatTensor<Self> {
+        x
     }
 
     /// Gradient of a convolution's input.

@@ -6,6 +6,8 @@ use burn::backend::DispatchDevice;
 use burn::tensor::{Device, Tensor};
 #[cfg(doc)]
 use lowbit_core::Compute;
+#[cfg(doc)]
+use lowbit_cpu::gradient::GradientQuantizer;
 
 /// What computes the operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +51,11 @@ pub fn evaluates_exactly(device: &Device) -> bool {
 
 /// Whether convolutions can be trained on `device` with operands rounded to bf16 ([`Compute::Bf16`]).
 pub fn trains_in_bf16(device: &Device) -> bool {
+    has_cpu_kernels(device)
+}
+
+/// Whether layers can be trained on `device` with gradients of few bits ([`GradientQuantizer`]).
+pub fn trains_with_quantized_gradients(device: &Device) -> bool {
     has_cpu_kernels(device)
 }
 

@@ -9,8 +9,9 @@ use burn::tensor::{DType, TensorData};
 use lowbit_core::Compute;
 use lowbit_cpu::bf16;
 use lowbit_cpu::codes::Coded;
-use lowbit_cpu::conv::{self, ConvShape, Input, Precision, Weights};
+use lowbit_cpu::conv::{self, ConvShape, Gradient, Input, Precision, Weights};
 use lowbit_cpu::formula::AnyFormula;
+use lowbit_cpu::gradient::{GradientCodes, GradientQuantizer};
 use lowbit_cpu::integer::IntegerConv;
 use lowbit_cpu::norm::{self, Activation, NormParameters, NormShape};
 use lowbit_cpu::packed::PackedImages;
@@ -138,28 +139,74 @@ fn conv2d_codes<B: Host>(
     B::tensor(B::with_codes(input, |input| kernel.forward(input, scale)), &dims)
 }
 
+/// The gradient of a convolution's result in its backward pass.
+enum OutGradient<B: Host> {
+    Values(B::Contiguous),
+    Codes(GradientCodes),
+}
+
+impl<B: Host> OutGradient<B> {
+    fn new(gradient: FloatTensor<B>, compute: ConvCompute) -> Self {
+        let batch = gradient.shape()[0];
+        let gradient = B::contiguous(gradient);
+        match compute.gradient {
+            Some(quantizer) => {
+                Self::Codes(timed(Kind::Gradients, || quantizer.codes(B::slice(&gradient), batch)))
+            }
+            None => Self::Values(gradient),
+        }
+    }
+
+    fn get(&self) -> Gradient<'_> {
+        match self {
+            Self::Values(values) => Gradient::Values(B::slice(values)),
+            Self::Codes(codes) => Gradient::Codes(codes),
+        }
+    }
+
+    /// How it is multiplied with values: those of codes are as they are, also where it is rounded itself.
+    fn with_values<T>(
+        &self,
+        are_exact: bool,
+        compute: ConvCompute,
+        multiply: impl FnOnce(Gradient<'_>, Precision) -> T,
+    ) -> T {
+        match (self, compute.compute) {
+            (_, Compute::Fp32) => multiply(self.get(), Precision::Single),
+            (Self::Values(values), _) if are_exact => {
+                multiply(Gradient::Values(&bf16::rounded(B::slice(values))), Precision::Single)
+            }
+            _ if are_exact => multiply(self.get(), Precision::Single),
+            _ => multiply(self.get(), Precision::Bf16),
+        }
+    }
+}
+
+/// That in which codes are multiplied with the gradient.
+fn precision(compute: ConvCompute) -> Precision {
+    match compute.compute {
+        Compute::Fp32 => Precision::Single,
+        Compute::Bf16 => Precision::Bf16,
+    }
+}
+
 fn conv2d_input_gradient<B: Host>(
     weight: KeptWeights<B>,
-    gradient: FloatTensor<B>,
+    gradient: &OutGradient<B>,
     compute: ConvCompute,
     shape: &ConvShape,
 ) -> FloatTensor<B> {
-    let gradient_dims = gradient.shape();
-    let gradient = B::contiguous(gradient);
-    let precision = if compute.rounds_gradient() { Precision::Bf16 } else { Precision::Single };
     let values = match weight {
         KeptWeights::Codes(WeightCodes { codes, scales }) => B::with_codes(&codes, |codes| {
             let weight = Weights::Codes { codes, scales: &scales };
-            conv::input_gradient(shape, weight, B::slice(&gradient), precision)
+            conv::input_gradient(shape, weight, gradient.get(), precision(compute))
         }),
         KeptWeights::Values(weight) => {
             let weight = B::contiguous(weight);
-            // What has codes is multiplied as it is.
-            let is_exact = compute.have_codes[1];
-            let gradient =
-                rounded_if::<B>(is_exact && compute.rounds_gradient(), gradient, gradient_dims.as_slice());
-            let precision = if is_exact { Precision::Single } else { precision };
-            conv::input_gradient(shape, Weights::Values(B::slice(&weight)), B::slice(&gradient), precision)
+            let weight = Weights::Values(B::slice(&weight));
+            gradient.with_values(compute.have_codes[1], compute, |gradient, precision| {
+                conv::input_gradient(shape, weight, gradient, precision)
+            })
         }
     };
     B::tensor(values, &[shape.batch, shape.in_channels, shape.size[0], shape.size[1]])
@@ -167,24 +214,20 @@ fn conv2d_input_gradient<B: Host>(
 
 fn conv2d_weight_gradient<B: Host>(
     input: KeptInput<B>,
-    gradient: FloatTensor<B>,
+    gradient: &OutGradient<B>,
     compute: ConvCompute,
     shape: &ConvShape,
 ) -> FloatTensor<B> {
-    let gradient_dims = gradient.shape();
-    let gradient = B::contiguous(gradient);
-    let precision = if compute.rounds_gradient() { Precision::Bf16 } else { Precision::Single };
     let values = match input {
         KeptInput::Codes(codes) => {
-            conv::weight_gradient(shape, Input::Codes(&codes), B::slice(&gradient), precision)
+            conv::weight_gradient(shape, Input::Codes(&codes), gradient.get(), precision(compute))
         }
         KeptInput::Values(input) => {
             let input = B::contiguous(input);
-            let is_exact = compute.have_codes[0];
-            let gradient =
-                rounded_if::<B>(is_exact && compute.rounds_gradient(), gradient, gradient_dims.as_slice());
-            let precision = if is_exact { Precision::Single } else { precision };
-            conv::weight_gradient(shape, Input::Values(B::slice(&input)), B::slice(&gradient), precision)
+            let input = Input::Values(B::slice(&input));
+            gradient.with_values(compute.have_codes[0], compute, |gradient, precision| {
+                conv::weight_gradient(shape, input, gradient, precision)
+            })
         }
     };
     let dims = [shape.out_channels, shape.in_channels / shape.groups, shape.kernel[0], shape.kernel[1]];
@@ -225,7 +268,10 @@ fn reference_gradients<B: Host + KernelBackend>(
     let (options, [rounds_input, rounds_weight]) = (operands.options, operands.compute.rounds());
     let input = round_if::<B>(rounds_input, input);
     let weight = round_if::<B>(rounds_weight, weight);
-    let gradient = round_if::<B>(operands.compute.rounds_gradient(), gradient);
+    let gradient = match operands.compute.gradient {
+        Some(quantizer) => quantized_gradient::<B>(gradient, quantizer),
+        None => round_if::<B>(operands.compute.rounds_gradient(), gradient),
+    };
     let of_input = wanted[0].then(|| {
         let (input, weight, gradient) = (input.clone(), weight.clone(), gradient.clone());
         reference::conv2d_input_gradient::<B>(input, weight, gradient, options.clone())
@@ -233,6 +279,12 @@ fn reference_gradients<B: Host + KernelBackend>(
     let of_weight =
         wanted[1].then(|| reference::conv2d_weight_gradient::<B>(input, weight, gradient, options));
     [of_input, of_weight]
+}
+
+fn quantized_gradient<B: Host>(gradient: FloatTensor<B>, quantizer: GradientQuantizer) -> FloatTensor<B> {
+    let dims = gradient.shape();
+    let dims = dims.as_slice();
+    B::tensor(quantizer.quantized(B::slice(&B::contiguous(gradient)), dims[0]), dims)
 }
 
 fn norm_shape<B: Backend>(input: &FloatTensor<B>) -> NormShape {
@@ -397,9 +449,10 @@ macro_rules! host_backend {
                     return reference_gradients::<Self>(operands, gradient, wanted);
                 };
                 let ConvOperands { input, weight, compute, .. } = operands;
+                let gradient = OutGradient::<Self>::new(gradient, compute);
                 let of_input = wanted[0].then(|| {
                     timed(Kind::ConvInputGradient, || {
-                        conv2d_input_gradient::<Self>(weight, gradient.clone(), compute, &shape)
+                        conv2d_input_gradient::<Self>(weight, &gradient, compute, &shape)
                     })
                 });
                 let kind = match input {
@@ -407,9 +460,16 @@ macro_rules! host_backend {
                     KeptInput::Values(_) => Kind::ConvWeightGradient,
                 };
                 let of_weight = wanted[1].then(|| {
-                    timed(kind, || conv2d_weight_gradient::<Self>(input, gradient, compute, &shape))
+                    timed(kind, || conv2d_weight_gradient::<Self>(input, &gradient, compute, &shape))
                 });
                 [of_input, of_weight]
+            }
+
+            fn lowbit_quantized_gradient(
+                gradient: FloatTensor<Self>,
+                quantizer: GradientQuantizer,
+            ) -> FloatTensor<Self> {
+                timed(Kind::Gradients, || quantized_gradient::<Self>(gradient, quantizer))
             }
         }
 

@@ -70,6 +70,7 @@ use burn::tensor::activation::relu;
 use burn::tensor::ops::ConvOptions;
 pub use lowbit_core::Compute;
 pub use lowbit_cpu::formula::{AnyFormula, Formula, Mode, Number};
+pub use lowbit_cpu::gradient::GradientQuantizer;
 pub use lowbit_cpu::integer::CodeBounds;
 pub use lowbit_cpu::weights::MaxGradient;
 
@@ -78,32 +79,49 @@ pub use backend::{
     KernelBackend, WeightCodes,
 };
 use choice::demand_extension;
-pub use choice::{evaluates_exactly, trains_in_bf16};
+pub use choice::{evaluates_exactly, trains_in_bf16, trains_with_quantized_gradients};
 pub use reduce::reduce_in_parts;
 pub use scheme::{Codes, Quantized, Scheme};
 use scheme::{constant, quantized};
+
+/// What a training step computes otherwise than an evaluation. Of a [`Compute`] alone, gradients are not quantized.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepArithmetic {
+    /// How products are computed.
+    pub compute: Compute,
+    /// What quantizes the gradient of the output before it is multiplied; `None` leaves it as it is.
+    pub gradient: Option<GradientQuantizer>,
+}
+
+impl From<Compute> for StepArithmetic {
+    fn from(compute: Compute) -> Self {
+        Self { compute, gradient: None }
+    }
+}
 
 /// Convolution without bias; as `burn::tensor::module::conv2d`. Operands with codes, those of the input not negative, of one unit and of at
 /// most 8 bits, are multiplied as integers by backends that have a kernel for it: their sums are exact.
 ///
 /// Where there is a gradient, [`Compute::Bf16`] rounds to bf16 what is multiplied in all three passes and has no codes: input, weights
-/// and the gradient of the output, which never has any. Sums are in single precision.
+/// and the gradient of the output, unless that is quantized. Sums are in single precision. A [`GradientQuantizer`] quantizes the gradient of
+/// the output, sample by sample, before it is multiplied for the gradients of the input and of the weights.
 ///
 /// # Shapes
 /// - input: `[batch, in_channels, height, width]`
 /// - weight: `[out_channels, in_channels / groups, kernel height, kernel width]`
 ///
 /// # Panics
-/// If it has a gradient and computes in bf16 on a device that does not train so: see [`trains_in_bf16`].
+/// If it has a gradient and a device does not train so: see [`trains_in_bf16`] and [`trains_with_quantized_gradients`].
 pub fn conv2d(
     input: impl Into<Quantized<4>>,
     weight: impl Into<Quantized<4>>,
     options: ConvOptions<2>,
-    compute: Compute,
+    arithmetic: impl Into<StepArithmetic>,
 ) -> Tensor<4> {
     let ((input, of_input), (weight, of_weight)) = (input.into().split(), weight.into().split());
+    let StepArithmetic { compute, gradient } = arithmetic.into();
     demand_extension(&input);
-    let compute = ConvCompute { compute, have_codes: [of_input.is_some(), of_weight.is_some()] };
+    let compute = ConvCompute { compute, have_codes: [of_input.is_some(), of_weight.is_some()], gradient };
     // What is evaluated is in single precision.
     let compute = if input.device().is_autodiff() { compute } else { ConvCompute::default() };
     let of_input = of_input.and_then(Codes::of_an_input);
@@ -142,6 +160,15 @@ pub fn conv2d(
         compute,
     );
     Tensor::from_dispatch(output)
+}
+
+/// `x` itself, whose gradient is quantized before it goes on, sample by sample; the first dimension of `x` is that of the samples.
+///
+/// # Panics
+/// If it has a gradient on a device that does not train so: see [`trains_with_quantized_gradients`].
+pub fn with_quantized_gradient<const D: usize>(x: Tensor<D>, quantizer: GradientQuantizer) -> Tensor<D> {
+    demand_extension(&x);
+    Tensor::from_dispatch(Dispatch::lowbit_with_quantized_gradient(x.into_dispatch(), quantizer))
 }
 
 /// The mean of each channel of each image, without gradient. Shapes `[batch, channels, height, width]` to `[batch, channels]`.

@@ -19,9 +19,10 @@ pub(crate) enum Kind {
     NormGradients,
     Activations,
     Weights,
+    Gradients,
 }
 
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "convolution",
     "codes of weights packed for a convolution",
     "convolution of codes",
@@ -33,6 +34,7 @@ const NAMES: [&str; 11] = [
     "gradient of a normalization",
     "fake quantization alone",
     "weights of DoReFa, but for their grid",
+    "gradients quantized",
 ];
 
 /// What the kernels of one kind did.

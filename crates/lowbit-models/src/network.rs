@@ -13,11 +13,11 @@ use burn::tensor::module::max_pool2d;
 use burn::tensor::ops::MaxPoolOptions;
 use burn::tensor::{Device, Tensor};
 use lowbit_core::graph::{Conv, Graph, Linear, Node, NodeId, Op};
-use lowbit_core::{Compute, Purpose, stream};
+use lowbit_core::{BitWidth, Compute, Purpose, stream};
 use lowbit_kernels::{Activation, channel_means, evaluates_exactly};
 use lowbit_quantizers::{
-    LayerMut, LayerRef, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantLinearConfig, QuantizationPolicy,
-    QuantizedNetwork,
+    GradientQuantizer, LayerMut, LayerRef, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantLinearConfig,
+    QuantizationPolicy, QuantizedNetwork,
 };
 use rand::Rng;
 
@@ -166,6 +166,16 @@ impl Network {
             if let Layer::Conv(conv) = layer {
                 conv.compute = compute;
             }
+        }
+    }
+
+    /// Sets to how many bits the gradients of the outputs of quantized layers are rounded in training steps from now on, with noise by keys
+    /// that every layer draws from `keys`, whether it is quantized or not. `None` leaves gradients in full precision. For noise of its own,
+    /// each step needs other keys.
+    pub fn quantize_gradients(&mut self, bits: Option<BitWidth>, keys: &mut impl Rng) {
+        for (_, mut layer) in self.layers_mut() {
+            let key = keys.next_u64();
+            layer.quantize_gradient(bits.map(|bits| GradientQuantizer::new(bits.get(), key)));
         }
     }
 

@@ -43,7 +43,10 @@ pub use lowbit_core::{
     BitWidth, BitWidthError, CodeRange, CodeSet, Compute, Granularity, GridError, IntegerGrid, LayerRole,
     Precision, Purpose, stream,
 };
-pub use lowbit_kernels::{Activation, AnyFormula, Formula, Number, Quantized, Scheme, trains_in_bf16};
+pub use lowbit_kernels::{
+    Activation, AnyFormula, Formula, GradientQuantizer, Number, Quantized, Scheme, trains_in_bf16,
+    trains_with_quantized_gradients,
+};
 pub use parameter::is_quantizer_state;
 pub use policy::{LayerOverride, PrecisionFloor, QuantizationPolicy, pattern_matches};
 pub use quantizer::{

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use lowbit_core::BitWidth;
 use lowbit_data::{DataError, Split};
 use lowbit_models::ModelError;
 
@@ -115,6 +116,16 @@ pub enum TrainError {
         "train.compute=\"bf16\" is for CPUs, and the device is {device}: choose another, or train.compute=\"fp32\""
     )]
     Compute {
+        /// How the device was asked for, as in "wgpu".
+        device: String,
+    },
+    /// The device does not train with gradients of few bits.
+    #[error(
+        "quantization.grad_bits={bits} is for CPUs, and the device is {device}: choose another, or quantization.grad_bits=\"fp32\""
+    )]
+    GradBits {
+        /// How many bits are asked for.
+        bits: BitWidth,
         /// How the device was asked for, as in "wgpu".
         device: String,
     },

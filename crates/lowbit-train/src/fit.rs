@@ -8,7 +8,7 @@ use std::time::Instant;
 use burn::tensor::Device;
 use lowbit_data::{Batch, Loader, Split};
 use lowbit_models::Plan;
-use lowbit_quantizers::trains_in_bf16;
+use lowbit_quantizers::{trains_in_bf16, trains_with_quantized_gradients};
 use serde::Serialize;
 
 use crate::calibration::Calibration;
@@ -76,6 +76,11 @@ impl<'a> Fit<'a> {
         let experiment = Experiment::new(recipe, std::mem::take(&mut session.strategies))?;
         if experiment.computes_in_bf16() && !trains_in_bf16(&session.device) {
             return Err(TrainError::Compute { device: session.device_name.clone() });
+        }
+        if let Some(bits) = experiment.recipe.quantization.grad_bits.bit_width()
+            && !trains_with_quantized_gradients(&session.device)
+        {
+            return Err(TrainError::GradBits { bits, device: session.device_name.clone() });
         }
         Ok(Self {
             recipe_sha256,

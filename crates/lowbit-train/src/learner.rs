@@ -288,6 +288,11 @@ impl Trainee {
         shares.iter().sum::<f64>() / shares.len().max(1) as f64
     }
 
+    /// The network in training, for change.
+    pub(crate) fn network_mut(&mut self) -> &mut Network {
+        &mut self.learner.network
+    }
+
     /// What the network makes of a batch, `[batch, channels, height, width]`. A network that is not trained is asked as
     /// in evaluation, and its output has no gradient.
     fn forward(&self, images: Tensor<4>) -> Features {

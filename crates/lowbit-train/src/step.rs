@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor, Transaction};
+use lowbit_core::{Precision, Purpose, stream};
 use lowbit_data::Batch;
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};
 
@@ -11,6 +12,7 @@ use crate::data::tensor;
 use crate::error::{Divergence, TrainError};
 use crate::experiment::{Experiment, Timeline};
 use crate::learner::Trainee;
+use crate::recipe::Recipe;
 use crate::schedule::learning_rate;
 use crate::state;
 use crate::strategy::{Loss, Moment, Output, Outputs, Role, TOTAL, compose_loss, compose_selections};
@@ -53,6 +55,7 @@ impl Step<'_> {
             self.device,
         );
         let quantized_share = self.select(trainees)?;
+        self.quantize_gradients(trainees);
         let (losses, logits) = self.losses(trainees, tensor(&mut batch, self.device), &targets);
         let phase_step = step - self.timeline.start(self.phase);
         let mut updates = Vec::new();
@@ -125,6 +128,18 @@ impl Step<'_> {
             }
         }
         Ok(deployed_share)
+    }
+
+    /// Lets the gradients of the students' quantized layers be rounded, with noise of this step.
+    fn quantize_gradients(&self, trainees: &mut [Trainee]) {
+        let Recipe { seed, quantization, .. } = &self.experiment.recipe;
+        let Precision::Bits(bits) = quantization.grad_bits else { return };
+        for (index, trainee) in trainees.iter_mut().enumerate() {
+            if trainee.spec.role == Role::Student {
+                let mut keys = stream(*seed, Purpose::GradientNoise, index as u64, self.step);
+                trainee.network_mut().quantize_gradients(Some(bits), &mut keys);
+            }
+        }
     }
 
     /// The loss of each network for a batch, `None` if it is not trained, and the logits of the deployed one.
@@ -206,4 +221,54 @@ impl StepLoss {
 /// A path in a network without the name of the network in what is trained.
 fn without_module(path: &str) -> &str {
     path.strip_prefix("network.").unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use lowbit_models::Network;
+    use lowbit_quantizers::{GradientQuantizer, QuantizedNetwork};
+
+    use super::*;
+
+    /// The noise of a step: of the seed, the step, the network and the layer, and of nothing else.
+    #[test]
+    fn gradients_of_students_have_noise_of_their_own() {
+        let device = Device::default().autodiff();
+        let quantizers = |changes: &[&str], step: u64| -> Vec<Vec<Option<GradientQuantizer>>> {
+            let joint = "strategy.joint={teacher={}, students=[{weight_bits=2, act_bits=2}]}";
+            let changes = changes.iter().chain([&joint]).map(ToString::to_string).collect::<Vec<_>>();
+            let recipe = Recipe::embedded("digits-preresnet8-w2a2", &changes).unwrap();
+            let experiment = Experiment::of_recipe(&recipe).unwrap();
+            let timeline = experiment.timeline(4);
+            let phase = &experiment.phases[0];
+            let new = |spec| Trainee::new(spec, &recipe, phase, &device).unwrap();
+            let mut trainees: Vec<Trainee> = experiment.networks.iter().cloned().map(new).collect();
+            let step = Step { experiment: &experiment, timeline: &timeline, phase: 0, step, device: &device };
+            step.quantize_gradients(&mut trainees);
+            let of_network = |network: &Network| -> Vec<_> {
+                network.layers().map(|(_, layer)| layer.gradient_quantizer()).collect()
+            };
+            trainees.iter_mut().map(|trainee| of_network(trainee.network_mut())).collect()
+        };
+        let all = quantizers(&["quantization.grad_bits=8"], 5);
+        assert_eq!(all, quantizers(&["quantization.grad_bits=8"], 5));
+        let n = all[0].len();
+        // Of students all layers but the first and the last; of the teacher none.
+        let are_there =
+            |network: &[Option<GradientQuantizer>]| network.iter().filter(|q| q.is_some()).count();
+        let mut counts: Vec<usize> = all.iter().map(|network| are_there(network)).collect();
+        counts.sort_unstable();
+        assert_eq!(counts, [0, n - 2, n - 2]);
+        let others = [
+            quantizers(&["quantization.grad_bits=8"], 6),
+            quantizers(&["quantization.grad_bits=8", "seed=1"], 5),
+        ];
+        let mut seen: Vec<GradientQuantizer> = Vec::new();
+        for quantizer in [all].into_iter().chain(others).flatten().flatten().flatten() {
+            assert!(!seen.contains(&quantizer), "{quantizer:?} is there twice");
+            seen.push(quantizer);
+        }
+        assert_eq!(seen.len(), 3 * 2 * (n - 2));
+        assert!(quantizers(&[], 5).iter().flatten().all(Option::is_none));
+    }
 }

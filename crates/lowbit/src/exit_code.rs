@@ -110,6 +110,7 @@ fn of_train(error: &TrainError) -> Code {
         | TrainError::NoFolder
         | TrainError::NamedImages { .. }
         | TrainError::Compute { .. }
+        | TrainError::GradBits { .. }
         | TrainError::NotText { .. } => Code::Usage,
         TrainError::Init { source, .. } | TrainError::Unsaved { source, .. } => of_train(source),
         TrainError::Data(error) => of_data(error),

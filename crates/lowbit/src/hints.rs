@@ -12,13 +12,14 @@ use lowbit_train::shell_quoted;
 use crate::recipes;
 
 /// Options of other training programs, with the key of the recipe that does the same and a value for an example.
-const SETTINGS: [(&[&str], &str, &str); 16] = [
+const SETTINGS: [(&[&str], &str, &str); 17] = [
     (&["epochs", "epoch", "n-epochs", "num-epochs", "max-epochs"], "train.epochs", "3"),
     (&["lr", "learning-rate", "base-lr"], "train.learning_rate", "0.1"),
     (&["batch-size", "batch", "bs", "b"], "data.batch_size", "64"),
     (&["seed", "random-seed"], "seed", "1"),
     (&["bits", "weight-bits", "w-bits", "wbits", "bit-width"], "quantization.weight_bits", "2"),
     (&["act-bits", "activation-bits", "a-bits", "abits"], "quantization.act_bits", "2"),
+    (&["grad-bits", "gradient-bits", "g-bits", "gbits"], "quantization.grad_bits", "8"),
     (&["method", "quantizer"], "quantization.method", "lsq"),
     (&["weight-decay", "wd"], "train.weight_decay", "0.0001"),
     (&["gradient-clip", "grad-clip", "clip"], "train.gradient_clip", "1"),

@@ -110,7 +110,7 @@ fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt
     writeln!(text, "\n{}\n", output::plan_in(&plan.to_string(), columns))?;
     writeln!(text, "{}", entry("recipe", &describe_recipe(recipe)))?;
     if let Some(compute) = describe_compute(recipe) {
-        writeln!(text, "{}", entry("compute", compute))?;
+        writeln!(text, "{}", entry("compute", &compute))?;
     }
     // With those of a library's caller. What an earlier lowbit did not write down is in the recipe.
     let of_recipe = recipe.strategies();
@@ -261,7 +261,7 @@ fn inspect_recipe(args: &InspectArgs) -> anyhow::Result<()> {
         writeln!(text, "{}", entry("with", &strategies))?;
     }
     if let Some(compute) = describe_compute(&recipe) {
-        writeln!(text, "{}", entry("compute", compute))?;
+        writeln!(text, "{}", entry("compute", &compute))?;
     }
     for (i, phase) in phases.iter().enumerate() {
         writeln!(text, "{}", entry(if i == 0 { "phases" } else { "" }, &describe_phase(phase)))?;
@@ -352,13 +352,20 @@ pub fn describe_recipe(recipe: &Recipe) -> String {
 }
 
 /// What a step computes in other arithmetic than single precision, if anything.
-pub fn describe_compute(recipe: &Recipe) -> Option<&'static str> {
-    match recipe.train.compute {
+pub fn describe_compute(recipe: &Recipe) -> Option<String> {
+    let convs = match recipe.train.compute {
         Compute::Fp32 => None,
         Compute::Bf16 => Some(
-            "convolutions are trained in bf16: what they multiply is rounded to it, unless it is quantized",
+            "convolutions are trained in bf16: what they multiply is rounded to it, unless it is quantized"
+                .into(),
         ),
-    }
+    };
+    let gradients = recipe.quantization.grad_bits.bit_width().map(|bits| {
+        let bits = output::counted(bits.get().into(), "bit");
+        format!("gradients of quantized layers have {bits}, with noise (DoReFa-Net)")
+    });
+    let parts: Vec<String> = convs.into_iter().chain(gradients).collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
 }
 
 /// The strategies of a training by their `names`, if it has any: in the words of those that come with lowbit.

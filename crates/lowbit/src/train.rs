@@ -322,7 +322,7 @@ impl Observer for Follower<'_> {
         self.show_entry("plan    ", &format!("{epochs} in batches of {batch}, seed {}", recipe.seed));
         if let Some(compute) = describe_compute(recipe) {
             tracing::info!(target: SHOWN, "{compute}");
-            self.show_entry("compute ", compute);
+            self.show_entry("compute ", &compute);
         }
         self.show(&format!("device  {}", self.device));
         if let Some(memory) = &self.memory {

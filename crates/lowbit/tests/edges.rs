@@ -449,6 +449,34 @@ fn the_arithmetic_of_a_training_is_said() {
     assert!(again.stderr.contains("train.compute is \"fp32\", in the run \"bf16\""), "{}", again.stderr);
 }
 
+/// Gradients of few bits are said where a training is described, and a run goes on with its own only.
+#[test]
+fn the_bits_of_gradients_are_said() {
+    let sandbox = Sandbox::new();
+    let grad_bits = ["--set", "quantization.grad_bits=6"];
+    let says = |text: &str| {
+        let line = "compute ";
+        text.lines().any(|text| text.starts_with(line) && text.contains("6 bits, with noise (DoReFa-Net)"))
+    };
+    let inspected = sandbox.run(&[&["inspect", "digits-preresnet8-w2a2"][..], &grad_bits].concat());
+    assert!(says(&inspected.stdout), "{}", inspected.stdout);
+    let trained = sandbox.run(&[&["train", "--out", "run"][..], &TINY, &grad_bits].concat());
+    assert_eq!(trained.code, Some(0), "{}", trained.stderr);
+    assert!(says(&trained.stderr), "{}", trained.stderr);
+    let run = sandbox.run(&["inspect", "run"]);
+    assert!(says(&run.stdout), "{}", run.stdout);
+    let again = sandbox.run(&[&["train", "--out", "run", "--or-resume"][..], &TINY].concat());
+    assert_eq!(again.code, Some(2), "{}", again.stderr);
+    assert!(again.stderr.contains("quantization.grad_bits is \"fp32\", in the run 6"), "{}", again.stderr);
+    let both = ["--set", "train.compute=bf16"];
+    let inspected = sandbox.run(&[&["inspect", "digits-preresnet8-w2a2"][..], &grad_bits, &both].concat());
+    assert!(says(&inspected.stdout) && inspected.stdout.contains("bf16"), "{}", inspected.stdout);
+    let refused = sandbox.run(&["inspect", "digits-preresnet8-w2a2", "--set", "quantization.grad_bits=9"]);
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    let expected = "quantization.grad_bits: expected a bit width from 1 to 8, or \"fp32\", got 9";
+    assert!(refused.stderr.contains(expected), "{}", refused.stderr);
+}
+
 /// A recipe that extends another is shown whole, trains, and its run depends on no other file.
 #[test]
 fn a_recipe_that_extends_another() {

@@ -48,7 +48,7 @@ const MULTI_STAGE: &[&str] = &[
     "phases={w2a4={quantizer_state=\"rescaled\", optimizer_state=\"kept\"}}",
 ];
 
-/// One phase with a random part quantized in each step, drawn by its error, beside a teacher.
+/// One phase with a random part quantized in each step, drawn by its error, and noise in the gradients, beside a teacher.
 const ONE_STAGE: &[&str] = &[
     "train.epochs=4",
     "train.ema_decay=0.9",
@@ -58,6 +58,7 @@ const ONE_STAGE: &[&str] = &[
     "checkpoint.every_steps=3",
     "strategy.stochastic_precision={selector=\"roulette\", unit=\"layer\"}",
     "strategy.joint={}",
+    "quantization.grad_bits=4",
 ];
 
 /// Two moments of each parameter, of learned clip values too, which have a group of their own.

@@ -30,6 +30,10 @@ pub struct StepArgs {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "fp32")]
     compute: Vec<Compute>,
 
+    /// Bits of the gradients of our quantized layers, 1 to 8 or fp32: each is an entry of its own
+    #[arg(long, value_parser = GradBits::parse, value_delimiter = ',', default_value = "fp32")]
+    grad_bits: Vec<GradBits>,
+
     /// Other implementations beside ours: PyTorch, in full precision and at the same bits; Brevitas, at the same bits
     #[arg(long = "peer", value_enum, value_delimiter = ',')]
     peers: Vec<Peer>,
@@ -82,13 +86,48 @@ impl Compute {
             Self::Bf16 => "bf16",
         }
     }
+}
+
+/// How many bits gradients have; `None` in full precision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct GradBits(Option<u32>);
+
+impl GradBits {
+    fn parse(text: &str) -> Result<Self, String> {
+        match (text, text.parse()) {
+            ("fp32", _) => Ok(Self(None)),
+            (_, Ok(bits @ 1..=8)) => Ok(Self(Some(bits))),
+            _ => Err("expected 1 to 8, or fp32".into()),
+        }
+    }
+}
+
+/// What tells our entries on a device and with the same bits from each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ours {
+    compute: Compute,
+    grad_bits: GradBits,
+}
+
+impl Ours {
+    /// The entries for layers of `bits`. Without quantized layers no gradient is quantized.
+    fn entries(computes: &[Compute], grad_bits: &[GradBits], bits: &str) -> Vec<Self> {
+        let of = |&compute| grad_bits.iter().map(move |&grad_bits| Self { compute, grad_bits });
+        let is_there = |entry: &Self| bits != "fp32" || entry.grad_bits.0.is_none();
+        computes.iter().flat_map(of).filter(is_there).collect()
+    }
 
     /// The name of the entry on a device.
-    fn entry(self, device: &str) -> String {
-        match self {
-            Self::Fp32 => format!("lowbit {device}"),
-            Self::Bf16 => format!("lowbit {device} bf16"),
-        }
+    fn name(self, device: &str) -> String {
+        let compute = if self.compute == Compute::Bf16 { " bf16" } else { "" };
+        let gradients = self.grad_bits.0.map_or(String::new(), |bits| format!(" g{bits}"));
+        format!("lowbit {device}{compute}{gradients}")
+    }
+
+    /// What the program is told after the device.
+    fn arguments(self) -> Vec<String> {
+        let grad_bits = self.grad_bits.0.map(|bits| bits.to_string());
+        [self.compute.argument().to_string()].into_iter().chain(grad_bits).collect()
     }
 }
 
@@ -186,12 +225,12 @@ pub fn run(args: &StepArgs) -> anyhow::Result<()> {
     for device in &args.device {
         let program = build(device)?;
         for bits in &args.bits {
-            for compute in &args.compute {
+            for ours in Ours::entries(&args.compute, &args.grad_bits, bits) {
                 let mut command = Command::new(&program);
-                command.args([args.network.name(), bits, device, compute.argument()]);
+                command.args([args.network.name(), bits, device]).args(ours.arguments());
                 command.env("RAYON_NUM_THREADS", threads.to_string());
                 args.without.tell(&mut command);
-                contestants.push(Contestant::start(compute.entry(device), bits, command)?);
+                contestants.push(Contestant::start(ours.name(device), bits, command)?);
             }
         }
     }
@@ -330,8 +369,17 @@ mod tests {
 
     #[test]
     fn each_arithmetic_of_ours_is_an_entry() {
-        let entries = Compute::value_variants().iter().map(|compute| compute.entry("flex"));
-        assert_eq!(entries.collect::<Vec<_>>(), ["lowbit flex", "lowbit flex bf16"]);
+        let grad_bits = ["fp32", "8"].map(|bits| GradBits::parse(bits).unwrap());
+        let names = |bits| -> Vec<String> {
+            let entries = Ours::entries(Compute::value_variants(), &grad_bits, bits);
+            entries.into_iter().map(|ours| ours.name("flex")).collect()
+        };
+        let all = ["lowbit flex", "lowbit flex g8", "lowbit flex bf16", "lowbit flex bf16 g8"];
+        assert_eq!(names("w2a2"), all);
+        assert_eq!(names("fp32"), ["lowbit flex", "lowbit flex bf16"]);
+        let ours = Ours { compute: Compute::Fp32, grad_bits: grad_bits[1] };
+        assert_eq!(ours.arguments(), ["fp32", "8"]);
+        assert!(["0", "9", "g8", ""].iter().all(|text| GradBits::parse(text).is_err()));
     }
 
     #[test]

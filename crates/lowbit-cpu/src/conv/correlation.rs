@@ -6,6 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::kernel::{BEYOND, Factor, MOST_ROWS, Products, TOGETHER, products};
+use super::operand::Gradient;
 use super::planes::{Images, Planes, Position};
 use super::source::grow;
 use crate::instructions::multiversion;
@@ -120,7 +121,9 @@ pub struct Correlation<'a, C> {
     pub planes: Planes<C>,
     /// For each group of channels.
     pub groups: Vec<Vec<Part<C>>>,
-    pub input: &'a [f32],
+    pub input: Gradient<'a>,
+    /// What results of each image are multiplied with, if with anything.
+    pub image_scales: Option<Vec<f32>>,
     /// What the values of each channel of the input are multiplied with, of all groups, if with anything.
     pub input_scales: Option<&'a [f32]>,
     /// What results are multiplied with: for all, or for each channel of all groups.
@@ -169,7 +172,7 @@ impl<C: Factor> Correlation<'_, C> {
                 let packed = self.planes.pack_shared(self.images(image, group), 1, &mut planes);
                 out.par_chunks_mut(per_task * C::ROWS * plane).enumerate().for_each(|(i, out)| {
                     let blocks = i * per_task..((i + 1) * per_task).min(n_blocks);
-                    self.sum_up(packed, 1, group, blocks, out);
+                    self.sum_up(packed, [image, 1], group, blocks, out);
                 });
                 SCRATCH.with_borrow_mut(|scratch| scratch.planes = planes);
             });
@@ -182,7 +185,7 @@ impl<C: Factor> Correlation<'_, C> {
                 let out = &mut out[group * self.channels * plane..];
                 let mut planes = SCRATCH.with_borrow_mut(|scratch| std::mem::take(&mut scratch.planes));
                 let packed = self.planes.pack(self.images(i * together, group), n, &mut planes);
-                self.sum_up(packed, n, group, 0..n_blocks, out);
+                self.sum_up(packed, [i * together, n], group, 0..n_blocks, out);
                 SCRATCH.with_borrow_mut(|scratch| scratch.planes = planes);
             }
         });
@@ -194,7 +197,7 @@ impl<C: Factor> Correlation<'_, C> {
             let n = scales.len() / self.groups.len();
             &scales[group * n..][..n]
         });
-        Images::Values(&self.input[first * self.input_len[0] + group * self.input_len[1]..], channels)
+        self.input.images(first * self.input_len[0] + group * self.input_len[1], channels)
     }
 
     /// What the results of some channels of a group are multiplied with, if with anything.
@@ -210,8 +213,15 @@ impl<C: Factor> Correlation<'_, C> {
         of_channels.iter().any(|scale| *scale != 1.0).then_some(of_channels)
     }
 
-    /// Writes the channels of some blocks of a group of `n` images, which are `packed`; `out` begins with the first of them.
-    fn sum_up(&self, packed: &[C], n: usize, group: usize, blocks: Range<usize>, out: &mut [Slot]) {
+    /// Writes the channels of some blocks of a group of `n` images from a first one on, which are `packed`; `out` begins with the first of them.
+    fn sum_up(
+        &self,
+        packed: &[C],
+        [first_image, n]: [usize; 2],
+        group: usize,
+        blocks: Range<usize>,
+        out: &mut [Slot],
+    ) {
         let plane = self.size[0] * self.size[1];
         let out_image = self.groups.len() * self.channels * plane;
         if self.has_gaps {
@@ -242,6 +252,7 @@ impl<C: Factor> Correlation<'_, C> {
                         let channels = block * C::ROWS..((block + 1) * C::ROWS).min(self.channels);
                         let results = Store {
                             scales: self.scales_of(group, channels.clone()),
+                            image_scales: self.image_scales.as_ref().map(|scales| &scales[first_image..]),
                             spread: part.spread,
                             pixels: pixels.clone(),
                             image_rows: self.planes.rows,
@@ -263,6 +274,8 @@ impl<C: Factor> Correlation<'_, C> {
 struct Store<'a> {
     /// What those of each channel are multiplied with, if with anything.
     scales: Option<[f32; MOST_ROWS]>,
+    /// And those of each image.
+    image_scales: Option<&'a [f32]>,
     spread: [Spread; 2],
     /// Pixels of the planes that were summed up, of images of so many rows each.
     pixels: Range<usize>,
@@ -295,7 +308,11 @@ multiversion! {
             for channel in 0..results.channels {
                 let from = &sums[channel * stride + from..][..columns.len()];
                 let to = &mut out[channel * plane + to..];
-                let scale = results.scales.map(|scales| scales[channel]);
+                let scale = match (results.scales, results.image_scales) {
+                    (None, None) => None,
+                    (Some(scales), None) => Some(scales[channel]),
+                    (scales, Some(images)) => Some(scales.map_or(1.0, |scales| scales[channel]) * images[image]),
+                };
                 match (x.step, scale) {
                     (1, None) => store_row(from, 1.0, &mut to[..columns.len()]),
                     (1, Some(scale)) => store_row(from, scale, &mut to[..columns.len()]),

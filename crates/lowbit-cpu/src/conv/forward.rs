@@ -6,7 +6,7 @@ use super::cell::{Bf16Pair, Cell, Rounded};
 use super::correlation::{Correlation, Order, Part, Spread};
 use super::direct;
 use super::kernel::{Factor, multiplies_bf16};
-use super::operand::{Precision, Weights, rounded};
+use super::operand::{Gradient, Precision, Weights, rounded};
 use super::planes::{Axis, Planes, Position};
 use super::shape::ConvShape;
 #[cfg(target_arch = "x86_64")]
@@ -82,7 +82,8 @@ pub(super) fn run<C: Factor>(shape: &ConvShape, input: &[f32], weight: Weights<'
         batch: shape.batch,
         planes: input_planes(shape),
         groups: factors.chunks_exact(shape.group_weight()).map(|factors| vec![part(factors)]).collect(),
-        input,
+        input: Gradient::Values(input),
+        image_scales: None,
         input_scales: None,
         scales,
         input_len: [shape.in_image(), shape.group_in() * shape.in_plane()],

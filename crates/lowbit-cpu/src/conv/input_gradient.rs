@@ -1,12 +1,10 @@
 //! The gradient of the input.
 
-use std::borrow::Cow;
-
 use super::cell::{Bf16Pair, Rounded};
 use super::correlation::{Correlation, Order, Part, Spread};
 use super::direct;
 use super::kernel::{Factor, multiplies_bf16};
-use super::operand::{Precision, Weights, rounded};
+use super::operand::{Gradient, Precision, Weights};
 use super::planes::{Axis, Planes, Position};
 use super::shape::ConvShape;
 #[cfg(target_arch = "x86_64")]
@@ -101,7 +99,7 @@ impl Meetings {
 pub fn input_gradient(
     shape: &ConvShape,
     weight: Weights<'_>,
-    out_gradient: &[f32],
+    out_gradient: Gradient<'_>,
     precision: Precision,
 ) -> Vec<f32> {
     shape.check_sizes();
@@ -112,9 +110,15 @@ pub fn input_gradient(
         return Vec::new();
     }
     if shape.has_tiny_groups() {
-        let out_gradient = rounded(Cow::Borrowed(out_gradient), precision);
+        let out_gradient = out_gradient.values(precision);
         return direct::input_gradient(shape, &weight.values(shape, precision), &out_gradient);
     }
+    // What is exact in bf16 is multiplied so: codes, but for those of gradients that are multiplied with a scale of their channel.
+    let is_exact = matches!(weight, Weights::Codes { scales: [_], .. });
+    let precision = match out_gradient.are_codes() && is_exact {
+        true => Precision::Bf16,
+        false => precision,
+    };
     let run = match precision {
         #[cfg(target_arch = "x86_64")]
         Precision::Single if weight.are_codes() && tiles::pays(shape.group_out()) => {
@@ -135,7 +139,7 @@ pub fn input_gradient(
 pub(super) fn run<C: Factor, const TERMS: usize>(
     shape: &ConvShape,
     weight: Weights<'_>,
-    out_gradient: &[f32],
+    out_gradient: Gradient<'_>,
     gradient: &mut [Slot],
 ) {
     let meetings = [0, 1].map(|i| Meetings::new(shape, i));
@@ -159,6 +163,7 @@ pub(super) fn run<C: Factor, const TERMS: usize>(
         planes,
         groups: factors.chunks_exact(shape.group_weight()).map(parts).collect(),
         input: out_gradient,
+        image_scales: out_gradient.units(),
         input_scales,
         scales,
         input_len: [shape.out_image(), shape.group_out() * shape.out_plane()],

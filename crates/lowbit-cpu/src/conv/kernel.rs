@@ -17,6 +17,9 @@ pub const TOGETHER: usize = 16;
 /// Pixels by which operands and results are longer than what is asked for: no tile reaches further.
 pub const BEYOND: usize = 64;
 
+/// Most cells of a vector.
+pub const MOST_LANES: usize = 32;
+
 /// Rows of [`dots`].
 pub const DOTS: usize = 4;
 
@@ -33,6 +36,9 @@ trait Sums: Copy {
     /// # Safety
     /// There is room for [`Self::LEN`] values.
     unsafe fn store(self, to: *mut f32);
+
+    /// `self * factor + sums`
+    fn times_plus(self, factor: f32, sums: Self) -> Self;
 
     /// The sum of the values of each vector.
     fn totals(vectors: [Self; DOTS]) -> [f32; DOTS];
@@ -74,6 +80,11 @@ impl<const N: usize> Sums for [f32; N] {
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: as the caller promises.
         unsafe { to.cast::<Self>().write_unaligned(self) };
+    }
+
+    #[inline(always)]
+    fn times_plus(self, factor: f32, sums: Self) -> Self {
+        self.multiply_add([factor; N], sums)
     }
 
     #[inline(always)]
@@ -283,6 +294,11 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn times_plus(self, factor: f32, sums: Self) -> Self {
+            self.multiply_add(Self::splat(factor), sums)
+        }
+
+        #[inline(always)]
         fn totals([a, b, c, d]: [Self; 4]) -> [f32; 4] {
             // SAFETY: the processor has the instructions.
             let halves = unsafe { _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d)) };
@@ -342,6 +358,11 @@ mod x86 {
         unsafe fn store(self, to: *mut f32) {
             // SAFETY: as the caller promises.
             unsafe { _mm512_storeu_ps(to, self) };
+        }
+
+        #[inline(always)]
+        fn times_plus(self, factor: f32, sums: Self) -> Self {
+            self.multiply_add(Self::splat(factor), sums)
         }
 
         #[inline(always)]
@@ -459,10 +480,10 @@ impl Factor for Rounded {
 }
 
 impl Summand for Rounded {
-    unsafe fn dots(Dots { image, steps, rows, stride, n_rows, n }: Dots<'_, Self>, out: &mut [f32]) {
+    unsafe fn dots(Dots { image, steps, rows, stride, n_rows, n, units }: Dots<'_, Self>, out: &mut [f32]) {
         let [image, rows] = [image, rows].map(Self::floats);
         // SAFETY: as the caller promises.
-        unsafe { f32::dots(Dots { image, steps, rows, stride, n_rows, n }, out) }
+        unsafe { f32::dots(Dots { image, steps, rows, stride, n_rows, n, units }, out) }
     }
 }
 
@@ -532,6 +553,8 @@ pub struct Dots<'a, C> {
     pub n_rows: usize,
     /// Pixels, the first of which is the image's first value.
     pub n: usize,
+    /// What the sums over so many pixels each are multiplied with, if with anything; the number is a multiple of [`MOST_LANES`].
+    pub units: Option<(&'a [f32], usize)>,
 }
 
 /// The sums of `R` rows and `N` vectors of pixels.
@@ -657,7 +680,7 @@ unsafe fn tile_of_dots<V: Lanes, const B: usize>(
 /// As [`dots`] checks.
 #[inline(always)]
 unsafe fn all_dots<V: Lanes, const B: usize>(operands: Dots<'_, V::Cell>, out: &mut [f32]) {
-    let Dots { image, steps, rows, stride, n_rows, n } = operands;
+    let Dots { image, steps, rows, stride, n_rows, n, units } = operands;
     let mut row_starts = [rows.as_ptr(); DOTS];
     for (a, start) in row_starts.iter_mut().enumerate() {
         *start = start.wrapping_add(a.min(n_rows - 1) * stride);
@@ -667,8 +690,26 @@ unsafe fn all_dots<V: Lanes, const B: usize>(operands: Dots<'_, V::Cell>, out: &
         for (b, start) in starts.iter_mut().enumerate() {
             *start = start.wrapping_add(group[b.min(group.len() - 1)] as usize);
         }
-        // SAFETY: as the caller promises, for rows and steps that are repeated too.
-        let sums = unsafe { tile_of_dots::<V, B>(row_starts, starts, n) };
+        let sums = match units {
+            // SAFETY: as the caller promises, for rows and steps that are repeated too.
+            None => unsafe { tile_of_dots::<V, B>(row_starts, starts, n) },
+            Some((units, together)) => {
+                let mut sums = [[V::Sums::zero(); B]; DOTS];
+                for (i, first) in (0..n).step_by(together).enumerate() {
+                    let at = |place: *const V::Cell| place.wrapping_add(first);
+                    // SAFETY: as above: parts but the last are a multiple of a vector, which ends where the whole does.
+                    let part = unsafe {
+                        tile_of_dots::<V, B>(row_starts.map(at), starts.map(at), together.min(n - first))
+                    };
+                    for a in 0..DOTS {
+                        for b in 0..B {
+                            sums[a][b] = part[a][b].times_plus(units[i], sums[a][b]);
+                        }
+                    }
+                }
+                sums
+            }
+        };
         for b in 0..group.len() {
             let all = V::Sums::totals([sums[0][b], sums[1][b], sums[2][b], sums[3][b]]);
             for (a, sum) in all.iter().enumerate().take(n_rows) {
@@ -684,12 +725,16 @@ unsafe fn all_dots<V: Lanes, const B: usize>(operands: Dots<'_, V::Cell>, out: &
 /// If an operand or the result is too short: the image has to have [`BEYOND`] values behind the last one, and each row zeros up to
 /// the next multiple of [`BEYOND`]. Or if the processor does not multiply such cells.
 pub fn dots<C: Summand>(operands: Dots<'_, C>, out: &mut [f32]) {
-    let Dots { image, steps, rows, stride, n_rows, n } = operands;
+    let Dots { image, steps, rows, stride, n_rows, n, units } = operands;
     let reach = steps.iter().copied().max().unwrap_or(0) as usize;
     assert!(reach + n + BEYOND <= image.len(), "a step is outside of the image");
     assert!((1..=DOTS).contains(&n_rows), "rows that are not computed together");
     assert!((n_rows - 1) * stride + n.next_multiple_of(BEYOND) <= rows.len(), "the rows are too short");
     assert!(n_rows * steps.len() <= out.len(), "the result is too short");
+    if let Some((units, together)) = units {
+        assert!(together > 0 && together.is_multiple_of(MOST_LANES), "parts of whole vectors");
+        assert!(n.div_ceil(together) <= units.len(), "a unit of each part");
+    }
     // SAFETY: the lengths are checked above.
     unsafe { C::dots(operands, out) }
 }
@@ -808,7 +853,8 @@ mod tests {
                     let (rows, factors): (Vec<C>, Vec<[f32; 2]>) =
                         (0..len).map(|i| if i % stride < n { cell::<C>(i + 1) } else { zero }).unzip();
                     let mut out: Vec<f32> = (0..n_rows * steps.len()).map(value).collect();
-                    let operands = Dots { image: &image, steps: &steps, rows: &rows, stride, n_rows, n };
+                    let operands =
+                        Dots { image: &image, steps: &steps, rows: &rows, stride, n_rows, n, units: None };
                     // SAFETY: the lengths are those that `dots` asks for.
                     unsafe { run(operands, &mut out) };
                     for (i, out) in out.iter().enumerate() {

@@ -24,6 +24,6 @@ mod weight_gradient;
 
 pub use forward::{forward, forward_into};
 pub use input_gradient::input_gradient;
-pub use operand::{Input, Precision, Weights};
+pub use operand::{Gradient, Input, Precision, Weights};
 pub use shape::ConvShape;
 pub use weight_gradient::weight_gradient;

@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 
+use super::planes::Images;
 use super::shape::ConvShape;
+use crate::gradient::GradientCodes;
 use crate::packed::PackedImages;
 
 /// The numbers that products are made of.
@@ -41,7 +43,6 @@ impl<'a> Weights<'a> {
     }
 
     /// Whether they are codes.
-    #[cfg(target_arch = "x86_64")]
     pub(super) fn are_codes(self) -> bool {
         matches!(self, Self::Codes { .. })
     }
@@ -100,7 +101,6 @@ impl<'a> Input<'a> {
     }
 
     /// Whether they are codes.
-    #[cfg(target_arch = "x86_64")]
     pub(super) fn are_codes(self) -> bool {
         matches!(self, Self::Codes(_))
     }
@@ -118,6 +118,54 @@ impl<'a> Input<'a> {
         match self {
             Self::Values(values) => rounded(Cow::Borrowed(values), precision),
             Self::Codes(codes) => Cow::Owned(codes.values()),
+        }
+    }
+}
+
+/// Gradient of a convolution's output.
+#[derive(Clone, Copy, Debug)]
+pub enum Gradient<'a> {
+    /// Its values.
+    Values(&'a [f32]),
+    /// Codes. Where the other operand has some, too, sums of products are exact up to 2^24.
+    Codes(&'a GradientCodes),
+}
+
+impl<'a> Gradient<'a> {
+    /// How many values there are.
+    pub(super) fn len(self) -> usize {
+        match self {
+            Self::Values(values) => values.len(),
+            Self::Codes(codes) => codes.codes.len(),
+        }
+    }
+
+    /// Whether they are codes.
+    pub(super) fn are_codes(self) -> bool {
+        matches!(self, Self::Codes(_))
+    }
+
+    /// The values that are multiplied in a precision.
+    pub(super) fn values(self, precision: Precision) -> Cow<'a, [f32]> {
+        match self {
+            Self::Values(values) => rounded(Cow::Borrowed(values), precision),
+            Self::Codes(codes) => Cow::Owned(codes.values()),
+        }
+    }
+
+    /// What a factor of products is worth in each sample, if that is not its value.
+    pub(super) fn units(self) -> Option<Vec<f32>> {
+        match self {
+            Self::Values(_) => None,
+            Self::Codes(codes) => Some(codes.units()),
+        }
+    }
+
+    /// The images from value number `first` on, with what those of each channel are multiplied with.
+    pub(super) fn images(self, first: usize, scales: Option<&'a [f32]>) -> Images<'a> {
+        match self {
+            Self::Values(values) => Images::Values(&values[first..], scales),
+            Self::Codes(codes) => Images::Gradient(&codes.codes[first..], codes.largest, scales),
         }
     }
 }

@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 use rayon::prelude::*;
 
 use super::cell::{Cell, cells, convert};
-use super::kernel::BEYOND;
+use super::kernel::{BEYOND, MOST_LANES};
 use super::source::{copy, grow, set_zero, table_index};
 use crate::instructions::multiversion;
 use crate::packed::PackedImages;
@@ -86,6 +86,8 @@ pub struct Planes<C> {
     zeros_behind: usize,
     /// What the length of a plane is a multiple of.
     multiple: usize,
+    /// What the length of an image's plane is a multiple of.
+    image_multiple: usize,
     /// Terms of bf16 that values are split into, each in cells of its own, the last term first.
     terms: usize,
     /// Values from row to row.
@@ -122,6 +124,7 @@ impl<C: Cell> Planes<C> {
             reach,
             zeros_behind,
             multiple: 1,
+            image_multiple: 1,
             terms: 1,
             row,
             rows,
@@ -131,6 +134,11 @@ impl<C: Cell> Planes<C> {
     /// The same with zeros behind each plane up to a multiple of [`BEYOND`]: what [`dots`](super::kernel::dots) asks of its rows.
     pub fn with_padded_rows(self) -> Self {
         Self { multiple: BEYOND, ..self }
+    }
+
+    /// The same with zeros behind each image up to a multiple of what a vector has: sums over pixels are of one image.
+    pub fn with_separate_images(self) -> Self {
+        Self { image_multiple: MOST_LANES, ..self }
     }
 
     /// The same with the cells of so many terms of the values.
@@ -150,7 +158,7 @@ impl<C: Cell> Planes<C> {
 
     /// Cells of a plane.
     pub fn plane(&self) -> usize {
-        self.row * self.rows
+        (self.row * self.rows).next_multiple_of(self.image_multiple)
     }
 
     /// Cells from plane to plane of `n` images: not a multiple of what a cache repeats its places after.
@@ -211,6 +219,8 @@ impl<C: Cell> Planes<C> {
 pub enum Images<'a> {
     /// Values, of which the first image's begin here, and what those of each channel are multiplied with, if with anything.
     Values(&'a [f32], Option<&'a [f32]>),
+    /// The same of codes of gradients, the largest of which is given: twice the code less the largest.
+    Gradient(&'a [u8], u8, Option<&'a [f32]>),
     /// Packed codes, from an image and a channel on.
     Codes(&'a PackedImages, [usize; 2]),
 }
@@ -230,19 +240,27 @@ fn pack_cells<C: Cell>(layout: &Planes<C>, images: Images<'_>, cell: usize, n: u
     let first = cell % layout.cells_of_term() * C::CHANNELS;
     let channels = first..(first + C::CHANNELS).min(layout.channels);
     PLANES.with_borrow_mut(|[unpacked, converted]| {
+        let len = channels.len() * plane_values;
+        let scales = match images {
+            Images::Values(_, scales) | Images::Gradient(_, _, scales) => scales,
+            Images::Codes(..) => None,
+        };
+        let scale = |i: usize| scales.and_then(|scales| scales.get(first + i)).copied();
+        let scales = scale(0).map(|first| [first, scale(1).unwrap_or(0.0)]);
         for image in 0..n {
-            let (values, scales) = match images {
-                Images::Values(values, scales) => {
-                    let values = &values[image * layout.input_image + first * plane_values..];
-                    let scale = |i: usize| scales.and_then(|scales| scales.get(first + i)).copied();
-                    let scales = scale(0).map(|first| [first, scale(1).unwrap_or(0.0)]);
-                    (&values[..channels.len() * plane_values], scales)
+            let at = image * layout.input_image + first * plane_values;
+            let values = match images {
+                Images::Values(values, _) => &values[at..][..len],
+                Images::Gradient(codes, largest, _) => {
+                    grow(unpacked, len);
+                    steps_of_gradient(&codes[at..][..len], largest, &mut unpacked[..len]);
+                    &unpacked[..len]
                 }
                 Images::Codes(codes, [first_image, first_channel]) => {
-                    grow(unpacked, channels.len() * plane_values);
-                    let values = &mut unpacked[..channels.len() * plane_values];
-                    codes.unpack(first_image + image, (first_channel + first) * plane_values, values);
-                    (&*values, None)
+                    grow(unpacked, len);
+                    let at = (first_channel + first) * plane_values;
+                    codes.unpack(first_image + image, at, &mut unpacked[..len]);
+                    &unpacked[..len]
                 }
             };
             let plane = match C::of_values(values).filter(|_| scales.is_none() && term == 0) {
@@ -257,6 +275,16 @@ fn pack_cells<C: Cell>(layout: &Planes<C>, images: Images<'_>, cell: usize, n: u
             pack_plane(layout, plane, image, n, planes);
         }
     });
+}
+
+multiversion! {
+    /// What codes of gradients stand for, in steps.
+    fn steps_of_gradient(codes: &[u8], largest: u8, steps: &mut [f32]) {
+        let largest = i32::from(largest);
+        for (step, code) in steps.iter_mut().zip(codes) {
+            *step = (2 * i32::from(*code) - largest) as f32;
+        }
+    }
 }
 
 multiversion! {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::bf16::rounded;
+use crate::gradient::GradientQuantizer;
 use crate::packed::PackedImages;
 
 fn random(seed: &mut u64, n: usize) -> Vec<f32> {
@@ -85,9 +86,9 @@ fn check(s: &ConvShape, seed: &mut u64) {
         let r = reference(s, &multiplied[0], &multiplied[1], &multiplied[2]);
         let out = forward(s, &input, Weights::Values(&weight), precision);
         close(&format!("{s:?} {precision:?} out"), &out, &r.out, n_out);
-        let dx = input_gradient(s, Weights::Values(&weight), &g, precision);
+        let dx = input_gradient(s, Weights::Values(&weight), Gradient::Values(&g), precision);
         close(&format!("{s:?} {precision:?} dx"), &dx, &r.input_gradient, n_dx);
-        let dw = weight_gradient(s, Input::Values(&input), &g, precision);
+        let dw = weight_gradient(s, Input::Values(&input), Gradient::Values(&g), precision);
         close(&format!("{s:?} {precision:?} dw"), &dw, &r.weight_gradient, n_dw);
         // Of codes, a part of the cases.
         if (s.batch + s.size[0] + s.kernel[0]).is_multiple_of(3) || s.batch > 3 {
@@ -109,7 +110,7 @@ fn check_codes(s: &ConvShape, [input, weight, g]: [&[f32]; 3], precision: Precis
     let packed = PackedImages::pack(&codes, s.in_image(), scale, largest);
     let values: Vec<f32> = codes.iter().map(|code| f32::from(*code) * scale).collect();
     let expected = reference(s, &values, weight, &of(g)).weight_gradient;
-    let dw = weight_gradient(s, Input::Codes(&packed), g, precision);
+    let dw = weight_gradient(s, Input::Codes(&packed), Gradient::Values(g), precision);
     close(&format!("{s:?} {precision:?} dw of codes"), &dw, &expected, s.batch * s.out_plane());
 
     let codes: Vec<i8> = weight.iter().map(|x| (x * 127.0).round_ties_even() as i8).collect();
@@ -124,7 +125,7 @@ fn check_codes(s: &ConvShape, [input, weight, g]: [&[f32]; 3], precision: Precis
         let r = reference(s, &of(input), &values, &of(g));
         let out = forward(s, input, weight, precision);
         close(&format!("{s:?} {precision:?} out of codes"), &out, &r.out, row);
-        let dx = input_gradient(s, weight, g, precision);
+        let dx = input_gradient(s, weight, Gradient::Values(&g), precision);
         // With a scale for each channel, it is the gradient times the scale that is rounded, if not in loops for tiny groups.
         let expected = if n_scales == 1 || precision == Precision::Single || s.has_tiny_groups() {
             r.input_gradient
@@ -135,6 +136,47 @@ fn check_codes(s: &ConvShape, [input, weight, g]: [&[f32]; 3], precision: Precis
             reference(s, input, &codes, &of(&scaled)).input_gradient
         };
         close(&format!("{s:?} {precision:?} dx of codes"), &dx, &expected, s.group_out() * s.taps());
+        check_gradient_codes(s, (&values, weight), &packed, g, precision);
+    }
+}
+
+/// Codes of gradients are multiplied exactly, too, image by image.
+fn check_gradient_codes(
+    s: &ConvShape,
+    (values, weight): (&[f32], Weights<'_>),
+    packed: &PackedImages,
+    g: &[f32],
+    precision: Precision,
+) {
+    for bits in [8, 3] {
+        let codes = GradientQuantizer::new(bits, 1).codes(g, s.batch);
+        let gradient = Gradient::Codes(&codes);
+        let r = reference(s, &packed.values(), values, &codes.values());
+        let dw = weight_gradient(s, Input::Codes(packed), gradient, precision);
+        close(
+            &format!("{s:?} {precision:?} dw of {bits} bits"),
+            &dw,
+            &r.weight_gradient,
+            s.batch * s.out_plane(),
+        );
+        // In bf16, what is multiplied with a scale for each channel is rounded.
+        let has_one_scale = matches!(weight, Weights::Codes { scales: [_], .. });
+        if has_one_scale || precision == Precision::Single || s.has_tiny_groups() {
+            let dx = input_gradient(s, weight, gradient, precision);
+            let n = s.group_out() * s.taps();
+            close(&format!("{s:?} {precision:?} dx of {bits} bits"), &dx, &r.input_gradient, n);
+        }
+        // Beside values, which are rounded as they are beside a gradient in floats.
+        let of = |values: &[f32]| match precision {
+            Precision::Single => values.to_vec(),
+            Precision::Bf16 => rounded(values),
+        };
+        let inputs = packed.values();
+        let r = reference(s, &of(&inputs), &of(values), &codes.values());
+        let dw = weight_gradient(s, Input::Values(&inputs), gradient, precision);
+        close("dw of values", &dw, &r.weight_gradient, s.batch * s.out_plane());
+        let dx = input_gradient(s, Weights::Values(values), gradient, precision);
+        close("dx of values", &dx, &r.input_gradient, s.group_out() * s.taps());
     }
 }
 
@@ -277,7 +319,7 @@ fn does_not_depend_on_the_batch() {
         let g = random(&mut seed, shape.batch * shape.out_image());
         for precision in [Precision::Single, Precision::Bf16] {
             let out = forward(&shape, &input, Weights::Values(&weight), precision);
-            let dx = input_gradient(&shape, Weights::Values(&weight), &g, precision);
+            let dx = input_gradient(&shape, Weights::Values(&weight), Gradient::Values(&g), precision);
             for image in 0..shape.batch {
                 let of_one = forward(
                     &one,
@@ -287,7 +329,7 @@ fn does_not_depend_on_the_batch() {
                 );
                 assert!(of_one == out[image * shape.out_image()..][..shape.out_image()]);
                 let g = &g[image * shape.out_image()..][..shape.out_image()];
-                let of_one = input_gradient(&one, Weights::Values(&weight), g, precision);
+                let of_one = input_gradient(&one, Weights::Values(&weight), Gradient::Values(&g), precision);
                 assert!(of_one == dx[image * shape.in_image()..][..shape.in_image()]);
             }
         }
@@ -317,8 +359,9 @@ fn does_not_depend_on_threads() {
             let results = [1, 2, 7].map(|threads| {
                 pool(threads).install(|| {
                     let out = forward(&shape, &input, Weights::Values(&weight), precision);
-                    let dx = input_gradient(&shape, Weights::Values(&weight), &g, precision);
-                    let dw = weight_gradient(&shape, Input::Values(&input), &g, precision);
+                    let dx =
+                        input_gradient(&shape, Weights::Values(&weight), Gradient::Values(&g), precision);
+                    let dw = weight_gradient(&shape, Input::Values(&input), Gradient::Values(&g), precision);
                     [out, dx, dw].map(|values| values.into_iter().map(f32::to_bits).collect::<Vec<u32>>())
                 })
             });
@@ -370,10 +413,10 @@ fn impossible_shapes_are_refused() {
     let passes: [(&str, Operation); 3] = [
         ("forward", |shape, input, weight| forward(shape, input, Weights::Values(weight), Precision::Single)),
         ("input_gradient", |shape, weight, g| {
-            input_gradient(shape, Weights::Values(weight), g, Precision::Single)
+            input_gradient(shape, Weights::Values(weight), Gradient::Values(g), Precision::Single)
         }),
         ("weight_gradient", |shape, input, g| {
-            weight_gradient(shape, Input::Values(input), g, Precision::Single)
+            weight_gradient(shape, Input::Values(input), Gradient::Values(g), Precision::Single)
         }),
     ];
     assert_eq!(refusal(passes[0].1, &good, [18, 4]), None);
@@ -426,12 +469,20 @@ fn the_matrix_unit_equals_the_reference() {
                 collect(input.len(), |dx| {
                     // Of the channels that are summed up, tiles take an even share.
                     match channels[1] {
-                        20 | 33 => input_gradient::run::<cell::Rounded, 1>(&s, weights, &g, dx),
-                        _ => input_gradient::run::<tiles::TilePair, 1>(&s, weights, &g, dx),
+                        20 | 33 => {
+                            input_gradient::run::<cell::Rounded, 1>(&s, weights, Gradient::Values(&g), dx)
+                        }
+                        _ => input_gradient::run::<tiles::TilePair, 1>(&s, weights, Gradient::Values(&g), dx),
                     }
                 }),
                 collect(weight.len(), |dw| {
-                    weight_gradient::tiled_gradient::<1>(&s, Input::Values(&input), &g, 0, dw);
+                    weight_gradient::tiled_gradient::<1>(
+                        &s,
+                        Input::Values(&input),
+                        Gradient::Values(&g),
+                        0,
+                        dw,
+                    );
                 }),
             )
         };
@@ -452,9 +503,17 @@ fn the_matrix_unit_equals_the_reference() {
         // SAFETY: as above.
         let (dx, dw) = unsafe {
             (
-                collect(input.len(), |dx| input_gradient::run::<tiles::TilePair, 3>(&s, weights, &g, dx)),
+                collect(input.len(), |dx| {
+                    input_gradient::run::<tiles::TilePair, 3>(&s, weights, Gradient::Values(&g), dx)
+                }),
                 collect(weight.len(), |dw| {
-                    weight_gradient::tiled_gradient::<3>(&s, Input::Codes(&packed), &g, 0, dw);
+                    weight_gradient::tiled_gradient::<3>(
+                        &s,
+                        Input::Codes(&packed),
+                        Gradient::Values(&g),
+                        0,
+                        dw,
+                    );
                 }),
             )
         };

@@ -190,7 +190,7 @@ impl TiledSums {
     pub fn add(&self, job: &Job<'_, Bf16>, range: Range<usize>, terms: usize, sums: &mut [f32]) {
         demand();
         let mut words = Vec::new();
-        job.for_each_group(range, |image, steps, rows, stride, n_pixels| {
+        job.for_each_group(range, |_, image, steps, rows, stride, n_pixels| {
             // The steps of a channel follow each other.
             let distance = steps.get(self.taps).map_or(0, |next| (next - steps[0]) as usize);
             let n_blocks = n_pixels.div_ceil(2 * SIDE);

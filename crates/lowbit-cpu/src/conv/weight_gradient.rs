@@ -1,6 +1,5 @@
 //! The gradient of the weights.
 
-use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -11,7 +10,7 @@ use super::correlation::{even_parts, images_together};
 use super::direct;
 use super::forward::{input_planes, window};
 use super::kernel::{BEYOND, DOTS, Dots, Summand, dots, multiplies_bf16};
-use super::operand::{Input, Precision, rounded};
+use super::operand::{Gradient, Input, Precision};
 use super::planes::{Axis, Images, Planes, Position};
 use super::shape::ConvShape;
 #[cfg(target_arch = "x86_64")]
@@ -50,7 +49,7 @@ static BUFFERS: Mutex<Vec<[Vec<f32>; 2]>> = Mutex::new(Vec::new());
 pub fn weight_gradient(
     shape: &ConvShape,
     input: Input<'_>,
-    out_gradient: &[f32],
+    out_gradient: Gradient<'_>,
     precision: Precision,
 ) -> Vec<f32> {
     shape.check_sizes();
@@ -64,9 +63,14 @@ pub fn weight_gradient(
         assert_eq!(codes.image_len(), shape.in_image(), "length of an image");
     }
     if shape.has_tiny_groups() {
-        let out_gradient = rounded(Cow::Borrowed(out_gradient), precision);
+        let out_gradient = out_gradient.values(precision);
         return direct::weight_gradient(shape, &input.values(precision), &out_gradient);
     }
+    // What is exact in bf16 is multiplied so.
+    let precision = match out_gradient.are_codes() && input.are_codes() {
+        true => Precision::Bf16,
+        false => precision,
+    };
     let write = match precision {
         #[cfg(target_arch = "x86_64")]
         Precision::Single if input.are_codes() && tiles::weight_gradient_pays(shape) => {
@@ -74,7 +78,9 @@ pub fn weight_gradient(
         }
         Precision::Single => group_gradient::<f32>,
         #[cfg(target_arch = "x86_64")]
-        Precision::Bf16 if tiles::weight_gradient_pays(shape) => tiled_gradient::<1>,
+        Precision::Bf16 if !out_gradient.are_codes() && tiles::weight_gradient_pays(shape) => {
+            tiled_gradient::<1>
+        }
         Precision::Bf16 if multiplies_bf16() => group_gradient::<Bf16>,
         Precision::Bf16 => group_gradient::<Rounded>,
     };
@@ -91,7 +97,7 @@ pub fn weight_gradient(
 fn group_gradient<C: Summand>(
     shape: &ConvShape,
     input: Input<'_>,
-    out_gradient: &[f32],
+    out_gradient: Gradient<'_>,
     group: usize,
     gradient: &mut [Slot],
 ) {
@@ -116,7 +122,7 @@ fn group_gradient<C: Summand>(
 pub(super) fn tiled_gradient<const TERMS: usize>(
     shape: &ConvShape,
     input: Input<'_>,
-    out_gradient: &[f32],
+    out_gradient: Gradient<'_>,
     group: usize,
     gradient: &mut [Slot],
 ) {
@@ -143,10 +149,11 @@ pub(super) fn tiled_gradient<const TERMS: usize>(
 pub(super) struct Job<'a, C> {
     shape: &'a ConvShape,
     input: Input<'a>,
-    /// Begins with the first channel of the group.
-    out_gradient: &'a [f32],
-    /// The first channel of the input.
-    channel: usize,
+    out_gradient: Gradient<'a>,
+    /// What it is worth in each image.
+    units: Option<Vec<f32>>,
+    /// The first channels of the group, of the input and of the output.
+    channels: [usize; 2],
     /// The input.
     planes: Planes<C>,
     /// The gradient of the output, at the same distances.
@@ -158,21 +165,26 @@ pub(super) struct Job<'a, C> {
 }
 
 impl<'a, C: Summand> Job<'a, C> {
-    fn new(shape: &'a ConvShape, input: Input<'a>, out_gradient: &'a [f32], group: usize) -> Self {
-        let out_gradient = &out_gradient[group * shape.group_out() * shape.out_plane()..];
-        let channel = group * shape.group_in();
-        let planes = input_planes::<C>(shape);
+    fn new(shape: &'a ConvShape, input: Input<'a>, out_gradient: Gradient<'a>, group: usize) -> Self {
+        let channels = [group * shape.group_in(), group * shape.group_out()];
+        let units = out_gradient.units();
+        let separate = |planes: Planes<C>| match units {
+            Some(_) => planes.with_separate_images(),
+            None => planes,
+        };
+        let planes = separate(input_planes::<C>(shape));
         let out = shape.out_size();
         let axis = |n| vec![Axis { lead: 0, len: n, first: 0, step: 1, reads: n }];
         let pitch = [planes.rows, planes.row];
         let gradients =
             Planes::new(shape.group_out(), out, shape.out_image(), out.map(axis), pitch).with_padded_rows();
+        let gradients = separate(gradients);
         let images = images_together(planes.plane());
         let taps = window(shape);
         let positions = (0..shape.group_in())
             .flat_map(|channel| taps.iter().map(move |&(phase, place)| Position::new(channel, phase, place)))
             .collect();
-        Self { shape, input, out_gradient, channel, planes, gradients, positions, images }
+        Self { shape, input, out_gradient, units, channels, planes, gradients, positions, images }
     }
 
     /// The same with rows of so many terms of the gradients.
@@ -191,12 +203,12 @@ impl<'a, C: Summand> Job<'a, C> {
         (0..batch).step_by(share).map(move |first| first..(first + share).min(batch))
     }
 
-    /// Calls `work` with what is laid out of some images together, for all of a range: the image and where it is read; the rows of gradients and the cells
+    /// Calls `work` with what is laid out of some images together, for all of a range: the number of the first; the image and where it is read; the rows of gradients and the cells
     /// from row to row; and the number of pixels.
     pub(super) fn for_each_group(
         &self,
         range: Range<usize>,
-        mut work: impl FnMut(&[C], &[u32], &[C], usize, usize),
+        mut work: impl FnMut(usize, &[C], &[u32], &[C], usize, usize),
     ) {
         let shape = self.shape;
         let mut steps = Vec::new();
@@ -206,16 +218,17 @@ impl<'a, C: Summand> Job<'a, C> {
             let n = self.images.min(range.end - first);
             let input = match self.input {
                 Input::Values(values) => {
-                    let at = first * shape.in_image() + self.channel * shape.in_plane();
+                    let at = first * shape.in_image() + self.channels[0] * shape.in_plane();
                     Images::Values(&values[at..], None)
                 }
-                Input::Codes(codes) => Images::Codes(codes, [first, self.channel]),
+                Input::Codes(codes) => Images::Codes(codes, [first, self.channels[0]]),
             };
             let image = self.planes.pack_shared(input, n, &mut image);
             self.planes.places(n, &self.positions, &mut steps);
-            let out_gradient = Images::Values(&self.out_gradient[first * shape.out_image()..], None);
+            let at = first * shape.out_image() + self.channels[1] * shape.out_plane();
+            let out_gradient = self.out_gradient.images(at, None);
             let rows = self.gradients.pack_shared(out_gradient, n, &mut rows);
-            work(image, &steps, rows, self.gradients.stride(n), n * self.planes.plane());
+            work(first, image, &steps, rows, self.gradients.stride(n), n * self.planes.plane());
         }
         buffers().push([image, rows]);
     }
@@ -223,8 +236,16 @@ impl<'a, C: Summand> Job<'a, C> {
     /// The gradient by some images.
     fn partial(&self, range: Range<usize>) -> Vec<f32> {
         let mut partial = vec![0.0; self.shape.group_weight()];
-        self.for_each_group(range, |image, steps, rows, stride, n_pixels| {
-            let together = even_parts(n_pixels, PIXELS).next_multiple_of(BEYOND);
+        self.for_each_group(range, |first, image, steps, rows, stride, n_pixels| {
+            let plane = self.planes.plane();
+            // Of images that have units, as many pixels as are summed up before they are multiplied with them.
+            let mut together = even_parts(n_pixels, PIXELS).next_multiple_of(BEYOND);
+            let units = self.units.as_ref().map(|units| {
+                if n_pixels > plane {
+                    together = n_pixels;
+                }
+                (&units[first..], plane.min(together))
+            });
             let len = DOTS * steps.len();
             let blocks = partial.par_chunks_mut(len).enumerate();
             blocks.with_min_len(task_items(len * n_pixels)).for_each(|(block, partial)| {
@@ -233,7 +254,7 @@ impl<'a, C: Summand> Job<'a, C> {
                     let rows = &rows[block * DOTS * stride + pixel..];
                     let n = together.min(n_pixels - pixel);
                     let image = &image[pixel..];
-                    dots(Dots { image, steps, rows, stride, n_rows, n }, partial);
+                    dots(Dots { image, steps, rows, stride, n_rows, n, units }, partial);
                 }
             });
         });

@@ -3,11 +3,11 @@
 use burn::module::{Module, Param};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData};
-use lowbit_kernels::{Activation, Compute, Quantized, conv2d};
+use lowbit_kernels::{Activation, Compute, GradientQuantizer, Quantized, StepArithmetic, conv2d};
 use rand::Rng;
 use rand_distr::{Distribution, Normal};
 
-use crate::{ActivationQuantizer, LayerQuantization, QuantizerError, Selection, WeightQuantizer};
+use crate::{ActivationQuantizer, LayerQuantization, LayerRef, QuantizerError, Selection, WeightQuantizer};
 
 /// Configuration of a [`QuantConv2d`]. Kernels are square.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +97,7 @@ impl QuantConv2dConfig {
             bias: bias.then(|| Param::from_tensor(Tensor::zeros([out_channels], device))),
             selection: Selection::default(),
             compute: Compute::default(),
+            gradient_quantizer: None,
             stride,
             padding,
             groups,
@@ -121,6 +122,9 @@ pub struct QuantConv2d {
     /// How products are computed in training steps; in single precision unless a training says otherwise.
     #[module(skip)]
     pub compute: Compute,
+    /// What quantizes the gradient of the output in training steps in which the layer is quantized; `None` leaves it in full precision.
+    #[module(skip)]
+    pub gradient_quantizer: Option<GradientQuantizer>,
     stride: usize,
     padding: usize,
     groups: usize,
@@ -172,8 +176,10 @@ impl QuantConv2d {
     /// without being quantized.
     pub fn forward_quantized(&self, input: impl Into<Quantized<4>>) -> Tensor<4> {
         let weight = self.selection.weight(&self.weight_quantizer, self.weight.val());
+        let gradient = LayerRef::Conv(self).gradient_quantizer();
+        let arithmetic = StepArithmetic { compute: self.compute, gradient };
         let options = ConvOptions::new([self.stride; 2], [self.padding; 2], [1; 2], self.groups);
-        let output = conv2d(input, weight, options, self.compute);
+        let output = conv2d(input, weight, options, arithmetic);
         match &self.bias {
             Some(bias) => {
                 let channels = output.dims()[1];

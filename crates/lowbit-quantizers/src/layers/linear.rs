@@ -3,11 +3,11 @@
 use burn::module::{Module, Param};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData};
-use lowbit_kernels::{Compute, conv2d, evaluates_exactly};
+use lowbit_kernels::{Compute, GradientQuantizer, conv2d, evaluates_exactly, with_quantized_gradient};
 use rand::Rng;
 use rand_distr::{Distribution, Uniform};
 
-use crate::{ActivationQuantizer, LayerQuantization, QuantizerError, Selection, WeightQuantizer};
+use crate::{ActivationQuantizer, LayerQuantization, LayerRef, QuantizerError, Selection, WeightQuantizer};
 
 /// Configuration of a [`QuantLinear`].
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +63,7 @@ impl QuantLinearConfig {
             weight: Param::from_tensor(weight),
             bias: bias.map(|bias| Param::from_tensor(Tensor::from_data(bias, device))),
             selection: Selection::default(),
+            gradient_quantizer: None,
         })
     }
 }
@@ -81,6 +82,9 @@ pub struct QuantLinear {
     /// Which part is quantized; all of it unless a strategy says otherwise.
     #[module(skip)]
     pub selection: Selection,
+    /// What quantizes the gradient of the output in training steps in which the layer is quantized; `None` leaves it in full precision.
+    #[module(skip)]
+    pub gradient_quantizer: Option<GradientQuantizer>,
 }
 
 impl QuantLinear {
@@ -99,7 +103,11 @@ impl QuantLinear {
             false => {
                 let input = self.selection.input(&self.input_quantizer, input).into_values();
                 let weight = self.selection.weight(&self.weight_quantizer, self.weight.val()).into_values();
-                input.matmul(weight.transpose())
+                let output = input.matmul(weight.transpose());
+                match LayerRef::Linear(self).gradient_quantizer() {
+                    Some(quantizer) => with_quantized_gradient(output, quantizer),
+                    None => output,
+                }
             }
         };
         match &self.bias {

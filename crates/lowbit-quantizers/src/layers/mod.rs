@@ -11,6 +11,7 @@ pub use selection::Selection;
 use burn::tensor::Tensor;
 
 use lowbit_core::Granularity;
+use lowbit_kernels::GradientQuantizer;
 
 use crate::codes::reduce;
 use crate::parameter::constant;
@@ -45,6 +46,15 @@ impl<'a> LayerRef<'a> {
     /// Whether any operand is quantized.
     pub fn is_quantized(self) -> bool {
         self.weight_quantizer().is_some() || self.input_quantizer().is_some()
+    }
+
+    /// What quantizes the gradient of the output, if the layer has any and if some of it is quantized now.
+    pub fn gradient_quantizer(self) -> Option<GradientQuantizer> {
+        let (quantizer, selection) = match self {
+            Self::Conv(layer) => (layer.gradient_quantizer, &layer.selection),
+            Self::Linear(layer) => (layer.gradient_quantizer, &layer.selection),
+        };
+        quantizer.filter(|_| self.is_quantized() && selection.is_any())
     }
 
     /// Error of quantizing the weights relative to their size, `sum|q - w| / sum|w|` with `w` before and `q` after the
@@ -105,6 +115,14 @@ impl LayerMut<'_> {
         match self {
             Self::Conv(layer) => layer.selection = selection,
             Self::Linear(layer) => layer.selection = selection,
+        }
+    }
+
+    /// Sets what quantizes the gradient of the output from now on.
+    pub fn quantize_gradient(&mut self, quantizer: Option<GradientQuantizer>) {
+        match self {
+            Self::Conv(layer) => layer.gradient_quantizer = quantizer,
+            Self::Linear(layer) => layer.gradient_quantizer = quantizer,
         }
     }
 

@@ -57,6 +57,15 @@ impl Selection {
         }
     }
 
+    /// Whether anything is quantized.
+    pub fn is_any(&self) -> bool {
+        match self {
+            Self::All => true,
+            Self::None => false,
+            Self::ChannelGroups(groups) => groups.contains(&true),
+        }
+    }
+
     /// The share of `channels` channels that is quantized; without channels, 0.
     pub fn share(&self, channels: usize) -> f64 {
         match self {

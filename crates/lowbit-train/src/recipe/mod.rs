@@ -78,6 +78,8 @@ pub struct Recipe {
 pub struct QuantizationRecipe {
     /// Resolved policy.
     pub policy: QuantizationPolicy,
+    /// Bits of the gradients of the outputs of layers that the policy quantizes, in the backward pass.
+    pub grad_bits: Precision,
 }
 
 /// Default of [`CheckpointRecipe::every_minutes`].
@@ -410,8 +412,17 @@ fn read_quantization(section: Section<'_>, model: &ModelConfig) -> QuantizationR
         }
     }
     check_policy(&section, &policy, &keys, model);
+    let grad_bits = section.optional_precision("grad_bits").unwrap_or(Precision::FullPrecision);
+    let is_known = !section.any_in(&["model", "quantization"]);
+    if is_known
+        && grad_bits != Precision::FullPrecision
+        && Quantized::of(&policy, model) == Quantized::NOTHING
+    {
+        let message = "rounds the gradients of quantized layers, but nothing is quantized: remove it, or lower the bits";
+        section.problem("grad_bits", message);
+    }
     section.finish();
-    QuantizationRecipe { policy }
+    QuantizationRecipe { policy, grad_bits }
 }
 
 /// What a table changes of `defaults`.
@@ -761,7 +772,7 @@ impl Serialize for QuantizationRecipe {
         let QuantizationPolicy { base, first, last, shortcut, patterns, floor: _ } = &self.policy;
         let layers: Vec<Layer<'_>> =
             patterns.iter().map(|(glob, change)| Layer { pattern: glob.glob(), change: *change }).collect();
-        let mut table = serializer.serialize_struct("quantization", 10)?;
+        let mut table = serializer.serialize_struct("quantization", 11)?;
         table.serialize_field("method", &base.weight_method)?;
         if base.act_method != base.weight_method {
             table.serialize_field("weight_method", &base.weight_method)?;
@@ -769,6 +780,7 @@ impl Serialize for QuantizationRecipe {
         }
         table.serialize_field("weight_bits", &base.weight_bits)?;
         table.serialize_field("act_bits", &base.act_bits)?;
+        table.serialize_field("grad_bits", &self.grad_bits)?;
         table.serialize_field("weight_granularity", &base.weight_granularity)?;
         table.serialize_field("first", first)?;
         table.serialize_field("last", last)?;

@@ -107,7 +107,7 @@ fn hint(key: &str, beside: &[String], known: &[String]) -> String {
 
 /// The key that is meant by a name that other programs, or people, use for it.
 fn meant(name: &str) -> Option<&'static str> {
-    const MEANT: [(&[&str], &str); 25] = [
+    const MEANT: [(&[&str], &str); 26] = [
         (&["lr", "rate", "learning_rates", "base_lr", "max_lr"], "train.learning_rate"),
         (&["bs", "batch", "batchsize", "mini_batch", "train_batch_size"], "data.batch_size"),
         (&["wd", "decay", "l2", "regularization"], "train.weight_decay"),
@@ -146,6 +146,7 @@ fn meant(name: &str) -> Option<&'static str> {
             "quantization.weight_bits",
         ),
         (&["a_bits", "abits", "act_bit", "activation_bits"], "quantization.act_bits"),
+        (&["g_bits", "gbits", "grad_bit", "gradient_bits"], "quantization.grad_bits"),
         (&["quantizer", "quant", "qat", "quantizer_method"], "quantization.method"),
         (&["per_channel", "channelwise"], "quantization.weight_granularity"),
         (&["arch", "architecture", "network", "net", "backbone"], "model.family"),

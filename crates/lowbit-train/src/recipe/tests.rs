@@ -61,6 +61,7 @@ fn a_resolved_recipe_reads_back_as_itself() {
         "train.ema_decay=0.99",
         "train.gradient_clip=1.5",
         "train.compute='bf16'",
+        "quantization.grad_bits=6",
         "quantization.layers=[{pattern='stages.*.0.*', weight_bits=4, method='lsq'}]",
         "quantization.last={method='minmax', weight_bits=8, act_bits=8, weight_granularity='per-channel'}",
         "data.augment={pad=1, flip=true}",
@@ -986,6 +987,45 @@ fn a_moving_average_warms_up() {
         mistakes(&["train.ema_warmup=true"]),
         ["train.ema_warmup: has no effect without ema_decay: remove this key"]
     );
+}
+
+#[test]
+fn gradients_have_bits_where_something_is_quantized() {
+    let fp32 = parse(&[]).unwrap();
+    assert_eq!(fp32.quantization.grad_bits, Precision::FullPrecision);
+    assert!(fp32.to_toml().contains("\ngrad_bits = \"fp32\"\n"), "{}", fp32.to_toml());
+    for bits in 1..=8 {
+        let recipe = parse(&[&format!("quantization.grad_bits={bits}")]).unwrap();
+        assert_eq!(recipe.quantization.grad_bits, Precision::bits(bits).unwrap());
+        let [difference] = &recipe.differences(&fp32)[..] else { panic!("one key differs") };
+        assert_eq!(
+            (difference.key.as_str(), &difference.values[0]),
+            ("quantization.grad_bits", &bits.to_string())
+        );
+    }
+    assert_eq!(
+        mistakes(&["quantization.grad_bits=9"]),
+        ["quantization.grad_bits: expected a bit width from 1 to 8, or \"fp32\", got 9"]
+    );
+    assert_eq!(
+        mistakes(&["quantization.grad_bits=16"]),
+        [
+            "quantization.grad_bits: expected a bit width from 1 to 8, or \"fp32\", got 16; 16 bits train like full precision and \
+          are not offered: take \"fp32\""
+        ]
+    );
+    let nothing = ["quantization.weight_bits=fp32", "quantization.act_bits=fp32"];
+    assert_eq!(
+        mistakes(&[nothing[0], nothing[1], "quantization.grad_bits=8"]),
+        [
+            "quantization.grad_bits: rounds the gradients of quantized layers, but nothing is quantized: remove it, or lower \
+          the bits"
+        ]
+    );
+    parse(&[nothing[0], "quantization.grad_bits=8"]).unwrap();
+    let some = "quantization.layers=[{pattern='stages.0.**', weight_bits=2}]";
+    parse(&[nothing[0], nothing[1], some, "quantization.grad_bits=8"]).unwrap();
+    parse(&[nothing[0], nothing[1], "quantization.grad_bits=fp32"]).unwrap();
 }
 
 #[test]
