@@ -1,6 +1,8 @@
 //! The two loops of all convolutions in floats: sums for many pixels, and sums over many pixels. They are written once, over vectors
 //! of any length and of what is multiplied: floats, or numbers of bf16, of which two are multiplied where one float is.
 
+use std::hint::black_box;
+
 use super::cell::{Bf16, Bf16Pair, Cell, Rounded};
 #[cfg(target_arch = "x86_64")]
 use crate::instructions::{Avx2, Avx512, Avx512Bf16};
@@ -695,6 +697,8 @@ unsafe fn all_dots<V: Lanes, const B: usize>(operands: Dots<'_, V::Cell>, out: &
             None => unsafe { tile_of_dots::<V, B>(row_starts, starts, n) },
             Some((units, together)) => {
                 let mut sums = [[V::Sums::zero(); B]; DOTS];
+                // In memory: the registers are for the parts.
+                let in_memory = black_box(&mut sums);
                 for (i, first) in (0..n).step_by(together).enumerate() {
                     let at = |place: *const V::Cell| place.wrapping_add(first);
                     // SAFETY: as above: parts but the last are a multiple of a vector, which ends where the whole does.
@@ -703,7 +707,7 @@ unsafe fn all_dots<V: Lanes, const B: usize>(operands: Dots<'_, V::Cell>, out: &
                     };
                     for a in 0..DOTS {
                         for b in 0..B {
-                            sums[a][b] = part[a][b].times_plus(units[i], sums[a][b]);
+                            in_memory[a][b] = part[a][b].times_plus(units[i], in_memory[a][b]);
                         }
                     }
                 }
