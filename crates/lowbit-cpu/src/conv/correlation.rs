@@ -24,6 +24,11 @@ pub fn even_parts(len: usize, limit: usize) -> usize {
     len.div_ceil(len.div_ceil(limit).max(1)).max(1)
 }
 
+/// Whether so many rows or cells are taken together in parts of the same size.
+pub fn are_even(len: usize) -> bool {
+    len.is_multiple_of(even_parts(len, TOGETHER))
+}
+
 /// Images that are computed together, so that small ones fill [`PIXELS`].
 pub fn images_together(plane: usize) -> usize {
     (PIXELS / plane.max(1)).max(1)

@@ -5,12 +5,13 @@ use std::borrow::Cow;
 use super::cell::{Bf16Pair, Cell, Rounded};
 use super::correlation::{Correlation, Order, Part, Spread};
 use super::direct;
-use super::kernel::{Factor, multiplies_bf16};
+use super::kernel::Factor;
 use super::operand::{Gradient, Precision, Weights, rounded};
 use super::planes::{Axis, Planes, Position};
 use super::shape::ConvShape;
 #[cfg(target_arch = "x86_64")]
-use super::tiles::{self, TilePair};
+use super::tiles::TilePair;
+use super::way::Way;
 use crate::output::{Slot, collect_into};
 
 /// Convolution without bias.
@@ -50,12 +51,12 @@ pub fn forward_into(
         *out = direct::forward(shape, &input, &weight.values(shape, precision));
         return;
     }
-    let run = match precision {
-        Precision::Single => run::<f32>,
+    let run = match Way::new(precision, [false; 2], Some(shape.group_in())) {
+        Way::Floats => run::<f32>,
+        Way::Rounded => run::<Rounded>,
+        Way::Bf16 => run::<Bf16Pair>,
         #[cfg(target_arch = "x86_64")]
-        Precision::Bf16 if tiles::pays(shape.group_in()) => run::<TilePair>,
-        Precision::Bf16 if multiplies_bf16() => run::<Bf16Pair>,
-        Precision::Bf16 => run::<Rounded>,
+        Way::Tiles | Way::TilesOfTerms => run::<TilePair>,
     };
     let shape = &shape.with_plain_planes();
     // SAFETY: all values are written.

@@ -3,12 +3,13 @@
 use super::cell::{Bf16Pair, Rounded};
 use super::correlation::{Correlation, Order, Part, Spread};
 use super::direct;
-use super::kernel::{Factor, multiplies_bf16};
+use super::kernel::Factor;
 use super::operand::{Gradient, Precision, Weights};
 use super::planes::{Axis, Planes, Position};
 use super::shape::ConvShape;
 #[cfg(target_arch = "x86_64")]
-use super::tiles::{self, TilePair};
+use super::tiles::TilePair;
+use super::way::Way;
 #[cfg(target_arch = "x86_64")]
 use crate::bf16;
 use crate::output::{Slot, collect};
@@ -113,22 +114,16 @@ pub fn input_gradient(
         let out_gradient = out_gradient.values(precision);
         return direct::input_gradient(shape, &weight.values(shape, precision), &out_gradient);
     }
-    // What is exact in bf16 is multiplied so: codes, but for those of gradients that are multiplied with a scale of their channel.
-    let is_exact = matches!(weight, Weights::Codes { scales: [_], .. });
-    let precision = match out_gradient.are_codes() && is_exact {
-        true => Precision::Bf16,
-        false => precision,
-    };
-    let run = match precision {
+    // Gradients that are multiplied with a scale of their channel are not.
+    let is_exact = out_gradient.are_codes() && matches!(weight, Weights::Codes { scales: [_], .. });
+    let run = match Way::new(precision, [weight.are_codes(), is_exact], Some(shape.group_out())) {
+        Way::Floats => run::<f32, 1>,
+        Way::Rounded => run::<Rounded, 1>,
+        Way::Bf16 => run::<Bf16Pair, 1>,
         #[cfg(target_arch = "x86_64")]
-        Precision::Single if weight.are_codes() && tiles::pays(shape.group_out()) => {
-            run::<TilePair, { bf16::TERMS }>
-        }
-        Precision::Single => run::<f32, 1>,
+        Way::Tiles => run::<TilePair, 1>,
         #[cfg(target_arch = "x86_64")]
-        Precision::Bf16 if tiles::pays(shape.group_out()) => run::<TilePair, 1>,
-        Precision::Bf16 if multiplies_bf16() => run::<Bf16Pair, 1>,
-        Precision::Bf16 => run::<Rounded, 1>,
+        Way::TilesOfTerms => run::<TilePair, { bf16::TERMS }>,
     };
     let shape = &shape.with_plain_planes();
     // SAFETY: all values are written.

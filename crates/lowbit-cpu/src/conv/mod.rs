@@ -20,6 +20,7 @@ pub(crate) mod tables;
 mod tests;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
+mod way;
 mod weight_gradient;
 
 pub use forward::{forward, forward_into};

@@ -10,8 +10,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::cell::{Bf16, Bf16Pair, Cell, cells};
-use super::correlation::even_parts;
-use super::kernel::{BEYOND, Factor, Products, TOGETHER};
+use super::correlation::{are_even, even_parts};
+use super::kernel::{BEYOND, Factor, Products};
 use super::shape::ConvShape;
 use super::weight_gradient::Job;
 use crate::amx::{Amx, Sizes};
@@ -37,11 +37,6 @@ fn is_there() -> bool {
 /// Whether tiles serve sums over these channels: they have all of the same size.
 pub fn pays(channels: usize) -> bool {
     is_there() && channels >= FEWEST_CHANNELS && are_even(channels.div_ceil(Bf16Pair::CHANNELS))
-}
-
-/// Whether tiles of the same size take so many rows.
-fn are_even(rows: usize) -> bool {
-    rows.is_multiple_of(even_parts(rows, TOGETHER))
 }
 
 /// Panics if the process must not use the unit. (Tests emulate it.)
@@ -138,11 +133,6 @@ impl Factor for TilePair {
             Sizes::release();
         }
     }
-}
-
-/// Whether tiles serve the gradient of these weights.
-pub fn weight_gradient_pays(shape: &ConvShape) -> bool {
-    is_there() && shape.group_in() >= FEWEST_CHANNELS && are_even(shape.group_in())
 }
 
 /// The sums of tiles: for each block of channels of the output and of the input, and each position of the kernel, a tile with a row for each channel of

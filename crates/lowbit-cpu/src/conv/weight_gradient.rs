@@ -6,15 +6,16 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 
 use super::cell::{Bf16, Rounded};
-use super::correlation::{even_parts, images_together};
+use super::correlation::{are_even, even_parts, images_together};
 use super::direct;
 use super::forward::{input_planes, window};
-use super::kernel::{BEYOND, DOTS, Dots, Summand, dots, multiplies_bf16};
+use super::kernel::{BEYOND, DOTS, Dots, Summand, dots};
 use super::operand::{Gradient, Input, Precision};
 use super::planes::{Axis, Images, Planes, Position};
 use super::shape::ConvShape;
 #[cfg(target_arch = "x86_64")]
-use super::tiles::{self, TiledSums};
+use super::tiles::TiledSums;
+use super::way::Way;
 #[cfg(target_arch = "x86_64")]
 use crate::bf16;
 use crate::output::{Slot, collect};
@@ -66,23 +67,16 @@ pub fn weight_gradient(
         let out_gradient = out_gradient.values(precision);
         return direct::weight_gradient(shape, &input.values(precision), &out_gradient);
     }
-    // What is exact in bf16 is multiplied so.
-    let precision = match out_gradient.are_codes() && input.are_codes() {
-        true => Precision::Bf16,
-        false => precision,
-    };
-    let write = match precision {
+    // Tiles have no sums of single images.
+    let channels = Some(shape.group_in()).filter(|channels| !out_gradient.are_codes() && are_even(*channels));
+    let write = match Way::new(precision, [input.are_codes(), out_gradient.are_codes()], channels) {
+        Way::Floats => group_gradient::<f32>,
+        Way::Rounded => group_gradient::<Rounded>,
+        Way::Bf16 => group_gradient::<Bf16>,
         #[cfg(target_arch = "x86_64")]
-        Precision::Single if input.are_codes() && tiles::weight_gradient_pays(shape) => {
-            tiled_gradient::<{ bf16::TERMS }>
-        }
-        Precision::Single => group_gradient::<f32>,
+        Way::Tiles => tiled_gradient::<1>,
         #[cfg(target_arch = "x86_64")]
-        Precision::Bf16 if !out_gradient.are_codes() && tiles::weight_gradient_pays(shape) => {
-            tiled_gradient::<1>
-        }
-        Precision::Bf16 if multiplies_bf16() => group_gradient::<Bf16>,
-        Precision::Bf16 => group_gradient::<Rounded>,
+        Way::TilesOfTerms => tiled_gradient::<{ bf16::TERMS }>,
     };
     let write_all = |gradient: &mut [Slot]| {
         for (group, gradient) in gradient.chunks_exact_mut(shape.group_weight()).enumerate() {
