@@ -151,6 +151,10 @@ pub(super) fn set_zero<T: Copy>(out: &mut [T], zero: T) {
 /// Copies a row in pieces of fixed length: rows are so short that a call would take longer.
 #[inline(always)]
 pub(super) fn copy<T: Copy>(from: &[T], to: &mut [T]) {
+    let ((widest, from), (widest_out, to)) = (from.as_chunks::<32>(), to.as_chunks_mut::<32>());
+    for (from, to) in widest.iter().zip(widest_out) {
+        *to = *from;
+    }
     let ((wide, from), (wide_out, to)) = (from.as_chunks::<8>(), to.as_chunks_mut::<8>());
     for (from, to) in wide.iter().zip(wide_out) {
         *to = *from;

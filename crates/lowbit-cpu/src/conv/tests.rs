@@ -125,7 +125,7 @@ fn check_codes(s: &ConvShape, [input, weight, g]: [&[f32]; 3], precision: Precis
         let r = reference(s, &of(input), &values, &of(g));
         let out = forward(s, input, weight, precision);
         close(&format!("{s:?} {precision:?} out of codes"), &out, &r.out, row);
-        let dx = input_gradient(s, weight, Gradient::Values(&g), precision);
+        let dx = input_gradient(s, weight, Gradient::Values(g), precision);
         // With a scale for each channel, it is the gradient times the scale that is rounded, if not in loops for tiny groups.
         let expected = if n_scales == 1 || precision == Precision::Single || s.has_tiny_groups() {
             r.input_gradient
@@ -329,7 +329,7 @@ fn does_not_depend_on_the_batch() {
                 );
                 assert!(of_one == out[image * shape.out_image()..][..shape.out_image()]);
                 let g = &g[image * shape.out_image()..][..shape.out_image()];
-                let of_one = input_gradient(&one, Weights::Values(&weight), Gradient::Values(&g), precision);
+                let of_one = input_gradient(&one, Weights::Values(&weight), Gradient::Values(g), precision);
                 assert!(of_one == dx[image * shape.in_image()..][..shape.in_image()]);
             }
         }
