@@ -7,13 +7,14 @@ use std::sync::{Mutex, MutexGuard};
 
 use burn::module::Module;
 use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
-use burn::tensor::ops::ConvOptions;
+use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use burn::tensor::{Device, Tensor};
 use lowbit_core::{Compute, Precision};
 use lowbit_data::{DatasetName, LabelKind, Locations, Split, open};
 use lowbit_kernels::testing::{Implementation, use_implementation};
 use lowbit_kernels::{
-    Activation, AnyFormula, MaxGradient, Quantized, batch_norm, conv2d, dorefa_weights, value_range,
+    Activation, AnyFormula, MaxGradient, MaxPool, Quantized, batch_norm, conv2d, dorefa_weights, max_pool2d,
+    value_range,
 };
 use lowbit_models::{Family, InputShape, ModelConfig, Network};
 use lowbit_quantizers::methods::dorefa::Squashed;
@@ -483,6 +484,69 @@ fn normalizations_agree_with_every_activation() {
                     composed::batch_norm(x[0].clone().reshape(shape), affine, 1e-5, after, &x[3..])
                 },
             );
+        }
+    }
+}
+
+const POOLS: [(MaxPool, [usize; 4]); 7] = [
+    (MaxPool { kernel: 3, stride: 2, padding: 1 }, [2, 3, 8, 11]),
+    (MaxPool { kernel: 2, stride: 2, padding: 0 }, [3, 2, 9, 6]),
+    (MaxPool { kernel: 3, stride: 2, padding: 0 }, [1, 2, 7, 40]),
+    (MaxPool { kernel: 3, stride: 1, padding: 1 }, [2, 1, 5, 1]),
+    (MaxPool { kernel: 5, stride: 3, padding: 2 }, [1, 2, 13, 12]),
+    (MaxPool { kernel: 1, stride: 1, padding: 0 }, [1, 1, 1, 1]),
+    // No window of these has a place in a byte.
+    (MaxPool { kernel: 17, stride: 3, padding: 8 }, [1, 2, 20, 9]),
+];
+
+/// The same bits as burn's, of values of which many are equal, and of the infinite ones.
+#[test]
+fn pools_equal_those_of_burn() {
+    for (options, shape) in POOLS {
+        let MaxPool { kernel, stride, padding } = options;
+        let n = shape.iter().product();
+        let few = |seed| normal(n, 0.0, 1.0, &mut rng(seed)).into_iter().map(|x| (x * 2.0).round_ties_even());
+        let infinite = |x: f32| if x.abs() > 1.0 { x / 0.0 } else { x };
+        for x in [few(0).collect(), few(1).map(infinite).collect(), vec![f32::NEG_INFINITY; n]] {
+            let x: Vec<f32> = x;
+            for backend in cpu_backends() {
+                let case = |operation: &dyn Fn(Tensor<4>) -> Tensor<4>| {
+                    differentiate(&[(x.clone(), vec![n])], &backend.device, |x| {
+                        // What is pooled is no leaf, and lies otherwise in memory.
+                        operation(
+                            x[0].clone().reshape([shape[0], shape[1], shape[3], shape[2]]).swap_dims(2, 3),
+                        )
+                    })
+                };
+                let what = format!("{options:?} on {}", backend.name);
+                let burns =
+                    MaxPoolOptions::new([kernel; 2]).with_stride([stride; 2]).with_padding([padding; 2]);
+                let expected = case(&|x| burn::tensor::module::max_pool2d(x, burns.clone()));
+                let (got, others) = with_kernels_and(OTHERS, || case(&|x| max_pool2d(x, options)));
+                let all = std::iter::once(&got).chain(others.iter().map(|(_, other)| other));
+                for got in all {
+                    assert_eq!(got[0], expected[0], "{what}");
+                    // Where nothing is larger than the padding, ndarray has the gradient go nowhere.
+                    if backend.name == "flex" || x.iter().all(|x| *x != f32::NEG_INFINITY) {
+                        assert_eq!(got[1], expected[1], "{what}");
+                    }
+                }
+                // Without a gradient nothing is kept.
+                let x = tensor::<4>(&x, shape, &backend.device);
+                let expected = values(burn::tensor::module::max_pool2d(x.clone(), burns));
+                assert_eq!(values(max_pool2d(x, options)), expected, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn pools_pass_on_what_is_no_number() {
+    for backend in cpu_backends() {
+        for device in [backend.device.clone(), backend.device.autodiff()] {
+            let x = tensor::<4>(&[1.0, f32::NAN, 2.0, 3.0, 1.0, 7.0], [1, 1, 2, 3], &device);
+            let y = values(max_pool2d(x, MaxPool { kernel: 2, stride: 1, padding: 0 }));
+            assert!(y.iter().all(|y| y.is_nan()), "{y:?} on {}", backend.name);
         }
     }
 }

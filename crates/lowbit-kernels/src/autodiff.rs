@@ -14,8 +14,10 @@ use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::weights::MaxGradient;
 
 use crate::backend::{
-    ActivationKind, CodeWorth, CodedTensor, ConvCompute, KeepCodes, KeptCodes, KernelBackend,
+    ActivationKind, CodeWorth, CodedTensor, ConvCompute, KeepCodes, KeptCodes, KeptPlaces, KernelBackend,
+    MaxPool,
 };
+use crate::reference;
 
 impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn lowbit_conv2d(
@@ -49,6 +51,20 @@ impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Auto
             B::lowbit_conv2d_codes(input, weight, units.0, units.1, codes, options.clone(), compute)
         };
         conv2d::<B, C>(input, weight, &options, compute, keep, forward)
+    }
+
+    fn lowbit_max_pool2d(input: FloatTensor<Self>, options: MaxPool) -> FloatTensor<Self> {
+        let prepared = match MaxPool2d.prepare::<C>([input.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(prepared) => prepared,
+            OpsKind::UnTracked(prepared) => {
+                return prepared.finish(B::lowbit_max_pool2d(input.into_primitive(), options));
+            }
+        };
+        match B::lowbit_max_pool2d_kept(input.primitive(), options) {
+            Some((values, kept)) => prepared.finish(kept, values),
+            // With the gradient of the backend.
+            None => reference::max_pool2d::<Self>(input, options),
+        }
     }
 
     fn lowbit_batch_statistics(input: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -227,6 +243,21 @@ impl<B: KernelBackend + KeepCodes> Backward<B, 2> for Conv2d {
             if let (Some(node), Some(gradient)) = (node, gradient) {
                 gradients.register::<B>(node.id, gradient);
             }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct MaxPool2d;
+
+impl<B: KernelBackend + KeepCodes> Backward<B, 1> for MaxPool2d {
+    type State = KeptPlaces;
+
+    fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let [node] = ops.parents;
+        let gradient = gradients.consume::<B>(&ops.node);
+        if let Some(node) = node {
+            gradients.register::<B>(node.id, B::lowbit_max_pool2d_gradient(&ops.state, gradient));
         }
     }
 }

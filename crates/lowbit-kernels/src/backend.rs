@@ -1,6 +1,7 @@
 //! The operations as a burn backend extension.
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
@@ -10,6 +11,7 @@ use lowbit_cpu::conv::ConvShape;
 use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::integer::CodeBounds;
 use lowbit_cpu::packed::PackedImages;
+use lowbit_cpu::pool::Pool;
 use lowbit_cpu::weights::MaxGradient;
 
 use crate::reference;
@@ -102,6 +104,26 @@ pub struct KeptCodes {
     pub shape: ConvShape,
 }
 
+/// A pooling by the maximum of square windows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaxPool {
+    /// Side of a window.
+    pub kernel: usize,
+    /// Step between windows.
+    pub stride: usize,
+    /// Places around an image, of which none wins: fewer than the side of a window.
+    pub padding: usize,
+}
+
+/// What the backward pass keeps of a pooling: nothing of its input.
+#[derive(Clone, Debug)]
+pub struct KeptPlaces {
+    /// Where in each window the largest value is.
+    pub places: Arc<Vec<u8>>,
+    /// Its sizes.
+    pub pool: Pool,
+}
+
 /// What a backend may do between the passes of an operation and before them, apart from the operations.
 pub trait KeepCodes: Backend {
     /// The codes of a convolution's input packed, if the backend reads these in its backward pass.
@@ -127,6 +149,22 @@ pub trait KeepCodes: Backend {
         _wanted: [bool; 2],
     ) -> [Option<FloatTensor<Self>>; 2] {
         unreachable!("this backend keeps no codes")
+    }
+
+    /// The largest values of windows with what their gradient needs, if the backend has a kernel for it.
+    fn lowbit_max_pool2d_kept(
+        _input: &FloatTensor<Self>,
+        _options: MaxPool,
+    ) -> Option<(FloatTensor<Self>, KeptPlaces)> {
+        None
+    }
+
+    /// Gradient of the input of a pooling.
+    ///
+    /// # Panics
+    /// On a backend that has no kernel for it.
+    fn lowbit_max_pool2d_gradient(_kept: &KeptPlaces, _gradient: FloatTensor<Self>) -> FloatTensor<Self> {
+        unreachable!("this backend keeps no places")
     }
 
     /// The values rounded to bf16, in single precision.
@@ -187,6 +225,11 @@ pub trait KernelBackend: Backend {
         options: ConvOptions<2>,
     ) -> FloatTensor<Self> {
         reference::conv2d_weight_gradient::<Self>(input, weight, gradient, options)
+    }
+
+    /// The largest value of each window of each channel; `NaN` where there is one.
+    fn lowbit_max_pool2d(input: FloatTensor<Self>, options: MaxPool) -> FloatTensor<Self> {
+        reference::max_pool2d::<Self>(input, options)
     }
 
     /// Mean and biased variance of every channel of `[batch, channels, height, width]`: `[2 channels]`, without gradient.

@@ -1,6 +1,7 @@
 //! The operations on the backends whose tensors lie in host memory, by the kernels of [`lowbit_cpu`].
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
@@ -13,10 +14,12 @@ use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::integer::IntegerConv;
 use lowbit_cpu::norm::{self, Activation, NormParameters, NormShape};
 use lowbit_cpu::packed::PackedImages;
+use lowbit_cpu::pool::{Pool, Pooled};
 use lowbit_cpu::weights::{self, MaxGradient};
 
 use crate::backend::{
-    ActivationKind, CodeWorth, CodedTensor, ConvCompute, KeepCodes, KeptCodes, KernelBackend,
+    ActivationKind, CodeWorth, CodedTensor, ConvCompute, KeepCodes, KeptCodes, KeptPlaces, KernelBackend,
+    MaxPool,
 };
 use crate::choice::is_reference;
 use crate::reference;
@@ -147,6 +150,48 @@ fn weight_gradient_of_codes<B: Host>(kept: &KeptCodes, gradient: FloatTensor<B>)
     let (shape, gradient) = (&kept.shape, B::contiguous(gradient));
     let dims = [shape.out_channels, shape.in_channels, shape.kernel[0], shape.kernel[1]];
     B::tensor(conv::weight_gradient_of_codes(shape, &kept.input, B::slice(&gradient)), &dims)
+}
+
+/// The sizes of a pooling, if a kernel is to do it.
+fn pool_shape(input: &impl TensorMetadata, MaxPool { kernel, stride, padding }: MaxPool) -> Option<Pool> {
+    let [_, _, height, width] = input.shape().dims();
+    let size = [height, width];
+    let has_windows = size.iter().all(|&side| side > 0 && side + 2 * padding >= kernel);
+    let is_served = is_served([input]) && has_windows && padding < kernel;
+    let out_size = size.map(|side| (side + 2 * padding).saturating_sub(kernel) / stride + 1);
+    (is_served && kernel <= Pool::MAX_KERNEL_WITH_PLACES).then_some(Pool {
+        kernel,
+        stride,
+        padding,
+        size,
+        out_size,
+    })
+}
+
+/// The shape of a pooled tensor.
+fn pooled_dims(input: &impl TensorMetadata, [height, width]: [usize; 2]) -> [usize; 4] {
+    let [batch, channels, _, _] = input.shape().dims();
+    [batch, channels, height, width]
+}
+
+fn max_pool2d<B: Host>(input: FloatTensor<B>, pool: &Pool) -> FloatTensor<B> {
+    let (dims, mut values) = (pooled_dims(&input, pool.out_size), Vec::new());
+    pool.max(B::slice(&B::contiguous(input)), &[], &mut values);
+    B::tensor(values, &dims)
+}
+
+fn max_pool2d_kept<B: Host>(input: FloatTensor<B>, pool: Pool) -> (FloatTensor<B>, KeptPlaces) {
+    let dims = pooled_dims(&input, pool.out_size);
+    let Pooled { values, places } = pool.max_with_places(B::slice(&B::contiguous(input)));
+    (B::tensor(values, &dims), KeptPlaces { places: Arc::new(places), pool })
+}
+
+fn max_pool2d_gradient<B: Host>(
+    KeptPlaces { places, pool }: &KeptPlaces,
+    gradient: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let dims = pooled_dims(&gradient, pool.size);
+    B::tensor(pool.gradient(places, B::slice(&B::contiguous(gradient))), &dims)
 }
 
 fn round_to_bf16<B: Host>(values: FloatTensor<B>) -> FloatTensor<B> {
@@ -320,6 +365,21 @@ macro_rules! host_backend {
                 [of_input, of_weight]
             }
 
+            fn lowbit_max_pool2d_kept(
+                input: &FloatTensor<Self>,
+                options: MaxPool,
+            ) -> Option<(FloatTensor<Self>, KeptPlaces)> {
+                let pool = pool_shape(input, options)?;
+                Some(timed(Kind::Pool, || max_pool2d_kept::<Self>(input.clone(), pool)))
+            }
+
+            fn lowbit_max_pool2d_gradient(
+                kept: &KeptPlaces,
+                gradient: FloatTensor<Self>,
+            ) -> FloatTensor<Self> {
+                timed(Kind::Pool, || max_pool2d_gradient::<Self>(kept, gradient))
+            }
+
             // What the reference multiplies is rounded by the same function: burn's backends have none in common.
             fn lowbit_round_to_bf16(values: FloatTensor<Self>) -> FloatTensor<Self> {
                 timed(Kind::Rounding, || round_to_bf16::<Self>(values))
@@ -393,6 +453,13 @@ macro_rules! host_backend {
                         conv2d_weight_gradient::<Self>(input, gradient, &shape)
                     }),
                     None => reference::conv2d_weight_gradient::<Self>(input, weight, gradient, options),
+                }
+            }
+
+            fn lowbit_max_pool2d(input: FloatTensor<Self>, options: MaxPool) -> FloatTensor<Self> {
+                match pool_shape(&input, options) {
+                    Some(pool) => timed(Kind::Pool, || max_pool2d::<Self>(input, &pool)),
+                    None => reference::max_pool2d::<Self>(input, options),
                 }
             }
 

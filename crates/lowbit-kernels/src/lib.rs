@@ -73,7 +73,10 @@ pub use lowbit_cpu::formula::{AnyFormula, Formula, Mode, Number};
 pub use lowbit_cpu::integer::CodeBounds;
 pub use lowbit_cpu::weights::MaxGradient;
 
-pub use backend::{ActivationKind, CodeWorth, CodedTensor, ConvCompute, KeepCodes, KeptCodes, KernelBackend};
+pub use backend::{
+    ActivationKind, CodeWorth, CodedTensor, ConvCompute, KeepCodes, KeptCodes, KeptPlaces, KernelBackend,
+    MaxPool,
+};
 use choice::demand_extension;
 pub use choice::{evaluates_exactly, trains_in_bf16};
 pub use reduce::reduce_in_parts;
@@ -132,6 +135,20 @@ pub fn conv2d(
         compute,
     );
     Tensor::from_dispatch(output)
+}
+
+/// The largest value of each window of each channel, `NaN` where there is one; as `burn::tensor::module::max_pool2d`. On CPUs the backward
+/// pass keeps a byte for each value of the result, and nothing of the input. Of equal values the first one takes the gradient.
+///
+/// # Shapes
+/// `[batch, channels, height, width]` to the same with `(side + 2 padding - kernel) / stride + 1` for each side, rounded down.
+///
+/// # Panics
+/// If the padding is not smaller than the kernel.
+pub fn max_pool2d(input: Tensor<4>, options: MaxPool) -> Tensor<4> {
+    assert!(options.padding < options.kernel, "a window lies in the padding");
+    demand_extension(&input);
+    Tensor::from_dispatch(Dispatch::lowbit_max_pool2d(input.into_dispatch(), options))
 }
 
 /// The mean of each channel of each image, without gradient. Shapes `[batch, channels, height, width]` to `[batch, channels]`.

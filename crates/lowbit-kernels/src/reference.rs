@@ -9,7 +9,7 @@ use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::program::{Op, Program};
 use lowbit_cpu::weights::MaxGradient;
 
-use crate::backend::{ActivationKind, CodedTensor, KernelBackend};
+use crate::backend::{ActivationKind, CodedTensor, KernelBackend, MaxPool};
 use crate::reduce::{place_of_max, reduce_rows, sum_of_each};
 
 pub(crate) fn conv2d<B: KernelBackend>(
@@ -36,6 +36,11 @@ pub(crate) fn conv2d_weight_gradient<B: KernelBackend>(
     options: ConvOptions<2>,
 ) -> FloatTensor<B> {
     B::conv2d_weight_backward(input, weight, gradient, options)
+}
+
+pub(crate) fn max_pool2d<B: Backend>(input: FloatTensor<B>, options: MaxPool) -> FloatTensor<B> {
+    let MaxPool { kernel, stride, padding } = options;
+    B::max_pool2d(input, [kernel; 2], [stride; 2], [padding; 2], [1; 2], false)
 }
 
 pub(crate) fn batch_statistics<B: KernelBackend>(input: FloatTensor<B>) -> FloatTensor<B> {

@@ -15,6 +15,7 @@ pub(crate) enum Kind {
     ConvInputGradient,
     ConvWeightGradient,
     ConvWeightGradientOfCodes,
+    Pool,
     Norm,
     NormGradients,
     Activations,
@@ -22,7 +23,7 @@ pub(crate) enum Kind {
     Rounding,
 }
 
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "convolution",
     "codes of weights packed for a convolution",
     "convolution of codes",
@@ -30,6 +31,7 @@ const NAMES: [&str; 12] = [
     "gradient of a convolution's input",
     "gradient of a convolution's weights",
     "gradient of a convolution's weights, from codes",
+    "max pooling and its gradient",
     "normalization",
     "gradient of a normalization",
     "fake quantization alone",

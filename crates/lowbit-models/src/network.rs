@@ -9,12 +9,10 @@ use burn::module::{
 };
 use burn::nn::{BatchNorm, BatchNormConfig};
 use burn::tensor::activation::relu;
-use burn::tensor::module::max_pool2d;
-use burn::tensor::ops::MaxPoolOptions;
 use burn::tensor::{Device, Tensor};
 use lowbit_core::graph::{Conv, Graph, Linear, Node, NodeId, Op};
 use lowbit_core::{Compute, Purpose, stream};
-use lowbit_kernels::{Activation, channel_means, evaluates_exactly};
+use lowbit_kernels::{Activation, MaxPool, channel_means, evaluates_exactly, max_pool2d};
 use lowbit_quantizers::{
     LayerMut, LayerRef, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantLinearConfig, QuantizationPolicy,
     QuantizedNetwork,
@@ -342,9 +340,7 @@ fn plain(op: Op, inputs: Vec<Value>) -> Value {
             (one, other) => Value::Features(one.features() + other.features()),
         },
         Op::MaxPool { kernel, stride, padding } => {
-            let options =
-                MaxPoolOptions::new([kernel; 2]).with_stride([stride; 2]).with_padding([padding; 2]);
-            Value::Map(max_pool2d(next().map(), options))
+            Value::Map(max_pool2d(next().map(), MaxPool { kernel, stride, padding }))
         }
         Op::GlobalAvgPool => {
             let map = next().map();
