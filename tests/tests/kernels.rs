@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use burn::module::Module;
 use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
+use burn::tensor::activation::relu as burn_relu;
 use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use burn::tensor::{Device, Tensor};
 use lowbit_core::{Compute, Precision};
@@ -14,7 +15,7 @@ use lowbit_data::{DatasetName, LabelKind, Locations, Split, open};
 use lowbit_kernels::testing::{Implementation, use_implementation};
 use lowbit_kernels::{
     Activation, AnyFormula, MaxGradient, MaxPool, Quantized, batch_norm, conv2d, dorefa_weights, max_pool2d,
-    value_range,
+    relu, relu_of_sum, value_range,
 };
 use lowbit_models::{Family, InputShape, ModelConfig, Network};
 use lowbit_quantizers::methods::dorefa::Squashed;
@@ -484,6 +485,58 @@ fn normalizations_agree_with_every_activation() {
                     composed::batch_norm(x[0].clone().reshape(shape), affine, 1e-5, after, &x[3..])
                 },
             );
+        }
+    }
+}
+
+/// The same bits as burn's, of which the sum takes the memory of its operand, if nothing else has it.
+#[test]
+fn relus_equal_those_of_burn() {
+    for (shape, seed) in [([2, 3, 5, 7], 0), ([1, 1, 1, 1], 1), ([4, 8, 32, 33], 2)] {
+        let n = shape.iter().product();
+        let mut rng = rng(seed);
+        let inputs = [(); 2].map(|()| (normal(n, 0.0, 1.0, &mut rng), vec![n]));
+        for backend in cpu_backends() {
+            // Operands that are leaves, results, and shared by another reader.
+            let cases: [[&dyn Fn(&[Tensor<1>]) -> Tensor<4>; 2]; 4] = [
+                [&|x| relu(x[0].clone().reshape(shape)) + x[1].clone().reshape(shape), &|x| {
+                    burn_relu(x[0].clone().reshape(shape)) + x[1].clone().reshape(shape)
+                }],
+                [&|x| relu_of_sum(x[0].clone(), x[1].clone()).reshape(shape), &|x| {
+                    burn_relu(x[0].clone() + x[1].clone()).reshape(shape)
+                }],
+                [
+                    &|x| {
+                        let [one, other] = [0, 1].map(|i| x[i].clone().mul_scalar(0.5));
+                        relu_of_sum(one.clone(), other.clone()).reshape(shape) * one.reshape(shape)
+                    },
+                    &|x| {
+                        let [one, other] = [0, 1].map(|i| x[i].clone().mul_scalar(0.5));
+                        burn_relu(one.clone() + other.clone()).reshape(shape) * one.reshape(shape)
+                    },
+                ],
+                [
+                    &|x| {
+                        let one =
+                            x[0].clone().reshape([shape[0], shape[1], shape[3], shape[2]]).swap_dims(2, 3);
+                        relu(relu_of_sum(one.clone(), one)) + x[1].clone().reshape(shape)
+                    },
+                    &|x| {
+                        let one =
+                            x[0].clone().reshape([shape[0], shape[1], shape[3], shape[2]]).swap_dims(2, 3);
+                        burn_relu(burn_relu(one.clone() + one)) + x[1].clone().reshape(shape)
+                    },
+                ],
+            ];
+            for (i, [operation, burns]) in cases.into_iter().enumerate() {
+                let expected = differentiate(&inputs, &backend.device, burns);
+                let (got, others) =
+                    with_kernels_and(OTHERS, || differentiate(&inputs, &backend.device, operation));
+                assert_eq!(got, expected, "{i}, {shape:?} on {}", backend.name);
+                for (implementation, other) in others {
+                    assert_eq!(other, expected, "{i}, {shape:?}, {implementation:?} on {}", backend.name);
+                }
+            }
         }
     }
 }

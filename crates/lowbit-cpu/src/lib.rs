@@ -47,6 +47,7 @@ mod output;
 pub mod packed;
 pub mod pool;
 pub mod program;
+pub mod relu;
 pub mod sum;
 mod threads;
 mod tile;

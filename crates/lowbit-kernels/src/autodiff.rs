@@ -53,6 +53,24 @@ impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Auto
         conv2d::<B, C>(input, weight, &options, compute, keep, forward)
     }
 
+    fn lowbit_relu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let prepared = Relu.prepare::<C>([x.node()]).compute_bound().stateful();
+        let y = B::lowbit_relu(x.into_primitive());
+        match prepared {
+            OpsKind::Tracked(prepared) => prepared.finish(y.clone(), y),
+            OpsKind::UnTracked(prepared) => prepared.finish(y),
+        }
+    }
+
+    fn lowbit_relu_of_sum(one: FloatTensor<Self>, other: FloatTensor<Self>) -> FloatTensor<Self> {
+        let prepared = Relu.prepare::<C>([one.node(), other.node()]).compute_bound().stateful();
+        let y = B::lowbit_relu_of_sum(one.into_primitive(), other.into_primitive());
+        match prepared {
+            OpsKind::Tracked(prepared) => prepared.finish(y.clone(), y),
+            OpsKind::UnTracked(prepared) => prepared.finish(y),
+        }
+    }
+
     fn lowbit_max_pool2d(input: FloatTensor<Self>, options: MaxPool) -> FloatTensor<Self> {
         let prepared = match MaxPool2d.prepare::<C>([input.node()]).compute_bound().stateful() {
             OpsKind::Tracked(prepared) => prepared,
@@ -243,6 +261,23 @@ impl<B: KernelBackend + KeepCodes> Backward<B, 2> for Conv2d {
             if let (Some(node), Some(gradient)) = (node, gradient) {
                 gradients.register::<B>(node.id, gradient);
             }
+        }
+    }
+}
+
+/// ReLU of one tensor or of the sum of several, whose gradient is that of each.
+#[derive(Debug)]
+struct Relu;
+
+impl<B: KernelBackend, const N: usize> Backward<B, N> for Relu {
+    /// The result, which the next operations keep too: burn's own keeps what it is made of.
+    type State = FloatTensor<B>;
+
+    fn backward(self, ops: Ops<Self::State, N>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let gradient = gradients.consume::<B>(&ops.node);
+        let gradient = B::lowbit_relu_gradient(ops.state, gradient);
+        for node in ops.parents.into_iter().flatten() {
+            gradients.register::<B>(node.id, gradient.clone());
         }
     }
 }

@@ -227,6 +227,21 @@ pub trait KernelBackend: Backend {
         reference::conv2d_weight_gradient::<Self>(input, weight, gradient, options)
     }
 
+    /// `max(x, 0)`.
+    fn lowbit_relu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::relu::<Self>(x)
+    }
+
+    /// `max(one + other, 0)` of tensors of one shape.
+    fn lowbit_relu_of_sum(one: FloatTensor<Self>, other: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::relu_of_sum::<Self>(one, other)
+    }
+
+    /// The gradient of what the two above take, from their result and its gradient.
+    fn lowbit_relu_gradient(output: FloatTensor<Self>, gradient: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::relu_gradient::<Self>(output, gradient)
+    }
+
     /// The largest value of each window of each channel; `NaN` where there is one.
     fn lowbit_max_pool2d(input: FloatTensor<Self>, options: MaxPool) -> FloatTensor<Self> {
         reference::max_pool2d::<Self>(input, options)

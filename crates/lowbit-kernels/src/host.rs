@@ -15,6 +15,7 @@ use lowbit_cpu::integer::IntegerConv;
 use lowbit_cpu::norm::{self, Activation, NormParameters, NormShape};
 use lowbit_cpu::packed::PackedImages;
 use lowbit_cpu::pool::{Pool, Pooled};
+use lowbit_cpu::relu;
 use lowbit_cpu::weights::{self, MaxGradient};
 
 use crate::backend::{
@@ -34,6 +35,9 @@ trait Host: Backend {
     fn slice(tensor: &Self::Contiguous) -> &[f32];
     fn tensor(values: Vec<f32>, shape: &[usize]) -> FloatTensor<Self>;
     fn code_tensor(codes: Vec<u8>, shape: &[usize]) -> IntTensor<Self>;
+
+    /// The tensor after `change` of its values, which are those of a copy if anything else has them.
+    fn changed(tensor: FloatTensor<Self>, change: impl FnOnce(&mut [f32])) -> FloatTensor<Self>;
 
     /// What `read` makes of the bytes of codes, of any layout.
     fn with_codes<T>(codes: &IntTensor<Self>, read: impl FnOnce(&[u8]) -> T) -> T;
@@ -456,6 +460,36 @@ macro_rules! host_backend {
                 }
             }
 
+            fn lowbit_relu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+                if !is_served([&x]) {
+                    return reference::relu::<Self>(x);
+                }
+                timed(Kind::Relu, || Self::changed(x, relu::relu))
+            }
+
+            fn lowbit_relu_of_sum(one: FloatTensor<Self>, other: FloatTensor<Self>) -> FloatTensor<Self> {
+                if !is_served([&one, &other]) || one.shape() != other.shape() {
+                    return reference::relu_of_sum::<Self>(one, other);
+                }
+                timed(Kind::Relu, || {
+                    let other = Self::contiguous(other);
+                    Self::changed(one, |one| relu::relu_of_sum(one, Self::slice(&other)))
+                })
+            }
+
+            fn lowbit_relu_gradient(
+                output: FloatTensor<Self>,
+                gradient: FloatTensor<Self>,
+            ) -> FloatTensor<Self> {
+                if !is_served([&output, &gradient]) {
+                    return reference::relu_gradient::<Self>(output, gradient);
+                }
+                timed(Kind::Relu, || {
+                    let output = Self::contiguous(output);
+                    Self::changed(gradient, |gradient| relu::gradient(Self::slice(&output), gradient))
+                })
+            }
+
             fn lowbit_max_pool2d(input: FloatTensor<Self>, options: MaxPool) -> FloatTensor<Self> {
                 match pool_shape(&input, options) {
                     Some(pool) => timed(Kind::Pool, || max_pool2d::<Self>(input, &pool)),
@@ -601,6 +635,13 @@ mod flex {
             FloatTensor::<Self>::from_data(TensorData::new(values, shape.to_vec()))
         }
 
+        fn changed(tensor: FloatTensor<Self>, change: impl FnOnce(&mut [f32])) -> FloatTensor<Self> {
+            // A handle less, so that values that nothing else has are not shared.
+            let mut tensor = Self::contiguous(tensor);
+            change(tensor.storage_mut());
+            tensor
+        }
+
         fn code_tensor(codes: Vec<u8>, shape: &[usize]) -> IntTensor<Self> {
             IntTensor::<Self>::from_data(TensorData::new(codes, shape.to_vec()))
         }
@@ -641,6 +682,12 @@ mod ndarray {
 
         fn tensor(values: Vec<f32>, shape: &[usize]) -> FloatTensor<Self> {
             NdArrayTensor::from_data(TensorData::new(values, shape.to_vec()))
+        }
+
+        fn changed(tensor: FloatTensor<Self>, change: impl FnOnce(&mut [f32])) -> FloatTensor<Self> {
+            let mut array = Self::contiguous(tensor);
+            change(array.as_slice_mut().expect("invariant: the array has the standard layout"));
+            array.into()
         }
 
         fn code_tensor(codes: Vec<u8>, shape: &[usize]) -> IntTensor<Self> {

@@ -66,7 +66,6 @@ use std::ops::RangeInclusive;
 
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
-use burn::tensor::activation::relu;
 use burn::tensor::ops::ConvOptions;
 pub use lowbit_core::Compute;
 pub use lowbit_cpu::formula::{AnyFormula, Formula, Mode, Number};
@@ -135,6 +134,22 @@ pub fn conv2d(
         compute,
     );
     Tensor::from_dispatch(output)
+}
+
+/// `max(x, 0)`; `NaN` stays. The backward pass keeps the result alone.
+pub fn relu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    demand_extension(&x);
+    Tensor::from_dispatch(Dispatch::lowbit_relu(x.into_dispatch()))
+}
+
+/// `max(one + other, 0)`; `NaN` stays. The backward pass keeps the result alone. On CPUs it takes the memory of `one` if nothing else has it.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn relu_of_sum<const D: usize>(one: Tensor<D>, other: Tensor<D>) -> Tensor<D> {
+    assert_eq!(one.dims(), other.dims(), "operands of a sum");
+    demand_extension(&one);
+    Tensor::from_dispatch(Dispatch::lowbit_relu_of_sum(one.into_dispatch(), other.into_dispatch()))
 }
 
 /// The largest value of each window of each channel, `NaN` where there is one; as `burn::tensor::module::max_pool2d`. On CPUs the backward

@@ -15,6 +15,7 @@ pub(crate) enum Kind {
     ConvInputGradient,
     ConvWeightGradient,
     ConvWeightGradientOfCodes,
+    Relu,
     Pool,
     Norm,
     NormGradients,
@@ -23,7 +24,7 @@ pub(crate) enum Kind {
     Rounding,
 }
 
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 14] = [
     "convolution",
     "codes of weights packed for a convolution",
     "convolution of codes",
@@ -31,6 +32,7 @@ const NAMES: [&str; 13] = [
     "gradient of a convolution's input",
     "gradient of a convolution's weights",
     "gradient of a convolution's weights, from codes",
+    "ReLU alone or of a sum, and its gradient",
     "max pooling and its gradient",
     "normalization",
     "gradient of a normalization",

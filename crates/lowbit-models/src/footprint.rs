@@ -129,7 +129,7 @@ impl Tally<'_> {
                 self.keep_output(input.node, true);
                 read + made
             }
-            Step::Plain { op: Op::Relu, output, .. } => {
+            Step::ReluOfSum { output, .. } | Step::Plain { op: Op::Relu, output, .. } => {
                 self.keep_output(*output, true);
                 read + made
             }

@@ -8,11 +8,10 @@ use burn::module::{
     ModuleVisitor, Param,
 };
 use burn::nn::{BatchNorm, BatchNormConfig};
-use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
 use lowbit_core::graph::{Conv, Graph, Linear, Node, NodeId, Op};
 use lowbit_core::{Compute, Purpose, stream};
-use lowbit_kernels::{Activation, MaxPool, channel_means, evaluates_exactly, max_pool2d};
+use lowbit_kernels::{Activation, MaxPool, channel_means, evaluates_exactly, max_pool2d, relu, relu_of_sum};
 use lowbit_quantizers::{
     LayerMut, LayerRef, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantLinearConfig, QuantizationPolicy,
     QuantizedNetwork,
@@ -216,6 +215,13 @@ impl Network {
                 }
                 Step::Scale { input, layer, output } => {
                     let value = values.read(*input).scaled(self.scale(*layer));
+                    values.set(*output, value);
+                }
+                Step::ReluOfSum { inputs, output } => {
+                    let value = match inputs.map(|input| values.read(input)) {
+                        [Value::Map(one), Value::Map(other)] => Value::Map(relu_of_sum(one, other)),
+                        [one, other] => Value::Features(relu_of_sum(one.features(), other.features())),
+                    };
                     values.set(*output, value);
                 }
                 Step::Plain { inputs, op, output } => {
