@@ -132,12 +132,13 @@ impl<B: KernelBackend + KeepCodes, C: CheckpointStrategy> KernelBackend for Auto
         codes: Option<RangeInclusive<i32>>,
         max_gradient: MaxGradient,
     ) -> CodedTensor<Self> {
-        let node = w.node();
-        let squashed = B::lowbit_tanh(w.into_primitive());
-        let double_max = B::lowbit_double_max(squashed.clone());
-        let output = B::lowbit_fake_quantize(squashed.clone(), double_max, formula, codes);
-        with_values(output, |y| match DoReFaWeights.prepare::<C>([node]).compute_bound().stateful() {
-            OpsKind::Tracked(prepared) => prepared.finish((squashed, max_gradient), y),
+        let prepared = DoReFaWeights.prepare::<C>([w.node()]).compute_bound().stateful();
+        let output = B::lowbit_dorefa_weights(w.primitive().clone(), formula, codes, max_gradient);
+        with_values(output, |y| match prepared {
+            OpsKind::Tracked(mut prepared) => {
+                let state = (prepared.checkpoint(&w), max_gradient);
+                prepared.finish(state, y)
+            }
             OpsKind::UnTracked(prepared) => prepared.finish(y),
         })
     }
@@ -339,14 +340,16 @@ impl<B: KernelBackend> Backward<B, 4> for BatchNorm {
 struct DoReFaWeights;
 
 impl<B: KernelBackend> Backward<B, 1> for DoReFaWeights {
-    type State = (FloatTensor<B>, MaxGradient);
+    /// The weights, of which the module has the only copy: their hyperbolic tangents take less time than the memory they would need.
+    type State = (NodeId, MaxGradient);
 
-    fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
         let [node] = ops.parents;
         let gradient = gradients.consume::<B>(&ops.node);
-        let (squashed, max_gradient) = ops.state;
+        let (w, max_gradient) = ops.state;
+        let w: FloatTensor<B> = checkpointer.retrieve_node_output(w);
         if let Some(node) = node {
-            let gradient = B::lowbit_dorefa_gradient(squashed, gradient, max_gradient);
+            let gradient = B::lowbit_dorefa_gradient(B::lowbit_tanh(w), gradient, max_gradient);
             gradients.register::<B>(node.id, gradient);
         }
     }
