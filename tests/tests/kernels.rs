@@ -489,6 +489,9 @@ fn normalizations_agree_with_every_activation() {
     }
 }
 
+/// An operation of tensors, which are flat.
+type Operation<'a> = &'a dyn Fn(&[Tensor<1>]) -> Tensor<4>;
+
 /// The same bits as burn's, of which the sum takes the memory of its operand, if nothing else has it.
 #[test]
 fn relus_equal_those_of_burn() {
@@ -498,7 +501,7 @@ fn relus_equal_those_of_burn() {
         let inputs = [(); 2].map(|()| (normal(n, 0.0, 1.0, &mut rng), vec![n]));
         for backend in cpu_backends() {
             // Operands that are leaves, results, and shared by another reader.
-            let cases: [[&dyn Fn(&[Tensor<1>]) -> Tensor<4>; 2]; 4] = [
+            let cases: [[Operation<'_>; 2]; 4] = [
                 [&|x| relu(x[0].clone().reshape(shape)) + x[1].clone().reshape(shape), &|x| {
                     burn_relu(x[0].clone().reshape(shape)) + x[1].clone().reshape(shape)
                 }],

@@ -43,7 +43,7 @@ fn heap() -> MutexGuard<'static, Heap> {
     HEAP.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A block, if it is a large one and the system has room for it.
+/// A block, if it is a large one and there is room for it in the regions, or for another region.
 pub(super) fn allocate(layout: Layout) -> Option<*mut u8> {
     if !is_large(layout) || !KEEPS.load(Ordering::Relaxed) {
         return None;
@@ -71,11 +71,13 @@ struct Heap {
     regions: BTreeMap<usize, usize>,
     /// The part of the newest region that was never handed out: where it begins, and its size.
     untouched: (usize, usize),
+    /// Whether there was no room for a region: none is asked for again, so that others have what is left.
+    is_full: bool,
 }
 
 impl Heap {
     const fn new() -> Self {
-        Self { free: BTreeMap::new(), regions: BTreeMap::new(), untouched: (0, 0) }
+        Self { free: BTreeMap::new(), regions: BTreeMap::new(), untouched: (0, 0), is_full: false }
     }
 
     /// A block of `size` bytes, which is a multiple of [`GRAIN`]; `region` makes more memory of a size, if there is any.
@@ -110,10 +112,10 @@ impl Heap {
     fn grow(&mut self, size: usize, region: impl Fn(usize) -> Option<usize>) -> Option<()> {
         let all: usize = self.regions.values().sum();
         let wanted = size.max(all).max(FIRST_REGION);
-        // Where there is not that much, less of it, down to what is needed.
-        let halves = std::iter::successors(Some(wanted), |wanted| Some(wanted / 2 / GRAIN * GRAIN));
-        let wanted = halves.take_while(|wanted| *wanted > size).chain([size]);
-        let (address, wanted) = wanted.filter_map(|wanted| Some((region(wanted)?, wanted))).next()?;
+        let Some(address) = (!self.is_full).then(|| region(wanted)).flatten() else {
+            self.is_full = true;
+            return None;
+        };
         let (old, rest) = std::mem::replace(&mut self.untouched, (address, wanted));
         if rest > 0 {
             self.join(old, rest);
@@ -232,16 +234,15 @@ mod tests {
         assert_eq!(heap.free, BTreeMap::from([(first, 7 * MIB)]));
     }
 
-    /// Where the system has no room for a large region, a smaller one does.
+    /// Where the system has no room for a region, blocks are those of mimalloc, but for what the regions hold.
     #[test]
-    fn a_region_is_no_larger_than_there_is_room() {
+    fn no_region_is_asked_for_in_vain_twice() {
         let mut heap = Heap::new();
-        assert_eq!(heap.take(2 * MIB, |size| (size <= 100 * MIB).then_some(GRAIN)), Some(GRAIN));
-        assert_eq!(heap.regions, BTreeMap::from([(GRAIN, 64 * MIB)]));
-        assert_eq!(heap.take(63 * MIB, |_| None), None);
-        let next = 1000 * MIB;
-        assert_eq!(heap.take(63 * MIB, |size| (size <= 63 * MIB).then_some(next)), Some(next));
-        assert_eq!(heap.take(62 * MIB, |_| None), Some(GRAIN + 2 * MIB));
-        assert_eq!(heap.take(MIB, |_| None), None);
+        assert_eq!(heap.take(FIRST_REGION - 2 * MIB, |_| Some(GRAIN)), Some(GRAIN));
+        assert_eq!(heap.take(4 * MIB, |_| None), None);
+        assert_eq!(heap.take(4 * MIB, |_| panic!("it is asked for again")), None);
+        assert_eq!(heap.take(2 * MIB, |_| None), Some(GRAIN + FIRST_REGION - 2 * MIB));
+        assert!(heap.put(GRAIN, FIRST_REGION - 2 * MIB));
+        assert_eq!(heap.take(4 * MIB, |_| None), Some(GRAIN));
     }
 }
