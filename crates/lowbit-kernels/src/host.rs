@@ -36,6 +36,11 @@ trait Host: Backend {
     fn tensor(values: Vec<f32>, shape: &[usize]) -> FloatTensor<Self>;
     fn code_tensor(codes: Vec<u8>, shape: &[usize]) -> IntTensor<Self>;
 
+    /// Whether nothing else has the values of a tensor, as far as the backend tells.
+    fn is_own(_tensor: &FloatTensor<Self>) -> bool {
+        false
+    }
+
     /// The tensor after `change` of its values, which are those of a copy if anything else has them.
     fn changed(tensor: FloatTensor<Self>, change: impl FnOnce(&mut [f32])) -> FloatTensor<Self>;
 
@@ -253,7 +258,7 @@ fn batch_norm_gradients<B: Host>(
     kind: ActivationKind,
 ) -> [FloatTensor<B>; 4] {
     let (shape, dims) = (norm_shape::<B>(&input), input.shape());
-    let (input, gradient) = (B::contiguous(input), B::contiguous(gradient));
+    let input = B::contiguous(input);
     let [gamma, beta, statistics, parameter] = parameters.map(B::contiguous);
     let parameters = NormParameters {
         gamma: B::slice(&gamma),
@@ -262,13 +267,26 @@ fn batch_norm_gradients<B: Host>(
         epsilon,
     };
     let activation = activation(&kind, B::slice(&parameter));
-    let mut gradients = norm::gradients(shape, B::slice(&input), B::slice(&gradient), parameters, activation);
+    let (mut gradients, of_input) = if B::is_own(&gradient) {
+        let mut gradients = None;
+        let of_input = B::changed(gradient, |gradient| {
+            let of = norm::gradients_in_place(shape, B::slice(&input), gradient, parameters, activation);
+            gradients = Some(of);
+        });
+        (gradients.expect("invariant: the tensor is changed"), of_input)
+    } else {
+        let gradient = B::contiguous(gradient);
+        let mut gradients =
+            norm::gradients(shape, B::slice(&input), B::slice(&gradient), parameters, activation);
+        let of_input = B::tensor(std::mem::take(&mut gradients.input), dims.as_slice());
+        (gradients, of_input)
+    };
     let channels = [shape.channels];
     // The stand-in for parameters has a gradient of its shape.
     gradients.parameters.resize(B::slice(&parameter).len(), 0.0);
     let n_parameters = [gradients.parameters.len()];
     [
-        B::tensor(gradients.input, dims.as_slice()),
+        of_input,
         B::tensor(gradients.gamma, &channels),
         B::tensor(gradients.beta, &channels),
         B::tensor(gradients.parameters, &n_parameters),
@@ -633,6 +651,10 @@ mod flex {
 
         fn tensor(values: Vec<f32>, shape: &[usize]) -> FloatTensor<Self> {
             FloatTensor::<Self>::from_data(TensorData::new(values, shape.to_vec()))
+        }
+
+        fn is_own(tensor: &FloatTensor<Self>) -> bool {
+            tensor.is_unique()
         }
 
         fn changed(tensor: FloatTensor<Self>, change: impl FnOnce(&mut [f32])) -> FloatTensor<Self> {
