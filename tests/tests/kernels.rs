@@ -7,14 +7,15 @@ use std::sync::{Mutex, MutexGuard};
 
 use burn::module::Module;
 use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
-use burn::tensor::ops::ConvOptions;
+use burn::tensor::activation::relu as burn_relu;
+use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use burn::tensor::{Device, Tensor};
 use lowbit_core::{BitWidth, Compute, Precision};
 use lowbit_data::{DatasetName, LabelKind, Locations, Split, open};
 use lowbit_kernels::testing::{Implementation, use_implementation};
 use lowbit_kernels::{
-    Activation, AnyFormula, GradientQuantizer, MaxGradient, Quantized, StepArithmetic, batch_norm, conv2d,
-    dorefa_weights, value_range,
+    Activation, AnyFormula, GradientQuantizer, MaxGradient, MaxPool, Quantized, StepArithmetic, batch_norm,
+    conv2d, dorefa_weights, max_pool2d, relu, relu_of_sum, value_range,
 };
 use lowbit_models::{Family, InputShape, ModelConfig, Network};
 use lowbit_quantizers::methods::dorefa::Squashed;
@@ -584,6 +585,24 @@ fn convolutions_that_have_no_kernel_equal_the_definition() {
             let y = conv2d(tensor(&x, input, &device), tensor(&w, weight, &device), options.clone(), FP32);
             assert_close_f64(&format!("{what} on {name}"), &values(y), &expected, SUMS);
         }
+        // Of operands with codes, too, which no kernel reads.
+        let _switch = Switch::lock();
+        for Backend { name, device } in cpu_backends() {
+            let device = device.autodiff();
+            let gradients = |have_codes: bool| {
+                let x = tensor::<4>(&x, input, &device).require_grad();
+                let w = tensor::<4>(&w, weight, &device).require_grad();
+                let (x_q, w_q) = (unit(x.clone(), 3.0), dorefa(w.clone(), 3.0));
+                assert!(x_q.codes().is_some() && w_q.codes().is_some());
+                let y = match have_codes {
+                    true => conv2d(x_q, w_q, options.clone(), FP32),
+                    false => conv2d(x_q.into_values(), w_q.into_values(), options.clone(), FP32),
+                };
+                let all = (y.clone() * y).sum().backward();
+                [x.grad(&all).map(values), w.grad(&all).map(values)]
+            };
+            assert_eq!(gradients(true), gradients(false), "{what} of codes on {name}");
+        }
     }
 }
 
@@ -691,6 +710,124 @@ fn normalizations_agree_with_every_activation() {
                     composed::batch_norm(x[0].clone().reshape(shape), affine, 1e-5, after, &x[3..])
                 },
             );
+        }
+    }
+}
+
+/// An operation of tensors, which are flat.
+type Operation<'a> = &'a dyn Fn(&[Tensor<1>]) -> Tensor<4>;
+
+/// The same bits as burn's, of which the sum takes the memory of its operand, if nothing else has it.
+#[test]
+fn relus_equal_those_of_burn() {
+    for (shape, seed) in [([2, 3, 5, 7], 0), ([1, 1, 1, 1], 1), ([4, 8, 32, 33], 2)] {
+        let n = shape.iter().product();
+        let mut rng = rng(seed);
+        let inputs = [(); 2].map(|()| (normal(n, 0.0, 1.0, &mut rng), vec![n]));
+        for backend in cpu_backends() {
+            // Operands that are leaves, results, and shared by another reader.
+            let cases: [[Operation<'_>; 2]; 4] = [
+                [&|x| relu(x[0].clone().reshape(shape)) + x[1].clone().reshape(shape), &|x| {
+                    burn_relu(x[0].clone().reshape(shape)) + x[1].clone().reshape(shape)
+                }],
+                [&|x| relu_of_sum(x[0].clone(), x[1].clone()).reshape(shape), &|x| {
+                    burn_relu(x[0].clone() + x[1].clone()).reshape(shape)
+                }],
+                [
+                    &|x| {
+                        let [one, other] = [0, 1].map(|i| x[i].clone().mul_scalar(0.5));
+                        relu_of_sum(one.clone(), other.clone()).reshape(shape) * one.reshape(shape)
+                    },
+                    &|x| {
+                        let [one, other] = [0, 1].map(|i| x[i].clone().mul_scalar(0.5));
+                        burn_relu(one.clone() + other.clone()).reshape(shape) * one.reshape(shape)
+                    },
+                ],
+                [
+                    &|x| {
+                        let one =
+                            x[0].clone().reshape([shape[0], shape[1], shape[3], shape[2]]).swap_dims(2, 3);
+                        relu(relu_of_sum(one.clone(), one)) + x[1].clone().reshape(shape)
+                    },
+                    &|x| {
+                        let one =
+                            x[0].clone().reshape([shape[0], shape[1], shape[3], shape[2]]).swap_dims(2, 3);
+                        burn_relu(burn_relu(one.clone() + one)) + x[1].clone().reshape(shape)
+                    },
+                ],
+            ];
+            for (i, [operation, burns]) in cases.into_iter().enumerate() {
+                let expected = differentiate(&inputs, &backend.device, burns);
+                let (got, others) =
+                    with_kernels_and(OTHERS, || differentiate(&inputs, &backend.device, operation));
+                assert_eq!(got, expected, "{i}, {shape:?} on {}", backend.name);
+                for (implementation, other) in others {
+                    assert_eq!(other, expected, "{i}, {shape:?}, {implementation:?} on {}", backend.name);
+                }
+            }
+        }
+    }
+}
+
+const POOLS: [(MaxPool, [usize; 4]); 7] = [
+    (MaxPool { kernel: 3, stride: 2, padding: 1 }, [2, 3, 8, 11]),
+    (MaxPool { kernel: 2, stride: 2, padding: 0 }, [3, 2, 9, 6]),
+    (MaxPool { kernel: 3, stride: 2, padding: 0 }, [1, 2, 7, 40]),
+    (MaxPool { kernel: 3, stride: 1, padding: 1 }, [2, 1, 5, 1]),
+    (MaxPool { kernel: 5, stride: 3, padding: 2 }, [1, 2, 13, 12]),
+    (MaxPool { kernel: 1, stride: 1, padding: 0 }, [1, 1, 1, 1]),
+    // No window of these has a place in a byte.
+    (MaxPool { kernel: 17, stride: 3, padding: 8 }, [1, 2, 20, 9]),
+];
+
+/// The same bits as burn's, of values of which many are equal, and of the infinite ones.
+#[test]
+fn pools_equal_those_of_burn() {
+    for (options, shape) in POOLS {
+        let MaxPool { kernel, stride, padding } = options;
+        let n = shape.iter().product();
+        let few = |seed| normal(n, 0.0, 1.0, &mut rng(seed)).into_iter().map(|x| (x * 2.0).round_ties_even());
+        let infinite = |x: f32| if x.abs() > 1.0 { x / 0.0 } else { x };
+        for x in [few(0).collect(), few(1).map(infinite).collect(), vec![f32::NEG_INFINITY; n]] {
+            let x: Vec<f32> = x;
+            for backend in cpu_backends() {
+                let case = |operation: &dyn Fn(Tensor<4>) -> Tensor<4>| {
+                    differentiate(&[(x.clone(), vec![n])], &backend.device, |x| {
+                        // What is pooled is no leaf, and lies otherwise in memory.
+                        operation(
+                            x[0].clone().reshape([shape[0], shape[1], shape[3], shape[2]]).swap_dims(2, 3),
+                        )
+                    })
+                };
+                let what = format!("{options:?} on {}", backend.name);
+                let burns =
+                    MaxPoolOptions::new([kernel; 2]).with_stride([stride; 2]).with_padding([padding; 2]);
+                let expected = case(&|x| burn::tensor::module::max_pool2d(x, burns.clone()));
+                let (got, others) = with_kernels_and(OTHERS, || case(&|x| max_pool2d(x, options)));
+                let all = std::iter::once(&got).chain(others.iter().map(|(_, other)| other));
+                for got in all {
+                    assert_eq!(got[0], expected[0], "{what}");
+                    // Where nothing is larger than the padding, ndarray has the gradient go nowhere.
+                    if backend.name == "flex" || x.iter().all(|x| *x != f32::NEG_INFINITY) {
+                        assert_eq!(got[1], expected[1], "{what}");
+                    }
+                }
+                // Without a gradient nothing is kept.
+                let x = tensor::<4>(&x, shape, &backend.device);
+                let expected = values(burn::tensor::module::max_pool2d(x.clone(), burns));
+                assert_eq!(values(max_pool2d(x, options)), expected, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn pools_pass_on_what_is_no_number() {
+    for backend in cpu_backends() {
+        for device in [backend.device.clone(), backend.device.autodiff()] {
+            let x = tensor::<4>(&[1.0, f32::NAN, 2.0, 3.0, 1.0, 7.0], [1, 1, 2, 3], &device);
+            let y = values(max_pool2d(x, MaxPool { kernel: 2, stride: 1, padding: 0 }));
+            assert!(y.iter().all(|y| y.is_nan()), "{y:?} on {}", backend.name);
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Every operation of a step makes its result anew. This allocator hands the same memory out again, and
 //! [`keep_memory`] has it keep what is free: else it gives large blocks back to the system and gets them again page by
-//! page, which costs more than a quarter of a step.
+//! page, which costs more than a quarter of a step. What is kept in large blocks is in a heap of its own (`large`): mimalloc puts them
+//! in pieces of 32 MiB, of which tensors leave much unused.
 //!
 //! ```
 //! #[global_allocator]
@@ -11,6 +12,8 @@
 //! // First in `main`:
 //! lowbit_cpu::allocator::keep_memory();
 //! ```
+
+mod large;
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::io::Write;
@@ -22,26 +25,49 @@ use mimalloc::MiMalloc;
 /// nothing without: the standard library would abort, with a trace that names none of it.
 pub struct Allocator;
 
-// SAFETY: all memory is that of `MiMalloc`, to which every call is passed on as it is; a null pointer is never returned.
+// SAFETY: all memory is that of `MiMalloc`, directly or in blocks of the heap, which are apart from each other; a null pointer is never
+// returned.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if let Some(block) = large::allocate(layout) {
+            return block;
+        }
         // SAFETY: the caller keeps the rules of this very function.
         there(unsafe { MiMalloc.alloc(layout) }, layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if let Some(block) = large::allocate(layout) {
+            // SAFETY: the block has this many bytes.
+            unsafe { block.write_bytes(0, layout.size()) };
+            return block;
+        }
         // SAFETY: as above.
         there(unsafe { MiMalloc.alloc_zeroed(layout) }, layout.size())
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        if large::is_large(layout) || large::is_large_size(new_size) {
+            let Ok(new_layout) = Layout::from_size_align(new_size, layout.align()) else {
+                return there(std::ptr::null_mut(), new_size);
+            };
+            // SAFETY: the caller keeps the rules of this very function: the size is not zero.
+            let new = unsafe { self.alloc(new_layout) };
+            // SAFETY: both have this many bytes, and a new block lies apart from those in use.
+            unsafe { new.copy_from_nonoverlapping(memory, layout.size().min(new_size)) };
+            // SAFETY: the memory is of this layout, and is not used any more.
+            unsafe { self.dealloc(memory, layout) };
+            return new;
+        }
         // SAFETY: as above; `memory` came from `MiMalloc`.
         there(unsafe { MiMalloc.realloc(memory, layout, new_size) }, new_size)
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as above; `memory` came from `MiMalloc`.
-        unsafe { MiMalloc.dealloc(memory, layout) }
+        if !large::free(memory, layout) {
+            // SAFETY: as above; `memory` came from `MiMalloc`.
+            unsafe { MiMalloc.dealloc(memory, layout) }
+        }
     }
 }
 
@@ -80,6 +106,7 @@ const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
 /// Keeps memory that is free for the program, which then holds as much as it ever needed at once.
 pub fn keep_memory() {
+    large::keep();
     // SAFETY: sets an integer; -1 is the documented value for never.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::activation::{Codes, Pointwise, Rounded, Unrounded};
 use crate::codes::{Coded, byte_bounds};
-use crate::norm::{NormGradients, NormParameters, NormShape};
+use crate::norm::{Incoming, NormGradients, NormParameters, NormShape};
 use crate::program::Program;
 use crate::{fake_quantize, norm};
 
@@ -237,7 +237,7 @@ impl AnyFormula {
         &self,
         shape: NormShape,
         x: &[f32],
-        g: &[f32],
+        g: Incoming<'_>,
         norm: NormParameters<'_>,
         p: &[f32],
     ) -> NormGradients {
@@ -279,7 +279,7 @@ trait Kernels: Debug + Send + Sync {
         &self,
         shape: NormShape,
         x: &[f32],
-        g: &[f32],
+        g: Incoming<'_>,
         norm: NormParameters<'_>,
         p: &[f32],
     ) -> NormGradients;
@@ -348,7 +348,7 @@ impl<F: Formula<P>, const P: usize> Kernels for Of<F, P> {
         &self,
         shape: NormShape,
         x: &[f32],
-        g: &[f32],
+        g: Incoming<'_>,
         norm: NormParameters<'_>,
         p: &[f32],
     ) -> NormGradients {

@@ -53,7 +53,7 @@ impl GradientCodes {
     /// The values.
     pub fn values(&self) -> Vec<f32> {
         let largest = f32::from(self.largest);
-        let samples = self.codes.chunks(self.codes.len() / self.maxima.len().max(1));
+        let samples = self.codes.chunks((self.codes.len() / self.maxima.len().max(1)).max(1));
         let values = samples.zip(self.units()).flat_map(|(codes, unit)| {
             codes.iter().map(move |code| unit * (2.0 * f32::from(*code) - largest))
         });

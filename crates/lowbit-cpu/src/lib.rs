@@ -50,6 +50,7 @@ mod output;
 pub mod packed;
 pub mod pool;
 pub mod program;
+pub mod relu;
 pub mod sum;
 mod threads;
 mod tile;

@@ -359,6 +359,19 @@ struct Line {
     constant: f32,
 }
 
+/// The gradient of one value of the input.
+#[inline(always)]
+fn input_gradient<A: Pointwise<P>, const P: usize>(
+    affine: Affine,
+    line: Line,
+    activation: A,
+    p: [f32; P],
+    [x, g]: [f32; 2],
+) -> f32 {
+    let (passed, _) = activation.gradient(affine.apply(x), p, g);
+    affine.factor * passed + (line.slope * (x - affine.mean) + line.constant)
+}
+
 multiversion! {
     fn gradient_image<A: Pointwise<P>, const P: usize>(
         x: &[f32], g: &[f32], affines: &[Affine], lines: &[Line], activation: A, p: [f32; P], dx: &mut [Slot],
@@ -367,16 +380,46 @@ multiversion! {
         let planes = dx.chunks_exact_mut(plane).zip(x.chunks_exact(plane).zip(g.chunks_exact(plane)));
         for ((dx, (x, g)), (&affine, &line)) in planes.zip(affines.iter().zip(lines)) {
             for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(g) {
-                let (passed, _) = activation.gradient(affine.apply(x), p, g);
-                dx.write(affine.factor * passed + (line.slope * (x - affine.mean) + line.constant));
+                dx.write(input_gradient(affine, line, activation, p, [x, g]));
             }
+        }
+    }
+}
+
+multiversion! {
+    fn gradient_image_in_place<A: Pointwise<P>, const P: usize>(
+        x: &[f32], affines: &[Affine], lines: &[Line], activation: A, p: [f32; P], g: &mut [f32],
+    ) {
+        let plane = x.len() / affines.len();
+        let planes = g.chunks_exact_mut(plane).zip(x.chunks_exact(plane));
+        for ((g, x), (&affine, &line)) in planes.zip(affines.iter().zip(lines)) {
+            for (g, &x) in g.iter_mut().zip(x) {
+                *g = input_gradient(affine, line, activation, p, [x, *g]);
+            }
+        }
+    }
+}
+
+/// The gradient of the output.
+pub(crate) enum Incoming<'a> {
+    /// To be read alone.
+    Shared(&'a [f32]),
+    /// In whose place that of the input is written.
+    Own(&'a mut [f32]),
+}
+
+impl Incoming<'_> {
+    fn values(&self) -> &[f32] {
+        match self {
+            Self::Shared(g) => g,
+            Self::Own(g) => g,
         }
     }
 }
 
 /// The gradients of [`apply`] with the statistics of the batch.
 pub struct NormGradients {
-    /// Of the input.
+    /// Of the input; empty from [`gradients_in_place`].
     pub input: Vec<f32>,
     /// Of `gamma`.
     pub gamma: Vec<f32>,
@@ -404,6 +447,30 @@ pub fn gradients(
     parameters: NormParameters<'_>,
     activation: Activation<'_>,
 ) -> NormGradients {
+    gradients_of(shape, x, Incoming::Shared(g), parameters, activation)
+}
+
+/// [`gradients`] with that of the input, the same bits, in the place of `g`.
+///
+/// # Panics
+/// If a length does not fit the shape.
+pub fn gradients_in_place(
+    shape: NormShape,
+    x: &[f32],
+    g: &mut [f32],
+    parameters: NormParameters<'_>,
+    activation: Activation<'_>,
+) -> NormGradients {
+    gradients_of(shape, x, Incoming::Own(g), parameters, activation)
+}
+
+fn gradients_of(
+    shape: NormShape,
+    x: &[f32],
+    g: Incoming<'_>,
+    parameters: NormParameters<'_>,
+    activation: Activation<'_>,
+) -> NormGradients {
     match activation {
         Activation::Identity => gradients_with(Identity, [], shape, x, g, parameters),
         Activation::Relu => gradients_with(Relu, [], shape, x, g, parameters),
@@ -417,9 +484,10 @@ pub(crate) fn gradients_with<A: Pointwise<P>, const P: usize>(
     p: [f32; P],
     shape: NormShape,
     x: &[f32],
-    g: &[f32],
+    incoming: Incoming<'_>,
     parameters: NormParameters<'_>,
 ) -> NormGradients {
+    let g = incoming.values();
     assert!(x.len() == shape.len() && g.len() == shape.len(), "length of the input and the gradient");
     let affines = parameters.affines(shape);
     let sums: Vec<Sums<P>> = affines
@@ -430,17 +498,27 @@ pub(crate) fn gradients_with<A: Pointwise<P>, const P: usize>(
         .collect();
     let lines: Vec<Line> =
         affines.iter().zip(&sums).map(|(affine, sums)| line(shape, affine, sums.g, sums.gx)).collect();
-    let write = |dx: &mut [Slot]| {
-        if !dx.is_empty() {
-            let inputs = x.par_chunks(shape.image()).zip(g.par_chunks(shape.image()));
-            let images = dx.par_chunks_mut(shape.image()).zip(inputs);
-            images.with_min_len(task_items(shape.image())).for_each(|(dx, (x, g))| {
-                gradient_image(x, g, &affines, &lines, activation, p, dx);
+    let input = match incoming {
+        _ if x.is_empty() => Vec::new(),
+        Incoming::Shared(g) => {
+            let write = |dx: &mut [Slot]| {
+                let inputs = x.par_chunks(shape.image()).zip(g.par_chunks(shape.image()));
+                let images = dx.par_chunks_mut(shape.image()).zip(inputs);
+                images.with_min_len(task_items(shape.image())).for_each(|(dx, (x, g))| {
+                    gradient_image(x, g, &affines, &lines, activation, p, dx);
+                });
+            };
+            // SAFETY: `x` and `g` are as long, and each of their images has as many planes as there are channels.
+            unsafe { collect(x.len(), write) }
+        }
+        Incoming::Own(g) => {
+            let images = g.par_chunks_mut(shape.image()).zip(x.par_chunks(shape.image()));
+            images.with_min_len(task_items(shape.image())).for_each(|(g, x)| {
+                gradient_image_in_place(x, &affines, &lines, activation, p, g);
             });
+            Vec::new()
         }
     };
-    // SAFETY: `x` and `g` are as long, and each of their images has as many planes as there are channels.
-    let input = unsafe { collect(x.len(), write) };
     let gamma =
         affines.iter().zip(&sums).map(|(affine, sums)| (sums.gx / f64::from(affine.deviation)) as f32);
     NormGradients {

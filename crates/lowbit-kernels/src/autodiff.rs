@@ -17,9 +17,10 @@ use lowbit_cpu::packed::PackedImages;
 use lowbit_cpu::weights::MaxGradient;
 
 use crate::backend::{
-    ActivationKind, CodeWorth, CodedTensor, ConvCompute, ConvOperands, KeepCodes, KeptInput, KeptWeights,
-    KernelBackend, WeightCodes,
+    ActivationKind, CodeWorth, CodedTensor, ConvCompute, ConvOperands, ConvSizes, KeepCodes, KeptInput,
+    KeptPlaces, KeptWeights, KernelBackend, MaxPool, WeightCodes,
 };
+use crate::reference;
 
 impl<B: KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn lowbit_conv2d(
@@ -33,8 +34,10 @@ impl<B: KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     ) -> FloatTensor<Self> {
         let units = [input_unit, weight_unit].map(|unit| unit.into_primitive());
         let [(input, input_codes), (weight, weight_codes)] = [input, weight].map(CodedTensor::split);
-        let keep_input = || B::lowbit_keep_input(input_codes.as_ref()?, &units[0], codes);
-        let keep_weights = || B::lowbit_keep_weights(weight_codes.as_ref()?, &units[1], codes);
+        let dims = [&input, &weight].map(|tensor| tensor.primitive().shape().dims());
+        let sizes = ConvSizes { dims, options: &options };
+        let keep_input = || B::lowbit_keep_input(input_codes.as_ref()?, &units[0], codes, sizes);
+        let keep_weights = || B::lowbit_keep_weights(weight_codes.as_ref()?, &units[1], codes, sizes);
         let forward = |input: FloatTensor<Self>, weight: FloatTensor<Self>, compute| {
             let [input_unit, weight_unit] = units.clone();
             B::lowbit_conv2d(
@@ -50,8 +53,12 @@ impl<B: KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         match Conv2d.prepare::<C>([input.node(), weight.node()]).compute_bound().stateful() {
             OpsKind::Tracked(mut prepared) => {
                 assert!(
-                    compute.compute == Compute::Fp32 || B::TRAINS_IN_BF16,
+                    compute.compute == Compute::Fp32 || B::ROUNDS,
                     "convolutions are trained in bf16 on CPUs alone: compute in fp32 here"
+                );
+                assert!(
+                    compute.gradient.is_none() || B::ROUNDS,
+                    "gradients are quantized on CPUs alone: leave them in fp32 here"
                 );
                 let state = ConvState {
                     input: match keep_input() {
@@ -62,7 +69,7 @@ impl<B: KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
                         Some(codes) => Kept::Codes(codes),
                         None => Kept::Node(prepared.checkpoint(&weight)),
                     },
-                    dims: [&input, &weight].map(|tensor| tensor.primitive().shape().dims()),
+                    dims,
                     options: options.clone(),
                     compute,
                 };
@@ -79,6 +86,38 @@ impl<B: KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         match QuantizedGradient.prepare::<C>([x.node()]).compute_bound().stateful() {
             OpsKind::Tracked(prepared) => prepared.finish(quantizer, x.into_primitive()),
             OpsKind::UnTracked(prepared) => prepared.finish(x.into_primitive()),
+        }
+    }
+
+    fn lowbit_relu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let prepared = Relu.prepare::<C>([x.node()]).compute_bound().stateful();
+        let y = B::lowbit_relu(x.into_primitive());
+        match prepared {
+            OpsKind::Tracked(prepared) => prepared.finish(y.clone(), y),
+            OpsKind::UnTracked(prepared) => prepared.finish(y),
+        }
+    }
+
+    fn lowbit_relu_of_sum(one: FloatTensor<Self>, other: FloatTensor<Self>) -> FloatTensor<Self> {
+        let prepared = Relu.prepare::<C>([one.node(), other.node()]).compute_bound().stateful();
+        let y = B::lowbit_relu_of_sum(one.into_primitive(), other.into_primitive());
+        match prepared {
+            OpsKind::Tracked(prepared) => prepared.finish(y.clone(), y),
+            OpsKind::UnTracked(prepared) => prepared.finish(y),
+        }
+    }
+
+    fn lowbit_max_pool2d(input: FloatTensor<Self>, options: MaxPool) -> FloatTensor<Self> {
+        let prepared = match MaxPool2d.prepare::<C>([input.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(prepared) => prepared,
+            OpsKind::UnTracked(prepared) => {
+                return prepared.finish(B::lowbit_max_pool2d(input.into_primitive(), options));
+            }
+        };
+        match B::lowbit_max_pool2d_kept(input.primitive(), options) {
+            Some((values, kept)) => prepared.finish(kept, values),
+            // With the gradient of the backend.
+            None => reference::max_pool2d::<Self>(input, options),
         }
     }
 
@@ -129,12 +168,13 @@ impl<B: KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         codes: Option<RangeInclusive<i32>>,
         max_gradient: MaxGradient,
     ) -> CodedTensor<Self> {
-        let node = w.node();
-        let squashed = B::lowbit_tanh(w.into_primitive());
-        let double_max = B::lowbit_double_max(squashed.clone());
-        let output = B::lowbit_fake_quantize(squashed.clone(), double_max, formula, codes);
-        with_values(output, |y| match DoReFaWeights.prepare::<C>([node]).compute_bound().stateful() {
-            OpsKind::Tracked(prepared) => prepared.finish((squashed, max_gradient), y),
+        let prepared = DoReFaWeights.prepare::<C>([w.node()]).compute_bound().stateful();
+        let output = B::lowbit_dorefa_weights(w.primitive().clone(), formula, codes, max_gradient);
+        with_values(output, |y| match prepared {
+            OpsKind::Tracked(mut prepared) => {
+                let state = (prepared.checkpoint(&w), max_gradient);
+                prepared.finish(state, y)
+            }
             OpsKind::UnTracked(prepared) => prepared.finish(y),
         })
     }
@@ -230,6 +270,38 @@ impl<B: KeepCodes> Backward<B, 2> for Conv2d {
     }
 }
 
+/// ReLU of one tensor or of the sum of several, whose gradient is that of each.
+#[derive(Debug)]
+struct Relu;
+
+impl<B: KernelBackend, const N: usize> Backward<B, N> for Relu {
+    /// The result, which the next operations keep too: burn's own keeps what it is made of.
+    type State = FloatTensor<B>;
+
+    fn backward(self, ops: Ops<Self::State, N>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let gradient = gradients.consume::<B>(&ops.node);
+        let gradient = B::lowbit_relu_gradient(ops.state, gradient);
+        for node in ops.parents.into_iter().flatten() {
+            gradients.register::<B>(node.id, gradient.clone());
+        }
+    }
+}
+
+#[derive(Debug)]
+struct MaxPool2d;
+
+impl<B: KernelBackend + KeepCodes> Backward<B, 1> for MaxPool2d {
+    type State = KeptPlaces;
+
+    fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let [node] = ops.parents;
+        let gradient = gradients.consume::<B>(&ops.node);
+        if let Some(node) = node {
+            gradients.register::<B>(node.id, B::lowbit_max_pool2d_gradient(&ops.state, gradient));
+        }
+    }
+}
+
 #[derive(Debug)]
 struct QuantizedGradient;
 
@@ -287,14 +359,16 @@ impl<B: KernelBackend> Backward<B, 4> for BatchNorm {
 struct DoReFaWeights;
 
 impl<B: KernelBackend> Backward<B, 1> for DoReFaWeights {
-    type State = (FloatTensor<B>, MaxGradient);
+    /// The weights, of which the module has the only copy: their hyperbolic tangents take less time than the memory they would need.
+    type State = (NodeId, MaxGradient);
 
-    fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
         let [node] = ops.parents;
         let gradient = gradients.consume::<B>(&ops.node);
-        let (squashed, max_gradient) = ops.state;
+        let (w, max_gradient) = ops.state;
+        let w: FloatTensor<B> = checkpointer.retrieve_node_output(w);
         if let Some(node) = node {
-            let gradient = B::lowbit_dorefa_gradient(squashed, gradient, max_gradient);
+            let gradient = B::lowbit_dorefa_gradient(B::lowbit_tanh(w), gradient, max_gradient);
             gradients.register::<B>(node.id, gradient);
         }
     }

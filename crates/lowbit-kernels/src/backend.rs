@@ -1,6 +1,7 @@
 //! The operations as a burn backend extension.
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
@@ -10,6 +11,7 @@ use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::gradient::GradientQuantizer;
 use lowbit_cpu::integer::CodeBounds;
 use lowbit_cpu::packed::PackedImages;
+use lowbit_cpu::pool::Pool;
 use lowbit_cpu::weights::MaxGradient;
 
 use crate::reference;
@@ -109,7 +111,7 @@ pub enum KeptInput<B: Backend> {
 pub enum KeptWeights<B: Backend> {
     /// Their values.
     Values(FloatTensor<B>),
-    /// Their codes: bytes in two's complement, of the weights' shape.
+    /// Their codes.
     Codes(WeightCodes<B>),
 }
 
@@ -120,6 +122,15 @@ pub struct WeightCodes<B: Backend> {
     pub codes: IntTensor<B>,
     /// What one is worth: for all, or for each channel of the output.
     pub scales: Vec<f32>,
+}
+
+/// Sizes of a convolution.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvSizes<'a> {
+    /// Shapes of the input and of the weights.
+    pub dims: [[usize; 4]; 2],
+    /// Stride, padding, dilation and groups.
+    pub options: &'a ConvOptions<2>,
 }
 
 /// What the gradient of a convolution is multiplied with.
@@ -137,16 +148,37 @@ pub struct ConvOperands<B: Backend> {
     pub compute: ConvCompute,
 }
 
+/// A pooling by the maximum of square windows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaxPool {
+    /// Side of a window.
+    pub kernel: usize,
+    /// Step between windows.
+    pub stride: usize,
+    /// Places around an image, of which none wins: fewer than the side of a window.
+    pub padding: usize,
+}
+
+/// What the backward pass keeps of a pooling: nothing of its input.
+#[derive(Clone, Debug)]
+pub struct KeptPlaces {
+    /// Where in each window the largest value is.
+    pub places: Arc<Vec<u8>>,
+    /// Its sizes.
+    pub pool: Pool,
+}
+
 /// What a backend may do between the passes of an operation and in the backward pass, apart from the operations.
 pub trait KeepCodes: KernelBackend {
-    /// Whether gradients can be rounded to bf16.
-    const TRAINS_IN_BF16: bool = false;
+    /// Whether operands can be rounded to bf16, and gradients quantized.
+    const ROUNDS: bool = false;
 
     /// The codes of a convolution's input packed, if the backend reads these in its backward pass.
     fn lowbit_keep_input(
         _codes: &IntTensor<Self>,
         _unit: &FloatTensor<Self>,
         _worth: CodeWorth,
+        _conv: ConvSizes<'_>,
     ) -> Option<PackedImages> {
         None
     }
@@ -156,6 +188,7 @@ pub trait KeepCodes: KernelBackend {
         _codes: &IntTensor<Self>,
         _unit: &FloatTensor<Self>,
         _worth: CodeWorth,
+        _conv: ConvSizes<'_>,
     ) -> Option<WeightCodes<Self>> {
         None
     }
@@ -182,6 +215,22 @@ pub trait KeepCodes: KernelBackend {
         let of_weight =
             weight_wanted.then(|| Self::lowbit_conv2d_weight_gradient(input, weight, gradient, options));
         [of_input, of_weight]
+    }
+
+    /// The largest values of windows with what their gradient needs, if the backend has a kernel for it.
+    fn lowbit_max_pool2d_kept(
+        _input: &FloatTensor<Self>,
+        _options: MaxPool,
+    ) -> Option<(FloatTensor<Self>, KeptPlaces)> {
+        None
+    }
+
+    /// Gradient of the input of a pooling.
+    ///
+    /// # Panics
+    /// On a backend that has no kernel for it.
+    fn lowbit_max_pool2d_gradient(_kept: &KeptPlaces, _gradient: FloatTensor<Self>) -> FloatTensor<Self> {
+        unreachable!("this backend keeps no places")
     }
 
     /// The values of the codes of a gradient, whose first dimension is that of the samples.
@@ -243,6 +292,26 @@ pub trait KernelBackend: Backend {
         options: ConvOptions<2>,
     ) -> FloatTensor<Self> {
         reference::conv2d_weight_gradient::<Self>(input, weight, gradient, options)
+    }
+
+    /// `max(x, 0)`.
+    fn lowbit_relu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::relu::<Self>(x)
+    }
+
+    /// `max(one + other, 0)` of tensors of one shape.
+    fn lowbit_relu_of_sum(one: FloatTensor<Self>, other: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::relu_of_sum::<Self>(one, other)
+    }
+
+    /// The gradient of what the two above take, from their result and its gradient.
+    fn lowbit_relu_gradient(output: FloatTensor<Self>, gradient: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::relu_gradient::<Self>(output, gradient)
+    }
+
+    /// The largest value of each window of each channel; `NaN` where there is one.
+    fn lowbit_max_pool2d(input: FloatTensor<Self>, options: MaxPool) -> FloatTensor<Self> {
+        reference::max_pool2d::<Self>(input, options)
     }
 
     /// Mean and biased variance of every channel of `[batch, channels, height, width]`: `[2 channels]`, without gradient.

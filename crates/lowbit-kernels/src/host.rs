@@ -1,6 +1,7 @@
 //! The operations on the backends whose tensors lie in host memory, by the kernels of [`lowbit_cpu`].
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
@@ -15,11 +16,13 @@ use lowbit_cpu::gradient::{GradientCodes, GradientQuantizer};
 use lowbit_cpu::integer::IntegerConv;
 use lowbit_cpu::norm::{self, Activation, NormParameters, NormShape};
 use lowbit_cpu::packed::PackedImages;
+use lowbit_cpu::pool::{Pool, Pooled};
+use lowbit_cpu::relu;
 use lowbit_cpu::weights::{self, MaxGradient};
 
 use crate::backend::{
-    ActivationKind, CodeWorth, CodedTensor, ConvCompute, ConvOperands, KeepCodes, KeptInput, KeptWeights,
-    KernelBackend, WeightCodes,
+    ActivationKind, CodeWorth, CodedTensor, ConvCompute, ConvOperands, ConvSizes, KeepCodes, KeptInput,
+    KeptPlaces, KeptWeights, KernelBackend, MaxPool, WeightCodes,
 };
 use crate::choice::is_reference;
 use crate::reference;
@@ -34,6 +37,14 @@ trait Host: Backend {
     fn slice(tensor: &Self::Contiguous) -> &[f32];
     fn tensor(values: Vec<f32>, shape: &[usize]) -> FloatTensor<Self>;
     fn code_tensor(codes: Vec<u8>, shape: &[usize]) -> IntTensor<Self>;
+
+    /// Whether nothing else has the values of a tensor, as far as the backend tells.
+    fn is_own(_tensor: &FloatTensor<Self>) -> bool {
+        false
+    }
+
+    /// The tensor after `change` of its values, which are those of a copy if anything else has them.
+    fn changed(tensor: FloatTensor<Self>, change: impl FnOnce(&mut [f32])) -> FloatTensor<Self>;
 
     /// What `read` makes of the bytes of codes, of any layout.
     fn with_codes<T>(codes: &IntTensor<Self>, read: impl FnOnce(&[u8]) -> T) -> T;
@@ -66,14 +77,6 @@ fn conv_shape(dims: [[usize; 4]; 2], options: &ConvOptions<2>) -> Option<ConvSha
     (is_symmetric && options.dilation == [1, 1]).then_some(shape)
 }
 
-/// Values rounded to bf16, if they are to be.
-fn rounded_if<B: Host>(is_rounded: bool, values: B::Contiguous, dims: &[usize]) -> B::Contiguous {
-    match is_rounded {
-        true => B::contiguous(B::tensor(bf16::rounded(B::slice(&values)), dims)),
-        false => values,
-    }
-}
-
 /// A convolution in floats. Codes of weights are for training in bf16.
 fn conv2d<B: Host>(
     input: FloatTensor<B>,
@@ -84,23 +87,19 @@ fn conv2d<B: Host>(
 ) -> FloatTensor<B> {
     let [height, width] = shape.out_size();
     let dims = [shape.batch, shape.out_channels, height, width];
-    let (input_dims, weight_dims) = (input.shape(), weight.shape());
-    let (input, weight) = (B::contiguous(input), B::contiguous(weight));
     let [rounds_input, rounds_weight] = compute.rounds();
-    let values = match (rounds_input, weight_codes) {
-        (true, Some(WeightCodes { codes, scales })) => B::with_codes(&codes, |codes| {
+    let is_bf16 = rounds_input && (rounds_weight || weight_codes.is_some());
+    // Beside what has codes and is multiplied as it is, the other one is rounded first.
+    let input = B::contiguous(round_if::<B>(rounds_input && !is_bf16, input));
+    let weight = B::contiguous(round_if::<B>(rounds_weight && !is_bf16, weight));
+    let weights = Weights::Values(B::slice(&weight));
+    let values = match weight_codes.filter(|_| is_bf16) {
+        Some(WeightCodes { codes, scales }) => B::with_codes(&codes, |codes| {
             let weight = Weights::Codes { codes, scales: &scales };
             conv::forward(shape, B::slice(&input), weight, Precision::Bf16)
         }),
-        (true, None) if rounds_weight => {
-            conv::forward(shape, B::slice(&input), Weights::Values(B::slice(&weight)), Precision::Bf16)
-        }
-        // What has codes is multiplied as it is.
-        _ => {
-            let input = rounded_if::<B>(rounds_input, input, input_dims.as_slice());
-            let weight = rounded_if::<B>(rounds_weight, weight, weight_dims.as_slice());
-            conv::forward(shape, B::slice(&input), Weights::Values(B::slice(&weight)), Precision::Single)
-        }
+        None if is_bf16 => conv::forward(shape, B::slice(&input), weights, Precision::Bf16),
+        None => conv::forward(shape, B::slice(&input), weights, Precision::Single),
     };
     B::tensor(values, &dims)
 }
@@ -164,20 +163,19 @@ impl<B: Host> OutGradient<B> {
         }
     }
 
-    /// How it is multiplied with values: those of codes are as they are, also where it is rounded itself.
+    /// Multiplies it with values, rounded as `compute` says. Values that `have_codes` are not.
     fn with_values<T>(
         &self,
-        are_exact: bool,
+        have_codes: bool,
         compute: ConvCompute,
         multiply: impl FnOnce(Gradient<'_>, Precision) -> T,
     ) -> T {
-        match (self, compute.compute) {
-            (_, Compute::Fp32) => multiply(self.get(), Precision::Single),
-            (Self::Values(values), _) if are_exact => {
+        match self {
+            _ if !have_codes => multiply(self.get(), precision(compute)),
+            Self::Values(values) if compute.rounds_gradient() => {
                 multiply(Gradient::Values(&bf16::rounded(B::slice(values))), Precision::Single)
             }
-            _ if are_exact => multiply(self.get(), Precision::Single),
-            _ => multiply(self.get(), Precision::Bf16),
+            _ => multiply(self.get(), Precision::Single),
         }
     }
 }
@@ -246,7 +244,49 @@ fn keep_weights<B: Host>(codes: &IntTensor<B>, unit: &FloatTensor<B>, worth: Cod
     WeightCodes { codes: codes.clone(), scales: scales(worth, 1, B::slice(&B::contiguous(unit.clone()))) }
 }
 
-/// Values rounded to bf16, if they are to be, for the reference.
+/// The sizes of a pooling, if a kernel is to do it.
+fn pool_shape(input: &impl TensorMetadata, MaxPool { kernel, stride, padding }: MaxPool) -> Option<Pool> {
+    let [_, _, height, width] = input.shape().dims();
+    let size = [height, width];
+    let has_windows = size.iter().all(|&side| side > 0 && side + 2 * padding >= kernel);
+    let is_served = is_served([input]) && has_windows && padding < kernel;
+    let out_size = size.map(|side| (side + 2 * padding).saturating_sub(kernel) / stride + 1);
+    (is_served && kernel <= Pool::MAX_KERNEL_WITH_PLACES).then_some(Pool {
+        kernel,
+        stride,
+        padding,
+        size,
+        out_size,
+    })
+}
+
+/// The shape of a pooled tensor.
+fn pooled_dims(input: &impl TensorMetadata, [height, width]: [usize; 2]) -> [usize; 4] {
+    let [batch, channels, _, _] = input.shape().dims();
+    [batch, channels, height, width]
+}
+
+fn max_pool2d<B: Host>(input: FloatTensor<B>, pool: &Pool) -> FloatTensor<B> {
+    let (dims, mut values) = (pooled_dims(&input, pool.out_size), Vec::new());
+    pool.max(B::slice(&B::contiguous(input)), &[], &mut values);
+    B::tensor(values, &dims)
+}
+
+fn max_pool2d_kept<B: Host>(input: FloatTensor<B>, pool: Pool) -> (FloatTensor<B>, KeptPlaces) {
+    let dims = pooled_dims(&input, pool.out_size);
+    let Pooled { values, places } = pool.max_with_places(B::slice(&B::contiguous(input)));
+    (B::tensor(values, &dims), KeptPlaces { places: Arc::new(places), pool })
+}
+
+fn max_pool2d_gradient<B: Host>(
+    KeptPlaces { places, pool }: &KeptPlaces,
+    gradient: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let dims = pooled_dims(&gradient, pool.size);
+    B::tensor(pool.gradient(places, B::slice(&B::contiguous(gradient))), &dims)
+}
+
+/// Values rounded to bf16, if they are to be.
 fn round_if<B: Host>(is_rounded: bool, values: FloatTensor<B>) -> FloatTensor<B> {
     let dims = values.shape();
     match is_rounded {
@@ -337,7 +377,7 @@ fn batch_norm_gradients<B: Host>(
     kind: ActivationKind,
 ) -> [FloatTensor<B>; 4] {
     let (shape, dims) = (norm_shape::<B>(&input), input.shape());
-    let (input, gradient) = (B::contiguous(input), B::contiguous(gradient));
+    let input = B::contiguous(input);
     let [gamma, beta, statistics, parameter] = parameters.map(B::contiguous);
     let parameters = NormParameters {
         gamma: B::slice(&gamma),
@@ -346,13 +386,26 @@ fn batch_norm_gradients<B: Host>(
         epsilon,
     };
     let activation = activation(&kind, B::slice(&parameter));
-    let mut gradients = norm::gradients(shape, B::slice(&input), B::slice(&gradient), parameters, activation);
+    let (mut gradients, of_input) = if B::is_own(&gradient) {
+        let mut gradients = None;
+        let of_input = B::changed(gradient, |gradient| {
+            let of = norm::gradients_in_place(shape, B::slice(&input), gradient, parameters, activation);
+            gradients = Some(of);
+        });
+        (gradients.expect("invariant: the tensor is changed"), of_input)
+    } else {
+        let gradient = B::contiguous(gradient);
+        let mut gradients =
+            norm::gradients(shape, B::slice(&input), B::slice(&gradient), parameters, activation);
+        let of_input = B::tensor(std::mem::take(&mut gradients.input), dims.as_slice());
+        (gradients, of_input)
+    };
     let channels = [shape.channels];
     // The stand-in for parameters has a gradient of its shape.
     gradients.parameters.resize(B::slice(&parameter).len(), 0.0);
     let n_parameters = [gradients.parameters.len()];
     [
-        B::tensor(gradients.input, dims.as_slice()),
+        of_input,
         B::tensor(gradients.gamma, &channels),
         B::tensor(gradients.beta, &channels),
         B::tensor(gradients.parameters, &n_parameters),
@@ -421,13 +474,15 @@ fn fake_quantize_gradients<B: Host>(
 macro_rules! host_backend {
     ($backend:ty) => {
         impl KeepCodes for $backend {
-            const TRAINS_IN_BF16: bool = true;
+            const ROUNDS: bool = true;
 
             fn lowbit_keep_input(
                 codes: &IntTensor<Self>,
                 unit: &FloatTensor<Self>,
                 worth: CodeWorth,
+                conv: ConvSizes<'_>,
             ) -> Option<PackedImages> {
+                conv_shape(conv.dims, conv.options)?;
                 Some(timed(Kind::KeepCodes, || keep_input::<Self>(codes, unit, worth)))
             }
 
@@ -435,7 +490,9 @@ macro_rules! host_backend {
                 codes: &IntTensor<Self>,
                 unit: &FloatTensor<Self>,
                 worth: CodeWorth,
+                conv: ConvSizes<'_>,
             ) -> Option<WeightCodes<Self>> {
+                conv_shape(conv.dims, conv.options)?;
                 Some(keep_weights::<Self>(codes, unit, worth))
             }
 
@@ -463,6 +520,21 @@ macro_rules! host_backend {
                     timed(kind, || conv2d_weight_gradient::<Self>(input, &gradient, compute, &shape))
                 });
                 [of_input, of_weight]
+            }
+
+            fn lowbit_max_pool2d_kept(
+                input: &FloatTensor<Self>,
+                options: MaxPool,
+            ) -> Option<(FloatTensor<Self>, KeptPlaces)> {
+                let pool = pool_shape(input, options)?;
+                Some(timed(Kind::Pool, || max_pool2d_kept::<Self>(input.clone(), pool)))
+            }
+
+            fn lowbit_max_pool2d_gradient(
+                kept: &KeptPlaces,
+                gradient: FloatTensor<Self>,
+            ) -> FloatTensor<Self> {
+                timed(Kind::Pool, || max_pool2d_gradient::<Self>(kept, gradient))
             }
 
             fn lowbit_quantized_gradient(
@@ -547,6 +619,43 @@ macro_rules! host_backend {
                 };
                 let [_, of_weight] = Self::lowbit_conv2d_gradients(operands, gradient, [false, true]);
                 of_weight.expect("invariant: it is wanted")
+            }
+
+            fn lowbit_relu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+                if !is_served([&x]) {
+                    return reference::relu::<Self>(x);
+                }
+                timed(Kind::Relu, || Self::changed(x, relu::relu))
+            }
+
+            fn lowbit_relu_of_sum(one: FloatTensor<Self>, other: FloatTensor<Self>) -> FloatTensor<Self> {
+                if !is_served([&one, &other]) || one.shape() != other.shape() {
+                    return reference::relu_of_sum::<Self>(one, other);
+                }
+                timed(Kind::Relu, || {
+                    let other = Self::contiguous(other);
+                    Self::changed(one, |one| relu::relu_of_sum(one, Self::slice(&other)))
+                })
+            }
+
+            fn lowbit_relu_gradient(
+                output: FloatTensor<Self>,
+                gradient: FloatTensor<Self>,
+            ) -> FloatTensor<Self> {
+                if !is_served([&output, &gradient]) {
+                    return reference::relu_gradient::<Self>(output, gradient);
+                }
+                timed(Kind::Relu, || {
+                    let output = Self::contiguous(output);
+                    Self::changed(gradient, |gradient| relu::gradient(Self::slice(&output), gradient))
+                })
+            }
+
+            fn lowbit_max_pool2d(input: FloatTensor<Self>, options: MaxPool) -> FloatTensor<Self> {
+                match pool_shape(&input, options) {
+                    Some(pool) => timed(Kind::Pool, || max_pool2d::<Self>(input, &pool)),
+                    None => reference::max_pool2d::<Self>(input, options),
+                }
             }
 
             fn lowbit_batch_statistics(input: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -687,6 +796,17 @@ mod flex {
             FloatTensor::<Self>::from_data(TensorData::new(values, shape.to_vec()))
         }
 
+        fn is_own(tensor: &FloatTensor<Self>) -> bool {
+            tensor.is_unique()
+        }
+
+        fn changed(tensor: FloatTensor<Self>, change: impl FnOnce(&mut [f32])) -> FloatTensor<Self> {
+            // A handle less, so that values that nothing else has are not shared.
+            let mut tensor = Self::contiguous(tensor);
+            change(tensor.storage_mut());
+            tensor
+        }
+
         fn code_tensor(codes: Vec<u8>, shape: &[usize]) -> IntTensor<Self> {
             IntTensor::<Self>::from_data(TensorData::new(codes, shape.to_vec()))
         }
@@ -727,6 +847,12 @@ mod ndarray {
 
         fn tensor(values: Vec<f32>, shape: &[usize]) -> FloatTensor<Self> {
             NdArrayTensor::from_data(TensorData::new(values, shape.to_vec()))
+        }
+
+        fn changed(tensor: FloatTensor<Self>, change: impl FnOnce(&mut [f32])) -> FloatTensor<Self> {
+            let mut array = Self::contiguous(tensor);
+            change(array.as_slice_mut().expect("invariant: the array has the standard layout"));
+            array.into()
         }
 
         fn code_tensor(codes: Vec<u8>, shape: &[usize]) -> IntTensor<Self> {

@@ -66,7 +66,6 @@ use std::ops::RangeInclusive;
 
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
-use burn::tensor::activation::relu;
 use burn::tensor::ops::ConvOptions;
 pub use lowbit_core::Compute;
 pub use lowbit_cpu::formula::{AnyFormula, Formula, Mode, Number};
@@ -75,8 +74,8 @@ pub use lowbit_cpu::integer::CodeBounds;
 pub use lowbit_cpu::weights::MaxGradient;
 
 pub use backend::{
-    ActivationKind, CodeWorth, CodedTensor, ConvCompute, ConvOperands, KeepCodes, KeptInput, KeptWeights,
-    KernelBackend, WeightCodes,
+    ActivationKind, CodeWorth, CodedTensor, ConvCompute, ConvOperands, ConvSizes, KeepCodes, KeptInput,
+    KeptPlaces, KeptWeights, KernelBackend, MaxPool, WeightCodes,
 };
 use choice::demand_extension;
 pub use choice::{evaluates_exactly, trains_in_bf16, trains_with_quantized_gradients};
@@ -169,6 +168,36 @@ pub fn conv2d(
 pub fn with_quantized_gradient<const D: usize>(x: Tensor<D>, quantizer: GradientQuantizer) -> Tensor<D> {
     demand_extension(&x);
     Tensor::from_dispatch(Dispatch::lowbit_with_quantized_gradient(x.into_dispatch(), quantizer))
+}
+
+/// `max(x, 0)`; `NaN` stays. The backward pass keeps the result alone.
+pub fn relu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    demand_extension(&x);
+    Tensor::from_dispatch(Dispatch::lowbit_relu(x.into_dispatch()))
+}
+
+/// `max(one + other, 0)`; `NaN` stays. The backward pass keeps the result alone. On CPUs it takes the memory of `one` if nothing else has it.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn relu_of_sum<const D: usize>(one: Tensor<D>, other: Tensor<D>) -> Tensor<D> {
+    assert_eq!(one.dims(), other.dims(), "operands of a sum");
+    demand_extension(&one);
+    Tensor::from_dispatch(Dispatch::lowbit_relu_of_sum(one.into_dispatch(), other.into_dispatch()))
+}
+
+/// The largest value of each window of each channel, `NaN` where there is one; as `burn::tensor::module::max_pool2d`. On CPUs the backward
+/// pass keeps a byte for each value of the result, and nothing of the input. Of equal values the first one takes the gradient.
+///
+/// # Shapes
+/// `[batch, channels, height, width]` to the same with `(side + 2 padding - kernel) / stride + 1` for each side, rounded down.
+///
+/// # Panics
+/// If the padding is not smaller than the kernel.
+pub fn max_pool2d(input: Tensor<4>, options: MaxPool) -> Tensor<4> {
+    assert!(options.padding < options.kernel, "a window lies in the padding");
+    demand_extension(&input);
+    Tensor::from_dispatch(Dispatch::lowbit_max_pool2d(input.into_dispatch(), options))
 }
 
 /// The mean of each channel of each image, without gradient. Shapes `[batch, channels, height, width]` to `[batch, channels]`.

@@ -9,7 +9,7 @@ use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::program::{Op, Program};
 use lowbit_cpu::weights::MaxGradient;
 
-use crate::backend::{ActivationKind, CodedTensor, KernelBackend};
+use crate::backend::{ActivationKind, CodedTensor, KernelBackend, MaxPool};
 use crate::reduce::{place_of_max, reduce_rows, sum_of_each};
 
 pub(crate) fn conv2d<B: KernelBackend>(
@@ -36,6 +36,23 @@ pub(crate) fn conv2d_weight_gradient<B: KernelBackend>(
     options: ConvOptions<2>,
 ) -> FloatTensor<B> {
     B::conv2d_weight_backward(input, weight, gradient, options)
+}
+
+pub(crate) fn relu<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    B::relu(x)
+}
+
+pub(crate) fn relu_of_sum<B: Backend>(one: FloatTensor<B>, other: FloatTensor<B>) -> FloatTensor<B> {
+    B::relu(B::float_add(one, other))
+}
+
+pub(crate) fn relu_gradient<B: Backend>(output: FloatTensor<B>, gradient: FloatTensor<B>) -> FloatTensor<B> {
+    B::relu_backward(output, gradient)
+}
+
+pub(crate) fn max_pool2d<B: Backend>(input: FloatTensor<B>, options: MaxPool) -> FloatTensor<B> {
+    let MaxPool { kernel, stride, padding } = options;
+    B::max_pool2d(input, [kernel; 2], [stride; 2], [padding; 2], [1; 2], false)
 }
 
 pub(crate) fn batch_statistics<B: KernelBackend>(input: FloatTensor<B>) -> FloatTensor<B> {

@@ -15,6 +15,8 @@ pub(crate) enum Kind {
     ConvInputGradient,
     ConvWeightGradient,
     ConvWeightGradientOfCodes,
+    Relu,
+    Pool,
     Norm,
     NormGradients,
     Activations,
@@ -22,7 +24,7 @@ pub(crate) enum Kind {
     Gradients,
 }
 
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 14] = [
     "convolution",
     "codes of weights packed for a convolution",
     "convolution of codes",
@@ -30,6 +32,8 @@ const NAMES: [&str; 12] = [
     "gradient of a convolution's input",
     "gradient of a convolution's weights",
     "gradient of a convolution's weights, from codes",
+    "ReLU alone or of a sum, and its gradient",
+    "max pooling and its gradient",
     "normalization",
     "gradient of a normalization",
     "fake quantization alone",

@@ -9,7 +9,7 @@ use crate::program::{ConvStep, Program, Step};
 /// Bytes of a number.
 const FLOAT: u64 = 4;
 
-/// Bytes of an index of a max pool.
+/// Bytes of an index of a max pool that is not the kernels'.
 const INDEX: u64 = 8;
 
 /// As what the input of a convolution is kept for its gradient.
@@ -129,7 +129,7 @@ impl Tally<'_> {
                 self.keep_output(input.node, true);
                 read + made
             }
-            Step::Plain { op: Op::Relu, output, .. } => {
+            Step::ReluOfSum { output, .. } | Step::Plain { op: Op::Relu, output, .. } => {
                 self.keep_output(*output, true);
                 read + made
             }
@@ -138,8 +138,15 @@ impl Tally<'_> {
                 read + made
             }
             Step::Plain { inputs, op: Op::MaxPool { .. }, output } => {
-                self.keep_output(inputs[0].node, true);
-                self.kept += values(self.graph, *output) * INDEX;
+                let n_values = values(self.graph, *output);
+                self.kept += match self.inputs {
+                    // A place in each window is a byte.
+                    Kept::Codes => n_values,
+                    Kept::Floats => {
+                        self.keep_output(inputs[0].node, true);
+                        n_values * INDEX
+                    }
+                };
                 read + made
             }
             Step::Plain { .. } => read + made,
@@ -235,8 +242,8 @@ mod tests {
         let graph = graph().unwrap();
         let footprint = |policy: &QuantizationPolicy, kept| Footprint::new(&graph, policy, kept);
         let two_bits = footprint(&policy(Method::DoReFa, 2), Kept::Codes);
-        // The image, the inputs of the normalization and of the pool with the indices of its maxima, the ReLU's output, the mean.
-        let rest = 4 * (3 * 30 + 4 * 30 + 4 * 30 + 4 * 6 + 4) + 8 * 4 * 6;
+        // The image, the input of the normalization, the places of the pool's maxima, the ReLU's output, the mean.
+        let rest = 4 * (3 * 30 + 4 * 30 + 4 * 6 + 4) + 4 * 6;
         let expected = Footprint {
             // Four codes to a byte.
             kept: rest + 4 * 30 / 4,
@@ -248,7 +255,9 @@ mod tests {
         };
         assert_eq!(two_bits, expected);
         let floats = Footprint { kept: rest + 4 * 4 * 30, ..expected };
-        assert_eq!(footprint(&policy(Method::DoReFa, 2), Kept::Floats), floats);
+        // Burn's pool keeps its input and indices.
+        let of_burn = Footprint { kept: floats.kept + 4 * 4 * 30 + (8 - 1) * 4 * 6, ..floats };
+        assert_eq!(footprint(&policy(Method::DoReFa, 2), Kept::Floats), of_burn);
         assert_eq!(footprint(&QuantizationPolicy::full_precision(), Kept::Codes), floats);
         // A byte for each code, whatever the weights are; min-max sees what the ReLU makes.
         let bytes = Footprint { kept: rest + 4 * 30, ..expected };

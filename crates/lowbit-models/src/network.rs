@@ -8,13 +8,10 @@ use burn::module::{
     ModuleVisitor, Param,
 };
 use burn::nn::{BatchNorm, BatchNormConfig};
-use burn::tensor::activation::relu;
-use burn::tensor::module::max_pool2d;
-use burn::tensor::ops::MaxPoolOptions;
 use burn::tensor::{Device, Tensor};
 use lowbit_core::graph::{Conv, Graph, Linear, Node, NodeId, Op};
 use lowbit_core::{BitWidth, Compute, Purpose, stream};
-use lowbit_kernels::{Activation, channel_means, evaluates_exactly};
+use lowbit_kernels::{Activation, MaxPool, channel_means, evaluates_exactly, max_pool2d, relu, relu_of_sum};
 use lowbit_quantizers::{
     GradientQuantizer, LayerMut, LayerRef, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantLinearConfig,
     QuantizationPolicy, QuantizedNetwork,
@@ -230,6 +227,13 @@ impl Network {
                     let value = values.read(*input).scaled(self.scale(*layer));
                     values.set(*output, value);
                 }
+                Step::ReluOfSum { inputs, output } => {
+                    let value = match inputs.map(|input| values.read(input)) {
+                        [Value::Map(one), Value::Map(other)] => Value::Map(relu_of_sum(one, other)),
+                        [one, other] => Value::Features(relu_of_sum(one.features(), other.features())),
+                    };
+                    values.set(*output, value);
+                }
                 Step::Plain { inputs, op, output } => {
                     let inputs = inputs.iter().map(|input| values.read(*input)).collect();
                     values.set(*output, plain(*op, inputs));
@@ -352,9 +356,7 @@ fn plain(op: Op, inputs: Vec<Value>) -> Value {
             (one, other) => Value::Features(one.features() + other.features()),
         },
         Op::MaxPool { kernel, stride, padding } => {
-            let options =
-                MaxPoolOptions::new([kernel; 2]).with_stride([stride; 2]).with_padding([padding; 2]);
-            Value::Map(max_pool2d(next().map(), options))
+            Value::Map(max_pool2d(next().map(), MaxPool { kernel, stride, padding }))
         }
         Op::GlobalAvgPool => {
             let map = next().map();

@@ -46,6 +46,8 @@ pub(crate) enum Step {
     Linear { input: Operand, layer: usize, output: NodeId },
     /// A learned factor.
     Scale { input: Operand, layer: usize, output: NodeId },
+    /// The sum of two values and the ReLU after it.
+    ReluOfSum { inputs: [Operand; 2], output: NodeId },
     /// An operation without parameters.
     Plain { inputs: Vec<Operand>, op: Op, output: NodeId },
 }
@@ -57,6 +59,7 @@ impl Step {
             | Self::Norm { input, .. }
             | Self::Linear { input, .. }
             | Self::Scale { input, .. } => std::slice::from_mut(input),
+            Self::ReluOfSum { inputs, .. } => inputs,
             Self::Plain { inputs, .. } => inputs,
         }
     }
@@ -70,6 +73,7 @@ impl Step {
             Self::Norm { input, output, .. }
             | Self::Linear { input, output, .. }
             | Self::Scale { input, output, .. } => (vec![*input], vec![*output]),
+            Self::ReluOfSum { inputs, output } => (inputs.to_vec(), vec![*output]),
             Self::Plain { inputs, output, .. } => (inputs.clone(), vec![*output]),
         }
     }
@@ -84,6 +88,7 @@ impl Step {
             Self::Norm { output, .. }
             | Self::Linear { output, .. }
             | Self::Scale { output, .. }
+            | Self::ReluOfSum { output, .. }
             | Self::Plain { output, .. } => keep(*output),
         }
     }
@@ -171,6 +176,11 @@ fn steps(graph: &Graph, layers: &[NodeId]) -> Vec<Step> {
             }
             Op::Linear(_) => Step::Linear { input: operand(node.inputs[0]), layer: layer(id), output: id },
             Op::Scale => Step::Scale { input: operand(node.inputs[0]), layer: layer(id), output: id },
+            Op::Add if matches!(after.as_slice(), [relu] if op(*relu) == Op::Relu) && !is_seen(id) => {
+                let relu = after[0];
+                is_done[relu.index()] = true;
+                Step::ReluOfSum { inputs: [operand(node.inputs[0]), operand(node.inputs[1])], output: relu }
+            }
             op @ (Op::Relu | Op::Relu6 | Op::Add | Op::MaxPool { .. } | Op::GlobalAvgPool | Op::Flatten) => {
                 let inputs = node.inputs.iter().copied().map(operand).collect();
                 Step::Plain { inputs, op, output: id }
@@ -201,6 +211,7 @@ mod tests {
                 format!("{}{}", path(*layer), if *is_relu { "+relu" } else { "" })
             }
             Step::Linear { layer, .. } | Step::Scale { layer, .. } => path(*layer).into(),
+            Step::ReluOfSum { .. } => "add+relu".into(),
             Step::Plain { op, .. } => format!("{op:?}").split([' ', '{']).next().unwrap().to_lowercase(),
         }
     }
@@ -234,10 +245,9 @@ mod tests {
             "layer1.0.bn2+relu+layer1.0.conv3",
             "layer1.0.bn3",
             "layer1.0.downsample.1",
-            "add",
-            "relu",
+            "add+relu",
         ];
-        assert_eq!(resnet[..10], expected);
+        assert_eq!(resnet[..9], expected);
         let vgg = describe(&ModelConfig::vgg_small());
         let expected = ["convs.0", "norms.0+relu+convs.1", "norms.1", "maxpool", "relu", "convs.2"];
         assert_eq!(vgg[..6], expected);
@@ -354,6 +364,7 @@ mod tests {
                 Step::Norm { output, .. }
                 | Step::Linear { output, .. }
                 | Step::Scale { output, .. }
+                | Step::ReluOfSum { output, .. }
                 | Step::Plain { output, .. } => alive.push(*output),
             }
             most = most.max(alive.len());

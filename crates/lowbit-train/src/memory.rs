@@ -1,6 +1,5 @@
 //! What memory a training takes, estimated from its recipe before anything is built or read.
 
-use lowbit_core::Compute;
 use lowbit_models::Kept;
 
 use crate::data::{EVAL_BATCH_SIZE, n_prepared};
@@ -78,9 +77,7 @@ impl MemoryEstimate {
                 forward = forward.max(footprint.forward);
                 estimate.largest_per_image = estimate.largest_per_image.max(footprint.largest);
             }
-            // An operand that is rounded is kept as it was.
-            let rounded = if recipe.train.compute == Compute::Bf16 { estimate.largest_per_image } else { 0 };
-            estimate.per_image = estimate.per_image.max(kept + working + rounded);
+            estimate.per_image = estimate.per_image.max(kept + working);
             estimate.parameters = estimate.parameters.max(parameters);
             estimate.evaluation = estimate.evaluation.max(forward * estimate.evaluation_batch);
         }
@@ -171,14 +168,6 @@ mod tests {
         assert!(partial.per_image >= full.per_image, "{partial:?} {full:?}");
         let averaged = estimate("digits-preresnet8-w2a2", &["train.ema_decay=0.9"]);
         assert_eq!(averaged.parameters * 5, alone.parameters * 7);
-    }
-
-    #[test]
-    fn an_operand_that_is_rounded_counts_twice() {
-        let fp32 = estimate("digits-preresnet8-fp32", &[]);
-        let bf16 = estimate("digits-preresnet8-fp32", &["train.compute=bf16"]);
-        assert_eq!(bf16.per_image, fp32.per_image + fp32.largest_per_image);
-        assert_eq!(bf16.evaluation, fp32.evaluation);
     }
 
     #[test]

@@ -182,20 +182,39 @@ impl Tiles {
                     unsafe { to.copy_from(self.values[tile][row].as_ptr(), self.row_bytes[tile]) };
                 }
             }
-            Operation::MultiplyBf16(tiles) => self.multiply(tiles, |sum, a, b| {
-                let number = |low: u8, high: u8| f32::from_bits(u32::from_le_bytes([0, 0, low, high]));
-                let sum = number(a[0], a[1]).mul_add(number(b[0], b[1]), f32::from_le_bytes(sum));
-                number(a[2], a[3]).mul_add(number(b[2], b[3]), sum).to_le_bytes()
-            }),
-            Operation::MultiplyBytes(tiles) => self.multiply(tiles, |sum, a, b| {
-                let products = a.iter().zip(b).map(|(a, b)| i32::from(*a) * i32::from(b.cast_signed()));
-                i32::from_le_bytes(sum).wrapping_add(products.sum()).to_le_bytes()
-            }),
+            Operation::MultiplyBf16(tiles) => self.multiply(
+                tiles,
+                [0.0; 2],
+                |[even, odd], a, b| {
+                    let number =
+                        |low: u8, high: u8| flushed(f32::from_bits(u32::from_le_bytes([0, 0, low, high])));
+                    *even = flushed(number(a[0], a[1]).mul_add(number(b[0], b[1]), *even));
+                    *odd = flushed(number(a[2], a[3]).mul_add(number(b[2], b[3]), *odd));
+                },
+                |sum, [even, odd]| {
+                    flushed(flushed(f32::from_le_bytes(sum)) + flushed(even + odd)).to_le_bytes()
+                },
+            ),
+            Operation::MultiplyBytes(tiles) => self.multiply(
+                tiles,
+                0i32,
+                |total, a, b| {
+                    let products = a.iter().zip(b).map(|(a, b)| i32::from(*a) * i32::from(b.cast_signed()));
+                    *total = total.wrapping_add(products.sum());
+                },
+                |sum, total| i32::from_le_bytes(sum).wrapping_add(total).to_le_bytes(),
+            ),
         }
     }
 
-    /// Adds the products of words of two tiles.
-    fn multiply(&mut self, [sums, a, b]: [usize; 3], add: impl Fn([u8; 4], [u8; 4], [u8; 4]) -> [u8; 4]) {
+    /// Adds the sums of products of words of two tiles: each begins as `none`.
+    fn multiply<T: Copy>(
+        &mut self,
+        [sums, a, b]: [usize; 3],
+        none: T,
+        add: impl Fn(&mut T, [u8; 4], [u8; 4]),
+        end: impl Fn([u8; 4], T) -> [u8; 4],
+    ) {
         assert!(sums != a && sums != b && a != b, "three tiles");
         let words = self.row_bytes[a] / 4;
         assert_eq!(self.rows[sums], self.rows[a], "rows of the sums");
@@ -205,12 +224,18 @@ impl Tiles {
             |row: &[u8; 64], i: usize| -> [u8; 4] { row[4 * i..][..4].try_into().expect("four bytes") };
         for row in 0..self.rows[sums] {
             for column in 0..self.row_bytes[sums] / 4 {
+                let mut total = none;
                 for i in 0..words {
-                    let factors = (word(&self.values[a][row], i), word(&self.values[b][i], column));
-                    let sum = add(word(&self.values[sums][row], column), factors.0, factors.1);
-                    self.values[sums][row][4 * column..][..4].copy_from_slice(&sum);
+                    add(&mut total, word(&self.values[a][row], i), word(&self.values[b][i], column));
                 }
+                let sum = end(word(&self.values[sums][row], column), total);
+                self.values[sums][row][4 * column..][..4].copy_from_slice(&sum);
             }
         }
     }
+}
+
+/// The number, or zero for what is subnormal.
+fn flushed(x: f32) -> f32 {
+    if x.is_subnormal() { 0.0 } else { x }
 }

@@ -16,7 +16,7 @@ use crate::task_items;
 /// Pixels that are summed up together: what they read, and their sums, stay in the nearest caches.
 const PIXELS: usize = 1024;
 
-/// Steps whose part of a panel is used for all pixels before the next part is: half of a nearest cache of 32 KiB.
+/// Steps whose part of a panel is used for all pixels before the next part is: with 8 rows, half of a nearest cache of 32 KiB.
 const STEPS: usize = 512;
 
 /// Length of equal parts of at most `limit` (about: their sizes differ by less than one part's rounding).

@@ -96,7 +96,8 @@ impl Meetings {
 /// Where codes of weights are worth something else in each channel of the output, its gradient is multiplied with that before it is rounded.
 ///
 /// # Panics
-/// If a length does not fit the shape, or the shape has a size of 0 but for the padding and the batch.
+/// If a length does not fit the shape, there is not one maximum of codes for each image, or the shape has a size of 0 but for the padding
+/// and the batch.
 pub fn input_gradient(
     shape: &ConvShape,
     weight: Weights<'_>,
@@ -106,7 +107,7 @@ pub fn input_gradient(
     shape.check_sizes();
     let len = shape.batch * shape.in_image();
     shape.check(len, weight.len());
-    shape.check_output(out_gradient.len());
+    shape.check_output(out_gradient.len(shape));
     if shape.batch == 0 {
         return Vec::new();
     }
@@ -114,8 +115,11 @@ pub fn input_gradient(
         let out_gradient = out_gradient.values(precision);
         return direct::input_gradient(shape, &weight.values(shape, precision), &out_gradient);
     }
-    // Gradients that are multiplied with a scale of their channel are not.
-    let is_exact = out_gradient.are_codes() && matches!(weight, Weights::Codes { scales: [_], .. });
+    // Codes of gradients are not rounded either: of those that are multiplied with a scale of their channel, floats are.
+    let (codes, has_one_scale) =
+        (out_gradient.are_codes(), matches!(weight, Weights::Codes { scales: [_], .. }));
+    let precision = if codes && weight.are_codes() { Precision::Single } else { precision };
+    let is_exact = codes && has_one_scale;
     let run = match Way::new(precision, [weight.are_codes(), is_exact], Some(shape.group_out())) {
         Way::Floats => run::<f32, 1>,
         Way::Rounded => run::<Rounded, 1>,

@@ -634,7 +634,8 @@ unsafe fn all_products<V: Lanes, const R: usize, const N: usize>(
     }
 }
 
-/// `out[row][pixel] = sum over k of factor[k][row] * image[pixel + steps[k]]`, in the order of `k`, or that added. Rows of the
+/// `out[row][pixel] = sum over k of factor[k][row] * image[pixel + steps[k]]`, or that added, in an order that depends on the
+/// steps and the instructions alone. Rows of the
 /// result lie `stride` values apart; up to [`BEYOND`] values behind the pixels are written too, of which nothing is known.
 ///
 /// # Panics

@@ -11,7 +11,8 @@ use crate::packed::PackedImages;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// Single precision. Where there is a matrix unit, a gradient that codes are multiplied with is split into three numbers of bf16, whose products are exact: no
-    /// less precise, but that what is subnormal is taken for zero.
+    /// less precise, but that what is subnormal is taken for zero, and what is beyond the largest number
+    /// of bf16 (3.39e38) for infinite.
     #[default]
     Single,
     /// Values are rounded to bf16 before; codes are exact. The sums are in single precision. Processors that multiply bf16 take products and sums
@@ -133,10 +134,16 @@ pub enum Gradient<'a> {
 
 impl<'a> Gradient<'a> {
     /// How many values there are.
-    pub(super) fn len(self) -> usize {
+    ///
+    /// # Panics
+    /// If codes have not a maximum for each image.
+    pub(super) fn len(self, shape: &ConvShape) -> usize {
         match self {
             Self::Values(values) => values.len(),
-            Self::Codes(codes) => codes.codes.len(),
+            Self::Codes(codes) => {
+                assert_eq!(codes.maxima.len(), shape.batch, "maxima of the images");
+                codes.codes.len()
+            }
         }
     }
 

@@ -159,13 +159,9 @@ fn check_gradient_codes(
             &r.weight_gradient,
             s.batch * s.out_plane(),
         );
-        // In bf16, what is multiplied with a scale for each channel is rounded.
-        let has_one_scale = matches!(weight, Weights::Codes { scales: [_], .. });
-        if has_one_scale || precision == Precision::Single || s.has_tiny_groups() {
-            let dx = input_gradient(s, weight, gradient, precision);
-            let n = s.group_out() * s.taps();
-            close(&format!("{s:?} {precision:?} dx of {bits} bits"), &dx, &r.input_gradient, n);
-        }
+        let dx = input_gradient(s, weight, gradient, precision);
+        let n = s.group_out() * s.taps();
+        close(&format!("{s:?} {precision:?} dx of {bits} bits"), &dx, &r.input_gradient, n);
         // Beside values, which are rounded as they are beside a gradient in floats.
         let of = |values: &[f32]| match precision {
             Precision::Single => values.to_vec(),

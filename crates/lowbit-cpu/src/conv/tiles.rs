@@ -26,7 +26,7 @@ const ROW: usize = 64;
 /// Pixels of a sum that four tiles have.
 const PIXELS: usize = 4 * SIDE;
 
-/// Channels that fill enough of a tile to be faster than vectors.
+/// Channels that fill a quarter of a tile or half of it: of fewer, most products of a tile would be of nothing.
 const FEWEST_CHANNELS: usize = 8;
 
 /// Whether the process has a unit that multiplies bf16.
@@ -71,6 +71,13 @@ impl Factor for TilePair {
         let Products { image, steps, together, panel, n, adds } = operands;
         demand();
         assert!(steps.len().is_multiple_of(together) && together <= SIDE, "tiles of one size");
+        let are_even = |steps: &[u32]| {
+            steps.windows(2).all(|pair| pair[0] <= pair[1] && pair[1] - pair[0] == steps[1] - steps[0])
+        };
+        assert!(
+            steps.chunks_exact(together).all(are_even),
+            "steps of a tile are equally far from each other"
+        );
         const { assert!(PIXELS <= BEYOND) };
         // 0 to 3 are sums, 4 is of factors, 5 to 7 are of pixels.
         let sizes = Sizes::of(std::array::from_fn(|tile| match tile {
@@ -193,7 +200,7 @@ impl TiledSums {
                 let row = term * self.out_channels + channels.start;
                 interleave(&rows[row * stride..], stride, channels.len(), words);
             });
-            let reach = *steps.last().expect("a kernel has positions") as usize;
+            let reach = steps.iter().copied().max().unwrap_or(0) as usize;
             assert!(reach + n_blocks * 2 * SIDE <= image.len(), "a step is outside of the image");
             let blocks =
                 sums.par_chunks_exact_mut(self.block_len()).zip(words.par_chunks_exact(terms * per_block));
@@ -272,12 +279,14 @@ macro_rules! sums_over_pixels {
             n_blocks: usize,
             sums: &mut [f32],
         ) {
-            let sums: [*mut f32; $n] = std::array::from_fn(|i| sums.as_mut_ptr().wrapping_add(i * sums.len() / $n));
+            let (first, len) = (sums.as_mut_ptr(), sums.len() / $n);
+            let sums: [*mut f32; $n] = std::array::from_fn(|i| first.wrapping_add(i * len));
             let mut images: [*const Bf16; $n] =
                 std::array::from_fn(|i| image.as_ptr().wrapping_add(steps[i] as usize));
             let mut words = words.as_ptr();
             let distance = distance * size_of::<Bf16>();
-            // SAFETY: as the caller promises. The instructions change tiles and the sums.
+            // SAFETY: as the caller promises. The instructions change tiles and the sums. Tiles go from block to block, so none can say that it
+            // changes them; nothing else in the program uses any.
             unsafe {
                 $(asm!(
                     concat!("tileloadd ", $sum, ", [{sums} + {row}]"),

@@ -23,7 +23,7 @@ pub enum Way {
 }
 
 impl Way {
-    /// The fastest on this processor in a precision. Of two operands it tells which are exact in bf16, being codes. Tiles serve
+    /// The fastest on this processor in a precision. Of input or weights, and of the gradient, it tells which are codes, exact in bf16. Tiles serve
     /// sums over as many `channels` as fill them; `None` if they do not serve the operands.
     pub fn new(precision: Precision, are_exact: [bool; 2], channels: Option<usize>) -> Self {
         #[cfg(target_arch = "x86_64")]
@@ -37,7 +37,7 @@ impl Way {
             true if multiplies_bf16() => Self::Bf16,
             true => Self::Rounded,
             #[cfg(target_arch = "x86_64")]
-            false if has_tiles && are_exact.contains(&true) => Self::TilesOfTerms,
+            false if has_tiles && are_exact[0] => Self::TilesOfTerms,
             false => Self::Floats,
         }
     }
@@ -63,6 +63,7 @@ mod tests {
         assert_eq!(Way::new(bf16, [true, false], Some(64)), expected);
         assert_eq!(Way::new(single, [true, true], Some(64)), expected);
         assert_eq!(Way::new(single, [false, false], Some(64)), Way::Floats);
+        assert_eq!(Way::new(single, [false, true], Some(64)), Way::Floats);
         // Too few channels for a tile, or such as tiles do not take.
         for channels in [Some(3), None] {
             let expected = if has("avx512bf16") { Way::Bf16 } else { Way::Rounded };

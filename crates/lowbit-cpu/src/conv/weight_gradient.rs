@@ -46,7 +46,8 @@ static BUFFERS: Mutex<Vec<[Vec<f32>; 2]>> = Mutex::new(Vec::new());
 /// positions of the kernel.
 ///
 /// # Panics
-/// If a length does not fit the shape, or the shape has a size of 0 but for the padding and the batch.
+/// If a length does not fit the shape, there is not one maximum of codes for each image, or the shape has a size of 0 but for the padding
+/// and the batch.
 pub fn weight_gradient(
     shape: &ConvShape,
     input: Input<'_>,
@@ -56,7 +57,7 @@ pub fn weight_gradient(
     shape.check_sizes();
     let len = shape.groups * shape.group_weight();
     shape.check(input.len(), len);
-    shape.check_output(out_gradient.len());
+    shape.check_output(out_gradient.len(shape));
     if shape.batch == 0 {
         return vec![0.0; len];
     }

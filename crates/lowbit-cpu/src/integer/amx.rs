@@ -2,7 +2,7 @@
 //! chapter 18): a tile of 16 pixels by up to 16 words, times a tile of as many words of weights by 16 channels of the output.
 //!
 //! The words of a pixel lie side by side, and so do those of the pixels that a row of the kernel reads: tiles are read from the image as
-//! it is. Rust has no stable functions for the unit yet. The operating system gives it to a process that asks for it.
+//! it is.
 
 use std::arch::asm;
 use std::cell::RefCell;

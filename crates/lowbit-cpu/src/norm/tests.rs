@@ -58,6 +58,11 @@ fn check(shape: NormShape, activation: Activation<'_>, seed: u64, shift: f32) {
         }
     }
     let got = gradients(shape, &x, &g, parameters, activation);
+    let mut in_place = g.clone();
+    let others = gradients_in_place(shape, &x, &mut in_place, parameters, activation);
+    assert_eq!(in_place, got.input);
+    assert!(others.input.is_empty());
+    assert_eq!((others.gamma, others.beta), (got.gamma.clone(), got.beta.clone()));
     let mut of_parameters = vec![(0.0, 1.0); got.parameters.len()];
     for c in 0..shape.channels {
         let all: Vec<usize> = (0..shape.batch).flat_map(|b| shape.range(b, c)).collect();
