@@ -326,8 +326,8 @@ fn convolutions_in_bf16_equal_the_definition() {
     }
 }
 
-/// Gradients `[batch, len]` of few bits by the definition of DoReFa-Net, in double precision, from the noise: with the first key for which no
-/// value lies so close to the middle between two codes that single precision may round it to the other one.
+/// Gradients `[batch, len]` of few bits by the definition of DoReFa-Net, in double precision, from the noise: with the first key
+/// for which no value lies so close to the middle between two codes that single precision may round it to the other one.
 fn dorefa_gradient(gradient: &[f32], len: usize, bits: u32) -> (GradientQuantizer, Vec<f32>) {
     let n = 2f64.powi(bits as i32) - 1.0;
     let with_key = |key: u64| {

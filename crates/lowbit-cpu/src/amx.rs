@@ -1,5 +1,5 @@
-//! Intel's matrix unit, AMX (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18): whether the process may use it,
-//! and the sizes of its eight tiles. Rust has no stable functions for it yet.
+//! Intel's matrix unit, AMX (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18): whether the
+//! process may use it, and the sizes of its eight tiles. Rust has no stable functions for it yet.
 
 #[cfg(all(test, target_os = "linux"))]
 pub mod emulated;

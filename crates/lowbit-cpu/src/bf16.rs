@@ -26,8 +26,9 @@ pub(crate) fn round(x: f32) -> f32 {
 #[cfg(target_arch = "x86_64")]
 pub(crate) const TERMS: usize = 3;
 
-/// What is left of a value behind its first `n` terms: each is the number of bf16 nearest to what the ones before it leave. Three terms are all 24 significant bits of
-/// a float, but for what is subnormal, and what is beyond the largest number of bf16 and becomes infinite.
+/// What is left of a value behind its first `n` terms: each is the number of bf16 nearest to what the ones before it leave. Three
+/// terms are all 24 significant bits of a float, but for what is subnormal, and what is beyond the largest number of bf16 and
+/// becomes infinite.
 #[inline(always)]
 pub(crate) fn rest(x: f32, n: usize) -> f32 {
     let mut rest = x;

@@ -1,6 +1,6 @@
 //! CPU kernels of low-bit networks: functions of slices, forward and backward, parallel over the threads of rayon.
 //!
-//! Convolution in single precision and in codes, batch normalization with the activation that follows it, pooling, fake
+//! Convolution in single precision, bf16 and codes, batch normalization with the activation that follows it, pooling, fake
 //! quantization, packed codes. Results do not depend on the number of threads. The instructions are those of the processor that it runs on.
 //!
 //! What it does not do: no tensors, no burn, no gradients by itself, no state but the threads and their buffers.

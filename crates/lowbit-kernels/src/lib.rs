@@ -98,12 +98,13 @@ impl From<Compute> for StepArithmetic {
     }
 }
 
-/// Convolution without bias; as `burn::tensor::module::conv2d`. Operands with codes, those of the input not negative, of one unit and of at
-/// most 8 bits, are multiplied as integers by backends that have a kernel for it: their sums are exact.
+/// Convolution without bias; as `burn::tensor::module::conv2d`. Operands with codes, those of the input not negative, of one unit
+/// and of at most 8 bits, are multiplied as integers by backends that have a kernel for it: their sums are exact.
 ///
-/// Where there is a gradient, [`Compute::Bf16`] rounds to bf16 what is multiplied in all three passes and has no codes: input, weights
-/// and the gradient of the output, unless that is quantized. Sums are in single precision. A [`GradientQuantizer`] quantizes the gradient of
-/// the output, sample by sample, before it is multiplied for the gradients of the input and of the weights.
+/// Where there is a gradient, [`Compute::Bf16`] rounds to bf16 what is multiplied in all three passes and has no codes: input,
+/// weights and the gradient of the output, unless that is quantized. Sums are in single precision. A [`GradientQuantizer`]
+/// quantizes the gradient of the output, sample by sample, before it is multiplied for the gradients of the input and of the
+/// weights.
 ///
 /// # Shapes
 /// - input: `[batch, in_channels, height, width]`
@@ -176,7 +177,8 @@ pub fn relu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(Dispatch::lowbit_relu(x.into_dispatch()))
 }
 
-/// `max(one + other, 0)`; `NaN` stays. The backward pass keeps the result alone. On CPUs it takes the memory of `one` if nothing else has it.
+/// `max(one + other, 0)`; `NaN` stays. The backward pass keeps the result alone. On CPUs it takes the memory of `one` if nothing
+/// else has it.
 ///
 /// # Panics
 /// If the shapes differ.

@@ -20,8 +20,8 @@ const MAX_FILE: u64 = 2 << 30;
 
 /// A network that can be run. Several threads may share one.
 ///
-/// It keeps the memory of the largest batch that it has run, for each thread that ran one at the same time: an image needs no new memory, but for
-/// its logits and for layers in full precision.
+/// It keeps the memory of the largest batch that it has run, for each thread that ran one at the same time: an image needs no new
+/// memory, but for its logits and for layers in full precision.
 #[derive(Debug)]
 pub struct Model {
     network: PackedNetwork,

@@ -221,6 +221,11 @@ struct Report {
 
 pub fn run(args: &StepArgs) -> anyhow::Result<()> {
     let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let has_gradients = args.grad_bits.iter().any(|grad_bits| grad_bits.0.is_none());
+    anyhow::ensure!(
+        has_gradients || args.bits.iter().any(|bits| bits != "fp32"),
+        "layers in fp32 have gradients in fp32: add --bits w2a2, or fp32 to --grad-bits"
+    );
     let mut contestants = Vec::new();
     for device in &args.device {
         let program = build(device)?;

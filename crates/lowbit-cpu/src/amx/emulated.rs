@@ -1,5 +1,5 @@
-//! The unit's instructions for tests on processors without it: a processor raises a signal for each, whose handler does what the manual says and goes
-//! on behind it.
+//! The unit's instructions for tests on processors without it: a processor raises a signal for each, whose handler does what the
+//! manual says and goes on behind it.
 
 use std::cell::RefCell;
 use std::sync::Once;

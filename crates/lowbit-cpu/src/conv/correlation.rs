@@ -47,8 +47,8 @@ pub struct Spread {
     pub step: usize,
 }
 
-/// The order in which a sum takes the cells of a pixel at each position of the kernel: some cells at all positions, then the next ones. Those at
-/// one position lie equally far from each other.
+/// The order in which a sum takes the cells of a pixel at each position of the kernel: some cells at all positions, then the next
+/// ones. Those at one position lie equally far from each other.
 #[derive(Clone, Copy, Debug)]
 pub struct Order {
     /// Cells of a pixel.
@@ -87,8 +87,8 @@ pub struct Part<C> {
 }
 
 impl<C: Factor> Part<C> {
-    /// Of the steps in `order`, each of which reads at `position` of a cell and of the number of a position of the kernel, and has a `factor` for
-    /// each channel: of the channel, the cell and that number.
+    /// Of the steps in `order`, each of which reads at `position` of a cell and of the number of a position of the kernel, and has
+    /// a `factor` for each channel: of the channel, the cell and that number.
     pub fn new(
         order: Order,
         spread: [Spread; 2],
@@ -218,7 +218,8 @@ impl<C: Factor> Correlation<'_, C> {
         of_channels.iter().any(|scale| *scale != 1.0).then_some(of_channels)
     }
 
-    /// Writes the channels of some blocks of a group of `n` images from a first one on, which are `packed`; `out` begins with the first of them.
+    /// Writes the channels of some blocks of a group of `n` images from a first one on, which are `packed`; `out` begins with the
+    /// first of them.
     fn sum_up(
         &self,
         packed: &[C],

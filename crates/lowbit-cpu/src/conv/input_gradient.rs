@@ -93,11 +93,12 @@ impl Meetings {
 /// # Equation
 /// `gradient[b][c][y s + i - p][x s + j - p] += out_gradient[b][o][y][x] weight[o][c][i][j]`
 ///
-/// Where codes of weights are worth something else in each channel of the output, its gradient is multiplied with that before it is rounded.
+/// Where codes of weights are worth something else in each channel of the output, its gradient is multiplied with that before it is
+/// rounded.
 ///
 /// # Panics
-/// If a length does not fit the shape, there is not one maximum of codes for each image, or the shape has a size of 0 but for the padding
-/// and the batch.
+/// If a length does not fit the shape, there is not one maximum of codes for each image, or the shape has a size of 0 but for the
+/// padding and the batch.
 pub fn input_gradient(
     shape: &ConvShape,
     weight: Weights<'_>,

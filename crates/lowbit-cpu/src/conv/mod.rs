@@ -1,10 +1,10 @@
 //! Two-dimensional convolution and its gradients.
 //!
-//! All three are sums over planes, images with zeros around them (`planes`), whose places have floats or numbers of bf16 (`cell`), in two loops over vectors
-//! (`kernel`) or the same on a matrix unit (`tiles`); `way` chooses. The forward pass is a sum over the positions of a window, for many
-//! pixels at a time; the gradient of the input is the same of the output's gradient, by the parts of the kernel that meet each of the
-//! stride's phases (`correlation`); the gradient of the weights is, for each position of a window, a sum over pixels. Groups of very few
-//! channels have loops of their own in `direct`.
+//! All three are sums over planes, images with zeros around them (`planes`), whose places have floats or numbers of bf16 (`cell`),
+//! in two loops over vectors (`kernel`) or the same on a matrix unit (`tiles`); `way` chooses. The forward pass is a sum over the
+//! positions of a window, for many pixels at a time; the gradient of the input is the same of the output's gradient, by the parts
+//! of the kernel that meet each of the stride's phases (`correlation`); the gradient of the weights is, for each position of a
+//! window, a sum over pixels. Groups of very few channels have loops of their own in `direct`.
 
 mod cell;
 mod correlation;

@@ -10,13 +10,13 @@ use crate::packed::PackedImages;
 /// The numbers that products are made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// Single precision. Where there is a matrix unit, a gradient that codes are multiplied with is split into three numbers of bf16, whose products are exact: no
-    /// less precise, but that what is subnormal is taken for zero, and what is beyond the largest number
-    /// of bf16 (3.39e38) for infinite.
+    /// Single precision. Where there is a matrix unit, a gradient that codes are multiplied with is split into three numbers of
+    /// bf16, whose products are exact: no less precise, but that what is subnormal is taken for zero, and what is beyond the
+    /// largest number of bf16 (3.39e38) for infinite.
     #[default]
     Single,
-    /// Values are rounded to bf16 before; codes are exact. The sums are in single precision. Processors that multiply bf16 take products and sums
-    /// that are subnormal for zero.
+    /// Values are rounded to bf16 before; codes are exact. The sums are in single precision. Processors that multiply bf16 take
+    /// products and sums that are subnormal for zero.
     Bf16,
 }
 

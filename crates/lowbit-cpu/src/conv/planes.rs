@@ -1,8 +1,9 @@
 //! Images laid out for the loops of convolutions: planes with zeros around them, whose pixels and steps are plain distances.
 //!
-//! A window that moves over a plane reads each of its values at a fixed distance from where it begins. So a convolution is a sum, for
-//! each step of the kernel, of one long row shifted and multiplied by a factor. What is computed where a window wraps round the
-//! end of a row is left out, or multiplied by zero. The zeros behind a row are those before the next one, and those below an image those above the next.
+//! A window that moves over a plane reads each of its values at a fixed distance from where it begins. So a convolution is a sum,
+//! for each step of the kernel, of one long row shifted and multiplied by a factor. What is computed where a window wraps round the
+//! end of a row is left out, or multiplied by zero. The zeros behind a row are those before the next one, and those below an image
+//! those above the next.
 //!
 //! With a stride, a plane is made for each of its phases: then neighboring windows are neighbors in each plane too.
 

@@ -427,7 +427,8 @@ fn impossible_shapes_are_refused() {
     }
 }
 
-/// The matrix unit, emulated where there is none: convolutions whose channels fill one tile or several, rows of them in part, and sums in several parts.
+/// The matrix unit, emulated where there is none: convolutions whose channels fill one tile or several, rows of them in part, and
+/// sums in several parts.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[test]
 fn the_matrix_unit_equals_the_reference() {

@@ -1,8 +1,8 @@
 //! Convolutions in bf16 on Intel's matrix unit: a tile has 16 rows of 16 words, and a word two numbers.
 //!
-//! In a sum for many pixels, 16 channels of the result are multiplied with the words of 16 cells at 16 pixels, which are read from the planes as they
-//! are: the rows of a tile lie as far apart as planes do. In a sum over pixels, rows of an image are multiplied with the gradient,
-//! of which two pixels make a word.
+//! In a sum for many pixels, 16 channels of the result are multiplied with the words of 16 cells at 16 pixels, which are read from
+//! the planes as they are: the rows of a tile lie as far apart as planes do. In a sum over pixels, rows of an image are multiplied
+//! with the gradient, of which two pixels make a word.
 
 use std::arch::asm;
 use std::ops::Range;
@@ -85,9 +85,9 @@ impl Factor for TilePair {
             4 => [SIDE, together * size_of::<Self>()],
             _ => [together, ROW],
         }));
-        // SAFETY: the process has the unit, as is checked, and the sizes are valid. Tiles of pixels begin before `n` and are not longer than `BEYOND`:
-        // with the steps they are in the image, and there is room for the sums. The panel has a tile for all steps that are taken together. The
-        // instructions change tiles and the sums.
+        // SAFETY: the process has the unit, as is checked, and the sizes are valid. Tiles of pixels begin before `n` and are not
+        // longer than `BEYOND`: with the steps they are in the image, and there is room for the sums. The panel has a tile for all
+        // steps that are taken together. The instructions change tiles and the sums.
         unsafe {
             sizes.set();
             for first in (0..n).step_by(PIXELS) {
@@ -142,8 +142,8 @@ impl Factor for TilePair {
     }
 }
 
-/// The sums of tiles: for each block of channels of the output and of the input, and each position of the kernel, a tile with a row for each channel of
-/// the input and a column for each one of the output.
+/// The sums of tiles: for each block of channels of the output and of the input, and each position of the kernel, a tile with a row
+/// for each channel of the input and a column for each one of the output.
 pub struct TiledSums {
     out_channels: usize,
     in_channels: usize,
@@ -228,8 +228,8 @@ impl TiledSums {
                         let sums = &mut sums[tap * tile..][..n * tile];
                         for words in words.chunks_exact(per_block) {
                             let steps = &steps[tap..];
-                            // SAFETY: the sizes are set; the pixels of all blocks plus the steps are in the image, as is checked for the last one:
-                            // the rows of a tile are channels that there are. There are words of each block.
+                            // SAFETY: the sizes are set; the pixels of all blocks plus the steps are in the image, as is checked
+                            // for the last one: the rows of a tile are channels that there are. There are words of each block.
                             unsafe {
                                 match n {
                                     4 => sums_of_four(image, steps, distance, words, n_blocks, sums),
@@ -248,8 +248,8 @@ impl TiledSums {
     }
 }
 
-/// Words of two pixels, for each block of 32 pixels 16 rows with a word of each of 16 channels, from rows of pixels; of channels that there are not,
-/// zeros.
+/// Words of two pixels, for each block of 32 pixels 16 rows with a word of each of 16 channels, from rows of pixels; of channels
+/// that there are not, zeros.
 fn interleave(rows: &[Bf16], stride: usize, n_rows: usize, words: &mut [Bf16Pair]) {
     for (block, words) in words.chunks_exact_mut(SIDE * SIDE).enumerate() {
         for channel in 0..SIDE {
@@ -269,8 +269,9 @@ fn interleave(rows: &[Bf16], stride: usize, n_rows: usize, words: &mut [Bf16Pair
 macro_rules! sums_over_pixels {
     ($name:ident, $n:literal: $(($i:literal, $sum:literal, $image:literal)),+) => {
         /// # Safety
-        /// The process has the unit and has set the sizes of tiles. The pixels of all blocks plus the steps are in the image for as many rows, `distance`
-        /// apart, as a tile has; there are the words of as many blocks, and the sums of as many tiles as positions.
+        /// The process has the unit and has set the sizes of tiles. The pixels of all blocks plus the steps are in the image for as
+        /// many rows, `distance` apart, as a tile has; there are the words of as many blocks, and the sums of as many tiles as
+        /// positions.
         unsafe fn $name(
             image: &[Bf16],
             steps: &[u32],
@@ -285,8 +286,8 @@ macro_rules! sums_over_pixels {
                 std::array::from_fn(|i| image.as_ptr().wrapping_add(steps[i] as usize));
             let mut words = words.as_ptr();
             let distance = distance * size_of::<Bf16>();
-            // SAFETY: as the caller promises. The instructions change tiles and the sums. Tiles go from block to block, so none can say that it
-            // changes them; nothing else in the program uses any.
+            // SAFETY: as the caller promises. The instructions change tiles and the sums. Tiles go from block to block, so none can
+            // say that it changes them; nothing else in the program uses any.
             unsafe {
                 $(asm!(
                     concat!("tileloadd ", $sum, ", [{sums} + {row}]"),

@@ -23,8 +23,8 @@ pub enum Way {
 }
 
 impl Way {
-    /// The fastest on this processor in a precision. Of input or weights, and of the gradient, it tells which are codes, exact in bf16. Tiles serve
-    /// sums over as many `channels` as fill them; `None` if they do not serve the operands.
+    /// The fastest on this processor in a precision. Of input or weights, and of the gradient, it tells which are codes, exact in
+    /// bf16. Tiles serve sums over as many `channels` as fill them; `None` if they do not serve the operands.
     pub fn new(precision: Precision, are_exact: [bool; 2], channels: Option<usize>) -> Self {
         #[cfg(target_arch = "x86_64")]
         let has_tiles = channels.is_some_and(tiles::pays);

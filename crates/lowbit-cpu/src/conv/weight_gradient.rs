@@ -188,8 +188,8 @@ impl<'a, C: Summand> Job<'a, C> {
         Self { gradients: self.gradients.with_terms(terms), ..self }
     }
 
-    /// Images of the batch that are summed up one after the other. They depend on the shape only: the order of the sums must not depend on the
-    /// threads.
+    /// Images of the batch that are summed up one after the other. They depend on the shape only: the order of the sums must not
+    /// depend on the threads.
     fn shares(&self) -> impl Iterator<Item = Range<usize>> {
         let batch = self.shape.batch;
         let n_groups = batch.div_ceil(self.images);
@@ -198,8 +198,8 @@ impl<'a, C: Summand> Job<'a, C> {
         (0..batch).step_by(share).map(move |first| first..(first + share).min(batch))
     }
 
-    /// Calls `work` with what is laid out of some images together, for all of a range: the number of the first; the image and where it is read; the rows of gradients and the cells
-    /// from row to row; and the number of pixels.
+    /// Calls `work` with what is laid out of some images together, for all of a range: the number of the first; the image and where
+    /// it is read; the rows of gradients and the cells from row to row; and the number of pixels.
     pub(super) fn for_each_group(
         &self,
         range: Range<usize>,

@@ -307,7 +307,8 @@ impl Matrix {
     }
 
     /// # Safety
-    /// The process has the unit and has set the sizes of tiles. For each start, all words of 16 pixels are there, for each row of the kernel.
+    /// The process has the unit and has set the sizes of tiles. For each start, all words of 16 pixels are there, for each row of
+    /// the kernel.
     unsafe fn multiply(&self, words: &[u32], starts: &[usize], weights: &[Row], sums: &mut Sums) {
         // Those of tiles that there are not are computed of others, and nothing reads them.
         let pixels: [*const u32; TOGETHER] =

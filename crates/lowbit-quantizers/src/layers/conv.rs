@@ -67,7 +67,8 @@ impl QuantConv2dConfig {
     /// A layer with He-normal weights by fan-out (He et al. 2015), drawn on the host from `rng`. A bias begins as zeros.
     ///
     /// # Errors
-    /// [`QuantizerError`] if the method does not define the precision asked for, if a number is zero, or `groups` does not divide both channel counts.
+    /// [`QuantizerError`] if the method does not define the precision asked for, if a number is zero, or `groups` does not divide
+    /// both channel counts.
     pub fn init(&self, device: &Device, rng: &mut impl Rng) -> Result<QuantConv2d, QuantizerError> {
         let Self { in_channels, out_channels, kernel_size, stride, padding, groups, bias, quantization } =
             *self;

@@ -1,8 +1,8 @@
 //! A recipe: everything that decides the outcome of a training, checked as a whole before anything runs.
 //!
-//! A recipe is one TOML file, or several that extend one another ([`RecipeSource`]). [`Recipe::parse`] reads it key by key and reports all mistakes together; what it returns
-//! is valid, so no later code checks again. A recipe serializes to the TOML of its resolved form, with every default
-//! written out, which reads back as the same recipe.
+//! A recipe is one TOML file, or several that extend one another ([`RecipeSource`]). [`Recipe::parse`] reads it key by key and
+//! reports all mistakes together; what it returns is valid, so no later code checks again. A recipe serializes to the TOML of its
+//! resolved form, with every default written out, which reads back as the same recipe.
 
 mod augment;
 mod data;
