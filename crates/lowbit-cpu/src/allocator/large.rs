@@ -1,5 +1,5 @@
-//! Blocks of 64 KiB and more: the first free one that is large enough, joined with its neighbors when it is free again. In steps of
-//! ResNet-18 that needed less memory than the smallest one did: 55 MiB beside 390 in use.
+//! Blocks of 64 KiB and more: the smallest free one that is large enough, joined with its neighbors when it is free again. Steps of
+//! ResNet-18 with W2A2 held 419 MiB so, with the first one that is large enough 469; 375 were in use.
 //!
 //! Memory comes from mimalloc in regions that are never given back. Of a region that is new nothing is touched before it is handed out,
 //! so that the system counts only what has been in use.
@@ -82,7 +82,8 @@ impl Heap {
 
     /// A block of `size` bytes, which is a multiple of [`GRAIN`]; `region` makes more memory of a size, if there is any.
     fn take(&mut self, size: usize, region: impl Fn(usize) -> Option<usize>) -> Option<usize> {
-        if let Some((&address, &found)) = self.free.iter().find(|(_, found)| **found >= size) {
+        let fit = self.free.iter().filter(|(_, found)| **found >= size);
+        if let Some((&address, &found)) = fit.min_by_key(|(_, found)| **found) {
             self.free.remove(&address);
             if found > size {
                 self.free.insert(address + size, found - size);
@@ -206,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_that_is_large_enough_is_taken() {
+    fn the_smallest_that_is_large_enough_is_taken() {
         let mut heap = Heap::new();
         let region = |_| Some(GRAIN);
         let sizes = [3, 1, 2, 1, 4, 1].map(|size| size * MIB);
@@ -214,8 +215,8 @@ mod tests {
         for i in [0, 2, 4] {
             assert!(heap.put(blocks[i], sizes[i]));
         }
-        assert_eq!(heap.take(2 * MIB, region), Some(blocks[0]));
         assert_eq!(heap.take(2 * MIB, region), Some(blocks[2]));
+        assert_eq!(heap.take(2 * MIB, region), Some(blocks[0]));
         assert_eq!(heap.take(MIB, region), Some(blocks[0] + 2 * MIB));
         assert_eq!(heap.take(4 * MIB, region), Some(blocks[4]));
         // None is left, and the last one in use is followed by what was never touched.

@@ -6,7 +6,7 @@ use super::cell::{Bf16Pair, Cell, Rounded};
 use super::correlation::{Correlation, Order, Part, Spread};
 use super::direct;
 use super::kernel::Factor;
-use super::operand::{Gradient, Precision, Weights, rounded};
+use super::operand::{Factors, Gradient, Precision, Weights, rounded};
 use super::planes::{Axis, Planes, Position};
 use super::shape::ConvShape;
 #[cfg(target_arch = "x86_64")]
@@ -67,22 +67,23 @@ pub fn forward_into(
 pub(super) fn run<C: Factor>(shape: &ConvShape, input: &[f32], weight: Weights<'_>, out: &mut [Slot]) {
     let size = shape.out_size();
     let spread = size.map(|n| Spread { skip: 0, n, first: 0, step: 1 });
-    let (factors, scales) = weight.factors(shape);
+    let ((factors, scales), len) = (weight.factors(shape), shape.group_weight());
     let (taps, n_taps) = (window(shape), shape.taps());
     let order = Order::new(shape.group_in().div_ceil(C::CHANNELS), n_taps, 1);
-    let part = |factors: &[f32]| {
+    let part = |factors: Factors<'_>| {
         let position = |cell, tap: usize| Position::new(cell, taps[tap].0, taps[tap].1);
         Part::new(order, spread, shape.group_out(), position, |channel, cell, tap| {
-            let kernels = &factors[channel * shape.group_in() * n_taps..][..shape.group_in() * n_taps];
-            let at = cell * C::CHANNELS * n_taps + tap;
-            C::of(kernels[at], kernels.get(at + n_taps).copied().unwrap_or(0.0))
+            let input = cell * C::CHANNELS;
+            let at = (channel * shape.group_in() + input) * n_taps + tap;
+            let second = if input + 1 < shape.group_in() { factors.at(at + n_taps) } else { 0.0 };
+            C::of(factors.at(at), second)
         })
     };
     // One part has all pixels as results, and all groups and blocks of channels have it.
     let correlation = Correlation {
         batch: shape.batch,
         planes: input_planes(shape),
-        groups: factors.chunks_exact(shape.group_weight()).map(|factors| vec![part(factors)]).collect(),
+        groups: (0..shape.groups).map(|group| vec![part(factors.part(group * len, len))]).collect(),
         input: Gradient::Values(input),
         image_scales: None,
         input_scales: None,

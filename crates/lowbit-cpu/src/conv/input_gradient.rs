@@ -4,7 +4,7 @@ use super::cell::{Bf16Pair, Rounded};
 use super::correlation::{Correlation, Order, Part, Spread};
 use super::direct;
 use super::kernel::Factor;
-use super::operand::{Gradient, Precision, Weights};
+use super::operand::{Factors, Gradient, Precision, Weights};
 use super::planes::{Axis, Planes, Position};
 use super::shape::ConvShape;
 #[cfg(target_arch = "x86_64")]
@@ -147,11 +147,12 @@ pub(super) fn run<C: Factor, const TERMS: usize>(
     let (axes, outputs) = ([vec![y], vec![x]], [rows, columns]);
     let planes =
         Planes::new(shape.group_out(), shape.out_size(), shape.out_image(), axes, outputs).with_terms(TERMS);
-    let parts = |factors: &[f32]| -> Vec<Part<C>> {
+    let ((factors, scales), len) = (weight.factors(shape), shape.group_weight());
+    let parts = |group: usize| -> Vec<Part<C>> {
+        let factors = factors.part(group * len, len);
         let phases = meetings[0].phases().flat_map(|y| meetings[1].phases().map(move |x| [y, x]));
         phases.filter_map(|phase| part(shape, &meetings, factors, phase, TERMS)).collect()
     };
-    let (factors, scales) = weight.factors(shape);
     let (input_scales, scales) = match scales {
         [_] => (None, scales),
         _ => (Some(scales), &[1.0][..]),
@@ -161,7 +162,7 @@ pub(super) fn run<C: Factor, const TERMS: usize>(
     let correlation = Correlation {
         batch: shape.batch,
         planes,
-        groups: factors.chunks_exact(shape.group_weight()).map(parts).collect(),
+        groups: (0..shape.groups).map(parts).collect(),
         input: out_gradient,
         image_scales: out_gradient.units(),
         input_scales,
@@ -178,7 +179,7 @@ pub(super) fn run<C: Factor, const TERMS: usize>(
 fn part<C: Factor>(
     shape: &ConvShape,
     meetings: &[Meetings; 2],
-    weight: &[f32],
+    weight: Factors<'_>,
     [y, x]: [usize; 2],
     terms: usize,
 ) -> Option<Part<C>> {
@@ -196,7 +197,9 @@ fn part<C: Factor>(
     let (n_taps, len) = (shape.taps(), shape.group_in() * shape.taps());
     Some(Part::new(order, spread, shape.group_in(), position, |channel, cell, tap| {
         // The kernels of the output channels of the cell.
-        let at = cell % n_cells * C::CHANNELS * len + channel * n_taps + taps[tap].0;
-        C::of(weight[at], weight.get(at + len).copied().unwrap_or(0.0))
+        let output = cell % n_cells * C::CHANNELS;
+        let at = output * len + channel * n_taps + taps[tap].0;
+        let second = if output + 1 < shape.group_out() { weight.at(at + len) } else { 0.0 };
+        C::of(weight.at(at), second)
     }))
 }

@@ -48,17 +48,17 @@ impl<'a> Weights<'a> {
         matches!(self, Self::Codes { .. })
     }
 
-    /// The factors of products, values or codes, and what one is worth: for all, or for each channel of the output.
+    /// The factors of products, and what one is worth: for all, or for each channel of the output.
     ///
     /// # Panics
     /// If there are scales neither for all nor for each channel of `shape`.
-    pub(super) fn factors(self, shape: &ConvShape) -> (Cow<'a, [f32]>, &'a [f32]) {
+    pub(super) fn factors(self, shape: &ConvShape) -> (Factors<'a>, &'a [f32]) {
         match self {
-            Self::Values(values) => (Cow::Borrowed(values), &[1.0]),
+            Self::Values(values) => (Factors::Values(values), &[1.0]),
             Self::Codes { codes, scales } => {
                 let n = scales.len();
                 assert!(n == 1 || n == shape.out_channels, "{n} scales of {} channels", shape.out_channels);
-                (codes.iter().map(|&code| f32::from(code.cast_signed())).collect(), scales)
+                (Factors::Codes(codes), scales)
             }
         }
     }
@@ -68,17 +68,38 @@ impl<'a> Weights<'a> {
     /// # Panics
     /// As [`factors`](Self::factors).
     pub(super) fn values(self, shape: &ConvShape, precision: Precision) -> Cow<'a, [f32]> {
-        let (factors, scales) = self.factors(shape);
-        match self {
-            Self::Values(_) => rounded(factors, precision),
-            Self::Codes { .. } => {
-                let mut values = factors.into_owned();
-                let rows = values.chunks_mut(shape.group_in() * shape.taps());
-                for (row, scale) in rows.zip(scales.iter().cycle()) {
-                    row.iter_mut().for_each(|value| *value *= scale);
-                }
-                Cow::Owned(values)
+        match self.factors(shape) {
+            (Factors::Values(values), _) => rounded(Cow::Borrowed(values), precision),
+            (factors, scales) => {
+                let row = shape.group_in() * shape.taps();
+                Cow::Owned((0..self.len()).map(|i| factors.at(i) * scales[i / row % scales.len()]).collect())
             }
+        }
+    }
+}
+
+/// What weights are as factors of products: values, or codes in two's complement.
+#[derive(Clone, Copy, Debug)]
+pub enum Factors<'a> {
+    Values(&'a [f32]),
+    Codes(&'a [u8]),
+}
+
+impl Factors<'_> {
+    /// The factor at a place.
+    #[inline(always)]
+    pub fn at(self, place: usize) -> f32 {
+        match self {
+            Self::Values(values) => values[place],
+            Self::Codes(codes) => f32::from(codes[place].cast_signed()),
+        }
+    }
+
+    /// `len` of them, from number `first` on.
+    pub fn part(self, first: usize, len: usize) -> Self {
+        match self {
+            Self::Values(values) => Self::Values(&values[first..][..len]),
+            Self::Codes(codes) => Self::Codes(&codes[first..][..len]),
         }
     }
 }

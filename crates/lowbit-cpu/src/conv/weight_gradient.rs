@@ -18,7 +18,8 @@ use super::tiles::TiledSums;
 use super::way::Way;
 #[cfg(target_arch = "x86_64")]
 use crate::bf16;
-use crate::output::{Slot, collect};
+#[cfg(target_arch = "x86_64")]
+use crate::output::collect;
 use crate::task_items;
 
 /// Pixels that are summed up before the sums are added to those of other pixels: the order of the sum is nearer to pairwise, and
@@ -70,7 +71,7 @@ pub fn weight_gradient(
     }
     // Tiles have no sums of single images.
     let channels = Some(shape.group_in()).filter(|channels| !out_gradient.are_codes() && are_even(*channels));
-    let write = match Way::new(precision, [input.are_codes(), out_gradient.are_codes()], channels) {
+    let of_group = match Way::new(precision, [input.are_codes(), out_gradient.are_codes()], channels) {
         Way::Floats => group_gradient::<f32>,
         Way::Rounded => group_gradient::<Rounded>,
         Way::Bf16 => group_gradient::<Bf16>,
@@ -79,37 +80,25 @@ pub fn weight_gradient(
         #[cfg(target_arch = "x86_64")]
         Way::TilesOfTerms => tiled_gradient::<{ bf16::TERMS }>,
     };
-    let write_all = |gradient: &mut [Slot]| {
-        for (group, gradient) in gradient.chunks_exact_mut(shape.group_weight()).enumerate() {
-            write(shape, input, out_gradient, group, gradient);
-        }
-    };
-    // SAFETY: the groups are all of the weights, and each is written.
-    unsafe { collect(len, write_all) }
+    let mut groups = (0..shape.groups).map(|group| of_group(shape, input, out_gradient, group));
+    let mut gradient = groups.next().expect("invariant: there is a group");
+    groups.for_each(|group| gradient.extend(group));
+    gradient
 }
 
-/// Writes the gradient of one group.
+/// The gradient of one group.
 fn group_gradient<C: Summand>(
     shape: &ConvShape,
     input: Input<'_>,
     out_gradient: Gradient<'_>,
     group: usize,
-    gradient: &mut [Slot],
-) {
+) -> Vec<f32> {
     let shape = &shape.with_plain_planes();
     let job = Job::<C>::new(shape, input, out_gradient, group);
-    let shares: Vec<Range<usize>> = job.shares().collect();
-    let partials: Vec<Vec<f32>> = shares.into_par_iter().map(|images| job.partial(images)).collect();
-    let (len, scale) = (task_items(partials.len()), input.scale());
-    gradient.par_chunks_mut(len).enumerate().for_each(|(i, gradient)| {
-        let part = i * len..i * len + gradient.len();
-        let mut sums = partials[0][part.clone()].to_vec();
-        for partial in &partials[1..] {
-            sums.iter_mut().zip(&partial[part.clone()]).for_each(|(sum, value)| *sum += value);
-        }
-        sums.iter_mut().for_each(|sum| *sum *= scale);
-        gradient.write_copy_of_slice(&sums);
-    });
+    let mut sums = sum_of_shares(&job, |images| job.partial(images));
+    let scale = input.scale();
+    sums.par_iter_mut().with_min_len(task_items(1)).for_each(|sum| *sum *= scale);
+    sums
 }
 
 /// The same by the matrix unit, of so many terms of the output's gradient.
@@ -119,24 +108,36 @@ pub(super) fn tiled_gradient<const TERMS: usize>(
     input: Input<'_>,
     out_gradient: Gradient<'_>,
     group: usize,
-    gradient: &mut [Slot],
-) {
+) -> Vec<f32> {
     let shape = &shape.with_plain_planes();
     let job = Job::<Bf16>::new(shape, input, out_gradient, group).with_terms(TERMS);
     let tiled = TiledSums::new(shape);
-    let shares: Vec<Range<usize>> = job.shares().collect();
-    let partial = |images| {
+    let sums = sum_of_shares(&job, |images| {
         let mut sums = vec![0.0; tiled.len()];
         tiled.add(&job, images, TERMS, &mut sums);
         sums
-    };
+    });
+    // SAFETY: the sums of all weights are written.
+    unsafe { collect(shape.group_weight(), |gradient| tiled.write(&sums, input.scale(), gradient)) }
+}
+
+/// The sums over all images, share by share.
+fn sum_of_shares<C: Summand>(
+    job: &Job<'_, C>,
+    partial: impl Fn(Range<usize>) -> Vec<f32> + Send + Sync,
+) -> Vec<f32> {
+    let shares: Vec<Range<usize>> = job.shares().collect();
     let partials: Vec<Vec<f32>> = shares.into_par_iter().map(partial).collect();
     let mut partials = partials.into_iter();
     let mut sums = partials.next().expect("invariant: there is a share");
-    for partial in partials {
-        sums.par_iter_mut().zip(partial).with_min_len(task_items(1)).for_each(|(sum, value)| *sum += value);
-    }
-    tiled.write(&sums, input.scale(), gradient);
+    let others: Vec<Vec<f32>> = partials.collect();
+    let len = task_items(1 + others.len());
+    sums.par_chunks_mut(len).enumerate().for_each(|(i, sums)| {
+        for other in &others {
+            sums.iter_mut().zip(&other[i * len..]).for_each(|(sum, value)| *sum += value);
+        }
+    });
+    sums
 }
 
 /// What is computed for a group of channels: each row of the weights, an output channel, is made of sums over the pixels of this
