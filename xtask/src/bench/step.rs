@@ -250,7 +250,7 @@ pub fn run(args: &StepArgs) -> anyhow::Result<()> {
                 let threads = threads.to_string();
                 command.arg(peer_script("step.py")).args([args.network.name(), bits, &threads, device, way]);
                 args.without.tell(&mut command);
-                command.env("TORCHINDUCTOR_CACHE_DIR", compiled.path().join(format!("{bits} {way}")));
+                command.env("TORCHINDUCTOR_CACHE_DIR", compiled.path().join(format!("{bits}-{way}")));
                 contestants.push(Contestant::start(name.into(), bits, command)?);
             }
         }
