@@ -286,6 +286,17 @@ fn max_pool2d_gradient<B: Host>(
     B::tensor(pool.gradient(places, B::slice(&B::contiguous(gradient))), &dims)
 }
 
+/// Operands of gradients in single precision, without codes.
+fn values_in_single_precision<B: Host>(
+    input: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    options: ConvOptions<2>,
+) -> ConvOperands<B> {
+    let dims = [&input, &weight].map(|tensor| tensor.shape().dims());
+    let (input, weight) = (KeptInput::Values(input), KeptWeights::Values(weight));
+    ConvOperands { input, weight, dims, options, compute: ConvCompute::default() }
+}
+
 /// Values rounded to bf16, if they are to be.
 fn round_if<B: Host>(is_rounded: bool, values: FloatTensor<B>) -> FloatTensor<B> {
     let dims = values.shape();
@@ -591,14 +602,7 @@ macro_rules! host_backend {
                 gradient: FloatTensor<Self>,
                 options: ConvOptions<2>,
             ) -> FloatTensor<Self> {
-                let dims = [&input, &weight].map(|tensor| tensor.shape().dims());
-                let operands = ConvOperands {
-                    input: KeptInput::Values(input),
-                    weight: KeptWeights::Values(weight),
-                    dims,
-                    options,
-                    compute: ConvCompute::default(),
-                };
+                let operands = values_in_single_precision::<Self>(input, weight, options);
                 let [of_input, _] = Self::lowbit_conv2d_gradients(operands, gradient, [true, false]);
                 of_input.expect("invariant: it is wanted")
             }
@@ -609,14 +613,7 @@ macro_rules! host_backend {
                 gradient: FloatTensor<Self>,
                 options: ConvOptions<2>,
             ) -> FloatTensor<Self> {
-                let dims = [&input, &weight].map(|tensor| tensor.shape().dims());
-                let operands = ConvOperands {
-                    input: KeptInput::Values(input),
-                    weight: KeptWeights::Values(weight),
-                    dims,
-                    options,
-                    compute: ConvCompute::default(),
-                };
+                let operands = values_in_single_precision::<Self>(input, weight, options);
                 let [_, of_weight] = Self::lowbit_conv2d_gradients(operands, gradient, [false, true]);
                 of_weight.expect("invariant: it is wanted")
             }

@@ -100,7 +100,7 @@ pub fn convert<C: Cell>(first: &[f32], second: &[f32], scales: Option<[f32; 2]>,
     convert_narrow(first, second, scales, term, out);
 }
 
-/// By vectors of AVX-512, which become numbers of 16 bits in one instruction.
+/// Compiled for AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512bf16,avx512f,avx2,fma")]
 fn convert_avx512<C: Cell>(
