@@ -290,7 +290,7 @@ impl<B: KernelBackend, const N: usize> Backward<B, N> for Relu {
 #[derive(Debug)]
 struct MaxPool2d;
 
-impl<B: KernelBackend + KeepCodes> Backward<B, 1> for MaxPool2d {
+impl<B: KeepCodes> Backward<B, 1> for MaxPool2d {
     type State = KeptPlaces;
 
     fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, _: &mut Checkpointer) {
@@ -359,7 +359,7 @@ impl<B: KernelBackend> Backward<B, 4> for BatchNorm {
 struct DoReFaWeights;
 
 impl<B: KernelBackend> Backward<B, 1> for DoReFaWeights {
-    /// The weights, of which the module has the only copy: their hyperbolic tangents take less time than the memory they would need.
+    /// The weights, which are there anyway: their hyperbolic tangents, computed anew, would take as much memory again.
     type State = (NodeId, MaxGradient);
 
     fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, checkpointer: &mut Checkpointer) {
