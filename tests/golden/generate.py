@@ -26,6 +26,7 @@ GUARD = 1e-4
 CONV = (6, 4, 3, 3)
 LINEAR = (5, 7)
 IMAGES = (2, 3, 4, 4)
+FILTERS = (4, 3, 3, 3)
 
 
 def ste_round(v):
@@ -308,6 +309,174 @@ def apot(x, operand, bits, clip_value):
     return Apot.apply(x, clip_value, apot_levels(operand, bits))
 
 
+def straight_through(value, path):
+    """Exactly `value` forward, as path - path is zero; the gradient of `path` backward."""
+    return value.detach() + (path - path.detach())
+
+
+def groups(w, granularity):
+    """One row for each scale."""
+    return w.reshape(1 if granularity == "per-tensor" else w.shape[0], -1)
+
+
+def mean_magnitude(w, granularity):
+    return per_channel(groups(w.detach(), granularity).abs().mean(dim=1), w)
+
+
+# Steps of 1 to 4 bits.
+HWGQ_STEPS = [1.0576462792, 0.6356366866, 0.3720645813, 0.2130560679]
+
+
+def hwgq_step(bits):
+    return np.float32(HWGQ_STEPS[bits - 1])
+
+
+def hwgq_activations(x, bits):
+    n, step = 2**bits - 1, torch.tensor(hwgq_step(bits))
+    code = torch.clamp(torch.round(x / step), 0, n).detach()
+    inside = (x > 0) & (x <= n * step)
+    return code, straight_through(code * step, torch.where(inside, x, 0.0))
+
+
+def xnor_weights(w, granularity):
+    """Rastegari16 section 3.2. Its gradient takes the mean magnitude as a function of the own weight alone."""
+    size = groups(w, granularity).shape[1]
+    mean = mean_magnitude(w, granularity)
+    code = torch.where(w >= 0, 1.0, -1.0)
+    # The magnitude is code * w, so that its derivative at 0 is one as well.
+    own = mean + (code * w - (code * w).detach()) / size
+    path = straight_through(code, clamp(w, -1.0, 1.0)) * own
+    return code, straight_through(code * mean, path)
+
+
+def xnor_activations(x, bits):
+    if bits > 1:
+        return dorefa_activations(x, bits)
+    code = (x > 0).float()
+    return code, straight_through(code, torch.where((x > 0) & (x <= 1), x, 0.0))
+
+
+def twn_threshold(w, granularity):
+    return 0.7 * mean_magnitude(w, granularity)
+
+
+def twn_weights(w, granularity):
+    kept = w.abs() > twn_threshold(w, granularity)
+    code = torch.where(kept, torch.sign(w), 0.0).detach()
+    rows, kept = groups(w.detach().abs(), granularity), groups(kept, granularity)
+    count = kept.sum(dim=1)
+    scale = torch.where(count == 0, 1.0, (rows * kept).sum(dim=1) / torch.clamp(count, min=1))
+    return code, straight_through(code * per_channel(scale, w), w)
+
+
+def n2uq_weight_scale(w, bits, granularity):
+    scale = mean_magnitude(w, granularity) * ((2**bits - 1) / 2 ** (bits - 1))
+    return torch.where(scale == 0, 1.0, scale)
+
+
+def n2uq_weights(w, bits, granularity):
+    n = 2**bits - 1
+    scale = n2uq_weight_scale(w, bits, granularity)
+    v = w / scale
+    code = (2 * torch.round((torch.clamp(v, -1, 1) + 1) * (n / 2)) - n).detach()
+    return code, straight_through(code / n * scale, torch.where(v.abs() <= 1, w, 0.0))
+
+
+def n2uq_activations(x, bits, interval_start, interval_widths, output_scale):
+    """Liu22: steps up in the middle of each interval, the gradient of a ramp along it."""
+    n = 2**bits - 1
+    factor = ewgs_factor(x, "activations", bits)
+    start = ScaleGradient.apply(interval_start, factor)
+    widths = ScaleGradient.apply(interval_widths, factor)
+    scale = ScaleGradient.apply(output_scale, factor)
+    code, path = torch.zeros_like(x), torch.zeros_like(x)
+    for width in widths:
+        end = start + width
+        code = code + (x >= start + width / 2).float()
+        inside = (x >= start) & (x < end)
+        path = path + torch.where(inside, (x - start) / width, (x >= end).float())
+        start = end
+    return code.detach(), straight_through(code, path) / n * scale
+
+
+def qil_factor(x, operand, bits):
+    if operand == "activations":
+        return ewgs_factor(x, operand, bits)
+    return 1.0 / (np.prod(x.shape) * (2 ** (bits - 1) - 1)) ** 0.5
+
+
+def qil(x, operand, bits, interval_center, interval_distance, gamma=None):
+    """Jung19 Eq. 2 to 5; activations have no sign and the exponent 1."""
+    factor = qil_factor(x, operand, bits)
+    center, distance = (ScaleGradient.apply(value, factor) for value in (interval_center, interval_distance))
+    if operand == "activations":
+        n = 2**bits - 1
+        u = clamp((x - center + distance) / (2 * distance), 0.0, 1.0)
+        code = torch.round(n * u).detach()
+        return code, straight_through(code / n, u)
+    q_max = 2 ** (bits - 1) - 1
+    place = (x.abs() - center + distance) / (2 * distance)
+    # Zero is no base for an exponent below 1: what is pruned takes no part.
+    u = torch.where(place > 0, clamp(place, 0.0, 1.0), 1.0)
+    v = torch.where(place > 0, torch.sign(x.detach()) * u ** ScaleGradient.apply(gamma, factor), 0.0)
+    code = torch.round(v * q_max).detach()
+    return code, straight_through(code / q_max, v)
+
+
+def dsq(x, operand, bits, clip_value, alpha):
+    """Gong19 Eq. 5 to 9, and the soft curve's gradient."""
+    n = 2**bits - 1
+    factor = ewgs_factor(x, operand, bits)
+    upper, alpha = ScaleGradient.apply(clip_value, factor), ScaleGradient.apply(alpha, factor)
+    lower = -upper if operand == "weights" else torch.zeros(1)
+    step = (upper - lower) / n
+    kappa, s = torch.log(2 / alpha - 1), 1 / (1 - alpha)
+    place = (x - lower) / step
+    v = torch.clamp(place, 0, n).detach()
+    i = torch.clamp(torch.floor(v), max=n - 1)
+    phi = s * torch.tanh(kappa * (place - i - 0.5))
+    soft = lower + step * (i + (phi + 1) / 2)
+    path = torch.where(x < lower, lower, torch.where(x > upper, upper, soft))
+    code = 2 * torch.round(v) - n if operand == "weights" else torch.round(v)
+    return code, straight_through(code / n * upper, path)
+
+
+def lq_nets_bits(operand, count):
+    """Row c: the factors b_i of code c."""
+    low = -1.0 if operand == "weights" else 0.0
+    return torch.tensor([[1.0 if code >> i & 1 else low for i in range(count)] for code in range(2**count)])
+
+
+def lq_nets(x, operand, bits, basis, granularity):
+    """Zhang18 section 3: the levels in order, thresholds in the middle, each of which belongs to the level below."""
+    basis = basis.reshape(bits, -1)
+    factors = lq_nets_bits(operand, bits)
+    codes, values = [], []
+    for channel, row in enumerate(groups(x.detach(), granularity)):
+        levels, order = torch.sort(sum(factors[:, i] * basis[i, channel] for i in range(bits)))
+        at = torch.searchsorted((levels[1:] + levels[:-1]) / 2, row)
+        codes.append(order[at])
+        values.append(levels[at])
+    codes, values = (torch.stack(rows).reshape(x.shape) for rows in (codes, values))
+    inside = torch.ones_like(x, dtype=torch.bool)
+    if operand == "activations":
+        inside = (x >= 0) & (x <= basis.sum())
+    return codes, straight_through(values, torch.where(inside, x, 0.0))
+
+
+def lq_nets_update(x, operand, bits, basis, granularity, codes):
+    """The closed form of the basis for given codes, and a moving average of it; in float64."""
+    basis = f32(basis).astype(np.float64).reshape(bits, -1)
+    factors = lq_nets_bits(operand, bits).double().numpy()
+    rows = 1 if granularity == "per-tensor" else x.shape[0]
+    updated = []
+    for channel, (row, code) in enumerate(zip(x.astype(np.float64).reshape(rows, -1), np.reshape(codes, (rows, -1)))):
+        b = factors[code].T
+        best = np.linalg.solve(b @ b.T / row.size + 1e-6 * np.eye(bits), b @ row / row.size)
+        updated.append(0.9 * basis[:, channel] + 0.1 * best)
+    return f32(np.stack(updated, axis=1).flatten())
+
+
 # Closed-form gradients in float64: (x, grad_y, parameters) -> (grad_x, {parameter: gradient}).
 
 
@@ -426,6 +595,118 @@ def closed_apot(operand, bits):
         code = levels[np.abs(place[..., None] - levels).argmin(axis=-1)]
         grad = (grad_y * (code / levels[-1] - inside * v)).sum()
         return grad_y * inside / deviation, {"clip_value": np.atleast_1d(grad)}
+
+    return gradient
+
+
+def closed_hwgq(bits):
+    top = float(np.float32(2**bits - 1) * hwgq_step(bits))
+    return lambda x, grad_y: (grad_y * ((x > 0) & (x <= top)), {})
+
+
+def closed_xnor_weights(granularity):
+    def gradient(w, grad_y):
+        rows = np.abs(w).reshape(1 if granularity == "per-tensor" else w.shape[0], -1)
+        mean = rows.mean(axis=1).reshape((-1,) + (1,) * (w.ndim - 1))
+        return grad_y * (1 / rows.shape[1] + mean * (np.abs(w) <= 1)), {}
+
+    return gradient
+
+
+def closed_xnor_activations(bits):
+    return lambda x, grad_y: (grad_y * (((x > 0) if bits == 1 else (x >= 0)) & (x <= 1)), {})
+
+
+def closed_n2uq_weights(bits, granularity):
+    def gradient(w, grad_y):
+        scale = n2uq_weight_scale(torch.tensor(w), bits, granularity).numpy()
+        return grad_y * (np.abs(w / scale) <= 1), {}
+
+    return gradient
+
+
+def closed_n2uq_activations(bits):
+    n = 2**bits - 1
+
+    def gradient(x, grad_y, interval_start, interval_widths, output_scale):
+        ends = interval_start[0] + np.concatenate([[0.0], np.cumsum(interval_widths)])
+        # Zero: below the first interval, n + 1: above the last one.
+        at = np.searchsorted(ends, x, side="right")
+        inside = (at > 0) & (at <= n)
+        active = np.clip(at - 1, 0, n - 1)
+        width = interval_widths[active]
+        by_path = grad_y * output_scale[0] / n * inside
+        by_start = -by_path / width
+        # A width moves its own ramp, and the start of every later one.
+        by_width = [
+            (-by_path * (x - ends[i]) / width**2)[active == i].sum() + by_start[active > i].sum() for i in range(n)
+        ]
+        code = (x[..., None] >= ends[:-1] + interval_widths / 2).sum(axis=-1)
+        factor = ewgs_factor(x, "activations", bits)
+        grads = {
+            "interval_start": np.atleast_1d(by_start.sum()) * factor,
+            "interval_widths": np.array(by_width) * factor,
+            "output_scale": np.atleast_1d((grad_y * code / n).sum()) * factor,
+        }
+        return by_path / width, grads
+
+    return gradient
+
+
+def closed_qil(operand, bits):
+    def gradient(x, grad_y, interval_center, interval_distance, gamma=None):
+        center, distance = interval_center[0], interval_distance[0]
+        far = (np.abs(x) if operand == "weights" else x) - center
+        u = (far + distance) / (2 * distance)
+        inside = (u <= 1) & ((u > 0) if operand == "weights" else (u >= 0))
+        base = np.where(inside, u, 1.0)
+        exponent, sign = (gamma[0], np.sign(x)) if operand == "weights" else (1.0, 1.0)
+        by_u = grad_y * inside * sign * exponent * base ** (exponent - 1)
+        grads = {
+            "interval_center": -(by_u / (2 * distance)).sum(),
+            "interval_distance": -(by_u * far / (2 * distance**2)).sum(),
+        }
+        if operand == "weights":
+            grads["gamma"] = (grad_y * inside * sign * base**exponent * np.log(base)).sum()
+        factor = qil_factor(x, operand, bits)
+        by_x = by_u * sign / (2 * distance)
+        return by_x, {key: np.atleast_1d(grad) * factor for key, grad in grads.items()}
+
+    return gradient
+
+
+def closed_dsq(operand, bits):
+    n = 2**bits - 1
+
+    def gradient(x, grad_y, clip_value, alpha):
+        upper, a = clip_value[0], alpha[0]
+        lower = -upper if operand == "weights" else 0.0
+        inside = (x >= lower) & (x <= upper)
+        step = (upper - lower) / n
+        v = np.clip((x - lower) / step, 0, n)
+        i = np.minimum(np.floor(v), n - 1)
+        t = v - i - 0.5
+        kappa, s = np.log(2 / a - 1), 1 / (1 - a)
+        curve = np.tanh(kappa * t)
+        slope = s * kappa * (1 - curve**2) / 2
+        # The curve is upper times a function of x / upper: Euler's relation gives the derivative by upper.
+        soft = lower + step * (i + (s * curve + 1) / 2)
+        by_upper = np.where(inside, (soft - x * slope) / upper, np.where(x > upper, 1.0, lower / upper))
+        by_alpha = step / 2 * (s**2 * curve - s * (1 - curve**2) * t * 2 / (a * (2 - a)))
+        factor = ewgs_factor(x, operand, bits)
+        grads = {
+            "clip_value": np.atleast_1d((grad_y * by_upper).sum()) * factor,
+            "alpha": np.atleast_1d((grad_y * inside * by_alpha).sum()) * factor,
+        }
+        return grad_y * inside * slope, grads
+
+    return gradient
+
+
+def closed_lq_nets(operand):
+    def gradient(x, grad_y, basis):
+        inside = (x >= 0) & (x <= basis.sum()) if operand == "activations" else True
+        return grad_y * inside, {}
 
     return gradient
 
@@ -935,6 +1216,376 @@ def minmax():
     method.write()
 
 
+def hwgq_cases():
+    method = Method("hwgq")
+
+    def case(name, bits, x):
+        method.add(name, "activations", bits, x, lambda x: hwgq_activations(x, bits), closed_hwgq(bits))
+
+    def random(name, bits, shape):
+        n, step = 2**bits - 1, hwgq_step(bits)
+        top = float(step) * n
+        case(name, bits, method.draw(name, shape, 0.6 * top, lambda x: x / step, (0, n), mean=0.4 * top))
+
+    for bits in (1, 2, 3, 4):
+        n, step = 2**bits - 1, hwgq_step(bits)
+        top = np.float32(n) * step
+        # Half of the step is the one tie that division finds exactly.
+        edges = [0.0, -0.0, 1e-30, -1e-30, step / 2, -step / 2, step / 2 * 1.001, step / 2 * 0.999, step]
+        edges += [top, above(top), below(top), 1.01 * top, 1.5 * top, 2 * top, -top, 1e6, -1e6]
+        case(f"activations_{bits}bit_edges", bits, f32(edges))
+        case(f"activations_{bits}bit_all_zero", bits, f32([[0.0, -0.0, 0.0], [-0.0, 0.0, 0.0]]))
+        case(f"activations_{bits}bit_all_negative", bits, f32([-0.3, -1.0, -2.5, -1e-3]))
+        case(f"activations_{bits}bit_all_above", bits, f32([5.0, 3.5, 4.25, 100.0]))
+        case(f"activations_{bits}bit_one_element", bits, f32([0.7]))
+        random(f"activations_{bits}bit_linear", bits, LINEAR)
+        random(f"activations_{bits}bit_images", bits, IMAGES)
+        # As a normalized layer gives them.
+        name = f"activations_{bits}bit_normal"
+        case(name, bits, method.draw(name, IMAGES, 1.0, lambda x: x / step, (0, n)))
+    method.write()
+
+
+def xnor_cases():
+    method = Method("xnor")
+
+    def weights(name, x, granularity="per-tensor"):
+        quantize = lambda w: xnor_weights(w, granularity)
+        method.add(name, "weights", 1, x, quantize, closed_xnor_weights(granularity), granularity=granularity)
+        method.cases[-1]["grad_x_identity"] = list(method.cases[-1]["grad_y"])
+
+    edges = [0.0, -0.0, 1e-30, -1e-30, 1.0, -1.0, above(1), below(-1), below(1), above(-1), 0.5, -2.0]
+    both = np.stack([f32(edges), f32(edges) * np.float32(0.5), f32(edges) * np.float32(4.0), np.zeros(12, np.float32)])
+    for granularity, label in (("per-tensor", ""), ("per-channel", "_per_channel")):
+        weights(f"weights_edges{label}", both, granularity)
+        for name, shape in (("linear", LINEAR), ("filters", FILTERS), ("vector", (9,))):
+            for size, sigma in (("", 0.4), ("_wide", 1.3)):
+                # The sign jumps at 0, the mask at 1.
+                name_ = f"weights_{name}{size}{label}"
+                weights(name_, method.draw(name_, shape, sigma, lambda w: w, (-1, 0, 1)), granularity)
+        weights(f"weights_all_zero{label}", f32([[0.0, -0.0, 0.0], [-0.0, 0.0, 0.0]]), granularity)
+        weights(f"weights_all_equal{label}", f32([[0.25, 0.25], [-0.25, -0.25]]), granularity)
+        weights(f"weights_one_element{label}", f32([-0.3]), granularity)
+        weights(f"weights_large_and_tiny{label}", f32([[1e6, -1e-30, 3e5], [1e-30, -0.25, 0.0]]), granularity)
+
+    def activations(name, bits, x):
+        quantize = lambda x: xnor_activations(x, bits)
+        method.add(name, "activations", bits, x, quantize, closed_xnor_activations(bits))
+
+    def random_activations(name, bits, shape):
+        n = 2**bits - 1
+        activations(name, bits, method.draw(name, shape, 0.5, lambda x: x * n, (0, n), mean=0.4))
+
+    # The half is the one exact tie: n is odd.
+    edges = [0.0, -0.0, 1.0, above(1), below(1), 1e-30, -1e-30, 0.5, -0.5, 1.5, -1.5, 2.5, 1e6, -1e6]
+    for bits in range(1, 9):
+        activations(f"activations_{bits}bit_edges", bits, f32(edges))
+        random_activations(f"activations_{bits}bit_linear", bits, LINEAR)
+    for bits in (1, 2, 4, 8):
+        random_activations(f"activations_{bits}bit_images", bits, IMAGES)
+    activations("activations_1bit_all_zero", 1, f32([[0.0, -0.0], [-0.0, 0.0]]))
+    activations("activations_1bit_one_element", 1, f32([0.6]))
+    method.write()
+
+
+def twn_cases():
+    method = Method("twn")
+
+    def case(name, x, granularity):
+        quantize = lambda w: twn_weights(w, granularity)
+        method.add(name, "weights", 2, x, quantize, lambda w, grad_y: (grad_y, {}), granularity=granularity)
+
+    for granularity, label in (("per-tensor", ""), ("per-channel", "_per_channel")):
+        grid = lambda w: w / twn_threshold(w, granularity)
+        for name, shape in (("linear", LINEAR), ("filters", FILTERS), ("conv", CONV), ("vector", (9,))):
+            # One number per channel is its own mean, never near the threshold.
+            name = f"weights_{name}{label}"
+            case(name, method.draw(name, shape, 0.4, grid, (-1, 1)), granularity)
+        name = f"weights_shifted{label}"
+        case(name, method.draw(name, FILTERS, 0.1, grid, (-1, 1), mean=0.05), granularity)
+        # A mean magnitude of 10 in every row, so that 7 is the threshold itself, which is excluded.
+        rows = [[7, -7, 8, -6, 25, 0, -12, 15], [-7, 7, 6, -8, 13, 13, -13, 13], [70, 7, -1, 1, -1, 0, -0.0, 0]]
+        case(f"weights_edges{label}", f32(rows), granularity)
+        # Thresholds of 28 and 7/64.
+        rows = [[28, -28, 32, -72], [7 / 64, -7 / 64, 8 / 64, -18 / 64], [0, -0.0, 0, 0]]
+        case(f"weights_edges_of_rows{label}", f32(rows), granularity)
+        case(f"weights_all_zero{label}", f32([[0.0, -0.0, 0.0], [-0.0, 0.0, 0.0]]), granularity)
+        case(f"weights_all_equal{label}", f32([[0.25, 0.25], [-0.25, -0.25]]), granularity)
+        case(f"weights_one_element{label}", f32([-0.3]), granularity)
+        case(f"weights_large_and_tiny{label}", f32([[1e6, -1e-30, 3e5], [1e-30, -0.25, 0.0]]), granularity)
+    method.write()
+
+
+def n2uq_cases():
+    method = Method("n2uq")
+
+    def weights(name, bits, x, granularity="per-tensor"):
+        quantize = lambda w: n2uq_weights(w, bits, granularity)
+        closed = closed_n2uq_weights(bits, granularity)
+        method.add(name, "weights", bits, x, quantize, closed, granularity=granularity)
+
+    def random_weights(name, bits, shape, granularity="per-tensor"):
+        n = 2**bits - 1
+        grid = lambda w: (w / n2uq_weight_scale(w, bits, granularity) + 1) * (n / 2)
+        weights(name, bits, method.draw(name, shape, 0.4, grid, (0, n)), granularity)
+
+    for bits in range(1, 9):
+        random_weights(f"weights_{bits}bit_linear", bits, LINEAR)
+        random_weights(f"weights_{bits}bit_linear_per_channel", bits, LINEAR, "per-channel")
+        # Of a mean magnitude of half of 2^bits the scale is n: the ends are exact, and 0 is a tie.
+        n = 2**bits - 1
+        edges = [n, -n, 0.0, -0.0, n + 2.0, -n - 2.0, n - 0.5, 0.5 - n, 1e-30, -1e-30]
+        # The others bring the mean to what it is meant to be.
+        edges = f32(edges + [n + 2.0, -n - 2.0, 0.25, -0.25, 0.25, 0.25])
+        assert float(n2uq_weight_scale(torch.tensor(edges), bits, "per-tensor")) == n
+        weights(f"weights_{bits}bit_edges", bits, edges)
+        weights(f"weights_{bits}bit_all_zero", bits, f32([[0.0, -0.0, 0.0], [-0.0, 0.0, 0.0]]))
+    # Equal magnitudes are on a tie at 2 bits and more, whatever they are: only 1 bit has a certain answer.
+    weights("weights_1bit_one_element", 1, f32([-0.3]))
+    for bits in (1, 2, 4):
+        random_weights(f"weights_{bits}bit_filters", bits, FILTERS)
+        random_weights(f"weights_{bits}bit_filters_per_channel", bits, FILTERS, "per-channel")
+    weights("weights_1bit_all_equal", 1, f32([[0.25, 0.25], [-0.25, -0.25]]))
+    weights("weights_2bit_zero_channel_per_channel", 2, f32([[0.5, -1.0, 0.3], [0.0, -0.0, 0.0]]), "per-channel")
+
+    def activations(name, bits, start, widths, scale, x):
+        params = {"interval_start": start, "interval_widths": widths, "output_scale": scale}
+        method.add(
+            name,
+            "activations",
+            bits,
+            x,
+            lambda x, **params: n2uq_activations(x, bits, **params),
+            closed_n2uq_activations(bits),
+            params=params,
+            learned=tuple(params),
+        )
+
+    def random_activations(name, bits, start, widths, scale, shape):
+        n = 2**bits - 1
+        ends = np.float64(np.float32(start)) + np.concatenate([[0.0], np.cumsum(f32(widths).astype(np.float64))])
+        # Places count intervals, so that the middle of one is a half and its ends are whole.
+        outer = [ends[0] - 100 * widths[0], *ends, ends[-1] + 100 * widths[-1]]
+        at = [-100, *range(n + 1), n + 100]
+        grid = lambda x: torch.tensor(np.interp(x.double().numpy(), outer, at))
+        span = ends[-1] - ends[0]
+        x = method.draw(name, shape, 0.4 * span, grid, range(n + 1), mean=ends[0] + span / 2)
+        activations(name, bits, start, widths, scale, x)
+
+    for bits in (1, 2, 3, 4):
+        n = 2**bits - 1
+        uneven = [0.1 + 0.9 * (i * 7 % 10) / 10 for i in range(1, n + 1)]
+        wide_to_narrow = [1.7 * 0.8**i for i in range(n)]
+        random_activations(f"activations_{bits}bit_linear", bits, 0.0, [1.0 / n] * n, 1.0, LINEAR)
+        random_activations(f"activations_{bits}bit_images_even", bits, 0.0, [0.4] * n, 0.4 * n, IMAGES)
+        random_activations(f"activations_{bits}bit_images_uneven", bits, -0.2, uneven, 1.3, IMAGES)
+        random_activations(f"activations_{bits}bit_linear_narrowing", bits, 0.35, wide_to_narrow, 0.7, LINEAR)
+        # Every place is exact: starts, ends, thresholds and what is just below them.
+        widths = [[0.5, 1.0, 0.25, 2.0][i % 4] for i in range(n)]
+        ends = 0.25 + np.concatenate([[0.0], np.cumsum(widths)])
+        middles = ends[:-1] + np.array(widths) / 2
+        places = [*ends, *middles, *map(below, ends), *map(below, middles)]
+        places += [0.0, -0.0, -1.0, 1e-30, ends[-1] + 1, 1e6, -1e6]
+        activations(f"activations_{bits}bit_edges", bits, 0.25, widths, 0.75, f32(places))
+        activations(f"activations_{bits}bit_all_zero", bits, 0.0, widths, 1.5, f32([[0.0, -0.0], [-0.0, 0.0]]))
+    activations("activations_2bit_all_below", 2, 0.5, [0.5, 0.25, 1.0], 1.5, f32([0.1, -0.3, 0.45, -2.0]))
+    activations("activations_2bit_all_above", 2, 0.5, [0.5, 0.25, 1.0], 1.5, f32([2.5, 3.0, 2.25, 1e3]))
+    activations("activations_2bit_one_element", 2, 0.5, [0.5, 0.25, 1.0], 1.5, f32([1.1]))
+    method.write()
+
+
+def qil_cases():
+    method = Method("qil")
+
+    def case(name, operand, bits, params, x):
+        params = dict(zip(("interval_center", "interval_distance", "gamma"), params))
+        quantize = lambda x, **params: qil(x, operand, bits, **params)
+        method.add(name, operand, bits, x, quantize, closed_qil(operand, bits), params=params, learned=tuple(params))
+
+    def random(name, operand, bits, params, shape):
+        center, distance, gamma = (np.float32(value) for value in (*params, 1.0)[:3])
+        steps = 2 ** (bits - 1) - 1 if operand == "weights" else 2**bits - 1
+
+        def grid(x):
+            u = ((x.abs() if operand == "weights" else x) - center + distance) / (2 * distance)
+            v = torch.where(u > 0, torch.clamp(u, min=0) ** gamma, u) * steps
+            # The slope has no bound where weights begin, and its rounding neither: a half is drawn again.
+            return torch.where(u.abs() < 0.02, 0.5, v) if operand == "weights" else v
+
+        if operand == "weights":
+            x = method.draw(name, shape, 0.9 * float(center), grid, (steps,))
+        else:
+            x = method.draw(name, shape, 1.1 * float(distance), grid, (0, steps), mean=float(center))
+        case(name, operand, bits, params, x)
+
+    for bits in range(2, 9):
+        random(f"weights_{bits}bit_linear", "weights", bits, (0.5, 0.3, 1.0), LINEAR)
+        random(f"weights_{bits}bit_linear_gamma_0.7", "weights", bits, (0.6, 0.45, 0.7), LINEAR)
+        random(f"weights_{bits}bit_linear_gamma_1.6", "weights", bits, (0.4, 0.25, 1.6), LINEAR)
+        # Ends at 1/4 and 3/4: pruned there, clipped beyond, a tie in the middle, as q_max is odd.
+        places = [0.25, 0.5, 0.75, above(0.75), below(0.75), below(0.25), 0.125, 1.0, 1e6, 1e-30, 0.0]
+        places = f32(places + [-place for place in places])
+        for gamma in (0.7, 1.0, 1.6):
+            # With another exponent the middle is no tie, and safe.
+            case(f"weights_{bits}bit_edges_gamma_{gamma}", "weights", bits, (0.5, 0.25, gamma), places)
+        case(f"weights_{bits}bit_all_zero", "weights", bits, (0.5, 0.25, 1.0), f32([[0.0, -0.0], [-0.0, 0.0]]))
+    for bits in (2, 3, 4):
+        random(f"weights_{bits}bit_filters", "weights", bits, (0.3, 0.2, 0.7), FILTERS)
+        random(f"weights_{bits}bit_filters_nothing_pruned", "weights", bits, (0.3, 0.5, 1.6), FILTERS)
+    # An interval that begins below 0: the sign of 0 is 0.
+    case("weights_3bit_zero_inside", "weights", 3, (0.25, 0.5, 1.0), f32([0.0, -0.0, 0.5, -0.5, 0.75, -0.75, 1.0]))
+    case("weights_3bit_one_element", "weights", 3, (0.5, 0.25, 1.6), f32([-0.6]))
+    case("weights_3bit_all_pruned", "weights", 3, (0.5, 0.25, 0.7), f32([0.1, -0.2, 0.05, -0.15]))
+    case("weights_3bit_all_clipped", "weights", 3, (0.5, 0.25, 0.7), f32([1.1, -2.0, 0.95, -1.15]))
+
+    for bits in range(1, 9):
+        random(f"activations_{bits}bit_linear", "activations", bits, (0.6, 0.6), LINEAR)
+        random(f"activations_{bits}bit_linear_shifted", "activations", bits, (1.3, 0.45), LINEAR)
+        places = [0.25, 0.5, 0.75, above(0.75), below(0.75), above(0.25), 0.2499, 0.0, -0.0, 1.0, -0.5, 1e6, -1e6]
+        case(f"activations_{bits}bit_edges", "activations", bits, (0.5, 0.25), f32(places))
+    for bits in (1, 2, 4, 8):
+        random(f"activations_{bits}bit_images", "activations", bits, (0.5, 0.7), IMAGES)
+    case("activations_2bit_all_zero", "activations", 2, (0.5, 0.5), f32([[0.0, -0.0], [-0.0, 0.0]]))
+    case("activations_2bit_one_element", "activations", 2, (0.5, 0.5), f32([0.6]))
+    method.write()
+
+
+def dsq_cases():
+    method = Method("dsq")
+
+    def case(name, operand, bits, clip_value, alpha, x):
+        method.add(
+            name,
+            operand,
+            bits,
+            x,
+            lambda x, **params: dsq(x, operand, bits, **params),
+            closed_dsq(operand, bits),
+            params={"clip_value": clip_value, "alpha": alpha},
+            learned=("clip_value", "alpha"),
+        )
+
+    def random(name, operand, bits, clip_value, alpha, shape):
+        n = 2**bits - 1
+        u = np.float64(np.float32(clip_value))
+        lower, step = (-u, 2 * u / n) if operand == "weights" else (0.0, u / n)
+        grid = lambda x: (x.double() - lower) / step
+        mean = 0.0 if operand == "weights" else 0.5 * u
+        x = method.draw(name, shape, 0.6 * u if operand == "weights" else 0.4 * u, grid, range(n + 1), mean=mean)
+        case(name, operand, bits, clip_value, alpha, x)
+
+    for bits in range(1, 9):
+        n = 2**bits - 1
+        for alpha in (0.05, 0.2, 0.45):
+            random(f"weights_{bits}bit_linear_alpha_{alpha}", "weights", bits, 0.7, alpha, LINEAR)
+            random(f"activations_{bits}bit_linear_alpha_{alpha}", "activations", bits, 1.7, alpha, LINEAR)
+        # Steps of a power of two: ends, ties, and whole places, where two pieces of the curve meet.
+        whole = sorted({0, 1, n // 2, n - 1, n})
+        ties = sorted({0.5, n / 2, n - 0.5} | ({1.5, n - 1.5} if n > 1 else set()))
+        beyond = [-0.25, n + 0.25, -3.0, n + 3.0, 1e6, -1e6]
+        places = f32([*whole, *ties, *beyond, 0.25, n - 0.25])
+        # Weights have codes 2 place - n, and half of a step of a quarter is the value of one.
+        case(f"weights_{bits}bit_edges", "weights", bits, n / 8, 0.2, (2 * places - n) * np.float32(0.125))
+        x = np.append(places * np.float32(0.25), f32([-0.0, 1e-30, -1e-30]))
+        case(f"activations_{bits}bit_edges", "activations", bits, n / 4, 0.2, x)
+        x = f32([[0.0, -0.0], [-0.0, 0.0]])
+        case(f"weights_{bits}bit_all_zero", "weights", bits, n / 8, 0.2, x)
+        case(f"activations_{bits}bit_all_zero", "activations", bits, n / 4, 0.2, x)
+    for bits, alpha in ((1, 0.3), (2, 0.2), (4, 0.1)):
+        random(f"weights_{bits}bit_filters", "weights", bits, 0.45, alpha, FILTERS)
+        random(f"activations_{bits}bit_images", "activations", bits, 2.3, alpha, IMAGES)
+    for operand in ("weights", "activations"):
+        case(f"{operand}_2bit_all_above", operand, 2, 0.5, 0.2, f32([0.6, 2.0, 0.75, 1.5]))
+        case(f"{operand}_2bit_all_below", operand, 2, 0.5, 0.2, f32([-0.6, -2.0, -0.75, -1.5]))
+        case(f"{operand}_2bit_one_element", operand, 2, 0.5, 0.2, f32([0.3]))
+    method.write()
+
+
+def lq_nets_cases():
+    method = Method("lq-nets")
+
+    def levels_of(operand, bits, basis):
+        """The sorted levels of each channel, in float64."""
+        factors = lq_nets_bits(operand, bits).double().numpy()
+        return np.sort(factors @ f32(basis).astype(np.float64).reshape(bits, -1), axis=0).T
+
+    def case(name, operand, bits, basis, x, granularity="per-tensor", ties=False):
+        quantize = lambda x, basis: lq_nets(x, operand, bits, basis, granularity)
+        params = {"basis": f32(basis).flatten()}
+        method.add(name, operand, bits, x, quantize, closed_lq_nets(operand), params=params, granularity=granularity)
+        added = method.cases[-1]
+        # The level of a code is indeed the nearest.
+        rows = 1 if granularity == "per-tensor" else x.shape[0]
+        factors = lq_nets_bits(operand, bits).double().numpy()
+        levels = factors @ f32(basis).astype(np.float64).reshape(bits, -1)
+        grouped = x.astype(np.float64).reshape(rows, -1), np.reshape(added["codes"], (rows, -1))
+        for channel, (row, codes) in enumerate(zip(*grouped)):
+            distance = np.abs(row[:, None] - levels[:, channel])
+            nearest = distance.min(axis=1)
+            assert (distance[np.arange(len(row)), codes] == nearest).all(), name
+            alone = (distance <= nearest[:, None] + 1e-6).sum(axis=1) == 1
+            assert ties or alone.all(), name
+        updated = lq_nets_update(x, operand, bits, basis, granularity, added["codes"])
+        added["updated_basis"] = floats(torch.tensor(updated))
+
+    def random(name, operand, bits, basis, shape, granularity="per-tensor"):
+        basis = f32(basis).reshape(bits, -1)
+        levels = levels_of(operand, bits, basis)
+        n = 2**bits - 1
+        assert np.diff(levels, axis=1).min() > 0.02, name
+
+        def grid(x):
+            """Places between levels; one step beyond the ends is as long as the one before."""
+            rows = groups(x, granularity).double().numpy()
+            places = []
+            for row, level in zip(rows, levels):
+                first, last = level[1] - level[0], level[-1] - level[-2]
+                outer = [level[0] - 100 * first, *level, level[-1] + 100 * last]
+                places.append(np.interp(row, outer, [-100, *range(n + 1), n + 100]))
+            return torch.tensor(np.stack(places).reshape(x.shape))
+
+        top = float(levels[:, -1].mean())
+        edges = (0, n) if operand == "activations" else ()
+        mean = 0.4 * top if operand == "activations" else 0.0
+        x = method.draw(name, shape, 0.5 * top, grid, edges, mean=mean)
+        case(name, operand, bits, basis, x, granularity)
+
+    # Not sorted, and not of powers of two; no two sums are near each other.
+    base = {1: [0.55], 2: [0.7, 0.33], 3: [0.9, 0.2, 0.47], 4: [0.21, 0.44, 0.83, 1.9]}
+    other = {1: [1.3], 2: [0.25, 0.6], 3: [0.13, 0.3, 0.55], 4: [0.9, 0.11, 0.39, 0.2]}
+    for bits in (1, 2, 3, 4):
+        sizes = {LINEAR: [1.0, 0.7, 1.6, 0.5, 1.2], FILTERS: [0.8, 1.4, 0.6, 1.0]}
+        for label, basis in (("", base[bits]), ("_other", other[bits])):
+            random(f"weights_{bits}bit_linear{label}", "weights", bits, basis, LINEAR)
+            random(f"weights_{bits}bit_filters{label}", "weights", bits, basis, FILTERS)
+            for name, shape in (("linear", LINEAR), ("filters", FILTERS)):
+                # A row for each number of the basis, a column for each channel, every third of which has another order.
+                columns = [np.roll(basis, i // 2) * size for i, size in enumerate(sizes[shape])]
+                name = f"weights_{bits}bit_{name}{label}_per_channel"
+                random(name, "weights", bits, np.stack(columns, axis=1), shape, "per-channel")
+            random(f"activations_{bits}bit_linear{label}", "activations", bits, basis, LINEAR)
+            random(f"activations_{bits}bit_images{label}", "activations", bits, basis, IMAGES)
+        # Powers of two: uniform levels, all exact.
+        basis = [0.25 * 2**i for i in range(bits)]
+        levels = levels_of("activations", bits, basis)[0]
+        top = levels[-1]
+        places = [*levels, -0.0, 1e-30, -1e-30, above(top), below(top), top + 1, -1.0, 1e6, -1e6]
+        case(f"activations_{bits}bit_edges", "activations", bits, basis, f32(places))
+        case(f"activations_{bits}bit_all_zero", "activations", bits, basis, f32([[0.0, -0.0], [-0.0, 0.0]]))
+        middles = (levels[1:] + levels[:-1]) / 2
+        ties = f32([*middles, *(middles + 1e-3), *(middles - 1e-3)])
+        case(f"activations_{bits}bit_ties", "activations", bits, basis, ties, ties=True)
+        levels = levels_of("weights", bits, basis)[0]
+        top = levels[-1]
+        case(f"weights_{bits}bit_edges", "weights", bits, basis, f32([*levels, top + 1, -top - 1, 1e3, -1e3]))
+        middles = (levels[1:] + levels[:-1]) / 2
+        ties = f32([*middles, *(middles + 1e-3), *(middles - 1e-3), -0.0])
+        case(f"weights_{bits}bit_ties", "weights", bits, basis, ties, ties=True)
+        case(f"weights_{bits}bit_ties_all_zero", "weights", bits, basis, f32([[0.0, -0.0], [-0.0, 0.0]]), ties=True)
+        case(f"weights_{bits}bit_one_element", "weights", bits, basis, f32([-0.3]))
+    method.write()
+
+
 def training():
     random = np.random.RandomState(1908_04680 % 2**32)
     normal = lambda *shape: torch.tensor(random.randn(*shape).astype(np.float32))
@@ -1167,5 +1818,12 @@ if __name__ == "__main__":
     lsq_plus_cases()
     tqt_cases()
     apot_cases()
+    hwgq_cases()
+    xnor_cases()
+    twn_cases()
+    n2uq_cases()
+    qil_cases()
+    dsq_cases()
+    lq_nets_cases()
     training()
     resnet_counts()
