@@ -6,7 +6,9 @@ computed in float32. The closed-form gradients of the papers, evaluated in float
 case before it is written.
 """
 
+import functools
 import json
+import math
 import os
 import zlib
 from pathlib import Path
@@ -323,17 +325,23 @@ def mean_magnitude(w, granularity):
     return per_channel(groups(w.detach(), granularity).abs().mean(dim=1), w)
 
 
-# Steps of 1 to 4 bits.
-HWGQ_STEPS = [1.0576462792, 0.6356366866, 0.3720645813, 0.2130560679]
-
-
+@functools.cache
 def hwgq_step(bits):
-    return np.float32(HWGQ_STEPS[bits - 1])
+    """Cai17 Eq. 8 for a half normal x > 0 with the levels s, 2 s, ..., n s: the best step for the codes, the codes of that step, and so on."""
+    density = lambda x: math.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    below = lambda x: 0.5 * math.erfc(-x / math.sqrt(2))
+    n, step = 2**bits - 1, 0.5
+    for _ in range(10000):
+        ends = [0.0] + [(i + 0.5) * step for i in range(1, n)] + [math.inf]
+        first = [density(a) - (0.0 if b == math.inf else density(b)) for a, b in zip(ends, ends[1:])]
+        mass = [below(b) - below(a) for a, b in zip(ends, ends[1:])]
+        step = sum(i * m for i, m in enumerate(first, 1)) / sum(i * i * m for i, m in enumerate(mass, 1))
+    return np.float32(step)
 
 
 def hwgq_activations(x, bits):
     n, step = 2**bits - 1, torch.tensor(hwgq_step(bits))
-    code = torch.clamp(torch.round(x / step), 0, n).detach()
+    code = torch.where(x <= 0, 0.0, torch.clamp(torch.round(x / step), 1, n)).detach()
     inside = (x > 0) & (x <= n * step)
     return code, straight_through(code * step, torch.where(inside, x, 0.0))
 
@@ -405,7 +413,7 @@ def qil_factor(x, operand, bits):
     return 1.0 / (np.prod(x.shape) * (2 ** (bits - 1) - 1)) ** 0.5
 
 
-def qil(x, operand, bits, interval_center, interval_distance, gamma=None):
+def qil(x, operand, bits, interval_center, interval_distance, exponent=None):
     """Jung19 Eq. 2 to 5; activations have no sign and the exponent 1."""
     factor = qil_factor(x, operand, bits)
     center, distance = (ScaleGradient.apply(value, factor) for value in (interval_center, interval_distance))
@@ -418,7 +426,7 @@ def qil(x, operand, bits, interval_center, interval_distance, gamma=None):
     place = (x.abs() - center + distance) / (2 * distance)
     # Zero is no base for an exponent below 1: what is pruned takes no part.
     u = torch.where(place > 0, clamp(place, 0.0, 1.0), 1.0)
-    v = torch.where(place > 0, torch.sign(x.detach()) * u ** ScaleGradient.apply(gamma, factor), 0.0)
+    v = torch.where(place > 0, torch.sign(x.detach()) * u ** ScaleGradient.apply(exponent, factor), 0.0)
     code = torch.round(v * q_max).detach()
     return code, straight_through(code / q_max, v)
 
@@ -472,7 +480,7 @@ def lq_nets_update(x, operand, bits, basis, granularity, codes):
     updated = []
     for channel, (row, code) in enumerate(zip(x.astype(np.float64).reshape(rows, -1), np.reshape(codes, (rows, -1)))):
         b = factors[code].T
-        best = np.linalg.solve(b @ b.T / row.size + 1e-6 * np.eye(bits), b @ row / row.size)
+        best = np.linalg.solve(b @ b.T / row.size + 1e-4 * np.eye(bits), b @ row / row.size)
         updated.append(0.9 * basis[:, channel] + 0.1 * best)
     return f32(np.stack(updated, axis=1).flatten())
 
@@ -654,20 +662,20 @@ def closed_n2uq_activations(bits):
 
 
 def closed_qil(operand, bits):
-    def gradient(x, grad_y, interval_center, interval_distance, gamma=None):
+    def gradient(x, grad_y, interval_center, interval_distance, exponent=None):
         center, distance = interval_center[0], interval_distance[0]
         far = (np.abs(x) if operand == "weights" else x) - center
         u = (far + distance) / (2 * distance)
         inside = (u <= 1) & ((u > 0) if operand == "weights" else (u >= 0))
         base = np.where(inside, u, 1.0)
-        exponent, sign = (gamma[0], np.sign(x)) if operand == "weights" else (1.0, 1.0)
-        by_u = grad_y * inside * sign * exponent * base ** (exponent - 1)
+        gamma, sign = (exponent[0], np.sign(x)) if operand == "weights" else (1.0, 1.0)
+        by_u = grad_y * inside * sign * gamma * base ** (gamma - 1)
         grads = {
             "interval_center": -(by_u / (2 * distance)).sum(),
             "interval_distance": -(by_u * far / (2 * distance**2)).sum(),
         }
         if operand == "weights":
-            grads["gamma"] = (grad_y * inside * sign * base**exponent * np.log(base)).sum()
+            grads["exponent"] = (grad_y * inside * sign * base**gamma * np.log(base)).sum()
         factor = qil_factor(x, operand, bits)
         by_x = by_u * sign / (2 * distance)
         return by_x, {key: np.atleast_1d(grad) * factor for key, grad in grads.items()}
@@ -1398,7 +1406,7 @@ def qil_cases():
     method = Method("qil")
 
     def case(name, operand, bits, params, x):
-        params = dict(zip(("interval_center", "interval_distance", "gamma"), params))
+        params = dict(zip(("interval_center", "interval_distance", "exponent"), params))
         quantize = lambda x, **params: qil(x, operand, bits, **params)
         method.add(name, operand, bits, x, quantize, closed_qil(operand, bits), params=params, learned=tuple(params))
 

@@ -84,6 +84,10 @@ pub struct QuantizerCase {
     pub grad_y: Vec<f32>,
     /// Expected gradient of the input.
     pub grad_x: Vec<f32>,
+    /// The gradient of the input that passes straight through, where the paper's own is another: of XNOR's weights.
+    pub grad_x_identity: Option<Vec<f32>>,
+    /// The basis of LQ-Nets after a step of its moving average.
+    pub updated_basis: Option<Vec<f32>>,
     /// Expected gradients of the learned parameters.
     pub grad_params: BTreeMap<String, Vec<f32>>,
 }

@@ -89,8 +89,8 @@ impl Spec {
                         BitWidth::new(*method.bits(operand).start()).expect("invariant: methods take bits");
                     let empty = BTreeMap::new();
                     let unset = Self::Learned { method, operand, granularity, parameters: empty };
-                    let names =
-                        unset.unset(bits, &default_device()).learned().into_iter().map(|(name, _)| name);
+                    let learned = unset.unset(bits, &default_device()).learned();
+                    let names = learned.into_iter().map(|(name, _)| name);
                     let parameters = names.map(|name| (name.to_string(), ordinary(name, n))).collect();
                     Self::Learned { method, operand, granularity, parameters }
                 }));
@@ -175,10 +175,21 @@ impl Spec {
                     Quantizer::Activations(quantizer) => quantizer.learned_mut(),
                 };
                 for (name, place) in names.into_iter().zip(places) {
-                    *place = parameter(&parameters[name]);
+                    // One number of each parameter is given, or as many as there are: N2UQ has as many widths as codes above 0.
+                    let (given, n) = (&parameters[name], place.val().dims()[0]);
+                    let numbers = (0..n).map(|i| given[i % given.len()] + 0.05 * (i / given.len()) as f32);
+                    *place = parameter(&numbers.collect::<Vec<_>>());
                 }
                 quantizer
             }
+        }
+    }
+
+    /// Whether integers of a grid stand for its levels.
+    pub fn has_grid(&self) -> bool {
+        match self {
+            Self::Learned { method, operand, .. } => method.has_grid(*operand),
+            _ => true,
         }
     }
 
@@ -241,6 +252,12 @@ fn ordinary(name: &str, n: usize) -> Vec<f32> {
         "interval_upper" => 1.1,
         "output_scale" => 0.8,
         "log2_threshold" => -0.3,
+        "interval_start" => -0.2,
+        "interval_widths" => 0.31,
+        "interval_center" => 0.6,
+        "interval_distance" => 0.55,
+        "exponent" => 1.3,
+        "alpha" => 0.27,
         _ => panic!("{name} has no example: add one here"),
     };
     (0..n).map(|channel| first + 0.07 * channel as f32).collect()

@@ -4,6 +4,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use burn::module::Param;
 use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::{CodeSet, Granularity, Precision};
 use lowbit_kernels::testing::take_times;
@@ -12,13 +13,15 @@ use lowbit_models::{Family, InputShape, Layout, ModelConfig, Network, grids};
 use lowbit_quantizers::{
     LayerQuantization, Method, Operand, QuantConv2d, QuantConv2dConfig, QuantizationPolicy, QuantizedNetwork,
 };
-use lowbit_tests::{Backend, backends, normal, rng, skip, tensor};
+use lowbit_tests::{Backend, Tolerance, assert_close, backends, normal, rng, skip, tensor, values};
 
 /// Counts are the process's: the tests take turns.
 static TURN: Mutex<()> = Mutex::new(());
 
 /// The methods of the paper and LSQ.
 const METHODS: [Method; 3] = [Method::DoReFa, Method::Pact, Method::Lsq];
+
+const OPERANDS: [Operand; 2] = [Operand::Weights, Operand::Activations];
 
 /// The largest magnitude of the codes of a method's quantizer.
 fn largest_code(codes: &CodeSet) -> i32 {
@@ -115,7 +118,8 @@ fn quantized_layers_convolve_codes() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut n_codes = 0;
     for Backend { name, device } in fast_backends() {
-        for &method in Method::ALL {
+        let has_grids = |method: &&Method| OPERANDS.iter().all(|operand| method.has_grid(*operand));
+        for &method in Method::ALL.iter().filter(has_grids) {
             let [weight_bits, act_bits] =
                 [Operand::Weights, Operand::Activations].map(|operand| method.bits(operand));
             let granularities = [Granularity::PerTensor, Granularity::PerChannel];
@@ -165,6 +169,58 @@ fn quantized_layers_convolve_codes() {
     if !fast_backends().is_empty() {
         assert!(n_codes > 100, "{n_codes} layers were convolved as integers");
     }
+}
+
+/// A normalization that quantizes takes the place of a ReLU, too: also of a quantizer that would tell values below zero apart, as one whose
+/// learned range begins there.
+#[test]
+fn a_fused_activation_has_the_relu() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut n_ranges = 0;
+    for Backend { name, device } in backends() {
+        let device = device.autodiff();
+        for &method in Method::ALL.iter().filter(|method| !method.sees_every_batch()) {
+            let bits = method.bits(Operand::Activations).end().min(&4).to_owned();
+            let act = Precision::bits(bits).expect("1 to 8 bits");
+            let mut layer = layer(LayerQuantization::new(method, Precision::FullPrecision, act), &device);
+            let quantizer = layer.input_quantizer.as_mut().expect("inputs are quantized");
+            let names: Vec<&str> = quantizer.learned().iter().map(|learned| learned.name).collect();
+            for (name, parameter) in names.into_iter().zip(quantizer.learned_mut()) {
+                // Where the range begins.
+                if ["interval_lower", "interval_start", "interval_center", "step_offset"].contains(&name) {
+                    *parameter = Param::from_tensor(Tensor::full([1], -0.45, &device));
+                    n_ranges += 1;
+                }
+            }
+            let outputs = [true, false].map(|is_fused| {
+                let x = input(&device).require_grad();
+                let affine = || [1.0, 0.0].map(|value| Tensor::full([SHAPE[1]], value, &device));
+                let activation = layer.input_activation(SHAPE).filter(|_| is_fused);
+                let output = match activation {
+                    Some(activation) => {
+                        layer.forward_quantized(batch_norm(x.clone(), affine(), 1e-5, activation).output)
+                    }
+                    None => layer.forward(
+                        batch_norm(x.clone(), affine(), 1e-5, Activation::Relu).output.into_values(),
+                    ),
+                };
+                let gradients = output.clone().sum().backward();
+                let quantizer = layer.input_quantizer.as_ref().expect("inputs are quantized");
+                let learned = quantizer.learned();
+                let mut all =
+                    vec![values(output), values(x.grad(&gradients).expect("the input has a gradient"))];
+                all.extend(learned.iter().map(|learned| {
+                    values(learned.parameter.val().grad(&gradients).expect("the parameter has a gradient"))
+                }));
+                all
+            });
+            for (fused, apart) in outputs[0].iter().zip(&outputs[1]) {
+                let what = format!("{method} on {name}");
+                assert_close(&what, fused, apart, Tolerance { relative: 1e-4, absolute: 1e-5 });
+            }
+        }
+    }
+    assert!(n_ranges >= 4, "{n_ranges} ranges began below zero");
 }
 
 /// Values come with the codes that the quantizer says of them, where these are bytes.

@@ -6,7 +6,7 @@ use burn::tensor::{Device, Tensor};
 use lowbit_core::Precision;
 use lowbit_data::{DatasetName, LabelKind, Locations, Normalization, Split, open};
 use lowbit_models::{Family, InputShape, ModelConfig};
-use lowbit_quantizers::{LayerQuantization, Method, QuantizationPolicy, QuantizedNetwork};
+use lowbit_quantizers::{LayerQuantization, Method, Operand, QuantizationPolicy, QuantizedNetwork};
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};
 use lowbit_tests::{default_device, tensor};
 
@@ -60,6 +60,20 @@ fn check(method: Method, weight_bits: Precision, act_bits: Precision) {
 
 fn bits(bits: u32) -> Precision {
     Precision::bits(bits).unwrap()
+}
+
+/// The nearest bit widths that a method defines.
+#[test]
+fn every_method() {
+    for &method in Method::ALL {
+        for wanted in [2, 4] {
+            let bits = |operand| {
+                let defined = method.bits(operand);
+                bits(wanted.clamp(*defined.start(), *defined.end()))
+            };
+            check(method, bits(Operand::Weights), bits(Operand::Activations));
+        }
+    }
 }
 
 #[test]

@@ -36,18 +36,22 @@ impl QuantizedNetwork for OneLayer {
     }
 }
 
-/// The fewest bits from 2 on that a method defines for both operands.
-fn few_bits(method: Method) -> u32 {
-    [Operand::Weights, Operand::Activations]
-        .map(|operand| *method.bits(operand).start())
-        .into_iter()
-        .fold(2, u32::max)
+/// `bits`, or the nearest that the method defines for the operand.
+fn closest_bits(method: Method, operand: Operand, bits: u32) -> Precision {
+    let defined = method.bits(operand);
+    Precision::bits(bits.clamp(*defined.start(), *defined.end())).unwrap()
+}
+
+/// Both operands by a method, of `bits` bits or the nearest that it defines.
+fn closest(method: Method, bits: u32) -> LayerQuantization {
+    let [weight, act] =
+        [Operand::Weights, Operand::Activations].map(|operand| closest_bits(method, operand, bits));
+    LayerQuantization::new(method, weight, act)
 }
 
 fn one_layer(method: Method, bits: u32, device: &Device) -> OneLayer {
-    let bits = Precision::bits(bits).unwrap();
     let config = QuantConv2dConfig::new([1, 1], 1);
-    let conv = config.with_quantization(LayerQuantization::new(method, bits, bits)).init(device, &mut rng(0));
+    let conv = config.with_quantization(closest(method, bits)).init(device, &mut rng(0));
     OneLayer { conv: conv.unwrap() }
 }
 
@@ -249,7 +253,12 @@ fn quantizers_take_the_values_of_parameters() {
                         of_weights.rescale(BitWidth::new(4).unwrap());
                         of_weights.watched();
                         of_weights.codes(parameter.val());
-                        of_weights.grid(parameter.val()).unwrap();
+                        let has_grid = |operand| method.has_grid(operand);
+                        assert_eq!(
+                            of_weights.grid(parameter.val()).is_ok(),
+                            has_grid(Operand::Weights),
+                            "{what}"
+                        );
                         let [y, exact] = [
                             of_weights.fake_quantize(parameter.val()),
                             of_weights.unrounded(parameter.val()),
@@ -265,7 +274,7 @@ fn quantizers_take_the_values_of_parameters() {
                         }
                         of_input.watched();
                         of_input.codes(parameter.val());
-                        of_input.grid().unwrap();
+                        assert_eq!(of_input.grid().is_ok(), has_grid(Operand::Activations), "{what}");
                         let [z, clipped] =
                             [of_input.fake_quantize(parameter.val()), of_input.unrounded(parameter.val())];
                         assert!(values(z.clone()).iter().all(|value| value.is_finite()), "{what}");
@@ -286,7 +295,7 @@ fn quantizers_take_the_values_of_parameters() {
             // A layer on an input that asks for a gradient.
             for &method in Method::ALL {
                 let image = Param::from_tensor(tensor(&weights, [1, 1, 2, 4], &device));
-                let mut network = one_layer(method, few_bits(method), &device);
+                let mut network = one_layer(method, 2, &device);
                 network.calibrate(|_| true, |network| drop(network.conv.forward(image.val())));
                 network.conv.forward(image.val());
                 LayerRef::Conv(&network.conv).weight_error();
@@ -339,19 +348,21 @@ fn bits_belong_to_the_record() {
     for backend in backends() {
         let device = &backend.device;
         let layer = |method, n_bits| {
-            let bits = Precision::bits(n_bits).unwrap();
-            let config = QuantConv2dConfig::new([4, 4], 1);
-            let config = config.with_quantization(LayerQuantization::new(method, bits, bits));
+            let config = QuantConv2dConfig::new([4, 4], 1).with_quantization(closest(method, n_bits));
             config.init(device, &mut rng(0)).unwrap()
         };
         for &method in Method::ALL {
-            let few = few_bits(method);
+            let few = 2;
             let record = || layer(method, few).into_record();
             assert!(layer(method, few).try_load_record(record()).is_ok(), "{method}");
             let bytes = record().into_bytes().unwrap();
             let read = burn::store::ModuleRecord::from_bytes(bytes).unwrap();
             let error = layer(method, 4).try_load_record(read).unwrap_err().to_string();
-            for operand in ["weight_quantizer", "input_quantizer"] {
+            let operands =
+                [(Operand::Weights, "weight_quantizer"), (Operand::Activations, "input_quantizer")];
+            // Some methods have one bit width.
+            let has_others = |operand| closest_bits(method, operand, few) != closest_bits(method, operand, 4);
+            for (_, operand) in operands.into_iter().filter(|(operand, _)| has_others(*operand)) {
                 assert!(
                     error.contains(operand) && error.contains("recorded_bits: shape mismatch"),
                     "{error}"
@@ -407,7 +418,7 @@ fn an_empty_batch_is_no_error() {
                 Selection::ChannelGroups(vec![]),
             ] {
                 let what = format!("{}: {method}, {selection:?}", backend.name);
-                let mut network = one_layer(method, few_bits(method), &device);
+                let mut network = one_layer(method, 2, &device);
                 network.conv.selection = selection;
                 let empty = || tensor(&[], [0, 1, 3, 2], &device);
                 let watched = |network: &OneLayer| {
@@ -484,8 +495,7 @@ fn fresh_parameters_have_gradients_of_their_own() {
         }
     };
     for &method in Method::ALL {
-        let bits = Precision::bits(few_bits(method)).unwrap();
-        let quantization = LayerQuantization::new(method, bits, bits);
+        let quantization = closest(method, 2);
         let mut of_weights = WeightQuantizer::new(&quantization, x()).unwrap().unwrap();
         let fresh = gradients(of_weights.learned(), of_weights.fake_quantize(x()));
         renew(of_weights.learned_mut());
@@ -509,22 +519,23 @@ fn fresh_parameters_have_gradients_of_their_own() {
 #[test]
 fn a_grid_needs_finite_parameters() {
     let device = backends().swap_remove(0).device;
-    let nan = || Param::from_tensor(tensor::<1>(&[f32::NAN], [1], &device));
+    let nan = |parameter: &mut Param<Tensor<1>>| {
+        *parameter = Param::from_tensor(parameter.val().full_like(f32::NAN));
+    };
     for &method in Method::ALL {
-        let bits = Precision::bits(few_bits(method)).unwrap();
-        let quantization = LayerQuantization::new(method, bits, bits);
+        let quantization = closest(method, 2);
         let w = || tensor::<2>(&[0.3, -0.2, 0.1, 0.6], [2, 2], &device);
         let new = || WeightQuantizer::new(&quantization, w()).unwrap().unwrap();
         for i in 0..new().learned().len() {
             let mut quantizer = new();
-            *quantizer.learned_mut()[i] = nan();
+            nan(quantizer.learned_mut().swap_remove(i));
             // Thresholds of `NaN` have no step.
             assert!(quantizer.grid(w()).is_err(), "{method}: weights, parameter {i}");
         }
         let new = || ActivationQuantizer::new(&quantization, &device).unwrap().unwrap();
         for i in 0..new().learned().len() {
             let mut quantizer = new();
-            *quantizer.learned_mut()[i] = nan();
+            nan(quantizer.learned_mut().swap_remove(i));
             assert!(quantizer.grid().is_err(), "{method}: activations, parameter {i}");
         }
     }

@@ -455,6 +455,11 @@ pub enum GridError {
         /// How many.
         got: u32,
     },
+    /// Levels that are no multiples of a unit.
+    #[error(
+        "the levels are sums of learned values, which are no multiples of a unit: no integers stand for them"
+    )]
+    Uneven,
     /// No unit at all.
     #[error("a grid has a unit, or one for each channel, got none")]
     NoUnit,

@@ -44,20 +44,6 @@ impl Pointwise<0> for Relu {
     }
 }
 
-/// The real value of a code or of a position.
-#[inline(always)]
-fn real<N: Number, F: Formula<P>, const P: usize>(formula: F, code: N, p: [N; P]) -> N {
-    let distance = match formula.zero() {
-        Some(zero) => code - p[zero],
-        None => code,
-    };
-    let parts = distance / N::from(formula.parts());
-    match formula.unit() {
-        Some(unit) => parts * p[unit],
-        None => parts,
-    }
-}
-
 /// The real values of the codes of a formula.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rounded<F>(pub(crate) F);
@@ -78,7 +64,7 @@ impl<F: Formula<P>, const P: usize> Coding<P> for Rounded<F> {
     }
     #[inline(always)]
     fn value_of(self, code: f32, p: [f32; P]) -> f32 {
-        real(self.0, code, p)
+        self.0.value(code, p)
     }
 }
 
@@ -130,7 +116,7 @@ pub(crate) fn write_coded<A: Coding<P>, const P: usize>(
 impl<F: Formula<P>, const P: usize> Pointwise<P> for Rounded<F> {
     #[inline(always)]
     fn value<N: Number>(self, x: N, p: [N; P]) -> N {
-        real(self.0, self.0.code(x, p), p)
+        self.0.value(self.0.code(x, p), p)
     }
     #[inline(always)]
     fn gradient<N: Number>(self, x: N, p: [N; P], g: N) -> (N, [N; P]) {
@@ -145,7 +131,7 @@ pub(crate) struct Unrounded<F>(pub(crate) F);
 impl<F: Formula<P>, const P: usize> Pointwise<P> for Unrounded<F> {
     #[inline(always)]
     fn value<N: Number>(self, x: N, p: [N; P]) -> N {
-        real(self.0, self.0.position(x, p), p)
+        self.0.unrounded(x, p)
     }
     #[inline(always)]
     fn gradient<N: Number>(self, x: N, p: [N; P], g: N) -> (N, [N; P]) {

@@ -113,9 +113,109 @@ pub trait Formula<const P: usize>: Copy + Debug + PartialEq + Send + Sync + 'sta
         1.0
     }
 
+    /// Whether codes are worth what the equation above says. If not, they are names of levels, which no integer grid holds and no
+    /// kernel of integers multiplies.
+    fn is_grid(self) -> bool {
+        true
+    }
+
+    /// What a code is worth, or a position.
+    #[inline(always)]
+    fn value<N: Number>(self, code: N, p: [N; P]) -> N {
+        let distance = match self.zero() {
+            Some(zero) => code - p[zero],
+            None => code,
+        };
+        let parts = distance / N::from(self.parts());
+        match self.unit() {
+            Some(unit) => parts * p[unit],
+            None => parts,
+        }
+    }
+
+    /// The value if nothing is rounded.
+    #[inline(always)]
+    fn unrounded<N: Number>(self, x: N, p: [N; P]) -> N {
+        self.value(self.position(x, p), p)
+    }
+
     /// The gradients of `x` and of the parameters from the gradient `g` of `y`. `code` is the code of `x`, or its position in a
     /// forward pass that rounds nothing: where the gradient passes may be the same in both.
     fn gradient<N: Number>(self, x: N, p: [N; P], code: N, g: N) -> (N, [N; P]);
+}
+
+/// A formula, of the values themselves or of what a ReLU leaves of them: one kernel is both.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rectified<F> {
+    formula: F,
+    /// What takes the place of values below it, whose gradient does not pass: no finite value is below the least.
+    low: f32,
+}
+
+impl<F> Rectified<F> {
+    /// `formula` of `max(x, 0)`, where the gradient of `x` passes if `x > 0`.
+    pub fn of_relu(formula: F) -> Self {
+        Self { formula, low: 0.0 }
+    }
+
+    /// `formula` of `x`.
+    pub fn of_value(formula: F) -> Self {
+        Self { formula, low: f32::MIN }
+    }
+
+    /// `NaN` stays.
+    #[inline(always)]
+    fn rectified<N: Number>(&self, x: N) -> N {
+        let low = N::from(self.low);
+        x.if_lower(low, low, x)
+    }
+}
+
+impl<F: Formula<P>, const P: usize> Formula<P> for Rectified<F> {
+    #[inline(always)]
+    fn position<N: Number>(self, x: N, p: [N; P]) -> N {
+        self.formula.position(self.rectified(x), p)
+    }
+
+    #[inline(always)]
+    fn code<N: Number>(self, x: N, p: [N; P]) -> N {
+        self.formula.code(self.rectified(x), p)
+    }
+
+    #[inline(always)]
+    fn unit(self) -> Option<usize> {
+        self.formula.unit()
+    }
+
+    #[inline(always)]
+    fn zero(self) -> Option<usize> {
+        self.formula.zero()
+    }
+
+    #[inline(always)]
+    fn parts(self) -> f32 {
+        self.formula.parts()
+    }
+
+    fn is_grid(self) -> bool {
+        self.formula.is_grid()
+    }
+
+    #[inline(always)]
+    fn value<N: Number>(self, code: N, p: [N; P]) -> N {
+        self.formula.value(code, p)
+    }
+
+    #[inline(always)]
+    fn unrounded<N: Number>(self, x: N, p: [N; P]) -> N {
+        self.formula.unrounded(self.rectified(x), p)
+    }
+
+    #[inline(always)]
+    fn gradient<N: Number>(self, x: N, p: [N; P], code: N, g: N) -> (N, [N; P]) {
+        let (of_x, of_parameters) = self.formula.gradient(self.rectified(x), p, code, g);
+        (N::from(self.low).if_lower(x, of_x, N::from(0.0)), of_parameters)
+    }
 }
 
 /// What a [`Formula`] yields.
@@ -181,6 +281,11 @@ impl AnyFormula {
     /// What the unit is divided into.
     pub fn parts(&self) -> f32 {
         self.formula.parts()
+    }
+
+    /// Whether codes are worth multiples of a unit: see [`Formula::is_grid`].
+    pub fn is_grid(&self) -> bool {
+        self.formula.is_grid()
     }
 
     /// In how many rows of equal length a tensor lies that has `n_parameters` numbers as parameters.
@@ -264,6 +369,7 @@ trait Kernels: Debug + Send + Sync {
     fn unit(&self) -> Option<usize>;
     fn zero(&self) -> Option<usize>;
     fn parts(&self) -> f32;
+    fn is_grid(&self) -> bool;
     fn forward(&self, mode: Mode, x: &[f32], parameters: &[f32]) -> Vec<f32>;
     fn gradients(&self, mode: Mode, x: &[f32], parameters: &[f32], g: &[f32]) -> fake_quantize::Gradients;
     fn coded(&self, x: &[f32], parameters: &[f32], bounds: Option<[f32; 2]>) -> Coded;
@@ -311,6 +417,10 @@ impl<F: Formula<P>, const P: usize> Kernels for Of<F, P> {
 
     fn parts(&self) -> f32 {
         self.0.parts()
+    }
+
+    fn is_grid(&self) -> bool {
+        self.0.is_grid()
     }
 
     fn forward(&self, mode: Mode, x: &[f32], parameters: &[f32]) -> Vec<f32> {

@@ -68,7 +68,7 @@ use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 use burn::tensor::ops::ConvOptions;
 pub use lowbit_core::Compute;
-pub use lowbit_cpu::formula::{AnyFormula, Formula, Mode, Number};
+pub use lowbit_cpu::formula::{AnyFormula, Formula, Mode, Number, Rectified};
 pub use lowbit_cpu::gradient::GradientQuantizer;
 pub use lowbit_cpu::integer::CodeBounds;
 pub use lowbit_cpu::weights::MaxGradient;

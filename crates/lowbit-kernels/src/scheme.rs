@@ -50,11 +50,11 @@ impl Scheme {
         }
     }
 
-    /// The codes that are asked for beside the values of `x`: all, unless code zero is not worth zero. In training no convolution
-    /// multiplies such codes.
+    /// The codes that are asked for beside the values of `x`: all, unless they are no integers of a grid, or code zero is not worth zero. In
+    /// training no convolution multiplies the latter.
     pub(crate) fn wanted_codes<const D: usize>(&self, x: &Tensor<D>) -> Option<RangeInclusive<i32>> {
-        let is_wanted = self.formula.zero().is_none() || evaluates_exactly(&x.device());
-        is_wanted.then(|| self.codes.clone())
+        let is_multiplied = self.formula.zero().is_none() || evaluates_exactly(&x.device());
+        (self.formula.is_grid() && is_multiplied).then(|| self.codes.clone())
     }
 
     /// What an operation has made by this scheme.

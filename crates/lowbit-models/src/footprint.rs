@@ -2,7 +2,7 @@
 
 use lowbit_core::graph::{Graph, NodeId, Op};
 use lowbit_core::{BitWidth, Precision};
-use lowbit_quantizers::{LayerQuantization, QuantizationPolicy};
+use lowbit_quantizers::{LayerQuantization, Operand, QuantizationPolicy};
 
 use crate::program::{ConvStep, Program, Step};
 
@@ -196,7 +196,8 @@ impl Tally<'_> {
     }
 
     fn keeps_codes(&self, quantization: &LayerQuantization) -> bool {
-        self.inputs == Kept::Codes && !quantization.act_method.has_zero_point()
+        let method = quantization.act_method;
+        self.inputs == Kept::Codes && method.has_grid(Operand::Activations) && !method.has_zero_point()
     }
 }
 

@@ -3,6 +3,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Tensor;
+use lowbit_core::Granularity;
+use lowbit_kernels::value_range;
+
+use crate::codes::reduce;
+use crate::parameter::constant;
 
 /// What an activation quantizer has seen of the data since its calibration began.
 ///
@@ -73,6 +78,26 @@ impl Calibration {
             None => (min, max),
             Some((old_min, old_max)) => (old_min.min_pair(min), old_max.max_pair(max)),
         });
+    }
+
+    /// Takes in activations after a ReLU, for [`half_normal_end`](Self::half_normal_end). Without a calibration, or without values, nothing
+    /// happens.
+    pub(crate) fn record_half_normal<const D: usize>(&self, x: &Tensor<D>) {
+        if self.is_recording() && x.shape().num_elements() > 0 {
+            let x = constant(x.clone()).clamp_min(0.0);
+            let range = value_range(x.clone());
+            let [min, max] = [0, 1].map(|i| range.clone().narrow(0, i, 1));
+            self.record_range(min, max);
+            self.record_mean(reduce(x.square(), Granularity::PerTensor, |rows| rows.mean_dim(1)));
+        }
+    }
+
+    /// `min(max(x), 3 sqrt(mean(x^2)))` of what is recorded, `[1]`: three deviations of the normal distribution that the ReLU cut. `of_zeros`
+    /// if all is zero; `None` if nothing is recorded.
+    pub(crate) fn half_normal_end(&self, of_zeros: f32) -> Option<Tensor<1>> {
+        let (square, (_, max)) = (self.mean()?, self.range()?);
+        let all_zero = max.clone().equal_scalar(0.0);
+        Some((square.sqrt() * 3.0).min_pair(max).mask_fill(all_zero, of_zeros))
     }
 
     /// The range over the batches so far, if any is recorded.

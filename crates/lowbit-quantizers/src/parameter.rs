@@ -31,6 +31,12 @@ pub(crate) fn positive_parameter(parameter: Tensor<1>, floor: f32, grad_scale: f
     value + gradient_path
 }
 
+/// A learned parameter of either sign, ready for the forward pass, its gradient multiplied by `grad_scale`.
+pub(crate) fn scaled_parameter(parameter: Tensor<1>, grad_scale: f64) -> Tensor<1> {
+    let path = parameter.clone().mul_scalar(grad_scale);
+    constant(parameter) + (path.clone() - constant(path))
+}
+
 /// The value of `tensor`, without gradient and without asking for one: burn's `detach` of a tensor that asks for a gradient, as a
 /// parameter does, asks for it again.
 pub(crate) fn constant<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {

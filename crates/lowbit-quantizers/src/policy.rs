@@ -41,14 +41,18 @@ impl LayerOverride {
         weight_granularity: None,
     };
 
-    /// `base` with these changes. A granularity stays where the weights are in full precision: a later change may quantize them.
+    /// `base` with these changes. A granularity stays where the weights are in full precision: a later change may quantize them. With another
+    /// method comes its granularity, unless that of `base` was asked for: it is not the one of the method there.
     pub fn apply(&self, base: LayerQuantization) -> LayerQuantization {
+        let weight_method = self.weight_method.or(self.method).unwrap_or(base.weight_method);
+        let is_default = base.weight_granularity == base.weight_method.granularity();
+        let inherited = if is_default { weight_method.granularity() } else { base.weight_granularity };
         LayerQuantization {
-            weight_method: self.weight_method.or(self.method).unwrap_or(base.weight_method),
+            weight_method,
             act_method: self.act_method.or(self.method).unwrap_or(base.act_method),
             weight_bits: self.weight_bits.unwrap_or(base.weight_bits),
             act_bits: self.act_bits.unwrap_or(base.act_bits),
-            weight_granularity: self.weight_granularity.unwrap_or(base.weight_granularity),
+            weight_granularity: self.weight_granularity.unwrap_or(inherited),
         }
     }
 }

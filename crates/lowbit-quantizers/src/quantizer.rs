@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::QuantizerError;
 use crate::codes::{read, zero_if_nan};
-use crate::methods::{apot, dorefa, ewgs, lsq, lsq_plus, minmax, pact, tqt};
+use crate::methods::{
+    apot, dorefa, dsq, ewgs, hwgq, lq_nets, lsq, lsq_plus, minmax, n2uq, pact, qil, tqt, twn, xnor,
+};
 use crate::parameter::{constant, n_at_floor};
 
 /// A learned parameter of a quantizer.
@@ -31,6 +33,10 @@ pub trait Quantizer: Module {
     const STATE: &'static [&'static str] = &[];
     /// Whether the paper decays the learned parameters with the weights.
     const DECAYS: bool = false;
+    /// Whether integers of a grid stand for the levels: what the kernels of integers and an export need.
+    const HAS_GRID: bool = true;
+    /// Whether [`rescale`](Self::rescale) makes learned parameters of other bit widths fit; else they are calibrated anew.
+    const RESCALES: bool = true;
 
     /// The bit width.
     fn bits(&self) -> BitWidth;
@@ -71,6 +77,8 @@ pub trait QuantizesWeights: Quantizer {
     const BITS: RangeInclusive<u32> = 1..=8;
     /// Whether it can have parameters for each output channel.
     const PER_CHANNEL: bool = false;
+    /// Which of both the paper has.
+    const GRANULARITY: Granularity = Granularity::PerTensor;
 
     /// A quantizer of these weights, to bits and of a granularity that the method defines.
     fn new<const D: usize>(bits: BitWidth, granularity: Granularity, w: Tensor<D>) -> Self;
@@ -134,6 +142,11 @@ pub trait QuantizesActivations: Quantizer {
     /// The formula with its parameters in force, for values of this shape.
     fn scheme(&self, dims: &[usize]) -> Scheme;
 
+    /// [`scheme`](Self::scheme) of what a ReLU makes of the values: another one where values below zero are more than cut off.
+    fn scheme_of_relu(&self, dims: &[usize]) -> Scheme {
+        self.scheme(dims)
+    }
+
     /// Whether [`observe`](Self::observe) has to see the values now.
     fn observes(&self) -> bool {
         Self::SEES_EVERY_BATCH
@@ -175,7 +188,7 @@ pub trait QuantizesActivations: Quantizer {
 }
 
 /// The integers of a scheme's codes, and what they are worth. Reads the parameters from the device, once.
-fn integer_grid(scheme: &Scheme, codes: CodeSet) -> Result<IntegerGrid, GridError> {
+pub(crate) fn integer_grid(scheme: &Scheme, codes: CodeSet) -> Result<IntegerGrid, GridError> {
     let (formula, parameters) = (scheme.formula(), scheme.parameters());
     let all = match parameters {
         [] => Vec::new(),
@@ -281,6 +294,21 @@ macro_rules! methods {
                 }
             }
 
+            /// Whether integers of a grid stand for the levels of an operand: what the kernels of integers and an export need.
+            pub fn has_grid(self, operand: Operand) -> bool {
+                match (self, operand) {
+                    $((Self::$method, Operand::Weights) => <$weights as Quantizer>::HAS_GRID,
+                    (Self::$method, Operand::Activations) => <$activations as Quantizer>::HAS_GRID,)+
+                }
+            }
+
+            /// The granularity that the paper has for weights.
+            pub fn granularity(self) -> Granularity {
+                match self {
+                    $(Self::$method => <$weights as QuantizesWeights>::GRANULARITY,)+
+                }
+            }
+
             /// Whether weights can have parameters for each output channel.
             pub fn is_per_channel(self) -> bool {
                 match self {
@@ -346,6 +374,20 @@ methods! {
     Tqt = "tqt": tqt::TqtWeights, tqt::TqtActivations;
     /// APoT (Li20): levels that are sums of powers of two.
     Apot = "apot": apot::ApotWeights, apot::ApotActivations;
+    /// QIL (Jung19): a learned interval of magnitudes.
+    Qil = "qil": qil::QilWeights, qil::QilActivations;
+    /// LQ-Nets (Zhang18): levels that are sums of learned basis values.
+    LqNets = "lq-nets": lq_nets::LqNetsWeights, lq_nets::LqNetsActivations;
+    /// DSQ (Gong19): rounding with the gradient of a soft staircase.
+    Dsq = "dsq": dsq::DsqWeights, dsq::DsqActivations;
+    /// N2UQ (Liu22): learned thresholds of activations, weights whose codes are used about equally often.
+    N2uq = "n2uq": n2uq::N2uqWeights, n2uq::N2uqActivations;
+    /// HWGQ (Cai17): binary weights, activations with fixed steps for normalized values.
+    Hwgq = "hwgq": xnor::XnorWeights, hwgq::HwgqActivations;
+    /// XNOR-Net and BWN (Rastegari16): binary weights with a scale for each filter.
+    Xnor = "xnor": xnor::XnorWeights, xnor::XnorActivations;
+    /// TWN (Li16): ternary weights.
+    Twn = "twn": twn::TwnWeights, dorefa::DoReFaActivations;
 }
 
 impl fmt::Display for Method {
@@ -397,10 +439,10 @@ impl LayerQuantization {
         weight_granularity: Granularity::PerTensor,
     };
 
-    /// Both operands quantized by `method`, weights per tensor.
+    /// Both operands quantized by `method`, weights in its paper's granularity.
     pub fn new(method: Method, weight_bits: Precision, act_bits: Precision) -> Self {
         let (weight_method, act_method) = (method, method);
-        Self { weight_method, act_method, weight_bits, act_bits, weight_granularity: Granularity::PerTensor }
+        Self { weight_method, act_method, weight_bits, act_bits, weight_granularity: method.granularity() }
     }
 
     /// The names of the methods of the operands that are quantized: one if they are the same, else that of the weights first.
@@ -441,6 +483,10 @@ impl LayerQuantization {
         }
         Ok(())
     }
+}
+
+fn rescales<Q: Quantizer>(_: &Q) -> bool {
+    Q::RESCALES
 }
 
 impl WeightQuantizer {
@@ -519,6 +565,11 @@ impl WeightQuantizer {
         with!(Self, self, quantizer => quantizer.n_at_floor())
     }
 
+    /// Whether [`rescale`](Self::rescale) does; else the parameters of other bit widths have no meaning at these.
+    pub fn rescales(&self) -> bool {
+        with!(Self, self, quantizer => rescales(quantizer))
+    }
+
     /// Changes learned parameters that were learned at `from` bits so that they span as much at these bits. Of learned steps the distance
     /// between the outermost levels stays; thresholds, clip values and intervals do as they are.
     pub fn rescale(&mut self, from: BitWidth) {
@@ -588,7 +639,8 @@ impl ActivationQuantizer {
     /// quantizer has to see the ReLU's result.
     pub(crate) fn activation(&self, dims: &[usize]) -> Option<Activation> {
         let observes = with!(Self, self, quantizer => quantizer.observes());
-        (!observes).then(|| Activation::Quantize(self.scheme(dims)))
+        let of_relu = || with!(Self, self, quantizer => quantizer.scheme_of_relu(dims));
+        (!observes).then(|| Activation::Quantize(of_relu()))
     }
 
     /// Whether both quantize every input alike, now and later: they have the same formula and nothing to learn.
@@ -619,6 +671,11 @@ impl ActivationQuantizer {
     /// The learned parameters for change, in the same order.
     pub fn learned_mut(&mut self) -> Vec<&mut Param<Tensor<1>>> {
         with!(Self, self, quantizer => quantizer.learned_mut())
+    }
+
+    /// Whether [`rescale`](Self::rescale) does; else the parameters of other bit widths have no meaning at these.
+    pub fn rescales(&self) -> bool {
+        with!(Self, self, quantizer => rescales(quantizer))
     }
 
     /// Changes learned parameters that were learned at `from` bits so that they span the same range at these bits. A

@@ -215,13 +215,13 @@ impl Trainee {
             let weight_bits = layer.weight_quantizer().map(|quantizer| quantizer.bits());
             match (old_weight_bits, layer.weight_quantizer()) {
                 _ if old_weight_bits == weight_bits => {}
-                (Some(old), Some(quantizer)) if rescales => quantizer.rescale(old),
+                (Some(old), Some(quantizer)) if rescales && quantizer.rescales() => quantizer.rescale(old),
                 _ => layer.calibrate_weights(),
             }
             match (old_act_bits, layer.input_quantizer()) {
                 (_, None) => {}
                 (Some(old), Some(quantizer)) if old == quantizer.bits() => {}
-                (Some(old), Some(quantizer)) if rescales => quantizer.rescale(old),
+                (Some(old), Some(quantizer)) if rescales && quantizer.rescales() => quantizer.rescale(old),
                 _ => to_calibrate.push(path.to_string()),
             }
         }

@@ -40,6 +40,7 @@ pub fn load(name: &str, overrides: &[String]) -> anyhow::Result<(Recipe, Option<
     };
     let recipe = source.recipe(overrides)?;
     expect_no_tilde_in(&recipe)?;
+    source.own_bits(overrides).iter().for_each(|change| tracing::warn!("{change}"));
     let written = if overrides.is_empty() { None } else { source.recipe(&[]).ok() };
     if let Some(written) = &written
         && is_path(name)

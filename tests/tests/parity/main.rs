@@ -187,7 +187,7 @@ fn cases_are_complete() {
         runs::STRATEGIES.len(),
         runs::ROUND_TRIPS.len(),
     ];
-    assert_eq!(count, [531, 141, 77, 16, 6]);
+    assert_eq!(count, [767, 141, 77, 16, 6]);
 }
 
 /// Begun on one backend, ended on another, evaluated on all: the same images are classified correctly.

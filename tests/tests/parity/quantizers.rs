@@ -66,10 +66,11 @@ pub fn cases() -> Vec<QuantizerCase> {
     let inputs = || SEEDS.map(|seed| Input::Mixture { seed }).into_iter().chain([Input::Edges]);
     let mut cases = Vec::new();
     for spec in specs() {
-        // The sums of a tensor's mean and deviation differ in the last digit, and a tie falls to either side.
+        // Sums over a tensor, or logarithms, differ in the last digit, and a tie falls to either side.
         let is_normalized = matches!(
             &spec,
-            Spec::Learned { method, operand: Operand::Weights, .. } if method.name() == "apot"
+            Spec::Learned { method, operand: Operand::Weights, .. }
+                if ["apot", "n2uq", "twn", "qil", "lq-nets"].contains(&method.name())
         );
         for bits in BitWidth::ALL.into_iter().filter(|bits| spec.bits().contains(&bits.get())) {
             let inputs = inputs().filter(|input| !is_normalized || *input != Input::Edges);
@@ -105,6 +106,7 @@ impl QuantizerCase {
             // The largest weight, added below, makes this the scale.
             Spec::MinMaxWeights { .. } => 0.5,
             Spec::MinMaxActivations { min, max } => (max - min) / n,
+            Spec::Learned { .. } if !self.spec.has_grid() => 0.25,
             Spec::Learned { .. } => {
                 let device = default_device();
                 let any = tensor::<2>(&[1.0; SHAPE[0]], [SHAPE[0], 1], &device);

@@ -28,7 +28,10 @@ pub struct Cell {
     pub method: String,
     /// Bit widths of weights and activations, 32 in full precision.
     pub bits: [u32; 2],
+    /// What its row is called.
     pub recipe: String,
+    /// The recipe that it is trained by, with `set`.
+    pub written: String,
     pub seed: u64,
     /// Changed settings.
     pub set: Vec<String>,
@@ -272,7 +275,7 @@ impl Lowbit {
 
     /// What `lowbit inspect` says of the recipe of `cell`: the resolved recipe and its phases.
     pub fn inspect(&self, cell: &Cell) -> anyhow::Result<Value> {
-        let mut inspect = self.command(&["inspect", &cell.recipe, "--json"]);
+        let mut inspect = self.command(&["inspect", &cell.written, "--json"]);
         cell.add_settings(&mut inspect);
         let output = self.output(inspect)?;
         if !output.status.success() {
@@ -296,7 +299,7 @@ impl Lowbit {
 
     /// Trains a cell from where it is to its end, or until `wish` says otherwise. Returns whether it is complete.
     pub fn train(&self, cell: &Cell, n_threads: usize, wish: impl Fn() -> Wish) -> anyhow::Result<bool> {
-        let mut command = self.command(&["train", &cell.recipe, "--or-resume", "--out"]);
+        let mut command = self.command(&["train", &cell.written, "--or-resume", "--out"]);
         command.arg(&cell.run).args(["--set", &format!("seed={}", cell.seed)]);
         cell.add_settings(&mut command);
         for init in &cell.init {
@@ -345,7 +348,7 @@ impl Lowbit {
         let workload = Workload::of(inspected, images)?;
         let run = std::env::temp_dir().join(format!("lowbit-timing-{}", std::process::id()));
         let mut command =
-            self.command(&["train", &cell.recipe, "--json", "--quiet", "--device", &self.device]);
+            self.command(&["train", &cell.written, "--json", "--quiet", "--device", &self.device]);
         command.arg("--out").arg(&run);
         cell.add_settings(&mut command);
         for change in short_settings(inspected, &workload, self.is_cpu()) {

@@ -33,11 +33,11 @@ const COLORS: [RGBColor; 8] = [
 
 type Area<'a, 'b> = &'a DrawingArea<SVGBackend<'b>, Shift>;
 
-/// Accuracy of every row with its deviation, in percent: a line for each.
+/// Accuracy of every row with its 95 % interval, in percent: a line for each.
 pub fn accuracy(title: &str, rows: &[Row]) -> anyhow::Result<String> {
     let rows: Vec<(&Row, f64, f64)> = rows
         .iter()
-        .filter_map(|row| Some((row, 100.0 * row.top1_mean?, 100.0 * row.top1_std.unwrap_or(0.0))))
+        .filter_map(|row| Some((row, 100.0 * row.top1_mean?, 100.0 * row.top1_interval.unwrap_or(0.0))))
         .collect();
     let n = rows.len().max(1);
     draw(LINE_HEIGHT * n as u32 + 110, |area| {
@@ -185,6 +185,8 @@ fn draw(height: u32, paint: impl FnOnce(Area<'_, '_>) -> anyhow::Result<()>) -> 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     /// Rows of a table like cifar10's, with curves of `n_epochs`.
@@ -203,6 +205,8 @@ mod tests {
                 missing: 0,
                 top1_mean: Some(top1),
                 top1_std: Some(0.001 + 0.0005 * (i % 4) as f64),
+                top1_interval: Some(0.002 + 0.001 * (i % 4) as f64),
+                top1: BTreeMap::new(),
                 epochs: Some(n_epochs),
                 seconds: Some(1.0),
                 curve: (1..=n_epochs).map(at).collect(),

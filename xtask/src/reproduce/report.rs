@@ -1,6 +1,6 @@
 //! A table as JSON, Markdown and plots.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
 use std::fs;
 use std::path::Path;
@@ -59,6 +59,10 @@ pub struct Row {
     pub top1_mean: Option<f64>,
     /// Sample standard deviation over the seeds, from two seeds on.
     pub top1_std: Option<f64>,
+    /// Half of the 95 % interval of the mean by Student's t, from two seeds on.
+    pub top1_interval: Option<f64>,
+    /// The fraction of each seed.
+    pub top1: BTreeMap<u64, f64>,
     /// Epochs of all phases together.
     pub epochs: Option<u64>,
     /// Mean time of a training, evaluation included.
@@ -80,12 +84,12 @@ impl Report {
     ) -> Self {
         let (mut rows, mut machines) = (Vec::new(), BTreeSet::new());
         for cells in cells.chunk_by(|a, b| a.recipe == b.recipe) {
-            let mut outcomes = Vec::new();
+            let mut outcomes = BTreeMap::new();
             for cell in cells.iter().filter(|cell| cell.is_complete()) {
                 match cell.outcome() {
                     Ok(outcome) => {
                         machines.insert(outcome.result.origin.machine());
-                        outcomes.push(outcome);
+                        outcomes.insert(cell.seed, outcome);
                     }
                     Err(error) => {
                         let remedy = format!("move {} away to train it again", cell.run.display());
@@ -123,21 +127,23 @@ impl Report {
 
     pub fn markdown(&self) -> String {
         let mut text = format!("## {} ({})\n\n", self.title, self.device);
-        text += "Test top-1 of the last epoch in %, mean +- sample standard deviation over the seeds.\n\n";
-        text += "| method | bits | seeds | top-1 | against direct | epochs | seconds |\n|---|---|---|---|---|---|---|\n";
+        text += "Test top-1 of the last epoch in %: mean over the seeds with its 95 % interval by Student's t. Differences from the first method of \
+                 the same bits are paired by seed. `time` is that of a training beside full precision's.\n\n";
+        text += "| method | bits | seeds | top-1 | difference | epochs | seconds | time |\n|---|---|---|---|---|---|---|---|\n";
         for row in &self.cells {
             let bits = precision([row.weight_bits, row.act_bits]);
             let missing =
                 if row.missing > 0 { format!(" of {}", row.seeds + row.missing) } else { String::new() };
             let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.0}"));
             let line = format!(
-                "| {} | {bits} | {}{missing} | {} | {} | {} | {} |",
+                "| {} | {bits} | {}{missing} | {} | {} | {} | {} | {} |",
                 row.method,
                 row.seeds,
                 row.top1(),
-                self.against_direct(row),
+                self.against_first(row),
                 row.epochs.map_or("-".into(), |epochs| epochs.to_string()),
                 number(row.seconds),
+                self.relative_time(row),
             );
             text += &line;
             text.push('\n');
@@ -159,28 +165,34 @@ impl Report {
         text
     }
 
-    /// The difference from direct training at the same precision, and how many standard errors it is.
-    fn against_direct(&self, row: &Row) -> String {
+    /// The mean difference from the first row of the same precision over the seeds that both have, with its 95 % interval.
+    fn against_first(&self, row: &Row) -> String {
         let same = |other: &&Row| [other.weight_bits, other.act_bits] == [row.weight_bits, row.act_bits];
-        let direct = self.cells.iter().filter(same).find(|other| other.method == super::table::DIRECT);
-        let Some(direct) = direct.filter(|direct| direct.method != row.method) else { return "".into() };
-        let (Some(mean), Some(direct_mean)) = (row.top1_mean, direct.top1_mean) else { return "-".into() };
-        let difference = 100.0 * (mean - direct_mean);
-        match (row.standard_error(), direct.standard_error()) {
-            (Some(a), Some(b)) if a > 0.0 || b > 0.0 => {
-                format!("{difference:+.2} ({:+.1} s.e.)", difference / (100.0 * a.hypot(b)))
-            }
-            _ => format!("{difference:+.2}"),
+        let first = self.cells.iter().find(same);
+        let Some(first) = first.filter(|first| first.method != row.method) else { return "".into() };
+        let of_seed = |(seed, top1): (&u64, &f64)| Some(100.0 * (top1 - first.top1.get(seed)?));
+        let differences: Vec<f64> = row.top1.iter().filter_map(of_seed).collect();
+        match (mean(&differences), interval(&differences)) {
+            (None, _) => "-".into(),
+            (Some(mean), None) => format!("{mean:+.2}"),
+            (Some(mean), Some(half)) => format!("{mean:+.2} +- {half:.2}"),
         }
+    }
+
+    /// The time of a training beside that of the row in full precision.
+    fn relative_time(&self, row: &Row) -> String {
+        let full = self.cells.iter().find(|other| other.weight_bits == 32).and_then(|full| full.seconds);
+        let ratio = |full: f64| Some(format!("{:.2}", row.seconds? / full));
+        full.and_then(ratio).unwrap_or("-".into())
     }
 }
 
 impl Row {
     /// A row of cells like `cell`, of which `outcomes` are there.
-    fn new(cell: &Cell, n_cells: usize, outcomes: &[Outcome]) -> Self {
-        let curves: Vec<_> = outcomes.iter().map(|outcome| outcome.curve.clone()).collect();
-        let top1: Vec<f64> = outcomes.iter().map(|outcome| outcome.result.top1).collect();
-        let seconds: Vec<f64> = outcomes.iter().map(|outcome| outcome.result.seconds).collect();
+    fn new(cell: &Cell, n_cells: usize, outcomes: &BTreeMap<u64, Outcome>) -> Self {
+        let curves: Vec<_> = outcomes.values().map(|outcome| outcome.curve.clone()).collect();
+        let top1: Vec<f64> = outcomes.values().map(|outcome| outcome.result.top1).collect();
+        let seconds: Vec<f64> = outcomes.values().map(|outcome| outcome.result.seconds).collect();
         Self {
             method: cell.method.clone(),
             weight_bits: cell.bits[0],
@@ -189,21 +201,19 @@ impl Row {
             missing: n_cells - outcomes.len(),
             top1_mean: mean(&top1),
             top1_std: deviation(&top1),
-            epochs: outcomes.first().map(|outcome| outcome.result.epochs),
+            top1_interval: interval(&top1),
+            top1: outcomes.iter().map(|(seed, outcome)| (*seed, outcome.result.top1)).collect(),
+            epochs: outcomes.values().next().map(|outcome| outcome.result.epochs),
             seconds: mean(&seconds),
             curve: mean_curve(&curves),
         }
     }
 
-    fn standard_error(&self) -> Option<f64> {
-        Some(self.top1_std? / (self.seeds as f64).sqrt())
-    }
-
     fn top1(&self) -> String {
-        match (self.top1_mean, self.top1_std) {
+        match (self.top1_mean, self.top1_interval) {
             (None, _) => "not finished".into(),
             (Some(mean), None) => format!("{:.2}", 100.0 * mean),
-            (Some(mean), Some(std)) => format!("{:.2} +- {:.2}", 100.0 * mean, 100.0 * std),
+            (Some(mean), Some(half)) => format!("{:.2} +- {:.2}", 100.0 * mean, 100.0 * half),
         }
     }
 }
@@ -227,6 +237,20 @@ fn deviation(values: &[f64]) -> Option<f64> {
     Some((squares / (values.len() - 1) as f64).sqrt())
 }
 
+/// Half of the 95 % interval of the mean, by Student's t; `None` of fewer than two values.
+fn interval(values: &[f64]) -> Option<f64> {
+    /// Two-sided quantiles for 1 degree of freedom, 2, and so on.
+    const T: [f64; 30] = [
+        12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
+        2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048,
+        2.045, 2.042,
+    ];
+    let deviation = deviation(values)?;
+    // More degrees of freedom have smaller ones: these intervals are then a little too wide.
+    let t = T[(values.len() - 2).min(T.len() - 1)];
+    Some(t * deviation / (values.len() as f64).sqrt())
+}
+
 /// Mean over the curves at the epochs that all have.
 fn mean_curve(curves: &[Vec<(u64, f64)>]) -> Vec<(u64, f64)> {
     let Some((first, others)) = curves.split_first() else { return Vec::new() };
@@ -246,15 +270,17 @@ fn mean_curve(curves: &[Vec<(u64, f64)>]) -> Vec<(u64, f64)> {
 mod tests {
     use super::*;
 
-    fn row(method: &str, mean: f64, std: Option<f64>) -> Row {
+    fn row(method: &str, top1: &[f64]) -> Row {
         Row {
             method: method.into(),
             weight_bits: 2,
             act_bits: 2,
-            seeds: 4,
+            seeds: top1.len(),
             missing: 0,
-            top1_mean: Some(mean),
-            top1_std: std,
+            top1_mean: mean(top1),
+            top1_std: deviation(top1),
+            top1_interval: interval(top1),
+            top1: (0..).zip(top1.iter().copied()).collect(),
             epochs: Some(10),
             seconds: Some(12.3),
             curve: Vec::new(),
@@ -265,7 +291,9 @@ mod tests {
     fn statistics() {
         assert_eq!(mean(&[1.0, 2.0, 6.0]), Some(3.0));
         assert_eq!(deviation(&[1.0, 3.0]), Some(2.0f64.sqrt()));
-        assert_eq!((mean(&[]), deviation(&[1.0])), (None, None));
+        assert_eq!((mean(&[]), deviation(&[1.0]), interval(&[1.0])), (None, None, None));
+        // 12.706 / sqrt(2) times the deviation of two values.
+        assert!((interval(&[1.0, 3.0]).unwrap() - 12.706).abs() < 1e-9);
         let curves = [vec![(1, 0.5), (2, 0.7)], vec![(1, 0.7), (2, 0.9), (3, 1.0)]];
         let expected = [(1, 0.6), (2, 0.8)];
         for (got, expected) in mean_curve(&curves).iter().zip(expected) {
@@ -275,21 +303,21 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_compared_with_direct_in_standard_errors() {
+    fn a_row_is_compared_with_the_first_seed_by_seed() {
         let report = Report {
             title: "t".into(),
             device: "flex".into(),
             lowbit: Identity { lowbit: "0.1.0".into(), ..Identity::default() },
             machines: vec!["host (processor, linux)".into()],
-            cells: vec![row("direct", 0.90, Some(0.006)), row("sp", 0.91, Some(0.008))],
+            cells: vec![row("direct", &[0.90, 0.92]), row("sp", &[0.92, 0.93])],
             published: Vec::new(),
             failed: vec![Failure { cell: "ts, seed 1".into(), reason: "damaged".into() }],
             stopped: None,
         };
-        // Standard errors 0.003 and 0.004: together 0.005, half of the difference.
-        assert_eq!(report.against_direct(&report.cells[1]), "+1.00 (+2.0 s.e.)");
-        assert_eq!(report.against_direct(&report.cells[0]), "");
-        let line = "| sp | W2A2 | 4 | 91.00 +- 0.80 | +1.00 (+2.0 s.e.) | 10 | 12 |";
+        // Two seeds that differ by 2 and 1 points: 1.5 with half an interval of 12.706 times 0.5.
+        assert_eq!(report.against_first(&report.cells[1]), "+1.50 +- 6.35");
+        assert_eq!(report.against_first(&report.cells[0]), "");
+        let line = "| sp | W2A2 | 2 | 92.50 +- 6.35 | +1.50 +- 6.35 | 10 | 12 | - |";
         assert!(report.markdown().contains(line), "{}", report.markdown());
         let made_by = "\nMade by lowbit 0.1.0 (revision unknown; ; unknown; rustc unknown; burn ), instructions , on host (";
         assert!(report.markdown().contains(made_by), "{}", report.markdown());

@@ -8,11 +8,12 @@ use serde::Deserialize;
 use super::cell::{Cell, Images};
 
 /// Names of the tables.
-pub const NAMES: [&str; 5] = ["digits", "fashion-mnist", "cifar10", "cifar100", "imagenet"];
+pub const NAMES: [&str; 6] = ["digits", "fashion-mnist", "quantizers", "cifar10", "cifar100", "imagenet"];
 
-const TEXTS: [&str; 5] = [
+const TEXTS: [&str; 6] = [
     include_str!("../../tables/digits.toml"),
     include_str!("../../tables/fashion-mnist.toml"),
+    include_str!("../../tables/quantizers.toml"),
     include_str!("../../tables/cifar10.toml"),
     include_str!("../../tables/cifar100.toml"),
     include_str!("../../tables/imagenet.toml"),
@@ -57,8 +58,12 @@ pub struct Table {
 pub struct Rows {
     /// Bit widths of weights and activations.
     pub bits: [u32; 2],
-    /// Methods, as in names of recipes.
+    /// Methods of training, as in names of recipes.
+    #[serde(default)]
     pub methods: Vec<String>,
+    /// Methods of quantization, each trained directly, by the names that recipes have for them.
+    #[serde(default)]
+    pub quantizers: Vec<String>,
 }
 
 /// A figure of others.
@@ -83,18 +88,27 @@ impl Table {
 
     /// Its cells with the seeds from 0 to `n_seeds`, trained in directories under `out`.
     pub fn cells(&self, n_seeds: u64, set: &[String], out: &Path) -> Vec<Cell> {
-        let full_precision = (FULL_PRECISION.to_string(), [32, 32], format!("{}-fp32", self.base));
-        let low_bit = self.rows.iter().flat_map(|Rows { bits, methods }| {
-            let bits = *bits;
-            methods.iter().map(move |method| {
-                let [weight, act] = bits;
-                let suffix = if method == DIRECT { String::new() } else { format!("-{method}") };
-                (method.clone(), bits, format!("{}-w{weight}a{act}{suffix}", self.base))
-            })
-        });
-        let rows: Vec<_> = std::iter::once(full_precision).chain(low_bit).collect();
-        let run = |recipe: &str, seed: u64| out.join("cells").join(format!("{recipe}-seed{seed}"));
         let first = format!("{}-fp32", self.base);
+        let mut rows = vec![Row::of(FULL_PRECISION, [32, 32], first.clone())];
+        for Rows { bits, methods, quantizers } in &self.rows {
+            let [weight, act] = bits;
+            let direct = format!("{}-w{weight}a{act}", self.base);
+            rows.extend(methods.iter().map(|method| {
+                let suffix = if method == DIRECT { String::new() } else { format!("-{method}") };
+                Row::of(method, *bits, format!("{direct}{suffix}"))
+            }));
+            rows.extend(quantizers.iter().map(|quantizer| Row {
+                // Not every precision has recipes of its own.
+                written: format!("{}-w2a2", self.base),
+                set: vec![
+                    format!("quantization.method={quantizer:?}"),
+                    format!("quantization.weight_bits={weight}"),
+                    format!("quantization.act_bits={act}"),
+                ],
+                ..Row::of(quantizer, *bits, format!("{direct}-{quantizer}"))
+            }));
+        }
+        let run = |recipe: &str, seed: u64| out.join("cells").join(format!("{recipe}-seed{seed}"));
         let init = |method: &str, seed: u64| {
             let run = format!("{:?}", run(&first, seed).display().to_string());
             let teacher = method.contains("joint").then(|| format!("strategy.joint.teacher.init={run}"));
@@ -103,19 +117,38 @@ impl Table {
             if is_first { Vec::new() } else { student.chain(teacher).collect() }
         };
         rows.into_iter()
-            .flat_map(|(method, bits, recipe)| {
-                (0..n_seeds).map(move |seed| (method.clone(), bits, recipe.clone(), seed))
-            })
-            .map(|(method, bits, recipe, seed)| Cell {
-                run: run(&recipe, seed),
-                init: init(&method, seed),
-                set: self.set.iter().chain(set).cloned().collect(),
-                method,
-                bits,
-                recipe,
+            .flat_map(|row| (0..n_seeds).map(move |seed| (row.clone(), seed)))
+            .map(|(row, seed)| Cell {
+                run: run(&row.name, seed),
+                init: init(&row.method, seed),
+                set: self.set.iter().chain(&row.set).chain(set).cloned().collect(),
+                method: row.method,
+                bits: row.bits,
+                recipe: row.name,
+                written: row.written,
                 seed,
             })
             .collect()
+    }
+}
+
+/// A row of a table.
+#[derive(Clone, Debug)]
+struct Row {
+    method: String,
+    bits: [u32; 2],
+    /// What its runs are called.
+    name: String,
+    /// The recipe that it is made of.
+    written: String,
+    /// What it changes of that.
+    set: Vec<String>,
+}
+
+impl Row {
+    /// A recipe as it comes.
+    fn of(method: &str, bits: [u32; 2], name: String) -> Self {
+        Self { method: method.into(), bits, written: name.clone(), name, set: Vec::new() }
     }
 }
 
@@ -128,13 +161,17 @@ mod tests {
         for name in NAMES {
             let table = Table::named(name).unwrap();
             let cells = table.cells(2, &["a=b".into()], Path::new("out"));
-            let n_rows: usize = table.rows.iter().map(|rows| rows.methods.len()).sum();
+            let n_rows: usize =
+                table.rows.iter().map(|rows| rows.methods.len() + rows.quantizers.len()).sum();
             assert_eq!(cells.len(), 2 * (1 + n_rows), "{name}");
             assert_eq!(cells[0].method, FULL_PRECISION);
             assert!(cells[0].recipe.ends_with("-fp32"));
             assert!(cells.iter().all(|cell| cell.set.last().is_some_and(|last| last == "a=b")));
-            let compared = table.rows.iter().all(|rows| rows.methods[0] == DIRECT);
-            assert!(compared, "the method that others are compared with comes first");
+            let first = |rows: &Rows| rows.methods.first().or(rows.quantizers.first()).cloned();
+            let compared = |rows: &Rows| {
+                first(rows).is_some_and(|first| [DIRECT, "dorefa", "xnor"].contains(&first.as_str()))
+            };
+            assert!(table.rows.iter().all(compared), "the method that others are compared with comes first");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::{BitWidth, CodeSet, Granularity};
-use lowbit_kernels::{AnyFormula, Formula, Number, Scheme, value_range};
+use lowbit_kernels::{AnyFormula, Formula, Number, Scheme};
 
 use crate::calibration::Calibration;
 use crate::codes::reduce;
@@ -18,14 +18,16 @@ const MIN_CLIP_VALUE: f32 = 1e-3;
 /// Clip values to begin with, Li20 section 4.1: of weights, which are normalized, and of activations until a calibration.
 const INITIAL_CLIP_VALUES: [f32; 2] = [3.0, 6.0];
 
-/// The levels above 0 of 2, 3 and 4 unsigned bits as integers, Li20 Eq. 5 with terms of two bits: each level is a sum with one summand of
+/// The levels above 0 of 1 to 4 unsigned bits as integers, Li20 Eq. 5 with terms of two bits: each level is a sum with one summand of
 /// each row, times a power of two that makes it an integer.
 ///
 /// | bits | summands |
 /// |---|---|
+/// | 1 | 0, 1 |
 /// | 2 | 0, 1/2, 1/4, 1/8 |
 /// | 3 | 0, 1/2, 1/4, 1/16 and 0, 1/8 |
 /// | 4 | 0, 1/2, 1/8, 1/32 and 0, 1/4, 1/16, 1/64 |
+const OF_ONE_BIT: [f32; 1] = [1.0];
 const OF_TWO_BITS: [f32; 3] = [1.0, 2.0, 4.0];
 const OF_THREE_BITS: [f32; 7] = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0];
 const OF_FOUR_BITS: [f32; 15] =
@@ -96,7 +98,7 @@ impl<const N: usize> Formula<1> for Levels<N> {
     }
 }
 
-/// APoT weights of 3 to 5 bits, one of which is the sign: `2^bits - 1` codes.
+/// APoT weights of 2 to 5 bits, one of which is the sign: `2^bits - 1` codes. Those of 2 bits are -1, 0 and 1.
 ///
 /// # Equation
 /// ```text
@@ -139,10 +141,10 @@ impl Quantizer for ApotWeights {
 }
 
 impl QuantizesWeights for ApotWeights {
-    const BITS: RangeInclusive<u32> = 3..=5;
+    const BITS: RangeInclusive<u32> = 2..=5;
 
     fn new<const D: usize>(bits: BitWidth, _: Granularity, w: Tensor<D>) -> Self {
-        assert!(Self::BITS.contains(&bits.get()), "apot has weights of 3 to 5 bits, not {bits}");
+        assert!(Self::BITS.contains(&bits.get()), "apot has weights of 2 to 5 bits, not {bits}");
         let clip_value = Tensor::full([1], INITIAL_CLIP_VALUES[0], &w.device());
         let (clip_value, recorded_bits) = (Param::from_tensor(clip_value), recorded_bits(bits, &w.device()));
         Self { clip_value, recorded_bits, bits }
@@ -190,10 +192,7 @@ pub struct ApotActivations {
 impl ApotActivations {
     /// The clip value for the activations that are recorded so far; `None` without any.
     fn calibrated(&self) -> Option<Tensor<1>> {
-        let (square, (_, max)) = (self.calibration.mean()?, self.calibration.range()?);
-        let all_zero = max.clone().equal_scalar(0.0);
-        let clip_value = (square.sqrt() * 3.0).min_pair(max).clamp_min(MIN_CLIP_VALUE);
-        Some(clip_value.mask_fill(all_zero, INITIAL_CLIP_VALUES[1]))
+        self.calibration.half_normal_end(INITIAL_CLIP_VALUES[1]).map(|end| end.clamp_min(MIN_CLIP_VALUE))
     }
 
     fn clip(&self) -> Tensor<1> {
@@ -244,13 +243,7 @@ impl QuantizesActivations for ApotActivations {
     }
 
     fn observe<const D: usize>(&self, x: &Tensor<D>) {
-        if self.calibration.is_recording() && x.shape().num_elements() > 0 {
-            let x = constant(x.clone()).clamp_min(0.0);
-            let range = value_range(x.clone());
-            let [min, max] = [0, 1].map(|i| range.clone().narrow(0, i, 1));
-            self.calibration.record_range(min, max);
-            self.calibration.record_mean(reduce(x.square(), Granularity::PerTensor, |rows| rows.mean_dim(1)));
-        }
+        self.calibration.record_half_normal(x);
     }
 
     fn start_calibration(&mut self) {
@@ -278,6 +271,7 @@ fn levels(bits: u32, is_signed: bool) -> (AnyFormula, CodeSet) {
         (AnyFormula::new(levels), levels.code_set())
     }
     match bits {
+        1 => of(OF_ONE_BIT, is_signed),
         2 => of(OF_TWO_BITS, is_signed),
         3 => of(OF_THREE_BITS, is_signed),
         4 => of(OF_FOUR_BITS, is_signed),

@@ -4,12 +4,12 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::{BitWidth, CodeSet, Granularity};
-use lowbit_kernels::{AnyFormula, Formula, Number, Scheme, value_range};
+use lowbit_kernels::{AnyFormula, Formula, Number, Rectified, Scheme, value_range};
 
 use super::lsq::gradient_factor;
 use crate::calibration::Calibration;
 use crate::codes::reduce;
-use crate::parameter::{constant, n_at_floor, positive_parameter, recorded_bits, replace};
+use crate::parameter::{constant, n_at_floor, positive_parameter, recorded_bits, replace, scaled_parameter};
 use crate::quantizer::{Learned, Quantizer, QuantizesActivations, QuantizesWeights, code_range};
 
 /// The scaling factor `delta` of the gradient: the fixed value that the paper starts from (section 4.2; it can follow the Hessian's
@@ -22,9 +22,9 @@ const MIN_WIDTH: f32 = 1e-4;
 /// The element-wise gradient scaling: `g (1 + delta sign(g) (position - code) / n)`, Lee21 Eq. 5, of a gradient by values that are
 /// normalized to `[0, 1]`.
 #[inline(always)]
-fn scaled<N: Number>(g: N, distance: N) -> N {
+fn scaled<N: Number>(g: N, distance: N, delta: f32) -> N {
     let sign = g.if_lower(N::from(0.0), N::from(-1.0), N::from(1.0));
-    g * (N::from(1.0) + N::from(DELTA) * sign * distance)
+    g * (N::from(1.0) + N::from(delta) * sign * distance)
 }
 
 /// `round(n clip((x - l) / w, 0, 1))` for the interval of lower end `l` and width `w`: Lee21 Eq. 1 to 3.
@@ -32,6 +32,8 @@ fn scaled<N: Number>(g: N, distance: N) -> N {
 pub struct Interval {
     /// Steps of the grid, `2^bits - 1`.
     pub n: f32,
+    /// The scaling factor of the gradient; 0 for one that is straight through the rounding.
+    pub delta: f32,
 }
 
 impl Formula<2> for Interval {
@@ -55,7 +57,7 @@ impl Formula<2> for Interval {
         let (zero, one) = (N::from(0.0), N::from(1.0));
         let v = (x - low) / width;
         let distance = (self.position(x, [low, width]) - code) / N::from(self.n);
-        let by_v = v.if_within(zero, one, scaled(g, distance)) / width;
+        let by_v = v.if_within(zero, one, scaled(g, distance, self.delta)) / width;
         (by_v, [-by_v, -(by_v * v.if_within(zero, one, v))])
     }
 }
@@ -67,15 +69,22 @@ pub struct SignedInterval {
     pub n: f32,
 }
 
+impl SignedInterval {
+    #[inline(always)]
+    fn unsigned(self) -> Interval {
+        Interval { n: self.n, delta: DELTA }
+    }
+}
+
 impl Formula<3> for SignedInterval {
     #[inline(always)]
     fn position<N: Number>(self, w: N, [low, width, _]: [N; 3]) -> N {
-        Interval { n: self.n }.position(w, [low, width]) * N::from(2.0) - N::from(self.n)
+        self.unsigned().position(w, [low, width]) * N::from(2.0) - N::from(self.n)
     }
 
     #[inline(always)]
     fn code<N: Number>(self, w: N, [low, width, _]: [N; 3]) -> N {
-        Interval { n: self.n }.code(w, [low, width]) * N::from(2.0) - N::from(self.n)
+        self.unsigned().code(w, [low, width]) * N::from(2.0) - N::from(self.n)
     }
 
     #[inline(always)]
@@ -93,7 +102,7 @@ impl Formula<3> for SignedInterval {
         let (two, n) = (N::from(2.0), N::from(self.n));
         let unsigned_code = (code + n) / two;
         let (of_w, [of_low, of_width]) =
-            Interval { n: self.n }.gradient(w, [low, width], unsigned_code, g * scale * two);
+            self.unsigned().gradient(w, [low, width], unsigned_code, g * scale * two);
         (of_w, [of_low, of_width, g * (code / n)])
     }
 }
@@ -207,6 +216,15 @@ pub struct EwgsActivations {
 }
 
 impl EwgsActivations {
+    fn formula(&self) -> Interval {
+        Interval { n: (self.bits.levels() - 1) as f32, delta: DELTA }
+    }
+
+    fn scheme_of(&self, dims: &[usize], formula: AnyFormula) -> Scheme {
+        let interval = self.interval(dims[1..].iter().product()).to_vec();
+        Scheme::new(formula, interval, code_range(&self.code_set()))
+    }
+
     /// Lower end and width in force, `[1]` each, for samples of so many values: during a calibration, those of what is recorded so far.
     fn interval(&self, per_sample: usize) -> [Tensor<1>; 2] {
         self.calibrated().unwrap_or_else(|| {
@@ -271,8 +289,11 @@ impl QuantizesActivations for EwgsActivations {
     }
 
     fn scheme(&self, dims: &[usize]) -> Scheme {
-        let formula = AnyFormula::new(Interval { n: (self.bits.levels() - 1) as f32 });
-        Scheme::new(formula, self.interval(dims[1..].iter().product()).to_vec(), code_range(&self.code_set()))
+        self.scheme_of(dims, AnyFormula::new(Rectified::of_value(self.formula())))
+    }
+
+    fn scheme_of_relu(&self, dims: &[usize]) -> Scheme {
+        self.scheme_of(dims, AnyFormula::new(Rectified::of_relu(self.formula())))
     }
 
     fn observes(&self) -> bool {
@@ -306,8 +327,7 @@ impl QuantizesActivations for EwgsActivations {
 
 /// Lower end and width of an interval in force, `[1]` each, with the gradients of its ends times `factor`.
 fn interval(lower: &Param<Tensor<1>>, upper: &Param<Tensor<1>>, factor: f64) -> [Tensor<1>; 2] {
-    let path = lower.val().mul_scalar(factor);
-    let scaled = constant(lower.val()) + (path.clone() - constant(path));
+    let scaled = scaled_parameter(lower.val(), factor);
     [scaled, positive_parameter(upper.val() - lower.val(), MIN_WIDTH, factor)]
 }
 
@@ -317,7 +337,7 @@ fn width(lower: &Param<Tensor<1>>, upper: &Param<Tensor<1>>) -> Tensor<1> {
 }
 
 /// Three standard deviations of the weights; all-zero weights have 1.
-fn three_deviations<const D: usize>(w: Tensor<D>) -> Tensor<1> {
+pub(super) fn three_deviations<const D: usize>(w: Tensor<D>) -> Tensor<1> {
     if w.shape().num_elements() == 0 {
         return Tensor::ones([1], &w.device());
     }

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::{BitWidth, CodeSet, Granularity};
-use lowbit_kernels::{AnyFormula, Scheme, value_range};
+use lowbit_kernels::{AnyFormula, Rectified, Scheme, value_range};
 
 use super::lsq::{
     MIN_STEP_SIZE, Sign, Step, gradient_factor, in_force, learned, learned_step, rescaled, weight_range,
@@ -11,7 +11,7 @@ use super::lsq::{
 use super::minmax::Affine;
 use crate::calibration::Calibration;
 use crate::codes::reduce;
-use crate::parameter::{constant, recorded_bits, replace};
+use crate::parameter::{constant, recorded_bits, replace, scaled_parameter};
 use crate::quantizer::{Learned, Quantizer, QuantizesActivations, QuantizesWeights, code_range};
 
 /// LSQ+ weights: those of [`LsqWeights`](super::lsq::LsqWeights) (the paper finds an offset of no use for them) with another start.
@@ -116,6 +116,23 @@ pub struct LsqPlusActivations {
 }
 
 impl LsqPlusActivations {
+    fn scheme_of(&self, dims: &[usize], formula: AnyFormula) -> Scheme {
+        let (n, range) = (f64::from(self.steps()), self.bits.unsigned_range());
+        let [step_size, offset] = self.calibrated().unwrap_or_else(|| {
+            let per_sample: usize = dims[1..].iter().product();
+            let offset = scaled_parameter(self.step_offset.val(), gradient_factor(range, per_sample));
+            [learned_step(self.step_size.val(), range, per_sample), offset]
+        });
+        let (s, place) = (constant(step_size.clone()), constant(offset.clone().neg() / step_size.clone()));
+        let zero_point = place.clone().round().clamp(0.0, n);
+        // Straight through the rounding, of the zero point in force: dz/ds = -z/s, and dz/db = -1/s where z was not clipped.
+        let is_clipped = place.clone().lower_scalar(-0.5).bool_or(place.greater_scalar(n + 0.5));
+        let by_offset = s.clone().recip().neg().mask_fill(is_clipped, 0.0);
+        let path = offset * by_offset + step_size.clone() * (zero_point.clone().neg() / s);
+        let zero_point = zero_point + (path.clone() - constant(path));
+        Scheme::new(formula, vec![step_size, zero_point], code_range(&self.code_set()))
+    }
+
     fn steps(&self) -> i32 {
         self.bits.unsigned_range().q_max
     }
@@ -184,23 +201,11 @@ impl QuantizesActivations for LsqPlusActivations {
     }
 
     fn scheme(&self, dims: &[usize]) -> Scheme {
-        let (n, range) = (f64::from(self.steps()), self.bits.unsigned_range());
-        let [step_size, offset] = self.calibrated().unwrap_or_else(|| {
-            let per_sample: usize = dims[1..].iter().product();
-            let path = self.step_offset.val().mul_scalar(gradient_factor(range, per_sample));
-            // The value as it is, the gradient times the factor.
-            let offset = constant(self.step_offset.val()) + (path.clone() - constant(path));
-            [learned_step(self.step_size.val(), range, per_sample), offset]
-        });
-        let (s, place) = (constant(step_size.clone()), constant(offset.clone().neg() / step_size.clone()));
-        let zero_point = place.clone().round().clamp(0.0, n);
-        // Straight through the rounding, of the zero point in force: dz/ds = -z/s, and dz/db = -1/s where z was not clipped.
-        let is_clipped = place.clone().lower_scalar(-0.5).bool_or(place.greater_scalar(n + 0.5));
-        let by_offset = s.clone().recip().neg().mask_fill(is_clipped, 0.0);
-        let path = offset * by_offset + step_size.clone() * (zero_point.clone().neg() / s);
-        let zero_point = zero_point + (path.clone() - constant(path));
-        let formula = AnyFormula::new(Affine { n: self.steps() as f32 });
-        Scheme::new(formula, vec![step_size, zero_point], code_range(&self.code_set()))
+        self.scheme_of(dims, AnyFormula::new(Rectified::of_value(Affine { n: self.steps() as f32 })))
+    }
+
+    fn scheme_of_relu(&self, dims: &[usize]) -> Scheme {
+        self.scheme_of(dims, AnyFormula::new(Rectified::of_relu(Affine { n: self.steps() as f32 })))
     }
 
     fn observes(&self) -> bool {

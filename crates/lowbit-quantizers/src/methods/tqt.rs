@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 use lowbit_core::{BitWidth, CodeRange, CodeSet, Granularity};
-use lowbit_kernels::{AnyFormula, Formula, Number, Scheme};
+use lowbit_kernels::{AnyFormula, Formula, Number, Rectified, Scheme};
 
 use crate::calibration::Calibration;
 use crate::codes::reduce;
@@ -109,7 +109,7 @@ impl QuantizesWeights for TqtWeights {
     }
 
     fn scheme<const D: usize>(&self, _: &Tensor<D>) -> Scheme {
-        scheme(self.log2_threshold.val(), self.bits.signed_range(), self.bits.get() - 1)
+        scheme(self.log2_threshold.val(), self.bits.signed_range(), self.bits.get() - 1, Rectified::of_value)
     }
 }
 
@@ -170,7 +170,12 @@ impl QuantizesActivations for TqtActivations {
     }
 
     fn scheme(&self, _: &[usize]) -> Scheme {
-        scheme(self.threshold(), self.bits.unsigned_range(), self.bits.get())
+        scheme(self.threshold(), self.bits.unsigned_range(), self.bits.get(), Rectified::of_value)
+    }
+
+    /// The gradient passes from half a step below zero on, where a ReLU blocks it.
+    fn scheme_of_relu(&self, _: &[usize]) -> Scheme {
+        scheme(self.threshold(), self.bits.unsigned_range(), self.bits.get(), Rectified::of_relu)
     }
 
     fn observes(&self) -> bool {
@@ -196,8 +201,13 @@ impl QuantizesActivations for TqtActivations {
     }
 }
 
-/// The scheme of thresholds `2^t` that span `2^log2_steps` steps.
-fn scheme(t: Tensor<1>, range: CodeRange, log2_steps: u32) -> Scheme {
+/// The scheme of thresholds `2^t` that span `2^log2_steps` steps, of values or of what a ReLU makes of them.
+fn scheme(
+    t: Tensor<1>,
+    range: CodeRange,
+    log2_steps: u32,
+    of: fn(ThresholdStep) -> Rectified<ThresholdStep>,
+) -> Scheme {
     let (low, high) = (*EXPONENTS.start(), *EXPONENTS.end());
     let value = constant(t.clone());
     let is_nan = value.clone().is_nan();
@@ -214,7 +224,7 @@ fn scheme(t: Tensor<1>, range: CodeRange, log2_steps: u32) -> Scheme {
     let path = t * (constant(step_size.clone()) * std::f64::consts::LN_2);
     let step_size = constant(step_size) + (path.clone() - constant(path));
     let CodeRange { q_min, q_max } = range;
-    let formula = AnyFormula::new(ThresholdStep { q_min: q_min as f32, q_max: q_max as f32 });
+    let formula = AnyFormula::new(of(ThresholdStep { q_min: q_min as f32, q_max: q_max as f32 }));
     Scheme::new(formula, vec![step_size], code_range(&range.into()))
 }
 

@@ -382,12 +382,15 @@ const GRANULARITIES: [(&str, Granularity); 2] =
 
 fn read_quantization(section: Section<'_>, model: &ModelConfig) -> QuantizationRecipe {
     let method = section.choice("method", &methods());
+    let weight_method = section.optional_choice("weight_method", &methods()).unwrap_or(method);
     let base = LayerQuantization {
-        weight_method: section.optional_choice("weight_method", &methods()).unwrap_or(method),
+        weight_method,
         act_method: section.optional_choice("act_method", &methods()).unwrap_or(method),
         weight_bits: section.precision("weight_bits"),
         act_bits: section.precision("act_bits"),
-        weight_granularity: section.optional_choice("weight_granularity", &GRANULARITIES).unwrap_or_default(),
+        weight_granularity: section
+            .optional_choice("weight_granularity", &GRANULARITIES)
+            .unwrap_or_else(|| weight_method.granularity()),
     };
     let mut policy = QuantizationPolicy::new(base);
     if let Some(first) = section.optional_section("first") {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::{Path, PathBuf, is_separator};
 
+use lowbit_quantizers::{Method, Operand};
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
@@ -123,6 +124,7 @@ impl RecipeSource {
                 Err(message) => problems.push(format!("setting {text:?}"), message),
             }
         }
+        take_own_bits(&mut table, overrides);
         let mut recipe = read(table, &problems);
         let problems = problems.into_vec();
         if !problems.is_empty() {
@@ -133,6 +135,15 @@ impl RecipeSource {
             recipe.reference = None;
         }
         Ok(recipe)
+    }
+
+    /// What a method that `overrides` name changes by itself, in words: where it defines no quantizer of as many bits as are written,
+    /// it takes the nearest that it does. Bits that `overrides` have stay.
+    pub fn own_bits(&self, overrides: &[String]) -> Vec<String> {
+        let mut table = self.table.clone();
+        // A malformed one is a problem of the recipe.
+        overrides.iter().for_each(|text| drop(set(&mut table, text)));
+        take_own_bits(&mut table, overrides)
     }
 
     /// Reads `text` and what it extends; `before` are those that extend it, in turn.
@@ -377,6 +388,33 @@ fn place_init_paths(recipe: &mut Table, folder: &Path) {
             *init = path.into();
         }
     }
+}
+
+/// Bits that a method of `overrides` defines, in the place of those of `table`, and what changed in words.
+fn take_own_bits(table: &mut Table, overrides: &[String]) -> Vec<String> {
+    let mut ignored = Table::new();
+    let keys: Vec<String> = overrides.iter().filter_map(|text| set(&mut ignored, text).ok()).collect();
+    let has = |key: &str| keys.iter().any(|set| is_in(&format!("quantization.{key}"), set));
+    let Some(Value::Table(quantization)) = table.get_mut("quantization") else { return Vec::new() };
+    let mut changes = Vec::new();
+    for (operand, method_key, bits_key) in
+        [(Operand::Weights, "weight_method", "weight_bits"), (Operand::Activations, "act_method", "act_bits")]
+    {
+        let named =
+            quantization.get(method_key).or_else(|| quantization.get("method")).and_then(Value::as_str);
+        let method = Method::ALL.iter().find(|method| Some(method.name()) == named);
+        let written = quantization.get(bits_key).and_then(Value::as_integer);
+        let (Some(method), Some(written)) = (method, written) else { continue };
+        let defined = method.bits(operand);
+        let own = written.clamp((*defined.start()).into(), (*defined.end()).into());
+        if own != written && (has("method") || has(method_key)) && !has(bits_key) {
+            changes.push(format!(
+                "quantization.{bits_key} is {own}, not {written} as in the recipe: {method} has no {operand} of {written} bits"
+            ));
+            quantization.insert(bits_key.into(), Value::Integer(own));
+        }
+    }
+    changes
 }
 
 /// Puts `value` of `key=value` at the dotted `key`, which is returned. A value that is no TOML is taken as a text.

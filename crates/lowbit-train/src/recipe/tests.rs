@@ -1708,3 +1708,31 @@ fn folders_of_images_are_described() {
         ["data.validation: expected a number from 0 and less than 1 (in 32 bits), got -0.1"]
     );
 }
+
+/// A method that has other bits than the recipe takes its own, and says so; bits that are asked for are never changed.
+#[test]
+fn a_method_takes_its_own_bits() {
+    let source = RecipeSource::embedded("digits-preresnet8-w2a2").unwrap();
+    let bits = |set: &[&str]| {
+        let set: Vec<String> = set.iter().map(ToString::to_string).collect();
+        let recipe = source.recipe(&set)?;
+        let base = recipe.quantization.policy.base;
+        let bits = [base.weight_bits, base.act_bits].map(|bits| bits.bit_width().unwrap().get());
+        Ok::<_, RecipeError>((bits, source.own_bits(&set)))
+    };
+    assert_eq!(bits(&["quantization.method=lsq"]).unwrap(), ([2, 2], vec![]));
+    let (own, said) = bits(&["quantization.method=xnor"]).unwrap();
+    assert_eq!(own, [1, 2]);
+    assert_eq!(
+        said,
+        ["quantization.weight_bits is 1, not 2 as in the recipe: xnor has no weights of 2 bits"]
+    );
+    assert_eq!(bits(&["quantization.weight_method=\"hwgq\"", "quantization.act_bits=4"]).unwrap().0, [1, 4]);
+    for asked in ["quantization.weight_bits=2", "quantization.weight_bits=3"] {
+        let error = bits(&["quantization.method=xnor", asked]).unwrap_err().to_string();
+        assert!(error.contains("xnor"), "{error}");
+    }
+    for method in lowbit_quantizers::Method::ALL {
+        assert!(bits(&[&format!("quantization.method={method}")]).is_ok(), "{method}");
+    }
+}
