@@ -61,6 +61,26 @@ trait Lanes: Copy {
 
     /// `sums + self * factor`, of cells of two numbers the sum of both products.
     fn multiply_add(self, factor: Self, sums: Self::Sums) -> Self::Sums;
+
+    /// Adds `x[n] * factors[r]` to `sums[r][n]`.
+    ///
+    /// # Safety
+    /// There are `R` factors to read.
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "loops over registers, which are numbered alike")]
+    unsafe fn add_products<const R: usize, const N: usize>(
+        x: [Self; N],
+        factors: *const Self::Cell,
+        sums: &mut [[Self::Sums; N]; R],
+    ) {
+        for r in 0..R {
+            // SAFETY: as the caller promises.
+            let factor = Self::splat(unsafe { *factors.add(r) });
+            for n in 0..N {
+                sums[r][n] = x[n].multiply_add(factor, sums[r][n]);
+            }
+        }
+    }
 }
 
 /// A vector that the compiler makes of an array, for processors whose vectors have no type here.
@@ -132,6 +152,7 @@ impl<const N: usize> Lanes for [f32; N] {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use std::arch::asm;
     use std::arch::x86_64::*;
 
     use super::{Bf16, Bf16Pair, Dots, Lanes, Products, Sums, all_dots, all_products};
@@ -149,7 +170,7 @@ mod x86 {
     #[target_feature(enable = "avx2,fma")]
     pub unsafe fn avx2_products(operands: Products<'_, f32>, out: &mut [f32], stride: usize) {
         // SAFETY: as the caller promises.
-        unsafe { all_products::<__m256, 4, 2>(operands, out, stride) }
+        unsafe { all_products::<__m256, 4, 3>(operands, out, stride) }
     }
 
     /// # Safety
@@ -270,6 +291,57 @@ mod x86 {
         fn multiply_add(self, factor: Self, sums: Self) -> Self {
             // SAFETY: the processor has the instructions.
             unsafe { _mm256_fmadd_ps(self, factor, sums) }
+        }
+
+        #[inline(always)]
+        unsafe fn add_products<const R: usize, const N: usize>(
+            x: [Self; N],
+            factors: *const f32,
+            sums: &mut [[Self; N]; R],
+        ) {
+            let (x, sums) = (x.as_slice().try_into(), sums.as_flattened_mut().try_into());
+            let (Ok(x), Ok(sums)) = (x, sums) else { unreachable!("tiles of AVX2 are 4 rows of 3 vectors") };
+            // SAFETY: as the caller promises.
+            unsafe { add_12_products(x, factors, sums) };
+        }
+    }
+
+    /// Adds products of 3 vectors with 4 factors to 12 sums. With the vectors and a factor these are all registers that AVX2 has. The
+    /// compiler reads the next factor too early for that, and keeps a sum in memory; with 8 sums, the other choice, the units wait for
+    /// each other's results.
+    ///
+    /// # Safety
+    /// There are 4 factors to read.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn add_12_products([x0, x1, x2]: &[__m256; 3], factors: *const f32, sums: &mut [__m256; 12]) {
+        // SAFETY: the processor has the instructions, and there are 4 factors, as the caller promises.
+        unsafe {
+            asm!(
+                "vbroadcastss {f}, dword ptr [{factors}]",
+                "vfmadd231ps {a0}, {x0}, {f}",
+                "vfmadd231ps {a1}, {x1}, {f}",
+                "vfmadd231ps {a2}, {x2}, {f}",
+                "vbroadcastss {f}, dword ptr [{factors} + 4]",
+                "vfmadd231ps {b0}, {x0}, {f}",
+                "vfmadd231ps {b1}, {x1}, {f}",
+                "vfmadd231ps {b2}, {x2}, {f}",
+                "vbroadcastss {f}, dword ptr [{factors} + 8]",
+                "vfmadd231ps {c0}, {x0}, {f}",
+                "vfmadd231ps {c1}, {x1}, {f}",
+                "vfmadd231ps {c2}, {x2}, {f}",
+                "vbroadcastss {f}, dword ptr [{factors} + 12]",
+                "vfmadd231ps {d0}, {x0}, {f}",
+                "vfmadd231ps {d1}, {x1}, {f}",
+                "vfmadd231ps {d2}, {x2}, {f}",
+                factors = in(reg) factors, f = out(ymm_reg) _,
+                x0 = in(ymm_reg) *x0, x1 = in(ymm_reg) *x1, x2 = in(ymm_reg) *x2,
+                a0 = inout(ymm_reg) sums[0], a1 = inout(ymm_reg) sums[1], a2 = inout(ymm_reg) sums[2],
+                b0 = inout(ymm_reg) sums[3], b1 = inout(ymm_reg) sums[4], b2 = inout(ymm_reg) sums[5],
+                c0 = inout(ymm_reg) sums[6], c1 = inout(ymm_reg) sums[7], c2 = inout(ymm_reg) sums[8],
+                d0 = inout(ymm_reg) sums[9], d1 = inout(ymm_reg) sums[10], d2 = inout(ymm_reg) sums[11],
+                options(pure, readonly, nostack, preserves_flags),
+            );
         }
     }
 
@@ -590,13 +662,8 @@ unsafe fn tile_of_products<V: Lanes, const R: usize, const N: usize>(
             // SAFETY: as above.
             x[n] = unsafe { V::load(image.add(step as usize + n * V::LEN)) };
         }
-        for r in 0..R {
-            // SAFETY: the panel has a row for each step.
-            let factor = V::splat(unsafe { *factors.add(r) });
-            for n in 0..N {
-                sums[r][n] = x[n].multiply_add(factor, sums[r][n]);
-            }
-        }
+        // SAFETY: the panel has a row for each step.
+        unsafe { V::add_products(x, factors, &mut sums) };
         // Behind the last row it is not read.
         factors = factors.wrapping_add(ROWS);
     }
