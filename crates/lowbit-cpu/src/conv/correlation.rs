@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::kernel::{BEYOND, Factor, MOST_ROWS, Products, TOGETHER, products};
+use super::kernel::{BEYOND, Factor, MOST_ROWS, OCTET, Pixels, Products, TOGETHER, octets_pay, products};
 use super::operand::Gradient;
 use super::planes::{Images, Planes, Position};
 use super::source::grow;
@@ -149,6 +149,7 @@ struct Scratch {
     planes: Vec<f32>,
     sums: Vec<f32>,
     steps: Vec<u32>,
+    octets: Vec<u32>,
 }
 
 thread_local! {
@@ -234,34 +235,50 @@ impl<C: Factor> Correlation<'_, C> {
             let channels = (blocks.len() * C::ROWS).min(self.channels - blocks.start * C::ROWS);
             out.chunks_mut(out_image).for_each(|out| out[..channels * plane].fill(Slot::new(0.0)));
         }
-        let (row, n_pixels) = (self.planes.row, n * self.planes.plane());
-        // Whole rows, if they are short.
-        let together = if row < PIXELS { even_parts(n_pixels / row, PIXELS / row) * row } else { PIXELS };
-        let stride = (together + BEYOND).next_multiple_of(BEYOND) + 16;
-        SCRATCH.with_borrow_mut(|Scratch { sums, steps, .. }| {
-            grow(sums, C::ROWS * stride);
+        SCRATCH.with_borrow_mut(|Scratch { sums, steps, octets, .. }| {
             for part in &self.groups[group] {
+                let [y, x] = part.spread;
+                // Pixels that are summed up: the results, if each octet of these has a place of its own; all, if not.
+                let in_octets = C::IN_OCTETS && octets_pay(x.n, x.n * y.n, self.planes.plane());
+                let (row, rows, spread) = match in_octets {
+                    true => (x.n, y.n, [Spread { skip: 0, ..y }, Spread { skip: 0, ..x }]),
+                    false => (self.planes.row, self.planes.rows, part.spread),
+                };
+                if in_octets {
+                    self.planes.octets(n, [[y.skip, y.n], [x.skip, x.n]], octets);
+                }
+                let n_pixels = if in_octets { n * row * rows } else { n * self.planes.plane() };
+                // Whole rows, if they are short.
+                let together =
+                    if row < PIXELS { even_parts(n_pixels / row, PIXELS / row) * row } else { PIXELS };
+                let stride = (together + BEYOND).next_multiple_of(BEYOND) + 16;
+                grow(sums, C::ROWS * stride);
                 self.planes.places(n, &part.positions, steps);
                 let groups = steps.len().div_ceil(part.together);
                 let steps_together = even_parts(groups, STEPS / part.together) * part.together;
                 for first in (0..n_pixels).step_by(together) {
                     let pixels = first..(first + together).min(n_pixels);
-                    let image = &packed[first..];
+                    let (image, places) = match in_octets {
+                        true => (packed, Pixels::of_rows(row, &octets[first / OCTET..])),
+                        false => (&packed[first..], Pixels::SideBySide),
+                    };
                     for block in blocks.clone() {
                         let panel = &part.panels[block * C::ROWS * steps.len()..][..C::ROWS * steps.len()];
                         for (i, steps) in steps.chunks(steps_together).enumerate() {
                             let panel = &panel[i * steps_together * C::ROWS..][..steps.len() * C::ROWS];
                             let (n, together) = (pixels.len(), part.together);
-                            let operands = Products { image, steps, together, panel, n, adds: i > 0 };
+                            let adds = i > 0;
+                            let operands =
+                                Products { image, steps, together, panel, pixels: places, n, adds };
                             products(operands, sums, stride);
                         }
                         let channels = block * C::ROWS..((block + 1) * C::ROWS).min(self.channels);
                         let results = Store {
                             scales: self.scales_of(group, channels.clone()),
                             image_scales: self.image_scales.as_ref().map(|scales| &scales[first_image..]),
-                            spread: part.spread,
+                            spread,
                             pixels: pixels.clone(),
-                            image_rows: self.planes.rows,
+                            image_rows: rows,
                             strides: [row, stride],
                             sums,
                             channels: channels.len(),

@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 use rayon::prelude::*;
 
 use super::cell::{Cell, cells, convert};
-use super::kernel::{BEYOND, MOST_LANES};
+use super::kernel::{BEYOND, MOST_LANES, OCTET};
 use super::source::{copy, grow, set_zero, table_index};
 use crate::instructions::multiversion;
 use crate::packed::PackedImages;
@@ -180,6 +180,25 @@ impl<C: Cell> Planes<C> {
             let plane = channel as usize * phases + phase as usize;
             table_index(plane * stride + y as usize * self.row + x as usize)
         }));
+    }
+
+    /// Where each octet of pixels is, in planes of `n` images: of so many rows and columns from a first one on, image by image. Behind
+    /// the last one follow first ones, for as many pixels as loops reach beyond.
+    pub fn octets(
+        &self,
+        n: usize,
+        [[first_y, rows], [first_x, columns]]: [[usize; 2]; 2],
+        octets: &mut Vec<u32>,
+    ) {
+        octets.clear();
+        for image in 0..n {
+            for row in 0..rows {
+                let at = image * self.plane() + (first_y + row) * self.row + first_x;
+                octets.extend((0..columns).step_by(OCTET).map(|column| table_index(at + column)));
+            }
+        }
+        let first = octets.first().copied().unwrap_or(0);
+        octets.resize(octets.len() + BEYOND / OCTET, first);
     }
 
     /// Cells of the planes of `n` images, with the zeros behind them.

@@ -9,7 +9,7 @@ use super::cell::{Bf16, Rounded};
 use super::correlation::{are_even, even_parts, images_together};
 use super::direct;
 use super::forward::{input_planes, window};
-use super::kernel::{BEYOND, DOTS, Dots, Summand, dots};
+use super::kernel::{BEYOND, DOTS, Dots, OCTET, Pixels, Summand, dots, octets_pay};
 use super::operand::{Gradient, Input, Precision};
 use super::planes::{Axis, Images, Planes, Position};
 use super::shape::ConvShape;
@@ -158,6 +158,8 @@ pub(super) struct Job<'a, C> {
     positions: Vec<Position>,
     /// Images that are summed up together.
     images: usize,
+    /// Whether only pixels of the output are summed up, each octet of which has a place of its own in the input.
+    in_octets: bool,
 }
 
 impl<'a, C: Summand> Job<'a, C> {
@@ -171,7 +173,9 @@ impl<'a, C: Summand> Job<'a, C> {
         let planes = separate(input_planes::<C>(shape));
         let out = shape.out_size();
         let axis = |n| vec![Axis { lead: 0, len: n, first: 0, step: 1, reads: n }];
-        let pitch = [planes.rows, planes.row];
+        let in_octets =
+            C::IN_OCTETS && units.is_none() && octets_pay(out[1], shape.out_plane(), planes.plane());
+        let pitch = if in_octets { out } else { [planes.rows, planes.row] };
         let gradients =
             Planes::new(shape.group_out(), out, shape.out_image(), out.map(axis), pitch).with_padded_rows();
         let gradients = separate(gradients);
@@ -180,7 +184,7 @@ impl<'a, C: Summand> Job<'a, C> {
         let positions = (0..shape.group_in())
             .flat_map(|channel| taps.iter().map(move |&(phase, place)| Position::new(channel, phase, place)))
             .collect();
-        Self { shape, input, out_gradient, units, channels, planes, gradients, positions, images }
+        Self { shape, input, out_gradient, units, channels, planes, gradients, positions, images, in_octets }
     }
 
     /// The same with rows of so many terms of the gradients.
@@ -224,7 +228,7 @@ impl<'a, C: Summand> Job<'a, C> {
             let at = first * shape.out_image() + self.channels[1] * shape.out_plane();
             let out_gradient = self.out_gradient.images(at, None);
             let rows = self.gradients.pack_shared(out_gradient, n, &mut rows);
-            work(first, image, &steps, rows, self.gradients.stride(n), n * self.planes.plane());
+            work(first, image, &steps, rows, self.gradients.stride(n), n * self.gradients.plane());
         }
         buffers().push([image, rows]);
     }
@@ -232,8 +236,13 @@ impl<'a, C: Summand> Job<'a, C> {
     /// The gradient by some images.
     fn partial(&self, range: Range<usize>) -> Vec<f32> {
         let mut partial = vec![0.0; self.shape.group_weight()];
+        let mut octets = Vec::new();
         self.for_each_group(range, |first, image, steps, rows, stride, n_pixels| {
-            let plane = self.planes.plane();
+            let plane = self.gradients.plane();
+            if self.in_octets {
+                let [height, width] = self.shape.out_size();
+                self.planes.octets(n_pixels / plane, [[0, height], [0, width]], &mut octets);
+            }
             // Of images that have units, as many pixels as are summed up before they are multiplied with them.
             let mut together = even_parts(n_pixels, PIXELS).next_multiple_of(BEYOND);
             let units = self.units.as_ref().map(|units| {
@@ -249,8 +258,11 @@ impl<'a, C: Summand> Job<'a, C> {
                 for pixel in (0..n_pixels).step_by(together) {
                     let rows = &rows[block * DOTS * stride + pixel..];
                     let n = together.min(n_pixels - pixel);
-                    let image = &image[pixel..];
-                    dots(Dots { image, steps, rows, stride, n_rows, n, units }, partial);
+                    let (image, pixels) = match self.in_octets {
+                        true => (image, Pixels::of_rows(self.shape.out_size()[1], &octets[pixel / OCTET..])),
+                        false => (&image[pixel..], Pixels::SideBySide),
+                    };
+                    dots(Dots { image, steps, rows, stride, n_rows, pixels, n, units }, partial);
                 }
             });
         });
