@@ -244,6 +244,12 @@ impl<C: Factor> Correlation<'_, C> {
                     true => (x.n, y.n, [Spread { skip: 0, ..y }, Spread { skip: 0, ..x }]),
                     false => (self.planes.row, self.planes.rows, part.spread),
                 };
+                // All of an image are as one row.
+                let is_whole = in_octets && [y.n, x.n] == self.size;
+                let (stored_row, stored_rows, spread) = match is_whole {
+                    true => (plane, 1, [1, plane].map(|n| Spread { skip: 0, n, first: 0, step: 1 })),
+                    false => (row, rows, spread),
+                };
                 if in_octets {
                     self.planes.octets(n, [[y.skip, y.n], [x.skip, x.n]], octets);
                 }
@@ -278,8 +284,8 @@ impl<C: Factor> Correlation<'_, C> {
                             image_scales: self.image_scales.as_ref().map(|scales| &scales[first_image..]),
                             spread,
                             pixels: pixels.clone(),
-                            image_rows: rows,
-                            strides: [row, stride],
+                            image_rows: stored_rows,
+                            strides: [stored_row, stride],
                             sums,
                             channels: channels.len(),
                             size: self.size,

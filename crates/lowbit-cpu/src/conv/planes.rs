@@ -314,14 +314,48 @@ multiversion! {
         for (plane, [y, x]) in planes.chunks_exact_mut(layout.stride(n)).zip(&layout.phases) {
             let plane = &mut plane[image * plane_len..][..plane_len];
             let (above, plane) = plane.split_at_mut(y.lead * layout.row);
-            set_all_zero(above);
             let (inner, below) = plane.split_at_mut(y.len * layout.row);
-            set_all_zero(below);
-            let rows = cells[(y.first * width).min(cells.len())..].chunks(y.step * width);
-            for (row, out) in rows.zip(inner.chunks_exact_mut(layout.row)) {
-                pack_row(row, x, out);
+            let cells = &cells[(y.first * width).min(cells.len())..];
+            set_zero(above, C::of(0.0, 0.0));
+            match (x.step, x.len) {
+                // Without zeros, an image is as it was.
+                (1, len) if len == layout.row && len == width && y.step == 1 => {
+                    inner.copy_from_slice(&cells[..inner.len()]);
+                }
+                (1, 8) => pack_rows::<C, 8>(cells, y.step * width, x, inner, layout.row),
+                (1, 16) => pack_rows::<C, 16>(cells, y.step * width, x, inner, layout.row),
+                (1, 32) => pack_rows::<C, 32>(cells, y.step * width, x, inner, layout.row),
+                _ => {
+                    let rows = cells.chunks(y.step * width);
+                    for (row, out) in rows.zip(inner.chunks_exact_mut(layout.row)) {
+                        pack_row(row, x, out);
+                    }
+                }
             }
+            set_zero(below, C::of(0.0, 0.0));
         }
+    }
+}
+
+/// Rows of `LEN` values each, `stride` cells apart, to rows of a plane.
+#[inline(always)]
+fn pack_rows<C: Cell, const LEN: usize>(
+    cells: &[C],
+    stride: usize,
+    axis: &Axis,
+    out: &mut [C],
+    row_len: usize,
+) {
+    let (mut from, mut to) = (axis.first, 0);
+    while to < out.len() {
+        let row = &mut out[to..to + row_len];
+        let (before, row) = row.split_at_mut(axis.lead);
+        let (inner, behind) = row.split_at_mut(LEN);
+        set_zero(before, C::of(0.0, 0.0));
+        let row: &[C; LEN] = cells[from..from + LEN].try_into().expect("invariant: as long");
+        inner.copy_from_slice(row);
+        set_zero(behind, C::of(0.0, 0.0));
+        (from, to) = (from + stride, to + row_len);
     }
 }
 
