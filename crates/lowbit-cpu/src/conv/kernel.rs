@@ -1004,16 +1004,22 @@ unsafe fn dots_at<P: Places, V: Lanes, const B: usize>(at: P, operands: Dots<'_,
                 sums
             }
         };
-        for b in 0..group.len() {
-            let all = V::Sums::totals([sums[0][b], sums[1][b], sums[2][b], sums[3][b]]);
-            for (a, sum) in all.iter().enumerate().take(n_rows) {
-                out[a * steps.len() + i * B + b] += sum;
+        // All of them: sums that were numbered when this runs would have to lie in memory.
+        let mut totals = [[0.0; DOTS]; B];
+        for b in 0..B {
+            totals[b] = V::Sums::totals([sums[0][b], sums[1][b], sums[2][b], sums[3][b]]);
+        }
+        let (out, _) = out[i * B * DOTS..].as_chunks_mut::<DOTS>();
+        for (out, totals) in out.iter_mut().zip(totals).take(group.len()) {
+            for a in 0..DOTS {
+                out[a] += totals[a];
             }
         }
     }
 }
 
-/// Adds `sum over pixels of rows[a][pixel] * image[pixel + steps[b]]` to `out[a][b]`, in an order that depends on the instructions.
+/// Adds `sum over pixels of rows[a][pixel] * image[pixel + steps[b]]` to `out[b][a]`, in an order that depends on the instructions.
+/// Of each step there are [`DOTS`] sums; those of rows that are not there are not defined.
 ///
 /// # Panics
 /// If an operand or the result is too short: the image has to have [`BEYOND`] values behind the last one, and each row zeros up to
@@ -1024,7 +1030,7 @@ pub fn dots<C: Summand>(operands: Dots<'_, C>, out: &mut [f32]) {
     check_steps(image, steps, pixels, n);
     assert!((1..=DOTS).contains(&n_rows), "rows that are not computed together");
     assert!((n_rows - 1) * stride + n.next_multiple_of(BEYOND) <= rows.len(), "the rows are too short");
-    assert!(n_rows * steps.len() <= out.len(), "the result is too short");
+    assert!(DOTS * steps.len() <= out.len(), "the result is too short");
     if let Some((units, together)) = units {
         assert!(matches!(pixels, Pixels::SideBySide), "pixels of parts lie side by side");
         assert!(together > 0 && together.is_multiple_of(MOST_LANES), "parts of whole vectors");
@@ -1192,7 +1198,7 @@ mod tests {
                     let zero = (C::of(0.0, 0.0), [0.0; 2]);
                     let (rows, factors): (Vec<C>, Vec<[f32; 2]>) =
                         (0..len).map(|i| if i % stride < n { cell::<C>(i + 1) } else { zero }).unzip();
-                    let mut out: Vec<f32> = (0..n_rows * steps.len()).map(value).collect();
+                    let mut out: Vec<f32> = (0..DOTS * steps.len()).map(value).collect();
                     let operands = Dots {
                         image: &image,
                         steps: &steps,
@@ -1206,7 +1212,10 @@ mod tests {
                     // SAFETY: the lengths are those that `dots` asks for.
                     unsafe { run(operands, &mut out) };
                     for (i, out) in out.iter().enumerate() {
-                        let (a, step) = (i / steps.len(), steps[i % steps.len()] as usize);
+                        let (a, step) = (i % DOTS, steps[i / DOTS] as usize);
+                        if a >= n_rows {
+                            continue;
+                        }
                         let products = (0..n)
                             .map(|pixel| product(factors[a * stride + pixel], numbers[places[pixel] + step]));
                         assert_eq!(

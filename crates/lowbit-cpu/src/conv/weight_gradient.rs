@@ -96,8 +96,16 @@ fn group_gradient<C: Summand>(
     let shape = &shape.with_plain_planes();
     let job = Job::<C>::new(shape, input, out_gradient, group);
     let mut sums = sum_of_shares(&job, |images| job.partial(images));
-    let scale = input.scale();
-    sums.par_iter_mut().with_min_len(task_items(1)).for_each(|sum| *sum *= scale);
+    // In place, block by block: of each step there are the sums of all rows, and rows are asked for.
+    let (scale, row) = (input.scale(), job.positions.len());
+    let blocks = sums.par_chunks_mut(DOTS * row).with_min_len(task_items(DOTS * row));
+    blocks.for_each(|block| {
+        let of_steps = block.to_vec();
+        for (a, row) in block.chunks_exact_mut(row).enumerate() {
+            row.iter_mut().zip(of_steps.as_chunks::<DOTS>().0).for_each(|(sum, sums)| *sum = scale * sums[a]);
+        }
+    });
+    sums.truncate(shape.group_weight());
     sums
 }
 
@@ -233,9 +241,9 @@ impl<'a, C: Summand> Job<'a, C> {
         buffers().push([image, rows]);
     }
 
-    /// The gradient by some images.
+    /// The gradient by some images: for each block of rows and each position of a window, the sums of all rows.
     fn partial(&self, range: Range<usize>) -> Vec<f32> {
-        let mut partial = vec![0.0; self.shape.group_weight()];
+        let mut partial = vec![0.0; self.shape.group_out().next_multiple_of(DOTS) * self.positions.len()];
         let mut octets = Vec::new();
         self.for_each_group(range, |first, image, steps, rows, stride, n_pixels| {
             let plane = self.gradients.plane();
@@ -254,7 +262,7 @@ impl<'a, C: Summand> Job<'a, C> {
             let len = DOTS * steps.len();
             let blocks = partial.par_chunks_mut(len).enumerate();
             blocks.with_min_len(task_items(len * n_pixels)).for_each(|(block, partial)| {
-                let n_rows = partial.len() / steps.len();
+                let n_rows = DOTS.min(self.shape.group_out() - block * DOTS);
                 for pixel in (0..n_pixels).step_by(together) {
                     let rows = &rows[block * DOTS * stride + pixel..];
                     let n = together.min(n_pixels - pixel);
