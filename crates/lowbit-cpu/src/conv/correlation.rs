@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::kernel::{BEYOND, Factor, MOST_ROWS, OCTET, Pixels, Products, TOGETHER, octets_pay, products};
+use super::kernel::{
+    BEYOND, Factor, MOST_ROWS, OCTET, Pixels, Products, TOGETHER, products, width_in_octets,
+};
 use super::operand::Gradient;
 use super::planes::{Images, Planes, Position};
 use super::source::grow;
@@ -239,19 +241,20 @@ impl<C: Factor> Correlation<'_, C> {
             for part in &self.groups[group] {
                 let [y, x] = part.spread;
                 // Pixels that are summed up: the results, if each octet of these has a place of its own; all, if not.
-                let in_octets = C::IN_OCTETS && octets_pay(x.n, x.n * y.n, self.planes.plane());
-                let (row, rows, spread) = match in_octets {
-                    true => (x.n, y.n, [Spread { skip: 0, ..y }, Spread { skip: 0, ..x }]),
-                    false => (self.planes.row, self.planes.rows, part.spread),
+                let width = width_in_octets([y.n, x.n], self.planes.plane()).filter(|_| C::IN_OCTETS);
+                let in_octets = width.is_some();
+                let (row, rows, spread) = match width {
+                    Some(width) => (width, y.n, [y, x].map(|axis| Spread { skip: 0, ..axis })),
+                    None => (self.planes.row, self.planes.rows, part.spread),
                 };
-                // All of an image are as one row.
-                let is_whole = in_octets && [y.n, x.n] == self.size;
+                // All results of an image are as one row, if they have no others between them.
+                let is_whole = in_octets && row == x.n && [y.n, x.n] == self.size;
                 let (stored_row, stored_rows, spread) = match is_whole {
                     true => (plane, 1, [1, plane].map(|n| Spread { skip: 0, n, first: 0, step: 1 })),
                     false => (row, rows, spread),
                 };
                 if in_octets {
-                    self.planes.octets(n, [[y.skip, y.n], [x.skip, x.n]], octets);
+                    self.planes.octets(n, [[y.skip, y.n], [x.skip, row]], octets);
                 }
                 let n_pixels = if in_octets { n * row * rows } else { n * self.planes.plane() };
                 // Whole rows, if they are short.

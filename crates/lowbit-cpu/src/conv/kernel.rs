@@ -657,14 +657,18 @@ pub enum Pixels<'a> {
     InPairs(&'a [u32]),
 }
 
-/// How pixels of a width are best summed up, where there are `results` among `all` if they lie side by side: without the others, if
-/// octets have places of their own. Two octets cost a vector another load.
-pub fn octets_pay(width: usize, results: usize, all: usize) -> bool {
+/// The width of rows of whole octets, each of which has a place of its own, if that takes less time than `all` pixels side by side, with
+/// the zeros between rows and images: for `height` rows of `width` pixels.
+pub fn width_in_octets([height, width]: [usize; 2], all: usize) -> Option<usize> {
+    let width = width.next_multiple_of(OCTET);
+    let n = height * width;
     #[cfg(target_arch = "x86_64")]
     let has_two = Avx512::detect().is_some() && !width.is_multiple_of(2 * OCTET);
     #[cfg(not(target_arch = "x86_64"))]
     let has_two = false;
-    width.is_multiple_of(OCTET) && (!has_two || results + results / 16 < all)
+    // For a vector of two octets, each of them is loaded.
+    let pays = if has_two { n + n / 16 < all } else { n <= all };
+    pays.then_some(width)
 }
 
 impl<'a> Pixels<'a> {

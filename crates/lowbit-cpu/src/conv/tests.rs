@@ -253,6 +253,20 @@ fn equals_the_reference_at_other_divisions() {
         check(&shape, &mut seed);
         check(&ConvShape { kernel: [1, 1], padding: [0, 0], ..shape }, &mut seed);
     }
+    // Results of a phase are 4 columns of 8: an octet with others between.
+    check(
+        &ConvShape {
+            batch: 9,
+            in_channels: 5,
+            out_channels: 6,
+            size: [8, 8],
+            kernel: [9, 9],
+            stride: [1, 2],
+            padding: [4, 4],
+            groups: 1,
+        },
+        &mut seed,
+    );
 }
 
 /// Sums of more products than are taken in one part.

@@ -9,7 +9,7 @@ use super::cell::{Bf16, Rounded};
 use super::correlation::{are_even, even_parts, images_together};
 use super::direct;
 use super::forward::{input_planes, window};
-use super::kernel::{BEYOND, DOTS, Dots, OCTET, Pixels, Summand, dots, octets_pay};
+use super::kernel::{BEYOND, DOTS, Dots, OCTET, Pixels, Summand, dots, width_in_octets};
 use super::operand::{Gradient, Input, Precision};
 use super::planes::{Axis, Images, Planes, Position};
 use super::shape::ConvShape;
@@ -181,9 +181,8 @@ impl<'a, C: Summand> Job<'a, C> {
         let planes = separate(input_planes::<C>(shape));
         let out = shape.out_size();
         let axis = |n| vec![Axis { lead: 0, len: n, first: 0, step: 1, reads: n }];
-        let in_octets =
-            C::IN_OCTETS && units.is_none() && octets_pay(out[1], shape.out_plane(), planes.plane());
-        let pitch = if in_octets { out } else { [planes.rows, planes.row] };
+        let width = width_in_octets(out, planes.plane()).filter(|_| C::IN_OCTETS && units.is_none());
+        let pitch = width.map_or([planes.rows, planes.row], |width| [out[0], width]);
         let gradients =
             Planes::new(shape.group_out(), out, shape.out_image(), out.map(axis), pitch).with_padded_rows();
         let gradients = separate(gradients);
@@ -192,7 +191,18 @@ impl<'a, C: Summand> Job<'a, C> {
         let positions = (0..shape.group_in())
             .flat_map(|channel| taps.iter().map(move |&(phase, place)| Position::new(channel, phase, place)))
             .collect();
-        Self { shape, input, out_gradient, units, channels, planes, gradients, positions, images, in_octets }
+        Self {
+            shape,
+            input,
+            out_gradient,
+            units,
+            channels,
+            planes,
+            gradients,
+            positions,
+            images,
+            in_octets: width.is_some(),
+        }
     }
 
     /// The same with rows of so many terms of the gradients.
@@ -248,8 +258,11 @@ impl<'a, C: Summand> Job<'a, C> {
         self.for_each_group(range, |first, image, steps, rows, stride, n_pixels| {
             let plane = self.gradients.plane();
             if self.in_octets {
-                let [height, width] = self.shape.out_size();
-                self.planes.octets(n_pixels / plane, [[0, height], [0, width]], &mut octets);
+                self.planes.octets(
+                    n_pixels / plane,
+                    [[0, self.gradients.rows], [0, self.gradients.row]],
+                    &mut octets,
+                );
             }
             // Of images that have units, as many pixels as are summed up before they are multiplied with them.
             let mut together = even_parts(n_pixels, PIXELS).next_multiple_of(BEYOND);
@@ -267,7 +280,7 @@ impl<'a, C: Summand> Job<'a, C> {
                     let rows = &rows[block * DOTS * stride + pixel..];
                     let n = together.min(n_pixels - pixel);
                     let (image, pixels) = match self.in_octets {
-                        true => (image, Pixels::of_rows(self.shape.out_size()[1], &octets[pixel / OCTET..])),
+                        true => (image, Pixels::of_rows(self.gradients.row, &octets[pixel / OCTET..])),
                         false => (&image[pixel..], Pixels::SideBySide),
                     };
                     dots(Dots { image, steps, rows, stride, n_rows, pixels, n, units }, partial);
