@@ -90,13 +90,13 @@ pub struct Part<C> {
 
 impl<C: Factor> Part<C> {
     /// Of the steps in `order`, each of which reads at `position` of a cell and of the number of a position of the kernel, and has
-    /// a `factor` for each channel: of the channel, the cell and that number.
-    pub fn new(
+    /// a `factor` for each channel: of the cell, that number, and then the channel.
+    pub fn new<F: Fn(usize) -> C>(
         order: Order,
         spread: [Spread; 2],
         channels: usize,
         position: impl Fn(usize, usize) -> Position,
-        factor: impl Fn(usize, usize, usize) -> C + Sync,
+        factor: impl Fn(usize, usize) -> F + Sync,
     ) -> Self {
         let positions: Vec<Position> = order.iter().map(|(cell, tap)| position(cell, tap)).collect();
         let len = C::ROWS * positions.len();
@@ -110,8 +110,9 @@ impl<C: Factor> Part<C> {
                 for tap in 0..order.taps {
                     let panel = &mut panel[steps * C::ROWS..][..n * C::ROWS];
                     for i in 0..n {
+                        let factor = factor(first + i, tap);
                         for (row, channel) in channels.clone().enumerate() {
-                            panel[C::place(row, i, n)] = factor(channel, first + i, tap);
+                            panel[C::place(row, i, n)] = factor(channel);
                         }
                     }
                     steps += n;
