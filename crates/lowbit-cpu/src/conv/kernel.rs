@@ -763,8 +763,9 @@ pub struct Products<'a, C> {
     pub together: usize,
     /// [`Factor::ROWS`] factors for each step, at [`Factor::place`].
     pub panel: &'a [C],
+    /// Where the pixels are.
     pub pixels: Pixels<'a>,
-    /// Pixels.
+    /// How many there are.
     pub n: usize,
     /// Whether the sums are added to.
     pub adds: bool,
@@ -783,8 +784,9 @@ pub struct Dots<'a, C> {
     pub stride: usize,
     /// How many rows.
     pub n_rows: usize,
+    /// Where the pixels are.
     pub pixels: Pixels<'a>,
-    /// Pixels.
+    /// How many there are.
     pub n: usize,
     /// What the sums over so many pixels each are multiplied with, if with anything; the number is a multiple of [`MOST_LANES`].
     pub units: Option<(&'a [f32], usize)>,

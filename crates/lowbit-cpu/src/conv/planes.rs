@@ -3,7 +3,7 @@
 //! A window that moves over a plane reads each of its values at a fixed distance from where it begins. So a convolution is a sum,
 //! for each step of the kernel, of one long row shifted and multiplied by a factor. What is computed where a window wraps round the
 //! end of a row is left out, or multiplied by zero. The zeros behind a row are those before the next one, and those below an image
-//! those above the next.
+//! those above the next. Where rows of results are of whole octets, only these are computed ([`Planes::octets`]).
 //!
 //! With a stride, a plane is made for each of its phases: then neighboring windows are neighbors in each plane too.
 
