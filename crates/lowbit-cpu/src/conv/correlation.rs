@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::kernel::{BEYOND, Factor, MOST_ROWS, Products, TOGETHER, products};
+use super::kernel::{
+    BEYOND, Factor, MOST_ROWS, OCTET, Pixels, Products, TOGETHER, products, width_in_octets,
+};
 use super::operand::Gradient;
 use super::planes::{Images, Planes, Position};
 use super::source::grow;
@@ -88,13 +90,13 @@ pub struct Part<C> {
 
 impl<C: Factor> Part<C> {
     /// Of the steps in `order`, each of which reads at `position` of a cell and of the number of a position of the kernel, and has
-    /// a `factor` for each channel: of the channel, the cell and that number.
-    pub fn new(
+    /// a `factor` for each channel: of the cell, that number, and then the channel.
+    pub fn new<F: Fn(usize) -> C>(
         order: Order,
         spread: [Spread; 2],
         channels: usize,
         position: impl Fn(usize, usize) -> Position,
-        factor: impl Fn(usize, usize, usize) -> C + Sync,
+        factor: impl Fn(usize, usize) -> F + Sync,
     ) -> Self {
         let positions: Vec<Position> = order.iter().map(|(cell, tap)| position(cell, tap)).collect();
         let len = C::ROWS * positions.len();
@@ -108,8 +110,9 @@ impl<C: Factor> Part<C> {
                 for tap in 0..order.taps {
                     let panel = &mut panel[steps * C::ROWS..][..n * C::ROWS];
                     for i in 0..n {
+                        let factor = factor(first + i, tap);
                         for (row, channel) in channels.clone().enumerate() {
-                            panel[C::place(row, i, n)] = factor(channel, first + i, tap);
+                            panel[C::place(row, i, n)] = factor(channel);
                         }
                     }
                     steps += n;
@@ -149,6 +152,7 @@ struct Scratch {
     planes: Vec<f32>,
     sums: Vec<f32>,
     steps: Vec<u32>,
+    octets: Vec<u32>,
 }
 
 thread_local! {
@@ -234,35 +238,58 @@ impl<C: Factor> Correlation<'_, C> {
             let channels = (blocks.len() * C::ROWS).min(self.channels - blocks.start * C::ROWS);
             out.chunks_mut(out_image).for_each(|out| out[..channels * plane].fill(Slot::new(0.0)));
         }
-        let (row, n_pixels) = (self.planes.row, n * self.planes.plane());
-        // Whole rows, if they are short.
-        let together = if row < PIXELS { even_parts(n_pixels / row, PIXELS / row) * row } else { PIXELS };
-        let stride = (together + BEYOND).next_multiple_of(BEYOND) + 16;
-        SCRATCH.with_borrow_mut(|Scratch { sums, steps, .. }| {
-            grow(sums, C::ROWS * stride);
+        SCRATCH.with_borrow_mut(|Scratch { sums, steps, octets, .. }| {
             for part in &self.groups[group] {
+                let [y, x] = part.spread;
+                // Pixels that are summed up: the results, if each octet of these has a place of its own; all, if not.
+                let width = width_in_octets([y.n, x.n], self.planes.plane()).filter(|_| C::IN_OCTETS);
+                let in_octets = width.is_some();
+                let (row, rows, spread) = match width {
+                    Some(width) => (width, y.n, [y, x].map(|axis| Spread { skip: 0, ..axis })),
+                    None => (self.planes.row, self.planes.rows, part.spread),
+                };
+                // All results of an image are as one row, if they have no others between them.
+                let is_whole = in_octets && row == x.n && [y.n, x.n] == self.size;
+                let (stored_row, stored_rows, spread) = match is_whole {
+                    true => (plane, 1, [1, plane].map(|n| Spread { skip: 0, n, first: 0, step: 1 })),
+                    false => (row, rows, spread),
+                };
+                if in_octets {
+                    self.planes.octets(n, [[y.skip, y.n], [x.skip, row]], octets);
+                }
+                let n_pixels = if in_octets { n * row * rows } else { n * self.planes.plane() };
+                // Whole rows, if they are short.
+                let together =
+                    if row < PIXELS { even_parts(n_pixels / row, PIXELS / row) * row } else { PIXELS };
+                let stride = (together + BEYOND).next_multiple_of(BEYOND) + 16;
+                grow(sums, C::ROWS * stride);
                 self.planes.places(n, &part.positions, steps);
                 let groups = steps.len().div_ceil(part.together);
                 let steps_together = even_parts(groups, STEPS / part.together) * part.together;
                 for first in (0..n_pixels).step_by(together) {
                     let pixels = first..(first + together).min(n_pixels);
-                    let image = &packed[first..];
+                    let (image, places) = match in_octets {
+                        true => (packed, Pixels::of_rows(row, &octets[first / OCTET..])),
+                        false => (&packed[first..], Pixels::SideBySide),
+                    };
                     for block in blocks.clone() {
                         let panel = &part.panels[block * C::ROWS * steps.len()..][..C::ROWS * steps.len()];
                         for (i, steps) in steps.chunks(steps_together).enumerate() {
                             let panel = &panel[i * steps_together * C::ROWS..][..steps.len() * C::ROWS];
                             let (n, together) = (pixels.len(), part.together);
-                            let operands = Products { image, steps, together, panel, n, adds: i > 0 };
+                            let adds = i > 0;
+                            let operands =
+                                Products { image, steps, together, panel, pixels: places, n, adds };
                             products(operands, sums, stride);
                         }
                         let channels = block * C::ROWS..((block + 1) * C::ROWS).min(self.channels);
                         let results = Store {
                             scales: self.scales_of(group, channels.clone()),
                             image_scales: self.image_scales.as_ref().map(|scales| &scales[first_image..]),
-                            spread: part.spread,
+                            spread,
                             pixels: pixels.clone(),
-                            image_rows: self.planes.rows,
-                            strides: [row, stride],
+                            image_rows: stored_rows,
+                            strides: [stored_row, stride],
                             sums,
                             channels: channels.len(),
                             size: self.size,

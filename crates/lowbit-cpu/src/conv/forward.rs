@@ -72,11 +72,14 @@ pub(super) fn run<C: Factor>(shape: &ConvShape, input: &[f32], weight: Weights<'
     let order = Order::new(shape.group_in().div_ceil(C::CHANNELS), n_taps, 1);
     let part = |factors: Factors<'_>| {
         let position = |cell, tap: usize| Position::new(cell, taps[tap].0, taps[tap].1);
-        Part::new(order, spread, shape.group_out(), position, |channel, cell, tap| {
+        Part::new(order, spread, shape.group_out(), position, |cell, tap| {
             let input = cell * C::CHANNELS;
-            let at = (channel * shape.group_in() + input) * n_taps + tap;
-            let second = if input + 1 < shape.group_in() { factors.at(at + n_taps) } else { 0.0 };
-            C::of(factors.at(at), second)
+            let has_second = C::CHANNELS == 2 && input + 1 < shape.group_in();
+            move |channel| {
+                let at = (channel * shape.group_in() + input) * n_taps + tap;
+                let second = if has_second { factors.at(at + n_taps) } else { 0.0 };
+                C::of(factors.at(at), second)
+            }
         })
     };
     // One part has all pixels as results, and all groups and blocks of channels have it.

@@ -195,11 +195,15 @@ fn part<C: Factor>(
     let order = Order::new(n_cells, taps.len(), terms);
     let position = |cell, tap: usize| Position::new(cell, 0, taps[tap].1);
     let (n_taps, len) = (shape.taps(), shape.group_in() * shape.taps());
-    Some(Part::new(order, spread, shape.group_in(), position, |channel, cell, tap| {
+    Some(Part::new(order, spread, shape.group_in(), position, |cell, tap| {
         // The kernels of the output channels of the cell.
         let output = cell % n_cells * C::CHANNELS;
-        let at = output * len + channel * n_taps + taps[tap].0;
-        let second = if output + 1 < shape.group_out() { weight.at(at + len) } else { 0.0 };
-        C::of(weight.at(at), second)
+        let first = output * len + taps[tap].0;
+        let has_second = C::CHANNELS == 2 && output + 1 < shape.group_out();
+        move |channel| {
+            let at = first + channel * n_taps;
+            let second = if has_second { weight.at(at + len) } else { 0.0 };
+            C::of(weight.at(at), second)
+        }
     }))
 }

@@ -3,7 +3,7 @@
 //! A window that moves over a plane reads each of its values at a fixed distance from where it begins. So a convolution is a sum,
 //! for each step of the kernel, of one long row shifted and multiplied by a factor. What is computed where a window wraps round the
 //! end of a row is left out, or multiplied by zero. The zeros behind a row are those before the next one, and those below an image
-//! those above the next.
+//! those above the next. Where rows of results are of whole octets, only these are computed ([`Planes::octets`]).
 //!
 //! With a stride, a plane is made for each of its phases: then neighboring windows are neighbors in each plane too.
 
@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 use rayon::prelude::*;
 
 use super::cell::{Cell, cells, convert};
-use super::kernel::{BEYOND, MOST_LANES};
+use super::kernel::{BEYOND, MOST_LANES, OCTET};
 use super::source::{copy, grow, set_zero, table_index};
 use crate::instructions::multiversion;
 use crate::packed::PackedImages;
@@ -182,6 +182,25 @@ impl<C: Cell> Planes<C> {
         }));
     }
 
+    /// Where each octet of pixels is, in planes of `n` images: of so many rows and columns from a first one on, image by image. Behind
+    /// the last one follow first ones, for as many pixels as loops reach beyond.
+    pub fn octets(
+        &self,
+        n: usize,
+        [[first_y, rows], [first_x, columns]]: [[usize; 2]; 2],
+        octets: &mut Vec<u32>,
+    ) {
+        octets.clear();
+        for image in 0..n {
+            for row in 0..rows {
+                let at = image * self.plane() + (first_y + row) * self.row + first_x;
+                octets.extend((0..columns).step_by(OCTET).map(|column| table_index(at + column)));
+            }
+        }
+        let first = octets.first().copied().unwrap_or(0);
+        octets.resize(octets.len() + BEYOND / OCTET, first);
+    }
+
     /// Cells of the planes of `n` images, with the zeros behind them.
     pub fn len(&self, n: usize) -> usize {
         let [y, x] = self.reach;
@@ -295,14 +314,48 @@ multiversion! {
         for (plane, [y, x]) in planes.chunks_exact_mut(layout.stride(n)).zip(&layout.phases) {
             let plane = &mut plane[image * plane_len..][..plane_len];
             let (above, plane) = plane.split_at_mut(y.lead * layout.row);
-            set_all_zero(above);
             let (inner, below) = plane.split_at_mut(y.len * layout.row);
-            set_all_zero(below);
-            let rows = cells[(y.first * width).min(cells.len())..].chunks(y.step * width);
-            for (row, out) in rows.zip(inner.chunks_exact_mut(layout.row)) {
-                pack_row(row, x, out);
+            let cells = &cells[(y.first * width).min(cells.len())..];
+            set_zero(above, C::of(0.0, 0.0));
+            match (x.step, x.len) {
+                // Without zeros, an image is as it was.
+                (1, len) if len == layout.row && len == width && y.step == 1 => {
+                    inner.copy_from_slice(&cells[..inner.len()]);
+                }
+                (1, 8) => pack_rows::<C, 8>(cells, y.step * width, x, inner, layout.row),
+                (1, 16) => pack_rows::<C, 16>(cells, y.step * width, x, inner, layout.row),
+                (1, 32) => pack_rows::<C, 32>(cells, y.step * width, x, inner, layout.row),
+                _ => {
+                    let rows = cells.chunks(y.step * width);
+                    for (row, out) in rows.zip(inner.chunks_exact_mut(layout.row)) {
+                        pack_row(row, x, out);
+                    }
+                }
             }
+            set_zero(below, C::of(0.0, 0.0));
         }
+    }
+}
+
+/// Rows of `LEN` values each, `stride` cells apart, to rows of a plane.
+#[inline(always)]
+fn pack_rows<C: Cell, const LEN: usize>(
+    cells: &[C],
+    stride: usize,
+    axis: &Axis,
+    out: &mut [C],
+    row_len: usize,
+) {
+    let (mut from, mut to) = (axis.first, 0);
+    while to < out.len() {
+        let row = &mut out[to..to + row_len];
+        let (before, row) = row.split_at_mut(axis.lead);
+        let (inner, behind) = row.split_at_mut(LEN);
+        set_zero(before, C::of(0.0, 0.0));
+        let row: &[C; LEN] = cells[from..from + LEN].try_into().expect("invariant: as long");
+        inner.copy_from_slice(row);
+        set_zero(behind, C::of(0.0, 0.0));
+        (from, to) = (from + stride, to + row_len);
     }
 }
 

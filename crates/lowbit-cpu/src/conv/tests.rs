@@ -233,6 +233,11 @@ fn equals_the_reference_at_other_divisions() {
         (1, 70, 50, 6, 1),
         (5, 130, 20, 7, 2),
         (2, 16, 16, 20, 1),
+        // Rows of whole octets.
+        (18, 5, 9, 8, 1),
+        (9, 3, 17, 16, 2),
+        (3, 16, 8, 24, 1),
+        (2, 3, 5, 48, 1),
     ] {
         let (size, stride, groups) = ([side, side], [stride, stride], 1);
         let shape = ConvShape {
@@ -248,6 +253,20 @@ fn equals_the_reference_at_other_divisions() {
         check(&shape, &mut seed);
         check(&ConvShape { kernel: [1, 1], padding: [0, 0], ..shape }, &mut seed);
     }
+    // Results of a phase are 4 columns of 8: an octet with others between.
+    check(
+        &ConvShape {
+            batch: 9,
+            in_channels: 5,
+            out_channels: 6,
+            size: [8, 8],
+            kernel: [9, 9],
+            stride: [1, 2],
+            padding: [4, 4],
+            groups: 1,
+        },
+        &mut seed,
+    );
 }
 
 /// Sums of more products than are taken in one part.
@@ -286,6 +305,7 @@ fn wide_rows_and_whole_windows_equal_the_reference() {
         groups: 1,
     };
     check(&shape, &mut seed);
+    check(&ConvShape { size: [2, 2496], ..shape }, &mut seed);
     check(&ConvShape { stride: [1, 2], size: [3, 5001], ..shape }, &mut seed);
     for (size, padding) in [([7, 7], [0, 0]), ([6, 9], [1, 0]), ([5, 7], [1, 0])] {
         check(&ConvShape { batch: 40, size, kernel: [7, 7], padding, ..shape }, &mut seed);
@@ -296,9 +316,14 @@ fn wide_rows_and_whole_windows_equal_the_reference() {
 #[test]
 fn does_not_depend_on_the_batch() {
     let mut seed = 6;
-    for (channels, side, kernel, stride) in
-        [([20, 40], 9, 3, 1), ([70, 24], 6, 3, 2), ([64, 9], 7, 7, 1), ([3, 8], 33, 5, 2)]
-    {
+    for (channels, side, kernel, stride) in [
+        ([20, 40], 9, 3, 1),
+        ([16, 9], 8, 3, 1),
+        ([7, 16], 16, 3, 1),
+        ([70, 24], 6, 3, 2),
+        ([64, 9], 7, 7, 1),
+        ([3, 8], 33, 5, 2),
+    ] {
         let shape = ConvShape {
             batch: 19,
             in_channels: channels[0],

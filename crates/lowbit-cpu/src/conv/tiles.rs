@@ -60,6 +60,7 @@ unsafe impl Cell for TilePair {
 }
 
 impl Factor for TilePair {
+    const IN_OCTETS: bool = false;
     const ROWS: usize = SIDE;
 
     #[inline(always)]
@@ -68,7 +69,7 @@ impl Factor for TilePair {
     }
 
     unsafe fn products(operands: Products<'_, Self>, out: &mut [f32], stride: usize) {
-        let Products { image, steps, together, panel, n, adds } = operands;
+        let Products { image, steps, together, panel, n, adds, .. } = operands;
         demand();
         assert!(steps.len().is_multiple_of(together) && together <= SIDE, "tiles of one size");
         let are_even = |steps: &[u32]| {

@@ -9,7 +9,7 @@ use super::cell::{Bf16, Rounded};
 use super::correlation::{are_even, even_parts, images_together};
 use super::direct;
 use super::forward::{input_planes, window};
-use super::kernel::{BEYOND, DOTS, Dots, Summand, dots};
+use super::kernel::{BEYOND, DOTS, Dots, OCTET, Pixels, Summand, dots, width_in_octets};
 use super::operand::{Gradient, Input, Precision};
 use super::planes::{Axis, Images, Planes, Position};
 use super::shape::ConvShape;
@@ -96,8 +96,16 @@ fn group_gradient<C: Summand>(
     let shape = &shape.with_plain_planes();
     let job = Job::<C>::new(shape, input, out_gradient, group);
     let mut sums = sum_of_shares(&job, |images| job.partial(images));
-    let scale = input.scale();
-    sums.par_iter_mut().with_min_len(task_items(1)).for_each(|sum| *sum *= scale);
+    // In place, block by block: of each step there are the sums of all rows, and rows are asked for.
+    let (scale, row) = (input.scale(), job.positions.len());
+    let blocks = sums.par_chunks_mut(DOTS * row).with_min_len(task_items(DOTS * row));
+    blocks.for_each(|block| {
+        let of_steps = block.to_vec();
+        for (a, row) in block.chunks_exact_mut(row).enumerate() {
+            row.iter_mut().zip(of_steps.as_chunks::<DOTS>().0).for_each(|(sum, sums)| *sum = scale * sums[a]);
+        }
+    });
+    sums.truncate(shape.group_weight());
     sums
 }
 
@@ -158,6 +166,8 @@ pub(super) struct Job<'a, C> {
     positions: Vec<Position>,
     /// Images that are summed up together.
     images: usize,
+    /// Whether only pixels of the output are summed up, each octet of which has a place of its own in the input.
+    in_octets: bool,
 }
 
 impl<'a, C: Summand> Job<'a, C> {
@@ -171,7 +181,8 @@ impl<'a, C: Summand> Job<'a, C> {
         let planes = separate(input_planes::<C>(shape));
         let out = shape.out_size();
         let axis = |n| vec![Axis { lead: 0, len: n, first: 0, step: 1, reads: n }];
-        let pitch = [planes.rows, planes.row];
+        let width = width_in_octets(out, planes.plane()).filter(|_| C::IN_OCTETS && units.is_none());
+        let pitch = width.map_or([planes.rows, planes.row], |width| [out[0], width]);
         let gradients =
             Planes::new(shape.group_out(), out, shape.out_image(), out.map(axis), pitch).with_padded_rows();
         let gradients = separate(gradients);
@@ -180,7 +191,18 @@ impl<'a, C: Summand> Job<'a, C> {
         let positions = (0..shape.group_in())
             .flat_map(|channel| taps.iter().map(move |&(phase, place)| Position::new(channel, phase, place)))
             .collect();
-        Self { shape, input, out_gradient, units, channels, planes, gradients, positions, images }
+        Self {
+            shape,
+            input,
+            out_gradient,
+            units,
+            channels,
+            planes,
+            gradients,
+            positions,
+            images,
+            in_octets: width.is_some(),
+        }
     }
 
     /// The same with rows of so many terms of the gradients.
@@ -224,16 +246,24 @@ impl<'a, C: Summand> Job<'a, C> {
             let at = first * shape.out_image() + self.channels[1] * shape.out_plane();
             let out_gradient = self.out_gradient.images(at, None);
             let rows = self.gradients.pack_shared(out_gradient, n, &mut rows);
-            work(first, image, &steps, rows, self.gradients.stride(n), n * self.planes.plane());
+            work(first, image, &steps, rows, self.gradients.stride(n), n * self.gradients.plane());
         }
         buffers().push([image, rows]);
     }
 
-    /// The gradient by some images.
+    /// The gradient by some images: for each block of rows and each position of a window, the sums of all rows.
     fn partial(&self, range: Range<usize>) -> Vec<f32> {
-        let mut partial = vec![0.0; self.shape.group_weight()];
+        let mut partial = vec![0.0; self.shape.group_out().next_multiple_of(DOTS) * self.positions.len()];
+        let mut octets = Vec::new();
         self.for_each_group(range, |first, image, steps, rows, stride, n_pixels| {
-            let plane = self.planes.plane();
+            let plane = self.gradients.plane();
+            if self.in_octets {
+                self.planes.octets(
+                    n_pixels / plane,
+                    [[0, self.gradients.rows], [0, self.gradients.row]],
+                    &mut octets,
+                );
+            }
             // Of images that have units, as many pixels as are summed up before they are multiplied with them.
             let mut together = even_parts(n_pixels, PIXELS).next_multiple_of(BEYOND);
             let units = self.units.as_ref().map(|units| {
@@ -245,12 +275,15 @@ impl<'a, C: Summand> Job<'a, C> {
             let len = DOTS * steps.len();
             let blocks = partial.par_chunks_mut(len).enumerate();
             blocks.with_min_len(task_items(len * n_pixels)).for_each(|(block, partial)| {
-                let n_rows = partial.len() / steps.len();
+                let n_rows = DOTS.min(self.shape.group_out() - block * DOTS);
                 for pixel in (0..n_pixels).step_by(together) {
                     let rows = &rows[block * DOTS * stride + pixel..];
                     let n = together.min(n_pixels - pixel);
-                    let image = &image[pixel..];
-                    dots(Dots { image, steps, rows, stride, n_rows, n, units }, partial);
+                    let (image, pixels) = match self.in_octets {
+                        true => (image, Pixels::of_rows(self.gradients.row, &octets[pixel / OCTET..])),
+                        false => (&image[pixel..], Pixels::SideBySide),
+                    };
+                    dots(Dots { image, steps, rows, stride, n_rows, pixels, n, units }, partial);
                 }
             });
         });
