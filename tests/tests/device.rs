@@ -1,19 +1,25 @@
-//! What a training asks of a GPU: one read a step, and no more memory after many steps than after a few.
+//! What a training asks of a GPU: one read and few launches a step, and no more memory after many steps than after a few.
 //!
 //! Reads are counted where they happen, in wgpu, which logs every buffer that is mapped for the host and every submission.
 //! That log is the process's, so the tests here take turns.
 
 use std::path::{Path, PathBuf};
+#[cfg(feature = "wgpu")]
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor};
 use lowbit_data::Locations;
+#[cfg(feature = "wgpu")]
+use lowbit_kernels::testing::{Launched, Launches};
 use lowbit_kernels::{Compute, conv2d};
 use lowbit_strategies::{Loss, Output, Outputs, Settings, Strategy};
 use lowbit_tests::{Backend, Tolerance, assert_close, normal, rng, tensor, values};
-use lowbit_train::{Observer, Outcome, Recipe, Session, StepReport, train};
+#[cfg(feature = "wgpu")]
+use lowbit_train::{Image, ImageShape, Normalization, SampleError, Source, SourceInfo};
+use lowbit_train::{Images, Observer, Outcome, Recipe, Session, StepReport, train};
 
 /// Counts what wgpu logs.
 struct Counter {
@@ -100,6 +106,16 @@ fn run(
 ) {
     let overrides: Vec<String> = TINY.iter().chain(overrides).map(ToString::to_string).collect();
     let recipe = Recipe::embedded(name, &overrides).unwrap_or_else(|error| panic!("{name}: {error}"));
+    train_on(&recipe, device, Locations::default_with(None).into(), observer, strategies);
+}
+
+fn train_on(
+    recipe: &Recipe,
+    device: &Device,
+    images: Images,
+    observer: &mut dyn Observer,
+    strategies: Vec<Box<dyn Strategy>>,
+) {
     let path: PathBuf = Path::new(env!("CARGO_TARGET_TMPDIR")).join("device");
     if path.exists() {
         std::fs::remove_dir_all(&path).expect("the directory of an earlier run is removed");
@@ -108,13 +124,13 @@ fn run(
         device: device.clone(),
         device_name: "wgpu".into(),
         origin: lowbit_train::Origin::here(),
-        images: Locations::default_with(None).into(),
+        images,
         stop: &AtomicBool::new(false),
         observer,
         strategies,
     };
-    let outcome = train(&recipe, &path, session);
-    assert!(matches!(outcome, Ok(Outcome::Complete(_))), "{name}: {outcome:?}");
+    let outcome = train(recipe, &path, session);
+    assert!(matches!(outcome, Ok(Outcome::Complete(_))), "{}: {outcome:?}", recipe.name);
 }
 
 /// The counts of every step but the first, before which the network is calibrated.
@@ -189,6 +205,106 @@ fn a_read_more_is_counted() {
     let mut steps = Steps::default();
     run("digits-preresnet8-w2a2", &backend.device, &[], &mut steps, vec![Box::new(Curious)]);
     assert!(steps.steps.iter().all(|counts| *counts == Counts { reads: 2, buffers: 4 }), "{:?}", steps.steps);
+}
+
+/// Images of noise, as large as those of CIFAR.
+#[cfg(feature = "wgpu")]
+#[derive(Debug)]
+struct Noise(usize);
+
+#[cfg(feature = "wgpu")]
+impl Source for Noise {
+    fn info(&self) -> SourceInfo {
+        SourceInfo {
+            name: "noise".into(),
+            n_samples: self.0,
+            n_classes: 2,
+            shape: Some(ImageShape { channels: 3, height: 32, width: 32 }),
+            max_value: 255,
+            normalization: Some(Normalization { mean: vec![0.5; 3], std: vec![0.3; 3] }),
+        }
+    }
+
+    fn label(&self, sample_idx: usize) -> u16 {
+        (sample_idx % 2) as u16
+    }
+
+    fn image(&self, sample_idx: usize) -> Result<Image<'_>, SampleError> {
+        let shape = ImageShape { channels: 3, height: 32, width: 32 };
+        let pixel = |i: usize| ((i * 7919 + sample_idx * 104_729) % 251) as u8;
+        Ok(Image { shape, pixels: (0..shape.n_values()).map(pixel).collect::<Vec<u8>>().into() })
+    }
+}
+
+/// A step on CIFAR's images; the number of launches depends neither on the number of channels nor on that of the classes.
+#[cfg(feature = "wgpu")]
+const PRERESNET20_W2A2: &str = r#"
+schema = 1
+name = "launches"
+
+[data]
+dataset = "own"
+shape = [3, 32, 32]
+classes = 2
+augment = { pad = 0, flip = false }
+
+[model]
+family = "preresnet"
+depth = 20
+
+[quantization]
+method = "dorefa"
+weight_bits = 2
+act_bits = 2
+
+[train]
+epochs = 1
+learning_rate = 0.01
+norm_reestimation_batches = 0
+"#;
+
+/// Launches of a step, whatever the batch.
+#[cfg(feature = "wgpu")]
+const MOST_LAUNCHES: u64 = 2336;
+
+/// What each step launched.
+#[cfg(feature = "wgpu")]
+struct LaunchedKernels {
+    launches: Launches,
+    steps: Vec<Launched>,
+}
+
+#[cfg(feature = "wgpu")]
+impl Observer for LaunchedKernels {
+    fn step(&mut self, _: &StepReport) {
+        self.steps.push(self.launches.take());
+    }
+}
+
+/// What the third step of a training on noise launches.
+#[cfg(feature = "wgpu")]
+fn launched(device: &Device, batch_size: usize, overrides: &[&str]) -> Launched {
+    let batch_size_key = format!("data.batch_size={batch_size}");
+    let overrides: Vec<String> =
+        overrides.iter().copied().chain([batch_size_key.as_str()]).map(ToString::to_string).collect();
+    let recipe = Recipe::parse(PRERESNET20_W2A2, "a test", &overrides).expect("a recipe");
+    let images = Images::Own { train: Arc::new(Noise(3 * batch_size)), test: Arc::new(Noise(2)) };
+    let mut observer = LaunchedKernels { launches: Launches::count(), steps: Vec::new() };
+    train_on(&recipe, device, images, &mut observer, Vec::new());
+    assert_eq!(observer.steps.len(), 3);
+    observer.steps.swap_remove(2)
+}
+
+/// Every kernel of a step is counted, burn's too. A launch takes the host as long as a small kernel takes a GPU.
+#[test]
+#[cfg(feature = "wgpu")]
+fn a_step_launches_few_kernels() {
+    let Some((backend, _turn)) = gpu() else { return };
+    let of = |batch_size, overrides: &[&str]| launched(&backend.device, batch_size, overrides);
+    let [small, large] = [2, 4].map(|batch_size| of(batch_size, &[]));
+    eprintln!("{} launches of a PreResNet-20 W2A2 step: {:#?}", small.total(), small.kernels);
+    assert_eq!(small.kernels, large.kernels, "launches depend on the batch");
+    assert!(small.total() <= MOST_LAUNCHES, "{} launches", small.total());
 }
 
 /// Memory in use and reserved on the device after each step, and of the process.

@@ -55,6 +55,8 @@ mod choice;
 mod cube;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod host;
+#[cfg(feature = "cube")]
+mod launches;
 mod reduce;
 mod reference;
 mod scheme;
