@@ -219,11 +219,12 @@ impl Observer for Steps {
     }
 }
 
-/// Recipes with the buffers that a step reads: the logits, of each network that is trained the parts of its loss and, if there
+/// Recipes with the buffers that a step reads, of each part of a batch: the logits, of each network that is trained the parts of its loss and, if there
 /// are several, their sum, and the norm of the gradients where they are clipped.
-const READS: [(&str, &[&str], u64); 7] = [
+const READS: [(&str, &[&str], u64); 8] = [
     ("digits-preresnet8-fp32", &["train.gradient_clip=1.0"], 4),
     ("digits-preresnet8-w2a2", &["train.ema_decay=0.9"], 3),
+    ("digits-preresnet8-w2a2", &["train.accumulate=2"], 6),
     ("digits-preresnet8-w2a2", &["quantization.method=lsq"], 3),
     ("digits-preresnet8-w2a2", &["quantization.method=pact", "train.optimizer={kind='adamw'}"], 3),
     ("digits-preresnet8-w2a2", &["quantization.method=minmax"], 3),

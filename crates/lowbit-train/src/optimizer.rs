@@ -50,7 +50,17 @@ impl Optimizer {
 
     /// One update of `module` from the gradients of its loss.
     pub fn step<M: Module>(&mut self, learning_rate: f64, module: M, gradients: Gradients) -> M {
-        let mut gradients = GradientsParams::from_grads(gradients, &module);
+        let gradients = GradientsParams::from_grads(gradients, &module);
+        self.step_by(learning_rate, module, gradients)
+    }
+
+    /// The same from the gradients of its parameters, of which several may have been added up.
+    pub(crate) fn step_by<M: Module>(
+        &mut self,
+        learning_rate: f64,
+        module: M,
+        mut gradients: GradientsParams,
+    ) -> M {
         if let Some(max_norm) = self.gradient_clip {
             let norm = GradientNorm::of(&gradients, &module);
             if let Some(norm) = &norm {
