@@ -2,20 +2,21 @@
 //!
 //! For every line on stdin it runs so many steps (forward, backward, SGD with momentum) and answers with the seconds that
 //! they took; at the end of stdin, with a line of the peak memory in bytes, and for a GPU what is reserved on it and its
-//! name, a line of the seconds in a step by kind of operation, as JSON, without those of the first request, and one of the instruction
-//! sets.
+//! name, a line of the seconds in a step by kind of operation, as JSON, without those of the first request, one of the instruction
+//! sets, and for a GPU one of the launches of a step and the seconds of its kernels, as JSON, of a step more whose kernels are timed.
 
 use std::io::{BufRead, Write, stdin, stdout};
 use std::time::Instant;
 
-use burn::optim::decay::WeightDecayConfig;
-use burn::optim::momentum::MomentumConfig;
-use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
+use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor, TensorData};
 use lowbit_core::{BitWidth, Compute, Precision, Purpose, stream};
 use lowbit_cpu::allocator::{Allocator, keep_memory};
 use lowbit_cpu::on_compute_thread;
+#[cfg(feature = "wgpu")]
+use lowbit_kernels::testing::Launches;
 use lowbit_kernels::testing::take_times;
+use lowbit_kernels::{Sgd, sgd_together};
 use lowbit_models::{Family, InputShape, ModelConfig, Network};
 use lowbit_quantizers::{LayerQuantization, Method, QuantizationPolicy};
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};
@@ -32,7 +33,11 @@ struct Setup {
     batch: usize,
 }
 
+/// A network's, as in "preresnet20", or with another batch, as in "preresnet20:1024".
 fn setup(name: &str) -> Setup {
+    if let Some((network, batch)) = name.split_once(':') {
+        return Setup { batch: batch.parse().expect("a number of images"), ..setup(network) };
+    }
     match name {
         "preresnet20" => Setup {
             model: ModelConfig::new(Family::PreResNet, 20),
@@ -46,10 +51,10 @@ fn setup(name: &str) -> Setup {
             n_classes: 10,
             batch: 64,
         },
-        "resnet18" | "preresnet18" => Setup {
+        "resnet18" | "preresnet18" | "resnet50" => Setup {
             model: ModelConfig::imagenet(
-                if name == "resnet18" { Family::ResNet } else { Family::PreResNet },
-                18,
+                if name == "preresnet18" { Family::PreResNet } else { Family::ResNet },
+                if name == "resnet50" { 50 } else { 18 },
             ),
             input: InputShape { channels: 3, height: 224, width: 224 },
             n_classes: 1000,
@@ -105,10 +110,8 @@ fn run() {
     let policy = QuantizationPolicy::new(LayerQuantization::new(Method::DoReFa, weight_bits, act_bits));
     let mut network = model.init(input, n_classes, &policy, 0, &device).expect("a network").network;
     network.set_compute(compute);
-    let momentum = MomentumConfig::new().with_momentum(0.9).with_dampening(0.0).with_nesterov(true);
-    let sgd =
-        SgdConfig::new().with_momentum(Some(momentum)).with_weight_decay(Some(WeightDecayConfig::new(1e-4)));
-    let mut optimizer = ModuleOptimizer::from(sgd.build());
+    let mut optimizer =
+        ModuleOptimizer::from(Sgd { momentum: Some(0.9), is_nesterov: true, weight_decay: Some(1e-4) });
     let shape = [batch, input.channels, input.height, input.width];
     let values: Vec<f32> =
         (0..shape.iter().product()).map(|i: usize| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect();
@@ -144,6 +147,17 @@ fn run() {
     let kinds: serde_json::Map<_, _> = kinds.map(|(kind, seconds)| (kind.into(), seconds.into())).collect();
     println!("{}", serde_json::Value::from(kinds));
     println!("{}", lowbit_cpu::instruction_sets().join(" "));
+    #[cfg(feature = "wgpu")]
+    if device_name == "wgpu" {
+        let mut counted = || {
+            let launches = Launches::time();
+            network = step(network.clone(), &mut optimizer, images.clone(), &labels, n_classes);
+            launches.take()
+        };
+        let launched = counted();
+        let seconds = launched.duration.as_secs_f64();
+        println!("{}", serde_json::json!({ "launches": launched.total(), "kernel_seconds": seconds }));
+    }
 }
 
 fn step(
@@ -155,11 +169,12 @@ fn step(
 ) -> Network {
     let targets = target_probabilities(labels, n_classes, 0.0, &images.device());
     let loss = cross_entropy(network.forward(images), targets);
-    // As in a training, the loss is read in every step.
-    let value: f32 = loss.clone().into_scalar();
+    let gradients = GradientsParams::from_grads(loss.clone().backward(), &network);
+    let network = sgd_together(|| optimizer.step(0.01, network, gradients));
+    // As in a training, the loss is read in every step, after the update.
+    let value: f32 = loss.into_scalar();
     assert!(value.is_finite());
-    let gradients = GradientsParams::from_grads(loss.backward(), &network);
-    optimizer.step(0.01, network, gradients)
+    network
 }
 
 /// Bytes reserved on a GPU, and its name.

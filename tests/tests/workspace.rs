@@ -63,10 +63,17 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 12] = [
     ("lowbit-quantizers", &["lowbit-core", "lowbit-kernels"]),
     ("lowbit-models", &["lowbit-core", "lowbit-kernels", "lowbit-quantizers"]),
     ("lowbit-export", &["lowbit-core", "lowbit-quantizers", "lowbit-models", "lowbit-runtime"]),
-    ("lowbit-strategies", &["lowbit-core", "lowbit-quantizers", "lowbit-models"]),
+    ("lowbit-strategies", &["lowbit-core", "lowbit-kernels", "lowbit-quantizers", "lowbit-models"]),
     (
         "lowbit-train",
-        &["lowbit-core", "lowbit-quantizers", "lowbit-models", "lowbit-data", "lowbit-strategies"],
+        &[
+            "lowbit-core",
+            "lowbit-kernels",
+            "lowbit-quantizers",
+            "lowbit-models",
+            "lowbit-data",
+            "lowbit-strategies",
+        ],
     ),
     (
         "lowbit",

@@ -1,10 +1,10 @@
 """Training steps of PyTorch on request, for `cargo xtask bench step --peer torch,brevitas`.
 
-    step.py NETWORK BITS THREADS DEVICE WAY
+    step.py NETWORK[:BATCH] BITS THREADS DEVICE WAY
 
 The networks of networks.py, channels_last, on the processor or, with DEVICE `cuda`, on a GPU; products of matrices there in full
-precision (no TF32). WAY is `eager`, `compile` (torch.compile), `bf16` (autocast), `bf16-compile` (both) or `brevitas` (its
-quantized layers, eager). The protocol is that of tests/examples/step.rs: a number of steps on stdin, their seconds on stdout; at the
+precision (no TF32). WAY is `eager`, `tf32` (eager, and TF32 for what is multiplied on a GPU), `compile` (torch.compile), `bf16`
+(autocast), `bf16-compile` (both) or `brevitas` (its quantized layers, eager). The protocol is that of tests/examples/step.rs: a number of steps on stdin, their seconds on stdout; at the
 end of stdin the peak memory in bytes, then a line of times by kind, which is empty here, then one of the instruction sets.
 """
 
@@ -37,8 +37,8 @@ def main():
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)
     # PyTorch's convolutions take TF32 by default, which is not full precision.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = way == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = way == "tf32"
     bits = None if precision == "fp32" else tuple(int(b) for b in precision[1:].split("a"))
     if way == "brevitas":
         networks.Conv = networks.brevitas_conv()
@@ -48,7 +48,9 @@ def main():
         "preresnet8-digits": (lambda *args: networks.PreResNet(8, *args), 1, 8, 64, 10),
         "resnet18": (lambda *args: resnet(18, *args, preact=False), 3, 224, 16, 1000),
         "preresnet18": (lambda *args: resnet(18, *args, preact=True), 3, 224, 16, 1000),
-    }[name]
+        "resnet50": (lambda *args: resnet(50, *args, preact=False), 3, 224, 16, 1000),
+    }[name.partition(":")[0]]
+    batch = int(name.partition(":")[2] or batch)
     network = make(channels, n_classes, bits).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
     images = torch.randn(batch, channels, side, side).to(device, memory_format=torch.channels_last)

@@ -52,6 +52,8 @@ enum Bench {
     Step(bench::step::StepArgs),
     /// The same steps on every backend: time, memory, what must be compiled in
     Backends(bench::backends::BackendsArgs),
+    /// All that is asked of a GPU, beside PyTorch on the same card, within a limit of time
+    Card(bench::card::CardArgs),
     /// Single operations: convolutions, normalization, quantizers
     Ops(bench::ops::OpsArgs),
     /// Images from files: decoded, cropped, resized and normalized, beside torchvision
@@ -71,6 +73,7 @@ fn main() -> anyhow::Result<()> {
         Task::Reproduce(args) => reproduce::run(&args),
         Task::Bench(Bench::Step(args)) => bench::step::run(&args),
         Task::Bench(Bench::Backends(args)) => bench::backends::run(&args),
+        Task::Bench(Bench::Card(args)) => bench::card::run(&args),
         Task::Bench(Bench::Ops(args)) => bench::ops::run(&args),
         Task::Bench(Bench::Loader(args)) => bench::loader::run(&args),
         Task::Bench(Bench::Runtime(args)) => bench::runtime::run(&args),

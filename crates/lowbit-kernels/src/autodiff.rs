@@ -18,7 +18,7 @@ use lowbit_cpu::weights::MaxGradient;
 
 use crate::backend::{
     ActivationKind, CodeWorth, CodedTensor, ConvCompute, ConvOperands, ConvSizes, KeepCodes, KeptInput,
-    KeptPlaces, KeptWeights, KernelBackend, MaxPool, WeightCodes,
+    KeptPlaces, KeptWeights, KernelBackend, MaxPool, SgdStep, WeightCodes,
 };
 use crate::reference;
 
@@ -125,6 +125,18 @@ impl<B: KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         <Self as AutodiffBackend>::from_inner(B::lowbit_batch_statistics(input.into_primitive()))
     }
 
+    fn lowbit_moving_statistics(
+        input: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        variance: FloatTensor<Self>,
+        momentum: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let [input, mean, variance] = [input, mean, variance].map(|tensor| tensor.into_primitive());
+        let (statistics, mean, variance) = B::lowbit_moving_statistics(input, mean, variance, momentum);
+        let from_inner = <Self as AutodiffBackend>::from_inner;
+        (from_inner(statistics), from_inner(mean), from_inner(variance))
+    }
+
     fn lowbit_batch_norm(
         input: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -198,6 +210,33 @@ impl<B: KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
                 with_values(output, |values| prepared.finish(values))
             }
         }
+    }
+
+    fn lowbit_cross_entropy(logits: FloatTensor<Self>, targets: FloatTensor<Self>) -> FloatTensor<Self> {
+        // The kernel has no gradient for the targets.
+        let kept = match targets.is_tracked() {
+            true => None,
+            false => B::lowbit_cross_entropy_kept(logits.primitive(), targets.primitive()),
+        };
+        let Some((loss, gradient)) = kept else {
+            return reference::cross_entropy::<Self>(logits, targets);
+        };
+        match CrossEntropy.prepare::<C>([logits.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(prepared) => prepared.finish(gradient, loss),
+            OpsKind::UnTracked(prepared) => prepared.finish(loss),
+        }
+    }
+
+    fn lowbit_sgd(
+        weight: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        velocity: FloatTensor<Self>,
+        step: SgdStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [weight, gradient, velocity] = [weight, gradient, velocity].map(|tensor| tensor.into_primitive());
+        let (weight, velocity) = B::lowbit_sgd(weight, gradient, velocity, step);
+        let from_inner = <Self as AutodiffBackend>::from_inner;
+        (from_inner(weight), from_inner(velocity))
     }
 
     fn lowbit_tanh(w: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -288,6 +327,23 @@ impl<B: KernelBackend, const N: usize> Backward<B, N> for Relu {
 }
 
 #[derive(Debug)]
+struct CrossEntropy;
+
+impl<B: KernelBackend> Backward<B, 1> for CrossEntropy {
+    /// The gradient of the logits.
+    type State = FloatTensor<B>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let [node] = ops.parents;
+        let gradient = gradients.consume::<B>(&ops.node);
+        if let Some(node) = node {
+            let factor = B::float_reshape(gradient, [1, 1].into());
+            gradients.register::<B>(node.id, B::float_mul(ops.state, factor));
+        }
+    }
+}
+
+#[derive(Debug)]
 struct MaxPool2d;
 
 impl<B: KeepCodes> Backward<B, 1> for MaxPool2d {
@@ -368,7 +424,7 @@ impl<B: KernelBackend> Backward<B, 1> for DoReFaWeights {
         let (w, max_gradient) = ops.state;
         let w: FloatTensor<B> = checkpointer.retrieve_node_output(w);
         if let Some(node) = node {
-            let gradient = B::lowbit_dorefa_gradient(B::lowbit_tanh(w), gradient, max_gradient);
+            let gradient = B::lowbit_dorefa_weights_gradient(w, gradient, max_gradient);
             gradients.register::<B>(node.id, gradient);
         }
     }

@@ -124,6 +124,21 @@ pub struct WeightCodes<B: Backend> {
     pub scales: Vec<f32>,
 }
 
+/// A step of stochastic gradient descent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SgdStep {
+    /// What the step is multiplied with.
+    pub learning_rate: f64,
+    /// The share of the weights that is added to their gradient.
+    pub weight_decay: Option<f32>,
+    /// The share of the velocity that stays.
+    pub momentum: Option<f32>,
+    /// Whether the step is one ahead of the velocity.
+    pub is_nesterov: bool,
+    /// Whether there is no velocity yet: it begins as the gradient.
+    pub is_first: bool,
+}
+
 /// Sizes of a convolution.
 #[derive(Clone, Copy, Debug)]
 pub struct ConvSizes<'a> {
@@ -233,6 +248,14 @@ pub trait KeepCodes: KernelBackend {
         unreachable!("this backend keeps no places")
     }
 
+    /// The mean cross entropy with its gradient by the logits, if the backend has a kernel for it.
+    fn lowbit_cross_entropy_kept(
+        _logits: &FloatTensor<Self>,
+        _targets: &FloatTensor<Self>,
+    ) -> Option<(FloatTensor<Self>, FloatTensor<Self>)> {
+        None
+    }
+
     /// The values of the codes of a gradient, whose first dimension is that of the samples.
     ///
     /// # Panics
@@ -319,6 +342,17 @@ pub trait KernelBackend: Backend {
         reference::batch_statistics::<Self>(input)
     }
 
+    /// The same statistics, and running means and variances `[channels]` moved towards them by the share `momentum`. An empty batch moves
+    /// them towards zeros.
+    fn lowbit_moving_statistics(
+        input: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        variance: FloatTensor<Self>,
+        momentum: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        reference::moving_statistics::<Self>(input, mean, variance, momentum)
+    }
+
     /// Normalization by `statistics`, which are those of the batch, and the activation. `parameters` are those of the
     /// activation; without effect if it has none.
     fn lowbit_batch_norm(
@@ -380,6 +414,31 @@ pub trait KernelBackend: Backend {
         max_gradient: MaxGradient,
     ) -> FloatTensor<Self> {
         reference::dorefa_gradient::<Self>(squashed, gradient, max_gradient)
+    }
+
+    /// Gradient of the weights from themselves and the gradient of those on the grid.
+    fn lowbit_dorefa_weights_gradient(
+        w: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        max_gradient: MaxGradient,
+    ) -> FloatTensor<Self> {
+        Self::lowbit_dorefa_gradient(Self::lowbit_tanh(w), gradient, max_gradient)
+    }
+
+    /// The weights after a step of the optimizer, and their velocity, which is any tensor without momentum and is not read in the first
+    /// step; without gradient.
+    fn lowbit_sgd(
+        weight: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        velocity: FloatTensor<Self>,
+        step: SgdStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        reference::sgd::<Self>(weight, gradient, velocity, step)
+    }
+
+    /// Mean over the batch of the cross entropy between `targets` and the softmax of `logits`, both `[batch, classes]`: `[1]`.
+    fn lowbit_cross_entropy(logits: FloatTensor<Self>, targets: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::cross_entropy::<Self>(logits, targets)
     }
 
     /// The results of a formula, and their codes if they are asked for by telling the smallest and the largest, and if the backend has

@@ -1,5 +1,8 @@
-//! Operations on GPUs, through CubeCL: fake quantization by any formula, one kernel forward and one backward, and the gradient of
-//! a convolution's weights.
+//! Operations on GPUs, through CubeCL: fake quantization by any formula, one kernel forward and one backward, DoReFa's weights, the
+//! normalization with its activation, the gradient of a convolution's weights, and what the optimizer does to a tensor. A step is few
+//! launches: each takes the host as long as a small kernel takes the device.
+//!
+//! All sums are in a fixed order: the same card computes the same bits in every run.
 //!
 //! A formula's [`Program`] is written into the kernel operation by operation, and codes are those of the CPU: a quotient is the
 //! float nearest to the exact one, which Vulkan and WebGPU do not promise. (A GPU may take subnormal numbers for zero, and its tanh
@@ -8,14 +11,20 @@
 
 #![allow(clippy::needless_range_loop, reason = "loops of a kernel are over numbers")]
 
+mod dorefa;
+mod elementwise;
+mod layout;
+mod loss;
+mod norm;
+mod sum;
 mod weight_gradient;
 
 use std::ops::RangeInclusive;
 
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::DType;
 use burn::tensor::ops::ConvOptions;
+use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
@@ -29,8 +38,10 @@ use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::program::{Op, Program};
 use lowbit_cpu::weights::MaxGradient;
 
+use self::layout::Layout;
+use self::norm::{Normalization, Running};
 use self::weight_gradient::weight_gradient;
-use crate::backend::{CodedTensor, KeepCodes, KernelBackend};
+use crate::backend::{ActivationKind, CodedTensor, KeepCodes, KernelBackend, SgdStep};
 use crate::reduce::sum_of_each;
 use crate::reference;
 
@@ -103,15 +114,35 @@ fn quotient<F: Float, N: Size>(x: Vector<F, N>, s: Vector<F, N>) -> Vector<F, N>
     }
 }
 
-/// Runs a program on a vector of values; `parameters` has the first parameter of every row, then the second of every row, and so
-/// on. The results are those of all operations, in order.
+/// How many parameters a program reads, but for those behind the last of them.
+fn n_parameters(program: &Program) -> usize {
+    let places = program.ops.iter().map(|op| if let Op::Parameter(i) = op { i + 1 } else { 0 });
+    places.max().unwrap_or(0)
+}
+
+/// The parameters of a row: there are the first parameter of every row, then the second of every row, and so on.
+#[cube]
+fn parameters_of<F: Float, N: Size>(
+    parameters: &LinearView<'_, F>,
+    row: usize,
+    n_rows: usize,
+    #[comptime] program: Program,
+) -> Sequence<Vector<F, N>> {
+    let mut values = Sequence::<Vector<F, N>>::new();
+    let n = comptime!(n_parameters(&program));
+    #[unroll]
+    for i in 0..n {
+        values.push(Vector::new(parameters.read(i * n_rows + row)));
+    }
+    values
+}
+
+/// Runs a program on a vector of values. The results are those of all operations, in order.
 #[cube]
 fn run<F: Float, N: Size>(
     x: Vector<F, N>,
     gradient: Vector<F, N>,
-    parameters: &LinearView<'_, F>,
-    row: usize,
-    n_rows: usize,
+    parameters: &Sequence<Vector<F, N>>,
     #[comptime] program: Program,
 ) -> Sequence<Vector<F, N>> {
     let mut values = Sequence::<Vector<F, N>>::new();
@@ -121,7 +152,7 @@ fn run<F: Float, N: Size>(
         match op {
             Op::Input => values.push(x),
             Op::Gradient => values.push(gradient),
-            Op::Parameter(i) => values.push(Vector::new(parameters.read(i * n_rows + row))),
+            Op::Parameter(i) => values.push(*parameters.index(i)),
             Op::Constant(bits) => values.push(Vector::new(F::new(comptime!(f32::from_bits(bits))))),
             Op::Add(places) => {
                 let sum = *values.index(places[0]) + *values.index(places[1]);
@@ -174,7 +205,8 @@ fn formula_forward<F: Float, N: Size>(
     }
     let x = x.read(ABSOLUTE_POS);
     let result = comptime!(program.outputs[0]);
-    let values = run::<F, N>(x, x, &parameters, ABSOLUTE_POS / row, n_rows, program);
+    let parameters = parameters_of::<F, N>(&parameters, ABSOLUTE_POS / row, n_rows, program.clone());
+    let values = run::<F, N>(x, x, &parameters, program);
     y.write(ABSOLUTE_POS, *values.index(result));
 }
 
@@ -197,31 +229,14 @@ fn formula_gradients<F: Float, N: Size>(
     }
     let (x, gradient) = (x.read(ABSOLUTE_POS), gradient.read(ABSOLUTE_POS));
     let outputs = comptime!(program.outputs.clone());
-    let values = run::<F, N>(x, gradient, &parameters, ABSOLUTE_POS / row, n_rows, program);
+    let parameters = parameters_of::<F, N>(&parameters, ABSOLUTE_POS / row, n_rows, program.clone());
+    let values = run::<F, N>(x, gradient, &parameters, program);
     dx.write(ABSOLUTE_POS, *values.index(outputs[0]));
     #[unroll]
     for i in 1..outputs.len() {
         let place = (i - 1) * n_rows * row + ABSOLUTE_POS;
         parts.write(place, *values.index(outputs[i]));
     }
-}
-
-/// The gradient of the weights, but for what comes through the maximum.
-#[cube(launch, address_type = "dynamic")]
-fn dorefa_gradient<F: Float, N: Size>(
-    squashed: LinearView<'_, Vector<F, N>>,
-    double_max: LinearView<'_, F>,
-    gradient: LinearView<'_, Vector<F, N>>,
-    mut dx: LinearViewMut<'_, Vector<F, N>>,
-    #[define(F)] _dtype: ElemType,
-) {
-    if !dx.is_in_bounds(ABSOLUTE_POS) {
-        terminate!();
-    }
-    let (one, two) = (Vector::new(F::new(1.0)), Vector::new(F::new(2.0)));
-    let t = squashed.read(ABSOLUTE_POS);
-    let inner = gradient.read(ABSOLUTE_POS) * two / Vector::new(double_max.read(0));
-    dx.write(ABSOLUTE_POS, inner * (one - t * t));
 }
 
 #[cube(launch, address_type = "dynamic")]
@@ -307,7 +322,29 @@ fn elem_type(dtype: DType) -> ElemType {
 
 /// An uninitialized contiguous tensor of the shape of `x`.
 fn empty_like(x: &CubeTensor) -> CubeTensor {
-    empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), x.shape(), x.dtype)
+    empty_of(x, x.shape())
+}
+
+/// An uninitialized contiguous tensor beside `x`.
+fn empty<const D: usize>(x: &CubeTensor, shape: [usize; D]) -> CubeTensor {
+    empty_of(x, shape.into())
+}
+
+fn empty_of(x: &CubeTensor, shape: Shape) -> CubeTensor {
+    empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), shape, x.dtype)
+}
+
+/// Room for `n` places in a tensor beside `x`.
+fn places(x: &CubeTensor, n: usize) -> CubeTensor {
+    empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), [n].into(), DType::U32)
+}
+
+/// The layout in which a formula can go over `x`: with parameters for each row, that of the rows.
+fn layout_for(x: &CubeTensor, parameters: &CubeTensor, formula: &AnyFormula) -> Layout {
+    match formula.n_parameters() > 0 && formula.rows(parameters.shape().num_elements()) > 1 {
+        true => Layout::Rows,
+        false => Layout::of(x),
+    }
 }
 
 /// The parameters of a formula, or `x` in their place if it has none, and how many rows there are.
@@ -322,7 +359,18 @@ fn parameters_or(parameters: CubeTensor, x: &CubeTensor, formula: &AnyFormula) -
     }
 }
 
-impl KeepCodes for CubeBackend {}
+impl KeepCodes for CubeBackend {
+    fn lowbit_cross_entropy_kept(
+        logits: &FloatTensor<Self>,
+        targets: &FloatTensor<Self>,
+    ) -> Option<(FloatTensor<Self>, FloatTensor<Self>)> {
+        let [batch, classes] = logits.shape().dims();
+        let fits = classes > 0 && (1..=loss::MOST_IMAGES).contains(&batch);
+        fits.then(|| loss::cross_entropy(logits.clone(), targets.clone()))
+    }
+}
+
+pub(crate) use elementwise::sgd_together;
 
 impl KernelBackend for CubeBackend {
     fn lowbit_conv2d_weight_gradient(
@@ -332,11 +380,97 @@ impl KernelBackend for CubeBackend {
         options: ConvOptions<2>,
     ) -> FloatTensor<Self> {
         let is_empty = gradient.shape().num_elements() == 0;
-        let is_fit = weight_gradient::fits(&input, &weight, &gradient);
-        if options.groups > 1 || options.dilation != [1, 1] || is_empty || !is_fit {
+        if options.groups > 1 || options.dilation != [1, 1] || is_empty {
             return reference::conv2d_weight_gradient::<Self>(input, weight, gradient, options);
         }
         weight_gradient(input, &weight, gradient, &options)
+    }
+
+    fn lowbit_relu_of_sum(one: FloatTensor<Self>, other: FloatTensor<Self>) -> FloatTensor<Self> {
+        match one.shape().num_elements() {
+            0 => one,
+            _ => elementwise::relu_of_sum(one, other),
+        }
+    }
+
+    fn lowbit_relu_gradient(output: FloatTensor<Self>, gradient: FloatTensor<Self>) -> FloatTensor<Self> {
+        match output.shape().num_elements() {
+            0 => gradient,
+            _ => elementwise::relu_gradient(output, gradient),
+        }
+    }
+
+    fn lowbit_batch_statistics(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        if input.shape().num_elements() == 0 {
+            return reference::batch_statistics::<Self>(input);
+        }
+        norm::statistics(input, None).0
+    }
+
+    fn lowbit_moving_statistics(
+        input: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        variance: FloatTensor<Self>,
+        momentum: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        if input.shape().num_elements() == 0 {
+            return reference::moving_statistics::<Self>(input, mean, variance, momentum);
+        }
+        let [mean, variance] = [mean, variance].map(into_contiguous);
+        let (statistics, [mean, variance]) =
+            norm::statistics(input, Some(&Running { mean, variance, momentum }));
+        (statistics, mean, variance)
+    }
+
+    fn lowbit_batch_norm(
+        input: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        statistics: FloatTensor<Self>,
+        parameters: FloatTensor<Self>,
+        epsilon: f32,
+        activation: ActivationKind,
+    ) -> CodedTensor<Self> {
+        if input.shape().num_elements() == 0 {
+            return CodedTensor::Values(input);
+        }
+        let [gamma, beta, statistics, parameters] =
+            [gamma, beta, statistics, parameters].map(into_contiguous);
+        let normalization = Normalization { input, gamma, beta, statistics, parameters, epsilon, activation };
+        CodedTensor::Values(normalization.forward())
+    }
+
+    fn lowbit_batch_norm_gradients(
+        input: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        statistics: FloatTensor<Self>,
+        parameters: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        epsilon: f32,
+        activation: ActivationKind,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        if input.shape().num_elements() == 0 {
+            return reference::batch_norm_gradients::<Self>(
+                input, gamma, beta, statistics, parameters, gradient, epsilon, activation,
+            );
+        }
+        let [gamma, beta, statistics, parameters] =
+            [gamma, beta, statistics, parameters].map(into_contiguous);
+        let normalization = Normalization { input, gamma, beta, statistics, parameters, epsilon, activation };
+        normalization.gradients(gradient)
+    }
+
+    fn lowbit_sgd(
+        weight: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        velocity: FloatTensor<Self>,
+        step: SgdStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        match weight.shape().num_elements() {
+            0 => (weight, velocity),
+            _ => elementwise::sgd(weight, gradient, velocity, step),
+        }
     }
 
     fn lowbit_quotient(x: FloatTensor<Self>, s: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -346,23 +480,26 @@ impl KernelBackend for CubeBackend {
         y
     }
 
-    fn lowbit_dorefa_gradient(
-        squashed: FloatTensor<Self>,
+    fn lowbit_dorefa_weights(
+        w: FloatTensor<Self>,
+        formula: AnyFormula,
+        _: Option<RangeInclusive<i32>>,
+        _: MaxGradient,
+    ) -> CodedTensor<Self> {
+        CodedTensor::Values(match w.shape().num_elements() {
+            0 => w,
+            _ => dorefa::forward(w, formula.forward_program()),
+        })
+    }
+
+    fn lowbit_dorefa_weights_gradient(
+        w: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
         max_gradient: MaxGradient,
     ) -> FloatTensor<Self> {
-        if squashed.shape().num_elements() == 0 {
-            return gradient;
-        }
-        let [squashed, gradient] = [squashed, gradient].map(into_contiguous);
-        let double_max = reference::double_max::<Self>(squashed.clone());
-        let dx = empty_like(&squashed);
-        launch!(dorefa_gradient[squashed, double_max, gradient, dx]);
-        match max_gradient {
-            MaxGradient::Detached => dx,
-            MaxGradient::Differentiated => {
-                reference::add_gradient_of_max::<Self>(dx, squashed, double_max, gradient)
-            }
+        match w.shape().num_elements() {
+            0 => gradient,
+            _ => dorefa::gradient(w, gradient, max_gradient),
         }
     }
 
@@ -372,11 +509,12 @@ impl KernelBackend for CubeBackend {
         formula: AnyFormula,
         _: Option<RangeInclusive<i32>>,
     ) -> CodedTensor<Self> {
-        let x = into_contiguous(x);
+        let layout = layout_for(&x, &parameters, &formula);
+        let x = layout.open(x);
         let (parameters, n_rows) = parameters_or(parameters, &x, &formula);
         let y = empty_like(&x);
         launch!(formula_forward[x, parameters, y], per_row(n_rows), n_rows, formula.forward_program());
-        CodedTensor::Values(y)
+        CodedTensor::Values(layout.close(y))
     }
 
     fn lowbit_fake_quantize_gradients(
@@ -386,7 +524,8 @@ impl KernelBackend for CubeBackend {
         formula: AnyFormula,
         wanted: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let [x, gradient] = [x, gradient].map(into_contiguous);
+        let layout = layout_for(&x, &parameters, &formula);
+        let [x, gradient] = [x, gradient].map(|x| layout.open(x));
         let (parameters, n_rows) = parameters_or(parameters, &x, &formula);
         let n_parameters = if wanted { formula.n_parameters() } else { 0 };
         let dx = empty_like(&x);
@@ -402,10 +541,11 @@ impl KernelBackend for CubeBackend {
             _ => formula.gradient_program(),
         };
         launch!(formula_gradients[x, parameters, gradient, dx, parts], per_row(n_rows), n_rows, program);
+        let dx = layout.close(dx);
         match n_parameters {
             // Nobody asks for it.
             0 => (dx, parameters),
-            _ if x.shape().num_elements() == 0 => (dx, reference::zeros_like::<Self>(&parameters)),
+            _ if dx.shape().num_elements() == 0 => (dx, reference::zeros_like::<Self>(&parameters)),
             _ => (dx, sum_of_each::<Self>(parts, n_parameters * n_rows)),
         }
     }

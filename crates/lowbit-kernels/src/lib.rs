@@ -55,9 +55,12 @@ mod choice;
 mod cube;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod host;
+#[cfg(feature = "cube")]
+mod launches;
 mod reduce;
 mod reference;
 mod scheme;
+mod sgd;
 #[doc(hidden)]
 pub mod testing;
 mod times;
@@ -75,13 +78,14 @@ pub use lowbit_cpu::weights::MaxGradient;
 
 pub use backend::{
     ActivationKind, CodeWorth, CodedTensor, ConvCompute, ConvOperands, ConvSizes, KeepCodes, KeptInput,
-    KeptPlaces, KeptWeights, KernelBackend, MaxPool, WeightCodes,
+    KeptPlaces, KeptWeights, KernelBackend, MaxPool, SgdStep, WeightCodes,
 };
 use choice::demand_extension;
 pub use choice::{evaluates_exactly, trains_in_bf16, trains_with_quantized_gradients};
 pub use reduce::reduce_in_parts;
 pub use scheme::{Codes, Quantized, Scheme};
 use scheme::{constant, quantized};
+pub use sgd::{Sgd, Velocity};
 
 /// What a training step computes otherwise than an evaluation. Of a [`Compute`] alone, gradients are not quantized.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -269,6 +273,94 @@ pub fn batch_norm(
         mean: statistics.clone().narrow(0, 0, channels),
         variance: statistics.narrow(0, channels, channels),
     }
+}
+
+/// Running statistics of a normalization.
+#[derive(Clone, Debug)]
+pub struct RunningStatistics {
+    /// Mean of every channel, `[channels]`.
+    pub mean: Tensor<1>,
+    /// Variance of every channel, `[channels]`.
+    pub variance: Tensor<1>,
+}
+
+/// Result of [`batch_norm_moving`].
+pub struct MovedBatchNorm {
+    /// The normalized input after the activation, of its shape.
+    pub output: Quantized<4>,
+    /// The running statistics after the step, without gradient.
+    pub running: RunningStatistics,
+}
+
+/// [`batch_norm`], which moves running statistics towards those of the batch: by the share `momentum`.
+pub fn batch_norm_moving(
+    input: Tensor<4>,
+    [gamma, beta]: [Tensor<1>; 2],
+    running: RunningStatistics,
+    momentum: f64,
+    epsilon: f64,
+    activation: Activation,
+) -> MovedBatchNorm {
+    demand_extension(&input);
+    let RunningStatistics { mean, variance } = running;
+    let (statistics, mean, variance) = Dispatch::lowbit_moving_statistics(
+        input.clone().into_dispatch(),
+        mean.into_dispatch(),
+        variance.into_dispatch(),
+        momentum,
+    );
+    let [statistics, mean, variance] =
+        [statistics, mean, variance].map(|tensor| Tensor::<1>::from_dispatch(tensor).detach());
+    let output = normalize(input, [gamma, beta, statistics], epsilon, activation);
+    MovedBatchNorm { output, running: RunningStatistics { mean, variance } }
+}
+
+/// Mean over the batch of the cross entropy between `targets` and the softmax of `logits`, both `[batch, n_classes]`. Shape `[1]`.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
+    assert_eq!(logits.dims(), targets.dims(), "logits and targets");
+    demand_extension(&logits);
+    Tensor::from_dispatch(Dispatch::lowbit_cross_entropy(logits.into_dispatch(), targets.into_dispatch()))
+}
+
+/// What a step of the optimizer makes.
+pub struct SgdStepped<const D: usize> {
+    /// The weights after the step.
+    pub weight: Tensor<D>,
+    /// Their velocity, with momentum.
+    pub velocity: Option<Tensor<D>>,
+}
+
+/// A step of stochastic gradient descent as PyTorch and burn make it, with weight decay added to the gradient: without gradient, of one
+/// shape. It is the first step of these weights if there is no velocity.
+pub fn sgd_step<const D: usize>(
+    weight: Tensor<D>,
+    gradient: Tensor<D>,
+    velocity: Option<Tensor<D>>,
+    step: SgdStep,
+) -> SgdStepped<D> {
+    demand_extension(&weight);
+    let step = SgdStep { is_first: velocity.is_none(), ..step };
+    // An operation has a fixed number of tensors; any does where there is no velocity.
+    let velocity = velocity.unwrap_or_else(|| gradient.clone());
+    let (weight, velocity) = Dispatch::lowbit_sgd(
+        weight.into_dispatch(),
+        gradient.into_dispatch(),
+        velocity.into_dispatch(),
+        step,
+    );
+    let velocity = step.momentum.is_some().then(|| Tensor::from_dispatch(velocity));
+    SgdStepped { weight: Tensor::from_dispatch(weight), velocity }
+}
+
+/// Runs what makes many steps of [`sgd_step`] and reads no result of them: on a GPU they are then few launches.
+pub fn sgd_together<T>(steps: impl FnOnce() -> T) -> T {
+    #[cfg(feature = "cube")]
+    return cube::sgd_together(steps);
+    #[cfg(not(feature = "cube"))]
+    steps()
 }
 
 /// Normalization by fixed statistics, means and variances `[channels]`, on a device without autodiff; shapes as for

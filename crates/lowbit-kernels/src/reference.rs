@@ -9,7 +9,7 @@ use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::program::{Op, Program};
 use lowbit_cpu::weights::MaxGradient;
 
-use crate::backend::{ActivationKind, CodedTensor, KernelBackend, MaxPool};
+use crate::backend::{ActivationKind, CodedTensor, KernelBackend, MaxPool, SgdStep};
 use crate::reduce::{place_of_max, reduce_rows, sum_of_each};
 
 pub(crate) fn conv2d<B: KernelBackend>(
@@ -68,6 +68,23 @@ pub(crate) fn batch_statistics<B: KernelBackend>(input: FloatTensor<B>) -> Float
     let distance = B::float_sub(rows, B::float_reshape(mean.clone(), [channels, 1].into()));
     let variance = mean_of(B::float_mul(distance.clone(), distance));
     B::float_cat(vec![mean, variance], 0)
+}
+
+pub(crate) fn moving_statistics<B: KernelBackend>(
+    input: FloatTensor<B>,
+    mean: FloatTensor<B>,
+    variance: FloatTensor<B>,
+    momentum: f64,
+) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+    let channels = mean.shape().num_elements();
+    let statistics = B::lowbit_batch_statistics(input);
+    let moved = |running: FloatTensor<B>, first: usize| {
+        let of_batch = B::float_slice(statistics.clone(), &[Slice::from(first..first + channels)]);
+        let kept = B::float_mul_scalar(running, (1.0 - momentum).into());
+        B::float_add(kept, B::float_mul_scalar(of_batch, momentum.into()))
+    };
+    let (mean, variance) = (moved(mean, 0), moved(variance, channels));
+    (statistics, mean, variance)
 }
 
 pub(crate) fn batch_norm<B: KernelBackend>(
@@ -133,6 +150,39 @@ pub(crate) fn batch_norm_gradients<B: KernelBackend>(
     );
     let factor = by_channel::<B>(B::float_div(gamma, deviation));
     (B::float_mul(centered, factor), gamma_gradient, beta_gradient, parameters_gradient)
+}
+
+pub(crate) fn cross_entropy<B: Backend>(logits: FloatTensor<B>, targets: FloatTensor<B>) -> FloatTensor<B> {
+    let [batch, _] = logits.shape().dims();
+    let product = B::float_mul(targets, B::log_softmax(logits, 1));
+    B::float_div_scalar(B::float_sum(product), (-(batch as f64)).into())
+}
+
+pub(crate) fn sgd<B: Backend>(
+    weight: FloatTensor<B>,
+    gradient: FloatTensor<B>,
+    velocity: FloatTensor<B>,
+    step: SgdStep,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let gradient = match step.weight_decay {
+        Some(decay) => B::float_add(B::float_mul_scalar(weight.clone(), decay.into()), gradient),
+        None => gradient,
+    };
+    let (change, velocity) = match step.momentum {
+        None => (gradient, velocity),
+        Some(momentum) => {
+            let velocity = match step.is_first {
+                true => gradient.clone(),
+                false => B::float_add(gradient.clone(), B::float_mul_scalar(velocity, momentum.into())),
+            };
+            let change = match step.is_nesterov {
+                true => B::float_add(B::float_mul_scalar(velocity.clone(), momentum.into()), gradient),
+                false => velocity.clone(),
+            };
+            (change, velocity)
+        }
+    };
+    (B::float_sub(weight, B::float_mul_scalar(change, step.learning_rate.into())), velocity)
 }
 
 pub(crate) fn tanh<B: KernelBackend>(w: FloatTensor<B>) -> FloatTensor<B> {

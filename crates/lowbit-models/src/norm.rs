@@ -1,8 +1,11 @@
 //! BatchNorm with the activation that follows it, by fused operations.
 
+use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::BatchNorm;
 use burn::tensor::Tensor;
-use lowbit_kernels::{Activation, Quantized, batch_norm, batch_norm_fixed};
+use lowbit_kernels::{
+    Activation, MovedBatchNorm, Quantized, RunningStatistics, batch_norm, batch_norm_fixed, batch_norm_moving,
+};
 use lowbit_quantizers::QuantConv2d;
 
 /// `conv(relu(norm(x)))` for each of `convs`, with the quantization of their input in one operation with the normalization where
@@ -30,14 +33,25 @@ pub(crate) fn norm_then(norm: &BatchNorm, x: Tensor<4>, activation: Activation) 
         let running = [norm.running_mean.value(), norm.running_var.value()];
         return batch_norm_fixed(x, parameters, running, norm.epsilon, activation);
     }
-    let is_empty = x.shape().num_elements() == 0;
-    let result = batch_norm(x, parameters, norm.epsilon, activation);
-    if is_empty {
-        return result.output;
+    if x.shape().num_elements() == 0 {
+        return batch_norm(x, parameters, norm.epsilon, activation).output;
     }
-    let moved =
-        |running: Tensor<1>, batch: Tensor<1>| running * (1.0 - norm.momentum) + batch * norm.momentum;
-    norm.running_mean.update(moved(norm.running_mean.value_sync(), result.mean));
-    norm.running_var.update(moved(norm.running_var.value_sync(), result.variance));
-    result.output
+    let running =
+        RunningStatistics { mean: norm.running_mean.value_sync(), variance: norm.running_var.value_sync() };
+    let MovedBatchNorm { output, running } =
+        batch_norm_moving(x, parameters, running, norm.momentum, norm.epsilon, activation);
+    for (state, moved) in [(&norm.running_mean, running.mean), (&norm.running_var, running.variance)] {
+        // Not by its `update`, which divides by the number of threads that have one: a launch of its own.
+        let _is_shared_with_the_clone = state.clone().map(&mut Moved(moved));
+    }
+    output
+}
+
+/// Puts a value in the place of a running one.
+struct Moved(Tensor<1>);
+
+impl ModuleMapper for Moved {
+    fn map_float<const D: usize>(&mut self, running: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        running.map(|running| self.0.clone().reshape(running.shape()))
+    }
 }

@@ -21,8 +21,7 @@ pub fn target_probabilities(labels: &[i64], n_classes: usize, smoothing: f64, de
 /// Mean over the batch of the cross entropy between `targets` and the softmax of `logits`, both
 /// `[batch, n_classes]`. Shape `[1]`.
 pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
-    let batch = logits.dims()[0];
-    (targets * log_softmax(logits, 1)).sum() / -(batch as f64)
+    lowbit_kernels::cross_entropy(logits, targets)
 }
 
 /// `temperature^2 KL(softmax(target / temperature) || softmax(logits / temperature))`, the mean over the batch (Hinton et

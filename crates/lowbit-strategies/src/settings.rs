@@ -24,6 +24,9 @@ pub struct TrainRecipe {
     /// Largest norm of all gradients together; larger ones are scaled down to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gradient_clip: Option<f64>,
+    /// Parts of a batch that are computed one after the other; their gradients are added up for one update.
+    #[serde(skip_serializing_if = "is_one")]
+    pub accumulate: usize,
     /// Share of the target probability spread evenly over all classes.
     pub label_smoothing: f64,
     /// Decay per step of the exponential moving average of the weights, which is then what is evaluated.
@@ -42,6 +45,12 @@ pub struct TrainRecipe {
     pub eval_every: u64,
     /// How the products of convolutions are computed in a step.
     pub compute: Compute,
+}
+
+/// Whether a batch is computed as a whole, which is not written down: a recipe of an earlier lowbit says nothing of it.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(accumulate: &usize) -> bool {
+    *accumulate == 1
 }
 
 impl TrainRecipe {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn::module::Module;
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Tensor};
 use lowbit_core::{BitWidth, Precision, Purpose, stream};
 use lowbit_data::DataError;
@@ -75,6 +76,9 @@ impl PlacedSpec {
         self.build(recipe, phase, device).map(|(learner, _)| learner.network)
     }
 }
+
+/// The gradients of the parts of a batch that have been computed, added up.
+pub(crate) type BatchGradients = GradientsAccumulator<Learner>;
 
 /// A network in training.
 #[derive(Clone)]
@@ -323,11 +327,23 @@ impl Trainee {
         Output { name, role, features, adapts_to, adapted_taps, act_bits: self.act_bits }
     }
 
-    /// One update from the `loss` of a batch.
-    pub(crate) fn update(&mut self, learning_rate: f64, ema_decay: Option<f64>, loss: Tensor<1>) -> Update {
+    /// Adds to `sum` the gradients of the `loss` of a part of a batch, which has this share of its images.
+    pub(crate) fn add_gradients(&self, sum: &mut BatchGradients, loss: Tensor<1>, share: f64) {
+        // A whole batch has its gradients as they are.
+        let loss = if share < 1.0 { loss * share } else { loss };
+        sum.accumulate(&self.learner, GradientsParams::from_grads(loss.backward(), &self.learner));
+    }
+
+    /// One update from the gradients of a batch.
+    pub(crate) fn update(
+        &mut self,
+        learning_rate: f64,
+        ema_decay: Option<f64>,
+        mut gradients: BatchGradients,
+    ) -> Update {
         let rate = learning_rate * self.spec.learning_rate_scale;
         let before = self.learner.clone();
-        self.learner = self.optimizer.step(rate, before.clone(), loss.backward());
+        self.learner = self.optimizer.step_by(rate, before.clone(), gradients.grads());
         if let (Some(decay), Some(average)) = (ema_decay, self.average.take()) {
             self.average = Some(state::moving_average(average, &self.learner.network.valid(), decay));
         }

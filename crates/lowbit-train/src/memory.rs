@@ -36,6 +36,8 @@ pub struct MemoryEstimate {
     pub evaluation_batch: u64,
     /// Images of a batch.
     pub batch_size: u64,
+    /// Parts of a batch that are computed one after the other.
+    pub accumulate: u64,
 }
 
 impl MemoryEstimate {
@@ -60,6 +62,7 @@ impl MemoryEstimate {
             evaluation: 0,
             evaluation_batch: n_test(recipe).unwrap_or(u64::MAX).min(EVAL_BATCH_SIZE as u64),
             batch_size: recipe.data.batch_size as u64,
+            accumulate: recipe.train.accumulate as u64,
         };
         for phase in phases {
             let (mut kept, mut working, mut parameters, mut forward) = (0, 0, 0, 0);
@@ -86,7 +89,7 @@ impl MemoryEstimate {
 
     /// Bytes on the device at the peak of the training with batches of `batch_size`, which is that of the recipe or another.
     pub fn device(&self, batch_size: u64) -> u64 {
-        let step = batch_size.saturating_mul(self.per_image);
+        let step = batch_size.div_ceil(self.accumulate).saturating_mul(self.per_image);
         self.parameters.saturating_add(step.max(self.evaluation))
     }
 
@@ -103,7 +106,7 @@ impl MemoryEstimate {
 
     /// Bytes of the largest tensor.
     pub fn largest(&self, batch_size: u64) -> u64 {
-        batch_size.max(self.evaluation_batch).saturating_mul(self.largest_per_image)
+        batch_size.div_ceil(self.accumulate).max(self.evaluation_batch).saturating_mul(self.largest_per_image)
     }
 
     /// The largest batch that `fits`, of the present one halved again and again. `None` if not even one image does.
@@ -196,6 +199,16 @@ mod tests {
         assert_eq!(resized.input_per_image, 64 * of.input_per_image);
         assert_eq!(of.host(100) - of.program, 6 * 100 * 64 * 4);
         assert_eq!(resized.host(100_000) - resized.program, 3 * 100_000 * 64 * 64 * 4);
+    }
+
+    /// Of a batch in parts, one is on the device; the host prepares all of it.
+    #[test]
+    fn parts_of_a_batch_count_one_by_one() {
+        let whole = estimate("digits-preresnet8-w2a2", &["data.batch_size=1000"]);
+        let parts = estimate("digits-preresnet8-w2a2", &["data.batch_size=1000", "train.accumulate=3"]);
+        assert_eq!(parts.device(1000), whole.device(334));
+        assert_eq!(parts.host(1000), whole.host(1000));
+        assert_eq!(parts.largest(1000), whole.largest(334));
     }
 
     #[test]

@@ -1,13 +1,13 @@
-//! The optimizer of one network: burn's optimizers with a group of their own for the quantizers' parameters, and
+//! The optimizer of one network: burn's optimizers, and our own descent, with a group of their own for the quantizers' parameters, and
 //! clipping by the norm of all gradients together.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::optim::decay::WeightDecayConfig;
-use burn::optim::momentum::MomentumConfig;
-use burn::optim::{AdamConfig, AdamWConfig, GradientsParams, ModuleOptimizer, SgdConfig};
+use burn::optim::{AdamConfig, AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::Device;
 use burn::tensor::{Gradients, Tensor};
 
+use lowbit_kernels::{Sgd, sgd_together};
 use lowbit_quantizers::is_quantizer_state;
 
 use crate::recipe::{OptimizerRecipe, QuantizerGroup, TrainRecipe};
@@ -50,7 +50,17 @@ impl Optimizer {
 
     /// One update of `module` from the gradients of its loss.
     pub fn step<M: Module>(&mut self, learning_rate: f64, module: M, gradients: Gradients) -> M {
-        let mut gradients = GradientsParams::from_grads(gradients, &module);
+        let gradients = GradientsParams::from_grads(gradients, &module);
+        self.step_by(learning_rate, module, gradients)
+    }
+
+    /// The same from the gradients of its parameters, of which several may have been added up.
+    pub(crate) fn step_by<M: Module>(
+        &mut self,
+        learning_rate: f64,
+        module: M,
+        mut gradients: GradientsParams,
+    ) -> M {
         if let Some(max_norm) = self.gradient_clip {
             let norm = GradientNorm::of(&gradients, &module);
             if let Some(norm) = &norm {
@@ -58,7 +68,7 @@ impl Optimizer {
             }
             self.norm = norm;
         }
-        self.inner.step(learning_rate, module, gradients)
+        sgd_together(|| self.inner.step(learning_rate, module, gradients))
     }
 
     /// The norm of the last step's gradients, if they are clipped. Scaling by one that is not finite makes them zero or no
@@ -100,11 +110,10 @@ fn build(recipe: &TrainRecipe, quantizers: ParamGroup) -> ModuleOptimizer {
     let QuantizerGroup { learning_rate_scale: scale, weight_decay: group_decay } = recipe.quantizers;
     match recipe.optimizer {
         OptimizerRecipe::Sgd { momentum, nesterov } => {
-            let sgd = |weight_decay: f64| {
-                let momentum = (momentum > 0.0).then(|| {
-                    MomentumConfig::new().with_momentum(momentum).with_dampening(0.0).with_nesterov(nesterov)
-                });
-                SgdConfig::new().with_momentum(momentum).with_weight_decay(decay(weight_decay)).build()
+            let sgd = |weight_decay: f64| Sgd {
+                momentum: (momentum > 0.0).then_some(momentum as f32),
+                is_nesterov: nesterov,
+                weight_decay: (weight_decay > 0.0).then_some(weight_decay as f32),
             };
             ModuleOptimizer::from(sgd(recipe.weight_decay)).with_group(
                 quantizers,

@@ -11,7 +11,7 @@ use lowbit_strategies::loss::{cross_entropy, target_probabilities};
 use crate::data::tensor;
 use crate::error::{Divergence, TrainError};
 use crate::experiment::{Experiment, Timeline};
-use crate::learner::Trainee;
+use crate::learner::{BatchGradients, Trainee};
 use crate::recipe::Recipe;
 use crate::schedule::learning_rate;
 use crate::state;
@@ -45,42 +45,65 @@ impl Step<'_> {
     /// # Errors
     /// [`TrainError::NonFinite`] if a loss or a norm of gradients is not finite; [`TrainError::Strategy`] if a strategy gives an answer
     /// that no step can go by.
-    pub(crate) fn run(&self, trainees: &mut [Trainee], mut batch: Batch) -> Result<Stepped, TrainError> {
+    pub(crate) fn run(&self, trainees: &mut [Trainee], batch: Batch) -> Result<Stepped, TrainError> {
         let train = &self.experiment.phases[self.phase].train;
         let (step, steps_per_epoch) = (self.step, self.timeline.steps_per_epoch);
-        let targets = target_probabilities(
-            &batch.labels,
-            self.experiment.recipe.data.n_classes(),
-            train.label_smoothing,
-            self.device,
-        );
         let quantized_share = self.select(trainees)?;
-        self.quantize_gradients(trainees);
-        let (losses, logits) = self.losses(trainees, tensor(&mut batch, self.device), &targets);
+        let n_images = batch.labels.len();
+        let mut parts = Vec::new();
+        let mut gradients: Vec<BatchGradients> = trainees.iter().map(|_| BatchGradients::new()).collect();
+        for (i, mut part) in parts_of(batch, train.accumulate).into_iter().enumerate() {
+            self.quantize_gradients(trainees, i);
+            let n_classes = self.experiment.recipe.data.n_classes();
+            let targets = target_probabilities(&part.labels, n_classes, train.label_smoothing, self.device);
+            let share = part.labels.len() as f64 / n_images as f64;
+            let (losses, logits) = self.losses(trainees, tensor(&mut part, self.device), &targets);
+            for ((trainee, loss), sum) in trainees.iter().zip(&losses).zip(&mut gradients) {
+                if let Some(loss) = loss {
+                    trainee.add_gradients(sum, loss.total.clone(), share);
+                }
+            }
+            parts.push(Part { share, losses, logits });
+        }
         let phase_step = step - self.timeline.start(self.phase);
         let mut updates = Vec::new();
-        for (trainee, loss) in trainees.iter_mut().zip(&losses) {
+        for (trainee, gradients) in trainees.iter_mut().zip(gradients) {
             let (train, step) = match trainee.spec.trains_throughout {
                 true => (&self.experiment.whole, step),
                 false => (train, phase_step),
             };
             let rate = learning_rate(train, steps_per_epoch, step);
-            let update = |loss: &StepLoss| trainee.update(rate, train.ema_decay_at(step), loss.total.clone());
-            updates.push(loss.as_ref().map(update));
+            let is_trained = trainee.spec.is_trained;
+            updates.push(is_trained.then(|| trainee.update(rate, train.ema_decay_at(step), gradients)));
             trainee.select(None);
         }
         // The one read from the device in a step.
         let norms = updates.iter().flatten().filter_map(|update| update.norm.as_ref());
-        let scalars = losses.iter().flatten().flat_map(StepLoss::tensors);
+        let scalars = parts.iter().flat_map(|part| part.losses.iter().flatten().flat_map(StepLoss::tensors));
         // Gradients are without autodiff, and a read is of one kind.
-        let read = scalars.chain(norms.map(|norm| Tensor::from_inner(norm.norm.clone())));
-        let read = read.fold(Transaction::default().register(logits), Transaction::register);
-        let mut read = read.execute().into_iter();
-        let logits = read.next().expect("invariant: the logits were registered");
+        let scalars = scalars.chain(norms.map(|norm| Tensor::from_inner(norm.norm.clone())));
+        let read = parts.iter().map(|part| part.logits.clone());
+        let read = read.fold(Transaction::default(), Transaction::register);
+        let mut read = scalars.fold(read, Transaction::register).execute().into_iter();
+        let mut logits = Vec::new();
+        for _ in &parts {
+            let of_part = read.next().expect("invariant: the logits were registered");
+            logits.extend(of_part.iter::<f32>());
+        }
         let mut next =
             || read.next().and_then(|value| value.iter::<f32>().next()).map_or(f64::NAN, f64::from);
-        let values: Vec<Option<BTreeMap<String, f64>>> =
-            losses.iter().map(|loss| loss.as_ref().map(|loss| loss.values(&mut next))).collect();
+        let mut values: Vec<Option<BTreeMap<String, f64>>> = vec![None; trainees.len()];
+        for part in &parts {
+            for (values, loss) in values.iter_mut().zip(&part.losses) {
+                if let Some(loss) = loss {
+                    let of_part = loss.values(&mut next);
+                    let values = values.get_or_insert_default();
+                    for (name, value) in of_part {
+                        *values.entry(name).or_insert(0.0) += part.share * value;
+                    }
+                }
+            }
+        }
         for (network, (values, update)) in values.iter().zip(&updates).enumerate() {
             let (Some(values), Some(update)) = (values, update) else { continue };
             let loss = values[TOTAL];
@@ -99,7 +122,6 @@ impl Step<'_> {
                 return Err(self.non_finite(NotFinite { what, network, place }));
             }
         }
-        let logits = logits.iter::<f32>().collect();
         Ok(Stepped { losses: values, logits, quantized_share })
     }
 
@@ -130,13 +152,15 @@ impl Step<'_> {
         Ok(deployed_share)
     }
 
-    /// Lets the gradients of the students' quantized layers be rounded, with noise of this step.
-    fn quantize_gradients(&self, trainees: &mut [Trainee]) {
+    /// Lets the gradients of the students' quantized layers be rounded, with noise of this step and part of its batch.
+    fn quantize_gradients(&self, trainees: &mut [Trainee], part: usize) {
         let Recipe { seed, quantization, .. } = &self.experiment.recipe;
         let Precision::Bits(bits) = quantization.grad_bits else { return };
+        let n_networks = trainees.len();
         for (index, trainee) in trainees.iter_mut().enumerate() {
             if trainee.spec.role == Role::Student {
-                let mut keys = stream(*seed, Purpose::GradientNoise, index as u64, self.step);
+                let of = part * n_networks + index;
+                let mut keys = stream(*seed, Purpose::GradientNoise, of as u64, self.step);
                 trainee.network_mut().quantize_gradients(Some(bits), &mut keys);
             }
         }
@@ -194,6 +218,35 @@ impl NotFinite {
     }
 }
 
+/// What of a batch was computed at once.
+struct Part {
+    /// Of its images.
+    share: f64,
+    losses: Vec<Option<StepLoss>>,
+    logits: Tensor<2>,
+}
+
+/// A batch in at most `n` parts, whose numbers of images differ by one at most.
+fn parts_of(batch: Batch, n: usize) -> Vec<Batch> {
+    let n_images = batch.labels.len();
+    let n = n.min(n_images).max(1);
+    if n == 1 {
+        return vec![batch];
+    }
+    let Batch { images, labels, shape: [_, channels, height, width], step } = batch;
+    let n_values = channels * height * width;
+    let part = |i: usize| {
+        let range = i * n_images / n..(i + 1) * n_images / n;
+        Batch {
+            images: images[range.start * n_values..range.end * n_values].to_vec(),
+            labels: labels[range.clone()].to_vec(),
+            shape: [range.len(), channels, height, width],
+            step,
+        }
+    };
+    (0..n).map(part).collect()
+}
+
 /// The loss of one network in a step.
 struct StepLoss {
     loss: Loss,
@@ -230,6 +283,49 @@ mod tests {
 
     use super::*;
 
+    /// A descent by the gradients of two halves together is the mean of the descents by each alone: BatchNorm sees each half.
+    #[test]
+    fn gradients_of_parts_are_added_up() {
+        let device = Device::default().autodiff();
+        let after = |batch: Batch, accumulate: usize| {
+            let changes = [
+                format!("train.accumulate={accumulate}"),
+                "train.optimizer={kind='sgd', momentum=0.0, nesterov=false}".into(),
+            ];
+            let recipe = Recipe::embedded("digits-preresnet8-w2a2", &changes).unwrap();
+            let experiment = Experiment::of_recipe(&recipe).unwrap();
+            let timeline = experiment.timeline(4);
+            let new = |spec| Trainee::new(spec, &recipe, &experiment.phases[0], &device).unwrap();
+            let mut trainees: Vec<Trainee> = experiment.networks.iter().cloned().map(new).collect();
+            let step =
+                Step { experiment: &experiment, timeline: &timeline, phase: 0, step: 9, device: &device };
+            let stepped = step.run(&mut trainees, batch).unwrap();
+            let weights: Vec<f32> = state::tensors(&trainees[0].valid())
+                .into_iter()
+                .filter(|(path, _)| path.ends_with(".weight") || path.ends_with(".gamma"))
+                .flat_map(|(_, values)| values.iter::<f32>().collect::<Vec<_>>())
+                .collect();
+            (weights, stepped)
+        };
+        let images: Vec<f32> = (0..7 * 64).map(|i| ((i * 37 % 101) as f32 / 50.0) - 1.0).collect();
+        let batch = Batch { images, labels: (0..7).collect(), shape: [7, 1, 8, 8], step: 9 };
+        let parts = parts_of(batch.clone(), 2);
+        assert_eq!(parts.iter().map(|part| part.labels.len()).collect::<Vec<_>>(), [3, 4]);
+        let (together, stepped) = after(batch, 2);
+        let [(one, of_one), (other, of_other)] = [0, 1].map(|i| after(parts[i].clone(), 1));
+        let total = |stepped: &Stepped| stepped.losses[0].as_ref().unwrap()[TOTAL];
+        let mean = (3.0 * total(&of_one) + 4.0 * total(&of_other)) / 7.0;
+        assert!((total(&stepped) - mean).abs() < 1e-6, "{} and {mean}", total(&stepped));
+        assert_eq!(stepped.logits, [of_one.logits, of_other.logits].concat());
+        let mut largest = 0.0f32;
+        for ((together, one), other) in together.iter().zip(&one).zip(&other) {
+            let mean = (3.0 * one + 4.0 * other) / 7.0;
+            assert!((together - mean).abs() < 1e-5, "{together} instead of {mean}");
+            largest = largest.max((one - other).abs());
+        }
+        assert!(largest > 1e-3, "the halves have one gradient");
+    }
+
     /// The noise of a step: of the seed, the step, the network and the layer, and of nothing else.
     #[test]
     fn gradients_of_students_have_noise_of_their_own() {
@@ -244,7 +340,7 @@ mod tests {
             let new = |spec| Trainee::new(spec, &recipe, phase, &device).unwrap();
             let mut trainees: Vec<Trainee> = experiment.networks.iter().cloned().map(new).collect();
             let step = Step { experiment: &experiment, timeline: &timeline, phase: 0, step, device: &device };
-            step.quantize_gradients(&mut trainees);
+            step.quantize_gradients(&mut trainees, 0);
             let of_network = |network: &Network| -> Vec<_> {
                 network.layers().map(|(_, layer)| layer.gradient_quantizer()).collect()
             };

@@ -48,9 +48,10 @@ const MULTI_STAGE: &[&str] = &[
     "phases={w2a4={quantizer_state=\"rescaled\", optimizer_state=\"kept\"}}",
 ];
 
-/// One phase with a random part quantized in each step, drawn by its error, and noise in the gradients, beside a teacher.
+/// One phase with a random part quantized in each step, drawn by its error, and noise in the gradients, beside a teacher; batches in parts.
 const ONE_STAGE: &[&str] = &[
     "train.epochs=4",
+    "train.accumulate=3",
     "train.ema_decay=0.9",
     "data.batch_size=32",
     "data.train_limit=128",

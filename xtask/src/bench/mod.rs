@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::workspace;
 
 pub mod backends;
+pub mod card;
 pub mod loader;
 pub mod ops;
 mod origin;
@@ -35,6 +36,8 @@ pub enum Workload {
     Resnet18,
     /// PreResNet-18, batch 16, 224x224x3
     Preresnet18,
+    /// ResNet-50, batch 16, 224x224x3
+    Resnet50,
 }
 
 impl Workload {
@@ -44,6 +47,7 @@ impl Workload {
             Self::Preresnet8Digits => "preresnet8-digits",
             Self::Resnet18 => "resnet18",
             Self::Preresnet18 => "preresnet18",
+            Self::Resnet50 => "resnet50",
         }
     }
 
@@ -51,7 +55,7 @@ impl Workload {
         match self {
             Self::Preresnet20 => 128,
             Self::Preresnet8Digits => 64,
-            Self::Resnet18 | Self::Preresnet18 => 16,
+            Self::Resnet18 | Self::Preresnet18 | Self::Resnet50 => 16,
         }
     }
 }
@@ -67,10 +71,26 @@ struct Entry {
     range: [f64; 2],
     /// Largest resident size of its process in bytes, the program and its libraries included.
     peak_bytes: u64,
+    /// Bytes that it reserved on a GPU: all of it at the end of ours, the most of PyTorch's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device_bytes: Option<u64>,
+    /// Launches of a step on a GPU, where the contestant tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    launches: Option<u64>,
+    /// Seconds of a step's kernels on a GPU, each timed, where the contestant tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernel_seconds: Option<f64>,
     /// Mean seconds in a step by kind of operation, where the contestant tells.
     seconds_by_kind: serde_json::Map<String, serde_json::Value>,
     /// The instruction sets that it uses, where it tells.
     instructions: String,
+}
+
+/// What ours tell of a step on a GPU.
+#[derive(Default, Deserialize)]
+struct OfGpu {
+    launches: Option<u64>,
+    kernel_seconds: Option<f64>,
 }
 
 /// What cargo is told to compile a backend in; the default features have the CPU backends.
@@ -198,6 +218,14 @@ impl Contestant {
         }
     }
 
+    /// Ends the process, whatever it has to tell.
+    fn end(self) -> anyhow::Result<()> {
+        let Self { mut process, requests, .. } = self;
+        drop(requests);
+        process.wait()?;
+        Ok(())
+    }
+
     fn finish(self) -> anyhow::Result<Entry> {
         self.finish_with_line().map(|(entry, _)| entry)
     }
@@ -212,10 +240,18 @@ impl Contestant {
         answers.read_line(&mut kinds)?;
         let mut instructions = String::new();
         answers.read_line(&mut instructions)?;
+        let mut of_gpu = String::new();
+        answers.read_line(&mut of_gpu)?;
         process.wait()?;
-        // Ours tell more after it; see `backends`.
-        let peak = line.split_whitespace().next().unwrap_or_default();
+        // On a GPU, what is reserved there and its name come after it; see `backends`.
+        let mut words = line.split_whitespace();
+        let peak = words.next().unwrap_or_default();
         let peak_bytes = peak.parse().with_context(|| format!("{name} answered {line:?}"))?;
+        let device_bytes = words.next().and_then(|bytes| bytes.parse().ok());
+        let OfGpu { launches, kernel_seconds } = match of_gpu.trim() {
+            "" => OfGpu::default(),
+            told => serde_json::from_str(told).with_context(|| format!("{name} answered {told:?}"))?,
+        };
         let sorted = sorted(rates);
         let range = [sorted[0], sorted[sorted.len() - 1]];
         let seconds_by_kind = match kinds.trim() {
@@ -224,7 +260,19 @@ impl Contestant {
         };
         let images_per_second = median(sorted);
         let instructions = instructions.trim().into();
-        Ok((Entry { name, bits, images_per_second, range, peak_bytes, seconds_by_kind, instructions }, line))
+        let entry = Entry {
+            name,
+            bits,
+            images_per_second,
+            range,
+            peak_bytes,
+            device_bytes,
+            launches,
+            kernel_seconds,
+            seconds_by_kind,
+            instructions,
+        };
+        Ok((entry, line))
     }
 }
 
@@ -254,6 +302,25 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
         Contestant::start("ours".into(), "w2a2", command).unwrap()
+    }
+
+    #[test]
+    fn what_a_gpu_did_is_in_the_entry() {
+        let script = r#"while read n; do echo 0.5; done; echo 100 2000 card; echo; echo
+            echo '{"launches": 7, "kernel_seconds": 0.25}'"#;
+        let mut of_gpu = contestant(script);
+        let seconds = of_gpu.run(1).unwrap();
+        of_gpu.rates.push(seconds);
+        let entry = of_gpu.finish().unwrap();
+        assert_eq!((entry.peak_bytes, entry.device_bytes), (100, Some(2000)));
+        assert_eq!((entry.launches, entry.kernel_seconds), (Some(7), Some(0.25)));
+
+        let mut of_cpu = contestant("while read n; do echo 0.5; done; echo 100; echo; echo avx2");
+        let seconds = of_cpu.run(1).unwrap();
+        of_cpu.rates.push(seconds);
+        let entry = serde_json::to_value(of_cpu.finish().unwrap()).unwrap();
+        assert_eq!(entry["instructions"], "avx2");
+        assert!(entry.get("launches").is_none() && entry.get("device_bytes").is_none(), "{entry}");
     }
 
     #[test]

@@ -18,6 +18,10 @@ pub struct StepArgs {
     #[arg(long, value_enum, default_value_t = Workload::Preresnet20)]
     network: Workload,
 
+    /// Images of a step [default: those of the network]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    batch: Option<u32>,
+
     /// Precisions, fp32 or as w2a2
     #[arg(long, value_delimiter = ',', default_value = "fp32,w4a4,w2a2")]
     bits: Vec<String>,
@@ -141,9 +145,11 @@ enum Peer {
 
 /// How PyTorch runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Way {
+pub(super) enum Way {
     /// One operation after the other
     Eager,
+    /// The same with TF32 in what is multiplied on a GPU
+    Tf32,
     /// `torch.compile`
     Compile,
     /// Autocast to bf16
@@ -153,12 +159,19 @@ enum Way {
 }
 
 impl Way {
+    /// All that differ on a processor.
     const ALL: [Self; 4] = [Self::Eager, Self::Compile, Self::Bf16, Self::Bf16Compile];
 
+    /// Whether it compiles the network before the first step.
+    pub(super) fn compiles(self) -> bool {
+        matches!(self, Self::Compile | Self::Bf16Compile)
+    }
+
     /// The name of the entry.
-    fn entry(self) -> &'static str {
+    pub(super) fn entry(self) -> &'static str {
         match self {
             Self::Eager => "torch",
+            Self::Tf32 => "torch tf32",
             Self::Compile => "torch compile",
             Self::Bf16 => "torch bf16",
             Self::Bf16Compile => "torch bf16 compile",
@@ -166,9 +179,10 @@ impl Way {
     }
 
     /// What `step.py` calls it.
-    fn argument(self) -> &'static str {
+    pub(super) fn argument(self) -> &'static str {
         match self {
             Self::Eager => "eager",
+            Self::Tf32 => "tf32",
             Self::Compile => "compile",
             Self::Bf16 => "bf16",
             Self::Bf16Compile => "bf16-compile",
@@ -178,7 +192,7 @@ impl Way {
 
 /// Where another implementation runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum PeerDevice {
+pub(super) enum PeerDevice {
     Cpu,
     Cuda,
 }
@@ -190,7 +204,7 @@ impl PeerDevice {
         asked_for.unwrap_or(if is_gpu { Self::Cuda } else { Self::Cpu })
     }
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
             Self::Cuda => "cuda",
@@ -210,6 +224,7 @@ struct Ratio {
 struct Report {
     origin: Origin,
     network: &'static str,
+    batch: u32,
     machine: String,
     threads: usize,
     rounds: u32,
@@ -226,13 +241,15 @@ pub fn run(args: &StepArgs) -> anyhow::Result<()> {
         has_gradients || args.bits.iter().any(|bits| bits != "fp32"),
         "layers in fp32 have gradients in fp32: add --bits w2a2, or fp32 to --grad-bits"
     );
+    let batch = args.batch.unwrap_or(args.network.batch());
+    let network = format!("{}:{batch}", args.network.name());
     let mut contestants = Vec::new();
     for device in &args.device {
         let program = build(device)?;
         for bits in &args.bits {
             for ours in Ours::entries(&args.compute, &args.grad_bits, bits) {
                 let mut command = Command::new(&program);
-                command.args([args.network.name(), bits, device]).args(ours.arguments());
+                command.args([&network, bits, device]).args(ours.arguments());
                 command.env("RAYON_NUM_THREADS", threads.to_string());
                 args.without.tell(&mut command);
                 contestants.push(Contestant::start(ours.name(device), bits, command)?);
@@ -248,7 +265,7 @@ pub fn run(args: &StepArgs) -> anyhow::Result<()> {
             for (name, way) in peer_entries(&args.peers, &args.ways, bits) {
                 let mut command = Command::new(&python);
                 let threads = threads.to_string();
-                command.arg(peer_script("step.py")).args([args.network.name(), bits, &threads, device, way]);
+                command.arg(peer_script("step.py")).args([&network, bits, &threads, device, way]);
                 args.without.tell(&mut command);
                 command.env("TORCHINDUCTOR_CACHE_DIR", compiled.path().join(format!("{bits}-{way}")));
                 contestants.push(Contestant::start(name.into(), bits, command)?);
@@ -263,13 +280,14 @@ pub fn run(args: &StepArgs) -> anyhow::Result<()> {
         eprintln!("round {}/{}", round + 1, args.rounds);
         for contestant in &mut contestants {
             let seconds = contestant.run(args.steps)?;
-            let images = f64::from(args.steps * args.network.batch());
+            let images = f64::from(args.steps * batch);
             contestant.rates.push(images / seconds);
         }
     }
     let report = Report {
         origin: Origin::here(),
         network: args.network.name(),
+        batch,
         machine: machine(),
         threads,
         rounds: args.rounds,
@@ -344,6 +362,11 @@ fn show(report: &Report) {
         eprintln!("{name} computes by {instructions}");
     }
     eprintln!();
+    for Entry { name, bits, launches, kernel_seconds, .. } in &report.entries {
+        if let (Some(launches), Some(seconds)) = (launches, kernel_seconds) {
+            eprintln!("{name} {bits}: {launches} launches a step, {:.2} ms of kernels", seconds * 1e3);
+        }
+    }
     for Ratio { of, to, ratio } in &report.ratios {
         eprintln!("{of} is {ratio:.2} times {to}");
     }

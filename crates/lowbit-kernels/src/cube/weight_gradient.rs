@@ -1,39 +1,49 @@
-//! The gradient of a convolution's weights as products of matrices.
+//! The gradient of a convolution's weights as products of matrices that are never made: of the gradient's pixels and of the windows
+//! of the images around them.
 //!
 //! burn computes it, unless it may try out kernels first, as a convolution whose filters are as large as the images: one
-//! thread for each weight, which adds up all pixels of all images. Here the windows of the images become columns, and shares
-//! of the images, enough of them to fill a GPU, have a product each; these are added up at last, always in the same order.
+//! thread for each weight, which adds up all pixels of all images. Here each cube has a tile of the weights and a share of the
+//! pixels, and a second launch adds up the shares, always in the same order.
 
 use burn::backend::TensorMetadata;
-use burn::backend::ops::FloatTensorOps;
-use burn::backend::tensor::FloatTensor;
 use burn::tensor::ops::ConvOptions;
-use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::cubecl;
+use burn_cubecl::ops::permute_nhwc_to_nchw;
 use burn_cubecl::tensor::CubeTensor;
-use burn_cubecl::{CubeBackend, cubecl};
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
 
-use super::elem_type;
+use super::layout::channels_last;
+use super::sum::THREADS;
+use super::{elem_type, empty};
 
-/// Values of the columns that exist at a time, and of the products: 64 MiB each, half of what WebGPU promises for a buffer.
-const COLUMNS: usize = 1 << 24;
-const PRODUCTS: usize = 1 << 24;
+/// Weights of a tile along each of its sides that a thread has.
+const SIDE: usize = 4;
 
-/// Writes the windows of images to columns `[shares, channels x kernel, images of a share x pixels]`, with zeros where a
-/// window is outside of its image.
+/// Pixels that are in a cube's memory at a time.
+const STEP: usize = 8;
+
+/// Pixels of a share, unless there are fewer or more shares than this.
+const PIXELS_OF_SHARE: usize = 256;
+const MOST_SHARES: usize = 128;
+
+/// Cubes that fill a GPU.
+const CUBES: usize = 512;
+
+/// Products of a share of the pixels: `[shares, out channels, kernel height x kernel width x channels]`.
 #[cube(launch, address_type = "dynamic")]
-fn windows<F: Float>(
+fn products_of_shares<F: Float>(
     images: LinearView<'_, F>,
-    mut columns: LinearViewMut<'_, F>,
-    first_image: usize,
-    share: usize,
+    gradient: LinearView<'_, F>,
+    mut products: LinearViewMut<'_, F>,
+    pixels: usize,
+    pixels_of_share: usize,
     channels: usize,
     height: usize,
     width: usize,
+    out_channels: usize,
     out_height: usize,
     out_width: usize,
     kernel_height: usize,
@@ -42,100 +52,169 @@ fn windows<F: Float>(
     stride_x: usize,
     padding_y: usize,
     padding_x: usize,
+    #[comptime] tile_out: usize,
+    #[comptime] tile_in: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    if !columns.is_in_bounds(ABSOLUTE_POS) {
+    let unit = UNIT_POS as usize;
+    let n_in = kernel_height * kernel_width * channels;
+    let first_in = CUBE_POS_X as usize * tile_in;
+    let first_out = CUBE_POS_Y as usize * tile_out;
+    let share = CUBE_POS_Z as usize;
+    let end = clamp_max((share + 1) * pixels_of_share, pixels);
+    let units_in = comptime!(tile_in / SIDE);
+    let units_out = comptime!(tile_out / SIDE);
+    let (unit_in, unit_out) = (unit % units_in, unit / units_in);
+    // A thread brings values of one place of the window and one channel.
+    let place = first_in + unit % tile_in;
+    let (channel, rest) = (place % channels, place / channels);
+    let (window_x, window_y) = (rest % kernel_width, rest / kernel_width);
+
+    let mut outer = Shared::<[F]>::new_slice(comptime!(STEP * tile_out));
+    let mut inner = Shared::<[F]>::new_slice(comptime!(STEP * tile_in));
+    let mut sums = Array::<F>::new(comptime!(SIDE * SIDE));
+    #[unroll]
+    for i in 0..comptime!(SIDE * SIDE) {
+        sums[i] = F::new(0.0);
+    }
+    let mut first = share * pixels_of_share;
+    while first < end {
+        #[unroll]
+        for i in 0..comptime!((STEP * tile_out).div_ceil(THREADS)) {
+            let slot = unit + i * THREADS;
+            if slot < comptime!(STEP * tile_out) {
+                let (pixel, out) = (first + slot / tile_out, first_out + slot % tile_out);
+                let mut value = F::new(0.0);
+                if pixel < end && out < out_channels {
+                    value = gradient.read(pixel * out_channels + out);
+                }
+                outer[slot] = value;
+            }
+        }
+        #[unroll]
+        for i in 0..comptime!(STEP * tile_in / THREADS) {
+            let slot = unit + i * THREADS;
+            let pixel = first + slot / tile_in;
+            let (x, rest) = (pixel % out_width, pixel / out_width);
+            let (y, image) = (rest % out_height, rest / out_height);
+            let (y, x) = (y * stride_y + window_y, x * stride_x + window_x);
+            let is_in_height = y >= padding_y && y < padding_y + height;
+            let is_in_width = x >= padding_x && x < padding_x + width;
+            let mut value = F::new(0.0);
+            if pixel < end && place < n_in && is_in_height && is_in_width {
+                value = images
+                    .read(((image * height + y - padding_y) * width + x - padding_x) * channels + channel);
+            }
+            inner[slot] = value;
+        }
+        sync_cube();
+        #[unroll]
+        for pixel in 0..STEP {
+            #[unroll]
+            for i in 0..SIDE {
+                let factor = outer[pixel * tile_out + unit_out + i * units_out];
+                #[unroll]
+                for j in 0..SIDE {
+                    sums[i * SIDE + j] += factor * inner[pixel * tile_in + unit_in + j * units_in];
+                }
+            }
+        }
+        sync_cube();
+        first += STEP;
+    }
+    #[unroll]
+    for i in 0..SIDE {
+        let out = first_out + unit_out + i * units_out;
+        #[unroll]
+        for j in 0..SIDE {
+            let place = first_in + unit_in + j * units_in;
+            if out < out_channels && place < n_in {
+                products.write((share * out_channels + out) * n_in + place, sums[i * SIDE + j]);
+            }
+        }
+    }
+}
+
+/// Sums over the shares.
+#[cube(launch, address_type = "dynamic")]
+fn sum_of_shares<F: Float>(
+    products: LinearView<'_, F>,
+    mut sums: LinearViewMut<'_, F>,
+    n_shares: usize,
+    n: usize,
+    #[define(F)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS >= n {
         terminate!();
     }
-    let (x, rest) = (ABSOLUTE_POS % out_width, ABSOLUTE_POS / out_width);
-    let (y, rest) = (rest % out_height, rest / out_height);
-    let (image, rest) = (rest % share, rest / share);
-    let (j, rest) = (rest % kernel_width, rest / kernel_width);
-    let (i, rest) = (rest % kernel_height, rest / kernel_height);
-    let (channel, rest) = (rest % channels, rest / channels);
-    let image = first_image + rest * share + image;
-    let (y, x) = (y * stride_y + i, x * stride_x + j);
-    let is_inside = y >= padding_y && y < padding_y + height && x >= padding_x && x < padding_x + width;
-    let mut value = F::new(0.0);
-    if is_inside {
-        value = images.read(((image * channels + channel) * height + y - padding_y) * width + x - padding_x);
+    let mut sum = F::new(0.0);
+    for share in 0..n_shares {
+        sum += products.read(share * n + ABSOLUTE_POS);
     }
-    columns.write(ABSOLUTE_POS, value);
+    sums.write(ABSOLUTE_POS, sum);
 }
 
-/// Whether the columns of one image are few enough.
-pub(super) fn fits(input: &CubeTensor, weight: &CubeTensor, gradient: &CubeTensor) -> bool {
-    let [_, channels, ..]: [usize; 4] = input.shape().dims();
-    let [_, _, kernel_height, kernel_width] = weight.shape().dims();
-    let [_, _, out_height, out_width] = gradient.shape().dims();
-    channels * kernel_height * kernel_width * out_height * out_width <= COLUMNS
-}
-
-/// The gradient of the weights of a convolution without groups and dilation whose images [fit](fits).
+/// The gradient of the weights, of shape `[out_channels, channels, height, width]`, of a convolution without groups and dilation, of
+/// images that are not none.
 pub(super) fn weight_gradient(
-    input: FloatTensor<CubeBackend>,
-    weight: &FloatTensor<CubeBackend>,
-    gradient: FloatTensor<CubeBackend>,
+    input: CubeTensor,
+    weight: &CubeTensor,
+    gradient: CubeTensor,
     options: &ConvOptions<2>,
-) -> FloatTensor<CubeBackend> {
+) -> CubeTensor {
     let [batch, channels, height, width] = input.shape().dims();
     let [out_channels, _, kernel_height, kernel_width] = weight.shape().dims();
     let [_, _, out_height, out_width] = gradient.shape().dims();
-    let (pixels, rows) = (out_height * out_width, channels * kernel_height * kernel_width);
-    // Images of a share: as few as leave few enough products.
-    let most = COLUMNS / (rows * pixels);
-    let share = (batch * out_channels * rows).div_ceil(PRODUCTS).min(most).min(batch);
-    let input = into_contiguous(input);
-    let gradient = into_contiguous(gradient);
-    let (mut sum, mut first): (Option<CubeTensor>, _) = (None, 0);
-    while first < batch {
-        // The last share may have fewer.
-        let share = share.min(batch - first);
-        let n = ((batch - first) / share).min(COLUMNS / (rows * share * pixels));
-        let columns = empty_device_contiguous_dtype(
-            input.client.clone(),
-            input.device.clone(),
-            [n, rows, share * pixels].into(),
-            input.dtype,
-        );
-        let n_values = n * rows * share * pixels;
-        let dim = CubeDim::new(&input.client, n_values);
-        windows::launch(
-            &input.client,
-            calculate_cube_count_elemwise(&input.client, n_values, dim),
-            dim,
-            columns.required_address_type().max(input.required_address_type()),
-            input.clone().into_linear_view(),
-            columns.clone().into_linear_view(),
-            first,
-            share,
-            channels,
-            height,
-            width,
-            out_height,
-            out_width,
-            kernel_height,
-            kernel_width,
-            options.stride[0],
-            options.stride[1],
-            options.padding[0].0,
-            options.padding[1].0,
-            elem_type(input.dtype),
-        );
-        // To `[shares, out channels, images of a share x pixels]`.
-        let images = first..first + n * share;
-        let part = CubeBackend::float_slice(gradient.clone(), &[images.into()]);
-        let part = CubeBackend::float_reshape(part, [n, share, out_channels, pixels].into());
-        let part = CubeBackend::float_swap_dims(part, 1, 2);
-        let part = CubeBackend::float_reshape(part, [n, out_channels, share * pixels].into());
-        let products = CubeBackend::float_matmul(part, CubeBackend::float_swap_dims(columns, 1, 2));
-        let part = CubeBackend::float_sum_dim(products, 0);
-        sum = Some(match sum {
-            None => part,
-            Some(sum) => CubeBackend::float_add(sum, part),
-        });
-        first += n * share;
-    }
-    let sum = sum.expect("invariant: there is an image");
-    CubeBackend::float_reshape(sum, weight.shape())
+    let (pixels, n_in) = (batch * out_height * out_width, channels * kernel_height * kernel_width);
+    let tile_out = out_channels.next_power_of_two().clamp(16, 64);
+    let tile_in = THREADS * SIDE * SIDE / tile_out;
+    let tiles = [n_in.div_ceil(tile_in), out_channels.div_ceil(tile_out)];
+    let most_shares = (CUBES / (tiles[0] * tiles[1])).clamp(1, MOST_SHARES);
+    let n_shares = pixels.div_ceil(PIXELS_OF_SHARE).min(most_shares);
+    let pixels_of_share = pixels.div_ceil(n_shares).next_multiple_of(STEP);
+    let n_shares = pixels.div_ceil(pixels_of_share);
+    let [images, gradient] = [input, gradient].map(channels_last);
+    let products = empty(&images, [n_shares * out_channels * n_in]);
+    let address = [&images, &gradient, &products].map(CubeTensor::required_address_type);
+    products_of_shares::launch(
+        &images.client,
+        CubeCount::Static(tiles[0] as u32, tiles[1] as u32, n_shares as u32),
+        CubeDim::new_1d(THREADS as u32),
+        address.into_iter().max().unwrap_or_default(),
+        images.clone().into_linear_view(),
+        gradient.into_linear_view(),
+        products.clone().into_linear_view(),
+        pixels,
+        pixels_of_share,
+        channels,
+        height,
+        width,
+        out_channels,
+        out_height,
+        out_width,
+        kernel_height,
+        kernel_width,
+        options.stride[0],
+        options.stride[1],
+        options.padding[0].0,
+        options.padding[1].0,
+        tile_out,
+        tile_in,
+        elem_type(images.dtype),
+    );
+    let sums = empty(&images, [out_channels, kernel_height, kernel_width, channels]);
+    let n = out_channels * n_in;
+    let dim = CubeDim::new(&images.client, n);
+    sum_of_shares::launch(
+        &images.client,
+        calculate_cube_count_elemwise(&images.client, n, dim),
+        dim,
+        products.required_address_type(),
+        products.into_linear_view(),
+        sums.clone().into_linear_view(),
+        n_shares,
+        n,
+        elem_type(images.dtype),
+    );
+    permute_nhwc_to_nchw(sums)
 }

@@ -292,6 +292,12 @@ fn read(table: Table, problems: &Problems) -> Recipe {
     if !has_mistakes {
         check_images(&root, &recipe);
     }
+    if recipe.train.accumulate > recipe.data.batch_size {
+        let (parts, images) = (recipe.train.accumulate, recipe.data.batch_size);
+        let problem =
+            format!("a batch of {images} images has no {parts} parts: take at most data.batch_size");
+        root.problem("train.accumulate", problem);
+    }
     phases::read_phases(&root, &mut recipe);
     root.finish();
     recipe
@@ -612,11 +618,18 @@ fn check_images(root: &Section<'_>, recipe: &Recipe) {
             }
             // Reported by its key.
             Err(_) => {}
-            Ok(graph) if recipe.data.batch_size == 1 && graph.fewest_values_per_norm() == Some(1) => {
+            Ok(graph)
+                if recipe.data.batch_size / recipe.train.accumulate.max(1) == 1
+                    && graph.fewest_values_per_norm() == Some(1) =>
+            {
+                let (key, least) = match recipe.train.accumulate {
+                    1 => ("data.batch_size", "at least 2"),
+                    _ => ("train.accumulate", "at most half of data.batch_size"),
+                };
                 root.problem_once(
-                    "data.batch_size",
+                    key,
                     format!(
-                        "1 image leaves BatchNorm of {} a single value a channel, where it is 1x1: take at least 2",
+                        "1 image leaves BatchNorm of {} a single value a channel, where it is 1x1: take {least}",
                         model.family
                     ),
                 );
@@ -656,6 +669,7 @@ fn read_train(section: Section<'_>, quantization: &QuantizationRecipe, model: &M
         schedule,
         warmup_epochs: section.number("warmup_epochs", 0.0, &NumberRange::NOT_NEGATIVE),
         gradient_clip: section.optional_number("gradient_clip", &NumberRange::POSITIVE),
+        accumulate: section.integer("accumulate", 1, 1..=65_536) as usize,
         label_smoothing: section.number("label_smoothing", 0.0, &NumberRange::FRACTION),
         ema_decay,
         ema_warmup: ema_decay.map(|_| ema_warmup.unwrap_or(true)),

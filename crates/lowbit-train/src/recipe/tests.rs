@@ -1736,3 +1736,19 @@ fn a_method_takes_its_own_bits() {
         assert!(bits(&[&format!("quantization.method={method}")]).is_ok(), "{method}");
     }
 }
+
+/// Parts of a batch have an image each at least, and two where BatchNorm would have one value.
+#[test]
+fn a_batch_has_no_more_parts_than_images() {
+    let read = |overrides: &[&str]| {
+        let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+        Recipe::embedded("digits-preresnet8-w2a2", &overrides).map(|recipe| recipe.train.accumulate)
+    };
+    assert_eq!(read(&[]).unwrap(), 1);
+    assert_eq!(read(&["data.batch_size=4", "train.accumulate=4"]).unwrap(), 4);
+    let message = read(&["data.batch_size=4", "train.accumulate=5"]).unwrap_err().to_string();
+    assert!(message.contains("train.accumulate") && message.contains("a batch of 4 images"), "{message}");
+    let no_norm = ["model.stem_stride=2", "data.batch_size=4", "train.accumulate=4"];
+    let message = read(&no_norm).map_or_else(|error| error.to_string(), |n| format!("{n} parts are taken"));
+    assert!(message.contains("at most half of data.batch_size"), "{message}");
+}
