@@ -413,7 +413,7 @@ def qil_factor(x, operand, bits):
     return 1.0 / (np.prod(x.shape) * (2 ** (bits - 1) - 1)) ** 0.5
 
 
-def qil(x, operand, bits, interval_center, interval_distance, exponent=None):
+def qil(x, operand, bits, interval_center, interval_distance, interval_exponent=None):
     """Jung19 Eq. 2 to 5; activations have no sign and the exponent 1."""
     factor = qil_factor(x, operand, bits)
     center, distance = (ScaleGradient.apply(value, factor) for value in (interval_center, interval_distance))
@@ -426,16 +426,16 @@ def qil(x, operand, bits, interval_center, interval_distance, exponent=None):
     place = (x.abs() - center + distance) / (2 * distance)
     # Zero is no base for an exponent below 1: what is pruned takes no part.
     u = torch.where(place > 0, clamp(place, 0.0, 1.0), 1.0)
-    v = torch.where(place > 0, torch.sign(x.detach()) * u ** ScaleGradient.apply(exponent, factor), 0.0)
+    v = torch.where(place > 0, torch.sign(x.detach()) * u ** ScaleGradient.apply(interval_exponent, factor), 0.0)
     code = torch.round(v * q_max).detach()
     return code, straight_through(code / q_max, v)
 
 
-def dsq(x, operand, bits, clip_value, alpha):
+def dsq(x, operand, bits, clip_value, staircase_alpha):
     """Gong19 Eq. 5 to 9, and the soft curve's gradient."""
     n = 2**bits - 1
     factor = ewgs_factor(x, operand, bits)
-    upper, alpha = ScaleGradient.apply(clip_value, factor), ScaleGradient.apply(alpha, factor)
+    upper, alpha = ScaleGradient.apply(clip_value, factor), ScaleGradient.apply(staircase_alpha, factor)
     lower = -upper if operand == "weights" else torch.zeros(1)
     step = (upper - lower) / n
     kappa, s = torch.log(2 / alpha - 1), 1 / (1 - alpha)
@@ -662,20 +662,20 @@ def closed_n2uq_activations(bits):
 
 
 def closed_qil(operand, bits):
-    def gradient(x, grad_y, interval_center, interval_distance, exponent=None):
+    def gradient(x, grad_y, interval_center, interval_distance, interval_exponent=None):
         center, distance = interval_center[0], interval_distance[0]
         far = (np.abs(x) if operand == "weights" else x) - center
         u = (far + distance) / (2 * distance)
         inside = (u <= 1) & ((u > 0) if operand == "weights" else (u >= 0))
         base = np.where(inside, u, 1.0)
-        gamma, sign = (exponent[0], np.sign(x)) if operand == "weights" else (1.0, 1.0)
+        gamma, sign = (interval_exponent[0], np.sign(x)) if operand == "weights" else (1.0, 1.0)
         by_u = grad_y * inside * sign * gamma * base ** (gamma - 1)
         grads = {
             "interval_center": -(by_u / (2 * distance)).sum(),
             "interval_distance": -(by_u * far / (2 * distance**2)).sum(),
         }
         if operand == "weights":
-            grads["exponent"] = (grad_y * inside * sign * base**gamma * np.log(base)).sum()
+            grads["interval_exponent"] = (grad_y * inside * sign * base**gamma * np.log(base)).sum()
         factor = qil_factor(x, operand, bits)
         by_x = by_u * sign / (2 * distance)
         return by_x, {key: np.atleast_1d(grad) * factor for key, grad in grads.items()}
@@ -686,8 +686,8 @@ def closed_qil(operand, bits):
 def closed_dsq(operand, bits):
     n = 2**bits - 1
 
-    def gradient(x, grad_y, clip_value, alpha):
-        upper, a = clip_value[0], alpha[0]
+    def gradient(x, grad_y, clip_value, staircase_alpha):
+        upper, a = clip_value[0], staircase_alpha[0]
         lower = -upper if operand == "weights" else 0.0
         inside = (x >= lower) & (x <= upper)
         step = (upper - lower) / n
@@ -704,7 +704,7 @@ def closed_dsq(operand, bits):
         factor = ewgs_factor(x, operand, bits)
         grads = {
             "clip_value": np.atleast_1d((grad_y * by_upper).sum()) * factor,
-            "alpha": np.atleast_1d((grad_y * inside * by_alpha).sum()) * factor,
+            "staircase_alpha": np.atleast_1d((grad_y * inside * by_alpha).sum()) * factor,
         }
         return grad_y * inside * slope, grads
 
@@ -1406,7 +1406,7 @@ def qil_cases():
     method = Method("qil")
 
     def case(name, operand, bits, params, x):
-        params = dict(zip(("interval_center", "interval_distance", "exponent"), params))
+        params = dict(zip(("interval_center", "interval_distance", "interval_exponent"), params))
         quantize = lambda x, **params: qil(x, operand, bits, **params)
         method.add(name, operand, bits, x, quantize, closed_qil(operand, bits), params=params, learned=tuple(params))
 
@@ -1469,8 +1469,8 @@ def dsq_cases():
             x,
             lambda x, **params: dsq(x, operand, bits, **params),
             closed_dsq(operand, bits),
-            params={"clip_value": clip_value, "alpha": alpha},
-            learned=("clip_value", "alpha"),
+            params={"clip_value": clip_value, "staircase_alpha": alpha},
+            learned=("clip_value", "staircase_alpha"),
         )
 
     def random(name, operand, bits, clip_value, alpha, shape):

@@ -256,8 +256,8 @@ fn ordinary(name: &str, n: usize) -> Vec<f32> {
         "interval_widths" => 0.31,
         "interval_center" => 0.6,
         "interval_distance" => 0.55,
-        "exponent" => 1.3,
-        "alpha" => 0.27,
+        "interval_exponent" => 1.3,
+        "staircase_alpha" => 0.27,
         _ => panic!("{name} has no example: add one here"),
     };
     (0..n).map(|channel| first + 0.07 * channel as f32).collect()

@@ -137,6 +137,13 @@ impl CodeSet {
 /// | LSQ+ activations | 0 to n | an integer from 0 to n | the step size | 1 |
 /// | TQT activations | 0 to n | 0 | the step size | 1 |
 /// | APoT | a table | 0 | the clip value | the largest code |
+/// | QIL weights | `1 - 2^(bits-1)` to `2^(bits-1) - 1` | 0 | 1 | `2^(bits-1) - 1` |
+/// | QIL activations, XNOR-Net activations | 0 to n | 0 | 1 | n |
+/// | DSQ weights, N2UQ weights | the odd integers from -n to n | 0 | the clip value; the scale | n |
+/// | DSQ activations, N2UQ activations | 0 to n | 0 | the clip value; the output's scale | n |
+/// | HWGQ activations | 0 to n | 0 | the step | 1 |
+/// | XNOR-Net weights | -1 and 1 | 0 | the mean magnitude | 1 |
+/// | TWN weights | -1, 0 and 1 | 0 | the scale | 1 |
 ///
 /// with `n = 2^bits - 1`.
 ///

@@ -148,7 +148,7 @@ pub trait Formula<const P: usize>: Copy + Debug + PartialEq + Send + Sync + 'sta
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rectified<F> {
     formula: F,
-    /// What takes the place of values below it, whose gradient does not pass: no finite value is below the least.
+    /// Lower values become this one, and their gradient does not pass: 0 of a ReLU, else the lowest number, below which there are none.
     low: f32,
 }
 

@@ -50,8 +50,8 @@ impl Scheme {
         }
     }
 
-    /// The codes that are asked for beside the values of `x`: all, unless they are no integers of a grid, or code zero is not worth zero. In
-    /// training no convolution multiplies the latter.
+    /// The codes that are asked for beside the values of `x`; `None` if nothing would multiply them. That is so where no integers stand for
+    /// the levels, and in training where code zero is not worth zero.
     pub(crate) fn wanted_codes<const D: usize>(&self, x: &Tensor<D>) -> Option<RangeInclusive<i32>> {
         let is_multiplied = self.formula.zero().is_none() || evaluates_exactly(&x.device());
         (self.formula.is_grid() && is_multiplied).then(|| self.codes.clone())

@@ -10,10 +10,7 @@ use crate::{Method, Operand};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QuantizerError {
     /// The method has no grid of this bit width for this operand.
-    #[error(
-        "{method} cannot quantize {operand} to {got} bits: it takes {} to {} bits, or \"fp32\"",
-        allowed.start(), allowed.end()
-    )]
+    #[error("{method} cannot quantize {operand} to {got} bits: it takes {}, or \"fp32\"", widths(allowed))]
     Bits {
         /// The method.
         method: Method,
@@ -52,4 +49,13 @@ pub enum QuantizerError {
         /// Channels of the output.
         out_channels: usize,
     },
+}
+
+/// As in "2 to 8 bits" or "1 bit".
+fn widths(allowed: &RangeInclusive<u32>) -> String {
+    match (*allowed.start(), *allowed.end()) {
+        (1, 1) => "1 bit".into(),
+        (first, last) if first == last => format!("{first} bits"),
+        (first, last) => format!("{first} to {last} bits"),
+    }
 }

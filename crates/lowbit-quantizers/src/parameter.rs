@@ -83,9 +83,15 @@ mod tests {
         ] {
             assert!(is_quantizer_state(path), "{path}");
         }
-        for path in
-            ["stem.weight", "stages.0.0.norm1.gamma", "fc.bias", "step_size.weight", "norm.running_var"]
-        {
+        for path in [
+            "stem.weight",
+            "stages.0.0.norm1.gamma",
+            "fc.bias",
+            "step_size.weight",
+            "norm.running_var",
+            "prelu.alpha",
+            "basis",
+        ] {
             assert!(!is_quantizer_state(path), "{path}");
         }
     }

@@ -21,7 +21,7 @@ use crate::parameter::{constant, n_at_floor};
 pub struct Learned<'a> {
     /// The field that holds it: its name in a record.
     pub name: &'static str,
-    /// `[1]`, or one number for each output channel.
+    /// `[1]`, one number for each output channel, or one for each interval of N2UQ's activations.
     pub parameter: &'a Param<Tensor<1>>,
     /// The forward pass takes this instead of what is lower.
     pub floor: Option<f32>,
@@ -539,7 +539,7 @@ impl WeightQuantizer {
     /// [`fake_quantize`](Self::fake_quantize) yields. Reads from the device what the method learns or measures, once.
     ///
     /// # Errors
-    /// [`GridError`] if that is not finite.
+    /// [`GridError`] if that is not finite, or if no integers stand for the levels, as of LQ-Nets.
     pub fn grid<const D: usize>(&self, w: Tensor<D>) -> Result<IntegerGrid, GridError> {
         with!(Self, self, quantizer => quantizer.grid(w))
     }
@@ -658,7 +658,7 @@ impl ActivationQuantizer {
     /// [`fake_quantize`](Self::fake_quantize) yields. Reads from the device what the method learns or measures, once.
     ///
     /// # Errors
-    /// [`GridError`] if that is not finite.
+    /// [`GridError`] if that is not finite, or if no integers stand for the levels, as of LQ-Nets.
     pub fn grid(&self) -> Result<IntegerGrid, GridError> {
         with!(Self, self, quantizer => quantizer.grid())
     }

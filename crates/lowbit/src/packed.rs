@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
+use lowbit_core::GridError;
+use lowbit_export::ExportError;
 use lowbit_export::onnx::{Opset, to_onnx, to_qonnx};
 use lowbit_runtime::{Info, LayerCounts, Model, PackedError};
 use lowbit_train::{Deployed, ImageSet, Images, Recipe, Scored, Scores, Subject, deployed, score};
@@ -126,7 +128,7 @@ pub fn export(args: &ExportArgs, form: Form) -> anyhow::Result<Code> {
     }
     let no_model = |problem: String| ModelError { path: args.run.clone(), problem };
     let packed = lowbit_export::pack(&deployed.network, info(&deployed))
-        .map_err(|error| no_model(error.to_string()))?;
+        .map_err(|error| no_model(format!("{error}{}", other_form(&error))))?;
     let bytes = packed.to_bytes().map_err(|error| no_model(error.to_string()))?;
     let bytes_fp32 =
         packed.in_full_precision().to_bytes().map_err(|error| no_model(error.to_string()))?.len();
@@ -405,4 +407,12 @@ pub fn eval(args: &EvalArgs) -> anyhow::Result<Code> {
         ))?,
     }
     Ok(Code::Success)
+}
+
+/// The form that takes a network which has no integers.
+fn other_form(error: &ExportError) -> &'static str {
+    match error {
+        ExportError::Grid { source: GridError::Uneven, .. } => "; --format safetensors writes their values",
+        _ => "",
+    }
 }

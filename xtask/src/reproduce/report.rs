@@ -128,8 +128,8 @@ impl Report {
     pub fn markdown(&self) -> String {
         let mut text = format!("## {} ({})\n\n", self.title, self.device);
         text += "Test top-1 of the last epoch in %: mean over the seeds with its 95 % interval by Student's t. Differences from the first method of \
-                 the same bits are paired by seed. `time` is that of a training beside full precision's.\n\n";
-        text += "| method | bits | seeds | top-1 | difference | epochs | seconds | time |\n|---|---|---|---|---|---|---|---|\n";
+                 the same bits are paired by seed. `time / fp32` is that of a whole training, evaluations included.\n\n";
+        text += "| method | bits | seeds | top-1 | difference | epochs | seconds | time / fp32 |\n|---|---|---|---|---|---|---|---|\n";
         for row in &self.cells {
             let bits = precision([row.weight_bits, row.act_bits]);
             let missing =

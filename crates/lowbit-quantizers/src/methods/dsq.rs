@@ -164,14 +164,14 @@ pub struct DsqWeights {
     /// The clip value `u`, `[1]`.
     pub clip_value: Param<Tensor<1>>,
     /// The gap `alpha` of the soft staircase, `[1]`.
-    pub alpha: Param<Tensor<1>>,
+    pub staircase_alpha: Param<Tensor<1>>,
     recorded_bits: Param<Tensor<1, Int>>,
     #[module(skip)]
     bits: BitWidth,
 }
 
 impl Quantizer for DsqWeights {
-    const STATE: &'static [&'static str] = &["clip_value", "alpha"];
+    const STATE: &'static [&'static str] = &["clip_value", "staircase_alpha"];
 
     fn bits(&self) -> BitWidth {
         self.bits
@@ -182,38 +182,48 @@ impl Quantizer for DsqWeights {
     }
 
     fn learned(&self) -> Vec<Learned<'_>> {
-        learned(&self.clip_value, &self.alpha)
+        learned(&self.clip_value, &self.staircase_alpha)
     }
 
     fn learned_mut(&mut self) -> Vec<&mut Param<Tensor<1>>> {
-        vec![&mut self.clip_value, &mut self.alpha]
+        vec![&mut self.clip_value, &mut self.staircase_alpha]
     }
 
     fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
         let clip_value = constant(self.clip_value.val()).clamp_min(MIN_CLIP_VALUE);
-        vec![("weight_clip_value", clip_value), ("weight_alpha", alpha_in_force(&self.alpha))]
+        vec![("weight_clip_value", clip_value), ("weight_alpha", alpha_in_force(&self.staircase_alpha))]
     }
 }
 
 impl QuantizesWeights for DsqWeights {
     fn new<const D: usize>(bits: BitWidth, _: Granularity, w: Tensor<D>) -> Self {
-        let alpha = Param::from_tensor(Tensor::full([1], INITIAL_ALPHA, &w.device()));
+        let staircase_alpha = Param::from_tensor(Tensor::full([1], INITIAL_ALPHA, &w.device()));
         let recorded_bits = recorded_bits(bits, &w.device());
-        Self { clip_value: Param::from_tensor(three_deviations(w)), alpha, recorded_bits, bits }
+        Self { clip_value: Param::from_tensor(three_deviations(w)), staircase_alpha, recorded_bits, bits }
     }
 
     fn calibrate<const D: usize>(&mut self, w: Tensor<D>) {
         let end = three_deviations(w);
         self.clip_value = self.clip_value.clone().map(|old| replace(old, end));
-        self.alpha = self.alpha.clone().map(|old| replace(old.clone(), old.full_like(INITIAL_ALPHA)));
+        self.staircase_alpha =
+            self.staircase_alpha.clone().map(|old| replace(old.clone(), old.full_like(INITIAL_ALPHA)));
     }
 
     fn scheme<const D: usize>(&self, w: &Tensor<D>) -> Scheme {
         let factor = gradient_factor(self.bits.unsigned_range(), w.shape().num_elements());
         let clip_value = positive_parameter(self.clip_value.val(), MIN_CLIP_VALUE, factor);
         let formula = AnyFormula::new(SignedStaircase { n: (self.bits.levels() - 1) as f32 });
-        let [kappa, s] = steepness(&self.alpha, factor);
+        let [kappa, s] = steepness(&self.staircase_alpha, factor);
         Scheme::new(formula, vec![clip_value, kappa, s], code_range(&self.code_set()))
+    }
+
+    /// Without steps there is no staircase: the weights clipped to the range, with the gradients of that.
+    fn unrounded<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
+        let factor = gradient_factor(self.bits.unsigned_range(), w.shape().num_elements());
+        let end = positive_parameter(self.clip_value.val(), MIN_CLIP_VALUE, factor)
+            .reshape([1; D])
+            .expand(w.shape());
+        w.max_pair(end.clone().neg()).min_pair(end)
     }
 }
 
@@ -225,7 +235,7 @@ pub struct DsqActivations {
     /// The clip value `u`, `[1]`.
     pub clip_value: Param<Tensor<1>>,
     /// The gap `alpha` of the soft staircase, `[1]`.
-    pub alpha: Param<Tensor<1>>,
+    pub staircase_alpha: Param<Tensor<1>>,
     recorded_bits: Param<Tensor<1, Int>>,
     #[module(skip)]
     bits: BitWidth,
@@ -246,7 +256,7 @@ impl DsqActivations {
 }
 
 impl Quantizer for DsqActivations {
-    const STATE: &'static [&'static str] = &["clip_value", "alpha"];
+    const STATE: &'static [&'static str] = &["clip_value", "staircase_alpha"];
 
     fn bits(&self) -> BitWidth {
         self.bits
@@ -257,16 +267,16 @@ impl Quantizer for DsqActivations {
     }
 
     fn learned(&self) -> Vec<Learned<'_>> {
-        learned(&self.clip_value, &self.alpha)
+        learned(&self.clip_value, &self.staircase_alpha)
     }
 
     fn learned_mut(&mut self) -> Vec<&mut Param<Tensor<1>>> {
-        vec![&mut self.clip_value, &mut self.alpha]
+        vec![&mut self.clip_value, &mut self.staircase_alpha]
     }
 
     fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
         let clip_value = constant(self.clip_in_force(1.0));
-        vec![("clip_value", clip_value), ("act_alpha", alpha_in_force(&self.alpha))]
+        vec![("clip_value", clip_value), ("act_alpha", alpha_in_force(&self.staircase_alpha))]
     }
 }
 
@@ -274,14 +284,21 @@ impl QuantizesActivations for DsqActivations {
     fn new(bits: BitWidth, device: &Device) -> Self {
         let of = |value: f32| Param::from_tensor(Tensor::full([1], value, device));
         let (recorded_bits, calibration) = (recorded_bits(bits, device), Calibration::default());
-        Self { clip_value: of(1.0), alpha: of(INITIAL_ALPHA), recorded_bits, bits, calibration }
+        Self { clip_value: of(1.0), staircase_alpha: of(INITIAL_ALPHA), recorded_bits, bits, calibration }
     }
 
     fn scheme(&self, dims: &[usize]) -> Scheme {
         let factor = gradient_factor(self.bits.unsigned_range(), dims[1..].iter().product());
         let formula = AnyFormula::new(Staircase { n: (self.bits.levels() - 1) as f32 });
-        let [kappa, s] = steepness(&self.alpha, factor);
+        let [kappa, s] = steepness(&self.staircase_alpha, factor);
         Scheme::new(formula, vec![self.clip_in_force(factor), kappa, s], code_range(&self.code_set()))
+    }
+
+    /// Without steps there is no staircase: the values clipped to the range, with the gradients of that.
+    fn unrounded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let factor = gradient_factor(self.bits.unsigned_range(), x.dims()[1..].iter().product());
+        let end = self.clip_in_force(factor).reshape([1; D]).expand(x.shape());
+        x.clamp_min(0.0).min_pair(end)
     }
 
     fn observes(&self) -> bool {
@@ -301,6 +318,8 @@ impl QuantizesActivations for DsqActivations {
         self.calibration.finish_mean();
         if let Some(clip_value) = clip_value {
             self.clip_value = self.clip_value.clone().map(|old| replace(old, clip_value));
+            let begin = |old: Tensor<1>| replace(old.clone(), old.full_like(INITIAL_ALPHA));
+            self.staircase_alpha = self.staircase_alpha.clone().map(begin);
         }
     }
 }
@@ -308,7 +327,7 @@ impl QuantizesActivations for DsqActivations {
 fn learned<'a>(clip_value: &'a Param<Tensor<1>>, alpha: &'a Param<Tensor<1>>) -> Vec<Learned<'a>> {
     vec![
         Learned { name: "clip_value", parameter: clip_value, floor: Some(MIN_CLIP_VALUE) },
-        Learned { name: "alpha", parameter: alpha, floor: None },
+        Learned { name: "staircase_alpha", parameter: alpha, floor: None },
     ]
 }
 

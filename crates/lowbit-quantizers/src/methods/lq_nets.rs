@@ -100,7 +100,8 @@ impl<const K: usize> Formula<K> for Nearest {
 
     #[inline(always)]
     fn value<N: Number>(self, code: N, basis: [N; K]) -> N {
-        let (mut rest, mut value) = (code, N::from(0.0));
+        // Zero, or `NaN` of a basis that is not finite.
+        let (mut rest, mut value) = (code, basis[0] * N::from(0.0));
         for i in (0..K).rev() {
             let place = N::from((1 << i) as f32);
             let absent = if self.is_signed { value - basis[i] } else { value };
@@ -287,13 +288,13 @@ impl QuantizesWeights for LqNetsWeights {
 /// ```text
 /// y = sum_i b_i v_i,  b_i in {0, 1}           the level nearest to x: Zhang18 Eq. 4 to 6
 /// v <- 0.9 v + 0.1 (B B')^-1 B x              for the codes B of each batch of a training: Eq. 9, section 3.4
-/// dy/dx = 1 where 0 <= x <= sum v             Eq. 10
+/// dy/dx = 1 between the outermost levels      Eq. 10
 /// ```
 /// A calibration sets equal distances from 0 to `min(max(x), 3 sqrt(mean(x^2)))` (decision of this project); until then they end at 1.
 #[derive(Module, Debug)]
 pub struct LqNetsActivations {
     /// The basis `v`, `[bits]`.
-    pub basis: RunningState<Tensor<1>>,
+    pub level_basis: RunningState<Tensor<1>>,
     /// Whether the basis follows the batches of a training.
     pub training: Param<Flag>,
     recorded_bits: Param<Tensor<1, Int>>,
@@ -313,12 +314,12 @@ impl LqNetsActivations {
     /// The basis in force, `[bits]`: during a calibration, that of what is recorded so far.
     fn in_force(&self) -> Tensor<1> {
         let calibrated = self.calibration.half_normal_end(1.0).map(|end| self.even(end));
-        calibrated.unwrap_or_else(|| self.basis.value_sync())
+        calibrated.unwrap_or_else(|| self.level_basis.value_sync())
     }
 }
 
 impl Quantizer for LqNetsActivations {
-    const STATE: &'static [&'static str] = &["basis"];
+    const STATE: &'static [&'static str] = &["level_basis"];
     const HAS_GRID: bool = false;
     const RESCALES: bool = false;
 
@@ -345,7 +346,7 @@ impl QuantizesActivations for LqNetsActivations {
         let n = (bits.levels() - 1) as f32;
         let even: Vec<f32> = (0..bits.get()).map(|i| (1 << i) as f32 / n).collect();
         Self {
-            basis: RunningState::new(Tensor::from_floats(even.as_slice(), device)),
+            level_basis: RunningState::new(Tensor::from_floats(even.as_slice(), device)),
             training: Param::from_bool(true),
             recorded_bits: recorded_bits(bits, device),
             bits,
@@ -367,8 +368,12 @@ impl QuantizesActivations for LqNetsActivations {
             return;
         }
         let x = constant(x.clone());
-        let fitted = fitted(&x, &self.scheme(&x.dims()), Granularity::PerTensor, false);
-        self.basis.update(self.in_force() * (1.0 - MOMENTUM) + Tensor::cat(fitted, 0) * MOMENTUM);
+        let (old, fitted) =
+            (self.in_force(), fitted(&x, &self.scheme(&x.dims()), Granularity::PerTensor, false));
+        let new = old.clone() * (1.0 - MOMENTUM) + Tensor::cat(fitted, 0) * MOMENTUM;
+        // Of a batch with values that are not finite there is none: the training ends by its loss, not by this.
+        let is_lost = new.clone().is_finite().bool_not();
+        self.level_basis.update(new.mask_where(is_lost, old));
     }
 
     fn start_calibration(&mut self) {
@@ -379,8 +384,8 @@ impl QuantizesActivations for LqNetsActivations {
         let basis = self.calibration.half_normal_end(1.0).map(|end| self.even(end));
         self.calibration.finish_mean();
         if let Some(basis) = basis {
-            let device = self.basis.value().device();
-            self.basis = RunningState::new(Tensor::from_data(basis.into_data(), &device));
+            let device = self.level_basis.value().device();
+            self.level_basis = RunningState::new(Tensor::from_data(basis.into_data(), &device));
         }
     }
 

@@ -11,7 +11,7 @@ use lowbit_kernels::{AnyFormula, Formula, Number, Rectified, Scheme};
 use super::lsq::gradient_factor;
 use super::xnor::mean_magnitude;
 use crate::calibration::Calibration;
-use crate::parameter::{constant, positive_parameter, recorded_bits, replace, scaled_parameter};
+use crate::parameter::{constant, n_at_floor, positive_parameter, recorded_bits, replace, scaled_parameter};
 use crate::quantizer::{Learned, Quantizer, QuantizesActivations, QuantizesWeights, code_range};
 
 /// An interval is never narrower, Liu22 section 3.2; nor the output's scale smaller (ours).
@@ -255,6 +255,11 @@ impl Quantizer for N2uqActivations {
 
     fn learned_mut(&mut self) -> Vec<&mut Param<Tensor<1>>> {
         vec![&mut self.interval_start, &mut self.interval_widths, &mut self.output_scale]
+    }
+
+    /// Single intervals may be as narrow as they can: only a scale at its floor is a collapse.
+    fn n_at_floor(&self) -> Option<Tensor<1, Int>> {
+        Some(n_at_floor(self.output_scale.val(), MIN_WIDTH))
     }
 
     fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {

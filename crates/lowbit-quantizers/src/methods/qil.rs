@@ -72,14 +72,14 @@ pub struct QilWeights {
     /// The distance `d`, `[1]`.
     pub interval_distance: Param<Tensor<1>>,
     /// The exponent, `[1]`.
-    pub exponent: Param<Tensor<1>>,
+    pub interval_exponent: Param<Tensor<1>>,
     recorded_bits: Param<Tensor<1, Int>>,
     #[module(skip)]
     bits: BitWidth,
 }
 
 impl Quantizer for QilWeights {
-    const STATE: &'static [&'static str] = &["interval_center", "interval_distance", "exponent"];
+    const STATE: &'static [&'static str] = &["interval_center", "interval_distance", "interval_exponent"];
 
     fn bits(&self) -> BitWidth {
         self.bits
@@ -98,19 +98,23 @@ impl Quantizer for QilWeights {
                 parameter: &self.interval_distance,
                 floor: Some(MIN_DISTANCE),
             },
-            Learned { name: "exponent", parameter: &self.exponent, floor: Some(MIN_EXPONENT) },
+            Learned {
+                name: "interval_exponent",
+                parameter: &self.interval_exponent,
+                floor: Some(MIN_EXPONENT),
+            },
         ]
     }
 
     fn learned_mut(&mut self) -> Vec<&mut Param<Tensor<1>>> {
-        vec![&mut self.interval_center, &mut self.interval_distance, &mut self.exponent]
+        vec![&mut self.interval_center, &mut self.interval_distance, &mut self.interval_exponent]
     }
 
     fn watched(&self) -> Vec<(&'static str, Tensor<1>)> {
         vec![
             ("weight_interval_distance", constant(self.interval_distance.val()).clamp_min(MIN_DISTANCE)),
             ("weight_interval_center", constant(self.interval_center.val())),
-            ("weight_exponent", constant(self.exponent.val()).clamp_min(MIN_EXPONENT)),
+            ("weight_exponent", constant(self.interval_exponent.val()).clamp_min(MIN_EXPONENT)),
         ]
     }
 }
@@ -121,26 +125,27 @@ impl QuantizesWeights for QilWeights {
     fn new<const D: usize>(bits: BitWidth, _: Granularity, w: Tensor<D>) -> Self {
         assert!(Self::BITS.contains(&bits.get()), "qil has weights of 2 bits or more, not {bits}");
         let recorded_bits = recorded_bits(bits, &w.device());
-        let exponent = Param::from_tensor(Tensor::ones([1], &w.device()));
+        let interval_exponent = Param::from_tensor(Tensor::ones([1], &w.device()));
         // Tensors of their own: the gradients of clones are one.
         let half = half_of_largest(w);
         let parameters = [half.clone(), half].map(|half| Param::from_tensor(constant(half)));
         let [interval_center, interval_distance] = parameters;
-        Self { interval_center, interval_distance, exponent, recorded_bits, bits }
+        Self { interval_center, interval_distance, interval_exponent, recorded_bits, bits }
     }
 
     fn calibrate<const D: usize>(&mut self, w: Tensor<D>) {
         let half = half_of_largest(w);
         self.interval_center = self.interval_center.clone().map(|old| replace(old, half.clone()));
         self.interval_distance = self.interval_distance.clone().map(|old| replace(old, half));
-        self.exponent = self.exponent.clone().map(|old| replace(old.clone(), old.ones_like()));
+        self.interval_exponent =
+            self.interval_exponent.clone().map(|old| replace(old.clone(), old.ones_like()));
     }
 
     fn transform<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
         let range = self.bits.signed_range();
         let factor = gradient_factor(range, w.shape().num_elements());
         let [lower, width] = interval(&self.interval_center, &self.interval_distance, factor);
-        let gamma = positive_parameter(self.exponent.val(), MIN_EXPONENT, factor);
+        let gamma = positive_parameter(self.interval_exponent.val(), MIN_EXPONENT, factor);
         let wide = |parameter: Tensor<1>| -> Tensor<D> { parameter.reshape([1; D]) };
         let u = ((w.clone().abs() - wide(lower)) / wide(width)).clamp(0.0, 1.0);
         let is_pruned = u.clone().lower_scalar(SMALLEST);

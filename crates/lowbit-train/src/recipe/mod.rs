@@ -299,6 +299,9 @@ fn read(table: Table, problems: &Problems) -> Recipe {
         root.problem("train.accumulate", problem);
     }
     phases::read_phases(&root, &mut recipe);
+    if problems.is_empty() {
+        check_rungs(&root, &recipe);
+    }
     root.finish();
     recipe
 }
@@ -575,6 +578,19 @@ fn check_layer(section: &Section<'_>, policy: &QuantizationPolicy, keys: &[Strin
              act_bits = \"fp32\""
         );
         report("act_bits", Operand::Activations, |change| change.act_bits.is_some(), message);
+    }
+}
+
+/// Checks that the methods have the bits of every phase on the way down to those that are asked for.
+fn check_rungs(root: &Section<'_>, recipe: &Recipe) {
+    for phase in recipe.phases() {
+        let policy = recipe.quantization.policy_at(phase.floor);
+        for NamedLayer { path, role, .. } in recipe.model.layers().unwrap_or_default() {
+            if let Err(error) = policy.resolve(&path, role).check() {
+                let message = format!("phase {} at {path}: {error}", phase.name);
+                return root.problem("strategy.progressive.ladder", message);
+            }
+        }
     }
 }
 

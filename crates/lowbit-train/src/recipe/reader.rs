@@ -47,6 +47,11 @@ impl Problems {
         self.found.borrow_mut().push(problem);
     }
 
+    /// Whether no mistake was reported.
+    pub(super) fn is_empty(&self) -> bool {
+        self.found.borrow().is_empty()
+    }
+
     /// Whether a mistake was reported that concerns one of the dotted `keys`: it, what is in it, or what it is in.
     pub(super) fn any_in(&self, keys: &[&str]) -> bool {
         let is_in =

@@ -108,7 +108,8 @@ impl RecipeSource {
         &self.extends
     }
 
-    /// The recipe, with `overrides` of the form `key=value`.
+    /// The recipe, with `overrides` of the form `key=value`. A method that they set takes the nearest bits that it has: see
+    /// [`own_bits`](Self::own_bits).
     ///
     /// # Errors
     /// [`RecipeError`] with every mistake in what is written and in the overrides.
@@ -137,8 +138,8 @@ impl RecipeSource {
         Ok(recipe)
     }
 
-    /// What a method that `overrides` name changes by itself, in words: where it defines no quantizer of as many bits as are written,
-    /// it takes the nearest that it does. Bits that `overrides` have stay.
+    /// Which bits of `[quantization]` change because `overrides` set a method that has none of those written, in words: it takes the
+    /// nearest that it has. Bits that `overrides` set stay.
     pub fn own_bits(&self, overrides: &[String]) -> Vec<String> {
         let mut table = self.table.clone();
         // A malformed one is a problem of the recipe.
@@ -390,12 +391,17 @@ fn place_init_paths(recipe: &mut Table, folder: &Path) {
     }
 }
 
-/// Bits that a method of `overrides` defines, in the place of those of `table`, and what changed in words.
+/// Puts bits into `table` that a method of `overrides` defines, where it has none of those that are written, and takes out a granularity
+/// that is not set beside the method. Yields what changed in words.
 fn take_own_bits(table: &mut Table, overrides: &[String]) -> Vec<String> {
     let mut ignored = Table::new();
     let keys: Vec<String> = overrides.iter().filter_map(|text| set(&mut ignored, text).ok()).collect();
     let has = |key: &str| keys.iter().any(|set| is_in(&format!("quantization.{key}"), set));
     let Some(Value::Table(quantization)) = table.get_mut("quantization") else { return Vec::new() };
+    // A recipe that lowbit has written out names the granularity of its own method.
+    if (has("method") || has("weight_method")) && !has("weight_granularity") {
+        quantization.remove("weight_granularity");
+    }
     let mut changes = Vec::new();
     for (operand, method_key, bits_key) in
         [(Operand::Weights, "weight_method", "weight_bits"), (Operand::Activations, "act_method", "act_bits")]
@@ -403,7 +409,9 @@ fn take_own_bits(table: &mut Table, overrides: &[String]) -> Vec<String> {
         let named =
             quantization.get(method_key).or_else(|| quantization.get("method")).and_then(Value::as_str);
         let method = Method::ALL.iter().find(|method| Some(method.name()) == named);
-        let written = quantization.get(bits_key).and_then(Value::as_integer);
+        // Other numbers are full precision, or a mistake.
+        let written =
+            quantization.get(bits_key).and_then(Value::as_integer).filter(|bits| (1..=8).contains(bits));
         let (Some(method), Some(written)) = (method, written) else { continue };
         let defined = method.bits(operand);
         let own = written.clamp((*defined.start()).into(), (*defined.end()).into());

@@ -101,7 +101,7 @@ fn every_mistake_is_reported_with_key_value_and_what_is_allowed() {
         [
             "data.batch_size: expected an integer from 1 to 65536, got \"many\"",
             "model.depth: expected 6n+2 up to 9998: 8, 14, 20, 32, 44, 56 or 110, got 9",
-            "quantization.method: expected one of \"dorefa\", \"pact\", \"lsq\", \"minmax\", \"ewgs\", \"lsq-plus\", \"tqt\", \"apot\", got \"dorefe\"; did you mean \"dorefa\"?",
+            "quantization.method: expected one of \"dorefa\", \"pact\", \"lsq\", \"minmax\", \"ewgs\", \"lsq-plus\", \"tqt\", \"apot\", \"qil\", \"lq-nets\", \"dsq\", \"n2uq\", \"hwgq\", \"xnor\", \"twn\", got \"dorefe\"; did you mean \"dorefa\"?",
             "quantization.weight_bits: expected a bit width from 1 to 8, or \"fp32\", got 9",
             "quantization.act_bits: expected a bit width from 1 to 8, or \"fp32\", got \"full\"",
             "train.epochs: expected an integer from 1 to 100000, got 0",
@@ -174,8 +174,8 @@ fn layers_are_checked_as_they_are_resolved() {
     let per_channel = "dorefa quantizes weights per-tensor only, got per-channel";
     let cases: [(&[&str], String); 8] = [
         (
-            &["quantization.shortcut={weight_method='apot'}"],
-            "quantization.shortcut.weight_method: apot cannot quantize weights to 2 bits: it takes 3 to 5 bits, or \"fp32\"".into(),
+            &["quantization.shortcut={weight_method='xnor'}"],
+            "quantization.shortcut.weight_method: xnor cannot quantize weights to 2 bits: it takes 1 bit, or \"fp32\"".into(),
         ),
         (
             &["quantization.layers=[{pattern='stages.**', act_method='apot', act_bits=8}]"],
@@ -1734,6 +1734,41 @@ fn a_method_takes_its_own_bits() {
     }
     for method in lowbit_quantizers::Method::ALL {
         assert!(bits(&[&format!("quantization.method={method}")]).is_ok(), "{method}");
+    }
+    // Full precision by its number is no bit width to change, and what is none at all stays a mistake.
+    let written = |act_bits: &str| {
+        let text = format!(
+            "schema = 1\nextends = \"digits-preresnet8-w2a2\"\nname = \"mine\"\n[quantization]\nweight_bits = 1\nact_bits = {act_bits}\n"
+        );
+        Recipe::parse(&text, "mine.toml", &["quantization.method=xnor".into()])
+    };
+    assert_eq!(written("32").unwrap().quantization.policy.base.act_bits, Precision::FullPrecision);
+    assert!(written("16").is_err() && written("0").is_err());
+}
+
+/// A recipe that lowbit has written out takes another method with the granularity of its paper.
+#[test]
+fn a_resolved_recipe_takes_another_method() {
+    use lowbit_core::Granularity::{PerChannel, PerTensor};
+    let set = |method: &str| vec![format!("quantization.method={method}")];
+    for (first, then, granularity) in [("n2uq", "dorefa", PerTensor), ("dorefa", "n2uq", PerChannel)] {
+        let resolved = Recipe::embedded("digits-preresnet8-w2a2", &set(first)).unwrap().to_toml();
+        let recipe = Recipe::parse(&resolved, "recipe.toml", &set(then)).unwrap();
+        assert_eq!(recipe.quantization.policy.base.weight_granularity, granularity, "{first}, then {then}");
+    }
+}
+
+/// A method needs the bits of every rung before anything is trained.
+#[test]
+fn rungs_have_bits_that_the_method_has() {
+    let read = |method: &str, ladder: &str| {
+        let set = [format!("quantization.method={method}"), format!("strategy.progressive.ladder={ladder}")];
+        Recipe::embedded("digits-preresnet8-w2a2-pq", &set)
+    };
+    assert!(read("n2uq", "[4, 3]").is_ok());
+    for (method, ladder) in [("n2uq", "[8, 4]"), ("twn", "[4]"), ("xnor", "[\"fp32\", 4]")] {
+        let message = read(method, ladder).unwrap_err().to_string();
+        assert!(message.contains("strategy.progressive.ladder") && message.contains(method), "{message}");
     }
 }
 
