@@ -8,10 +8,12 @@ use serde::Deserialize;
 use super::cell::{Cell, Images};
 
 /// Names of the tables.
-pub const NAMES: [&str; 6] = ["digits", "fashion-mnist", "quantizers", "cifar10", "cifar100", "imagenet"];
+pub const NAMES: [&str; 7] =
+    ["digits", "digits-quantizers", "fashion-mnist", "quantizers", "cifar10", "cifar100", "imagenet"];
 
-const TEXTS: [&str; 6] = [
+const TEXTS: [&str; 7] = [
     include_str!("../../tables/digits.toml"),
+    include_str!("../../tables/digits-quantizers.toml"),
     include_str!("../../tables/fashion-mnist.toml"),
     include_str!("../../tables/quantizers.toml"),
     include_str!("../../tables/cifar10.toml"),
