@@ -2,7 +2,8 @@
 //! normalization with its activation, the gradient of a convolution's weights, and what the optimizer does to a tensor. A step is few
 //! launches: each takes the host as long as a small kernel takes the device.
 //!
-//! All sums are in a fixed order: the same card computes the same bits in every run.
+//! All sums here are in a fixed order: the same card computes the same bits in every run. burn's sum of a whole tensor, which is not, is left
+//! where only a report reads it: the loss of a distillation.
 //!
 //! A formula's [`Program`] is written into the kernel operation by operation, and codes are those of the CPU: a quotient is the
 //! float nearest to the exact one, which Vulkan and WebGPU do not promise. (A GPU may take subnormal numbers for zero, and its tanh

@@ -335,6 +335,9 @@ pub struct SgdStepped<const D: usize> {
 
 /// A step of stochastic gradient descent as PyTorch and burn make it, with weight decay added to the gradient: without gradient, of one
 /// shape. It is the first step of these weights if there is no velocity.
+///
+/// # Panics
+/// If the shapes differ.
 pub fn sgd_step<const D: usize>(
     weight: Tensor<D>,
     gradient: Tensor<D>,
@@ -342,6 +345,11 @@ pub fn sgd_step<const D: usize>(
     step: SgdStep,
 ) -> SgdStepped<D> {
     demand_extension(&weight);
+    let is_alike = |other: &Tensor<D>| other.dims() == weight.dims();
+    assert!(
+        is_alike(&gradient) && velocity.as_ref().is_none_or(is_alike),
+        "a step is of tensors of one shape"
+    );
     let step = SgdStep { is_first: velocity.is_none(), ..step };
     // An operation has a fixed number of tensors; any does where there is no velocity.
     let velocity = velocity.unwrap_or_else(|| gradient.clone());

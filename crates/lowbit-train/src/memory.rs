@@ -109,9 +109,11 @@ impl MemoryEstimate {
         batch_size.div_ceil(self.accumulate).max(self.evaluation_batch).saturating_mul(self.largest_per_image)
     }
 
-    /// The largest batch that `fits`, of the present one halved again and again. `None` if not even one image does.
+    /// The largest batch that `fits`, of the present one halved again and again. `None` if none does, down to an image for each part.
     pub fn fitting_batch(&self, fits: impl Fn(u64) -> bool) -> Option<u64> {
-        let halves = std::iter::successors(Some(self.batch_size), |size| (*size > 1).then_some(size / 2));
+        let least = self.accumulate.max(1);
+        let halves =
+            std::iter::successors(Some(self.batch_size), |size| (size / 2 >= least).then_some(size / 2));
         halves.into_iter().find(|size| fits(*size))
     }
 }

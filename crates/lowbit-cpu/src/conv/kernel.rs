@@ -361,7 +361,7 @@ mod x86 {
                 b0 = inout(ymm_reg) sums[3], b1 = inout(ymm_reg) sums[4], b2 = inout(ymm_reg) sums[5],
                 c0 = inout(ymm_reg) sums[6], c1 = inout(ymm_reg) sums[7], c2 = inout(ymm_reg) sums[8],
                 d0 = inout(ymm_reg) sums[9], d1 = inout(ymm_reg) sums[10], d2 = inout(ymm_reg) sums[11],
-                options(pure, readonly, nostack, preserves_flags),
+                options(pure, readonly, nostack),
             );
         }
     }

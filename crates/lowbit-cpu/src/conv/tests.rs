@@ -238,6 +238,7 @@ fn equals_the_reference_at_other_divisions() {
         (9, 3, 17, 16, 2),
         (3, 16, 8, 24, 1),
         (2, 3, 5, 48, 1),
+        (3, 5, 9, 32, 1),
     ] {
         let (size, stride, groups) = ([side, side], [stride, stride], 1);
         let shape = ConvShape {
@@ -362,14 +363,16 @@ fn does_not_depend_on_the_batch() {
 fn does_not_depend_on_threads() {
     let mut seed = 3;
     let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-    for batch in [1, 3, 20] {
+    // Octets, pixels side by side, and pairs of octets; a stride.
+    let sides = [(7, 1), (9, 1), (16, 1), (9, 2)];
+    for (batch, (side, stride)) in [1, 3, 20].into_iter().flat_map(|batch| sides.map(|side| (batch, side))) {
         let shape = ConvShape {
             batch,
             in_channels: 40,
             out_channels: 72,
-            size: [7, 7],
+            size: [side, side],
             kernel: [3, 3],
-            stride: [1, 1],
+            stride: [stride, stride],
             padding: [1, 1],
             groups: 1,
         };

@@ -468,7 +468,11 @@ mod tests {
     #[test]
     fn methods_have_the_thresholds_of_quant_or_their_own() {
         let device = Device::default();
-        for (&method, bits) in Method::ALL.iter().flat_map(|method| [2, 4, 8].map(|bits| (method, bits))) {
+        let has_grids = |method: &&Method| {
+            [Operand::Weights, Operand::Activations].iter().all(|operand| method.has_grid(*operand))
+        };
+        let methods = Method::ALL.iter().filter(has_grids);
+        for (&method, bits) in methods.flat_map(|method| [2, 4, 8].map(|bits| (method, bits))) {
             let [weights, inputs] =
                 [Operand::Weights, Operand::Activations].map(|operand| method.bits(operand));
             if !inputs.contains(&bits) {
@@ -479,7 +483,9 @@ mod tests {
             let packed = packed(config, method, [weight_bits, bits], &device);
             let farthest = match method {
                 Method::Lsq | Method::LsqPlus | Method::Tqt | Method::MinMax => Some(0),
-                Method::DoReFa | Method::Pact => Some(2),
+                Method::DoReFa | Method::Pact | Method::Dsq | Method::Xnor | Method::Twn => Some(2),
+                // As calibrated, with equal intervals, of which each starts where the sum of those before ends.
+                Method::N2uq => Some(16),
                 _ => None,
             };
             for quantizer in packed.layers.values().filter_map(|layer| layer.input.as_ref()) {

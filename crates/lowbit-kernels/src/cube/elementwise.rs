@@ -166,11 +166,27 @@ const BINDINGS: usize = 5;
 /// Cubes for a tensor: a thread of a larger one has several of its values.
 const MOST_CUBES: usize = 1024;
 
-/// See [`crate::sgd_together`]. Nothing launches the kernels if `steps` panics, and nobody has the results then.
+/// Puts back what was collected before, also if what it waits for panics.
+struct Outer(Option<Option<Vec<Pending>>>);
+
+impl Outer {
+    /// What was collected since.
+    fn put_back(&mut self) -> Vec<Pending> {
+        self.0.take().and_then(|outer| TOGETHER.replace(outer)).unwrap_or_default()
+    }
+}
+
+impl Drop for Outer {
+    fn drop(&mut self) {
+        self.put_back();
+    }
+}
+
+/// See [`crate::sgd_together`]. If `steps` panics, nothing launches the steps before that, whose results nobody has then.
 pub(crate) fn sgd_together<T>(steps: impl FnOnce() -> T) -> T {
-    let outer = TOGETHER.replace(Some(Vec::new()));
+    let mut outer = Outer(Some(TOGETHER.replace(Some(Vec::new()))));
     let result = steps();
-    let mut pending = TOGETHER.replace(outer).unwrap_or_default();
+    let mut pending = outer.put_back();
     while let Some(first) = pending.pop() {
         let (mut alike, others): (Vec<Pending>, Vec<Pending>) =
             pending.into_iter().partition(|other| first.is_like(other));
