@@ -173,7 +173,7 @@ fn check_quantized(what: &str, quantization: LayerQuantization, family: Family, 
     };
     let n_learned: usize = network.layers().map(n_learned).sum();
     let fewest = match quantization.weight_method {
-        Method::DoReFa | Method::MinMax => 0,
+        Method::DoReFa | Method::MinMax | Method::LqNets | Method::Hwgq | Method::Xnor | Method::Twn => 0,
         Method::Pact => quantized,
         _ => 2 * quantized,
     };

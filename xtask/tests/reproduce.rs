@@ -134,6 +134,8 @@ fn a_table_is_trained_once_and_reported() {
         "missing",
         "top1_mean",
         "top1_std",
+        "top1_interval",
+        "top1",
         "epochs",
         "seconds",
     ];

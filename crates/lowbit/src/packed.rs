@@ -412,7 +412,9 @@ pub fn eval(args: &EvalArgs) -> anyhow::Result<Code> {
 /// The form that takes a network which has no integers.
 fn other_form(error: &ExportError) -> &'static str {
     match error {
-        ExportError::Grid { source: GridError::Uneven, .. } => "; --format safetensors writes their values",
+        ExportError::Grid { source: GridError::Uneven, .. } => {
+            "; --format safetensors writes the weights in full precision"
+        }
         _ => "",
     }
 }
