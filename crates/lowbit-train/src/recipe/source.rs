@@ -125,7 +125,7 @@ impl RecipeSource {
                 Err(message) => problems.push(format!("setting {text:?}"), message),
             }
         }
-        take_own_bits(&mut table, overrides);
+        take_own_bits(&mut table, &self.table, overrides);
         let mut recipe = read(table, &problems);
         let problems = problems.into_vec();
         if !problems.is_empty() {
@@ -144,7 +144,7 @@ impl RecipeSource {
         let mut table = self.table.clone();
         // A malformed one is a problem of the recipe.
         overrides.iter().for_each(|text| drop(set(&mut table, text)));
-        take_own_bits(&mut table, overrides)
+        take_own_bits(&mut table, &self.table, overrides)
     }
 
     /// Reads `text` and what it extends; `before` are those that extend it, in turn.
@@ -391,15 +391,16 @@ fn place_init_paths(recipe: &mut Table, folder: &Path) {
     }
 }
 
-/// Puts bits into `table` that a method of `overrides` defines, where it has none of those that are written, and takes out a granularity
-/// that is not set beside the method. Yields what changed in words.
-fn take_own_bits(table: &mut Table, overrides: &[String]) -> Vec<String> {
+/// Puts bits into `table` that a method of `overrides` defines, where it has none of those that are `written`. A granularity that is the one of
+/// the method before gives way to that of the new one. Yields which bits changed, in words.
+fn take_own_bits(table: &mut Table, written: &Table, overrides: &[String]) -> Vec<String> {
     let mut ignored = Table::new();
     let keys: Vec<String> = overrides.iter().filter_map(|text| set(&mut ignored, text).ok()).collect();
     let has = |key: &str| keys.iter().any(|set| is_in(&format!("quantization.{key}"), set));
     let Some(Value::Table(quantization)) = table.get_mut("quantization") else { return Vec::new() };
-    // A recipe that lowbit has written out names the granularity of its own method.
-    if (has("method") || has("weight_method")) && !has("weight_granularity") {
+    let is_set = has("method") || has("weight_method");
+    // A recipe that lowbit has written out names the granularity, too.
+    if is_set && !has("weight_granularity") && names_its_own_granularity(written) {
         quantization.remove("weight_granularity");
     }
     let mut changes = Vec::new();
@@ -423,6 +424,14 @@ fn take_own_bits(table: &mut Table, overrides: &[String]) -> Vec<String> {
         }
     }
     changes
+}
+
+/// Whether a recipe names the granularity that its method has without that.
+fn names_its_own_granularity(recipe: &Table) -> bool {
+    let text = |key: &str| recipe.get("quantization")?.get(key)?.as_str();
+    let named = text("weight_method").or_else(|| text("method"));
+    let method = Method::ALL.iter().find(|method| Some(method.name()) == named);
+    method.is_some_and(|method| text("weight_granularity") == Some(&method.granularity().to_string()))
 }
 
 /// Puts `value` of `key=value` at the dotted `key`, which is returned. A value that is no TOML is taken as a text.

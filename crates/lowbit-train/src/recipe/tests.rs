@@ -1756,6 +1756,11 @@ fn a_resolved_recipe_takes_another_method() {
         let recipe = Recipe::parse(&resolved, "recipe.toml", &set(then)).unwrap();
         assert_eq!(recipe.quantization.policy.base.weight_granularity, granularity, "{first}, then {then}");
     }
+    // Another one was asked for, and stays.
+    let asked = [set("lsq"), vec!["quantization.weight_granularity='per-channel'".into()]].concat();
+    let resolved = Recipe::embedded("digits-preresnet8-w2a2", &asked).unwrap().to_toml();
+    let recipe = Recipe::parse(&resolved, "recipe.toml", &set("tqt")).unwrap();
+    assert_eq!(recipe.quantization.policy.base.weight_granularity, PerChannel);
 }
 
 /// A method needs the bits of every rung before anything is trained.
