@@ -327,7 +327,7 @@ def mean_magnitude(w, granularity):
 
 @functools.cache
 def hwgq_step(bits):
-    """Cai17 Eq. 8 for a half normal x > 0 with the levels s, 2 s, ..., n s: the best step for the codes, the codes of that step, and so on."""
+    """Cai17 for a half normal x > 0 with the levels s, 2 s, ..., n s: the best step for the codes, the codes of that step, and so on."""
     density = lambda x: math.exp(-x * x / 2) / math.sqrt(2 * math.pi)
     below = lambda x: 0.5 * math.erfc(-x / math.sqrt(2))
     n, step = 2**bits - 1, 0.5
@@ -347,7 +347,7 @@ def hwgq_activations(x, bits):
 
 
 def xnor_weights(w, granularity):
-    """Rastegari16 section 3.2. Its gradient takes the mean magnitude as a function of the own weight alone."""
+    """Rastegari16 Its gradient takes the mean magnitude as a function of the own weight alone."""
     size = groups(w, granularity).shape[1]
     mean = mean_magnitude(w, granularity)
     code = torch.where(w >= 0, 1.0, -1.0)
@@ -414,7 +414,7 @@ def qil_factor(x, operand, bits):
 
 
 def qil(x, operand, bits, interval_center, interval_distance, interval_exponent=None):
-    """Jung19 Eq. 2 to 5; activations have no sign and the exponent 1."""
+    """Jung19; activations have no sign and the exponent 1."""
     factor = qil_factor(x, operand, bits)
     center, distance = (ScaleGradient.apply(value, factor) for value in (interval_center, interval_distance))
     if operand == "activations":
@@ -432,7 +432,7 @@ def qil(x, operand, bits, interval_center, interval_distance, interval_exponent=
 
 
 def dsq(x, operand, bits, clip_value, staircase_alpha):
-    """Gong19 Eq. 5 to 9, and the soft curve's gradient."""
+    """Gong19, and the soft curve's gradient."""
     n = 2**bits - 1
     factor = ewgs_factor(x, operand, bits)
     upper, alpha = ScaleGradient.apply(clip_value, factor), ScaleGradient.apply(staircase_alpha, factor)
@@ -456,7 +456,7 @@ def lq_nets_bits(operand, count):
 
 
 def lq_nets(x, operand, bits, basis, granularity):
-    """Zhang18 section 3: the levels in order, thresholds in the middle, each of which belongs to the level below."""
+    """Zhang18: the levels in order, thresholds in the middle, each of which belongs to the level below."""
     basis = basis.reshape(bits, -1)
     factors = lq_nets_bits(operand, bits)
     codes, values = [], []

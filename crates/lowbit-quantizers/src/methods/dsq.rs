@@ -15,7 +15,7 @@ use crate::quantizer::{Learned, Quantizer, QuantizesActivations, QuantizesWeight
 /// The clip value never falls below this.
 const MIN_CLIP_VALUE: f32 = 1e-3;
 
-/// The characteristic `alpha` to begin with, Gong19 section 4.1: the gap between the soft staircase and the hard one. 0 is the hard one.
+/// The characteristic `alpha` to begin with, Gong19: the gap between the soft staircase and the hard one. 0 is the hard one.
 const INITIAL_ALPHA: f32 = 0.2;
 
 /// Bounds of alpha in the forward pass: at 1/2 the staircase is a ramp, at 0 it has no gradient (the lower one is ours).
@@ -38,7 +38,7 @@ fn soft_step<N: Number>(t: N, [kappa, s]: [N; 2]) -> [N; 4] {
 }
 
 /// `round(n clip(x / u, 0, 1))`, with the gradient of the soft staircase. Its parameters are the clip value `u`, and `kappa` and `s` of
-/// Gong19 Eq. 4.
+/// Gong19.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Staircase {
     /// Steps of the grid, `2^bits - 1`.
@@ -152,11 +152,11 @@ impl Formula<3> for SignedStaircase {
 /// # Equation
 /// ```text
 /// v = n (clip(w / u, -1, 1) + 1) / 2          the place in steps of 2 u / n from -u
-/// c = 2 round(v) - n,  y = c / n u            Gong19 Eq. 7, ties to even
-/// phi(t) = s tanh(kappa t)                    Eq. 3; kappa = ln(2 / alpha - 1), s = 1 / (1 - alpha): Eq. 4
+/// c = 2 round(v) - n,  y = c / n u            Gong19, ties to even
+/// phi(t) = s tanh(kappa t)                    kappa = ln(2 / alpha - 1), s = 1 / (1 - alpha)
 /// ```
 /// The gradients are those of the soft staircase, `-u + 2 u / n (floor(v) + (phi(v - floor(v) - 1/2) + 1) / 2)`, by `w`, by the clip value
-/// `u` and by `alpha`: Eq. 9 to 13. Both are learned, with LSQ's factor `1 / sqrt(N n)` (decision of this project). The paper learns both ends of
+/// `u` and by `alpha`. Both are learned, with LSQ's factor `1 / sqrt(N n)` (decision of this project). The paper learns both ends of
 /// the range; here the range of weights is symmetric, so that zero lies in the middle of an integer grid (ours). `u` begins at three
 /// standard deviations (ours).
 #[derive(Module, Debug)]
@@ -336,7 +336,7 @@ fn alpha_in_force(alpha: &Param<Tensor<1>>) -> Tensor<1> {
     constant(alpha.val()).clamp(ALPHA[0], ALPHA[1])
 }
 
-/// `kappa` and `s` of an alpha, `[1]` each: Gong19 Eq. 4. Its gradient is multiplied by `factor`, and reaches it beyond its bounds, too.
+/// `kappa` and `s` of an alpha, `[1]` each: Gong19. Its gradient is multiplied by `factor`, and reaches it beyond its bounds, too.
 fn steepness(alpha: &Param<Tensor<1>>, factor: f64) -> [Tensor<1>; 2] {
     let path = alpha.val().mul_scalar(factor);
     let alpha = alpha_in_force(alpha) + (path.clone() - constant(path));

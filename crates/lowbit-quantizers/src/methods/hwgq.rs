@@ -11,11 +11,11 @@ use lowbit_kernels::{AnyFormula, Formula, Number, Scheme};
 use crate::parameter::recorded_bits;
 use crate::quantizer::{Quantizer, QuantizesActivations, code_range};
 
-/// For 1 to 4 bits, the step with the least squared error for the positive half of a normal distribution of deviation 1: Cai17 Eq. 8. A
+/// For 1 to 4 bits, the step with the least squared error for the positive half of a normal distribution of deviation 1: Cai17. A
 /// test below finds them again; the paper's 2 bits have 0.538.
 const STEPS: [f32; 4] = [0.797_884_6, 0.538_811_9, 0.321_728_92, 0.184_243_34];
 
-/// 0 for what is not positive, else the nearest of the codes 1 to `n`: Cai17 Eq. 5 to 7. The gradient passes where `0 < x <= n s`, Eq. 12.
+/// 0 for what is not positive, else the nearest of the codes 1 to `n`: Cai17. The gradient passes where `0 < x <= n s`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HalfWave {
     /// The largest code, `2^bits - 1`.
@@ -51,9 +51,9 @@ impl Formula<1> for HalfWave {
 ///
 /// # Equation
 /// ```text
-/// c = 0 where x <= 0, else clip(round(x / s), 1, n)       ties to even, n = 2^bits - 1; Cai17 Eq. 5 to 7
-/// y = c s                                                 s is fixed: Eq. 8
-/// dy/dx = 1 where 0 < x <= n s                            Eq. 12, the clipped backward approximation
+/// c = 0 where x <= 0, else clip(round(x / s), 1, n)       ties to even, n = 2^bits - 1; Cai17
+/// y = c s                                                 s is fixed
+/// dy/dx = 1 where 0 < x <= n s                            the clipped backward approximation
 /// ```
 /// There is nothing to learn and nothing to calibrate. The steps suit what a batch normalization makes before it scales and shifts.
 #[derive(Module, Debug)]

@@ -1,6 +1,6 @@
 //! LQ-Nets, Zhang et al. 2018 (arXiv 1807.10029): levels that are sums of learned basis values, one for each bit.
 //!
-//! The levels lie at any distances, so that no integers stand for them: products are those of floats, and there is nothing to export.
+//! The levels lie at any distances, so that no integers stand for them: products are those of floats, and no integer model can be exported.
 
 use std::ops::RangeInclusive;
 
@@ -15,7 +15,7 @@ use crate::codes::reduce;
 use crate::parameter::{constant, recorded_bits};
 use crate::quantizer::{Quantizer, QuantizesActivations, QuantizesWeights};
 
-/// Share of the newest batch in the basis of activations, Zhang18 section 3.4.
+/// Share of the newest batch in the basis of activations, Zhang18
 const MOMENTUM: f64 = 0.1;
 
 /// Alternations of codes and basis for weights (the paper has one in each step, and remembers the basis).
@@ -25,7 +25,7 @@ const ALTERNATIONS: usize = 3;
 /// (ours; single precision solves with this one).
 const RIDGE: f32 = 1e-4;
 
-/// The level `sum_i b_i v_i` nearest to `x`, of two as near the lower one: Zhang18 Eq. 4 and 6. A code's binary digits say where `b_i = 1`, from
+/// The level `sum_i b_i v_i` nearest to `x`, of two as near the lower one: Zhang18. A code's binary digits say where `b_i = 1`, from
 /// the first basis value on; elsewhere `b_i` is -1, or 0 without signs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Nearest {
@@ -175,7 +175,7 @@ fn solved_for(x: &Tensor<2>, digits: &[Tensor<2>]) -> Vec<Tensor<1>> {
         lower.push(row);
     }
     let mut basis: Vec<Tensor<1>> = Vec::with_capacity(bits);
-    // From the last one on, so that `basis[0]` is always the newest.
+    // Back substitution, from the last basis value to the first.
     for i in (0..bits).rev() {
         let mut rest = solved[i].clone();
         for (k, v) in basis.iter().enumerate() {
@@ -200,7 +200,7 @@ fn digits(codes: Tensor<2>, bits: usize, is_signed: bool) -> Vec<Tensor<2>> {
 }
 
 /// The basis with the least squared error for the codes that `x` has with the basis of `scheme`, for the whole tensor or for each slice along
-/// the first axis: one tensor for each bit, `[1]` or `[slices]`. Zhang18 Eq. 9.
+/// the first axis: one tensor for each bit, `[1]` or `[slices]`. Zhang18.
 pub fn fitted<const D: usize>(
     x: &Tensor<D>,
     scheme: &Scheme,
@@ -220,9 +220,9 @@ pub fn fitted<const D: usize>(
 ///
 /// # Equation
 /// ```text
-/// y = sum_i b_i v_i,  b_i in {-1, 1}          the level nearest to w: Zhang18 Eq. 4 to 6, v of each output channel
-/// v = (B B')^-1 B w                           for the codes B of w: Eq. 9
-/// dy/dw = 1                                   straight through, Eq. 10
+/// y = sum_i b_i v_i,  b_i in {-1, 1}          the level nearest to w: Zhang18, v of each output channel
+/// v = (B B')^-1 B w                           for the codes B of w
+/// dy/dw = 1                                   straight through
 /// ```
 /// The basis is found anew for every forward pass: three alternations of codes and basis that begin with equal distances (decision of this
 /// project: the paper has one alternation a step and remembers the basis as a moving average. Without memory, equal weights have equal codes
@@ -286,9 +286,9 @@ impl QuantizesWeights for LqNetsWeights {
 ///
 /// # Equation
 /// ```text
-/// y = sum_i b_i v_i,  b_i in {0, 1}           the level nearest to x: Zhang18 Eq. 4 to 6
-/// v <- 0.9 v + 0.1 (B B')^-1 B x              for the codes B of each batch of a training: Eq. 9, section 3.4
-/// dy/dx = 1 between the outermost levels      Eq. 10
+/// y = sum_i b_i v_i,  b_i in {0, 1}           the level nearest to x: Zhang18
+/// v <- 0.9 v + 0.1 (B B')^-1 B x              for the codes B of each batch of a training
+/// dy/dx = 1 between the outermost levels
 /// ```
 /// A calibration sets equal distances from 0 to `min(max(x), 3 sqrt(mean(x^2)))` (decision of this project); until then they end at 1.
 #[derive(Module, Debug)]

@@ -14,10 +14,10 @@ use crate::calibration::Calibration;
 use crate::parameter::{constant, n_at_floor, positive_parameter, recorded_bits, replace, scaled_parameter};
 use crate::quantizer::{Learned, Quantizer, QuantizesActivations, QuantizesWeights, code_range};
 
-/// An interval is never narrower, Liu22 section 3.2; nor the output's scale smaller (ours).
+/// An interval is never narrower, Liu22; nor the output's scale smaller (ours).
 const MIN_WIDTH: f32 = 1e-3;
 
-/// `2 round(n (clip(w / s, -1, 1) + 1) / 2) - n`, worth `s / n` each: Liu22 Eq. 11. The gradient passes where `|w / s| <= 1`.
+/// `2 round(n (clip(w / s, -1, 1) + 1) / 2) - n`, worth `s / n` each: Liu22. The gradient passes where `|w / s| <= 1`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Balanced {
     /// Steps of the grid, `2^bits - 1`.
@@ -58,7 +58,7 @@ impl Formula<1> for Balanced {
 /// each with a threshold in its middle, and what `n` codes are worth.
 ///
 /// The gradients are those of the sum of ramps that the steps stand for, `sum_i clip((x - start_i) / a_i, 0, 1)`: the generalized
-/// straight-through estimator of Liu22 section 3.1.
+/// straight-through estimator of Liu22
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Thresholds;
 
@@ -127,7 +127,7 @@ impl<const P: usize> Formula<P> for Thresholds {
 /// # Equation
 /// ```text
 /// s = mean|w| n / 2^(bits-1)                          of each filter
-/// c = 2 round(n (clip(w / s, -1, 1) + 1) / 2) - n     Liu22 Eq. 11, ties to even
+/// c = 2 round(n (clip(w / s, -1, 1) + 1) / 2) - n     Liu22, ties to even
 /// y = c / n s
 /// dy/dw = 1 where |w / s| <= 1                        s is a constant of the backward pass
 /// ```
@@ -173,10 +173,10 @@ impl QuantizesWeights for N2uqWeights {
 ///
 /// # Equation
 /// ```text
-/// T_i = b + a_1 + ... + a_(i-1) + a_i / 2             i = 1 to n; Liu22 Eq. 7
-/// c = how many T_i <= x                               Eq. 3
-/// y = c / n o                                         equal steps: Eq. 3, with a learned scale o
-/// dy/dx = o / n / a_i in interval i, else 0           Eq. 5
+/// T_i = b + a_1 + ... + a_(i-1) + a_i / 2             i = 1 to n; Liu22
+/// c = how many T_i <= x
+/// y = c / n o                                         equal steps, with a learned scale o
+/// dy/dx = o / n / a_i in interval i, else 0
 /// ```
 /// The gradients of `b`, of the widths `a` and of `o` are those of the ramps, times LSQ's factor `1 / sqrt(N n)` (decision of this project, in
 /// the place of a learning rate of a tenth). A calibration sets equal widths from 0 to `min(max(x), 3 sqrt(mean(x^2)))`, and `o` to

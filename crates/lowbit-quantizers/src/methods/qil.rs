@@ -58,9 +58,9 @@ impl Formula<0> for Transformed {
 ///
 /// # Equation
 /// ```text
-/// u = clip((|w| - (c - d)) / (2 d), 0, 1)     Jung19 Eq. 3: alpha = 0.5 / d, beta = -0.5 c / d + 0.5
+/// u = clip((|w| - (c - d)) / (2 d), 0, 1)     Jung19: alpha = 0.5 / d, beta = -0.5 c / d + 0.5
 /// v = sign(w) u^gamma                         the transformer
-/// code = round(q v),  y = code / q            the discretizer, Eq. 2; ties to even
+/// code = round(q v),  y = code / q            the discretizer; ties to even
 /// ```
 /// The rounding is passed straight through, everything else is differentiated as written, for the center `c`, the distance `d` and `gamma` as
 /// well, whose gradients are multiplied by LSQ's `1 / sqrt(N q)` (decision of this project, as for EWGS). The interval begins as all magnitudes,

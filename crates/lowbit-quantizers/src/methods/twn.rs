@@ -12,7 +12,7 @@ use crate::codes::reduce;
 use crate::parameter::{constant, recorded_bits};
 use crate::quantizer::{Quantizer, QuantizesWeights, code_range};
 
-/// The threshold in mean magnitudes, Li16 Eq. 6.
+/// The threshold in mean magnitudes, Li16.
 const THRESHOLD: f64 = 0.7;
 
 /// -1, 0 or 1: the sign where the magnitude is above a threshold `t`, worth `a` each. The gradient passes everywhere.
@@ -49,10 +49,10 @@ impl Formula<2> for Ternary {
 ///
 /// # Equation
 /// ```text
-/// t = 0.7 mean|w|                             Li16 Eq. 6
-/// c = sign(w) where |w| > t, else 0           Eq. 3
-/// y = c a,  a = mean of the |w| > t           Eq. 5
-/// dy/dw = 1                                   straight through, section 2.3; t and a are constants of the backward pass
+/// t = 0.7 mean|w|                             Li16
+/// c = sign(w) where |w| > t, else 0
+/// y = c a,  a = mean of the |w| > t
+/// dy/dw = 1                                   straight through; t and a are constants of the backward pass
 /// ```
 /// Means are over a layer, as in the paper, or over each filter. Where no magnitude is above the threshold, as of weights that are all zero,
 /// `a` is 1.

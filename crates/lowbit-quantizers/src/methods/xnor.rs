@@ -47,11 +47,11 @@ impl Formula<0> for IsPositive {
 /// # Equation
 /// ```text
 /// c = sign(w)                                 sign(0) = 1, also of -0
-/// y = c a,  a = mean|w|                       Rastegari16 Eq. 6, over the filter of an output channel
+/// y = c a,  a = mean|w|                       Rastegari16, over the filter of an output channel
 /// dy/dw = 1                                   straight through the sign
 /// ```
-/// The mean is a constant of the backward pass. The paper's own gradient, `1 / N + a` where `|w| <= 1` (section 3.1), is smaller by
-/// about the mean: it was made for Adam, which does not see the factor (decision of this project: left out, as in DoReFa-Net).
+/// The mean is a constant of the backward pass. The paper's own gradient, `1 / N + a` where `|w| <= 1`, is smaller by about the mean, for
+/// which a learning rate would have to make up (decision of this project, not compared by training: left out, as in DoReFa-Net).
 #[derive(Module, Debug)]
 pub struct XnorWeights {
     recorded_bits: Param<Tensor<1, Int>>,
@@ -105,14 +105,14 @@ pub(super) fn mean_magnitude<const D: usize>(w: Tensor<D>, granularity: Granular
 /// # Equation
 /// ```text
 /// c = 1 where x > 0, else 0                   1 bit
-/// c = round(n clip(x, 0, 1))                  2 bits and more, Rastegari16 section 3.3; ties to even, n = 2^bits - 1
+/// c = round(n clip(x, 0, 1))                  2 bits and more, Rastegari16; ties to even, n = 2^bits - 1
 /// y = c / n
 /// ```
 /// The gradient is clipped to `|x| <= 1`, and a ReLU blocks that of negative values.
 ///
 /// The paper's 1 bit is a sign, of values that no ReLU has cut: `2c - 1` (decision of this project: behind a ReLU, `c`. The products of
 /// all weights with the constant are a constant of each output channel, which the next normalization subtracts, but for the padding).
-/// The scales of activations, `K` in the paper, are left out, as in its own later use: they gain little.
+/// The scales of activations, `K` in the paper, are left out (decision of this project).
 #[derive(Module, Debug)]
 pub struct XnorActivations {
     recorded_bits: Param<Tensor<1, Int>>,
