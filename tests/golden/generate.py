@@ -347,7 +347,7 @@ def hwgq_activations(x, bits):
 
 
 def xnor_weights(w, granularity):
-    """Rastegari16 Its gradient takes the mean magnitude as a function of the own weight alone."""
+    """Rastegari16. Its gradient takes the mean magnitude as a function of the own weight alone."""
     size = groups(w, granularity).shape[1]
     mean = mean_magnitude(w, granularity)
     code = torch.where(w >= 0, 1.0, -1.0)

@@ -15,7 +15,7 @@ use crate::codes::reduce;
 use crate::parameter::{constant, recorded_bits};
 use crate::quantizer::{Quantizer, QuantizesActivations, QuantizesWeights};
 
-/// Share of the newest batch in the basis of activations, Zhang18
+/// Share of the newest batch in the basis of activations, Zhang18.
 const MOMENTUM: f64 = 0.1;
 
 /// Alternations of codes and basis for weights (the paper has one in each step, and remembers the basis).

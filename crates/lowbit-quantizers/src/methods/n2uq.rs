@@ -58,7 +58,7 @@ impl Formula<1> for Balanced {
 /// each with a threshold in its middle, and what `n` codes are worth.
 ///
 /// The gradients are those of the sum of ramps that the steps stand for, `sum_i clip((x - start_i) / a_i, 0, 1)`: the generalized
-/// straight-through estimator of Liu22
+/// straight-through estimator of Liu22.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Thresholds;
 
