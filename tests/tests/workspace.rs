@@ -53,7 +53,7 @@ fn packages() -> BTreeMap<String, Package> {
 }
 
 /// Crates that each crate may depend on. A new crate needs a line here, and one in the architecture.
-const MAY_DEPEND_ON: [(&str, &[&str]); 12] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 13] = [
     ("lowbit-core", &[]),
     ("lowbit-cpu", &["lowbit-core"]),
     ("lowbit-data", &["lowbit-core"]),
@@ -88,12 +88,15 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 12] = [
             "lowbit-train",
             "lowbit-runtime",
             "lowbit-export",
+            "lowbit-sweep",
         ],
     ),
+    ("lowbit-sweep", &[]),
 ];
 
 /// Crates that a trained model or a data set can be read with, or a network computed, without the training stack.
-const WITHOUT_BURN: [&str; 5] = ["lowbit-core", "lowbit-cpu", "lowbit-data", "lowbit-runtime", "lowbit-capi"];
+const WITHOUT_BURN: [&str; 6] =
+    ["lowbit-core", "lowbit-cpu", "lowbit-data", "lowbit-runtime", "lowbit-capi", "lowbit-sweep"];
 
 /// Packages whose every backend is the caller's choice. The kernels, which are backends' own, are not among them, nor what knows no burn and
 /// computes by the CPU kernels.

@@ -12,6 +12,8 @@ use lowbit_data::{
     Locations, Normalization, Opened, Source, Split,
 };
 
+use serde::Serialize;
+
 use crate::error::{IoContext, TrainError};
 use crate::image_set::{ImageSet, RunData, SkippedImages};
 use crate::origin::n_threads;
@@ -310,6 +312,16 @@ enum Wanted {
     Test,
 }
 
+/// Images that something is chosen by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChosenBy {
+    /// Those that were held back from the training.
+    Validation,
+    /// Those that it trained on: nothing was held back.
+    Training,
+}
+
 /// Images as they were found.
 struct Found {
     /// `None` if they are not wanted.
@@ -484,6 +496,25 @@ pub(crate) fn test_images(
     let Found { test, folders, is_named, warnings, .. } = images.found(recipe, Wanted::Test)?;
     let config = test_config(recipe, images.normalization(recipe)?);
     Ok((Served::new(test, is_named, folders[2], config)?, warnings))
+}
+
+/// Images of a recipe that something may be chosen by, at most `most` of them, those of all classes in turn: validation images, or, without
+/// any, training images as they are, without augmentation. Test images are never among them.
+pub(crate) fn choosing_images(
+    recipe: &DataRecipe,
+    images: &Images,
+    most: usize,
+) -> Result<(Loader, ChosenBy), TrainError> {
+    let Found { train, validation, .. } = images.found(recipe, Wanted::All)?.divided(recipe);
+    let (source, chosen_by) = match validation {
+        Some(validation) => (validation, ChosenBy::Validation),
+        None => (train.expect("invariant: all images are wanted"), ChosenBy::Training),
+    };
+    let source = match most < source.info().n_samples {
+        true => limited_in_turn(source, Some(most))?,
+        false => source,
+    };
+    Ok((Loader::new(source, test_config(recipe, images.normalization(recipe)?))?, chosen_by))
 }
 
 fn test_config(recipe: &DataRecipe, normalization: Normalization) -> LoaderConfig {

@@ -108,6 +108,12 @@ pub enum TrainError {
         /// The data set.
         name: &'static str,
     },
+    /// A network has no layer that something is asked of.
+    #[error("no layer of {network} is quantized: name the bit widths to try")]
+    NothingQuantized {
+        /// The network, as in "student".
+        network: String,
+    },
     /// The recipe trains on a folder of images, which nobody has named.
     #[error("the recipe trains on a folder of images, which is not in it, and has to be given")]
     NoFolder,

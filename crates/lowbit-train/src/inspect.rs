@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use burn::tensor::Device;
 use lowbit_data::{Batch, Locations, Normalization};
 use lowbit_models::{Network, Plan};
+use lowbit_quantizers::QuantizationPolicy;
 use serde::Serialize;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, evaluated_tensors};
@@ -81,7 +82,7 @@ pub fn evaluate(
     device: &Device,
     images: &Images,
 ) -> Result<Evaluation, TrainError> {
-    let Loaded { recipe, info, name, network, wanted, phase, progress } =
+    let Loaded { recipe, info, name, network, wanted, phase, progress, .. } =
         Loaded::read(path, subject, device)?;
     let images = images.with_run_dir(info.data_dir.as_deref());
     let (Served { loader, set: data }, data_warnings) = test_images(&recipe.data, &images)?;
@@ -208,21 +209,23 @@ pub struct Scored {
 }
 
 /// A network of a run, and where it comes from.
-struct Loaded<'a> {
-    recipe: Recipe,
-    info: RunInfo,
+pub(crate) struct Loaded<'a> {
+    pub(crate) recipe: Recipe,
+    pub(crate) info: RunInfo,
     /// Name of the checkpoint.
-    name: String,
-    network: Network,
+    pub(crate) name: String,
+    pub(crate) network: Network,
+    /// The precision of its layers.
+    pub(crate) policy: QuantizationPolicy,
     /// Name of the network.
-    wanted: &'a str,
+    pub(crate) wanted: &'a str,
     /// Name of the checkpoint's phase.
-    phase: String,
-    progress: Progress,
+    pub(crate) phase: String,
+    pub(crate) progress: Progress,
 }
 
 impl<'a> Loaded<'a> {
-    fn read(path: &Path, subject: Subject<'a>, device: &Device) -> Result<Self, TrainError> {
+    pub(crate) fn read(path: &Path, subject: Subject<'a>, device: &Device) -> Result<Self, TrainError> {
         let run = RunDir::open(path)?;
         let RunRecipe { recipe, sha256 } = run.recipe_with_digest()?;
         let info = run.info()?;
@@ -251,8 +254,8 @@ impl<'a> Loaded<'a> {
             .and_then(|tensors| state::load(network, tensors))
             .map_err(other_model)?;
         has_its_state?;
-        let phase = phase.name.clone();
-        Ok(Self { recipe, info, name, network, wanted, phase, progress })
+        let (policy, phase) = (spec.policy(&recipe, phase), phase.name.clone());
+        Ok(Self { recipe, info, name, network, policy, wanted, phase, progress })
     }
 }
 

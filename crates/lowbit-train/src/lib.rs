@@ -19,6 +19,7 @@
 //! | `set_aside`, `run_dir` | the run on the disk |
 //! | `initial`, `learner`, `calibration`, `evaluation`, `step` | networks in training, and one step of all of them |
 //! | `fit`, `restore`, `train`, `inspect`, `fuzzing` | the loop; how it begins and goes on; reading a run |
+//! | `sensitivity` | what the bits of each layer cost, and a choice of bits |
 //!
 //! ```
 //! use lowbit_train::Recipe;
@@ -62,6 +63,7 @@ mod restore;
 mod result;
 mod run_dir;
 mod schedule;
+mod sensitivity;
 mod session;
 mod set_aside;
 mod state;
@@ -79,7 +81,7 @@ pub use lowbit_quantizers::Selection;
 pub use lowbit_strategies as strategy;
 
 pub use checkpoint::CheckpointError;
-pub use data::Images;
+pub use data::{ChosenBy, Images};
 pub use error::{Divergence, TrainError};
 pub use experiment::plan;
 pub use files::{MAX_TEXT, open_regular, read_regular, read_regular_text};
@@ -97,6 +99,9 @@ pub use recipe::{Recipe, RecipeError};
 pub use result::{BestCheckpoint, RunResult};
 pub use run_dir::{NewRun, RunDir, RunInfo, with_absolute_paths};
 pub use schedule::learning_rate;
+pub use sensitivity::{
+    BudgetError, Cost, LayerSensitivity, MixedPlan, Sensitivity, SensitivityOptions, Trial, sensitivity,
+};
 pub use session::{Outcome, Session};
 pub use set_aside::SetAside;
 pub use state::StateError;

@@ -3,16 +3,20 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Arg, ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
+use lowbit_core::BitWidth;
 use lowbit_data::{DataError, DatasetName, Locations};
 use lowbit_models::{Family, Layout, ModelConfig};
+use lowbit_quantizers::Method;
 
 use crate::device::DeviceName;
 use crate::exit_code;
 use crate::hints::expect_no_tilde;
+use crate::sensitivity::Budget;
 
 /// Train convolutional networks with weights and activations of 1 to 8 bits.
 ///
@@ -93,6 +97,22 @@ pub enum Command {
         ("lowbit inspect digits-preresnet8-w2a2 --set quantization.act_bits=4", ""),
     ], INSPECT_NOTES))]
     Inspect(InspectArgs),
+
+    /// Train a recipe with several values of settings, over several seeds, and compare them
+    #[command(after_help = concat_examples(&[
+        ("lowbit sweep digits-preresnet8-w2a2 --seeds 5", ""),
+        ("lowbit sweep digits-preresnet8-w2a2 --set quantization.method=lsq,pact --seeds 3", ""),
+        ("lowbit sweep my.toml --set train.learning_rate=0.1,0.05 --set data.validation=0.1", ""),
+    ], SWEEP_NOTES))]
+    Sweep(SweepArgs),
+
+    /// Measure what the bits of each layer cost, and choose bits for each under a budget
+    #[command(after_help = concat_examples(&[
+        ("lowbit sensitivity runs/fashion", ""),
+        ("lowbit sensitivity runs/fashion --budget w3a3 --out mixed.toml", ""),
+        ("lowbit sensitivity runs/fp32 --method lsq --bits 2,4,8 --budget 250k --of bytes", ""),
+    ], SENSITIVITY_NOTES))]
+    Sensitivity(SensitivityArgs),
 
     /// Show what is in a file of weights, and which network it is
     #[command(after_help = concat_examples(&[
@@ -192,6 +212,42 @@ With --json, stdout holds one JSON object with `recipe` and `plan`; for a run
 also `steps` (of the whole training), `result` (or null), `state_sha256` (a
 digest over all parameters, quantizer, optimizer and BatchNorm state), `info`,
 `processes`, `checkpoints`, `best`, `set_aside`, `checkpoint` and `run_dir`.";
+
+const SWEEP_NOTES: &str = "\
+Each combination of the values is a row, each seed of it a run in DIR/cells. The
+same command after a stop goes on where it was; what is complete is not trained
+again. DIR then holds table.md, table.json, accuracy.svg and curves.svg: means
+of the last epoch with 95 % intervals by Student's t, and differences from the
+first row, paired by seed. To choose among rows, hold images back for
+validation (`--set data.validation=0.1`): nothing may be chosen by test images.
+
+With --json, stdout holds one JSON object with `title`, `device`, `lowbit`,
+`machines`, `cells` (rows, each with `method` (its settings), `weight_bits`,
+`act_bits`, `seeds`, `missing`, `top1_mean`, `top1_std`, `top1_interval`, `top1`
+by seed, `epochs`, `seconds` and, if there are any, `validation_mean` and
+`validation_interval`), `failed` and `stopped`.";
+
+const SENSITIVITY_NOTES: &str = "\
+Images are those that the run holds back for validation (`data.validation`); of
+a run that holds none back, training images without augmentation. Test images
+are never used: nothing may be chosen by them.
+
+A layer that is not quantized keeps the range of its quantizers and leaves out
+their rounding. With --bits, every layer between the first and the last is also
+tried at these bits, weights and input alike, one layer at a time, without
+training and with the rest of the network as it is. With --budget, the bits are
+chosen for which these layers together add the least to the loss within the
+budget of the whole network; `w3a3` is what it takes with 3 bits in all these
+layers. The recipe that --out writes is trained as any other; `--set init=RUN`
+begins with the weights of the run.
+
+With --json, stdout holds one JSON object with `recipe`, `checkpoint`, `network`,
+`phase`, `images` (validation or training), `n_images`, `all` and `none` (scores
+with all and with no layer quantized), `layers` (each with `layer`,
+`weight_bits`, `act_bits`, `bit_operations`, `packed_bytes`, `top1_only`,
+`loss_only`, `top1_without`, `loss_without`, and `trials` at other bits),
+`device`, `run_dir` and, with --budget, `plan` (`bits`, `budget`, `cost`,
+`loss_increase`) and `file`.";
 
 const IMPORT_NOTES: &str = "\
 Files of PyTorch (ZIP, legacy, TAR) and safetensors are read by their content;
@@ -336,6 +392,115 @@ pub struct EvalArgs {
 
     #[command(flatten)]
     pub json: JsonArgs,
+}
+
+#[derive(Args)]
+pub struct SweepArgs {
+    /// A recipe, as for `lowbit train`
+    #[arg(value_name = "RECIPE | FILE.toml", value_hint = ValueHint::FilePath)]
+    pub recipe: String,
+
+    /// A setting and its values, as in train.epochs=10,20; one value is for all
+    #[arg(long, value_name = "KEY=VALUE,VALUE,...")]
+    pub set: Vec<String>,
+
+    /// Train each with the seeds 0 to N-1
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub seeds: u64,
+
+    /// Directory of the runs and the report [default: sweeps/NAME of the recipe]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
+    pub out: Option<PathBuf>,
+
+    /// Train this many at a time, each on its share of the cores
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub parallel: u16,
+
+    /// Stop after this time, as in 45m or 8h; the same command goes on later
+    #[arg(long, value_name = "TIME", value_parser = lowbit_sweep::parse_duration)]
+    pub time_limit: Option<Duration>,
+
+    /// Show what would be trained, with the time it would take by a short timing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+
+    #[command(flatten)]
+    pub data_dir: DataDirArgs,
+
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Args)]
+pub struct SensitivityArgs {
+    /// Run directory
+    #[arg(value_name = "RUN", value_hint = ValueHint::DirPath, value_parser = path())]
+    pub run: PathBuf,
+
+    /// Checkpoint, or `best` [default: the newest]
+    #[arg(long, value_name = "NAME")]
+    pub checkpoint: Option<String>,
+
+    /// Network of a joint training: teacher, student2, ... [default: student]
+    #[arg(long, value_name = "NAME")]
+    pub network: Option<String>,
+
+    /// Score the network on at most so many images
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..).map(|n| n as usize))]
+    pub images: usize,
+
+    /// Also try each layer at these bits, as in 2,4,8 [default with --budget: 2,3,4,6,8]
+    #[arg(long, value_name = "BITS", value_delimiter = ',', value_parser = bit_width)]
+    pub bits: Vec<BitWidth>,
+
+    /// Method of these bits [default: that of the recipe]
+    #[arg(long, value_name = "METHOD", value_parser = methods())]
+    pub method: Option<Method>,
+
+    /// Choose bits for each layer that together take no more than this: uniform bits as in w3a3, or a number as in 1.5M
+    #[arg(long, value_name = "BUDGET", value_parser = Budget::parse)]
+    pub budget: Option<Budget>,
+
+    /// What the budget counts
+    #[arg(long, value_enum, default_value = "bit-ops", requires = "budget")]
+    pub of: BudgetOf,
+
+    /// Write the recipe of these bits to a new file
+    #[arg(long, value_name = "FILE.toml", requires = "budget", value_hint = ValueHint::FilePath, value_parser = path())]
+    pub out: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+
+    #[command(flatten)]
+    pub data_dir: DataDirArgs,
+
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BudgetOf {
+    /// Bit operations for one image
+    BitOps,
+    /// Bytes of the packed network
+    Bytes,
+}
+
+fn bit_width(text: &str) -> Result<BitWidth, String> {
+    let bits = text.trim().parse().ok().and_then(|bits: u32| BitWidth::new(bits).ok());
+    bits.ok_or_else(|| "expected bit widths from 1 to 8, as in 2,4,8".into())
+}
+
+/// Reads the name of a method, and lets shells complete it.
+fn methods() -> impl TypedValueParser<Value = Method> {
+    PossibleValuesParser::new(Method::ALL.iter().map(|method| method.name())).map(|name| {
+        let known = Method::ALL.iter().find(|known| known.name() == name);
+        *known.expect("invariant: the name is one of the possible values")
+    })
 }
 
 #[derive(Args)]

@@ -106,6 +106,7 @@ fn of_train(error: &TrainError) -> Code {
         | TrainError::QuantizedTeacher { .. }
         | TrainError::UnknownNetwork { .. }
         | TrainError::OtherRecipe { .. }
+        | TrainError::NothingQuantized { .. }
         | TrainError::NoImages
         | TrainError::NoFolder
         | TrainError::NamedImages { .. }
@@ -192,6 +193,7 @@ fn options(error: &TrainError) -> String {
         TrainError::NotEmpty { .. } => ": choose another with --out, or remove it".into(),
         TrainError::NotARun { exists: true, .. } => ", which `lowbit train --out` writes".into(),
         TrainError::NoFolder => " with --data-dir DIR".into(),
+        TrainError::NothingQuantized { .. } => ", as in --bits 2,4,8".into(),
         TrainError::OtherData { .. } => format!("{give}, or train on these in a new run"),
         TrainError::OtherSteps { .. } => give.into(),
         TrainError::Weights { path, source: WeightsError::Misfit(_) } => {

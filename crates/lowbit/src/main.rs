@@ -23,8 +23,10 @@ mod panic;
 mod predict;
 mod progress;
 mod recipes;
+mod sensitivity;
 mod signals;
 mod sizes;
+mod sweep;
 mod train;
 
 use std::io::{self, Write};
@@ -120,6 +122,8 @@ fn run(cli: &Cli) -> Code {
         Command::Train(args) => train::run(args, &screen, &log),
         Command::Eval(args) => eval::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Sweep(args) => sweep::run(args),
+        Command::Sensitivity(args) => sensitivity::run(args, &screen),
         Command::Import(args) => import::run(args),
         Command::Export(args) => export::run(args),
         Command::Predict(args) => predict::run(args),

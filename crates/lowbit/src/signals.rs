@@ -23,16 +23,12 @@ pub fn release() {
     mask(Mask::Release);
 }
 
-/// A flag that the first Ctrl-C or termination signal sets. A later one ends the process. Signals that whoever started the
-/// process had it ignore, as `nohup` and the background jobs of a shell do, stay ignored.
+/// A flag that the first Ctrl-C or termination signal sets. A later one ends the process.
 pub fn stop_on_signals(screen: &Screen) -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let (flag, screen) = (stop.clone(), screen.clone());
     let mut asked: Option<Instant> = None;
-    let ignored = ignored();
-    // Held until they are ignored again, or one that comes meanwhile would stop the training.
-    hold();
-    ctrlc::set_handler(move || match asked {
+    handle(move || match asked {
         None => {
             asked = Some(Instant::now());
             flag.store(true, Ordering::Relaxed);
@@ -44,9 +40,19 @@ pub fn stop_on_signals(screen: &Screen) -> anyhow::Result<Arc<AtomicBool>> {
             process::exit(Code::Interrupted.into());
         }
     })?;
+    Ok(stop)
+}
+
+/// Calls `handler` for each Ctrl-C or termination signal from now on. Signals that whoever started the process had it ignore, as `nohup`
+/// and the background jobs of a shell do, stay ignored.
+pub fn handle(handler: impl FnMut() + Send + 'static) -> anyhow::Result<()> {
+    let ignored = ignored();
+    // Held until they are ignored again, or one that comes meanwhile would be taken for a wish.
+    hold();
+    ctrlc::set_handler(handler)?;
     ignore(&ignored);
     release();
-    Ok(stop)
+    Ok(())
 }
 
 /// Lets a write beyond the largest file that is allowed (`ulimit -f`) fail with an error, which has a line, where a signal would

@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use anyhow::Context;
+use lowbit_sweep::{Cell, Images, Published};
 use serde::Deserialize;
-
-use super::cell::{Cell, Images};
 
 /// Names of the tables.
 pub const NAMES: [&str; 7] =
@@ -66,20 +65,6 @@ pub struct Rows {
     /// Methods of quantization, each trained directly, by the names that recipes have for them.
     #[serde(default)]
     pub quantizers: Vec<String>,
-}
-
-/// A figure of others.
-#[derive(Clone, Debug, Deserialize, serde::Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Published {
-    /// Method and network.
-    pub what: String,
-    /// Bit widths of weights and activations, 32 in full precision.
-    pub bits: [u32; 2],
-    /// Top-1 accuracy in percent.
-    pub top1: f64,
-    /// Where it stands.
-    pub source: String,
 }
 
 impl Table {

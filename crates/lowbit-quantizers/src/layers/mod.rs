@@ -15,7 +15,7 @@ use lowbit_kernels::GradientQuantizer;
 
 use crate::codes::reduce;
 use crate::parameter::constant;
-use crate::{ActivationQuantizer, WeightQuantizer};
+use crate::{ActivationQuantizer, LayerQuantization, QuantizerError, WeightQuantizer};
 
 /// A quantized layer of a network, borrowed for inspection.
 #[derive(Clone, Copy, Debug)]
@@ -116,6 +116,34 @@ impl LayerMut<'_> {
             Self::Conv(layer) => layer.selection = selection,
             Self::Linear(layer) => layer.selection = selection,
         }
+    }
+
+    /// Gives the layer new quantizers in place of those that it has. Learned parameters of the weights are set from the weights;
+    /// ranges of the input are those of a new layer until it is calibrated.
+    ///
+    /// # Errors
+    /// [`QuantizerError`] if the method does not define the precision; the layer is then as it was.
+    pub fn requantize(&mut self, quantization: &LayerQuantization) -> Result<(), QuantizerError> {
+        let weight_quantizer = match self {
+            Self::Conv(layer) => WeightQuantizer::new(quantization, layer.weight.val())?,
+            Self::Linear(layer) => WeightQuantizer::new(quantization, layer.weight.val())?,
+        };
+        let device = match self {
+            Self::Conv(layer) => layer.weight.val().device(),
+            Self::Linear(layer) => layer.weight.val().device(),
+        };
+        let input_quantizer = ActivationQuantizer::new(quantization, &device)?;
+        match self {
+            Self::Conv(layer) => {
+                layer.weight_quantizer = weight_quantizer;
+                layer.input_quantizer = input_quantizer;
+            }
+            Self::Linear(layer) => {
+                layer.weight_quantizer = weight_quantizer;
+                layer.input_quantizer = input_quantizer;
+            }
+        }
+        Ok(())
     }
 
     /// Sets what quantizes the gradient of the output from now on.

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::origin::{Identity, Origin};
-use crate::workspace;
+use crate::engine::Wish;
+use crate::origin::{Identity, Origin};
 
 /// Exit code of a training that was asked to stop and has saved.
 const INTERRUPTED: i32 = 130;
@@ -25,6 +25,7 @@ const USAGE: i32 = 2;
 /// One training.
 #[derive(Clone, Debug)]
 pub struct Cell {
+    /// What its row has in the first column.
     pub method: String,
     /// Bit widths of weights and activations, 32 in full precision.
     pub bits: [u32; 2],
@@ -32,6 +33,7 @@ pub struct Cell {
     pub recipe: String,
     /// The recipe that it is trained by, with `set`.
     pub written: String,
+    /// Its seed.
     pub seed: u64,
     /// Changed settings.
     pub set: Vec<String>,
@@ -45,6 +47,7 @@ pub struct Cell {
 #[derive(Clone, Debug, Deserialize)]
 pub struct CellResult {
     pub top1: f64,
+    pub validation: Option<Validation>,
     pub epochs: u64,
     pub seconds: f64,
     /// Who did the last step.
@@ -52,7 +55,14 @@ pub struct CellResult {
     pub origin: Origin,
 }
 
+/// Its scores on the images that were held back.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Validation {
+    pub top1: f64,
+}
+
 impl Cell {
+    /// What messages call it.
     pub fn name(&self) -> String {
         format!("{}, seed {}", self.recipe, self.seed)
     }
@@ -134,20 +144,12 @@ pub struct Outcome {
     pub curve: Vec<(u64, f64)>,
 }
 
-/// What a running cell is asked to do, from the least urgent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Wish {
-    GoOn,
-    /// Save and end.
-    Stop,
-    /// End at once.
-    Abort,
-}
-
 /// Numbers of images in a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Images {
+    /// Those that are trained on.
     pub train: u64,
+    /// Those that are tested on.
     pub test: u64,
 }
 
@@ -158,20 +160,14 @@ pub struct Estimate {
     pub duration: Duration,
 }
 
-/// Builds `lowbit`: with the CPU backends, as for all other commands, or with the one that `device` needs.
-pub fn build(device: &str) -> anyhow::Result<PathBuf> {
-    let mut arguments = vec!["-p", "lowbit"];
-    let backend = device.split(':').next().unwrap_or(device);
-    if !["flex", "ndarray"].contains(&backend) {
-        arguments.extend(["--no-default-features", "--features", backend]);
-    }
-    workspace::build("lowbit", &arguments)
-}
-
 /// The `lowbit` program on a device.
+#[derive(Clone, Debug)]
 pub struct Lowbit {
+    /// The program.
     pub program: PathBuf,
+    /// What it trains on, as for its `--device`.
     pub device: String,
+    /// Where data is looked for, as for its `--data-dir`.
     pub data_dir: Option<PathBuf>,
 }
 
@@ -277,6 +273,7 @@ impl Lowbit {
     pub fn inspect(&self, cell: &Cell) -> anyhow::Result<Value> {
         let mut inspect = self.command(&["inspect", &cell.written, "--json"]);
         cell.add_settings(&mut inspect);
+        self.with_data_dir(&mut inspect);
         let output = self.output(inspect)?;
         if !output.status.success() {
             bail!("{}", message(&output));

@@ -8,8 +8,8 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::cell::Images;
-use super::origin::Identity;
+use crate::cell::Images;
+use crate::origin::Identity;
 
 const FILE: &str = "plan.json";
 
@@ -27,7 +27,9 @@ pub struct Plan {
     pub program_sha256: Option<String>,
     pub table: String,
     pub device: String,
-    pub images: Images,
+    /// Absent where the runs alone know them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<Images>,
     /// Resolved settings by recipe.
     pub recipes: BTreeMap<String, Value>,
 }
@@ -39,7 +41,7 @@ impl Plan {
         program_sha256: Option<String>,
         table: &str,
         device: &str,
-        images: Images,
+        images: Option<Images>,
         inspected: &BTreeMap<String, Value>,
     ) -> Self {
         let resolved = |inspected: &Value| {

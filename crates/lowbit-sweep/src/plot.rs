@@ -6,7 +6,7 @@ use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::report::{Row, precision};
+use crate::report::{Row, precision};
 
 const WIDTH: u32 = 960;
 
@@ -207,6 +207,8 @@ mod tests {
                 top1_std: Some(0.001 + 0.0005 * (i % 4) as f64),
                 top1_interval: Some(0.002 + 0.001 * (i % 4) as f64),
                 top1: BTreeMap::new(),
+                validation_mean: None,
+                validation_interval: None,
                 epochs: Some(n_epochs),
                 seconds: Some(1.0),
                 curve: (1..=n_epochs).map(at).collect(),

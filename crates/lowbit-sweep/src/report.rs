@@ -6,12 +6,46 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::cell::{Cell, Outcome};
-use super::origin::Identity;
-use super::plot;
-use super::table::{Published, Table};
+use crate::cell::{Cell, Outcome};
+use crate::engine::Sweep;
+use crate::origin::Identity;
+use crate::plot;
+
+/// Which row a row is compared with, seed by seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compare {
+    /// The first of its bits: rows are methods.
+    SameBits,
+    /// The first: rows are settings.
+    First,
+}
+
+impl Compare {
+    /// The head of the first column.
+    fn column(self) -> &'static str {
+        match self {
+            Self::SameBits => "method",
+            Self::First => "settings",
+        }
+    }
+}
+
+/// A figure of others.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Published {
+    /// Method and network.
+    pub what: String,
+    /// Bit widths of weights and activations, 32 in full precision.
+    pub bits: [u32; 2],
+    /// Top-1 accuracy in percent.
+    pub top1: f64,
+    /// Where it stands.
+    pub source: String,
+}
 
 /// A table with what was reached.
 #[derive(Debug, Serialize)]
@@ -28,6 +62,11 @@ pub struct Report {
     pub failed: Vec<Failure>,
     /// Why not all cells had their turn, if so.
     stopped: Option<&'static str>,
+    #[serde(skip)]
+    compare: Compare,
+    /// Whether all rows held images back, by which they can be chosen.
+    #[serde(skip)]
+    has_validation: bool,
 }
 
 /// A cell that failed.
@@ -63,6 +102,12 @@ pub struct Row {
     pub top1_interval: Option<f64>,
     /// The fraction of each seed.
     pub top1: BTreeMap<u64, f64>,
+    /// Mean over the seeds of the fraction of validation images classified correctly after the last epoch, where there are some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_mean: Option<f64>,
+    /// Half of its 95 % interval.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_interval: Option<f64>,
     /// Epochs of all phases together.
     pub epochs: Option<u64>,
     /// Mean time of a training, evaluation included.
@@ -73,17 +118,17 @@ pub struct Row {
 }
 
 impl Report {
-    /// `failed` and `stopped` are how the training of `cells` ended.
+    /// `failed` and `stopped` are how the training of the cells ended, `inspected` is what `lowbit inspect` says of each recipe.
     pub fn collect(
-        table: &Table,
+        sweep: &Sweep,
         device: &str,
         lowbit: &Identity,
-        cells: &[Cell],
+        inspected: &BTreeMap<String, Value>,
         mut failed: Vec<Failure>,
         stopped: Option<&'static str>,
     ) -> Self {
         let (mut rows, mut machines) = (Vec::new(), BTreeSet::new());
-        for cells in cells.chunk_by(|a, b| a.recipe == b.recipe) {
+        for cells in sweep.cells.chunk_by(|a, b| a.recipe == b.recipe) {
             let mut outcomes = BTreeMap::new();
             for cell in cells.iter().filter(|cell| cell.is_complete()) {
                 match cell.outcome() {
@@ -102,14 +147,18 @@ impl Report {
             rows.push(Row::new(&cells[0], cells.len(), &outcomes));
         }
         Self {
-            title: table.title.clone(),
+            title: sweep.title.clone(),
             device: device.into(),
             lowbit: lowbit.clone(),
             machines: machines.into_iter().collect(),
             cells: rows,
-            published: table.published.clone(),
+            published: sweep.published.clone(),
             failed,
             stopped,
+            compare: sweep.compare,
+            has_validation: inspected
+                .values()
+                .all(|inspected| !inspected["recipe"]["data"]["validation"].is_null()),
         }
     }
 
@@ -127,28 +176,53 @@ impl Report {
 
     pub fn markdown(&self) -> String {
         let mut text = format!("## {} ({})\n\n", self.title, self.device);
-        text += "Test top-1 of the last epoch in %: mean over the seeds with its 95 % interval by Student's t. Differences from the first method of \
-                 the same bits are paired by seed. `time / fp32` is that of a whole training, evaluations included.\n\n";
-        text += "| method | bits | seeds | top-1 | difference | epochs | seconds | time / fp32 |\n|---|---|---|---|---|---|---|---|\n";
+        let has_full = self.cells.iter().any(|row| row.weight_bits == 32 && row.act_bits == 32);
+        let first = match self.compare {
+            Compare::SameBits => "first method of the same bits",
+            Compare::First => "first row",
+        };
+        let _ = writeln!(
+            text,
+            "Test top-1 of the last epoch in %: mean over the seeds with its 95 % interval by Student's t. Differences from the {first} are \
+             paired by seed.{}\n",
+            if has_full { " `time / fp32` is that of a whole training, evaluations included." } else { "" }
+        );
+        let (validation, rule) = if self.has_validation { (" validation |", "---|") } else { ("", "") };
+        let column = self.compare.column();
+        let _ = writeln!(
+            text,
+            "| {column} | bits | seeds |{validation} top-1 | difference | epochs | seconds |{}\n\
+             |---|---|---|{rule}---|---|---|---|{}",
+            if has_full { " time / fp32 |" } else { "" },
+            if has_full { "---|" } else { "" },
+        );
         for row in &self.cells {
             let bits = precision([row.weight_bits, row.act_bits]);
             let missing =
                 if row.missing > 0 { format!(" of {}", row.seeds + row.missing) } else { String::new() };
             let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.0}"));
+            let validation = match self.has_validation {
+                true => format!(" {} |", shown(row.validation_mean, row.validation_interval)),
+                false => String::new(),
+            };
             let line = format!(
-                "| {} | {bits} | {}{missing} | {} | {} | {} | {} | {} |",
-                row.method,
+                "| {} | {bits} | {}{missing} |{validation} {} | {} | {} | {} |{}",
+                row.method.replace('|', "\\|"),
                 row.seeds,
-                row.top1(),
+                shown(row.top1_mean, row.top1_interval),
                 self.against_first(row),
                 row.epochs.map_or("-".into(), |epochs| epochs.to_string()),
                 number(row.seconds),
-                self.relative_time(row),
+                if has_full { format!(" {} |", self.relative_time(row)) } else { String::new() },
             );
             text += &line;
             text.push('\n');
         }
         // Writing to a text cannot fail.
+        if self.compare == Compare::First && !self.has_validation && self.cells.len() > 1 {
+            text += "\nThese are test images, by which nothing may be chosen: to choose among these settings, hold images back with `--set \
+                     data.validation=0.1`.\n";
+        }
         let _ = writeln!(text, "\nMade by {}, on {}.", self.lowbit, self.machines.join("; "));
         if !self.published.is_empty() {
             text += "\nPublished, for comparison (not ours):\n\n| what | bits | top-1 | source |\n|---|---|---|---|\n";
@@ -167,7 +241,10 @@ impl Report {
 
     /// The mean difference from the first row of the same precision over the seeds that both have, with its 95 % interval.
     fn against_first(&self, row: &Row) -> String {
-        let same = |other: &&Row| [other.weight_bits, other.act_bits] == [row.weight_bits, row.act_bits];
+        let same = |other: &&Row| {
+            let has_same_bits = [other.weight_bits, other.act_bits] == [row.weight_bits, row.act_bits];
+            has_same_bits || self.compare == Compare::First
+        };
         let first = self.cells.iter().find(same);
         let Some(first) = first.filter(|first| first.method != row.method) else { return "".into() };
         let of_seed = |(seed, top1): (&u64, &f64)| Some(100.0 * (top1 - first.top1.get(seed)?));
@@ -181,7 +258,11 @@ impl Report {
 
     /// The time of a training beside that of the row in full precision.
     fn relative_time(&self, row: &Row) -> String {
-        let full = self.cells.iter().find(|other| other.weight_bits == 32).and_then(|full| full.seconds);
+        let full = self
+            .cells
+            .iter()
+            .find(|other| [other.weight_bits, other.act_bits] == [32, 32])
+            .and_then(|full| full.seconds);
         let ratio = |full: f64| Some(format!("{:.2}", row.seconds? / full));
         full.and_then(ratio).unwrap_or("-".into())
     }
@@ -192,6 +273,10 @@ impl Row {
     fn new(cell: &Cell, n_cells: usize, outcomes: &BTreeMap<u64, Outcome>) -> Self {
         let curves: Vec<_> = outcomes.values().map(|outcome| outcome.curve.clone()).collect();
         let top1: Vec<f64> = outcomes.values().map(|outcome| outcome.result.top1).collect();
+        let validation: Vec<f64> = outcomes
+            .values()
+            .filter_map(|outcome| outcome.result.validation.map(|validation| validation.top1))
+            .collect();
         let seconds: Vec<f64> = outcomes.values().map(|outcome| outcome.result.seconds).collect();
         Self {
             method: cell.method.clone(),
@@ -203,18 +288,21 @@ impl Row {
             top1_std: deviation(&top1),
             top1_interval: interval(&top1),
             top1: outcomes.iter().map(|(seed, outcome)| (*seed, outcome.result.top1)).collect(),
+            validation_mean: mean(&validation),
+            validation_interval: interval(&validation),
             epochs: outcomes.values().next().map(|outcome| outcome.result.epochs),
             seconds: mean(&seconds),
             curve: mean_curve(&curves),
         }
     }
+}
 
-    fn top1(&self) -> String {
-        match (self.top1_mean, self.top1_interval) {
-            (None, _) => "not finished".into(),
-            (Some(mean), None) => format!("{:.2}", 100.0 * mean),
-            (Some(mean), Some(half)) => format!("{:.2} +- {:.2}", 100.0 * mean, 100.0 * half),
-        }
+/// A mean and half of its interval, in %.
+fn shown(mean: Option<f64>, interval: Option<f64>) -> String {
+    match (mean, interval) {
+        (None, _) => "not finished".into(),
+        (Some(mean), None) => format!("{:.2}", 100.0 * mean),
+        (Some(mean), Some(half)) => format!("{:.2} +- {:.2}", 100.0 * mean, 100.0 * half),
     }
 }
 
@@ -237,8 +325,8 @@ fn deviation(values: &[f64]) -> Option<f64> {
     Some((squares / (values.len() - 1) as f64).sqrt())
 }
 
-/// Half of the 95 % interval of the mean, by Student's t; `None` of fewer than two values.
-fn interval(values: &[f64]) -> Option<f64> {
+/// Half of the 95 % interval of the mean of `values`, by Student's t; `None` of fewer than two.
+pub fn interval(values: &[f64]) -> Option<f64> {
     /// Two-sided quantiles for 1 degree of freedom, 2, and so on.
     const T: [f64; 30] = [
         12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
@@ -281,6 +369,8 @@ mod tests {
             top1_std: deviation(top1),
             top1_interval: interval(top1),
             top1: (0..).zip(top1.iter().copied()).collect(),
+            validation_mean: None,
+            validation_interval: None,
             epochs: Some(10),
             seconds: Some(12.3),
             curve: Vec::new(),
@@ -313,11 +403,13 @@ mod tests {
             published: Vec::new(),
             failed: vec![Failure { cell: "ts, seed 1".into(), reason: "damaged".into() }],
             stopped: None,
+            compare: Compare::SameBits,
+            has_validation: false,
         };
         // Two seeds that differ by 2 and 1 points: 1.5 with half an interval of 12.706 times 0.5.
         assert_eq!(report.against_first(&report.cells[1]), "+1.50 +- 6.35");
         assert_eq!(report.against_first(&report.cells[0]), "");
-        let line = "| sp | W2A2 | 2 | 92.50 +- 6.35 | +1.50 +- 6.35 | 10 | 12 | - |";
+        let line = "| sp | W2A2 | 2 | 92.50 +- 6.35 | +1.50 +- 6.35 | 10 | 12 |\n";
         assert!(report.markdown().contains(line), "{}", report.markdown());
         let made_by = "\nMade by lowbit 0.1.0 (revision unknown; ; unknown; rustc unknown; burn ), instructions , on host (";
         assert!(report.markdown().contains(made_by), "{}", report.markdown());

@@ -1,0 +1,235 @@
+//! `lowbit sensitivity`: what the bits of each layer cost, and a recipe with other bits for each.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use lowbit_core::{BitWidth, Precision};
+use lowbit_train::{
+    ChosenBy, Cost, LayerSensitivity, MixedPlan, Recipe, RunDir, Sensitivity, SensitivityOptions, Subject,
+};
+use serde::Serialize;
+
+use crate::cli::{BudgetOf, SensitivityArgs};
+use crate::device::DeviceName;
+use crate::exit_code::{self, Code, UsageError};
+use crate::export::{exists, write_new};
+use crate::inspect::{checkpoint_named, expect_no_checkpoint};
+use crate::output::{self, percent};
+use crate::progress::Screen;
+
+/// What a budget is tried with where no bits are named.
+const DEFAULT_BITS: [u32; 5] = [2, 3, 4, 6, 8];
+
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    sensitivity: &'a Sensitivity,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<&'a MixedPlan>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<&'a Path>,
+    device: String,
+    run_dir: &'a Path,
+}
+
+pub fn run(args: &SensitivityArgs, screen: &Screen) -> anyhow::Result<Code> {
+    expect_no_checkpoint(&args.run, "sensitivity")?;
+    if let Some(out) = args.out.as_deref().filter(|out| out.exists()) {
+        return Err(exists(out).into());
+    }
+    let run_device = RunDir::open(&args.run)?.info()?.device;
+    let name = match args.device.device {
+        Some(name) => name,
+        None => DeviceName::of_run(&run_device).or_else(|_| DeviceName::fastest())?,
+    };
+    let device = name.open()?;
+    let checkpoint = args.checkpoint.as_deref().map(|name| checkpoint_named(&args.run, name)).transpose()?;
+    let subject = Subject { checkpoint: checkpoint.as_deref(), network: args.network.as_deref() };
+    let bits = match (args.bits.is_empty(), args.budget) {
+        (true, Some(_)) => DEFAULT_BITS.map(|bits| BitWidth::new(bits).expect("invariant: 1 to 8")).to_vec(),
+        _ => args.bits.clone(),
+    };
+    let options = SensitivityOptions { n_images: args.images, bits, method: args.method };
+    let mut progress = screen.progress("{wide_msg} {bar:12} {pos}/{len} passes  ETA {eta}");
+    let sensitivity = lowbit_train::sensitivity(
+        &args.run,
+        subject,
+        &device,
+        &args.data_dir.locations().into(),
+        &options,
+        |done, total| {
+            progress.position(done as u64, total as u64);
+            progress.update(|| format!("scoring the network: {done} of {total} passes"));
+        },
+    )
+    .map_err(|error| exit_code::with_previous(error, "sensitivity", &args.run))?;
+    drop(progress);
+    let plan = args.budget.map(|budget| plan(&sensitivity, budget, args.of)).transpose()?;
+    if let (Some(plan), Some(out)) = (&plan, &args.out) {
+        let text = plan.recipe.to_toml();
+        // What is written trains: it is read as any recipe is.
+        Recipe::parse(&text, &out.display().to_string(), &[])?;
+        write_new(out, text.as_bytes())?;
+    }
+    let report = Report {
+        sensitivity: &sensitivity,
+        plan: plan.as_ref(),
+        file: args.out.as_deref(),
+        device: name.to_string(),
+        run_dir: &args.run,
+    };
+    match args.json.json {
+        true => output::print_json(&report)?,
+        false => output::print(&describe(&report)?)?,
+    }
+    Ok(Code::Success)
+}
+
+/// A budget of `--budget`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Budget {
+    /// What the network would take with the same bits everywhere, of weights and of inputs.
+    Uniform(Precision, Precision),
+    /// This much.
+    Amount(u64),
+}
+
+impl Budget {
+    /// Reads `w3a3`, or a number with or without a unit: `250k`, `1.5M`, `2G`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || "expected bits as in w3a3, or a number as in 40000, 250k, 1.5M or 2G".to_string();
+        let lower = text.to_ascii_lowercase();
+        if let Some((weights, inputs)) = lower.strip_prefix('w').and_then(|rest| rest.split_once('a')) {
+            let bits = |text: &str| text.parse().ok().and_then(|bits| Precision::bits(bits).ok());
+            return match (bits(weights), bits(inputs)) {
+                (Some(weights), Some(inputs)) => Ok(Self::Uniform(weights, inputs)),
+                _ => Err(wrong()),
+            };
+        }
+        let (number, unit) = match lower.strip_suffix(['k', 'm', 'g', 't']) {
+            Some(number) => (number, &lower[number.len()..]),
+            None => (lower.as_str(), ""),
+        };
+        let factor = match unit {
+            "k" => 1e3,
+            "m" => 1e6,
+            "g" => 1e9,
+            "t" => 1e12,
+            _ => 1.0,
+        };
+        let amount = number.parse::<f64>().ok().map(|number| number * factor);
+        match amount.filter(|amount| (1.0..1e18).contains(amount)) {
+            Some(amount) => Ok(Self::Amount(amount as u64)),
+            None => Err(wrong()),
+        }
+    }
+}
+
+fn plan(sensitivity: &Sensitivity, budget: Budget, of: BudgetOf) -> anyhow::Result<MixedPlan> {
+    let cost = match of {
+        BudgetOf::BitOps => Cost::BitOperations,
+        BudgetOf::Bytes => Cost::Bytes,
+    };
+    let budget = match budget {
+        Budget::Uniform(weight_bits, act_bits) => sensitivity.uniform_cost(weight_bits, act_bits, cost)?,
+        Budget::Amount(amount) => amount,
+    };
+    sensitivity.mixed_plan(cost, budget).map_err(|error| UsageError(format!("--budget: {error}")).into())
+}
+
+fn describe(report: &Report<'_>) -> Result<String, std::fmt::Error> {
+    let Report { sensitivity, plan, file, .. } = report;
+    let Sensitivity { recipe, checkpoint, network, phase, images, n_images, all, none, layers, .. } =
+        sensitivity;
+    let which = match images {
+        ChosenBy::Validation => "validation images",
+        ChosenBy::Training => "training images: the run holds none back for validation",
+    };
+    let mut text = format!("{recipe}, {network} of {checkpoint}, phase {phase}, on {n_images} {which}\n\n");
+    let width = layers.iter().map(|layer| layer.layer.len()).fold(19, usize::max);
+    let trials: Vec<Precision> = layers
+        .iter()
+        .find(|layer| !layer.trials.is_empty())
+        .map(|layer| layer.trials.iter().map(|trial| trial.bits).collect())
+        .unwrap_or_default();
+    let is_any_quantized = layers.iter().any(|layer| layer.top1_only.is_some());
+    write!(text, "{:<width$} {:>4} {:>4}", "layer", "W", "A")?;
+    if is_any_quantized {
+        write!(text, " {:>9} {:>11}", "only it", "all but it")?;
+    }
+    for bits in &trials {
+        write!(text, " {:>8}", format!("at {bits}"))?;
+    }
+    writeln!(text)?;
+    let shown = |top1: Option<f64>| top1.map_or("-".into(), percent);
+    for LayerSensitivity { layer, weight_bits, act_bits, top1_only, top1_without, trials, .. } in layers {
+        write!(text, "{layer:<width$} {weight_bits:>4} {act_bits:>4}")?;
+        if is_any_quantized {
+            write!(text, " {:>9} {:>11}", shown(*top1_only), shown(*top1_without))?;
+        }
+        for trial in trials {
+            write!(text, " {:>8}", percent(trial.top1))?;
+        }
+        writeln!(text)?;
+    }
+    writeln!(text, "\nnothing quantized   top-1 {}  loss {:.4}", percent(none.top1), none.loss)?;
+    if is_any_quantized {
+        writeln!(text, "all as trained      top-1 {}  loss {:.4}", percent(all.top1), all.loss)?;
+    }
+    // By the loss, which tells more apart than the number of images that are right.
+    let without = |layer: &LayerSensitivity| layer.loss_without;
+    let worst = layers
+        .iter()
+        .filter_map(|layer| Some((layer, without(layer)?)))
+        .min_by(|(_, a), (_, b)| a.total_cmp(b))
+        .filter(|(_, loss)| *loss < all.loss);
+    if let Some((layer, loss)) = worst {
+        writeln!(
+            text,
+            "costs the most      {}: loss {:.4} without its rounding, {:.4} with it",
+            layer.layer, loss, all.loss
+        )?;
+    }
+    if let Some(plan) = plan {
+        let unit = match plan.cost_of {
+            Cost::BitOperations => "bit operations",
+            Cost::Bytes => "bytes",
+        };
+        writeln!(
+            text,
+            "\nbits within the budget of {} {unit}, of which {} are taken:",
+            plan.budget, plan.cost
+        )?;
+        for (path, bits) in &plan.bits {
+            writeln!(text, "{path:<width$} W{bits}A{bits}")?;
+        }
+        match file {
+            Some(file) => write!(
+                text,
+                "written to {}: train it with `lowbit train {}`",
+                file.display(),
+                file.display()
+            )?,
+            None => write!(text, "write the recipe with --out FILE.toml")?,
+        }
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budgets_are_bits_or_numbers() {
+        let bits = |n| Precision::bits(n).unwrap();
+        assert_eq!(Budget::parse("w3a4"), Ok(Budget::Uniform(bits(3), bits(4))));
+        assert_eq!(Budget::parse("W2A8"), Ok(Budget::Uniform(bits(2), bits(8))));
+        assert_eq!(Budget::parse("40000"), Ok(Budget::Amount(40_000)));
+        assert_eq!(Budget::parse("1.5M"), Ok(Budget::Amount(1_500_000)));
+        assert_eq!(Budget::parse("2G"), Ok(Budget::Amount(2_000_000_000)));
+        for wrong in ["", "w", "w3", "w0a3", "w3a9", "-5", "0", "nan", "1e30", "3x", "inf", "k"] {
+            assert!(Budget::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}
