@@ -36,8 +36,8 @@ pub use calibration::Calibration;
 pub use error::QuantizerError;
 // What the signatures of this crate need, so that its users depend on it alone.
 pub use layers::{
-    LayerMut, LayerRef, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantLinearConfig, QuantizedNetwork,
-    Selection,
+    LayerMut, LayerRef, Mixture, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantLinearConfig,
+    QuantizedNetwork, Selection,
 };
 pub use lowbit_core::{
     BitWidth, BitWidthError, CodeRange, CodeSet, Compute, Granularity, GridError, IntegerGrid, LayerRole,

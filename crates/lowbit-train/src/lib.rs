@@ -19,7 +19,7 @@
 //! | `set_aside`, `run_dir` | the run on the disk |
 //! | `initial`, `learner`, `calibration`, `evaluation`, `step` | networks in training, and one step of all of them |
 //! | `fit`, `restore`, `train`, `inspect`, `fuzzing` | the loop; how it begins and goes on; reading a run |
-//! | `sensitivity` | what the bits of each layer cost, and a choice of bits |
+//! | `sensitivity`, `bit_search` | what the bits of each layer cost; a choice of bits by that, or by gradient |
 //!
 //! ```
 //! use lowbit_train::Recipe;
@@ -32,6 +32,7 @@
 //! # Ok::<(), lowbit_train::RecipeError>(())
 //! ```
 
+mod bit_search;
 mod calibration;
 mod checkpoint;
 mod clock;
@@ -80,6 +81,7 @@ pub use lowbit_models::Kept;
 pub use lowbit_quantizers::Selection;
 pub use lowbit_strategies as strategy;
 
+pub use bit_search::{SearchOptions, learned_plan};
 pub use checkpoint::CheckpointError;
 pub use data::{ChosenBy, Images};
 pub use error::{Divergence, TrainError};
@@ -100,7 +102,8 @@ pub use result::{BestCheckpoint, RunResult};
 pub use run_dir::{NewRun, RunDir, RunInfo, with_absolute_paths};
 pub use schedule::learning_rate;
 pub use sensitivity::{
-    BudgetError, Cost, LayerSensitivity, MixedPlan, Sensitivity, SensitivityOptions, Trial, sensitivity,
+    Budget, BudgetError, Cost, LayerSensitivity, MixedPlan, Sensitivity, SensitivityOptions, Trial,
+    sensitivity,
 };
 pub use session::{Outcome, Session};
 pub use set_aside::SetAside;

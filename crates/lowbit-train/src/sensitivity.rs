@@ -23,7 +23,7 @@ use crate::metrics::Scores;
 use crate::recipe::Recipe;
 
 /// Batches that set the range of an activation quantizer of other bits than the run's.
-const CALIBRATION_BATCHES: usize = 2;
+pub(crate) const CALIBRATION_BATCHES: usize = 2;
 
 /// The most partial choices that the search keeps of those that are not worse than another in both cost and loss.
 const MAX_KEPT: usize = 20_000;
@@ -111,10 +111,10 @@ pub struct Trial {
 
 /// What recipes of other bits are made from.
 #[derive(Clone, Debug)]
-struct Base {
-    recipe: Recipe,
-    policy: QuantizationPolicy,
-    method: Option<Method>,
+pub(crate) struct Base {
+    pub(crate) recipe: Recipe,
+    pub(crate) policy: QuantizationPolicy,
+    pub(crate) method: Option<Method>,
 }
 
 impl Base {
@@ -136,22 +136,43 @@ impl Base {
         policy
     }
 
-    fn plan(&self, policy: &QuantizationPolicy) -> Result<Plan, TrainError> {
+    pub(crate) fn plan(&self, policy: &QuantizationPolicy) -> Result<Plan, TrainError> {
         let Recipe { data, model, .. } = &self.recipe;
         Ok(model.plan(data.input_shape(), data.n_classes(), policy)?)
+    }
+
+    /// What the layers other than those at `tried` take.
+    pub(crate) fn fixed_cost(&self, cost: Cost, tried: &[&str]) -> Result<u64, TrainError> {
+        let plan = self.plan(&self.policy)?;
+        let replaced = plan.layers.iter().filter(|layer| tried.contains(&layer.path.as_str()));
+        let replaced = replaced.map(|layer| cost.of_layer(layer)).fold(0, u64::saturating_add);
+        Ok(cost.of(&plan).saturating_sub(replaced))
+    }
+
+    /// The recipe with these bits of layers, weights and input alike.
+    pub(crate) fn recipe_with(&self, bits: &BTreeMap<String, Precision>) -> Recipe {
+        let mut recipe = self.recipe.clone();
+        recipe.quantization.policy = QuantizationPolicy {
+            floor: recipe.quantization.policy.floor,
+            ..self.policy_with(bits.iter().map(|(path, bits)| (path.as_str(), *bits, *bits)))
+        };
+        recipe.name = format!("{}-mixed", recipe.name);
+        // It is the result of other bits.
+        recipe.reference = None;
+        recipe
     }
 }
 
 /// A layer that is to be tried at other bits.
-struct Planned {
-    bits: Precision,
-    quantization: LayerQuantization,
-    bit_operations: u64,
-    packed_bytes: u64,
+pub(crate) struct Planned {
+    pub(crate) bits: Precision,
+    pub(crate) quantization: LayerQuantization,
+    pub(crate) bit_operations: u64,
+    pub(crate) packed_bytes: u64,
 }
 
 /// The trials of every layer between the first and the last of `plan`, by path.
-fn planned(
+pub(crate) fn planned(
     base: &Base,
     plan: &Plan,
     widths: &[BitWidth],
@@ -320,10 +341,36 @@ impl Cost {
         }
     }
 
-    fn of_trial(self, trial: &Trial) -> u64 {
+    fn of_layer(self, layer: &LayerPlan) -> u64 {
+        self.choose(layer.bit_operations, layer.packed_bytes)
+    }
+
+    pub(crate) fn choose(self, bit_operations: u64, packed_bytes: u64) -> u64 {
         match self {
-            Self::BitOperations => trial.bit_operations,
-            Self::Bytes => trial.packed_bytes,
+            Self::BitOperations => bit_operations,
+            Self::Bytes => packed_bytes,
+        }
+    }
+}
+
+/// What a network may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Budget {
+    /// What it would take with the same bits in all layers between the first and the last, of weights and of inputs.
+    Uniform(Precision, Precision),
+    /// This much.
+    Amount(u64),
+}
+
+impl Budget {
+    /// As a number, where the layers at `tried` have the bits.
+    pub(crate) fn amount(self, base: &Base, cost: Cost, tried: &[&str]) -> Result<u64, TrainError> {
+        match self {
+            Self::Amount(amount) => Ok(amount),
+            Self::Uniform(weight_bits, act_bits) => {
+                let all = tried.iter().map(|path| (*path, weight_bits, act_bits));
+                Ok(cost.of(&base.plan(&base.policy_with(all))?))
+            }
         }
     }
 }
@@ -339,17 +386,21 @@ pub struct MixedPlan {
     pub budget: u64,
     /// What the whole network takes of it.
     pub cost: u64,
-    /// The sum over the layers of what each adds to the loss when it alone has other bits than it was trained at; below zero where
-    /// they are better.
-    pub loss_increase: f64,
+    /// Where single layers were tried, the sum of what each adds to the loss when it alone has other bits than it was trained at; below
+    /// zero where they are better.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_increase: Option<f64>,
     /// The recipe that trains it.
     #[serde(skip)]
     pub recipe: Recipe,
 }
 
-/// No choice of bits fits.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// No choice of bits could be made.
+#[derive(Debug, thiserror::Error)]
 pub enum BudgetError {
+    /// The network cannot be had at the bits asked for.
+    #[error(transparent)]
+    Train(#[from] TrainError),
     /// No bits were tried.
     #[error("no layer was tried at other bits, so there is nothing to choose from")]
     NoTrials,
@@ -366,63 +417,37 @@ pub enum BudgetError {
 }
 
 impl Sensitivity {
-    /// What the network would take with the same bits in all layers that were tried.
-    ///
-    /// # Errors
-    /// [`TrainError`] if the method does not define these bits.
-    pub fn uniform_cost(
-        &self,
-        weight_bits: Precision,
-        act_bits: Precision,
-        cost: Cost,
-    ) -> Result<u64, TrainError> {
-        let tried = self.layers.iter().filter(|layer| !layer.trials.is_empty());
-        let policy = self.base.policy_with(tried.map(|layer| (layer.layer.as_str(), weight_bits, act_bits)));
-        Ok(cost.of(&self.base.plan(&policy)?))
-    }
-
     /// The bits of each layer for which the sum of the layers' own increases of the loss is the least within a budget for the
     /// whole network. That the increases add up is an assumption: layers are tried one at a time, in a network that was not trained
     /// for these bits. Of choices without a difference in loss, the cheapest.
     ///
     /// # Errors
     /// [`BudgetError`] if there is nothing to choose from, or nothing fits.
-    pub fn mixed_plan(&self, cost: Cost, budget: u64) -> Result<MixedPlan, BudgetError> {
-        let tried: Vec<&LayerSensitivity> =
+    pub fn mixed_plan(&self, cost: Cost, budget: Budget) -> Result<MixedPlan, BudgetError> {
+        let layers: Vec<&LayerSensitivity> =
             self.layers.iter().filter(|layer| !layer.trials.is_empty()).collect();
-        if tried.is_empty() {
+        if layers.is_empty() {
             return Err(BudgetError::NoTrials);
         }
-        let plan = self.base.plan(&self.base.policy).expect("invariant: the network was made by it");
-        let is_tried = |path: &str| tried.iter().any(|layer| layer.layer == path);
-        let replaced = plan.layers.iter().filter(|layer| is_tried(&layer.path)).map(|layer| match cost {
-            Cost::BitOperations => layer.bit_operations,
-            Cost::Bytes => layer.packed_bytes,
-        });
-        let fixed = cost.of(&plan).saturating_sub(replaced.fold(0, u64::saturating_add));
-        let choices: Vec<Vec<(u64, f64)>> = tried
-            .iter()
-            .map(|layer| {
-                let of = |trial: &Trial| (cost.of_trial(trial), trial.loss - self.all.loss);
-                layer.trials.iter().map(of).collect()
-            })
-            .collect();
+        let tried: Vec<&str> = layers.iter().map(|layer| layer.layer.as_str()).collect();
+        let budget = budget.amount(&self.base, cost, &tried)?;
+        let fixed = self.base.fixed_cost(cost, &tried)?;
+        let of = |trial: &Trial| {
+            (cost.choose(trial.bit_operations, trial.packed_bytes), trial.loss - self.all.loss)
+        };
+        let choices: Vec<Vec<(u64, f64)>> =
+            layers.iter().map(|layer| layer.trials.iter().map(of).collect()).collect();
         let least = choices.iter().map(|choices| choices.iter().map(|(cost, _)| *cost).min().unwrap_or(0));
         let least = least.fold(fixed, u64::saturating_add);
         let found = budget.checked_sub(fixed).and_then(|left| cheapest(&choices, left));
         let (picked, taken, loss_increase) = found.ok_or(BudgetError::TooSmall { budget, least })?;
-        let bits: BTreeMap<String, Precision> = tried
+        let bits: BTreeMap<String, Precision> = layers
             .iter()
             .zip(picked)
             .map(|(layer, pick)| (layer.layer.clone(), layer.trials[pick].bits))
             .collect();
-        let all = bits.iter().map(|(path, bits)| (path.as_str(), *bits, *bits));
-        let mut recipe = self.base.recipe.clone();
-        recipe.quantization.policy =
-            QuantizationPolicy { floor: recipe.quantization.policy.floor, ..self.base.policy_with(all) };
-        recipe.name = format!("{}-mixed", recipe.name);
-        // It is the result of other bits.
-        recipe.reference = None;
+        let recipe = self.base.recipe_with(&bits);
+        let loss_increase = Some(loss_increase);
         Ok(MixedPlan { bits, cost_of: cost, budget, cost: fixed + taken, loss_increase, recipe })
     }
 }

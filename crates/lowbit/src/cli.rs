@@ -12,11 +12,12 @@ use lowbit_core::BitWidth;
 use lowbit_data::{DataError, DatasetName, Locations};
 use lowbit_models::{Family, Layout, ModelConfig};
 use lowbit_quantizers::Method;
+use lowbit_train::Budget;
 
 use crate::device::DeviceName;
 use crate::exit_code;
 use crate::hints::expect_no_tilde;
-use crate::sensitivity::Budget;
+use crate::sensitivity::parse_budget;
 
 /// Train convolutional networks with weights and activations of 1 to 8 bits.
 ///
@@ -238,16 +239,18 @@ tried at these bits, weights and input alike, one layer at a time, without
 training and with the rest of the network as it is. With --budget, the bits are
 chosen for which these layers together add the least to the loss within the
 budget of the whole network; `w3a3` is what it takes with 3 bits in all these
-layers. The recipe that --out writes is trained as any other; `--set init=RUN`
-begins with the weights of the run.
+layers. With --by gradient, each layer computes with two bit widths at once, and
+the gradient of the loss by their shares moves bits from layer to layer; the
+weights stay as they are. The recipe that --out writes is trained as any other;
+`--set init=RUN` begins with the weights of the run.
 
 With --json, stdout holds one JSON object with `recipe`, `checkpoint`, `network`,
 `phase`, `images` (validation or training), `n_images`, `all` and `none` (scores
 with all and with no layer quantized), `layers` (each with `layer`,
 `weight_bits`, `act_bits`, `bit_operations`, `packed_bytes`, `top1_only`,
 `loss_only`, `top1_without`, `loss_without`, and `trials` at other bits),
-`device`, `run_dir` and, with --budget, `plan` (`bits`, `budget`, `cost`,
-`loss_increase`) and `file`.";
+`device`, `run_dir` and, with --budget, `plan` (`bits`, `budget`, `cost` and, by
+loss, `loss_increase`) and `file`. By gradient, only the last four are there.";
 
 const IMPORT_NOTES: &str = "\
 Files of PyTorch (ZIP, legacy, TAR) and safetensors are read by their content;
@@ -461,12 +464,20 @@ pub struct SensitivityArgs {
     pub method: Option<Method>,
 
     /// Choose bits for each layer that together take no more than this: uniform bits as in w3a3, or a number as in 1.5M
-    #[arg(long, value_name = "BUDGET", value_parser = Budget::parse)]
+    #[arg(long, value_name = "BUDGET", value_parser = parse_budget)]
     pub budget: Option<Budget>,
 
     /// What the budget counts
     #[arg(long, value_enum, default_value = "bit-ops", requires = "budget")]
     pub of: BudgetOf,
+
+    /// How bits are chosen
+    #[arg(long, value_enum, default_value = "loss", requires = "budget")]
+    pub by: SearchBy,
+
+    /// Steps of a choice by gradient, of 256 images each
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=1_000_000).map(|n| n as usize))]
+    pub steps: usize,
 
     /// Write the recipe of these bits to a new file
     #[arg(long, value_name = "FILE.toml", requires = "budget", value_hint = ValueHint::FilePath, value_parser = path())]
@@ -488,6 +499,14 @@ pub enum BudgetOf {
     BitOps,
     /// Bytes of the packed network
     Bytes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SearchBy {
+    /// By the loss with each layer at each bit width, one layer at a time
+    Loss,
+    /// By gradient, all layers at once
+    Gradient,
 }
 
 fn bit_width(text: &str) -> Result<BitWidth, String> {

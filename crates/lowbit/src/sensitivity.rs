@@ -5,11 +5,12 @@ use std::path::Path;
 
 use lowbit_core::{BitWidth, Precision};
 use lowbit_train::{
-    ChosenBy, Cost, LayerSensitivity, MixedPlan, Recipe, RunDir, Sensitivity, SensitivityOptions, Subject,
+    Budget, BudgetError, ChosenBy, Cost, Images, LayerSensitivity, MixedPlan, Recipe, RunDir, SearchOptions,
+    Sensitivity, SensitivityOptions, Subject,
 };
 use serde::Serialize;
 
-use crate::cli::{BudgetOf, SensitivityArgs};
+use crate::cli::{BudgetOf, SearchBy, SensitivityArgs};
 use crate::device::DeviceName;
 use crate::exit_code::{self, Code, UsageError};
 use crate::export::{exists, write_new};
@@ -23,7 +24,7 @@ const DEFAULT_BITS: [u32; 5] = [2, 3, 4, 6, 8];
 #[derive(Serialize)]
 struct Report<'a> {
     #[serde(flatten)]
-    sensitivity: &'a Sensitivity,
+    sensitivity: Option<&'a Sensitivity>,
     #[serde(skip_serializing_if = "Option::is_none")]
     plan: Option<&'a MixedPlan>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,21 +51,33 @@ pub fn run(args: &SensitivityArgs, screen: &Screen) -> anyhow::Result<Code> {
         _ => args.bits.clone(),
     };
     let options = SensitivityOptions { n_images: args.images, bits, method: args.method };
-    let mut progress = screen.progress("{wide_msg} {bar:12} {pos}/{len} passes  ETA {eta}");
-    let sensitivity = lowbit_train::sensitivity(
-        &args.run,
-        subject,
-        &device,
-        &args.data_dir.locations().into(),
-        &options,
-        |done, total| {
-            progress.position(done as u64, total as u64);
-            progress.update(|| format!("scoring the network: {done} of {total} passes"));
-        },
-    )
-    .map_err(|error| exit_code::with_previous(error, "sensitivity", &args.run))?;
+    let images = Images::from(args.data_dir.locations());
+    let mut progress = screen.progress("{wide_msg} {bar:12} {pos}/{len}  ETA {eta}");
+    let mut show = |what: &str, done: usize, total: usize| {
+        progress.position(done as u64, total as u64);
+        progress.update(|| format!("{what}: {done} of {total}"));
+    };
+    let cost = match args.of {
+        BudgetOf::BitOps => Cost::BitOperations,
+        BudgetOf::Bytes => Cost::Bytes,
+    };
+    let (sensitivity, plan) = match (args.budget, args.by) {
+        (Some(budget), SearchBy::Gradient) => {
+            let search = SearchOptions { steps: args.steps, cost, budget };
+            let show = |done, total| show("learning bits, step", done, total);
+            let plan =
+                lowbit_train::learned_plan(&args.run, subject, &device, &images, &options, search, show);
+            (None, Some(plan.map_err(|error| of_budget(error, args))?))
+        }
+        (budget, _) => {
+            let show = |done, total| show("scoring the network, pass", done, total);
+            let sensitivity = lowbit_train::sensitivity(&args.run, subject, &device, &images, &options, show)
+                .map_err(|error| exit_code::with_previous(error, "sensitivity", &args.run))?;
+            let plan = budget.map(|budget| sensitivity.mixed_plan(cost, budget)).transpose();
+            (Some(sensitivity), plan.map_err(|error| of_budget(error, args))?)
+        }
+    };
     drop(progress);
-    let plan = args.budget.map(|budget| plan(&sensitivity, budget, args.of)).transpose()?;
     if let (Some(plan), Some(out)) = (&plan, &args.out) {
         let text = plan.recipe.to_toml();
         // What is written trains: it is read as any recipe is.
@@ -72,7 +85,7 @@ pub fn run(args: &SensitivityArgs, screen: &Screen) -> anyhow::Result<Code> {
         write_new(out, text.as_bytes())?;
     }
     let report = Report {
-        sensitivity: &sensitivity,
+        sensitivity: sensitivity.as_ref(),
         plan: plan.as_ref(),
         file: args.out.as_deref(),
         device: name.to_string(),
@@ -85,60 +98,70 @@ pub fn run(args: &SensitivityArgs, screen: &Screen) -> anyhow::Result<Code> {
     Ok(Code::Success)
 }
 
-/// A budget of `--budget`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Budget {
-    /// What the network would take with the same bits everywhere, of weights and of inputs.
-    Uniform(Precision, Precision),
-    /// This much.
-    Amount(u64),
-}
-
-impl Budget {
-    /// Reads `w3a3`, or a number with or without a unit: `250k`, `1.5M`, `2G`.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let wrong = || "expected bits as in w3a3, or a number as in 40000, 250k, 1.5M or 2G".to_string();
-        let lower = text.to_ascii_lowercase();
-        if let Some((weights, inputs)) = lower.strip_prefix('w').and_then(|rest| rest.split_once('a')) {
-            let bits = |text: &str| text.parse().ok().and_then(|bits| Precision::bits(bits).ok());
-            return match (bits(weights), bits(inputs)) {
-                (Some(weights), Some(inputs)) => Ok(Self::Uniform(weights, inputs)),
-                _ => Err(wrong()),
-            };
-        }
-        let (number, unit) = match lower.strip_suffix(['k', 'm', 'g', 't']) {
-            Some(number) => (number, &lower[number.len()..]),
-            None => (lower.as_str(), ""),
-        };
-        let factor = match unit {
-            "k" => 1e3,
-            "m" => 1e6,
-            "g" => 1e9,
-            "t" => 1e12,
-            _ => 1.0,
-        };
-        let amount = number.parse::<f64>().ok().map(|number| number * factor);
-        match amount.filter(|amount| (1.0..1e18).contains(amount)) {
-            Some(amount) => Ok(Self::Amount(amount as u64)),
-            None => Err(wrong()),
-        }
+/// The error of a choice of bits, with the option that it is about.
+fn of_budget(error: BudgetError, args: &SensitivityArgs) -> anyhow::Error {
+    match error {
+        BudgetError::Train(error) => exit_code::with_previous(error, "sensitivity", &args.run),
+        error => UsageError(format!("--budget: {error}")).into(),
     }
 }
 
-fn plan(sensitivity: &Sensitivity, budget: Budget, of: BudgetOf) -> anyhow::Result<MixedPlan> {
-    let cost = match of {
-        BudgetOf::BitOps => Cost::BitOperations,
-        BudgetOf::Bytes => Cost::Bytes,
+/// Reads a budget: `w3a3`, or a number with or without a unit: `250k`, `1.5M`, `2G`.
+pub fn parse_budget(text: &str) -> Result<Budget, String> {
+    let wrong = || "expected bits as in w3a3, or a number as in 40000, 250k, 1.5M or 2G".to_string();
+    let lower = text.to_ascii_lowercase();
+    if let Some((weights, inputs)) = lower.strip_prefix('w').and_then(|rest| rest.split_once('a')) {
+        let bits = |text: &str| text.parse().ok().and_then(|bits| Precision::bits(bits).ok());
+        return match (bits(weights), bits(inputs)) {
+            (Some(weights), Some(inputs)) => Ok(Budget::Uniform(weights, inputs)),
+            _ => Err(wrong()),
+        };
+    }
+    let (number, factor) = match lower.char_indices().next_back() {
+        Some((at, 'k')) => (&lower[..at], 1e3),
+        Some((at, 'm')) => (&lower[..at], 1e6),
+        Some((at, 'g')) => (&lower[..at], 1e9),
+        Some((at, 't')) => (&lower[..at], 1e12),
+        _ => (lower.as_str(), 1.0),
     };
-    let budget = match budget {
-        Budget::Uniform(weight_bits, act_bits) => sensitivity.uniform_cost(weight_bits, act_bits, cost)?,
-        Budget::Amount(amount) => amount,
-    };
-    sensitivity.mixed_plan(cost, budget).map_err(|error| UsageError(format!("--budget: {error}")).into())
+    let amount = number.parse::<f64>().ok().map(|number| number * factor);
+    match amount.filter(|amount| (1.0..1e18).contains(amount)) {
+        Some(amount) => Ok(Budget::Amount(amount as u64)),
+        None => Err(wrong()),
+    }
 }
 
 fn describe(report: &Report<'_>) -> Result<String, std::fmt::Error> {
     let Report { sensitivity, plan, file, .. } = report;
+    let mut text = sensitivity.map(describe_layers).transpose()?.unwrap_or_default();
+    if let Some(plan) = plan {
+        let unit = match plan.cost_of {
+            Cost::BitOperations => "bit operations",
+            Cost::Bytes => "bytes",
+        };
+        let gap = if text.is_empty() { "" } else { "\n" };
+        writeln!(
+            text,
+            "{gap}bits within the budget of {} {unit}, of which {} are taken:",
+            plan.budget, plan.cost
+        )?;
+        for (path, bits) in &plan.bits {
+            writeln!(text, "{path:<19} W{bits}A{bits}")?;
+        }
+        match file {
+            Some(file) => write!(
+                text,
+                "written to {}: train it with `lowbit train {}`",
+                file.display(),
+                file.display()
+            )?,
+            None => write!(text, "write the recipe with --out FILE.toml")?,
+        }
+    }
+    Ok(text)
+}
+
+fn describe_layers(sensitivity: &Sensitivity) -> Result<String, std::fmt::Error> {
     let Sensitivity { recipe, checkpoint, network, phase, images, n_images, all, none, layers, .. } =
         sensitivity;
     let which = match images {
@@ -190,29 +213,6 @@ fn describe(report: &Report<'_>) -> Result<String, std::fmt::Error> {
             layer.layer, loss, all.loss
         )?;
     }
-    if let Some(plan) = plan {
-        let unit = match plan.cost_of {
-            Cost::BitOperations => "bit operations",
-            Cost::Bytes => "bytes",
-        };
-        writeln!(
-            text,
-            "\nbits within the budget of {} {unit}, of which {} are taken:",
-            plan.budget, plan.cost
-        )?;
-        for (path, bits) in &plan.bits {
-            writeln!(text, "{path:<width$} W{bits}A{bits}")?;
-        }
-        match file {
-            Some(file) => write!(
-                text,
-                "written to {}: train it with `lowbit train {}`",
-                file.display(),
-                file.display()
-            )?,
-            None => write!(text, "write the recipe with --out FILE.toml")?,
-        }
-    }
     Ok(text)
 }
 
@@ -223,13 +223,13 @@ mod tests {
     #[test]
     fn budgets_are_bits_or_numbers() {
         let bits = |n| Precision::bits(n).unwrap();
-        assert_eq!(Budget::parse("w3a4"), Ok(Budget::Uniform(bits(3), bits(4))));
-        assert_eq!(Budget::parse("W2A8"), Ok(Budget::Uniform(bits(2), bits(8))));
-        assert_eq!(Budget::parse("40000"), Ok(Budget::Amount(40_000)));
-        assert_eq!(Budget::parse("1.5M"), Ok(Budget::Amount(1_500_000)));
-        assert_eq!(Budget::parse("2G"), Ok(Budget::Amount(2_000_000_000)));
+        assert_eq!(parse_budget("w3a4"), Ok(Budget::Uniform(bits(3), bits(4))));
+        assert_eq!(parse_budget("W2A8"), Ok(Budget::Uniform(bits(2), bits(8))));
+        assert_eq!(parse_budget("40000"), Ok(Budget::Amount(40_000)));
+        assert_eq!(parse_budget("1.5M"), Ok(Budget::Amount(1_500_000)));
+        assert_eq!(parse_budget("2G"), Ok(Budget::Amount(2_000_000_000)));
         for wrong in ["", "w", "w3", "w0a3", "w3a9", "-5", "0", "nan", "1e30", "3x", "inf", "k"] {
-            assert!(Budget::parse(wrong).is_err(), "{wrong}");
+            assert!(parse_budget(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -129,3 +129,29 @@ fn a_network_has_the_bits_that_it_was_trained_at_among_the_trials() {
         assert_ne!(trials[1]["loss"], report["all"]["loss"], "{layer}");
     }
 }
+
+#[test]
+fn bits_are_learned_by_gradient_within_the_budget() {
+    let sandbox = sandbox_with(&["quantization.weight_bits=\"fp32\"", "quantization.act_bits=\"fp32\""]);
+    let args =
+        ["sensitivity", "run", "--method", "lsq", "--by", "gradient", "--steps", "20", "--budget", "w3a3"];
+    let report = sandbox.json(&[&args[..], &["--out", "mixed.toml"]].concat());
+    let (plan, bits) = (&report["plan"], report["plan"]["bits"].as_object().unwrap());
+    assert!(number(plan, "cost") <= number(plan, "budget"), "{plan}");
+    // Most of the budget is spent, and not everywhere alike.
+    assert!(number(plan, "cost") > 0.9 * number(plan, "budget"), "{plan}");
+    assert!(bits.values().any(|bits| *bits != 3), "{plan}");
+    assert_eq!(*plan, sandbox.json(&args)["plan"]);
+    let inspected = sandbox.json(&["inspect", "mixed.toml"]);
+    for layer in inspected["plan"]["layers"].as_array().unwrap() {
+        let path = layer["path"].as_str().unwrap();
+        let expected = bits.get(path).cloned().unwrap_or("fp32".into());
+        assert_eq!([&layer["weight_bits"], &layer["act_bits"]], [&expected; 2], "{path}");
+    }
+    let trained = sandbox.run(&["train", "mixed.toml", "-q", "--out", "mixed"]);
+    assert_eq!(trained.code, Some(0), "{}", trained.stderr);
+    // The lowest bits take more than this.
+    let outcome = sandbox.run(&["sensitivity", "run", "--by", "gradient", "--budget", "1000"]);
+    assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+    assert!(outcome.stderr.starts_with("error: --budget: no bits that were tried fit"), "{}", outcome.stderr);
+}

@@ -7,7 +7,9 @@ use lowbit_kernels::{Activation, Compute, GradientQuantizer, Quantized, StepArit
 use rand::Rng;
 use rand_distr::{Distribution, Normal};
 
-use crate::{ActivationQuantizer, LayerQuantization, LayerRef, QuantizerError, Selection, WeightQuantizer};
+use crate::{
+    ActivationQuantizer, LayerQuantization, LayerRef, Mixture, QuantizerError, Selection, WeightQuantizer,
+};
 
 /// Configuration of a [`QuantConv2d`]. Kernels are square.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +99,7 @@ impl QuantConv2dConfig {
             weight: Param::from_tensor(weight),
             bias: bias.then(|| Param::from_tensor(Tensor::zeros([out_channels], device))),
             selection: Selection::default(),
+            mixture: None,
             compute: Compute::default(),
             gradient_quantizer: None,
             stride,
@@ -120,6 +123,9 @@ pub struct QuantConv2d {
     /// Which part is quantized; all of it unless a strategy says otherwise.
     #[module(skip)]
     pub selection: Selection,
+    /// Quantizers of several bit widths in the place of the layer's own, while it is learned which it needs.
+    #[module(skip)]
+    pub mixture: Option<Mixture>,
     /// How products are computed in training steps; in single precision unless a training says otherwise.
     #[module(skip)]
     pub compute: Compute,
@@ -139,7 +145,10 @@ impl QuantConv2d {
     /// - output: `[batch, out_channels, (height + 2 padding - kernel_size) / stride + 1, ...]`; with the padding of
     ///   [`QuantConv2dConfig::new`], `ceil(height / stride)`
     pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
-        self.forward_quantized(self.selection.input(&self.input_quantizer, input))
+        match &self.mixture {
+            Some(mixture) => self.forward_quantized(mixture.input(input)),
+            None => self.forward_quantized(self.selection.input(&self.input_quantizer, input)),
+        }
     }
 
     /// [`forward`](Self::forward) of several layers on the same input, which is quantized once if all do it alike.
@@ -176,7 +185,10 @@ impl QuantConv2d {
     /// Convolves an input that is quantized as this layer does it. That is not checked: any other input is convolved as it is,
     /// without being quantized.
     pub fn forward_quantized(&self, input: impl Into<Quantized<4>>) -> Tensor<4> {
-        let weight = self.selection.weight(&self.weight_quantizer, self.weight.val());
+        let weight = match &self.mixture {
+            Some(mixture) => mixture.weight(self.weight.val()).into(),
+            None => self.selection.weight(&self.weight_quantizer, self.weight.val()),
+        };
         let gradient = LayerRef::Conv(self).gradient_quantizer();
         let arithmetic = StepArithmetic { compute: self.compute, gradient };
         let options = ConvOptions::new([self.stride; 2], [self.padding; 2], [1; 2], self.groups);
@@ -196,6 +208,9 @@ impl QuantConv2d {
     ///
     /// A ReLU blocks the gradient at exactly zero. LSQ's quantizer does so too; those of DoReFa and PACT pass it.
     pub fn input_activation(&self, dims: [usize; 4]) -> Option<Activation> {
+        if self.mixture.is_some() {
+            return None;
+        }
         match (&self.input_quantizer, &self.selection) {
             (None, _) => Some(Activation::Relu),
             (Some(quantizer), Selection::All) => quantizer.activation(&dims),
@@ -205,6 +220,9 @@ impl QuantConv2d {
 
     /// Whether the quantized input of this layer serves the other one as well.
     pub fn quantizes_input_like(&self, other: &Self) -> bool {
+        if self.mixture.is_some() || other.mixture.is_some() {
+            return false;
+        }
         match (&self.input_quantizer, &other.input_quantizer) {
             (None, None) => true,
             (Some(one), Some(two)) => one.is_like(two) && self.selection == other.selection,

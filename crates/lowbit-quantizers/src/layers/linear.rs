@@ -7,7 +7,9 @@ use lowbit_kernels::{Compute, GradientQuantizer, conv2d, evaluates_exactly, with
 use rand::Rng;
 use rand_distr::{Distribution, Uniform};
 
-use crate::{ActivationQuantizer, LayerQuantization, LayerRef, QuantizerError, Selection, WeightQuantizer};
+use crate::{
+    ActivationQuantizer, LayerQuantization, LayerRef, Mixture, QuantizerError, Selection, WeightQuantizer,
+};
 
 /// Configuration of a [`QuantLinear`].
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +65,7 @@ impl QuantLinearConfig {
             weight: Param::from_tensor(weight),
             bias: bias.map(|bias| Param::from_tensor(Tensor::from_data(bias, device))),
             selection: Selection::default(),
+            mixture: None,
             gradient_quantizer: None,
         })
     }
@@ -82,6 +85,9 @@ pub struct QuantLinear {
     /// Which part is quantized; all of it unless a strategy says otherwise.
     #[module(skip)]
     pub selection: Selection,
+    /// Quantizers of several bit widths in the place of the layer's own, while it is learned which it needs.
+    #[module(skip)]
+    pub mixture: Option<Mixture>,
     /// What quantizes the gradient of the output in training steps in which the layer is quantized; `None` leaves it in full precision.
     #[module(skip)]
     pub gradient_quantizer: Option<GradientQuantizer>,
@@ -98,9 +104,10 @@ impl QuantLinear {
             // Not every backend has products of nothing: burn's ndarray divides by zero.
             return Tensor::zeros([0, self.weight.val().dims()[0]], &input.device());
         }
-        let output = match evaluates_exactly(&input.device()) {
-            true => self.as_conv(input),
-            false => {
+        let output = match (&self.mixture, evaluates_exactly(&input.device())) {
+            (Some(mixture), _) => mixture.input(input).matmul(mixture.weight(self.weight.val()).transpose()),
+            (None, true) => self.as_conv(input),
+            (None, false) => {
                 let input = self.selection.input(&self.input_quantizer, input).into_values();
                 let weight = self.selection.weight(&self.weight_quantizer, self.weight.val()).into_values();
                 let output = input.matmul(weight.transpose());

@@ -2,10 +2,12 @@
 
 mod conv;
 mod linear;
+mod mixture;
 mod selection;
 
 pub use conv::{QuantConv2d, QuantConv2dConfig};
 pub use linear::{QuantLinear, QuantLinearConfig};
+pub use mixture::Mixture;
 pub use selection::Selection;
 
 use burn::tensor::Tensor;
@@ -146,6 +148,26 @@ impl LayerMut<'_> {
         Ok(())
     }
 
+    /// Puts quantizers of several bit widths in the place of the layer's own, which stay. Each of `quantizations` quantizes both operands.
+    ///
+    /// # Errors
+    /// [`QuantizerError`] if a method does not define what is asked for.
+    pub fn mix(&mut self, quantizations: &[LayerQuantization]) -> Result<(), QuantizerError> {
+        match self {
+            Self::Conv(layer) => layer.mixture = Some(Mixture::new(quantizations, &layer.weight.val())?),
+            Self::Linear(layer) => layer.mixture = Some(Mixture::new(quantizations, &layer.weight.val())?),
+        }
+        Ok(())
+    }
+
+    /// The quantizers of several bit widths, if they are in the place of the layer's own.
+    pub fn mixture(&mut self) -> Option<&mut Mixture> {
+        match self {
+            Self::Conv(layer) => layer.mixture.as_mut(),
+            Self::Linear(layer) => layer.mixture.as_mut(),
+        }
+    }
+
     /// Sets what quantizes the gradient of the output from now on.
     pub fn quantize_gradient(&mut self, quantizer: Option<GradientQuantizer>) {
         match self {
@@ -184,10 +206,12 @@ pub trait QuantizedNetwork {
     fn calibrate(&mut self, applies: impl Fn(&str) -> bool, forward: impl FnOnce(&Self)) {
         for (_, mut layer) in self.layers_mut().filter(|(path, _)| applies(path)) {
             layer.input_quantizer().into_iter().for_each(ActivationQuantizer::start_calibration);
+            layer.mixture().into_iter().for_each(Mixture::start_calibration);
         }
         forward(self);
         for (_, mut layer) in self.layers_mut() {
             layer.input_quantizer().into_iter().for_each(ActivationQuantizer::finish_calibration);
+            layer.mixture().into_iter().for_each(Mixture::finish_calibration);
         }
     }
 }
