@@ -19,7 +19,7 @@ use burn::tensor::{Device, Gradients, Tensor};
 use lowbit_core::Precision;
 use lowbit_data::{DatasetName, LabelKind, Locations, Normalization, open};
 use lowbit_models::{Family, Features, ModelConfig};
-use lowbit_quantizers::Selection;
+use lowbit_quantizers::{Method, Operand, Selection};
 use lowbit_strategies::loss::{cross_entropy, kl_divergence, mean_square, target_probabilities};
 use lowbit_strategies::{
     DistillLoss, Hint, HintTarget, Init, Joint, JointLosses, JointMode, JointTeacher, Loss, Moment,
@@ -533,6 +533,42 @@ fn trainings_with_gradients_of_few_bits_resume_exactly() {
     assert_eq!(digest(&path), digest(&runs[2].path));
     let resolved = std::fs::read_to_string(path.join("recipe.toml")).expect("a run has its recipe");
     assert!(resolved.contains("\ngrad_bits = 4\n"), "{resolved}");
+}
+
+/// Trainings of every method go on after a stop as if there was none: what a method learns and what it measures are state.
+#[test]
+fn trainings_of_every_method_resume_exactly() {
+    for method in Method::ALL {
+        let name = method.name();
+        let nearest = |operand| {
+            let defined = method.bits(operand);
+            2.clamp(*defined.start(), *defined.end())
+        };
+        let settings = [
+            "train.epochs=2".to_string(),
+            "data.train_limit=256".into(),
+            "data.test_limit=64".into(),
+            "data.batch_size=64".into(),
+            "model.width=0.5".into(),
+            format!("quantization.method={name:?}"),
+            format!("quantization.weight_bits={}", nearest(Operand::Weights)),
+            format!("quantization.act_bits={}", nearest(Operand::Activations)),
+        ];
+        let recipe = recipe(&settings.each_ref().map(String::as_str));
+        let whole = Run::new(&format!("whole-{name}"), &recipe, Vec::new());
+        let (path, stop) = (run_dir(&format!("stopped-{name}")), AtomicBool::new(false));
+        let mut observer = StopAfter { step: 3, stop: &stop };
+        let outcome = train(&recipe, &path, session(&stop, &mut observer, Vec::new()));
+        assert!(matches!(outcome, Ok(Outcome::Interrupted { step: 3, .. })), "{name}: {outcome:?}");
+        stop.store(false, Ordering::Relaxed);
+        let outcome = resume(&path, ResumeFrom::Newest, session(&stop, &mut (), Vec::new()));
+        assert!(matches!(outcome, Ok(Outcome::Complete(_))), "{name}: {outcome:?}");
+        let digest = |run: &Path| inspect(run, None).expect("it is a run").checkpoint.map(|c| c.state_sha256);
+        assert_eq!(digest(&path), digest(&whole.path), "{name}");
+        let metrics =
+            |run: &Path| std::fs::read_to_string(run.join("metrics.jsonl")).expect("a run has metrics");
+        assert_eq!(metrics(&path), metrics(&whole.path), "{name}");
+    }
 }
 
 /// What a device cannot compute is refused, never left out; nothing is written.
