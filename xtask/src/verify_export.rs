@@ -19,6 +19,10 @@ pub struct VerifyExportArgs {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     epochs: u32,
 
+    /// Verify the networks of this method alone
+    #[arg(long, value_name = "NAME")]
+    method: Option<String>,
+
     /// Python that has onnx, onnxruntime and qonnx [default: a virtual environment in target/peers, made if it is missing]
     #[arg(long, value_name = "PROGRAM")]
     python: Option<String>,
@@ -50,7 +54,7 @@ const fn case(method: &'static str, bits: [&'static str; 2], opset: &'static str
 const ENDS: [&str; 2] =
     ["quantization.first={weight_bits=8}", "quantization.last={weight_bits=8,act_bits=8}"];
 
-const CASES: [Case; 22] = [
+const CASES: [Case; 29] = [
     case("dorefa", ["1", "1"], "25"),
     case("dorefa", ["2", "2"], "25"),
     case("dorefa", ["2", "2"], "13"),
@@ -69,7 +73,14 @@ const CASES: [Case; 22] = [
     case("ewgs", ["2", "2"], "25"),
     case("tqt", ["3", "3"], "25"),
     case("lsq", ["2", "\"fp32\""], "25"),
+    case("qil", ["3", "3"], "25"),
+    case("dsq", ["2", "2"], "25"),
+    Case { opset: None, ..case("n2uq", ["2", "2"], "") },
+    Case { opset: None, ..case("hwgq", ["1", "2"], "") },
+    case("xnor", ["1", "2"], "25"),
+    case("twn", ["2", "2"], "25"),
     Case { opset: None, ..case("apot", ["4", "4"], "") },
+    Case { opset: None, ..case("apot", ["2", "2"], "") },
     Case {
         more: &[ENDS[0], ENDS[1], "quantization.weight_granularity=\"per-channel\""],
         note: "per channel, first and last 8 bits",
@@ -181,7 +192,12 @@ pub fn run(args: &VerifyExportArgs) -> anyhow::Result<()> {
             "converted"
         ))?;
     }
-    for (place, case) in CASES.into_iter().enumerate() {
+    let is_asked_for = |case: &Case| args.method.as_ref().is_none_or(|method| method == case.method);
+    let cases: Vec<Case> = CASES.into_iter().filter(is_asked_for).collect();
+    if cases.is_empty() {
+        bail!("no network of method {:?} is verified", args.method.as_deref().unwrap_or_default());
+    }
+    for (place, case) in cases.into_iter().enumerate() {
         let Case { method, weight_bits, act_bits, opset, note, .. } = case;
         let folder = folder.path().join(place.to_string());
         std::fs::create_dir(&folder).context("failed to make a folder")?;
