@@ -16,8 +16,14 @@ const LINE_HEIGHT: u32 = 24;
 /// Of a precision's panel of curves.
 const PANEL_HEIGHT: u32 = 400;
 
-/// Room for the names of the rows on the left of their accuracies, and on the right of the curves.
-const NAMES_WIDTH: u32 = 190;
+/// Room for the names of the rows on the left of their accuracies, and on the right of the curves: at least, and at most.
+const NAMES_WIDTH: [u32; 2] = [190, 420];
+
+/// Of a letter of a name, more or less.
+const LETTER_WIDTH: u32 = 7;
+
+/// Size of the numbers at an axis.
+const AXIS_FONT: (&str, u32) = ("sans-serif", 14);
 
 /// Colors that stay apart for color-blind readers (Okabe and Ito 2008), and black for full precision.
 const COLORS: [RGBColor; 8] = [
@@ -40,20 +46,31 @@ pub fn accuracy(title: &str, rows: &[Row]) -> anyhow::Result<String> {
         .filter_map(|row| Some((row, 100.0 * row.top1_mean?, 100.0 * row.top1_interval.unwrap_or(0.0))))
         .collect();
     let n = rows.len().max(1);
+    let names_width = names_width(rows.iter().map(|(row, ..)| name(row)));
+    let seeds = match rows.iter().map(|(row, ..)| row.seeds).max() {
+        Some(n) if n > 1 => format!(", mean and 95 % interval over {n} seeds"),
+        _ => String::new(),
+    };
     draw(LINE_HEIGHT * n as u32 + 110, |area| {
         let low = rows.iter().map(|(_, mean, std)| mean - std).fold(100.0, f64::min);
         let high = rows.iter().map(|(_, mean, std)| mean + std).fold(0.0, f64::max);
         let margin = ((high - low) * 0.05).max(0.1);
         let range = low.min(high) - margin..high.max(low) + margin;
         let mut chart = ChartBuilder::on(area)
-            .caption(format!("{title}: test top-1 of the last epoch, %"), ("sans-serif", 20))
+            .caption(format!("{title}: test top-1 of the last epoch, %{seeds}"), ("sans-serif", 20))
             .margin(12)
             .margin_right(72)
             .x_label_area_size(36)
-            .y_label_area_size(NAMES_WIDTH)
+            .y_label_area_size(names_width)
             // The first row is at the top.
             .build_cartesian_2d(range, n as f64..0.0)?;
-        chart.configure_mesh().disable_y_mesh().disable_y_axis().light_line_style(WHITE).draw()?;
+        chart
+            .configure_mesh()
+            .disable_y_mesh()
+            .disable_y_axis()
+            .light_line_style(WHITE)
+            .label_style(AXIS_FONT)
+            .draw()?;
         for (i, (row, mean, std)) in rows.iter().enumerate() {
             let color = COLORS[precision_index(&rows, row) % COLORS.len()];
             let y = i as f64 + 0.5;
@@ -70,11 +87,26 @@ pub fn accuracy(title: &str, rows: &[Row]) -> anyhow::Result<String> {
             let text = |text: &str, x: i32, anchor: HPos| {
                 area.draw_text(text, &text_style(color, 14, anchor), (x, line)).map_err(failed)
             };
-            text(&name(row), columns.start - 10, HPos::Right)?;
+            text(&fitting(&name(row), names_width), columns.start - 10, HPos::Right)?;
             text(&format!("{mean:.2}"), columns.end + 10, HPos::Left)?;
         }
         Ok(())
     })
+}
+
+/// Room for these names.
+fn names_width(names: impl Iterator<Item = String>) -> u32 {
+    let longest = names.map(|name| name.chars().count() as u32).max().unwrap_or(0);
+    (LETTER_WIDTH * longest + 20).clamp(NAMES_WIDTH[0], NAMES_WIDTH[1])
+}
+
+/// The name, cut where the room ends.
+fn fitting(name: &str, width: u32) -> String {
+    let most = (width / LETTER_WIDTH) as usize;
+    match name.char_indices().nth(most) {
+        Some((end, _)) => format!("{}...", &name[..end]),
+        None => name.into(),
+    }
 }
 
 /// As in "W2A2 ts-pq".
@@ -128,7 +160,9 @@ fn panel_of_curves(area: Area<'_, '_>, title: &str, rows: &[&Row]) -> anyhow::Re
     let low = ends.fold(values.get(values.len() / 5).copied().unwrap_or(0.0), f64::min);
     let high = values.last().copied().unwrap_or(100.0);
     let margin = ((high - low) * 0.05).max(0.1);
-    let (left, names) = area.split_horizontally(WIDTH - NAMES_WIDTH);
+    let shown = |row: &Row| if row.weight_bits == 32 { "fp32".to_string() } else { row.method.clone() };
+    let names_width = names_width(rows.iter().map(|row| shown(row)));
+    let (left, names) = area.split_horizontally(WIDTH - names_width);
     let mut chart = ChartBuilder::on(&left)
         .caption(format!("{title}: test top-1, %"), ("sans-serif", 18))
         .margin(12)
@@ -136,7 +170,13 @@ fn panel_of_curves(area: Area<'_, '_>, title: &str, rows: &[&Row]) -> anyhow::Re
         .y_label_area_size(56)
         .build_cartesian_2d(1.0..epochs as f64, (low - margin)..(high + margin))?;
     let whole = |epoch: &f64| if epoch.fract() == 0.0 { epoch.to_string() } else { String::new() };
-    chart.configure_mesh().x_desc("epoch").x_label_formatter(&whole).light_line_style(WHITE).draw()?;
+    chart
+        .configure_mesh()
+        .x_desc("epoch")
+        .x_label_formatter(&whole)
+        .light_line_style(WHITE)
+        .label_style(AXIS_FONT)
+        .draw()?;
     for (i, row) in rows.iter().enumerate() {
         let color = COLORS[i % COLORS.len()];
         let style = color.stroke_width(2);
@@ -158,8 +198,8 @@ fn panel_of_curves(area: Area<'_, '_>, title: &str, rows: &[&Row]) -> anyhow::Re
             0 => names.draw(&PathElement::new(sample, style))?,
             _ => names.draw(&DashedPathElement::new(sample, dash, gap, style))?,
         }
-        let name = if row.weight_bits == 32 { "fp32" } else { &row.method };
-        names.draw_text(name, &text_style(BLACK, 14, HPos::Left), (44, y))?;
+        let name = fitting(&shown(row), names_width - 44);
+        names.draw_text(&name, &text_style(BLACK, 14, HPos::Left), (44, y))?;
     }
     Ok(())
 }

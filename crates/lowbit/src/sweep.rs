@@ -165,11 +165,11 @@ fn combinations(settings: &[Setting], n_seeds: u64) -> Result<Vec<Combination>, 
     let combination = |values: Vec<&str>| {
         let pairs: Vec<String> =
             settings.iter().zip(&values).map(|(setting, value)| format!("{}={value}", setting.key)).collect();
-        let differing: Vec<&str> = pairs
+        let differing: Vec<String> = settings
             .iter()
-            .zip(settings)
-            .filter(|(_, setting)| setting.values.len() > 1)
-            .map(|(pair, _)| pair.as_str())
+            .zip(&values)
+            .filter(|(setting, _)| setting.values.len() > 1)
+            .map(|(setting, value)| format!("{}={value}", short_name(setting, settings)))
             .collect();
         let label = if differing.is_empty() { "the recipe".into() } else { differing.join(", ") };
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "._=-".contains(c);
@@ -181,6 +181,14 @@ fn combinations(settings: &[Setting], n_seeds: u64) -> Result<Vec<Combination>, 
         Combination { label, name, set: pairs }
     };
     Ok(chosen.into_iter().map(combination).collect())
+}
+
+/// The last part of a key, where no other setting has the same.
+fn short_name<'a>(setting: &'a Setting, all: &[Setting]) -> &'a str {
+    let last = |key: &'a str| key.rsplit('.').next().unwrap_or(key);
+    let short = last(&setting.key);
+    let is_shared = all.iter().filter(|other| other.key.rsplit('.').next() == Some(short)).count() > 1;
+    if is_shared { &setting.key } else { short }
 }
 
 #[cfg(test)]
@@ -196,6 +204,8 @@ mod tests {
     fn all_values_are_combined() {
         assert_eq!(labels(&[]), ["the recipe"]);
         assert_eq!(labels(&["a=1"]), ["the recipe"]);
+        assert_eq!(labels(&["x.a=1,2"]), ["a=1", "a=2"]);
+        assert_eq!(labels(&["x.a=1,2", "y.a=3"]), ["x.a=1", "x.a=2"]);
         assert_eq!(labels(&["a=1,2", "b=x", "c=3,4"]), ["a=1, c=3", "a=1, c=4", "a=2, c=3", "a=2, c=4"]);
     }
 

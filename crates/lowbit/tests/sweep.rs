@@ -33,9 +33,9 @@ fn all_values_are_trained_once_with_every_seed_and_compared() {
     let rows = report["cells"].as_array().unwrap();
     let named: Vec<(&str, u64)> =
         rows.iter().map(|row| (row["method"].as_str().unwrap(), row["seeds"].as_u64().unwrap())).collect();
-    assert_eq!(named, [("quantization.method=\"lsq\"", 2), ("quantization.method=\"pact\"", 2)]);
+    assert_eq!(named, [("method=\"lsq\"", 2), ("method=\"pact\"", 2)]);
     // The rows are what the runs say.
-    for (row, slug) in rows.iter().zip(["quantization.method=-lsq-", "quantization.method=-pact-"]) {
+    for (row, slug) in rows.iter().zip(["method=-lsq-", "method=-pact-"]) {
         let mut sum = 0.0;
         for seed in 0..2 {
             let run = format!("out/cells/{slug}-seed{seed}");
@@ -52,13 +52,13 @@ fn all_values_are_trained_once_with_every_seed_and_compared() {
         assert!(row["top1_interval"].is_number());
     }
     let table = fs::read_to_string(sandbox.path("out/table.md")).unwrap();
-    assert!(table.contains("| quantization.method=\"pact\" | W2A2 | 2 |"), "{table}");
+    assert!(table.contains("| method=\"pact\" | W2A2 | 2 |"), "{table}");
     assert!(table.contains("by which nothing may be chosen"), "{table}");
     for figure in ["accuracy.svg", "curves.svg"] {
         assert!(fs::read_to_string(sandbox.path(&format!("out/{figure}"))).unwrap().contains("tiny"));
     }
     // Nothing is trained twice; what is new is added.
-    let result = sandbox.path("out/cells/quantization.method=-lsq--seed0/result.json");
+    let result = sandbox.path("out/cells/method=-lsq--seed0/result.json");
     let before = changed(&result);
     let mut more = SWEEP.to_vec();
     more[5] = "3";
@@ -125,7 +125,7 @@ fn a_sweep_that_was_stopped_goes_on_where_it_was() {
     let args =
         ["sweep", "digits-preresnet8-w2a2", "--set", "quantization.method=\"lsq\",\"pact\"", "--out", "out"];
     let mut sweep = sandbox.command(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let first = sandbox.path("out/cells/quantization.method=-lsq--seed0/metrics.jsonl");
+    let first = sandbox.path("out/cells/method=-lsq--seed0/metrics.jsonl");
     let started = Instant::now();
     while !fs::metadata(&first).is_ok_and(|file| file.len() > 0) {
         assert!(started.elapsed() < Duration::from_secs(100), "no epoch ended");
@@ -141,14 +141,12 @@ fn a_sweep_that_was_stopped_goes_on_where_it_was() {
         "{}",
         outcome.stderr
     );
-    let inspected = sandbox.json(&["inspect", "out/cells/quantization.method=-lsq--seed0"]);
+    let inspected = sandbox.json(&["inspect", "out/cells/method=-lsq--seed0"]);
     assert!(inspected["result"].is_null());
     let step = inspected["checkpoint"]["progress"]["step"].as_u64().unwrap();
     assert!(step > 0);
     let report = sandbox.json(&args);
     assert_eq!((&report["cells"][0]["seeds"], &report["cells"][1]["seeds"]), (&1.into(), &1.into()));
-    let processes =
-        fs::read_to_string(sandbox.path("out/cells/quantization.method=-lsq--seed0/processes.jsonl"))
-            .unwrap();
+    let processes = fs::read_to_string(sandbox.path("out/cells/method=-lsq--seed0/processes.jsonl")).unwrap();
     assert_eq!(processes.lines().count(), 2);
 }
