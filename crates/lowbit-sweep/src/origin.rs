@@ -58,7 +58,8 @@ impl fmt::Display for Identity {
 impl Origin {
     pub fn machine(&self) -> String {
         let or_unknown = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".into());
-        let n_threads = self.n_threads.map(|n| format!(", {n} threads")).unwrap_or_default();
+        let threads = |n: u64| format!(", {n} {}", if n == 1 { "thread" } else { "threads" });
+        let n_threads = self.n_threads.map(threads).unwrap_or_default();
         format!(
             "{} ({}, {}{n_threads})",
             or_unknown(&self.host),

@@ -46,10 +46,12 @@ pub fn run(args: &SensitivityArgs, screen: &Screen) -> anyhow::Result<Code> {
     let device = name.open()?;
     let checkpoint = args.checkpoint.as_deref().map(|name| checkpoint_named(&args.run, name)).transpose()?;
     let subject = Subject { checkpoint: checkpoint.as_deref(), network: args.network.as_deref() };
-    let bits = match (args.bits.is_empty(), args.budget) {
+    let mut bits = match (args.bits.is_empty(), args.budget) {
         (true, Some(_)) => DEFAULT_BITS.map(|bits| BitWidth::new(bits).expect("invariant: 1 to 8")).to_vec(),
         _ => args.bits.clone(),
     };
+    bits.sort();
+    bits.dedup();
     let options = SensitivityOptions { n_images: args.images, bits, method: args.method };
     let images = Images::from(args.data_dir.locations());
     let mut progress = screen.progress("{wide_msg} {bar:12} {pos}/{len}  ETA {eta}");
