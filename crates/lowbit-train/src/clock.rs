@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use crate::metrics::TimeParts;
+
 /// Time of this process.
 pub(crate) struct Clock {
     pub(crate) started: Instant,
@@ -10,8 +12,10 @@ pub(crate) struct Clock {
     first_step: u64,
     /// Seconds spent in steps.
     pub(crate) step_seconds: f64,
-    /// Seconds before steps, while their images were not ready.
-    pub(crate) waiting_seconds: f64,
+    /// Seconds by what they were spent on.
+    pub(crate) parts: TimeParts,
+    /// Those since the line of the last epoch.
+    parts_of_epoch: TimeParts,
     pub(crate) n_images: u64,
 }
 
@@ -22,7 +26,8 @@ impl Clock {
             earlier_seconds,
             first_step,
             step_seconds: 0.0,
-            waiting_seconds: 0.0,
+            parts: TimeParts::default(),
+            parts_of_epoch: TimeParts::default(),
             n_images: 0,
         }
     }
@@ -42,8 +47,24 @@ impl Clock {
     pub(crate) fn waiting_fraction(&self) -> f64 {
         match self.n_images {
             0 => 0.0,
-            _ => self.waiting_seconds / (self.waiting_seconds + self.step_seconds),
+            _ => self.parts.data / (self.parts.data + self.step_seconds),
         }
+    }
+
+    /// Counts time that was spent.
+    pub(crate) fn spend(&mut self, parts: TimeParts) {
+        self.parts += parts;
+        self.parts_of_epoch += parts;
+    }
+
+    /// What was spent since this was asked for last.
+    pub(crate) fn take_parts(&mut self) -> TimeParts {
+        std::mem::take(&mut self.parts_of_epoch)
+    }
+
+    /// Seconds of this process.
+    pub(crate) fn seconds_of_process(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
     }
 
     pub(crate) fn eta_seconds(&self, step: u64, steps: u64) -> f64 {

@@ -21,7 +21,7 @@ use crate::evaluation::{evaluate, mean_cross_entropy};
 use crate::experiment::{Experiment, Timeline};
 use crate::layout::RESULT;
 use crate::learner::Trainee;
-use crate::metrics::{EpochMetrics, EpochTiming, NetworkMetrics, Scores, Tally};
+use crate::metrics::{EpochMetrics, EpochTiming, NetworkMetrics, Scores, Tally, TimeParts};
 use crate::observer::{PhaseReport, StartReport, StepReport};
 use crate::origin::{RunProcess, utc_now};
 use crate::progress::{Pending, Progress};
@@ -173,6 +173,7 @@ impl<'a> Fit<'a> {
                 None => self.run_epoch(run)?,
             }
         }
+        self.report_times();
         self.finish(run)
     }
 
@@ -191,6 +192,7 @@ impl<'a> Fit<'a> {
         if self.saved != Some((self.progress.step, self.progress.pending)) {
             self.save_checkpoint(run)?;
         }
+        self.report_times();
         Ok(Outcome::Interrupted { run_dir: run.path().into(), step: self.progress.step, steps: self.steps() })
     }
 
@@ -202,7 +204,7 @@ impl<'a> Fit<'a> {
         loop {
             let asked = Instant::now();
             let Some(batch) = batches.next() else { break };
-            self.clock.waiting_seconds += asked.elapsed().as_secs_f64();
+            self.clock.spend(TimeParts { data: asked.elapsed().as_secs_f64(), ..TimeParts::default() });
             self.step(batch?)?;
             if self.progress.step.is_multiple_of(steps_per_epoch) {
                 self.progress.pending = Some(Pending::Evaluation);
@@ -262,7 +264,7 @@ impl<'a> Fit<'a> {
 
     /// Prepares all networks for their first step, and saves them, so that what they began with is read once.
     fn begin(&mut self, run: &RunDir) -> Result<(), TrainError> {
-        let before = self.trainees.clone();
+        let (before, started) = (self.trainees.clone(), Instant::now());
         let calibration =
             Calibration::of(&self.data, &self.device, &self.current().train, 0, self.session.stop);
         for trainee in &mut self.trainees {
@@ -271,6 +273,7 @@ impl<'a> Fit<'a> {
             trainee.begin(is_new, |network| calibration.run(network));
         }
         calibration.finish()?;
+        self.spend_on_evaluation(started);
         if self.is_stopped() {
             self.trainees = before;
             return Ok(());
@@ -286,7 +289,7 @@ impl<'a> Fit<'a> {
 
     /// Goes on to the next phase, unless it is stopped while quantizers are calibrated.
     fn enter_next_phase(&mut self) -> Result<(), TrainError> {
-        let before = self.trainees.clone();
+        let (before, started) = (self.trainees.clone(), Instant::now());
         let phase = self.experiment.phases[self.phase + 1].clone();
         let epoch = self.progress.step / self.timeline.steps_per_epoch;
         let calibration = Calibration::of(&self.data, &self.device, &phase.train, epoch, self.session.stop);
@@ -295,6 +298,7 @@ impl<'a> Fit<'a> {
                 .enter(&self.experiment.recipe, &phase, &self.device, |network| calibration.run(network))?;
         }
         calibration.finish()?;
+        self.spend_on_evaluation(started);
         if self.is_stopped() {
             self.trainees = before;
             return Ok(());
@@ -323,7 +327,8 @@ impl<'a> Fit<'a> {
         let (step, labels) = (self.progress.step, batch.labels.clone());
         let Self { experiment, timeline, phase, device, trainees, .. } = self;
         let this = Step { experiment, timeline, phase: *phase, step, device };
-        let Stepped { losses, logits, quantized_share } = this.run(trainees, batch)?;
+        let Stepped { losses, logits, quantized_share, times } = this.run(trainees, batch)?;
+        self.clock.spend(times);
         let loss = losses[0].as_ref().map_or(f64::NAN, |values| values[TOTAL]);
         self.count(&labels, &logits, losses, quantized_share);
         let n_images = labels.len() as u64;
@@ -386,7 +391,10 @@ impl<'a> Fit<'a> {
         let evaluated = phase_epoch.is_multiple_of(train.eval_every) || phase_epoch == train.epochs;
         if evaluated {
             let before = (self.trainees.clone(), self.progress.clone());
-            if !self.evaluate(train.norm_reestimation_batches)? {
+            let started = Instant::now();
+            let is_whole = self.evaluate(train.norm_reestimation_batches)?;
+            self.spend_on_evaluation(started);
+            if !is_whole {
                 (self.trainees, self.progress) = before;
                 return Ok(());
             }
@@ -419,14 +427,18 @@ impl<'a> Fit<'a> {
             quantized_fraction: self.progress.quantized_sum.map(|sum| sum / steps_per_epoch as f64),
             quantizers: watched(&self.trainees[0].valid()),
         };
+        let parts = Some(self.clock.take_parts());
         let timing = EpochTiming {
             epoch: metrics.epoch,
             seconds: self.clock.seconds(),
             images_per_second: self.clock.images_per_second(),
             waiting_fraction: self.clock.waiting_fraction(),
+            parts,
         };
+        let saving = Instant::now();
         self.progress.metrics_bytes = run.append_metrics(&to_json(&metrics), self.progress.metrics_bytes)?;
         run.append_timing(&to_json(&timing))?;
+        self.spend_on_saving(saving);
         self.session.observer.epoch(&metrics, &timing);
         let is_new_best = std::mem::take(&mut self.is_new_best);
         if self.checkpoint_is_due(true) || is_new_best {
@@ -557,7 +569,7 @@ impl<'a> Fit<'a> {
 
     /// Saves a checkpoint. A state that is not finite, from which nothing could go on, ends the training instead.
     fn save_checkpoint(&mut self, run: &RunDir) -> Result<(), TrainError> {
-        let checkpoints = run.checkpoints();
+        let (checkpoints, started) = (run.checkpoints(), Instant::now());
         self.progress.seconds = self.clock.seconds();
         self.progress.records = run.records(&mut self.starts, self.progress.metrics_bytes)?;
         let checkpoint = Checkpoint {
@@ -594,7 +606,23 @@ impl<'a> Fit<'a> {
         if let Err(error) = checkpoints.prune(self.experiment.recipe.checkpoint.keep_last, last_phase) {
             self.warn_of_housekeeping(&error);
         }
+        self.spend_on_saving(started);
         Ok(())
+    }
+
+    fn spend_on_evaluation(&mut self, since: Instant) {
+        let evaluation = since.elapsed().as_secs_f64();
+        self.clock.spend(TimeParts { evaluation, ..TimeParts::default() });
+    }
+
+    fn spend_on_saving(&mut self, since: Instant) {
+        let saving = since.elapsed().as_secs_f64();
+        self.clock.spend(TimeParts { saving, ..TimeParts::default() });
+    }
+
+    /// Tells where the time of this process went.
+    fn report_times(&mut self) {
+        self.session.observer.times(&self.clock.parts, self.clock.seconds_of_process());
     }
 
     /// Says once that an old checkpoint stays; it is tried again with every new one.

@@ -93,7 +93,7 @@ pub use inspect::{
     evaluate, inspect, load_network, score,
 };
 pub use memory::MemoryEstimate;
-pub use metrics::{EpochMetrics, EpochTiming, NetworkMetrics, Scores, Tally};
+pub use metrics::{EpochMetrics, EpochTiming, NetworkMetrics, Scores, Tally, TimeParts};
 pub use observer::{Observer, PhaseReport, StartReport, StepReport};
 pub use origin::{Origin, RunProcess, utc_now};
 pub use progress::{Pending, Progress, Record};

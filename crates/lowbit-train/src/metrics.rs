@@ -1,6 +1,7 @@
 //! Accuracy and loss of a pass over images, counted on the host so that every backend counts alike.
 
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
@@ -117,11 +118,82 @@ pub struct EpochTiming {
     /// Share of this process's time of training so far that was spent waiting for images, from 0 to 1; evaluation is excluded.
     #[serde(default)]
     pub waiting_fraction: f64,
+    /// Seconds of each part since the line before, or since the process began; absent if an earlier lowbit wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<TimeParts>,
+}
+
+/// Seconds of a training by what they were spent on.
+///
+/// Nothing waits for a device to be measured. On one that computes while the program goes on, as a GPU does, the time of `forward`,
+/// `backward` and `update` is that of queueing them, and the device's own is in `reading`, where the results are waited for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TimeParts {
+    /// Waiting for the images of a step.
+    pub data: f64,
+    /// What the networks make of the images, and their losses; that the images get to the device, too.
+    pub forward: f64,
+    /// Gradients.
+    pub backward: f64,
+    /// What the optimizer makes of the gradients, and moving averages.
+    pub update: f64,
+    /// Reading the losses and logits of the steps from the device.
+    pub reading: f64,
+    /// Calibrations and evaluations, with estimating BatchNorm's statistics anew.
+    pub evaluation: f64,
+    /// Checkpoints and the lines of the epochs.
+    pub saving: f64,
+}
+
+impl TimeParts {
+    /// The parts by name, in the order in which they come in a step.
+    pub fn named(&self) -> [(&'static str, f64); 7] {
+        let Self { data, forward, backward, update, reading, evaluation, saving } = *self;
+        [
+            ("data", data),
+            ("forward", forward),
+            ("backward", backward),
+            ("update", update),
+            ("reading", reading),
+            ("evaluation", evaluation),
+            ("saving", saving),
+        ]
+    }
+
+    /// The sum of all parts.
+    pub fn sum(&self) -> f64 {
+        self.named().iter().map(|(_, seconds)| seconds).sum()
+    }
+}
+
+impl AddAssign for TimeParts {
+    fn add_assign(&mut self, other: Self) {
+        self.data += other.data;
+        self.forward += other.forward;
+        self.backward += other.backward;
+        self.update += other.update;
+        self.reading += other.reading;
+        self.evaluation += other.evaluation;
+        self.saving += other.saving;
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A line of an earlier lowbit has no parts, and is read.
+    #[test]
+    fn times_without_parts_are_read() {
+        let line = r#"{"epoch":1,"seconds":2.5,"images_per_second":10.0}"#;
+        let timing: EpochTiming = serde_json::from_str(line).unwrap();
+        assert_eq!((timing.seconds, timing.parts), (2.5, None));
+        let parts = TimeParts { data: 1.0, saving: 0.5, ..TimeParts::default() };
+        let timing = EpochTiming { parts: Some(parts), ..timing };
+        let read: EpochTiming = serde_json::from_str(&serde_json::to_string(&timing).unwrap()).unwrap();
+        assert_eq!(read.parts, Some(parts));
+        assert_eq!(parts.sum(), 1.5);
+    }
 
     #[test]
     fn ranks_the_label_and_breaks_ties_downwards() {

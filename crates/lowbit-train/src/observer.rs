@@ -4,7 +4,7 @@ use std::path::Path;
 
 use lowbit_models::Plan;
 
-use crate::metrics::{EpochMetrics, EpochTiming, Scores};
+use crate::metrics::{EpochMetrics, EpochTiming, Scores, TimeParts};
 use crate::recipe::Recipe;
 use crate::strategy::Phase;
 
@@ -20,6 +20,8 @@ pub trait Observer {
     fn step(&mut self, _report: &StepReport) {}
     /// An epoch is done.
     fn epoch(&mut self, _metrics: &EpochMetrics, _timing: &EpochTiming) {}
+    /// The training ends, complete or stopped: what this process spent of its `seconds`.
+    fn times(&mut self, _parts: &TimeParts, _seconds: f64) {}
     /// A checkpoint is complete.
     fn checkpoint(&mut self, _path: &Path) {}
     /// What the run wrote after the checkpoint that it goes on from was set aside in this directory.

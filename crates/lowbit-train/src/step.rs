@@ -2,6 +2,7 @@
 //! reads or writes a file.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use burn::tensor::{Device, Tensor, Transaction};
 use lowbit_core::{Precision, Purpose, stream};
@@ -12,6 +13,7 @@ use crate::data::tensor;
 use crate::error::{Divergence, TrainError};
 use crate::experiment::{Experiment, Timeline};
 use crate::learner::{BatchGradients, Trainee};
+use crate::metrics::TimeParts;
 use crate::recipe::Recipe;
 use crate::schedule::learning_rate;
 use crate::state;
@@ -37,6 +39,8 @@ pub(crate) struct Stepped {
     pub(crate) logits: Vec<f32>,
     /// The share of the deployed network's layers that was quantized, if any strategy decided.
     pub(crate) quantized_share: Option<f64>,
+    /// What it spent its time on.
+    pub(crate) times: TimeParts,
 }
 
 impl Step<'_> {
@@ -48,6 +52,7 @@ impl Step<'_> {
     pub(crate) fn run(&self, trainees: &mut [Trainee], batch: Batch) -> Result<Stepped, TrainError> {
         let train = &self.experiment.phases[self.phase].train;
         let (step, steps_per_epoch) = (self.step, self.timeline.steps_per_epoch);
+        let (mut times, mut lap) = (TimeParts::default(), Lap::begin());
         let quantized_share = self.select(trainees)?;
         let n_images = batch.labels.len();
         let mut parts = Vec::new();
@@ -58,12 +63,14 @@ impl Step<'_> {
             let targets = target_probabilities(&part.labels, n_classes, train.label_smoothing, self.device);
             let share = part.labels.len() as f64 / n_images as f64;
             let (losses, logits) = self.losses(trainees, tensor(&mut part, self.device), &targets);
+            times.forward += lap.seconds();
             for ((trainee, loss), sum) in trainees.iter().zip(&losses).zip(&mut gradients) {
                 if let Some(loss) = loss {
                     trainee.add_gradients(sum, loss.total.clone(), share);
                 }
             }
             parts.push(Part { share, losses, logits });
+            times.backward += lap.seconds();
         }
         let phase_step = step - self.timeline.start(self.phase);
         let mut updates = Vec::new();
@@ -77,6 +84,7 @@ impl Step<'_> {
             updates.push(is_trained.then(|| trainee.update(rate, train.ema_decay_at(step), gradients)));
             trainee.select(None);
         }
+        times.update += lap.seconds();
         // The one read from the device in a step.
         let norms = updates.iter().flatten().filter_map(|update| update.norm.as_ref());
         let scalars = parts.iter().flat_map(|part| part.losses.iter().flatten().flat_map(StepLoss::tensors));
@@ -122,7 +130,8 @@ impl Step<'_> {
                 return Err(self.non_finite(NotFinite { what, network, place }));
             }
         }
-        Ok(Stepped { losses: values, logits, quantized_share })
+        times.reading += lap.seconds();
+        Ok(Stepped { losses: values, logits, quantized_share, times })
     }
 
     /// Lets the strategies decide which part of each student is quantized in this step. Returns the share of the deployed
@@ -190,6 +199,21 @@ impl Step<'_> {
 
     fn non_finite(&self, found: NotFinite) -> TrainError {
         found.after(self.step + 1, self.experiment, self.timeline)
+    }
+}
+
+/// Time from one moment to the next.
+struct Lap(Instant);
+
+impl Lap {
+    fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Seconds since it was asked last.
+    fn seconds(&mut self) -> f64 {
+        let now = Instant::now();
+        now.duration_since(std::mem::replace(&mut self.0, now)).as_secs_f64()
     }
 }
 

@@ -6,8 +6,8 @@ use burn::tensor::Device;
 use lowbit_train::recipe::{DEFAULT, Difference, lowest_precision};
 use lowbit_train::{
     CheckpointError, EpochMetrics, EpochTiming, Images, Kept, MemoryEstimate, NewRun, Observer, Outcome,
-    PhaseReport, Recipe, ResumeFrom, RunDir, RunResult, Scores, Session, StartReport, StepReport, TrainError,
-    shell_quoted,
+    PhaseReport, Recipe, ResumeFrom, RunDir, RunResult, Scores, Session, StartReport, StepReport, TimeParts,
+    TrainError, shell_quoted,
 };
 use serde::Serialize;
 
@@ -405,6 +405,13 @@ impl Observer for Follower<'_> {
         }
     }
 
+    fn times(&mut self, parts: &TimeParts, seconds: f64) {
+        if let Some(text) = describe_times(parts, seconds) {
+            tracing::info!(target: SHOWN, seconds, "time: {text}");
+            self.show_entry("time    ", &text);
+        }
+    }
+
     fn checkpoint(&mut self, path: &Path) {
         tracing::debug!(path = %path.display(), "checkpoint saved");
     }
@@ -416,6 +423,19 @@ impl Observer for Follower<'_> {
     fn warning(&mut self, message: &str) {
         tracing::warn!("{message}");
     }
+}
+
+/// Where `seconds` of a training went, in percent; `None` if there were none.
+fn describe_times(parts: &TimeParts, seconds: f64) -> Option<String> {
+    let total = seconds.max(parts.sum());
+    let other = [("other", total - parts.sum())];
+    let shares = parts.named().into_iter().chain(other).filter_map(|(name, seconds)| {
+        let percent = (100.0 * seconds / total).round_ties_even();
+        let name = if name == "data" { "waiting for images" } else { name };
+        (percent >= 1.0).then(|| format!("{name} {percent:.0}%"))
+    });
+    let shares: Vec<String> = shares.collect();
+    (!shares.is_empty()).then(|| shares.join(", "))
 }
 
 /// What was changed of a recipe, in a line.
@@ -537,6 +557,15 @@ mod tests {
     const BAD: Scores = Scores { loss: 1e30, top1: 0.9994, top5: 1.0 };
 
     #[test]
+    fn times_are_shares_of_all_time() {
+        let parts =
+            TimeParts { data: 1.0, forward: 4.0, backward: 8.0, saving: 0.01, ..TimeParts::default() };
+        let expected = "waiting for images 5%, forward 20%, backward 40%, other 35%";
+        assert_eq!(describe_times(&parts, 20.0).as_deref(), Some(expected));
+        assert_eq!(describe_times(&TimeParts::default(), 0.0), None);
+    }
+
+    #[test]
     fn lines_fit_80_columns() {
         let report = StepReport {
             epoch: 200,
@@ -568,8 +597,13 @@ mod tests {
             networks: Default::default(),
             quantizers: Default::default(),
         };
-        let timing =
-            EpochTiming { epoch: 200, seconds: 36_000.0, images_per_second: 1.0, waiting_fraction: 0.0 };
+        let timing = EpochTiming {
+            epoch: 200,
+            seconds: 36_000.0,
+            images_per_second: 1.0,
+            waiting_fraction: 0.0,
+            parts: None,
+        };
         let lines = epoch_lines(&metrics, 200, &timing);
         assert_eq!(
             lines[0],

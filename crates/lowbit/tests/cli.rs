@@ -14,9 +14,10 @@ use common::{LOWBIT, Outcome, Sandbox, TINY, copy_dir};
 use serde_json::Value;
 
 /// What differs from run to run, from machine to machine, or with any change of the arithmetic.
-const FILTERS: [(&str, &str); 9] = [
+const FILTERS: [(&str, &str); 10] = [
     (r"time        \d+:\d\d, (\d+ epochs?), \d+ images/s", "time        [TIME], $1, [SPEED] images/s"),
     (r"  \d+:\d\d\n", "  [TIME]\n"),
+    (r"time    [a-z ]+ \d+%(, [a-z ]+ \d+%)*", "time    [SHARES]"),
     (r"sha256 [0-9a-f]{64}", "sha256 [SHA256]"),
     (r"burn \d+\.\d+\.\d+", "burn [VERSION]"),
     (r"on .*, \d+ threads?, \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "on [MACHINE], [STARTED]"),
