@@ -147,6 +147,13 @@ pub enum Command {
     ], BENCH_NOTES))]
     Bench(BenchArgs),
 
+    /// Write what a run has recorded as event files of TensorBoard
+    #[command(after_help = concat_examples(&[
+        ("lowbit tensorboard runs/fashion", ""),
+        ("lowbit tensorboard runs/fashion -o boards/fashion", ""),
+    ], TENSORBOARD_NOTES))]
+    Tensorboard(TensorboardArgs),
+
     /// List the recipes that come with lowbit, or show one
     #[command(after_help = concat_examples(&[
         ("lowbit recipes", ""),
@@ -308,6 +315,16 @@ With --json, stdout holds one JSON object: `model`, `threads`, `batch`, `rounds`
 medians), `images_per_second`, `layers` (`path`, `operation`, `milliseconds`, the
 median) and `origin`.";
 
+const TENSORBOARD_NOTES: &str = "\
+Scalars are those of metrics.jsonl and timing.jsonl, by the number of steps;
+histograms are of the weights in the checkpoints that are there, and, where an
+event file of lowbit was there before, those that it had; texts are the recipe
+and the plan. The new file takes the place of the one before; other files stay.
+`lowbit train --tensorboard` writes the same while it trains.
+
+With --json, stdout holds one JSON object: `run_dir`, `out`, `file`, `epochs`
+and `histograms` (how many there are).";
+
 const DATA_NOTES: &str = "\
 Data sets are looked for in DIR/NAME and DIR of --data-dir, then in
 $XDG_DATA_HOME/lowbit/NAME (~/.local/share/lowbit/NAME), then in
@@ -353,6 +370,10 @@ pub struct TrainArgs {
     /// Pass over images of a folder that cannot be read, instead of ending there: sets data.skip_unreadable=true
     #[arg(long, conflicts_with = "resume")]
     pub skip_unreadable: bool,
+
+    /// Write event files of TensorBoard into the run while it trains; a run that has them goes on with them
+    #[arg(long)]
+    pub tensorboard: bool,
 
     /// Train even if the memory is too small by the estimate, which is a warning then
     #[arg(long)]
@@ -644,6 +665,20 @@ pub struct BenchArgs {
     /// Rounds: each runs the model and the network in full precision once
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rounds: u32,
+
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Args)]
+pub struct TensorboardArgs {
+    /// Run directory
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
+    pub run: PathBuf,
+
+    /// Directory of the event file [default: `tensorboard` in the run]
+    #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
+    pub out: Option<PathBuf>,
 
     #[command(flatten)]
     pub json: JsonArgs,

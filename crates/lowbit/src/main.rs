@@ -12,6 +12,7 @@ mod eval;
 mod exit_code;
 mod export;
 mod hints;
+mod history;
 mod import;
 mod inspect;
 mod logging;
@@ -27,6 +28,7 @@ mod sensitivity;
 mod signals;
 mod sizes;
 mod sweep;
+mod tensorboard;
 mod train;
 
 use std::io::{self, Write};
@@ -128,6 +130,7 @@ fn run(cli: &Cli) -> Code {
         Command::Export(args) => export::run(args),
         Command::Predict(args) => predict::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Tensorboard(args) => tensorboard::run(args),
         Command::Recipes(args) => recipes::run(args, &screen),
         Command::Data(args) => data::run(args, &screen),
         Command::Completions(args) => completions(args),

@@ -24,6 +24,7 @@ use crate::output::{self, clock, counted, percent, percent_exact};
 use crate::progress::{Progress, Screen};
 use crate::recipes;
 use crate::signals::stop_on_signals;
+use crate::tensorboard::{Board, FOLDER};
 
 pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<Code> {
     let stop = stop_on_signals(screen)?;
@@ -71,6 +72,7 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         has_told_of_waiting: false,
         progress: None,
         set_aside: None,
+        board: if args.tensorboard { Projection::Wanted } else { Projection::Unwanted },
     };
     let session = Session {
         device,
@@ -263,6 +265,44 @@ struct Follower<'a> {
     set_aside: Option<PathBuf>,
     /// Whether it was said that the steps wait for images.
     has_told_of_waiting: bool,
+    /// The event file for TensorBoard.
+    board: Projection,
+}
+
+/// The event file for TensorBoard.
+enum Projection {
+    /// It is written only where there is one.
+    Unwanted,
+    Wanted,
+    Open(Box<Board>),
+    /// It could not be written.
+    Failed,
+}
+
+impl Projection {
+    /// Writes what a run has recorded, if it is to be.
+    fn open(&mut self, run: &Path) {
+        let is_wanted = matches!(self, Self::Wanted) || run.join(FOLDER).is_dir();
+        if is_wanted {
+            let board = RunDir::open(run).and_then(|opened| Board::write(&opened, &run.join(FOLDER)));
+            *self = board.map_or_else(Self::failed, |board| Self::Open(Box::new(board)));
+        }
+    }
+
+    /// Writes more, if it is to be.
+    fn add(&mut self, add: impl FnOnce(&mut Board) -> Result<(), TrainError>) {
+        if let Self::Open(board) = self
+            && let Err(error) = add(board)
+        {
+            *self = Self::failed(error);
+        }
+    }
+
+    /// What is recorded can be written later: it ends no training.
+    fn failed(error: TrainError) -> Self {
+        tracing::warn!("{error}; no more is written for TensorBoard: `lowbit tensorboard` does it later");
+        Self::Failed
+    }
 }
 
 impl Follower<'_> {
@@ -338,6 +378,7 @@ impl Observer for Follower<'_> {
             self.show(&format!("what came later is kept in {}", path.display()));
         }
         self.show("");
+        self.board.open(run);
         self.progress = Some(self.screen.progress("{wide_msg}"));
     }
 
@@ -390,6 +431,7 @@ impl Observer for Follower<'_> {
             waiting_fraction = timing.waiting_fraction,
             "epoch",
         );
+        self.board.add(Board::catch_up);
         let line = output::fitting(epoch_lines(metrics, self.epochs, timing), output::stderr_columns());
         self.show(&line);
         if timing.waiting_fraction > MUCH_WAITING && timing.seconds > SHORT && !self.has_told_of_waiting {
@@ -414,6 +456,7 @@ impl Observer for Follower<'_> {
 
     fn checkpoint(&mut self, path: &Path) {
         tracing::debug!(path = %path.display(), "checkpoint saved");
+        self.board.add(|board| board.add_checkpoint(path));
     }
 
     fn set_aside(&mut self, path: &Path) {

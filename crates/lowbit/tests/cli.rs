@@ -100,7 +100,7 @@ fn cut_short(path: &Path) {
 #[test]
 fn help() {
     let sandbox = Sandbox::new();
-    let commands: [&[&str]; 16] = [
+    let commands: [&[&str]; 17] = [
         &[],
         &["train"],
         &["eval"],
@@ -109,6 +109,7 @@ fn help() {
         &["export"],
         &["predict"],
         &["bench"],
+        &["tensorboard"],
         &["recipes"],
         &["recipes", "list"],
         &["recipes", "show"],
