@@ -147,6 +147,14 @@ pub enum Command {
     ], BENCH_NOTES))]
     Bench(BenchArgs),
 
+    /// Show a run while it trains, here or on another machine
+    #[command(after_help = concat_examples(&[
+        ("lowbit watch runs/fashion", ""),
+        ("lowbit watch runs/fashion --once", ""),
+        ("lowbit watch runs/fashion | tee epochs.txt", ""),
+    ], WATCH_NOTES))]
+    Watch(WatchArgs),
+
     /// Write what a run has recorded as event files of TensorBoard
     #[command(after_help = concat_examples(&[
         ("lowbit tensorboard runs/fashion", ""),
@@ -314,6 +322,12 @@ With --json, stdout holds one JSON object: `model`, `threads`, `batch`, `rounds`
 `load_ms`, `latency_ms` and `fp32_latency_ms` (`median`, `min`, `max`), `ratio` (of the
 medians), `images_per_second`, `layers` (`path`, `operation`, `milliseconds`, the
 median) and `origin`.";
+
+const WATCH_NOTES: &str = "\
+It reads the files of the run, changes none, and needs nothing of the process
+that trains. On a terminal: q, Esc or Ctrl-C leave, the arrows choose curves
+and layers. Where the terminal shows lines only (TERM=dumb), or in a pipe,
+there is a line for each epoch, until the training has ended.";
 
 const TENSORBOARD_NOTES: &str = "\
 Scalars are those of metrics.jsonl and timing.jsonl, by the number of steps;
@@ -668,6 +682,17 @@ pub struct BenchArgs {
 
     #[command(flatten)]
     pub json: JsonArgs,
+}
+
+#[derive(Args)]
+pub struct WatchArgs {
+    /// Run directory
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
+    pub run: PathBuf,
+
+    /// Print how the run is now, and end
+    #[arg(long)]
+    pub once: bool,
 }
 
 #[derive(Args)]

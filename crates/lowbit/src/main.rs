@@ -15,6 +15,7 @@ mod hints;
 mod history;
 mod import;
 mod inspect;
+mod live;
 mod logging;
 mod memory;
 mod origin;
@@ -30,6 +31,7 @@ mod sizes;
 mod sweep;
 mod tensorboard;
 mod train;
+mod watch;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -130,6 +132,7 @@ fn run(cli: &Cli) -> Code {
         Command::Export(args) => export::run(args),
         Command::Predict(args) => predict::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Watch(args) => watch::run(args),
         Command::Tensorboard(args) => tensorboard::run(args),
         Command::Recipes(args) => recipes::run(args, &screen),
         Command::Data(args) => data::run(args, &screen),

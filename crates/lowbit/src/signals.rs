@@ -55,6 +55,14 @@ pub fn handle(handler: impl FnMut() + Send + 'static) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A flag that Ctrl-C and termination signals set.
+pub fn set_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    handle(move || flag.store(true, Ordering::Relaxed))?;
+    Ok(stop)
+}
+
 /// Lets a write beyond the largest file that is allowed (`ulimit -f`) fail with an error, which has a line, where a signal would
 /// end the process without one.
 pub fn let_large_writes_fail() {

@@ -18,6 +18,7 @@ use crate::inspect::{
     checkpoint_named, describe_compute, describe_phase, describe_recipe, describe_strategies_of,
     expect_no_checkpoint,
 };
+use crate::live::{LiveFile, Status as LiveStatus};
 use crate::logging::{LogFile, SHOWN};
 use crate::memory;
 use crate::output::{self, clock, counted, percent, percent_exact};
@@ -72,6 +73,7 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         has_told_of_waiting: false,
         progress: None,
         set_aside: None,
+        live: LiveFile::default(),
         board: if args.tensorboard { Projection::Wanted } else { Projection::Unwanted },
     };
     let session = Session {
@@ -101,6 +103,14 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
     };
     // Otherwise nothing was left to train, and nothing was written.
     let has_trained = follower.progress.is_some();
+    follower.live.end(
+        match &result {
+            Ok(Outcome::Complete(_)) => LiveStatus::Complete,
+            Ok(Outcome::Interrupted { .. }) => LiveStatus::Stopped,
+            Err(_) => LiveStatus::Failed,
+        },
+        result.as_ref().err().map(ToString::to_string),
+    );
     drop(follower);
     // A run knows the place of its data, unless another was given to go on with.
     let data_dir = match (&start, &args.data_dir.data_dir) {
@@ -265,6 +275,8 @@ struct Follower<'a> {
     set_aside: Option<PathBuf>,
     /// Whether it was said that the steps wait for images.
     has_told_of_waiting: bool,
+    /// Where it stands, for who watches.
+    live: LiveFile,
     /// The event file for TensorBoard.
     board: Projection,
 }
@@ -379,6 +391,7 @@ impl Observer for Follower<'_> {
         }
         self.show("");
         self.board.open(run);
+        self.live.begin(run, &crate::origin::here(), self.epochs, step);
         self.progress = Some(self.screen.progress("{wide_msg}"));
     }
 
@@ -390,6 +403,7 @@ impl Observer for Follower<'_> {
                 format!("{name} {}, {} parameters", lowest_precision(plan), plan.n_parameters())
             })
             .collect();
+        self.live.phase(&phase.name);
         tracing::info!(
             target: SHOWN,
             number,
@@ -411,6 +425,7 @@ impl Observer for Follower<'_> {
         if let Some(progress) = &mut self.progress {
             progress.update(|| output::fitting(step_lines(report), output::stderr_columns()));
         }
+        self.live.step(report);
         tracing::trace!(step = report.step, loss = report.loss, "step");
     }
 
@@ -469,7 +484,7 @@ impl Observer for Follower<'_> {
 }
 
 /// Where `seconds` of a training went, in percent; `None` if there were none.
-fn describe_times(parts: &TimeParts, seconds: f64) -> Option<String> {
+pub fn describe_times(parts: &TimeParts, seconds: f64) -> Option<String> {
     let total = seconds.max(parts.sum());
     let other = [("other", total - parts.sum())];
     let shares = parts.named().into_iter().chain(other).filter_map(|(name, seconds)| {

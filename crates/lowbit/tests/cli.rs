@@ -100,7 +100,7 @@ fn cut_short(path: &Path) {
 #[test]
 fn help() {
     let sandbox = Sandbox::new();
-    let commands: [&[&str]; 17] = [
+    let commands: [&[&str]; 18] = [
         &[],
         &["train"],
         &["eval"],
@@ -109,6 +109,7 @@ fn help() {
         &["export"],
         &["predict"],
         &["bench"],
+        &["watch"],
         &["tensorboard"],
         &["recipes"],
         &["recipes", "list"],
