@@ -201,8 +201,8 @@ With --json, stdout holds one JSON object. A complete training has `status`
 `run_dir` and, if there are any, `reference`, `classes` and `validation`
 (`top1`, `top5` and `loss` of the validation images; all others are of the test
 images, but `best`, which says by which it was chosen); a training that was stopped
-has `status` \"interrupted\", `run_dir`, `step` and `steps`, or only that
-if it had not begun.";
+has `status` \"interrupted\", `reason` (\"signal\" or \"time-limit\"), `run_dir`,
+`step` and `steps`, or only the first two if it had not begun.";
 
 const EVAL_NOTES: &str = "\
 The scores are those of the network that the run evaluates: the moving average
@@ -384,6 +384,10 @@ pub struct TrainArgs {
     /// Pass over images of a folder that cannot be read, instead of ending there: sets data.skip_unreadable=true
     #[arg(long, conflicts_with = "resume")]
     pub skip_unreadable: bool,
+
+    /// Stop after so long, as in 90m or 1h30m, as Ctrl-C does: with a checkpoint, and exit code 130
+    #[arg(long, value_name = "TIME", value_parser = time_limit)]
+    pub time_limit: Option<Duration>,
 
     /// Write event files of TensorBoard into the run while it trains; a run that has them goes on with them
     #[arg(long)]
@@ -916,6 +920,15 @@ impl TypedValueParser for DeviceParser {
 /// Reads a path; one that begins with `~` is refused, of which a directory would be made.
 fn path() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(|path| expect_no_tilde(&path).map(|()| path))
+}
+
+/// Reads how long a training may take.
+fn time_limit(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(limit) if limit >= Duration::from_secs(1) => Ok(limit),
+        Ok(_) => Err("expected a second or more".into()),
+        Err(_) => Err("expected a time with its unit, as in 45s, 90m or 1h30m".into()),
+    }
 }
 
 type MakeModel = fn() -> ModelConfig;

@@ -1,6 +1,9 @@
 //! `lowbit train`: runs a training and follows it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use burn::tensor::Device;
 use lowbit_train::recipe::{DEFAULT, Difference, lowest_precision};
@@ -29,6 +32,11 @@ use crate::tensorboard::{Board, FOLDER};
 
 pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<Code> {
     let stop = stop_on_signals(screen)?;
+    let limit = args.time_limit.map(|limit| TimeLimit::start(limit, &stop, screen));
+    let reason = || match &limit {
+        Some(limit) if limit.is_over() => "time-limit",
+        _ => "signal",
+    };
     let mut changed = None;
     let start = match &args.resume {
         Some(run) => {
@@ -124,7 +132,8 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         Err(TrainError::Stopped) => {
             screen.show("stopped before the training began; nothing was written");
             if args.json.json {
-                output::print_json(&Status { status: "interrupted", outcome: () })?;
+                let outcome = NotBegun { reason: reason() };
+                output::print_json(&Status { status: "interrupted", outcome })?;
             }
             return Ok(Code::Interrupted);
         }
@@ -144,7 +153,7 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         }
         Outcome::Interrupted { run_dir, step, steps } => {
             tracing::info!(target: SHOWN, step, steps, "interrupted");
-            let interrupted = Interrupted { run_dir: &run_dir, step, steps };
+            let interrupted = Interrupted { reason: reason(), run_dir: &run_dir, step, steps };
             match args.json.json {
                 true => output::print_json(&Status { status: "interrupted", outcome: interrupted })?,
                 false => output::print(&format!(
@@ -158,6 +167,33 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
             }
             Ok(Code::Interrupted)
         }
+    }
+}
+
+/// Stops a training when its time is over.
+struct TimeLimit(Arc<AtomicBool>);
+
+impl TimeLimit {
+    fn start(limit: Duration, stop: &Arc<AtomicBool>, screen: &Screen) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (stop, screen, over) = (stop.clone(), screen.clone(), is_over.clone());
+        std::thread::spawn(move || {
+            std::thread::sleep(limit);
+            // Somebody asked before, who is told.
+            if !stop.load(Ordering::Relaxed) {
+                over.store(true, Ordering::Relaxed);
+                stop.store(true, Ordering::Relaxed);
+                screen.show(&format!(
+                    "the time limit of {} is over: stopping",
+                    humantime::format_duration(limit)
+                ));
+            }
+        });
+        Self(is_over)
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -248,7 +284,13 @@ struct Status<T> {
 }
 
 #[derive(Serialize)]
+struct NotBegun {
+    reason: &'static str,
+}
+
+#[derive(Serialize)]
 struct Interrupted<'a> {
+    reason: &'static str,
     run_dir: &'a Path,
     step: u64,
     steps: u64,

@@ -1,4 +1,4 @@
-//! `lowbit watch` and what else helps to live with a training: the line of where its time went.
+//! `lowbit watch` and what else helps to live with a training: the line of where its time went, and its time limit.
 
 #![cfg(unix)]
 
@@ -150,6 +150,33 @@ fn the_terminal_is_given_back() {
     // No screen where lines are all there is.
     let Some(shown) = on_terminal("", "TERM=dumb $L watch run") else { return };
     assert!(shown.contains("finished: top-1 ") && !shown.contains('\u{1b}'), "{shown:?}");
+}
+
+#[test]
+fn a_training_ends_when_its_time_is_over() {
+    let sandbox = Sandbox::new();
+    let long = ["--set", "train.epochs=3000"];
+    let args = [&["train", "--out", "run", "--time-limit", "2s", "--json"], &TINY[..], &long].concat();
+    let outcome = sandbox.run(&args);
+    assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("the time limit of 2s is over: stopping\n"), "{}", outcome.stderr);
+    let result: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!((&result["status"], &result["reason"]), (&"interrupted".into(), &"time-limit".into()));
+    let step = result["step"].as_u64().unwrap();
+    let inspected = sandbox.json(&["inspect", "run"]);
+    assert_eq!(inspected["checkpoint"]["progress"]["step"], step);
+    // The next time it goes on.
+    let outcome = sandbox.run(&["train", "--resume", "run", "--time-limit", "1s"]);
+    assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains(&format!("resumed at step {step}\n")), "{}", outcome.stderr);
+    assert_eq!(outcome.stdout, "saved; continue with: lowbit train --resume run\n");
+    for (limit, message) in
+        [("2", "45s, 90m or 1h30m"), ("soon", "45s, 90m or 1h30m"), ("10ms", "a second or more")]
+    {
+        let outcome = sandbox.run(&["train", "--time-limit", limit]);
+        assert_eq!(outcome.code, Some(2), "{limit}");
+        assert!(outcome.stderr.contains(message), "{}", outcome.stderr);
+    }
 }
 
 #[test]
