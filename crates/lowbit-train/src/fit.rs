@@ -24,7 +24,7 @@ use crate::learner::Trainee;
 use crate::metrics::{EpochMetrics, EpochTiming, NetworkMetrics, Scores, Tally, TimeParts};
 use crate::observer::{PhaseReport, StartReport, StepReport};
 use crate::origin::{RunProcess, utc_now};
-use crate::progress::{Pending, Progress};
+use crate::progress::{EpochTop1, Pending, Progress, StoppedEarly};
 use crate::result::{BestCheckpoint, RunResult};
 use crate::run_dir::{RunDir, RunRecipe, Starts};
 use crate::schedule::learning_rate;
@@ -179,7 +179,8 @@ impl<'a> Fit<'a> {
 
     /// Whether nothing is left to train.
     pub(crate) fn is_done(&self) -> bool {
-        self.progress.step == self.steps() && self.progress.pending.is_none()
+        let is_over = self.progress.step == self.steps() || self.progress.stopped_early.is_some();
+        is_over && self.progress.pending.is_none()
     }
 
     /// Whether the training is to end with a checkpoint.
@@ -452,50 +453,34 @@ impl<'a> Fit<'a> {
     /// an end: after a stop, what it leaves is of no use.
     fn evaluate(&mut self, n_batches: usize) -> Result<bool, TrainError> {
         let epoch = (self.progress.step - 1) / self.timeline.steps_per_epoch;
-        let validation = self.data.validation.as_ref().map(|loader| (Split::Validation, loader));
-        let is_tested = validation.is_none() || self.progress.step == self.timeline.steps();
-        let test = is_tested.then_some((Split::Test, &self.data.test));
-        let images: Vec<(Split, &Loader)> = validation.into_iter().chain(test).collect();
+        let has_validation = self.data.validation.is_some();
+        let is_tested = !has_validation || self.progress.step == self.timeline.steps();
+        let splits: Vec<Split> = [(has_validation, Split::Validation), (is_tested, Split::Test)]
+            .into_iter()
+            .filter_map(|(is_scored, split)| is_scored.then_some(split))
+            .collect();
         (self.progress.validation, self.progress.test) = (None, None);
         self.progress.validations.clear();
         self.progress.tests.clear();
-        for (i, trainee) in self.trainees.iter_mut().enumerate() {
+        for i in 0..self.trainees.len() {
+            let trainee = &mut self.trainees[i];
             if n_batches > 0 && trainee.spec.is_trained {
                 let stop = self.session.stop;
                 let batches = self.data.batches(epoch, n_batches);
                 let batches = batches.take_while(|_| !stop.load(Ordering::Relaxed));
                 trainee.reestimate_norms(batches.map(|batch| Ok(tensor(&mut batch?, &self.device))))?;
             }
-            let name = &trainee.spec.name;
-            let network = trainee.evaluated_network();
-            for &(split, loader) in &images {
-                let is_test = split == Split::Test;
-                let frozen = self.frozen_scores[usize::from(is_test)].get(name).copied();
-                let scores = match frozen {
-                    Some(scores) => scores,
-                    None => {
-                        let scores = evaluate(&network, loader, &self.session.device, self.session.stop)?;
-                        let Some(scores) = scores else { return Ok(false) };
-                        if !scores.loss.is_finite() {
-                            let loss = match is_test {
-                                true => Divergence::TestLoss(scores.loss),
-                                false => Divergence::ValidationLoss(scores.loss),
-                            };
-                            let place = state::first_non_finite(&network);
-                            return Err(self.non_finite(NotFinite { what: loss, network: i, place }));
-                        }
-                        scores
-                    }
-                };
-                if !trainee.spec.is_trained {
-                    self.frozen_scores[usize::from(is_test)].insert(name.clone(), scores);
+            for split in splits.iter().copied() {
+                if !self.score(i, split)? {
+                    return Ok(false);
                 }
-                let progress = &mut self.progress;
-                match (i, is_test) {
-                    (0, false) => progress.validation = Some(scores),
-                    (0, true) => progress.test = Some(scores),
-                    (_, false) => drop(progress.validations.insert(name.clone(), scores)),
-                    (_, true) => drop(progress.tests.insert(name.clone(), scores)),
+            }
+        }
+        // The last epoch is one that is scored on the test images.
+        if !is_tested && self.has_waited_in_vain(epoch + 1) {
+            for i in 0..self.trainees.len() {
+                if !self.score(i, Split::Test)? {
+                    return Ok(false);
                 }
             }
         }
@@ -511,6 +496,66 @@ impl<'a> Fit<'a> {
         self.progress.test_device = Some(self.session.device_name.clone());
         self.progress.test_origin = Some(self.session.origin.clone());
         Ok(true)
+    }
+
+    /// Scores a network on the images of `split`. Returns whether it came to an end.
+    fn score(&mut self, i: usize, split: Split) -> Result<bool, TrainError> {
+        let is_test = split == Split::Test;
+        let loader = match (&self.data.validation, is_test) {
+            (Some(validation), false) => validation,
+            _ => &self.data.test,
+        };
+        let trainee = &self.trainees[i];
+        let name = trainee.spec.name.clone();
+        let scores = match self.frozen_scores[usize::from(is_test)].get(&name).copied() {
+            Some(scores) => scores,
+            None => {
+                let network = trainee.evaluated_network();
+                let scores = evaluate(&network, loader, &self.session.device, self.session.stop)?;
+                let Some(scores) = scores else { return Ok(false) };
+                if !scores.loss.is_finite() {
+                    let loss = match is_test {
+                        true => Divergence::TestLoss(scores.loss),
+                        false => Divergence::ValidationLoss(scores.loss),
+                    };
+                    let place = state::first_non_finite(&network);
+                    return Err(self.non_finite(NotFinite { what: loss, network: i, place }));
+                }
+                scores
+            }
+        };
+        if !trainee.spec.is_trained {
+            self.frozen_scores[usize::from(is_test)].insert(name.clone(), scores);
+        }
+        let progress = &mut self.progress;
+        match (i, is_test) {
+            (0, false) => progress.validation = Some(scores),
+            (0, true) => progress.test = Some(scores),
+            (_, false) => drop(progress.validations.insert(name, scores)),
+            (_, true) => drop(progress.tests.insert(name, scores)),
+        }
+        Ok(true)
+    }
+
+    /// Whether the training ends with this epoch, as none was better for so long as the recipe waits. Only the last phase has the
+    /// precision asked for.
+    fn has_waited_in_vain(&mut self, epoch: u64) -> bool {
+        let Some(early) = self.experiment.recipe.early_stopping else { return false };
+        let (true, Some(scores)) = (self.phase == self.experiment.last_phase(), self.progress.validation)
+        else {
+            return false;
+        };
+        let best = match self.progress.unsurpassed {
+            Some(best) if scores.top1 <= best.top1 + early.min_gain => best,
+            _ => EpochTop1 { epoch, top1: scores.top1 },
+        };
+        self.progress.unsurpassed = Some(best);
+        let is_over = epoch - best.epoch >= early.patience;
+        if is_over {
+            let epochs = self.experiment.epochs();
+            self.progress.stopped_early = Some(StoppedEarly { epoch, epochs, best });
+        }
+        is_over
     }
 
     /// The learned parameters of the quantizers of all networks, by name.
@@ -556,7 +601,7 @@ impl<'a> Fit<'a> {
     fn checkpoint_is_due(&self, epoch_done: bool) -> bool {
         let step = self.progress.step;
         // The last of a phase, the last phase included: the next phase begins from there when it is stopped early.
-        if step == self.timeline.start(self.phase + 1) {
+        if step == self.timeline.start(self.phase + 1) || self.progress.stopped_early.is_some() {
             return true;
         }
         let recipe = &self.experiment.recipe.checkpoint;
@@ -671,7 +716,8 @@ impl<'a> Fit<'a> {
             loss: test.loss,
             validation: self.progress.validation,
             best: best.map(|Scored { name, top1, images }| BestCheckpoint { checkpoint: name, top1, images }),
-            epochs: self.experiment.epochs(),
+            epochs: self.progress.step / self.timeline.steps_per_epoch,
+            stopped_early: self.progress.stopped_early,
             seconds: self.progress.seconds,
             images_per_second: self.progress.images_per_second(),
             device,

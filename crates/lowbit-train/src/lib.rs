@@ -96,7 +96,7 @@ pub use memory::MemoryEstimate;
 pub use metrics::{EpochMetrics, EpochTiming, NetworkMetrics, Scores, Tally, TimeParts};
 pub use observer::{Observer, PhaseReport, StartReport, StepReport};
 pub use origin::{Origin, RunProcess, utc_now};
-pub use progress::{Pending, Progress, Record};
+pub use progress::{EpochTop1, Pending, Progress, Record, StoppedEarly};
 pub use recipe::{Recipe, RecipeError};
 pub use result::{BestCheckpoint, RunResult};
 pub use run_dir::{NewRun, RunDir, RunInfo, with_absolute_paths};

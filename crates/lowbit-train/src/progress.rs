@@ -18,6 +18,26 @@ pub enum Pending {
     Evaluation,
 }
 
+/// The accuracy of an epoch, on the validation images.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochTop1 {
+    /// The epoch, from 1.
+    pub epoch: u64,
+    /// Its accuracy.
+    pub top1: f64,
+}
+
+/// A training that ended before its epochs were over.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoppedEarly {
+    /// Its last epoch, from 1.
+    pub epoch: u64,
+    /// Epochs of the recipe.
+    pub epochs: u64,
+    /// The epoch after which none was better.
+    pub best: EpochTop1,
+}
+
 /// Where a training stands. With the recipe it decides every later step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
@@ -67,6 +87,12 @@ pub struct Progress {
     pub test_origin: Option<Origin>,
     /// Highest `top1` of the last phase's evaluations so far: on the validation images, if there are some.
     pub best_top1: Option<f64>,
+    /// The epoch of the last phase after which none was better so far, where a training may stop early.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsurpassed: Option<EpochTop1>,
+    /// Why nothing is left to train before the last epoch, if that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_early: Option<StoppedEarly>,
     /// Seconds of training so far, evaluation included. Not part of the state.
     pub seconds: f64,
     /// Seconds spent in steps so far, evaluation excluded. Not part of the state.

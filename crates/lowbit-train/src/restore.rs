@@ -96,6 +96,11 @@ impl Fit<'_> {
             }
             _ => {}
         }
+        if progress.stopped_early.is_some() && !(ends_an_epoch && progress.test.is_some()) {
+            return Err(format!(
+                "it has stopped early after {step} steps, which end no epoch with test images"
+            ));
+        }
         let is_evaluated = progress.chosen_by().is_some();
         if is_evaluated != test_step.is_some() || test_step.is_some_and(|test_step| test_step > *step) {
             return Err("its evaluation contradicts the step of the evaluation".into());

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::image_set::RunData;
 use crate::metrics::Scores;
 use crate::origin::Origin;
+use crate::progress::StoppedEarly;
 
 /// The result of a complete training; `result.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,6 +30,9 @@ pub struct RunResult {
     pub best: Option<BestCheckpoint>,
     /// Epochs.
     pub epochs: u64,
+    /// Why these are fewer than the recipe has, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_early: Option<StoppedEarly>,
     /// Seconds of training, evaluation included, over all processes that took part, each up to its last checkpoint.
     pub seconds: f64,
     /// Training images per second over the same time, evaluation excluded.

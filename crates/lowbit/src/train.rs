@@ -9,8 +9,8 @@ use burn::tensor::Device;
 use lowbit_train::recipe::{DEFAULT, Difference, lowest_precision};
 use lowbit_train::{
     CheckpointError, EpochMetrics, EpochTiming, Images, Kept, MemoryEstimate, NewRun, Observer, Outcome,
-    PhaseReport, Recipe, ResumeFrom, RunDir, RunResult, Scores, Session, StartReport, StepReport, TimeParts,
-    TrainError, shell_quoted,
+    PhaseReport, Recipe, ResumeFrom, RunDir, RunResult, Scores, Session, StartReport, StepReport,
+    StoppedEarly, TimeParts, TrainError, shell_quoted,
 };
 use serde::Serialize;
 
@@ -624,6 +624,13 @@ pub fn describe_result(result: &RunResult) -> String {
             best.checkpoint
         )
     });
+    let stopped_early = result.stopped_early.as_ref().map(|StoppedEarly { epoch, epochs, best }| {
+        format!(
+            "stopped     early, after epoch {epoch} of {epochs}: no better validation top-1 since epoch {} ({})\n",
+            best.epoch,
+            percent_exact(best.top1)
+        )
+    });
     let validation = result.validation.as_ref().map(|Scores { loss, top1, top5 }| {
         format!(
             "validation  top-1 {}  top-5 {}  loss {loss:.4}\n",
@@ -637,11 +644,12 @@ pub fn describe_result(result: &RunResult) -> String {
         .map(|(name, scores)| format!("{name:<11} top-1 {}\n", percent_exact(scores.top1)))
         .collect();
     format!(
-        "last epoch  top-1 {}  top-5 {}  loss {loss:.4}{}\n{}{}{networks}{}time        {}, {}, {images_per_second:.0} \
+        "last epoch  top-1 {}  top-5 {}  loss {loss:.4}{}\n{}{}{}{networks}{}time        {}, {}, {images_per_second:.0} \
         images/s\n",
         percent_exact(*top1),
         percent_exact(*top5),
         if validation.is_some() { "  (test images)" } else { "" },
+        stopped_early.unwrap_or_default(),
         validation.unwrap_or_default(),
         best.unwrap_or_default(),
         reference.unwrap_or_default(),

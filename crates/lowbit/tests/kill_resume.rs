@@ -87,6 +87,18 @@ const ADAMW: &[&str] = &[
     "phases={w2a32={optimizer_state=\"kept\"}}",
 ];
 
+/// Ends long before its last epoch, by the validation images.
+const EARLY: &[&str] = &[
+    "train.epochs=60",
+    "train.learning_rate=0.3",
+    "data.batch_size=32",
+    "data.validation=0.3",
+    "data.train_limit=192",
+    "data.test_limit=64",
+    "checkpoint.every_steps=3",
+    "early_stopping={patience=4}",
+];
+
 /// All that must not depend on kills.
 #[derive(Debug, PartialEq)]
 struct End {
@@ -177,6 +189,11 @@ fn stochastic_precision_and_joint() {
 #[test]
 fn adam_and_clip_values() {
     check(&Kills { changes: ADAM, ..KILLS });
+}
+
+#[test]
+fn stopped_early() {
+    check(&Kills { changes: EARLY, ..KILLS });
 }
 
 #[test]

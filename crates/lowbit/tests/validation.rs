@@ -109,3 +109,77 @@ fn settings_that_hold_nothing_back_are_told() {
         "data.split_seed: nothing is held back by it: remove this key, or set data.validation",
     );
 }
+
+/// What is trained until it stops is what is trained without, whether it is killed in between or not.
+#[test]
+fn a_training_stops_when_nothing_gets_better() {
+    let sandbox = Sandbox::new();
+    // So fast that it soon gets no better.
+    let settings = [
+        "--set",
+        "data.validation=0.2",
+        "--set",
+        "train.learning_rate=0.5",
+        "--set",
+        "train.epochs=12",
+        "--set",
+        "strategy.joint={}",
+    ];
+    let early = ["--set", "early_stopping={patience=2}"];
+    let base = ["train", "digits-preresnet8-w2a2", "--out"];
+    let whole = sandbox.json(&[&base[..], &["whole"], &settings].concat());
+    let result = sandbox.json(&[&base[..], &["early"], &settings, &early].concat());
+    let read = |name: &str| fs::read_to_string(sandbox.path(name)).unwrap();
+    let (all, until) = (lines(&read("whole/metrics.jsonl")), lines(&read("early/metrics.jsonl")));
+    let stopped = &result["stopped_early"];
+    let (last, best) = (stopped["epoch"].as_u64().unwrap(), stopped["best"]["epoch"].as_u64().unwrap());
+    assert_eq!(whole["stopped_early"], Value::Null);
+    assert_eq!((last, last - best, stopped["epochs"].as_u64()), (until.len() as u64, 2, Some(12)));
+    assert!(last < 12, "it has to stop to test anything");
+    // By hand: the first epoch that none of the next two surpasses.
+    let top1 = |epoch: &Value| epoch["validation"]["top1"].as_f64().unwrap();
+    let mut unsurpassed = 0;
+    let end = (0..all.len()).find(|&i| {
+        if top1(&all[i]) > top1(&all[unsurpassed]) {
+            unsurpassed = i;
+        }
+        i - unsurpassed >= 2
+    });
+    assert_eq!((end.unwrap() as u64 + 1, unsurpassed as u64 + 1), (last, best));
+    for (a, b) in all.iter().zip(&until) {
+        assert_eq!((&a["train"], &a["validation"]), (&b["train"], &b["validation"]));
+    }
+    // The last epoch has test scores, of both networks, and is the result.
+    let end = until.last().unwrap();
+    assert_eq!((&result["top1"], &result["epochs"]), (&end["test"]["top1"], &Value::from(last)));
+    assert_eq!(result["networks"]["teacher"]["top1"], end["networks"]["teacher"]["test"]["top1"]);
+    assert!(result["networks"]["teacher"]["top1"].is_f64(), "{result}");
+    assert_eq!(sandbox.json(&["eval", "early"])["matches"], true);
+    let before = read("early/metrics.jsonl");
+    let again = sandbox.run(&["train", "--resume", "early"]);
+    assert!(again.stderr.starts_with("already complete"), "{}", again.stderr);
+    assert_eq!(read("early/metrics.jsonl"), before);
+    let line = format!(
+        "stopped     early, after epoch {last} of 12: no better validation top-1 since epoch {best} ("
+    );
+    assert!(again.stdout.contains(&line), "{}", again.stdout);
+    assert!(sandbox.run(&["inspect", "early"]).stdout.contains(&line));
+    // From a checkpoint before, it stops there again.
+    let state = sandbox.json(&["inspect", "early"])["state_sha256"].clone();
+    let checkpoints = sandbox.json(&["inspect", "early"])["checkpoints"].clone();
+    let first = checkpoints[0].as_str().unwrap();
+    let resumed = sandbox.json(&["train", "--resume", "early", "--checkpoint", first]);
+    assert_eq!(resumed["stopped_early"], *stopped);
+    assert_eq!(sandbox.json(&["inspect", "early"])["state_sha256"], state);
+    assert_eq!(read("early/metrics.jsonl"), before);
+}
+
+#[test]
+fn early_stopping_needs_validation_images() {
+    let sandbox = Sandbox::new();
+    let outcome = sandbox.run(&["train", "--set", "early_stopping.patience=3"]);
+    assert_eq!(outcome.code, Some(2));
+    let expected = "error: recipe digits-preresnet8-w2a2 has a mistake:\n  early_stopping.patience: looks at the accuracy on \
+                    validation images, and there are none: set data.validation, or remove this key\n";
+    assert_eq!(outcome.stderr, expected);
+}

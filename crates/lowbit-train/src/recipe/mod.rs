@@ -69,6 +69,9 @@ pub struct Recipe {
     /// What some phases change of `train`, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub phases: BTreeMap<String, PhaseRecipe>,
+    /// When the training ends before its epochs are over, if it may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<EarlyStoppingRecipe>,
     /// What is kept of the training.
     pub checkpoint: CheckpointRecipe,
 }
@@ -80,6 +83,15 @@ pub struct QuantizationRecipe {
     pub policy: QuantizationPolicy,
     /// Bits of the gradients of the outputs of layers that the policy quantizes, in the backward pass.
     pub grad_bits: Precision,
+}
+
+/// `[early_stopping]`: when a training ends before its epochs are over.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct EarlyStoppingRecipe {
+    /// Epochs of the last phase without a better accuracy on the validation images, after which the training ends.
+    pub patience: u64,
+    /// A better accuracy, from 0 to 1, is above the best by more than this.
+    pub min_gain: f64,
 }
 
 /// Default of [`CheckpointRecipe::every_minutes`].
@@ -274,6 +286,7 @@ fn read(table: Table, problems: &Problems) -> Recipe {
         check_students(&root, &strategy, &quantization, &model);
     }
     let checkpoint = read_checkpoint(root.optional_section("checkpoint"));
+    let early_stopping = read_early_stopping(root.optional_section("early_stopping"), &data);
     let phases = BTreeMap::new();
     let mut recipe = Recipe {
         schema: SCHEMA,
@@ -287,6 +300,7 @@ fn read(table: Table, problems: &Problems) -> Recipe {
         train,
         strategy,
         phases,
+        early_stopping,
         checkpoint,
     };
     if !has_mistakes {
@@ -772,6 +786,20 @@ fn read_schedule(section: Option<Section<'_>>) -> ScheduleRecipe {
     };
     section.finish();
     schedule
+}
+
+fn read_early_stopping(section: Option<Section<'_>>, data: &DataRecipe) -> Option<EarlyStoppingRecipe> {
+    let section = section?;
+    let early = EarlyStoppingRecipe {
+        patience: section.required_integer("patience", 1..=100_000),
+        min_gain: section.number("min_gain", 0.0, &NumberRange::FRACTION),
+    };
+    if data.validation.is_none() {
+        let message = "looks at the accuracy on validation images, and there are none: set data.validation, or remove this key";
+        section.problem_once("patience", message.into());
+    }
+    section.finish();
+    Some(early)
 }
 
 fn read_checkpoint(section: Option<Section<'_>>) -> CheckpointRecipe {
