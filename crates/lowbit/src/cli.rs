@@ -162,6 +162,13 @@ pub enum Command {
     ], TENSORBOARD_NOTES))]
     Tensorboard(TensorboardArgs),
 
+    /// List what this program can train on
+    #[command(after_help = concat_examples(&[
+        ("lowbit devices", ""),
+        ("lowbit devices --json | jq -r '.devices[].name'", ""),
+    ], DEVICES_NOTES))]
+    Devices(DevicesArgs),
+
     /// List the recipes that come with lowbit, or show one
     #[command(after_help = concat_examples(&[
         ("lowbit recipes", ""),
@@ -338,6 +345,11 @@ and the plan. The new file takes the place of the one before; other files stay.
 
 With --json, stdout holds one JSON object: `run_dir`, `out`, `file`, `epochs`
 and `histograms` (how many there are).";
+
+const DEVICES_NOTES: &str = "\
+With --json, stdout holds one JSON object: `devices` (each with `name`, as
+--device takes it, `kind`, `default` and, as far as known, `model`, `memory` in
+bytes, `threads` and `instruction_sets`) and `not_compiled_in`.";
 
 const DATA_NOTES: &str = "\
 Data sets are looked for in DIR/NAME and DIR of --data-dir, then in
@@ -709,6 +721,12 @@ pub struct TensorboardArgs {
     #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
     pub out: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Args)]
+pub struct DevicesArgs {
     #[command(flatten)]
     pub json: JsonArgs,
 }

@@ -91,6 +91,37 @@ impl DeviceName {
     }
 }
 
+/// A GPU that there is.
+pub struct Gpu {
+    /// As it is asked for: `wgpu:0`.
+    pub name: String,
+    /// The card, if it tells.
+    pub model: Option<String>,
+    /// Bytes of memory, if it tells.
+    pub memory: Option<u64>,
+}
+
+/// The GPUs, in the order of their numbers.
+#[cfg(feature = "wgpu")]
+pub fn gpus() -> Vec<Gpu> {
+    use burn::tensor::DeviceType;
+
+    let cards = Device::enumerate_physical();
+    let gpu = |(index, device): (usize, Device)| Gpu {
+        name: DeviceName { backend: Backend::Wgpu, index: Some(index) }.to_string(),
+        model: cards.iter().find(|card| card.devices.contains(&device)).map(|card| card.name.clone()),
+        // A driver may list a GPU that it then cannot open.
+        memory: crate::panic::kept(|| gpu_limits(&device)).ok().flatten().and_then(|limits| limits.total),
+    };
+    Device::enumerate(DeviceType::Wgpu).into_vec().into_iter().enumerate().map(gpu).collect()
+}
+
+/// Only wgpu looks for GPUs.
+#[cfg(not(feature = "wgpu"))]
+pub fn gpus() -> Vec<Gpu> {
+    Vec::new()
+}
+
 /// What a device says of its memory, if it is a GPU.
 #[cfg(feature = "wgpu")]
 pub fn gpu_limits(device: &Device) -> Option<GpuLimits> {

@@ -8,6 +8,7 @@ mod cli;
 mod data;
 mod data_folder;
 mod device;
+mod devices;
 mod eval;
 mod exit_code;
 mod export;
@@ -134,6 +135,7 @@ fn run(cli: &Cli) -> Code {
         Command::Bench(args) => bench::run(args),
         Command::Watch(args) => watch::run(args),
         Command::Tensorboard(args) => tensorboard::run(args),
+        Command::Devices(args) => devices::run(args),
         Command::Recipes(args) => recipes::run(args, &screen),
         Command::Data(args) => data::run(args, &screen),
         Command::Completions(args) => completions(args),

@@ -215,7 +215,7 @@ fn kib(text: &str, key: &str) -> Option<u64> {
 }
 
 /// Two digits or three, with their unit: the estimate has no more.
-fn approximate(bytes: u64) -> String {
+pub fn approximate(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["MiB", "GiB", "TiB", "PiB", "EiB"];
     let mut value = bytes as f64 / f64::from(1 << 20);
     let mut unit = 0;

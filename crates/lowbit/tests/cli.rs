@@ -100,7 +100,7 @@ fn cut_short(path: &Path) {
 #[test]
 fn help() {
     let sandbox = Sandbox::new();
-    let commands: [&[&str]; 18] = [
+    let commands: [&[&str]; 19] = [
         &[],
         &["train"],
         &["eval"],
@@ -111,6 +111,7 @@ fn help() {
         &["bench"],
         &["watch"],
         &["tensorboard"],
+        &["devices"],
         &["recipes"],
         &["recipes", "list"],
         &["recipes", "show"],
@@ -127,6 +128,35 @@ fn help() {
         for line in outcome.stdout.lines() {
             assert!(line.chars().count() <= 80, "{name}: {line}");
         }
+    }
+}
+
+#[test]
+fn devices() {
+    let sandbox = Sandbox::new();
+    let report = sandbox.json(&["devices"]);
+    let devices = report["devices"].as_array().unwrap();
+    let flex = &devices[0];
+    assert_eq!(
+        (&flex["name"], &flex["kind"], &flex["default"]),
+        (&"flex".into(), &"cpu".into(), &true.into())
+    );
+    // What a run would have on record.
+    let origin = sandbox.json(&["--version"]);
+    assert_eq!(flex["threads"], origin["n_threads"]);
+    assert_eq!(flex["instruction_sets"], origin["instruction_sets"]);
+    let shown = sandbox.run(&["devices"]).stdout;
+    assert!(shown.starts_with("flex     CPU ") && shown.contains(" takes without --device\n"), "{shown}");
+    let is_known = |name: &str| shown.lines().any(|line| line.starts_with(name));
+    assert!(["flex", "ndarray", "wgpu"].iter().all(|name| is_known(name)), "{shown}");
+    // Each can be trained on by its name, or would be in another build.
+    for device in devices {
+        let args = tiny_with(&["--device"]);
+        let args = [&args[..3], &[device["name"].as_str().unwrap()], &args[3..]].concat();
+        assert_eq!(sandbox.run(&args).code, Some(0), "{device}");
+    }
+    for name in report["not_compiled_in"].as_array().unwrap() {
+        assert_eq!(sandbox.run(&["train", "--device", name.as_str().unwrap()]).code, Some(2));
     }
 }
 
