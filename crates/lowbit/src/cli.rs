@@ -8,12 +8,14 @@ use std::time::Duration;
 use clap::builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Arg, ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
+use clap_complete::engine::ArgValueCompleter;
 use lowbit_core::BitWidth;
 use lowbit_data::{DataError, DatasetName, Locations};
 use lowbit_models::{Family, Layout, ModelConfig};
 use lowbit_quantizers::Method;
 use lowbit_train::Budget;
 
+use crate::complete::{recipes, runs, runs_and_models, runs_and_recipes};
 use crate::device::DeviceName;
 use crate::exit_code;
 use crate::hints::expect_no_tilde;
@@ -191,6 +193,7 @@ pub enum Command {
         ("lowbit completions bash > ~/.local/share/bash-completion/completions/lowbit", ""),
         ("lowbit completions zsh > ~/.zfunc/_lowbit", ""),
         ("lowbit completions fish > ~/.config/fish/completions/lowbit.fish", ""),
+        ("source <(lowbit completions bash --dynamic)", ""),
     ], ""))]
     Completions(CompletionsArgs),
 }
@@ -364,7 +367,7 @@ the published one.";
 pub struct TrainArgs {
     /// Recipe: a name from `lowbit recipes`, or a path that has a slash or ends in .toml [default:
     /// digits-preresnet8-w2a2]
-    #[arg(value_name = "RECIPE | FILE.toml", value_hint = ValueHint::FilePath)]
+    #[arg(add = ArgValueCompleter::new(recipes), value_name = "RECIPE | FILE.toml", value_hint = ValueHint::FilePath)]
     pub recipe: Option<String>,
 
     /// New run directory [default: runs/NAME of the recipe, or runs/NAME-2, ...]
@@ -376,6 +379,7 @@ pub struct TrainArgs {
 
     /// Go on with the run in DIR, from its newest checkpoint
     #[arg(
+        add = ArgValueCompleter::new(runs),
         long, value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path(),
         conflicts_with_all = ["recipe", "out", "set"]
     )]
@@ -422,7 +426,7 @@ pub struct TrainArgs {
 #[derive(Args)]
 pub struct EvalArgs {
     /// Run directory, or a packed model
-    #[arg(value_name = "DIR | MODEL", value_hint = ValueHint::AnyPath, value_parser = path())]
+    #[arg(add = ArgValueCompleter::new(runs_and_models), value_name = "DIR | MODEL", value_hint = ValueHint::AnyPath, value_parser = path())]
     pub run: PathBuf,
 
     /// Checkpoint, or `best` for that of the highest accuracy on the validation images, or, if there are none, on the test
@@ -576,7 +580,7 @@ fn methods() -> impl TypedValueParser<Value = Method> {
 #[derive(Args)]
 pub struct InspectArgs {
     /// Run directory, or a recipe as for `lowbit train`
-    #[arg(value_name = "DIR | RECIPE | FILE.toml", value_hint = ValueHint::AnyPath)]
+    #[arg(add = ArgValueCompleter::new(runs_and_recipes), value_name = "DIR | RECIPE | FILE.toml", value_hint = ValueHint::AnyPath)]
     pub target: String,
 
     /// Checkpoint of the run, or `best` [default: the newest]
@@ -618,7 +622,7 @@ pub struct ImportArgs {
 #[derive(Args)]
 pub struct ExportArgs {
     /// Run directory
-    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
+    #[arg(add = ArgValueCompleter::new(runs), value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
     pub run: PathBuf,
 
     /// Format of the file [default: by the ending of --out, else packed]
@@ -703,7 +707,7 @@ pub struct BenchArgs {
 #[derive(Args)]
 pub struct WatchArgs {
     /// Run directory
-    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
+    #[arg(add = ArgValueCompleter::new(runs), value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
     pub run: PathBuf,
 
     /// Print how the run is now, and end
@@ -714,7 +718,7 @@ pub struct WatchArgs {
 #[derive(Args)]
 pub struct TensorboardArgs {
     /// Run directory
-    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
+    #[arg(add = ArgValueCompleter::new(runs), value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
     pub run: PathBuf,
 
     /// Directory of the event file [default: `tensorboard` in the run]
@@ -870,6 +874,10 @@ impl NameOrDir {
 pub struct CompletionsArgs {
     /// Shell
     pub shell: Shell,
+
+    /// Complete names of runs and recipes too: the script asks lowbit at each Tab, and is to be printed anew with another lowbit
+    #[arg(long)]
+    pub dynamic: bool,
 }
 
 #[derive(Args)]

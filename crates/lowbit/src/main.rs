@@ -5,6 +5,7 @@
 
 mod bench;
 mod cli;
+mod complete;
 mod data;
 mod data_folder;
 mod device;
@@ -50,6 +51,7 @@ use crate::progress::Screen;
 static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
+    complete::answer();
     // First: a training answers signals from its beginning on.
     signals::hold();
     keep_memory();
@@ -145,7 +147,10 @@ fn run(cli: &Cli) -> Code {
 
 fn completions(args: &CompletionsArgs) -> anyhow::Result<Code> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "lowbit", &mut script);
+    match args.dynamic {
+        true => complete::script(args.shell, &mut script)?,
+        false => clap_complete::generate(args.shell, &mut Cli::command(), "lowbit", &mut script),
+    }
     output::print(&String::from_utf8_lossy(&script))?;
     Ok(Code::Success)
 }

@@ -1598,9 +1598,42 @@ fn completions() {
     assert!(bash.contains("compgen -W \"flex ndarray wgpu\""), "{bash}");
     assert!(sandbox.run(&["completions", "zsh"]).stdout.contains(":DEVICE:(flex ndarray wgpu)"));
     assert!(sandbox.run(&["completions", "fish"]).stdout.contains("-l device"));
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let outcome = sandbox.run(&["completions", shell, "--dynamic"]);
+        assert_eq!(outcome.code, Some(0));
+        assert!(outcome.stdout.contains("LOWBIT_COMPLETE"), "{shell}");
+    }
     fs::write(sandbox.path("lowbit.bash"), bash).unwrap();
     match works(&["bash", "-c", "true"]) {
         true => assert!(works(&["bash", "-n", sandbox.path("lowbit.bash").to_str().unwrap()])),
         false => skip("no bash here"),
     }
+}
+
+/// What the script of a shell asks for at a Tab.
+#[test]
+fn names_of_runs_are_completed() {
+    let sandbox = sandbox_with_run();
+    fs::create_dir_all(sandbox.path("runs")).unwrap();
+    copy_dir(&sandbox.path("run"), &sandbox.path("runs/fashion"));
+    fs::create_dir(sandbox.path("runs/empty")).unwrap();
+    fs::write(sandbox.path("mine.toml"), "").unwrap();
+    let complete = |words: &[&str]| {
+        let mut command = sandbox.command(&[&["--", "lowbit"], words].concat());
+        command.env("LOWBIT_COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", words.len().to_string());
+        let outcome = Outcome::of(&command.output().unwrap());
+        assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""), "{words:?}");
+        outcome.stdout.lines().map(String::from).collect::<Vec<_>>()
+    };
+    assert_eq!(complete(&["watch", "ru"]), ["run", "runs/"]);
+    assert_eq!(complete(&["watch", "runs/"]), ["runs/empty/", "runs/fashion"]);
+    assert_eq!(complete(&["watch", "fa"]), ["runs/fashion"]);
+    assert_eq!(complete(&["train", "--resume", "runs/f"]), ["runs/fashion"]);
+    assert_eq!(complete(&["train", "digits-preresnet8-fp"]), ["digits-preresnet8-fp32"]);
+    assert_eq!(complete(&["train", "mi"]), ["mine.toml"]);
+    fs::write(sandbox.path("fashion.lowbit"), "").unwrap();
+    assert_eq!(complete(&["eval", "fa"]), ["runs/fashion", "fashion.lowbit"]);
+    assert_eq!(complete(&["inspect", "mi"]), ["mine.toml"]);
+    assert_eq!(complete(&["train", "--device", "fl"]), ["flex"]);
+    assert_eq!(complete(&["wat"]), ["watch"]);
 }

@@ -42,6 +42,11 @@ impl Palette {
         Style::new().add_modifier(Modifier::DIM)
     }
 
+    fn block(self) -> Block<'static> {
+        let title = Style::new().remove_modifier(Modifier::DIM);
+        Block::bordered().border_style(self.dim()).title_style(title)
+    }
+
     fn bold(self) -> Style {
         Style::new().add_modifier(Modifier::BOLD)
     }
@@ -280,7 +285,7 @@ fn draw_curves(frame: &mut Frame<'_>, area: Rect, run: &Watched, curves: &Curves
     // What does not fit above stands below.
     let (above, below) = split(title, area.width);
     let (below, _) = split(below, area.width);
-    let block = Block::bordered().border_style(palette.dim()).title(above).title_bottom(Line::from(below));
+    let block = palette.block().title(above).title_bottom(Line::from(below));
     let points = || shown.iter().flatten();
     if points().next().is_none() {
         let inner = block.inner(area);
@@ -368,7 +373,7 @@ fn split(mut spans: Vec<Span<'_>>, columns: u16) -> (Vec<Span<'_>>, Vec<Span<'_>
 /// The layers, with their precision and what their quantizers have learned.
 fn draw_layers(frame: &mut Frame<'_>, area: Rect, run: &Watched, chosen: usize, palette: Palette) {
     let layers = &run.plan.layers;
-    let block = Block::bordered().border_style(palette.dim()).title(Line::styled(" layers ", palette.bold()));
+    let block = palette.block().title(Line::styled(" layers ", palette.bold()));
     let inner = block.inner(area);
     frame.render_widget(block, area);
     let rows = usize::from(inner.height);
@@ -414,7 +419,7 @@ fn learned(run: &Watched, name: &str, key: &str, with_change: bool) -> String {
 /// What the time went to.
 fn draw_times(frame: &mut Frame<'_>, area: Rect, run: &Watched) {
     let palette = Palette { has_colors: false };
-    let block = Block::bordered().border_style(palette.dim()).title(Line::styled(" time ", palette.bold()));
+    let block = palette.block().title(Line::styled(" time ", palette.bold()));
     let inner = block.inner(area);
     frame.render_widget(block, area);
     let lines = match run.parts() {
