@@ -40,7 +40,7 @@ pub use lowbit_quantizers::{
     QuantizedNetwork,
 };
 pub use network::{Features, Network};
-pub use plan::{LayerPlan, Plan};
+pub use plan::{LayerPlan, Plan, bytes as shown_bytes, si as shown_count};
 
 /// The code of the README, compiled and run with the documentation's tests.
 #[cfg(doctest)]

@@ -31,6 +31,9 @@ pub struct Features {
     pub taps: Vec<Tensor<4>>,
 }
 
+/// Is shown a layer's path and its input.
+type Observe<'a> = &'a mut dyn FnMut(&str, &Tensor<4>);
+
 /// The layers of a [`Graph`], and what they do.
 ///
 /// As a burn module it has the paths of its graph: the weights of the node "stages.0.1.conv1" are "stages.0.1.conv1.weight",
@@ -197,8 +200,25 @@ impl Network {
         Features { logits: values.get(self.graph().output()).features(), taps: taps.collect() }
     }
 
+    /// [`forward`](Self::forward), while `observe` is shown the input of each convolution and linear layer by the layer's path, before it is
+    /// quantized: `[batch, channels, height, width]`, of a linear layer `[batch, features, 1, 1]`.
+    ///
+    /// A normalization does not quantize for the layer after it here, so that a last digit may differ from that of `forward`.
+    pub fn forward_observed(
+        &self,
+        images: Tensor<4>,
+        mut observe: impl FnMut(&str, &Tensor<4>),
+    ) -> Tensor<2> {
+        let values = self.run_observed(&self.program.for_logits, images, Some(&mut observe));
+        values.get(self.graph().output()).features()
+    }
+
     /// The values that no step takes: those that the steps are for.
     fn run(&self, steps: &[Step], images: Tensor<4>) -> Values {
+        self.run_observed(steps, images, None)
+    }
+
+    fn run_observed(&self, steps: &[Step], images: Tensor<4>, mut observe: Option<Observe<'_>>) -> Values {
         let mut values = Values(vec![None; self.graph().nodes().len()]);
         values.set(self.graph().input(), Value::Map(images));
         for step in steps {
@@ -206,9 +226,17 @@ impl Network {
                 Step::Convs { input, norm, convs } => {
                     let x = values.read(*input).map();
                     let layers: Vec<&QuantConv2d> = convs.iter().map(|conv| self.conv(conv.layer)).collect();
-                    let outputs = match norm {
-                        Some(norm) => norm_relu_convs(self.norm(*norm), x, &layers),
-                        None => QuantConv2d::forward_all(&layers, x),
+                    let outputs = match (norm, &mut observe) {
+                        (Some(norm), None) => norm_relu_convs(self.norm(*norm), x, &layers),
+                        (None, None) => QuantConv2d::forward_all(&layers, x),
+                        (norm, Some(observe)) => {
+                            let x = match norm {
+                                Some(norm) => norm_then(self.norm(*norm), x, Activation::Relu).into_values(),
+                                None => x,
+                            };
+                            convs.iter().for_each(|conv| observe(self.program.path(conv.layer), &x));
+                            QuantConv2d::forward_all(&layers, x)
+                        }
                     };
                     for (conv, output) in convs.iter().zip(outputs) {
                         values.set(conv.output, Value::Map(output));
@@ -220,7 +248,12 @@ impl Network {
                     values.set(*output, value);
                 }
                 Step::Linear { input, layer, output } => {
-                    let value = self.linear(*layer).forward(values.read(*input).features());
+                    let features = values.read(*input).features();
+                    if let Some(observe) = &mut observe {
+                        let [batch, n] = features.dims();
+                        observe(self.program.path(*layer), &features.clone().reshape([batch, n, 1, 1]));
+                    }
+                    let value = self.linear(*layer).forward(features);
                     values.set(*output, Value::Features(value));
                 }
                 Step::Scale { input, layer, output } => {

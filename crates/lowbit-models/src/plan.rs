@@ -242,11 +242,13 @@ impl fmt::Display for Plan {
     }
 }
 
-fn si(n: u64) -> String {
+/// A number of things with three digits, as in "9.44M".
+pub fn si(n: u64) -> String {
     scaled(n as f64, 1000.0, &["", "k", "M", "G", "T", "P"])
 }
 
-fn bytes(n: u64) -> String {
+/// A number of bytes with three digits, as in "4.50 KiB".
+pub fn bytes(n: u64) -> String {
     scaled(n as f64, 1024.0, &[" B", " KiB", " MiB", " GiB", " TiB"])
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
-use lowbit_data::{Batch, Locations, Normalization};
+use lowbit_data::{Batch, Loader, Locations, Normalization};
 use lowbit_models::{Network, Plan};
 use lowbit_quantizers::QuantizationPolicy;
 use serde::Serialize;
@@ -181,9 +181,9 @@ pub fn score(
     most: usize,
     mut logits: impl FnMut(&[f32], [usize; 4]) -> Result<Vec<f32>, TrainError>,
 ) -> Result<Scored, TrainError> {
-    let (Served { loader, set }, warnings) = test_images(recipe, images)?;
+    let test = TestImages::open(recipe, images)?;
     let mut tally = Tally::default();
-    for batch in loader.epoch(0, 0) {
+    for batch in test.batches() {
         let Batch { images, labels, shape, .. } = batch?;
         let logits = logits(&images, shape)?;
         tally.add(&logits, &labels, mean_cross_entropy(&logits, &labels));
@@ -191,8 +191,34 @@ pub fn score(
             break;
         }
     }
-    let warnings = warnings.iter().map(ToString::to_string).collect();
+    let TestImages { set, warnings, .. } = test;
     Ok(Scored { scores: tally.scores(), n_images: tally.n_images as usize, data: set, warnings })
+}
+
+/// The images that a run is tested on, in order.
+pub struct TestImages {
+    loader: Loader,
+    /// By what they are told from others.
+    pub set: ImageSet,
+    /// What is doubtful about them.
+    pub warnings: Vec<String>,
+}
+
+impl TestImages {
+    /// The test images of `recipe`. A folder of images is looked at here, but no image is decoded for the network yet.
+    ///
+    /// # Errors
+    /// [`TrainError`] if they cannot be had.
+    pub fn open(recipe: &DataRecipe, images: &Images) -> Result<Self, TrainError> {
+        let (Served { loader, set }, warnings) = test_images(recipe, images)?;
+        let warnings = warnings.iter().map(ToString::to_string).collect();
+        Ok(Self { loader, set, warnings })
+    }
+
+    /// The images in batches, as an evaluation has them. Each can be an error of its own.
+    pub fn batches(&self) -> impl Iterator<Item = Result<Batch, TrainError>> {
+        self.loader.epoch(0, 0).map(|batch| Ok(batch?))
+    }
 }
 
 /// What [`score`] yields.

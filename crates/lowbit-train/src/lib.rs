@@ -76,7 +76,9 @@ mod watch;
 pub mod weights;
 
 // What a session and a strategy of one's own need, so that such a program depends on this crate alone.
-pub use lowbit_data::{Digest, Image, ImageShape, Locations, Normalization, SampleError, Source, SourceInfo};
+pub use lowbit_data::{
+    Batch, Digest, Image, ImageShape, Locations, Normalization, SampleError, Source, SourceInfo,
+};
 pub use lowbit_models::Kept;
 pub use lowbit_quantizers::Selection;
 pub use lowbit_strategies as strategy;
@@ -89,8 +91,8 @@ pub use experiment::plan;
 pub use files::{MAX_TEXT, open_regular, read_regular, read_regular_text};
 pub use image_set::{ImageSet, RunData, SkippedImages};
 pub use inspect::{
-    CheckpointInspection, Deployed, Evaluation, Inspection, Scored, Subject, best_checkpoint, deployed,
-    evaluate, inspect, load_network, score,
+    CheckpointInspection, Deployed, Evaluation, Inspection, Scored, Subject, TestImages, best_checkpoint,
+    deployed, evaluate, inspect, load_network, score,
 };
 pub use memory::MemoryEstimate;
 pub use metrics::{EpochMetrics, EpochTiming, NetworkMetrics, Scores, Tally, TimeParts};

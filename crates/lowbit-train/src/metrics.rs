@@ -3,7 +3,29 @@
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// Reads a number that JSON has as `null` because it is not finite.
+pub(crate) fn or_nan<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
+}
+
+/// The same of the parts of losses.
+fn losses_or_nan<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<BTreeMap<String, BTreeMap<String, f64>>, D::Error> {
+    let losses = BTreeMap::<String, BTreeMap<String, Option<f64>>>::deserialize(from)?;
+    let numbers = |parts: BTreeMap<String, Option<f64>>| {
+        parts.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect()
+    };
+    Ok(losses.into_iter().map(|(name, parts)| (name, numbers(parts))).collect())
+}
+
+/// The same of the parameters of quantizers.
+fn parameters_or_nan<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, f32>, D::Error> {
+    let parameters = BTreeMap::<String, Option<f32>>::deserialize(from)?;
+    Ok(parameters.into_iter().map(|(name, value)| (name, value.unwrap_or(f32::NAN))).collect())
+}
 
 /// Sums over the images seen so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -49,7 +71,8 @@ impl Tally {
 /// Mean cross entropy and accuracy over a set of images.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
-    /// Mean loss, in nats.
+    /// Mean loss, in nats. What is not finite is `null` in JSON, and is read as not a number.
+    #[serde(deserialize_with = "or_nan")]
     pub loss: f64,
     /// Fraction of images whose label has the highest score.
     pub top1: f64,
@@ -73,7 +96,7 @@ pub struct EpochMetrics {
     pub train: Scores,
     /// What each network is trained on, by name: means over the epoch of the parts of its loss, weights included, and of
     /// their sum, `total`.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "losses_or_nan", skip_serializing_if = "BTreeMap::is_empty")]
     pub losses: BTreeMap<String, BTreeMap<String, f64>>,
     /// Scores on the validation images, where there are some and the epoch was evaluated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -88,7 +111,7 @@ pub struct EpochMetrics {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub networks: BTreeMap<String, NetworkMetrics>,
     /// Mean of the learned step sizes, clip values or running ranges, by layer and parameter.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "parameters_or_nan", skip_serializing_if = "BTreeMap::is_empty")]
     pub quantizers: BTreeMap<String, f32>,
 }
 
@@ -193,6 +216,30 @@ mod tests {
         let read: EpochTiming = serde_json::from_str(&serde_json::to_string(&timing).unwrap()).unwrap();
         assert_eq!(read.parts, Some(parts));
         assert_eq!(parts.sum(), 1.5);
+    }
+
+    #[test]
+    fn what_is_not_finite_is_read_as_it_was_written() {
+        let scores = Scores { loss: f64::INFINITY, top1: 0.5, top5: 1.0 };
+        let mut metrics = EpochMetrics {
+            epoch: 1,
+            step: 4,
+            phase: "w2a2".into(),
+            learning_rate: 0.1,
+            train: scores,
+            losses: BTreeMap::new(),
+            validation: None,
+            test: None,
+            quantized_fraction: None,
+            networks: BTreeMap::new(),
+            quantizers: [("a.step".to_string(), f32::NAN), ("b.step".to_string(), 0.5)].into(),
+        };
+        metrics.losses.insert("student".into(), [("total".to_string(), f64::NAN)].into());
+        let line = serde_json::to_string(&metrics).unwrap();
+        let read: EpochMetrics = serde_json::from_str(&line).unwrap();
+        assert!(read.train.loss.is_nan() && read.losses["student"]["total"].is_nan(), "{line}");
+        assert!(read.quantizers["a.step"].is_nan() && read.quantizers["b.step"] == 0.5);
+        assert_eq!(read.train.top1, 0.5);
     }
 
     #[test]

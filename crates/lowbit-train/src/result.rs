@@ -7,7 +7,7 @@ use lowbit_data::Split;
 use serde::{Deserialize, Serialize};
 
 use crate::image_set::RunData;
-use crate::metrics::Scores;
+use crate::metrics::{Scores, or_nan};
 use crate::origin::Origin;
 use crate::progress::StoppedEarly;
 
@@ -21,6 +21,7 @@ pub struct RunResult {
     /// Fraction of test images whose label is among the five highest scores, after the last epoch.
     pub top5: f64,
     /// Mean test loss after the last epoch.
+    #[serde(deserialize_with = "or_nan")]
     pub loss: f64,
     /// Scores on the validation images after the last epoch, if there are some.
     #[serde(default, skip_serializing_if = "Option::is_none")]

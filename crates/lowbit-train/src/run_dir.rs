@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use lowbit_models::Plan;
 use serde::{Deserialize, Serialize};
@@ -23,7 +24,7 @@ use crate::image_set::{RunData, SkippedImages};
 use crate::layout::{
     CHECKPOINTS, LOCK, METRICS, PLAN, PROCESSES, RECIPE, RESULT, RUN_INFO, TIMING, WARNINGS,
 };
-use crate::metrics::EpochTiming;
+use crate::metrics::{EpochMetrics, EpochTiming};
 use crate::origin::{Origin, RunProcess, utc_now};
 use crate::progress::{Progress, Record};
 use crate::recipe::{Difference, Recipe, StrategyRecipe};
@@ -525,6 +526,53 @@ impl RunDir {
         })
     }
 
+    /// What the epochs did, oldest first. The run may be in training: a last line without its end is not written yet, and is left out.
+    ///
+    /// # Errors
+    /// [`TrainError`] if it cannot be read, or has another line that is none.
+    pub fn metrics(&self) -> Result<Vec<EpochMetrics>, TrainError> {
+        self.read_lines(METRICS)
+    }
+
+    /// How long the epochs took, oldest first, as [`metrics`](Self::metrics); nothing if that is not there.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn timing(&self) -> Result<Vec<EpochTiming>, TrainError> {
+        match self.read_lines(TIMING) {
+            Err(TrainError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            timing => timing,
+        }
+    }
+
+    fn read_lines<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Vec<T>, TrainError> {
+        let path = self.path.join(name);
+        let bytes = read_regular(&path, MAX_RECORD).context("read", &path)?;
+        let whole = bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
+        let read = |(i, line): (usize, &[u8])| {
+            serde_json::from_slice(line).map_err(|error| TrainError::DamagedFile {
+                path: path.clone(),
+                message: format!("line {}: {}", i + 1, one_line(&error)),
+            })
+        };
+        whole.enumerate().map(read).collect()
+    }
+
+    /// Whether a process trains here now, as far as the file system has locks.
+    ///
+    /// # Errors
+    /// [`TrainError`] if the lock cannot be looked at.
+    pub fn is_training(&self) -> Result<bool, TrainError> {
+        let path = self.path.join(LOCK);
+        let file = match open_regular(&path, OpenOptions::new().read(true)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            file => file.context("read", &path)?,
+        };
+        // Held until the file is closed, which is at once: who begins to train waits so long.
+        let state = state_of(file.try_lock_shared()).context("lock", &path)?;
+        Ok(state == LockState::Taken)
+    }
+
     /// Refuses to begin a run anew that has recorded something, or whose directory of checkpoints, which it has from the
     /// beginning, is gone, when there is no checkpoint to go on from.
     pub(crate) fn expect_nothing_recorded(&self) -> Result<(), TrainError> {
@@ -884,7 +932,7 @@ fn lock(path: &Path) -> Result<(File, bool), TrainError> {
         }
         file => file.context("write", &file_path)?,
     };
-    match state_of(file.try_lock()) {
+    match state_of(try_lock(&file)) {
         Ok(LockState::Held) => {
             // It only helps to find the process: that it cannot be written is noticed elsewhere.
             let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
@@ -898,6 +946,19 @@ fn lock(path: &Path) -> Result<(File, bool), TrainError> {
         }
         Err(source) => Err(source).context("lock", file_path),
     }
+}
+
+/// Locks a file, unless another process has it for longer than it takes to look whether one trains.
+fn try_lock(file: &File) -> Result<(), TryLockError> {
+    const N_TRIES: usize = 5;
+    const INTERVAL: Duration = Duration::from_millis(20);
+    for _ in 1..N_TRIES {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(INTERVAL),
+            locked => return locked,
+        }
+    }
+    file.try_lock()
 }
 
 fn is_not_writable(error: &io::Error) -> bool {
