@@ -53,7 +53,7 @@ fn packages() -> BTreeMap<String, Package> {
 }
 
 /// Crates that each crate may depend on. A new crate needs a line here, and one in the architecture.
-const MAY_DEPEND_ON: [(&str, &[&str]); 13] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 14] = [
     ("lowbit-core", &[]),
     ("lowbit-cpu", &["lowbit-core"]),
     ("lowbit-data", &["lowbit-core"]),
@@ -76,6 +76,10 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 13] = [
         ],
     ),
     (
+        "lowbit-report",
+        &["lowbit-core", "lowbit-quantizers", "lowbit-models", "lowbit-data", "lowbit-train", "lowbit-sweep"],
+    ),
+    (
         "lowbit",
         &[
             "lowbit-core",
@@ -86,6 +90,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 13] = [
             "lowbit-data",
             "lowbit-strategies",
             "lowbit-train",
+            "lowbit-report",
             "lowbit-runtime",
             "lowbit-export",
             "lowbit-sweep",
@@ -100,7 +105,7 @@ const WITHOUT_BURN: [&str; 6] =
 
 /// Packages whose every backend is the caller's choice. The kernels, which are backends' own, are not among them, nor what knows no burn and
 /// computes by the CPU kernels.
-const LIBRARIES: [&str; 7] = [
+const LIBRARIES: [&str; 8] = [
     "lowbit-core",
     "lowbit-export",
     "lowbit-data",
@@ -108,6 +113,7 @@ const LIBRARIES: [&str; 7] = [
     "lowbit-models",
     "lowbit-strategies",
     "lowbit-train",
+    "lowbit-report",
 ];
 
 /// Not crates of the product: build automation, and this package.
@@ -332,7 +338,7 @@ fn every_package_is_described_and_unpublished() {
 }
 
 /// Packages that must have a README.md.
-const WITH_README: [&str; 12] = [
+const WITH_README: [&str; 13] = [
     "lowbit",
     "lowbit-capi",
     "lowbit-core",
@@ -341,6 +347,7 @@ const WITH_README: [&str; 12] = [
     "lowbit-kernels",
     "lowbit-models",
     "lowbit-quantizers",
+    "lowbit-report",
     "lowbit-runtime",
     "lowbit-strategies",
     "lowbit-train",

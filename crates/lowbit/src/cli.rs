@@ -116,6 +116,28 @@ pub enum Command {
         ("lowbit sensitivity runs/fp32 --method lsq --bits 2,4,8 --budget 250k --of bytes", ""),
     ], SENSITIVITY_NOTES))]
     Sensitivity(SensitivityArgs),
+    /// List the runs below a directory: what they train, how far they are and what they score
+    #[command(after_help = concat_examples(&[
+        ("lowbit list runs", ""),
+        ("lowbit list runs --sort top1 --reverse", ""),
+        ("lowbit list runs --json | jq -r '.runs[] | select(.state == \"stopped\").run_dir'", ""),
+    ], LIST_NOTES))]
+    List(ListArgs),
+
+    /// Show runs side by side: results, cost, and where recipes and layers differ
+    #[command(after_help = concat_examples(&[
+        ("lowbit compare runs/plain runs/joint", ""),
+        ("lowbit compare runs/seed0 runs/seed1 runs/seed2 --json | jq .groups", ""),
+    ], COMPARE_NOTES))]
+    Compare(CompareArgs),
+
+    /// Write what there is to see of a run, or of several, as a page
+    #[command(after_help = concat_examples(&[
+        ("lowbit report runs/fashion", ""),
+        ("lowbit report runs/plain runs/joint -o both.html", ""),
+        ("lowbit report runs/fashion --json | jq '.runs[0].images.confusion'", ""),
+    ], REPORT_NOTES))]
+    Report(ReportArgs),
 
     /// Show what is in a file of weights, and which network it is
     #[command(after_help = concat_examples(&[
@@ -276,6 +298,46 @@ with all and with no layer quantized), `layers` (each with `layer`,
 `loss_only`, `top1_without`, `loss_without`, and `trials` at other bits),
 `device`, `run_dir` and, with --budget, `plan` (`bits`, `budget`, `cost` and, by
 loss, `loss_increase`) and `file`. By gradient, only the last four are there.";
+
+const LIST_NOTES: &str = "\
+A run is `training` while a process trains in it, `stopped` or `finished`. One
+that cannot be read is `damaged`, with the reason below the table, and ends
+nothing. The best accuracy is that of the last phase, chosen by the images
+that it is on.
+
+With --json, stdout holds one JSON object: `dir`, `runs` in the order that was
+asked for, and `unread` (directories that could not be looked into). A run has
+`name`, `run_dir`, `state`, `problem` (if it is damaged), `recipe`, `network`,
+`bits`, `method`, `strategies`, `seed`, `epochs_done`, `epochs`, `test`
+(`loss`, `top1` and `top5`, or null), `validation` (if there is some), `best`
+(`top1` and `images`, or null), `seconds` and `started`.";
+
+const COMPARE_NOTES: &str = "\
+With --json, stdout holds one JSON object: `runs` (as in `lowbit list --json`,
+and `cost`: `n_parameters`, `packed_bytes`, `fp32_bytes`, `bit_operations`,
+`macs`), `recipe` (each `key` in which recipes differ, with its `values` in
+TOML), `layers` (each `path` whose precision differs, with its `bits`: of
+weights and input, or null) and `groups` (finished runs whose recipes are
+equal but for the seed: `runs`, by their place, and `top1`, `loss` and
+`seconds`, each with `mean`, `interval`, which is half of the 95 % interval by
+Student's t, and `n`).";
+
+const REPORT_NOTES: &str = "\
+The page is one file that loads nothing. For weights and test images, the
+newest checkpoint is read, and run on all test images; inputs of layers are
+looked at on 64 images at most. Where the images are not to be had, the page
+says so and has all else. A file that is there is replaced only if it is a
+report.
+
+With --json, the same facts are written as JSON instead, to stdout or to the
+file of --out: `schema`, `runs`, `comparison` (as by `lowbit compare --json`,
+or null), `made` and `made_by`. A run has what it has in `lowbit list --json`,
+and `resolved_recipe`, `info`, `processes`, `cost`, `layers` (as in `plan` of
+`lowbit inspect --json`, and `sensitivity`, `weights` and `input`, or null),
+`networks`, `reference`, `phases`, `metrics`, `timing`, `warnings`, `images`
+(or null: `checkpoint`, `phase`, `n_images`, `n_activation_images`, `top1`,
+`confusion` with a row for each class and a column for what it was taken for,
+`n_undecided`, `classes`, `mistakes`) and `notes` (what is missing, and why).";
 
 const IMPORT_NOTES: &str = "\
 Files of PyTorch (ZIP, legacy, TAR) and safetensors are read by their content;
@@ -595,6 +657,74 @@ pub struct InspectArgs {
 
     #[command(flatten)]
     pub json: JsonArgs,
+}
+
+#[derive(Args)]
+pub struct ListArgs {
+    /// Directory
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path(), default_value = "runs")]
+    pub dir: PathBuf,
+
+    /// Order of the runs, the lowest or earliest first; those without a value are last
+    #[arg(long, value_name = "KEY", value_enum, default_value = "name")]
+    pub sort: SortKey,
+
+    /// The highest or latest first
+    #[arg(long)]
+    pub reverse: bool,
+
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+/// By what runs are sorted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SortKey {
+    Name,
+    Network,
+    Bits,
+    Method,
+    Epochs,
+    State,
+    Top1,
+    Best,
+    Seconds,
+    Started,
+}
+
+#[derive(Args)]
+pub struct CompareArgs {
+    /// Run directories
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path(), num_args = 2.., required = true)]
+    pub runs: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Args)]
+pub struct ReportArgs {
+    /// Run directories
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path(), required = true)]
+    pub runs: Vec<PathBuf>,
+
+    /// The page, or with --json the data [default: report.html; with --json, stdout]
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = path())]
+    pub out: Option<PathBuf>,
+
+    /// Look at no image: no confusions, mistakes and inputs of layers
+    #[arg(long)]
+    pub no_images: bool,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+
+    #[command(flatten)]
+    pub data_dir: DataDirArgs,
+
+    /// Write the same facts as one line of JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args)]

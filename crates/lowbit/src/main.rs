@@ -5,6 +5,7 @@
 
 mod bench;
 mod cli;
+mod compare;
 mod complete;
 mod data;
 mod data_folder;
@@ -17,6 +18,7 @@ mod hints;
 mod history;
 mod import;
 mod inspect;
+mod list;
 mod live;
 mod logging;
 mod memory;
@@ -27,10 +29,12 @@ mod panic;
 mod predict;
 mod progress;
 mod recipes;
+mod report;
 mod sensitivity;
 mod signals;
 mod sizes;
 mod sweep;
+mod table;
 mod tensorboard;
 mod train;
 mod watch;
@@ -131,6 +135,9 @@ fn run(cli: &Cli) -> Code {
         Command::Inspect(args) => inspect::run(args),
         Command::Sweep(args) => sweep::run(args),
         Command::Sensitivity(args) => sensitivity::run(args, &screen),
+        Command::List(args) => list::run(args),
+        Command::Compare(args) => compare::run(args),
+        Command::Report(args) => report::run(args),
         Command::Import(args) => import::run(args),
         Command::Export(args) => export::run(args),
         Command::Predict(args) => predict::run(args),

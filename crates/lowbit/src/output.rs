@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
+pub use lowbit_report::units::{clock, percent as percent_exact};
 use lowbit_train::{escaped, is_unseen};
 use serde::Serialize;
 use terminal_size::{Height, Width};
@@ -28,7 +29,7 @@ pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
 }
 
 /// `value` as JSON, in which a terminal finds nothing to obey or to hide either: JSON allows DEL, for one.
-fn json(value: &impl Serialize) -> serde_json::Result<String> {
+pub fn json(value: &impl Serialize) -> serde_json::Result<String> {
     let escaped = |c: char| match c {
         c if is_unseen(c) => {
             c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect()
@@ -139,27 +140,11 @@ fn remove_column(rows: &mut [Vec<char>], name: &str) {
     rows.iter_mut().for_each(|row| row[start..end].fill(' '));
 }
 
-/// A fraction in percent with two decimals, for results.
-pub fn percent_exact(fraction: f64) -> String {
-    format!("{:.2}%", 100.0 * fraction)
-}
-
 /// A fraction in percent, at most five characters wide, for progress.
 pub fn percent(fraction: f64) -> String {
     match format!("{:.1}%", 100.0 * fraction) {
         full if full == "100.0%" => "100%".into(),
         other => other,
-    }
-}
-
-/// Seconds as a clock shows them: 0:42, 12:05, 1:02:42.
-pub fn clock(seconds: f64) -> String {
-    // Saturates, and makes zero of what is not a number.
-    let seconds = seconds.round_ties_even() as u64;
-    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    match hours {
-        0 => format!("{minutes}:{seconds:02}"),
-        _ => format!("{hours}:{minutes:02}:{seconds:02}"),
     }
 }
 
@@ -233,10 +218,5 @@ mod tests {
     #[test]
     fn percentages_are_narrow() {
         assert_eq!([0.0, 0.8713, 0.9999, 1.0].map(percent), ["0.0%", "87.1%", "100%", "100%"]);
-    }
-
-    #[test]
-    fn clock_shows_hours_when_there_are_some() {
-        assert_eq!([0.4, 42.0, 725.0, 3762.0].map(clock), ["0:00", "0:42", "12:05", "1:02:42"]);
     }
 }
