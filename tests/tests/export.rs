@@ -98,6 +98,43 @@ fn the_runtime_computes_what_the_evaluation_does() {
     assert!(n_integer > 500 && n_fused > 200, "{n_integer} layers of integers, {n_fused} fused");
 }
 
+/// The codes of standardized weights are those of what the quantizer is given, so that the runtime needs to know nothing of it; and they
+/// are others.
+#[test]
+fn standardized_weights_are_exported() {
+    let device = default_device();
+    let input = InputShape { channels: 1, height: 8, width: 8 };
+    let config = ModelConfig::new(Family::PreResNet, 8).with_width(0.5);
+    for method in [Method::DoReFa, Method::Lsq, Method::Xnor, Method::N2uq] {
+        for bits in method.bits(Operand::Weights).take(2) {
+            let bits = Precision::bits(bits).expect("1 to 8");
+            let plain = LayerQuantization::new(method, bits, Precision::bits(2).expect("2 bits"));
+            let plain = LayerQuantization { act_method: Method::Lsq, ..plain };
+            let packed = [false, true].map(|standardizes_weights| {
+                let policy = QuantizationPolicy::new(LayerQuantization { standardizes_weights, ..plain });
+                let (network, pixels) = network(&config, &policy, input, &device);
+                check(&format!("{method} {standardizes_weights}"), &network, &pixels, input, &device);
+                let layers = network.layers().filter(|(_, layer)| layer.weight_quantizer().is_some());
+                let moments = layers.map(|(path, layer)| {
+                    let rows: Vec<f32> = layer.exact_weights().into_data().iter::<f32>().collect();
+                    let n = layer.exact_weights().dims()[1];
+                    let row = &rows[..n];
+                    let mean = row.iter().sum::<f32>() / n as f32;
+                    let variance = row.iter().map(|w| (w - mean).powi(2)).sum::<f32>() / n as f32;
+                    (path.to_string(), mean, variance)
+                });
+                moments.collect::<Vec<_>>()
+            });
+            assert!(
+                packed[1]
+                    .iter()
+                    .all(|(_, mean, variance)| mean.abs() < 1e-5 && (variance - 1.0).abs() < 1e-4)
+            );
+            assert!(packed[0].iter().all(|(_, _, variance)| (variance - 1.0).abs() > 1e-2));
+        }
+    }
+}
+
 /// Every family, of the precisions that are trained: operands in full precision, the first and the last layer in 8 bits.
 #[test]
 fn every_family_is_exported() {

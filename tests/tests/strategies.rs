@@ -19,12 +19,13 @@ use burn::tensor::{Device, Gradients, Tensor};
 use lowbit_core::Precision;
 use lowbit_data::{DatasetName, LabelKind, Locations, Normalization, open};
 use lowbit_models::{Family, Features, ModelConfig};
-use lowbit_quantizers::{Method, Operand, Selection};
+use lowbit_quantizers::{ActivationQuantizer, LayerQuantization, Method, Operand, Selection};
 use lowbit_strategies::loss::{cross_entropy, kl_divergence, mean_square, target_probabilities};
 use lowbit_strategies::{
-    DistillLoss, Hint, HintTarget, Init, Joint, JointLosses, JointMode, JointTeacher, Loss, Moment,
-    NetworkSpec, OptimizerState, Output, Outputs, Phase, Probability, QuantizedLayer, Role, Selector,
-    Settings, StochasticPrecision, Strategy, TEACHER, TeacherSchedule, TrainRecipe, Unit,
+    DistillLoss, Hint, HintGrid, HintMaps, HintTarget, Init, Joint, JointLosses, JointMode, JointTarget,
+    JointTeacher, Loss, Moment, NetworkSpec, OptimizerState, Output, Outputs, Phase, Probability,
+    QuantizedLayer, Role, Selector, Settings, StochasticPrecision, Strategy, TEACHER, TeacherSchedule,
+    TrainRecipe, Unit,
 };
 use lowbit_tests::golden::{
     ComposedCase, ComposedCases, DistillationCase, HintCase, HintCases, JointCase, JointWeights, Strategies,
@@ -120,6 +121,7 @@ fn joint(weights: JointWeights, temperature: Option<f64>, mode: &str) -> Joint {
             "frozen" => JointMode::Frozen,
             other => panic!("unknown mode {other}"),
         },
+        target: JointTarget::Logits,
     };
     let teacher = JointTeacher {
         model: ModelConfig::new(Family::ResNet, 8),
@@ -139,6 +141,7 @@ fn output(name: impl Into<String>, role: Role, logits: Tensor<2>) -> Output {
         adapts_to: (role == Role::Student).then(|| TEACHER.into()),
         adapted_taps: Vec::new(),
         act_bits: Precision::FullPrecision,
+        tap_quantizers: Vec::new(),
     }
 }
 
@@ -163,7 +166,7 @@ impl Batch {
     fn loss(&self, network: &Output, strategies: &[&dyn Strategy]) -> Tensor<1> {
         let logits = network.features.logits.clone();
         let own = Loss::new("labels", cross_entropy(logits, self.targets.clone()));
-        let outputs = Outputs { networks: &self.networks };
+        let outputs = Outputs { networks: &self.networks, labels: &[] };
         strategies.iter().fold(own, |loss, strategy| strategy.loss(network, &outputs, loss)).total()
     }
 }
@@ -208,10 +211,16 @@ fn without_a_teacher_losses_stay() {
         &case.labels,
     );
     let joint = joint(case.weights, case.temperature, &case.mode);
-    let hint = Hint { weight: 1.0, target: HintTarget::Both, taps: vec![0] };
+    let hint = Hint {
+        weight: 1.0,
+        target: HintTarget::Both,
+        grid: HintGrid::Unit,
+        maps: HintMaps::Stage,
+        taps: vec![0],
+    };
     let (teacher, students) = batch.networks.split_last().expect("invariant: there is a teacher");
     assert_eq!(teacher.name, TEACHER);
-    let outputs = Outputs { networks: students };
+    let outputs = Outputs { networks: students, labels: &[] };
     for strategy in [&joint as &dyn Strategy, &hint] {
         let loss = Loss::new("labels", Tensor::<1>::from_floats([1.25], &device));
         assert_eq!(values(strategy.loss(&students[0], &outputs, loss).total()), [1.25]);
@@ -241,10 +250,16 @@ fn a_student_that_does_not_adapt_has_no_hint() {
     let mut teacher = output(TEACHER, Role::Teacher, no_logits());
     teacher.features.taps = vec![map(1.0)];
     let own = Output { adapts_to: None, ..output("own", Role::Student, no_logits()) };
-    let hint = Hint { weight: 1.0, target: HintTarget::Both, taps: vec![0] };
+    let hint = Hint {
+        weight: 1.0,
+        target: HintTarget::Both,
+        grid: HintGrid::Unit,
+        maps: HintMaps::Stage,
+        taps: vec![0],
+    };
     let loss = |network: &Output, networks: &[Output]| {
         let labels = Loss::new("labels", Tensor::zeros([1], &device));
-        hint.loss(network, &Outputs { networks }, labels).total().into_scalar::<f32>()
+        hint.loss(network, &Outputs { networks, labels: &[] }, labels).total().into_scalar::<f32>()
     };
     let (without, with) =
         ([student.clone(), teacher.clone()], [student.clone(), own.clone(), teacher.clone()]);
@@ -261,9 +276,10 @@ fn check_hint(what: &str, cases: &HintCases, case: &HintCase, device: &Device) {
         .map(|(name, role)| output(name, role, no_logits()));
     (networks[0].adapted_taps, networks[0].act_bits) = (vec![mu.clone()], case.bits);
     networks[1].features.taps = vec![nu.clone()];
-    let outputs = Outputs { networks: &networks };
+    let outputs = Outputs { networks: &networks, labels: &[] };
     let loss = |target, network: usize| {
-        let hint = Hint { weight: cases.weight, target, taps: vec![0] };
+        let hint =
+            Hint { weight: cases.weight, target, grid: HintGrid::Unit, maps: HintMaps::Stage, taps: vec![0] };
         hint.loss(&networks[network], &outputs, Loss::new("labels", Tensor::zeros([1], device))).total()
     };
     for target in [HintTarget::Student, HintTarget::Both] {
@@ -293,6 +309,89 @@ fn check_hint(what: &str, cases: &HintCases, case: &HintCase, device: &Device) {
         MAP_GRADIENT,
     );
     assert_eq!(values(loss(HintTarget::Student, 1)), [0.0], "{what}: the teacher's loss");
+}
+
+/// On the student's own grid the teacher's map is quantized by the layer that reads the student's, learned step and all; without such a
+/// layer it is compared as it is, not clipped. The step does not come to the teacher's map.
+#[test]
+fn hints_on_the_students_own_grid() {
+    each_backend(|name, device| {
+        let two = Precision::bits(2).expect("2 is a bit width");
+        let quantization = LayerQuantization::new(Method::Lsq, two, two);
+        let mut quantizer =
+            ActivationQuantizer::new(&quantization, device).expect("it is defined").expect("2 bits");
+        // Calibrated by a map of mean 3 sqrt(3) / 8, the step is 2 mean / sqrt(3) = 0.75.
+        quantizer.start_calibration();
+        quantizer.observe(&Tensor::<4>::full([1, 1, 1, 4], 3.0 * 3f32.sqrt() / 8.0, device));
+        quantizer.finish_calibration();
+        let mu = tensor(&[0.0; 4], [1, 1, 1, 4], device).require_grad();
+        let nu = tensor(&[0.4, -1.0, 1.2, 9.0], [1, 1, 1, 4], device);
+        let mut networks = [("student", Role::Student), (TEACHER, Role::Teacher)]
+            .map(|(name, role)| output(name, role, Tensor::zeros([1, 2], device)));
+        networks[0].adapted_taps = vec![mu.clone()];
+        networks[0].act_bits = two;
+        networks[1].features.taps = vec![nu];
+        for (quantizer, expected) in
+            [(Some(quantizer), [0.75, 0.0, 1.5, 2.25]), (None, [0.4, -1.0, 1.2, 9.0])]
+        {
+            let step = quantizer.as_ref().map(|quantizer| quantizer.learned()[0].parameter.val());
+            networks[0].tap_quantizers = vec![quantizer];
+            let hint = Hint {
+                weight: 4.0,
+                target: HintTarget::Student,
+                grid: HintGrid::Student,
+                maps: HintMaps::Stage,
+                taps: vec![0],
+            };
+            let outputs = Outputs { networks: &networks, labels: &[] };
+            let loss =
+                hint.loss(&networks[0], &outputs, Loss::new("labels", Tensor::zeros([1], device))).total();
+            // Half of the mean of four squares, times 4: their sum over 2.
+            let sum: f64 = expected.iter().map(|value: &f64| value * value).sum();
+            let gradients = loss.backward();
+            check_loss(&format!("own grid on {name}"), loss, sum / 2.0);
+            let slopes = expected.map(|value| -value);
+            assert_close_f64("gradient of mu", &gradient(&mu, &gradients), &slopes, MAP_GRADIENT);
+            assert!(step.is_none_or(|step| gradient(&step, &gradients) == [0.0]), "the step has a gradient");
+        }
+    });
+}
+
+/// Maps of a PreResNet after the normalization and ReLU that read them are another training, with the same logits; so are targets of all
+/// networks together, which learn without labels, too.
+#[test]
+fn hints_on_activations_and_common_targets_train() {
+    let joint = "strategy.joint={students=[{weight_bits=4, act_bits=4}]}";
+    let hint = |keys: &str| format!("strategy.hint={{weight=0.5{keys}}}");
+    let run = |name: &str, joint: &str, hint: &str| {
+        let recipe = recipe(&["quantization.method=lsq", "model.width=0.25", joint, hint]);
+        Run::new(name, &recipe, Vec::new())
+    };
+    let stage = run("hint-stage", joint, &hint(""));
+    let activated = run("hint-activated", joint, &hint(", maps='activated'"));
+    let own = run("hint-own", joint, &hint(", maps='activated', grid='student'"));
+    let hints = [&stage, &activated, &own].map(|run| run.epochs[0].losses["student"]["hint"]);
+    assert!(hints[0] != hints[1] && hints[1] != hints[2], "{hints:?}");
+    let models = [&stage, &activated, &own].map(Run::model);
+    assert!(models[0] != models[1] && models[1] != models[2]);
+    let evaluation = own.evaluate();
+    assert_eq!(Some(evaluation.scores), evaluation.reported);
+    // Nothing is warned of, where maps are activations.
+    let warned = |hint: &str| {
+        let recipe = recipe(&["model.width=0.25", "train.epochs=1", joint, hint]);
+        warnings("hint-warned", &recipe).iter().any(|warning| warning.contains("strategy.hint"))
+    };
+    assert!(warned(&hint("")) && !warned(&hint(", maps='activated'")));
+
+    let common = "strategy.joint={target='min-logit', students=[{weight_bits=4, act_bits=4}]}";
+    let common = run("min-logit", common, &hint(""));
+    assert!(common.model() != stage.model());
+    let others = common.epochs.last().expect("it has epochs").losses.iter();
+    assert!(others.map(|(_, parts)| parts["distill"]).all(|distance| distance > 0.0));
+    let free = "strategy.joint={student_label_weight=0.0, students=[{weight_bits=4, act_bits=4}]}";
+    let free = run("label-free", free, &hint(""));
+    let parts = &free.epochs[0].losses;
+    assert!(parts["student"]["labels"] == 0.0 && parts["teacher"]["labels"] > 0.0, "{parts:?}");
 }
 
 /// The teacher's map is on the student's grid, code for code: `mu - grad_mu * elements / weight` is the quantized map.
@@ -336,7 +435,13 @@ fn check_composed(what: &str, cases: &ComposedCases, case: &ComposedCase, device
     teacher.features.taps.clone_from(&teacher_maps);
     let joint = joint(cases.weights, Some(cases.temperature), &case.mode);
     let target = if case.target == "both" { HintTarget::Both } else { HintTarget::Student };
-    let hint = Hint { weight: cases.hint_weight, target, taps: cases.taps.clone() };
+    let hint = Hint {
+        weight: cases.hint_weight,
+        target,
+        grid: HintGrid::Unit,
+        maps: HintMaps::Stage,
+        taps: cases.taps.clone(),
+    };
     for ((network, loss), grads) in batch.networks.iter().zip(&case.losses).zip(&case.grads) {
         let what = format!("{what}, {}", network.name);
         let (Some(expected), Some(grads)) = (loss, grads) else { continue };
@@ -584,6 +689,133 @@ fn gradients_of_few_bits_are_refused_where_they_are_not_computed() {
         assert!(matches!(&error, TrainError::GradBits { device, .. } if device == name), "{error}");
         assert!(!path.exists(), "{name}");
     }
+}
+
+/// Options of weights, each beside the same training without it.
+const WEIGHT_OPTIONS: [(&str, &str); 8] = [
+    ("damping", "strategy.damping={weight=0.01}"),
+    ("transition-rate", "strategy.transition_rate={target=0.001, gain=0.2}"),
+    ("freezing", "strategy.freezing={from=0.02, to=0.02, momentum=0.05}"),
+    ("sharpness", "strategy.sharpness={radius=0.4}"),
+    ("soft-weights", "strategy.soft_weights={final_share=0.25}"),
+    (
+        "single-weights",
+        "strategy.stochastic_precision={unit='weight', final_share=0.25, probability={kind='logarithmic', from=0.2}}",
+    ),
+    ("standardized", "quantization.weight_standardization=true"),
+    ("teacher", "strategy.joint={}"),
+];
+
+/// Each option of weights changes the network that comes of a training, alone and all together; a training that is stopped goes on with
+/// what it keeps of the weights, and ends alike.
+#[test]
+fn options_of_weights_do_something_and_resume_exactly() {
+    let lsq = [
+        "quantization.method=lsq",
+        "model.width=0.25",
+        "train.epochs=3",
+        "train.norm_reestimation_batches=0",
+    ];
+    let plain = Run::new("weights-plain", &recipe(&lsq), Vec::new()).model();
+    let all = ["damping", "transition-rate", "freezing", "sharpness", "soft-weights", "teacher"];
+    let together = WEIGHT_OPTIONS.iter().filter(|(name, _)| all.contains(name)).map(|(_, option)| *option);
+    let together = ("together", together.collect::<Vec<_>>());
+    let alone = WEIGHT_OPTIONS[..7].iter().map(|(name, option)| (*name, vec![*option]));
+    for (name, options) in alone.chain([together]) {
+        let recipe = recipe(&[&lsq[..], &options].concat());
+        let run = Run::new(&format!("weights-{name}"), &recipe, Vec::new());
+        assert!(run.model() != plain, "{name} changes nothing");
+        let keeps = ["transition-rate", "freezing", "together"].contains(&name);
+        assert_eq!(run.path.join("checkpoints/step-00000012/notes.safetensors").exists(), keeps, "{name}");
+        let losses = &run.epochs.last().expect("it has epochs").losses["student"];
+        assert_eq!(
+            losses.contains_key("damping"),
+            ["damping", "together"].contains(&name),
+            "{name}: {losses:?}"
+        );
+
+        let (path, stop) = (run_dir(&format!("weights-{name}-stopped")), AtomicBool::new(false));
+        let mut observer = StopAfter { step: 7, stop: &stop };
+        let outcome = train(&recipe, &path, session(&stop, &mut observer, Vec::new()));
+        assert!(matches!(outcome, Ok(Outcome::Interrupted { step: 7, .. })), "{name}: {outcome:?}");
+        stop.store(false, Ordering::Relaxed);
+        let outcome = resume(&path, ResumeFrom::Newest, session(&stop, &mut (), Vec::new()));
+        assert!(matches!(outcome, Ok(Outcome::Complete(_))), "{name}: {outcome:?}");
+        let digest = |run: &Path| inspect(run, None).expect("it is a run").checkpoint.map(|c| c.state_sha256);
+        assert_eq!(digest(&path), digest(&run.path), "{name}");
+        let metrics =
+            |run: &Path| std::fs::read_to_string(run.join("metrics.jsonl")).expect("it has metrics");
+        assert_eq!(metrics(&path), metrics(&run.path), "{name}");
+        // What is evaluated is quantized whole, and knows nothing of how it was trained.
+        let evaluation = evaluation(&path);
+        assert_eq!(Some(evaluation.scores), evaluation.reported, "{name}");
+    }
+}
+
+/// With a target of next to nothing the weights' own rate falls to zero: then they stay, their steps too, and the rest goes on.
+#[test]
+fn a_transition_rate_of_nothing_stops_the_weights_alone() {
+    let recipe = recipe(&[
+        "quantization.method=lsq",
+        "model.width=0.25",
+        "train.epochs=3",
+        "train.weight_decay=0.01",
+        "strategy.transition_rate={target=1e-9, gain=1000.0}",
+    ]);
+    let run = Run::new("transition-rate-zero", &recipe, Vec::new());
+    let [before, after] = run.last_two("");
+    for (path, tensor) in &before {
+        let is_quantized_weight = path.ends_with(".weight") && path.starts_with("stages");
+        let stays = is_quantized_weight || path.contains("weight_quantizer");
+        let is_learned = path.ends_with("weight") || path.ends_with("gamma") || path.contains("step_size");
+        if stays || is_learned {
+            assert_eq!(*tensor == after[path], stays, "{path}");
+        }
+    }
+    let last = run.epochs.last().expect("it has epochs");
+    assert_eq!(last.measures["weight_learning_rate"], 0.0);
+    assert!(last.measures["transition_rate"] > last.measures["transition_target"], "{:?}", last.measures);
+    assert!(
+        warnings("transition-rate-held", &recipe).iter().all(|warning| !warning.contains("weight_step_size"))
+    );
+}
+
+/// Weights that are frozen at their first flip lie on the level of their mean code, whatever step is learned.
+#[test]
+fn frozen_weights_lie_on_their_levels() {
+    let settings = [
+        "quantization.method=lsq",
+        "model.width=0.25",
+        "train.epochs=3",
+        "train.learning_rate=0.5",
+        "strategy.freezing={from=0.01, to=0.01, momentum=0.1}",
+    ];
+    let run = Run::new("frozen-weights", &recipe(&settings), Vec::new());
+    let shares: Vec<f64> = run.epochs.iter().map(|epoch| epoch.measures["frozen"]).collect();
+    assert!(shares.is_sorted() && shares[2] > 0.0 && shares[2] < 0.9, "{shares:?}");
+    let model = run.model();
+    let bytes =
+        std::fs::read(run.path.join("checkpoints/step-00000012/notes.safetensors")).expect("it has notes");
+    let notes = SafeTensors::deserialize(&bytes).expect("the file is intact");
+    let floats = |bytes: &[u8]| -> Vec<f32> {
+        bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    };
+    let (mut n_frozen, mut n_weights) = (0, 0);
+    for layer in LAYERS {
+        let note = |name: &str| {
+            floats(notes.tensor(&format!("freezing.{layer}.{name}")).expect("it is kept").data())
+        };
+        let step = floats(&model[&format!("{layer}.weight_quantizer.step_size")])[0];
+        let weights = floats(&model[&format!("{layer}.weight")]);
+        for ((weight, frozen), mean) in weights.iter().zip(note("frozen")).zip(note("mean")) {
+            n_weights += 1;
+            if frozen == 1.0 {
+                n_frozen += 1;
+                assert_eq!(weight / step, mean.round_ties_even(), "{layer}: {weight} of steps of {step}");
+            }
+        }
+    }
+    assert!(n_frozen > 0 && n_frozen < n_weights, "{n_frozen} of {n_weights}");
 }
 
 #[derive(Default)]

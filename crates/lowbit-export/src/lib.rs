@@ -59,13 +59,13 @@ pub fn pack(network: &Network, info: Info) -> Result<PackedNetwork, ExportError>
         let (selection, layer) = match layer {
             LayerRef::Conv(conv) => {
                 let bias = conv.bias.as_ref().map(|bias| floats(bias.val()));
-                let weight = weight(path, conv.weight_quantizer.as_ref(), conv.weight.val())?;
+                let weight = weight(path, conv.weight_quantizer.as_ref(), conv.exact_weight())?;
                 let input = input(path, conv.input_quantizer.as_ref(), &conv.weight.val().device())?;
                 (&conv.selection, Layer { weight, bias, input })
             }
             LayerRef::Linear(linear) => {
                 let bias = linear.bias.as_ref().map(|bias| floats(bias.val()));
-                let weight = weight(path, linear.weight_quantizer.as_ref(), linear.weight.val())?;
+                let weight = weight(path, linear.weight_quantizer.as_ref(), linear.exact_weight())?;
                 let input = input(path, linear.input_quantizer.as_ref(), &linear.weight.val().device())?;
                 (&linear.selection, Layer { weight, bias, input })
             }

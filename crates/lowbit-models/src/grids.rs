@@ -43,8 +43,8 @@ pub fn grids(network: &impl QuantizedNetwork) -> Result<Vec<LayerGrids>, ModelEr
     let grids = |(path, layer): (&str, LayerRef<'_>)| {
         let named = |operand| move |source| ModelError::Grid { path: path.into(), operand, source };
         let weight = layer.weight_quantizer().map(|quantizer| match layer {
-            LayerRef::Conv(layer) => quantizer.grid(layer.weight.val()),
-            LayerRef::Linear(layer) => quantizer.grid(layer.weight.val()),
+            LayerRef::Conv(layer) => quantizer.grid(layer.exact_weight()),
+            LayerRef::Linear(layer) => quantizer.grid(layer.exact_weight()),
         });
         let input = layer.input_quantizer().map(|quantizer| quantizer.grid());
         Ok(LayerGrids {

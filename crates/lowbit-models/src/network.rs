@@ -13,8 +13,8 @@ use lowbit_core::graph::{Conv, Graph, Linear, Node, NodeId, Op};
 use lowbit_core::{BitWidth, Compute, Purpose, stream};
 use lowbit_kernels::{Activation, MaxPool, channel_means, evaluates_exactly, max_pool2d, relu, relu_of_sum};
 use lowbit_quantizers::{
-    GradientQuantizer, LayerMut, LayerRef, QuantConv2d, QuantConv2dConfig, QuantLinear, QuantLinearConfig,
-    QuantizationPolicy, QuantizedNetwork,
+    ActivationQuantizer, GradientQuantizer, LayerMut, LayerRef, QuantConv2d, QuantConv2dConfig, QuantLinear,
+    QuantLinearConfig, QuantizationPolicy, QuantizedNetwork,
 };
 use rand::Rng;
 
@@ -196,7 +196,7 @@ impl Network {
     /// Class scores and feature maps of `images`, `[batch, channels, height, width]`.
     pub fn forward_features(&self, images: Tensor<4>) -> Features {
         let values = self.run(&self.program.for_features, images);
-        let taps = self.graph().taps().iter().map(|tap| values.get(tap.node).map());
+        let taps = self.program.taps.iter().map(|tap| values.get(*tap).map());
         Features { logits: values.get(self.graph().output()).features(), taps: taps.collect() }
     }
 
@@ -211,6 +211,24 @@ impl Network {
     ) -> Tensor<2> {
         let values = self.run_observed(&self.program.for_logits, images, Some(&mut observe));
         values.get(self.graph().output()).features()
+    }
+
+    /// Lets feature maps be what a normalization and its ReLU make of them, where these read them, from now on: in a PreResNet the
+    /// inputs of the next stage. Those of networks that end their stages with a ReLU stay. Logits do not change.
+    pub fn tap_activations(&mut self) {
+        let taps = self.program.activated_taps();
+        self.program = Arc::new(Program::with_taps(self.graph().clone(), taps));
+    }
+
+    /// What quantizes each feature map as the input of the first layer that reads it; `None` where that is in full precision, or another
+    /// operation reads the map.
+    pub fn tap_quantizers(&self) -> Vec<Option<&ActivationQuantizer>> {
+        let quantizer = |tap: &NodeId| match &self.layers[self.program.reader(*tap)?] {
+            Layer::Conv(conv) => conv.input_quantizer.as_ref(),
+            Layer::Linear(linear) => linear.input_quantizer.as_ref(),
+            Layer::Norm(_) | Layer::Scale(_) => None,
+        };
+        self.program.taps.iter().map(quantizer).collect()
     }
 
     /// The values that no step takes: those that the steps are for.

@@ -11,6 +11,8 @@ pub(crate) struct Program {
     pub(crate) graph: Graph,
     /// The nodes with parameters, in forward order: the layers of the module.
     pub(crate) layers: Vec<NodeId>,
+    /// The nodes whose outputs are the feature maps.
+    pub(crate) taps: Vec<NodeId>,
     /// The steps that make the output. What leads to feature maps alone is left out.
     pub(crate) for_logits: Vec<Step>,
     /// The steps that make the output and the feature maps.
@@ -96,18 +98,45 @@ impl Step {
 
 impl Program {
     pub(crate) fn new(graph: Graph) -> Self {
+        let taps = graph.taps().iter().map(|tap| tap.node).collect();
+        Self::with_taps(graph, taps)
+    }
+
+    /// The same whose feature maps are the outputs of the nodes `taps`, in the order of those of the graph.
+    pub(crate) fn with_taps(graph: Graph, taps: Vec<NodeId>) -> Self {
         let layers: Vec<NodeId> = graph
             .entries()
             .filter(|(_, node)| matches!(node.op, Op::Conv(_) | Op::Linear(_) | Op::Norm { .. } | Op::Scale))
             .map(|(id, _)| id)
             .collect();
         // What is fused does not depend on whether feature maps are asked for: the logits have the same bits.
-        let steps = steps(&graph, &layers);
+        let steps = steps(&graph, &layers, &taps);
         let n_nodes = graph.nodes().len();
-        let all = graph.taps().iter().map(|tap| tap.node).chain([graph.output()]);
+        let all = taps.iter().copied().chain([graph.output()]);
         let for_features = steps_for(steps.clone(), n_nodes, all);
         let for_logits = steps_for(steps, n_nodes, [graph.output()]);
-        Self { graph, layers, for_logits, for_features }
+        Self { graph, layers, taps, for_logits, for_features }
+    }
+
+    /// The nodes that a normalization and its ReLU make of the feature maps; a map that has none stays.
+    pub(crate) fn activated_taps(&self) -> Vec<NodeId> {
+        let readers = self.graph.readers();
+        let op = |id: NodeId| self.graph.node(id).op;
+        let activated = |tap: NodeId| {
+            let mut norms = readers[tap.index()].iter().filter(|id| matches!(op(**id), Op::Norm { .. }));
+            let mut relus = norms.next().into_iter().flat_map(|norm| &readers[norm.index()]);
+            relus.find(|id| op(**id) == Op::Relu).copied()
+        };
+        self.graph.taps().iter().map(|tap| activated(tap.node).unwrap_or(tap.node)).collect()
+    }
+
+    /// The first layer, by its place, that convolves or multiplies the feature map at `tap`, if any does without another operation
+    /// before it.
+    pub(crate) fn reader(&self, tap: NodeId) -> Option<usize> {
+        let is_layer = |id: &&NodeId| matches!(self.graph.node(**id).op, Op::Conv(_) | Op::Linear(_));
+        let readers = self.graph.readers();
+        let reader = readers[tap.index()].iter().find(is_layer)?;
+        self.layers.binary_search(reader).ok()
     }
 
     /// Path of a layer.
@@ -134,12 +163,12 @@ fn steps_for(steps: Vec<Step>, n_nodes: usize, wanted: impl IntoIterator<Item = 
     needed
 }
 
-fn steps(graph: &Graph, layers: &[NodeId]) -> Vec<Step> {
+fn steps(graph: &Graph, layers: &[NodeId], taps: &[NodeId]) -> Vec<Step> {
     let readers = graph.readers();
     let op = |id: NodeId| graph.node(id).op;
     let is_conv = |id: &NodeId| matches!(op(*id), Op::Conv(_));
     // A value that something outside the steps asks for has to be made.
-    let is_seen = |id: NodeId| graph.output() == id || graph.taps().iter().any(|tap| tap.node == id);
+    let is_seen = |id: NodeId| graph.output() == id || taps.contains(&id);
     let layer = |id: NodeId| layers.binary_search(&id).expect("invariant: it is a layer");
     let operand = |node: NodeId| Operand { node, is_last: false };
     let convs = |ids: &[NodeId]| ids.iter().map(|id| ConvStep { layer: layer(*id), output: *id }).collect();

@@ -53,6 +53,7 @@ impl LayerOverride {
             weight_bits: self.weight_bits.unwrap_or(base.weight_bits),
             act_bits: self.act_bits.unwrap_or(base.act_bits),
             weight_granularity: self.weight_granularity.unwrap_or(inherited),
+            standardizes_weights: base.standardizes_weights,
         }
     }
 }

@@ -79,6 +79,10 @@ pub trait QuantizesWeights: Quantizer {
     const PER_CHANNEL: bool = false;
     /// Which of both the paper has.
     const GRANULARITY: Granularity = Granularity::PerTensor;
+    /// Whether a weight that is the value of a code has this code, whatever the other weights are: then it can be held there.
+    const HOLDS_LEVELS: bool = false;
+    /// Whether two neighboring levels are always at the same distance.
+    const HAS_EQUAL_STEPS: bool = true;
 
     /// A quantizer of these weights, to bits and of a granularity that the method defines.
     fn new<const D: usize>(bits: BitWidth, granularity: Granularity, w: Tensor<D>) -> Self;
@@ -116,6 +120,22 @@ pub trait QuantizesWeights: Quantizer {
         let w = zero_if_nan(w);
         let scheme = self.scheme(&w);
         scheme.codes(self.transform(w))
+    }
+
+    /// What one code is worth where `w` are the weights, of a shape that fits theirs, without gradient.
+    fn worth<const D: usize>(&self, w: &Tensor<D>) -> Tensor<D> {
+        let scheme = self.scheme(w);
+        let formula = scheme.formula();
+        let parts = f64::from(formula.parts());
+        let mut shape = [1; D];
+        match formula.unit() {
+            Some(place) => {
+                let unit = constant(scheme.parameters()[place].clone());
+                shape[0] = unit.dims()[0];
+                (unit / parts).reshape(shape)
+            }
+            None => Tensor::full(shape, 1.0 / parts, &w.device()),
+        }
     }
 
     /// What the codes of `w` are worth.
@@ -309,6 +329,20 @@ macro_rules! methods {
                 }
             }
 
+            /// Whether a weight that is the value of a code has this code, whatever the other weights are.
+            pub fn holds_levels(self) -> bool {
+                match self {
+                    $(Self::$method => <$weights as QuantizesWeights>::HOLDS_LEVELS,)+
+                }
+            }
+
+            /// Whether two neighboring levels of weights are always at the same distance.
+            pub fn has_equal_steps(self) -> bool {
+                match self {
+                    $(Self::$method => <$weights as QuantizesWeights>::HAS_EQUAL_STEPS,)+
+                }
+            }
+
             /// Whether weights can have parameters for each output channel.
             pub fn is_per_channel(self) -> bool {
                 match self {
@@ -427,6 +461,8 @@ pub struct LayerQuantization {
     pub act_bits: Precision,
     /// Whether all weights share a scale or each output channel has its own.
     pub weight_granularity: Granularity,
+    /// Whether the quantizer is given the weights of each output channel with mean 0 and variance 1.
+    pub standardizes_weights: bool,
 }
 
 impl LayerQuantization {
@@ -437,12 +473,14 @@ impl LayerQuantization {
         weight_bits: Precision::FullPrecision,
         act_bits: Precision::FullPrecision,
         weight_granularity: Granularity::PerTensor,
+        standardizes_weights: false,
     };
 
     /// Both operands quantized by `method`, weights in its paper's granularity.
     pub fn new(method: Method, weight_bits: Precision, act_bits: Precision) -> Self {
         let (weight_method, act_method) = (method, method);
-        Self { weight_method, act_method, weight_bits, act_bits, weight_granularity: method.granularity() }
+        let weight_granularity = method.granularity();
+        Self { weight_method, act_method, weight_bits, act_bits, weight_granularity, ..Self::FULL_PRECISION }
     }
 
     /// The names of the methods of the operands that are quantized: one if they are the same, else that of the weights first.
@@ -464,7 +502,7 @@ impl LayerQuantization {
     /// # Errors
     /// [`QuantizerError`], naming what the method takes.
     pub fn check(&self) -> Result<(), QuantizerError> {
-        let Self { weight_method, act_method, weight_bits, act_bits, weight_granularity } = *self;
+        let Self { weight_method, act_method, weight_bits, act_bits, weight_granularity, .. } = *self;
         let operands =
             [(Operand::Weights, weight_method, weight_bits), (Operand::Activations, act_method, act_bits)];
         for (operand, method, got) in operands {
@@ -533,6 +571,33 @@ impl WeightQuantizer {
     /// and clipped as the method does it.
     pub fn unrounded<const D: usize>(&self, w: Tensor<D>) -> Tensor<D> {
         with!(Self, self, quantizer => quantizer.unrounded(w))
+    }
+
+    /// The weights that are worth `codes` where the weights are now `w`, of `w`'s shape, without gradient: of a method that
+    /// [holds levels](Method::holds_levels), they have these codes.
+    pub fn held_at<const D: usize>(&self, codes: Tensor<D>, w: &Tensor<D>) -> Tensor<D> {
+        codes * with!(Self, self, quantizer => quantizer.worth(w))
+    }
+
+    /// The weights on their way from what they are to their codes, of `w`'s shape: between two neighboring levels, a line through the
+    /// middle of both with this `slope`, cut off at them. With a slope of 1 that is [`unrounded`](Self::unrounded), with an infinite one
+    /// [`fake_quantize`](Self::fake_quantize), whose gradient it has. For methods with [equal steps](Method::has_equal_steps).
+    pub fn soft<const D: usize>(&self, w: Tensor<D>, slope: f64) -> Tensor<D> {
+        let hard = self.fake_quantize(w.clone());
+        let (level, exact) = (constant(hard.clone()), constant(self.unrounded(constant(w.clone()))));
+        let worth: Tensor<D> = with!(Self, self, quantizer => quantizer.worth(&w)).expand(w.dims());
+        let (stride, q_min, q_max) = match self.code_set() {
+            CodeSet::Uniform { q_min, q_max, stride } => (stride, q_min, q_max),
+            CodeSet::Table(_) => unreachable!("invariant: the steps of the method are equal"),
+        };
+        let step = worth.clone() * f64::from(stride);
+        let rest = exact - level.clone();
+        // Half a step at the middle of two levels, and zero on the level that is near.
+        let middle = step.clone() * 0.5;
+        let moved = (middle.clone() - (middle - rest.clone().abs()) * slope).clamp_min(0.0).min_pair(step);
+        let soft = level.clone() + rest.sign() * moved;
+        let soft = soft.max_pair(worth.clone() * f64::from(q_min)).min_pair(worth * f64::from(q_max));
+        hard + (soft - level)
     }
 
     /// The grid of the weights `w`: its codes are those of [`codes`](Self::codes), and their real values what

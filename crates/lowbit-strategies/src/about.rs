@@ -1,6 +1,9 @@
 //! What is said of a strategy where it is set, shown and explained: once, beside the strategy.
 
-use crate::{Hint, Joint, Progressive, StochasticPrecision, TwoStage};
+use crate::{
+    Damping, Freezing, Hint, Joint, Progressive, Sharpness, SoftWeights, StochasticPrecision, TransitionRate,
+    TwoStage,
+};
 
 /// A strategy that recipes can name. Its documentation, the keys of its section and the line that shows it are compared with this, or
 /// made from it.
@@ -34,8 +37,18 @@ pub struct Key {
 }
 
 /// Those that come with lowbit, in the order in which they are composed.
-pub const STRATEGIES: [About; 5] =
-    [Progressive::ABOUT, TwoStage::ABOUT, StochasticPrecision::ABOUT, Joint::ABOUT, Hint::ABOUT];
+pub const STRATEGIES: [About; 10] = [
+    Progressive::ABOUT,
+    TwoStage::ABOUT,
+    StochasticPrecision::ABOUT,
+    SoftWeights::ABOUT,
+    Joint::ABOUT,
+    Hint::ABOUT,
+    Damping::ABOUT,
+    TransitionRate::ABOUT,
+    Freezing::ABOUT,
+    Sharpness::ABOUT,
+];
 
 impl About {
     /// That of the strategy `name`, if it comes with lowbit.

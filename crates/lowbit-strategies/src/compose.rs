@@ -1,11 +1,15 @@
 //! What all strategies of a training answer together: each starts from the answer of the one before. Answers that no
 //! training can go by are refused in the name of the strategy that gave them.
 
+use std::collections::BTreeMap;
+
+use burn::tensor::Tensor;
 use lowbit_quantizers::Selection;
 
 use crate::network::{NetworkSpec, Output, Outputs, Role, STUDENT};
 use crate::phase::Phase;
 use crate::strategy::{Loss, Moment, QuantizedLayer, Strategy};
+use crate::weights::Notes;
 
 /// An answer of a strategy that no training can go by.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -166,6 +170,25 @@ pub fn compose_loss(
     labels: Loss,
 ) -> Loss {
     strategies.iter().fold(labels, |loss, strategy| strategy.loss(network, outputs, loss))
+}
+
+/// The learning rate of a student's quantized weights in a step with all of `strategies`, each with its notes by name; `None` if it
+/// is that of the schedule.
+pub fn compose_weight_rate(
+    strategies: &[Box<dyn Strategy>],
+    moment: &Moment,
+    notes: &BTreeMap<String, Notes>,
+) -> Option<f64> {
+    let readers = strategies.iter().rev().filter(|strategy| strategy.reads_weights());
+    readers.filter_map(|strategy| strategy.weight_rate(moment, notes.get(strategy.name())?)).next()
+}
+
+/// What is added to a student's quantized weights where its gradients are taken; `None` if that is nothing.
+pub fn compose_perturbation(
+    strategies: &[Box<dyn Strategy>],
+    gradients: &[Tensor<2>],
+) -> Option<Vec<Tensor<2>>> {
+    strategies.iter().rev().find_map(|strategy| strategy.perturbation(gradients))
 }
 
 fn compose<T>(

@@ -27,15 +27,49 @@ const HINT: &str = "hint";
 /// loss(L_j) += weight sum_taps R                        the teacher's map a constant
 /// loss(F)   += weight (1/N) sum_j sum_taps R            the student's map a constant; straight through Q_k
 /// ```
-/// A student with full-precision activations gets the map clipped, but not rounded.
+/// A student with full-precision activations gets the map clipped, but not rounded. With the student's own grid, `Q_k(clip(.))` is the
+/// quantizer of the layer that reads `mu`, and maps that none reads are compared as they are.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Hint {
     /// `weight`, lambda in the paper.
     pub weight: f64,
     /// Which losses it is added to.
     pub target: HintTarget,
+    /// What the teacher's maps are quantized to.
+    #[serde(skip_serializing_if = "is_default")]
+    pub grid: HintGrid,
+    /// Where maps are taken.
+    #[serde(skip_serializing_if = "is_default")]
+    pub maps: HintMaps,
     /// Which feature maps, by index.
     pub taps: Vec<usize>,
+}
+
+/// Whether a setting is that of a lowbit that had no choice, which is not written down.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// What the teacher's maps are quantized to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HintGrid {
+    /// That of DoReFa's activations, from 0 to 1.
+    #[default]
+    Unit,
+    /// That of the student's layer which reads its map.
+    Student,
+}
+
+/// Where maps are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HintMaps {
+    /// At the end of a stage.
+    #[default]
+    Stage,
+    /// After the normalization and the ReLU that read it.
+    Activated,
 }
 
 /// Whose loss a hint is added to.
@@ -70,6 +104,18 @@ impl Hint {
                 effect: "whose maps are moved; `both` not with a frozen teacher",
             },
             Key {
+                name: "grid",
+                default: "`unit`",
+                range: "`unit`, `student`",
+                effect: "what the teacher's maps are quantized to: from 0 to 1, or as the student's layer that reads the map does it (a map that none reads, or one in full precision, is compared as it is)",
+            },
+            Key {
+                name: "maps",
+                default: "`stage`",
+                range: "`stage`, `activated`",
+                effect: "where maps are taken: at the end of a stage, or, of a `preresnet`, after the normalization and ReLU that follow it",
+            },
+            Key {
                 name: "taps",
                 default: "all",
                 range: "`stages.0`, `stages.1`, `stages.2`; in the ImageNet layout `layer1` to `layer4`",
@@ -93,16 +139,27 @@ impl Strategy for Hint {
         if networks.iter().any(|network| network.name == TEACHER) {
             let students = networks.iter_mut().filter(|network| network.role == Role::Student);
             students.for_each(|student| student.adapts_to = Some(TEACHER.into()));
+            let is_meant =
+                |network: &&mut NetworkSpec| network.role == Role::Student || network.name == TEACHER;
+            if self.maps == HintMaps::Activated {
+                networks.iter_mut().filter(is_meant).for_each(|network| network.taps_activations = true);
+            }
         }
         networks
     }
 
     fn loss(&self, network: &Output, outputs: &Outputs<'_>, loss: Loss) -> Loss {
         let Some(teacher) = outputs.named(TEACHER) else { return loss };
-        // Each tap's student map, teacher map and precision.
-        let pairs = |student: &Output| -> Vec<(Tensor<4>, Tensor<4>, Precision)> {
+        // Each tap's student map and teacher map, and what the latter is quantized to.
+        let pairs = |student: &Output| -> Vec<(Tensor<4>, Tensor<4>, Grid)> {
             let maps = |&tap: &usize| {
-                (student.adapted_taps[tap].clone(), teacher.features.taps[tap].clone(), student.act_bits)
+                let grid = match self.grid {
+                    HintGrid::Unit => Grid::Unit(student.act_bits),
+                    HintGrid::Student => {
+                        Grid::Of(student.tap_quantizers.get(tap).cloned().flatten().map(Box::new))
+                    }
+                };
+                (student.adapted_taps[tap].clone(), teacher.features.taps[tap].clone(), grid)
             };
             self.taps.iter().map(maps).collect()
         };
@@ -110,13 +167,14 @@ impl Strategy for Hint {
         let is_adapted = |student: &&Output| student.adapts_to.as_deref() == Some(TEACHER);
         match network.role {
             Role::Student if !is_adapted(&network) => loss,
-            Role::Student => pairs(network).into_iter().fold(loss, |loss, (mu, nu, bits)| {
-                loss.plus(HINT, half_mean_square(mu, quantized(nu.detach(), bits)) * self.weight)
+            Role::Student => pairs(network).into_iter().fold(loss, |loss, (mu, nu, grid)| {
+                // A learned step is not to come to the teacher's map.
+                loss.plus(HINT, half_mean_square(mu, quantized(nu, grid).detach()) * self.weight)
             }),
             Role::Teacher if network.name == TEACHER && self.target == HintTarget::Both => {
                 let n = outputs.students().filter(is_adapted).count();
-                outputs.students().filter(is_adapted).flat_map(pairs).fold(loss, |loss, (mu, nu, bits)| {
-                    let distance = half_mean_square(mu.detach(), quantized(nu, bits));
+                outputs.students().filter(is_adapted).flat_map(pairs).fold(loss, |loss, (mu, nu, grid)| {
+                    let distance = half_mean_square(mu.detach(), quantized(nu, grid));
                     loss.plus(HINT, distance * (self.weight / n as f64))
                 })
             }
@@ -129,12 +187,22 @@ fn half_mean_square(mu: Tensor<4>, nu: Tensor<4>) -> Tensor<1> {
     mean_square(mu - nu) * 0.5
 }
 
-/// `Q_k(clip(nu, 0, 1))`, straight through the rounding.
-fn quantized(nu: Tensor<4>, bits: Precision) -> Tensor<4> {
-    match bits {
-        Precision::FullPrecision => nu.clamp(0.0, 1.0),
-        Precision::Bits(bits) => {
+/// What a teacher's map is quantized to.
+enum Grid {
+    /// `Q_k(clip(nu, 0, 1))`.
+    Unit(Precision),
+    /// As a quantizer does it; without one, it stays as it is.
+    Of(Option<Box<ActivationQuantizer>>),
+}
+
+/// The map on its grid, straight through the rounding.
+fn quantized(nu: Tensor<4>, grid: Grid) -> Tensor<4> {
+    match grid {
+        Grid::Unit(Precision::FullPrecision) => nu.clamp(0.0, 1.0),
+        Grid::Unit(Precision::Bits(bits)) => {
             ActivationQuantizer::DoReFa(DoReFaActivations::new(bits, &nu.device())).fake_quantize(nu)
         }
+        Grid::Of(Some(quantizer)) => quantizer.fake_quantize(nu),
+        Grid::Of(None) => nu,
     }
 }

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor, TensorData};
 use lowbit_core::Precision;
 use lowbit_models::ModelConfig;
 use lowbit_quantizers::QuantizationPolicy;
@@ -77,6 +77,9 @@ impl JointStudent {
 /// D(a, b)   = T^2 KL( softmax(a/T) || softmax(b/T) )      or      mean (a - b)^2
 /// ```
 /// All outputs are those before any update; the students are updated first, each network by an optimizer of its own.
+///
+/// With the target [`MinLogit`](JointTarget::MinLogit), all learn from one target in place of each other's logits: with `z_m` those of
+/// network `m`, of which the label's is `z_m[y]`, the class scores `min_m (z_m - z_m[y])`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct JointLosses {
     /// `D`.
@@ -91,6 +94,27 @@ pub struct JointLosses {
     pub teacher_distill_weight: f64,
     /// Who learns from whom.
     pub mode: JointMode,
+    /// What networks learn from in each other.
+    #[serde(skip_serializing_if = "JointTarget::is_default")]
+    pub target: JointTarget,
+}
+
+/// What networks learn from in each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JointTarget {
+    /// Students from the teacher's logits, and it from each of theirs.
+    #[default]
+    Logits,
+    /// All of them from the smallest distances to the label's logit that any of them has, class by class: arXiv 2210.16103.
+    MinLogit,
+}
+
+impl JointTarget {
+    /// A lowbit that had no choice wrote nothing of it.
+    fn is_default(&self) -> bool {
+        *self == Self::Logits
+    }
 }
 
 /// Distance of a network's logits from another's.
@@ -160,6 +184,12 @@ impl Joint {
                 default: "KL",
                 range: r#"`{ kind = "kl", temperature = 1.0 }`, `{ kind = "logits-mse" }`"#,
                 effect: "between their outputs",
+            },
+            Key {
+                name: "target",
+                default: "`logits`",
+                range: "`logits`, `min-logit`",
+                effect: "what they learn from: each other's outputs, or one target of all, the smallest distances to the label's logit that any network has; `min-logit` with KL alone, not with `mode = \"frozen\"`",
             },
             Key {
                 name: "student_label_weight",
@@ -253,15 +283,34 @@ impl Strategy for Joint {
     }
 }
 
+/// `min_m (z_m - z_m[y])` over all networks, class by class, without gradient. Shape `[batch, n_classes]`.
+fn min_logits(outputs: &Outputs<'_>) -> Tensor<2> {
+    let distances = outputs.networks.iter().map(|output| {
+        let logits = output.features.logits.clone().detach();
+        let labels: Vec<i32> = outputs.labels.iter().map(|&label| label as i32).collect();
+        let labels = TensorData::new(labels, [outputs.labels.len(), 1]);
+        let labels = Tensor::<2, Int>::from_data(labels, &logits.device());
+        logits.clone() - logits.gather(1, labels)
+    });
+    distances.reduce(Tensor::min_pair).expect("invariant: there is a network")
+}
+
 impl JointLosses {
     fn of(&self, network: &Output, teacher: &Output, outputs: &Outputs<'_>, loss: Loss) -> Loss {
         match network.role {
             Role::Student => {
-                let distance = self.distance(&teacher.features.logits, &network.features.logits);
+                let distance = match self.target {
+                    JointTarget::Logits => self.distance(&teacher.features.logits, &network.features.logits),
+                    JointTarget::MinLogit => self.distance(&min_logits(outputs), &network.features.logits),
+                };
                 loss.scaled(self.student_label_weight).plus(DISTILL, distance * self.student_distill_weight)
             }
             // Another strategy's.
             Role::Teacher if network.name != TEACHER => loss,
+            Role::Teacher if self.mode == JointMode::Mutual && self.target == JointTarget::MinLogit => {
+                let distance = self.distance(&min_logits(outputs), &teacher.features.logits);
+                loss.scaled(self.teacher_label_weight).plus(DISTILL, distance * self.teacher_distill_weight)
+            }
             Role::Teacher if self.mode == JointMode::Mutual => {
                 let students = || outputs.students().map(|student| &student.features.logits);
                 let distances = students().map(|student| self.distance(student, &teacher.features.logits));
@@ -272,5 +321,34 @@ impl JointLosses {
             }
             Role::Teacher => loss.scaled(self.teacher_label_weight),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+    use lowbit_models::Features;
+
+    use super::*;
+
+    /// Two images, labels 0 and 2; the smaller distance of either network, class by class.
+    #[test]
+    fn the_target_of_all_is_the_smallest_distance_to_the_label() {
+        let device = Device::default();
+        let output = |logits: [[f32; 3]; 2]| Output {
+            name: "any".into(),
+            role: Role::Student,
+            features: Features { logits: Tensor::from_floats(logits, &device), taps: Vec::new() },
+            adapts_to: None,
+            adapted_taps: Vec::new(),
+            act_bits: Precision::FullPrecision,
+            tap_quantizers: Vec::new(),
+        };
+        let networks =
+            [output([[3.0, 1.0, 2.0], [0.0, 1.0, 5.0]]), output([[1.0, 0.5, -2.0], [4.0, 0.0, 6.0]])];
+        let target = min_logits(&Outputs { networks: &networks, labels: &[0, 2] });
+        let values: Vec<f32> = target.into_data().iter::<f32>().collect();
+        // Distances -2, -1 and -0.5, -3 of the first image; -5, -4 and -2, -6 of the second.
+        assert_eq!(values, [0.0, -2.0, -3.0, -5.0, -6.0, 0.0]);
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use burn::tensor::Tensor;
 use lowbit_core::Precision;
 use lowbit_models::{Features, ModelConfig};
-use lowbit_quantizers::QuantizationPolicy;
+use lowbit_quantizers::{ActivationQuantizer, QuantizationPolicy};
 
 /// Name of the network that a training is for, which is deployed.
 pub const STUDENT: &str = "student";
@@ -32,6 +32,8 @@ pub struct NetworkSpec {
     /// Name of the network to whose channels its feature maps are brought, by 1x1 convolutions that are trained along where
     /// the channels differ.
     pub adapts_to: Option<String>,
+    /// Whether its feature maps are taken after the normalization and the ReLU that read them.
+    pub taps_activations: bool,
 }
 
 /// What phases do to a network.
@@ -65,6 +67,7 @@ impl NetworkSpec {
             is_trained: true,
             trains_throughout: false,
             adapts_to: None,
+            taps_activations: false,
         }
     }
 
@@ -79,6 +82,8 @@ impl NetworkSpec {
 pub struct Outputs<'a> {
     /// Of each network, the deployed one first.
     pub networks: &'a [Output],
+    /// The label of each image.
+    pub labels: &'a [i64],
 }
 
 /// What a network makes of a batch.
@@ -97,6 +102,8 @@ pub struct Output {
     pub adapted_taps: Vec<Tensor<4>>,
     /// Precision of its activations in this phase.
     pub act_bits: Precision,
+    /// What quantizes each of its feature maps where a layer reads it; `None` where that is in full precision, or no layer reads it.
+    pub tap_quantizers: Vec<Option<ActivationQuantizer>>,
 }
 
 impl<'a> Outputs<'a> {

@@ -39,6 +39,9 @@ pub enum Unit {
     Layer,
     /// One of this many equal groups of a layer's channels: output channels of its weights, channels of its input.
     ChannelGroup(usize),
+    /// A single weight; the inputs of layers are quantized in every step. Element-wise replacement of arXiv 2509.00097, of which
+    /// only the abstract was read.
+    Weight,
 }
 
 /// The probability of being quantized, as a function of the progress `u` from 0 to 1 before the final share.
@@ -60,6 +63,11 @@ pub enum Probability {
         /// At the start.
         from: f64,
     },
+    /// `from + (1 - from) ln(1 + (e - 1) u)`: fast at first.
+    Logarithmic {
+        /// At the start.
+        from: f64,
+    },
     /// Each of `values` for an equal share of the time.
     Stepped {
         /// Ascending.
@@ -77,6 +85,7 @@ impl Probability {
             Self::Linear { from } => from + (1.0 - from) * u,
             Self::Cosine { from } => 1.0 - (1.0 - from) * (1.0 + (std::f64::consts::PI * u).cos()) / 2.0,
             Self::Exponential { from } => 1.0 - (1.0 - from) * 0.01f64.powf(u),
+            Self::Logarithmic { from } => from + (1.0 - from) * ((std::f64::consts::E - 1.0) * u).ln_1p(),
             Self::Stepped { values } => {
                 let stage = (u * values.len() as f64) as usize;
                 values[stage.min(values.len() - 1)]
@@ -106,13 +115,16 @@ const ROUNDING: f64 = 1e-6;
 impl StochasticPrecision {
     /// Probability that a unit is quantized.
     pub fn probability(&self, moment: &Moment) -> f64 {
-        let rising = moment.phase_steps as f64 * (1.0 - self.final_share);
-        match moment.phase_step as f64 {
-            // 10 steps with a share of 0.7 rise over 3, not 3.0000000000000004 steps.
-            step if step + ROUNDING >= rising => 1.0,
-            step => self.probability.at(step / rising),
-        }
+        progress(moment, self.final_share).map_or(1.0, |u| self.probability.at(u))
     }
+}
+
+/// How much of the steps of a phase before its `final_share` is done, from 0, below 1; `None` in that share.
+pub(crate) fn progress(moment: &Moment, final_share: f64) -> Option<f64> {
+    let rising = moment.phase_steps as f64 * (1.0 - final_share);
+    let step = moment.phase_step as f64;
+    // 10 steps with a share of 0.7 rise over 3, not 3.0000000000000004 steps.
+    (step + ROUNDING < rising).then(|| step / rising)
 }
 
 impl StochasticPrecision {
@@ -127,8 +139,8 @@ impl StochasticPrecision {
             Key {
                 name: "unit",
                 default: "`block`",
-                range: "`block`, `layer`, `channel-group`",
-                effect: "what is quantized, or not, as one in a step",
+                range: "`block`, `layer`, `channel-group`, `weight`",
+                effect: "what is quantized, or not, as one in a step; with `weight`, inputs are in every step",
             },
             Key {
                 name: "groups",
@@ -139,7 +151,7 @@ impl StochasticPrecision {
             Key {
                 name: "probability",
                 default: "linear",
-                range: r#"`{ kind = "linear" or "cosine" or "exponential", from = 0.0 }`, `{ kind = "stepped", values = [0.5, 0.75, 0.875, 1.0] }`"#,
+                range: r#"`{ kind = "linear" or "cosine" or "exponential" or "logarithmic", from = 0.0 }`, `{ kind = "stepped", values = [0.5, 0.75, 0.875, 1.0] }`"#,
                 effect: "of a unit to be quantized; it rises from `from`, by default 0, to 1; the default `values` are those of Dong17",
             },
             Key {
@@ -152,7 +164,7 @@ impl StochasticPrecision {
                 name: "selector",
                 default: "`bernoulli`",
                 range: "`bernoulli`, `roulette`",
-                effect: "each unit on its own, or a number of them weighed by their error, which is read from the device in every step; `roulette` needs quantized weights",
+                effect: "each unit on its own, or a number of them weighed by their error, which is read from the device in every step; `roulette` needs quantized weights, and a larger unit than `weight`",
             },
         ],
     };
@@ -171,6 +183,13 @@ impl Strategy for StochasticPrecision {
         let probability = self.probability(moment);
         let units = self.units(layers);
         let mut rng = stream(moment.seed, Purpose::StochasticPrecision, 0, moment.step);
+        if self.unit == Unit::Weight {
+            let selection = |_: &QuantizedLayer| match (rng.next_u64(), probability) {
+                (_, 1.0) => Selection::All,
+                (key, probability) => Selection::Weights { key, probability },
+            };
+            return Some(layers.iter().map(selection).collect());
+        }
         let chosen: Vec<bool> = match self.selector {
             Selector::Bernoulli => units.iter().map(|_| rng.random::<f64>() < probability).collect(),
             Selector::Roulette => {
@@ -212,7 +231,7 @@ impl StochasticPrecision {
     fn units(&self, layers: &[QuantizedLayer]) -> Vec<Drawn> {
         let alone = |layer| Drawn { layers: vec![layer] };
         match self.unit {
-            Unit::Layer => (0..layers.len()).map(alone).collect(),
+            Unit::Layer | Unit::Weight => (0..layers.len()).map(alone).collect(),
             Unit::ChannelGroup(groups) => {
                 (0..layers.len()).flat_map(|layer| (0..groups).map(move |_| alone(layer))).collect()
             }
@@ -310,6 +329,11 @@ mod tests {
             rates(Probability::Exponential { from: 0.5 }),
             [0.5, exponential(0.25), exponential(0.5), exponential(79.0 / 80.0), 1.0, 1.0],
         );
+        let logarithmic = |u: f64| 0.2 + 0.8 * (1.0 + (std::f64::consts::E - 1.0) * u).ln();
+        close(
+            rates(Probability::Logarithmic { from: 0.2 }),
+            [0.2, logarithmic(0.25), logarithmic(0.5), logarithmic(79.0 / 80.0), 1.0, 1.0],
+        );
         let stages = Probability::Stepped { values: Probability::STAGES.to_vec() };
         close(rates(stages), [0.5, 0.75, 0.875, 1.0, 1.0, 1.0]);
     }
@@ -362,6 +386,25 @@ mod tests {
         }
     }
 
+    /// Every layer gets draws of its own, every step others; in the end all weights are quantized.
+    #[test]
+    fn single_weights_are_drawn_anew_in_each_layer_and_step() {
+        let strategy = strategy(Unit::Weight, Probability::Linear { from: 0.0 }, Selector::Bernoulli);
+        let layers = layers(&PRERESNET);
+        let mut keys = std::collections::BTreeSet::new();
+        for step in [0, 20, 79] {
+            let selections = strategy.select(&moment(step), &layers).unwrap();
+            assert_eq!(selections, strategy.select(&moment(step), &layers).unwrap(), "pure");
+            for selection in selections {
+                let Selection::Weights { key, probability } = selection else { panic!("{selection:?}") };
+                assert_eq!(probability, step as f64 / 80.0);
+                keys.insert(key);
+            }
+        }
+        assert_eq!(keys.len(), 3 * layers.len());
+        assert_eq!(strategy.select(&moment(80), &layers).unwrap(), vec![Selection::All; 6]);
+    }
+
     #[test]
     fn fractions_follow_the_probability() {
         let layers = layers(&PRERESNET);
@@ -378,6 +421,9 @@ mod tests {
                         Selection::ChannelGroups(groups) => {
                             assert_eq!(groups.len(), 4);
                             groups.iter().filter(|quantized| **quantized).count() as f64 / 4.0
+                        }
+                        Selection::Weights { .. } | Selection::SoftWeights { .. } => {
+                            unreachable!("the unit is another")
                         }
                     });
                     fractions.sum::<f64>() / 6.0

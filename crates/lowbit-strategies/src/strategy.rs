@@ -8,6 +8,7 @@ use lowbit_quantizers::Selection;
 use crate::fingerprint::Settings;
 use crate::network::{NetworkSpec, Output, Outputs};
 use crate::phase::Phase;
+use crate::weights::{LayerWeights, Measure, Notes, UpdatedLayer};
 
 /// One way to train a low-bit network. See the [crate].
 pub trait Strategy: fmt::Debug + Send + Sync {
@@ -45,6 +46,50 @@ pub trait Strategy: fmt::Debug + Send + Sync {
     /// before, which begins as the cross entropy with the labels. What is not to be trained through must be detached.
     fn loss(&self, _network: &Output, _outputs: &Outputs<'_>, loss: Loss) -> Loss {
         loss
+    }
+
+    /// Whether it looks at the quantized weights of students: if so, it is asked for [`begin`](Self::begin),
+    /// [`weight_rate`](Self::weight_rate), [`update`](Self::update) and [`penalty`](Self::penalty).
+    fn reads_weights(&self) -> bool {
+        false
+    }
+
+    /// What it keeps of a student, as a phase with this learning rate begins with the quantized `layers`. A checkpoint holds it, and
+    /// what it is made of may change in no step.
+    fn begin(&self, _learning_rate: f64, _layers: &[LayerWeights]) -> Notes {
+        Notes::default()
+    }
+
+    /// The learning rate of a student's quantized weights in a step. `None` leaves it to the strategies before; without any, it is that
+    /// of the schedule.
+    fn weight_rate(&self, _moment: &Moment, _notes: &Notes) -> Option<f64> {
+        None
+    }
+
+    /// Whether [`weight_rate`](Self::weight_rate) ever does. What the quantizers of these weights learn is then not trained.
+    fn sets_weight_rate(&self) -> bool {
+        false
+    }
+
+    /// What becomes of the quantized weights of a student after an update by the optimizer, and what was measured.
+    fn update(&self, _moment: &Moment, _layers: &mut [UpdatedLayer], _notes: &mut Notes) -> Vec<Measure> {
+        Vec::new()
+    }
+
+    /// What the quantized weights of a student add to its loss.
+    fn penalty(&self, _moment: &Moment, _layers: &[LayerWeights]) -> Option<LossPart> {
+        None
+    }
+
+    /// What is added to a student's quantized weights where its gradients are taken, from the `gradients` by these weights, layer
+    /// by layer. `None` leaves it to the strategies before.
+    fn perturbation(&self, _gradients: &[Tensor<2>]) -> Option<Vec<Tensor<2>>> {
+        None
+    }
+
+    /// Whether [`perturbation`](Self::perturbation) ever does, which takes a second pass.
+    fn looks_beside(&self) -> bool {
+        false
     }
 }
 

@@ -6,6 +6,7 @@
 //!     model.safetensors    parameters, quantizer state, BatchNorm statistics, by path
 //!     average.safetensors  the same for the moving average, if the recipe has one
 //!     optimizer.burnpack   state of the optimizer
+//!     notes.safetensors    what strategies keep of the network from step to step, if any does
 //!     teacher.model.safetensors, ...   the same of each further network, by its name
 //!     SHA256SUMS           of all of them, in the format of sha256sum
 //! ```
@@ -41,6 +42,7 @@ const MANIFEST: &str = "manifest.json";
 const MODEL: &str = "model.safetensors";
 const AVERAGE: &str = "average.safetensors";
 pub(crate) const OPTIMIZER: &str = "optimizer.burnpack";
+const NOTES: &str = "notes.safetensors";
 const SUMS: &str = "SHA256SUMS";
 
 /// Prefix of the adapters' tensors in a checkpoint.
@@ -103,6 +105,8 @@ pub(crate) struct NetworkState {
     pub(crate) model: NamedTensors,
     pub(crate) average: Option<NamedTensors>,
     pub(crate) optimizer: Vec<u8>,
+    /// What strategies keep of it from step to step.
+    pub(crate) notes: NamedTensors,
 }
 
 impl NetworkState {
@@ -111,6 +115,9 @@ impl NetworkState {
         let average = self.average.as_ref();
         files.extend(average.map(|average| (format!("{prefix}{AVERAGE}"), to_safetensors(average))));
         files.push((format!("{prefix}{OPTIMIZER}"), self.optimizer.clone()));
+        if !self.notes.is_empty() {
+            files.push((format!("{prefix}{NOTES}"), to_safetensors(&self.notes)));
+        }
         files
     }
 }
@@ -426,6 +433,7 @@ impl Checkpoints {
         };
         let network = |prefix: &str, name: &str| -> Result<NetworkState, CheckpointError> {
             let average = format!("{prefix}{AVERAGE}");
+            let notes = format!("{prefix}{NOTES}");
             Ok(NetworkState {
                 name: name.into(),
                 model: tensors(&format!("{prefix}{MODEL}"))?,
@@ -434,6 +442,10 @@ impl Checkpoints {
                     false => None,
                 },
                 optimizer: read(&format!("{prefix}{OPTIMIZER}"))?,
+                notes: match sums.get(&notes).is_some() {
+                    true => tensors(&notes)?,
+                    false => NamedTensors::new(),
+                },
             })
         };
         let other_suffix = format!(".{MODEL}");
@@ -672,7 +684,8 @@ impl Checkpoint {
 
 impl NetworkState {
     fn digest(&self, prefix: &str, digest: &mut Sha256) -> Result<(), String> {
-        let parts = [("model", Some(&self.model)), ("average", self.average.as_ref())];
+        let parts =
+            [("model", Some(&self.model)), ("average", self.average.as_ref()), ("notes", Some(&self.notes))];
         for (part, tensors) in parts {
             for (path, data) in tensors.into_iter().flatten() {
                 digest.update(format!("{prefix}{part}.{path} {:?}\n", data.shape().as_slice()));
@@ -692,7 +705,8 @@ impl NetworkState {
 
     /// Path of a tensor with a value that is not finite.
     pub(crate) fn first_non_finite(&self) -> Option<String> {
-        let parts = [("", Some(&self.model)), ("average.", self.average.as_ref())];
+        let parts =
+            [("", Some(&self.model)), ("average.", self.average.as_ref()), ("notes.", Some(&self.notes))];
         for (part, tensors) in parts {
             for (path, data) in tensors.into_iter().flatten() {
                 if !data.iter::<f32>().all(f32::is_finite) {

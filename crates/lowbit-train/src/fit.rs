@@ -279,6 +279,7 @@ impl<'a> Fit<'a> {
             self.trainees = before;
             return Ok(());
         }
+        self.begin_notes();
         self.progress.calibrated.clear();
         self.progress.pending = None;
         self.progress.learned =
@@ -306,10 +307,19 @@ impl<'a> Fit<'a> {
         }
         self.phase += 1;
         self.progress.phase = self.phase;
+        self.begin_notes();
         self.progress.learned =
             self.learned().map(|(parameter, learned)| (parameter, learned.mean)).collect();
         self.report_phase();
         Ok(())
+    }
+
+    /// Lets strategies begin to keep notes of the students in a phase that begins.
+    fn begin_notes(&mut self) {
+        let learning_rate = self.current().train.learning_rate;
+        for trainee in &mut self.trainees {
+            trainee.begin_notes(&self.experiment.strategies, learning_rate);
+        }
     }
 
     fn report_phase(&mut self) {
@@ -328,8 +338,9 @@ impl<'a> Fit<'a> {
         let (step, labels) = (self.progress.step, batch.labels.clone());
         let Self { experiment, timeline, phase, device, trainees, .. } = self;
         let this = Step { experiment, timeline, phase: *phase, step, device };
-        let Stepped { losses, logits, quantized_share, times } = this.run(trainees, batch)?;
+        let Stepped { losses, logits, quantized_share, times, measures } = this.run(trainees, batch)?;
         self.clock.spend(times);
+        self.progress.measures = measures;
         let loss = losses[0].as_ref().map_or(f64::NAN, |values| values[TOTAL]);
         self.count(&labels, &logits, losses, quantized_share);
         let n_images = labels.len() as u64;
@@ -426,6 +437,7 @@ impl<'a> Fit<'a> {
             validation: self.progress.validation.filter(|_| evaluated),
             test: self.progress.test.filter(|_| evaluated),
             quantized_fraction: self.progress.quantized_sum.map(|sum| sum / steps_per_epoch as f64),
+            measures: self.progress.measures.clone(),
             quantizers: watched(&self.trainees[0].valid()),
         };
         let parts = Some(self.clock.take_parts());
@@ -578,8 +590,10 @@ impl<'a> Fit<'a> {
         const FEW: usize = 4;
 
         let is_trained = self.current().train.quantizers.learning_rate_scale > 0.0;
+        let weights_are_held = self.experiment.strategies.iter().any(|strategy| strategy.sets_weight_rate());
         let (mut warnings, mut unmoved) = (Vec::new(), Vec::new());
-        for (parameter, Learned { mean, is_at_floor, .. }) in self.learned() {
+        for (parameter, Learned { mean, is_at_floor, is_of_weights, .. }) in self.learned() {
+            let is_trained = is_trained && !(is_of_weights && weights_are_held);
             if is_at_floor {
                 warnings.push(format!(
                     "{parameter} is held at its floor: the quantizer has collapsed; lower train.quantizers.weight_decay or \

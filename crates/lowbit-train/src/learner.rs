@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use lowbit_core::{BitWidth, Precision, Purpose, stream};
 use lowbit_data::DataError;
 use lowbit_models::{Features, Network, Plan};
@@ -15,16 +15,18 @@ use lowbit_quantizers::{
 
 use crate::checkpoint::{ADAPTERS, CheckpointError, NetworkState, OPTIMIZER};
 use crate::error::TrainError;
+use crate::experiment::Experiment;
 use crate::image_set::RunData;
 use crate::initial::{Initial, layer_quantizers};
 use crate::networks::PlacedSpec;
 use crate::optimizer::{GradientNorm, Optimizer};
 use crate::optimizer_file::{MayLack, OptimizerFile, optimizer_bytes};
-use crate::progress::Progress;
+use crate::progress::{Pending, Progress};
 use crate::recipe::Recipe;
-use crate::state::{self, StateError};
+use crate::state::{self, NamedTensors, StateError};
 use crate::strategy::{
-    Init, NetworkSpec, OptimizerState, Output, Phase, QuantizedLayer, QuantizerState, Role, STUDENT,
+    Init, LayerWeights, Loss, LossPart, Measure, Moment, NetworkSpec, Notes, OptimizerState, Output, Phase,
+    QuantizedLayer, QuantizerState, Role, STUDENT, Strategy, UpdatedLayer, compose_weight_rate,
 };
 use crate::weights::{InitialWeights, NewClassifier};
 
@@ -52,6 +54,9 @@ impl PlacedSpec {
         let mut model = self.model.init(input, n_classes, &policy, self.seed, device)?;
         let compute = self.train(recipe, phase).compute;
         model.network.set_compute(compute);
+        if self.taps_activations {
+            model.network.tap_activations();
+        }
         let adapter = |(tap, channels): (usize, &Option<[usize; 2]>)| {
             channels.map(|channels| {
                 let mut rng = stream(self.seed, Purpose::InitialWeights, 1, tap as u64);
@@ -91,6 +96,8 @@ pub(crate) struct Trainee {
     /// Moving average of the network, without autodiff.
     average: Option<Network>,
     optimizer: Optimizer,
+    /// What strategies keep of it from step to step, by their names.
+    notes: BTreeMap<String, Notes>,
 }
 
 /// What comes with the weights that a network begins with.
@@ -109,6 +116,17 @@ pub(crate) struct Update {
     before: Learner,
     /// The norm of the gradients, if they are clipped.
     pub(crate) norm: Option<GradientNorm>,
+    /// What strategies have measured.
+    pub(crate) measures: Vec<Measure>,
+}
+
+/// What decides an update, besides the gradients.
+#[derive(Clone, Copy)]
+pub(crate) struct UpdateSettings<'a> {
+    pub(crate) learning_rate: f64,
+    pub(crate) ema_decay: Option<f64>,
+    pub(crate) strategies: &'a [Box<dyn Strategy>],
+    pub(crate) moment: &'a Moment,
 }
 
 impl Update {
@@ -131,7 +149,7 @@ impl Trainee {
         let optimizer = Optimizer::new(train, &learner);
         let average = train.ema_decay.map(|_| learner.network.valid());
         let act_bits = spec.act_bits(recipe, phase);
-        Ok(Self { spec, plan, act_bits, learner, average, optimizer })
+        Ok(Self { spec, plan, act_bits, learner, average, optimizer, notes: BTreeMap::new() })
     }
 
     /// Loads the weights that the recipe lets the training begin with, if any. Where a layer has the quantizer that it had in
@@ -250,6 +268,35 @@ impl Trainee {
         Ok(())
     }
 
+    /// Lets strategies begin to keep notes of a student, whose phase begins with this learning rate.
+    pub(crate) fn begin_notes(&mut self, strategies: &[Box<dyn Strategy>], learning_rate: f64) {
+        self.notes = self.fresh_notes(strategies, learning_rate);
+    }
+
+    fn fresh_notes(&self, strategies: &[Box<dyn Strategy>], learning_rate: f64) -> BTreeMap<String, Notes> {
+        if self.spec.role != Role::Student || !strategies.iter().any(|strategy| strategy.reads_weights()) {
+            return BTreeMap::new();
+        }
+        let layers = quantized_weights(&self.valid());
+        let readers = strategies.iter().filter(|strategy| strategy.reads_weights());
+        readers
+            .map(|strategy| (strategy.name().to_string(), strategy.begin(learning_rate, &layers)))
+            .collect()
+    }
+
+    /// What the quantized weights of a student add to its loss.
+    pub(crate) fn penalize(&self, strategies: &[Box<dyn Strategy>], moment: &Moment, mut loss: Loss) -> Loss {
+        let is_asked = self.spec.role == Role::Student && self.spec.is_trained;
+        if is_asked && strategies.iter().any(|strategy| strategy.reads_weights()) {
+            let layers = quantized_weights(&self.learner.network);
+            let readers = strategies.iter().filter(|strategy| strategy.reads_weights());
+            for LossPart { name, value } in readers.filter_map(|strategy| strategy.penalty(moment, &layers)) {
+                loss = loss.plus(name, value);
+            }
+        }
+        loss
+    }
+
     fn restart_average(&mut self) {
         if self.average.is_some() {
             self.average = Some(self.learner.network.valid());
@@ -324,7 +371,9 @@ impl Trainee {
             })
             .collect();
         let NetworkSpec { name, role, adapts_to, .. } = self.spec.spec.clone();
-        Output { name, role, features, adapts_to, adapted_taps, act_bits: self.act_bits }
+        let quantizers = self.learner.network.tap_quantizers();
+        let tap_quantizers = quantizers.into_iter().map(Option::<&_>::cloned).collect();
+        Output { name, role, features, adapts_to, adapted_taps, act_bits: self.act_bits, tap_quantizers }
     }
 
     /// Adds to `sum` the gradients of the `loss` of a part of a batch, which has this share of its images.
@@ -334,20 +383,90 @@ impl Trainee {
         sum.accumulate(&self.learner, GradientsParams::from_grads(loss.backward(), &self.learner));
     }
 
+    /// The gradients of a `loss` by the quantized weights of this network, layer by layer, after they were
+    /// [watched](Self::watch_quantized).
+    pub(crate) fn gradients_by_quantized(&self, loss: &Tensor<1>) -> Vec<Tensor<2>> {
+        let gradients = loss.backward();
+        let layers = self.learner.network.layers().filter_map(|(_, layer)| layer.perturbation());
+        layers.map(|beside| beside.grad(&gradients).unwrap_or_else(|| beside.inner().zeros_like())).collect()
+    }
+
+    /// Lets the next passes have gradients by the quantized weights.
+    pub(crate) fn watch_quantized(&mut self) {
+        for (_, mut layer) in self.learner.network.layers_mut() {
+            let layer_ref = layer.as_ref();
+            let watched = layer_ref.weight_quantizer().map(|_| layer_ref.exact_weights().zeros_like());
+            layer.perturb(watched.map(|zeros| zeros.detach().require_grad()));
+        }
+    }
+
+    /// Lets the next passes be those of the quantized weights themselves.
+    pub(crate) fn unwatch_quantized(&mut self) {
+        self.learner.network.layers_mut().for_each(|(_, mut layer)| layer.perturb(None));
+    }
+
+    /// The same network with something added to its quantized weights, layer by layer. Its passes move no running statistics of
+    /// this one.
+    pub(crate) fn beside(&self, perturbation: Vec<Tensor<2>>) -> Self {
+        let learner = self.learner.valid().train();
+        let mut copy = Self { learner, ..self.clone() };
+        let mut perturbation = perturbation.into_iter();
+        for (_, mut layer) in copy.learner.network.layers_mut() {
+            let added = layer.as_ref().weight_quantizer().and_then(|_| perturbation.next());
+            layer.perturb(added.map(Tensor::from_inner));
+        }
+        copy
+    }
+
     /// One update from the gradients of a batch.
-    pub(crate) fn update(
-        &mut self,
-        learning_rate: f64,
-        ema_decay: Option<f64>,
-        mut gradients: BatchGradients,
-    ) -> Update {
+    pub(crate) fn update(&mut self, settings: &UpdateSettings<'_>, mut gradients: BatchGradients) -> Update {
+        let UpdateSettings { learning_rate, ema_decay, strategies, moment } = *settings;
         let rate = learning_rate * self.spec.learning_rate_scale;
         let before = self.learner.clone();
+        let weight_rate = compose_weight_rate(strategies, moment, &self.notes);
+        self.optimizer.set_weight_rate(weight_rate.map(|rate| rate * self.spec.learning_rate_scale));
         self.learner = self.optimizer.step_by(rate, before.clone(), gradients.grads());
+        let measures = self.follow_weights(&before.network, strategies, moment);
         if let (Some(decay), Some(average)) = (ema_decay, self.average.take()) {
             self.average = Some(state::moving_average(average, &self.learner.network.valid(), decay));
         }
-        Update { before, norm: self.optimizer.take_norm() }
+        Update { before, norm: self.optimizer.take_norm(), measures }
+    }
+
+    /// Lets strategies do what they do to the quantized weights after an update of the network `before`.
+    fn follow_weights(
+        &mut self,
+        before: &Network,
+        strategies: &[Box<dyn Strategy>],
+        moment: &Moment,
+    ) -> Vec<Measure> {
+        if self.notes.is_empty() {
+            return Vec::new();
+        }
+        let codes = |network: &Network| -> Vec<Tensor<2>> {
+            quantized_weights(&network.valid()).iter().map(LayerWeights::codes).collect()
+        };
+        let codes_before = codes(before);
+        let mut measures = Vec::new();
+        for strategy in strategies.iter().filter(|strategy| strategy.reads_weights()) {
+            let Some(mut notes) = self.notes.remove(strategy.name()) else { continue };
+            let layers = quantized_weights(&self.valid());
+            let updated = |(layer, before): (LayerWeights, &Tensor<2>)| {
+                let after = layer.codes();
+                UpdatedLayer { layer, before: before.clone(), after, instead: None }
+            };
+            let mut updated: Vec<UpdatedLayer> = layers.into_iter().zip(&codes_before).map(updated).collect();
+            measures.extend(strategy.update(moment, &mut updated, &mut notes));
+            self.notes.insert(strategy.name().into(), notes);
+            let mut instead = updated.into_iter().map(|layer| layer.instead);
+            let layers = self.learner.network.layers_mut();
+            for (_, mut layer) in layers.filter(|(_, layer)| layer.as_ref().weight_quantizer().is_some()) {
+                if let Some(weights) = instead.next().flatten() {
+                    layer.set_weights(Tensor::from_inner(weights));
+                }
+            }
+        }
+        measures
     }
 
     /// The network in training, without autodiff.
@@ -402,20 +521,22 @@ impl Trainee {
             model,
             average: self.average.as_ref().map(state::tensors),
             optimizer: optimizer_bytes(self.optimizer.inner()),
+            notes: notes_tensors(&self.notes),
         }
     }
 
     /// Takes over the state of the checkpoint at `path`, made at `progress`.
     pub(crate) fn restore(
         &mut self,
-        recipe: &Recipe,
+        experiment: &Experiment,
         phase: &Phase,
         progress: &Progress,
         saved: NetworkState,
         path: &Path,
     ) -> Result<(), TrainError> {
+        let recipe = &experiment.recipe;
         let other_model = |source| CheckpointError::OtherModel { path: path.into(), source };
-        let NetworkState { model, average, optimizer, .. } = saved;
+        let NetworkState { model, average, optimizer, notes, .. } = saved;
         let tensors = model.into_iter().map(|(path, tensor)| match path.starts_with(ADAPTERS) {
             true => (path, tensor),
             false => (format!("network.{path}"), tensor),
@@ -445,7 +566,65 @@ impl Trainee {
             problem,
         })?;
         self.optimizer = fresh.with_record(state.into_record());
+        // Before the first calibration there are none.
+        let fresh = match progress.pending {
+            Some(Pending::Calibration) => BTreeMap::new(),
+            _ => self.fresh_notes(&experiment.strategies, phase.train.learning_rate),
+        };
+        self.notes = load_notes(fresh, notes).map_err(other_model)?;
         Ok(())
+    }
+}
+
+/// The layers with quantized weights of a network, in forward order.
+fn quantized_weights(network: &Network) -> Vec<LayerWeights> {
+    let layers = network.layers().filter_map(|(path, layer)| {
+        let quantizer = layer.weight_quantizer()?.clone();
+        Some(LayerWeights { path: path.into(), quantizer, weights: layer.exact_weights() })
+    });
+    layers.collect()
+}
+
+/// Notes of strategies as named tensors, for a checkpoint.
+fn notes_tensors(notes: &BTreeMap<String, Notes>) -> NamedTensors {
+    let mut tensors = NamedTensors::new();
+    for (strategy, Notes { numbers, tensors: of_layers }) in notes {
+        let numbers = numbers.iter().map(|(name, &number)| (name, TensorData::new(vec![number], [1])));
+        let of_layers = of_layers.iter().map(|(name, tensor)| (name, tensor.to_data()));
+        tensors.extend(numbers.chain(of_layers).map(|(name, data)| (format!("{strategy}.{name}"), data)));
+    }
+    tensors
+}
+
+/// The notes that a checkpoint has where a phase begins with those that are `fresh`.
+fn load_notes(
+    fresh: BTreeMap<String, Notes>,
+    mut saved: NamedTensors,
+) -> Result<BTreeMap<String, Notes>, StateError> {
+    let mut notes = BTreeMap::new();
+    for (strategy, Notes { mut numbers, mut tensors }) in fresh {
+        let mut take = |name: &str, expected: &[usize]| -> Result<TensorData, StateError> {
+            let path = format!("{strategy}.{name}");
+            let data = saved.remove(&path).ok_or(StateError::Missing { path: format!("notes.{path}") })?;
+            let got = data.shape().as_slice().to_vec();
+            match got == expected {
+                true => Ok(data),
+                false => {
+                    Err(StateError::Shape { path: format!("notes.{path}"), got, expected: expected.into() })
+                }
+            }
+        };
+        for (name, number) in &mut numbers {
+            *number = take(name, &[1])?.iter::<f32>().next().unwrap_or_default();
+        }
+        for (name, tensor) in &mut tensors {
+            *tensor = Tensor::from_data(take(name, &tensor.dims())?, &tensor.device());
+        }
+        notes.insert(strategy, Notes { numbers, tensors });
+    }
+    match saved.into_keys().next() {
+        Some(path) => Err(StateError::Unknown { path: format!("notes.{path}") }),
+        None => Ok(notes),
     }
 }
 
@@ -476,12 +655,10 @@ fn bit_widths(network: &Network) -> BTreeMap<String, BitWidths> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::TensorData;
     use lowbit_core::Compute;
     use lowbit_quantizers::LayerRef;
 
     use super::*;
-    use crate::experiment::Experiment;
 
     fn trainees(overrides: &[&str]) -> (Recipe, Vec<Phase>, Vec<Trainee>) {
         let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();

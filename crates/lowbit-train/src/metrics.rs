@@ -107,6 +107,9 @@ pub struct EpochMetrics {
     /// Mean share of the layers that was quantized in the epoch's steps, if a strategy decides it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantized_fraction: Option<f64>,
+    /// What strategies have measured in the epoch's last step, by name: shares, or a learning rate.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub measures: BTreeMap<String, f64>,
     /// Networks that train alongside, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub networks: BTreeMap<String, NetworkMetrics>,

@@ -1,24 +1,48 @@
-//! The optimizer of one network: burn's optimizers, and our own descent, with a group of their own for the quantizers' parameters, and
-//! clipping by the norm of all gradients together.
+//! The optimizer of one network: burn's optimizers, and our own descent, with groups of their own for the quantizers' parameters and for
+//! the weights that are quantized, and clipping by the norm of all gradients together.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::{AdamConfig, AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::Device;
-use burn::tensor::{Gradients, Tensor};
+use burn::tensor::{Gradients, Int, Tensor};
 
 use lowbit_kernels::{Sgd, sgd_together};
 use lowbit_quantizers::is_quantizer_state;
 
-use crate::recipe::{OptimizerRecipe, QuantizerGroup, TrainRecipe};
+use crate::recipe::{OptimizerRecipe, TrainRecipe};
 use lowbit_strategies::loss::sum_of_squares;
 
 /// Updates the parameters of one network.
 #[derive(Clone)]
 pub struct Optimizer {
     inner: ModuleOptimizer,
+    weight_rate: WeightRate,
     gradient_clip: Option<f64>,
     norm: Option<GradientNorm>,
+}
+
+/// The learning rate of quantized weights, where it is not that of all parameters: set before each step, and shared with the groups
+/// that go by it.
+#[derive(Clone, Debug)]
+struct WeightRate(Arc<AtomicU64>);
+
+impl WeightRate {
+    /// That of all parameters.
+    fn none() -> Self {
+        Self(Arc::new(AtomicU64::new(f64::NAN.to_bits())))
+    }
+
+    fn set(&self, rate: Option<f64>) {
+        self.0.store(rate.unwrap_or(f64::NAN).to_bits(), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Option<f64> {
+        Some(f64::from_bits(self.0.load(Ordering::Relaxed))).filter(|rate| !rate.is_nan())
+    }
 }
 
 /// The size of the gradients of a step, before they were scaled down.
@@ -44,8 +68,15 @@ impl GradientNorm {
 impl Optimizer {
     /// Of `module`, with the optimizer, weight decays and clipping of `recipe`.
     pub fn new<M: Module>(recipe: &TrainRecipe, module: &M) -> Self {
-        let inner = build(recipe, quantizer_group(module));
-        Self { inner, gradient_clip: recipe.gradient_clip, norm: None }
+        let weight_rate = WeightRate::none();
+        let inner = build(recipe, Groups::of(module), &weight_rate);
+        Self { inner, weight_rate, gradient_clip: recipe.gradient_clip, norm: None }
+    }
+
+    /// Sets the learning rate of quantized weights in the next steps; `None` for that of all parameters. With one of their own, what
+    /// their quantizers learn stays as it is.
+    pub(crate) fn set_weight_rate(&self, rate: Option<f64>) {
+        self.weight_rate.set(rate);
     }
 
     /// One update of `module` from the gradients of its loss.
@@ -106,8 +137,8 @@ impl Optimizer {
     }
 }
 
-fn build(recipe: &TrainRecipe, quantizers: ParamGroup) -> ModuleOptimizer {
-    let QuantizerGroup { learning_rate_scale: scale, weight_decay: group_decay } = recipe.quantizers;
+fn build(recipe: &TrainRecipe, groups: Groups, weight_rate: &WeightRate) -> ModuleOptimizer {
+    let group_decay = recipe.quantizers.weight_decay;
     match recipe.optimizer {
         OptimizerRecipe::Sgd { momentum, nesterov } => {
             let sgd = |weight_decay: f64| Sgd {
@@ -115,11 +146,7 @@ fn build(recipe: &TrainRecipe, quantizers: ParamGroup) -> ModuleOptimizer {
                 is_nesterov: nesterov,
                 weight_decay: (weight_decay > 0.0).then_some(weight_decay as f32),
             };
-            ModuleOptimizer::from(sgd(recipe.weight_decay)).with_group(
-                quantizers,
-                Scaled { optimizer: sgd(group_decay), scale },
-                None,
-            )
+            grouped(recipe, sgd(recipe.weight_decay), sgd(group_decay), groups, weight_rate)
         }
         OptimizerRecipe::Adam { beta1, beta2, epsilon } => {
             let adam = |weight_decay: f64| {
@@ -130,11 +157,7 @@ fn build(recipe: &TrainRecipe, quantizers: ParamGroup) -> ModuleOptimizer {
                     .with_weight_decay(decay(weight_decay))
                     .build()
             };
-            ModuleOptimizer::from(adam(recipe.weight_decay)).with_group(
-                quantizers,
-                Scaled { optimizer: adam(group_decay), scale },
-                None,
-            )
+            grouped(recipe, adam(recipe.weight_decay), adam(group_decay), groups, weight_rate)
         }
         OptimizerRecipe::AdamW { beta1, beta2, epsilon } => {
             let adamw = |weight_decay: f64| {
@@ -145,13 +168,26 @@ fn build(recipe: &TrainRecipe, quantizers: ParamGroup) -> ModuleOptimizer {
                     .with_weight_decay(weight_decay as f32)
                     .build()
             };
-            ModuleOptimizer::from(adamw(recipe.weight_decay)).with_group(
-                quantizers,
-                Scaled { optimizer: adamw(group_decay), scale },
-                None,
-            )
+            grouped(recipe, adamw(recipe.weight_decay), adamw(group_decay), groups, weight_rate)
         }
     }
+}
+
+/// `all` for all parameters but those of quantizers, which have `quantizers`.
+fn grouped<O: burn::optim::Optimizer>(
+    recipe: &TrainRecipe,
+    all: O,
+    quantizers: O,
+    groups: Groups,
+    weight_rate: &WeightRate,
+) -> ModuleOptimizer {
+    let scaled = Scaled { optimizer: quantizers, scale: recipe.quantizers.learning_rate_scale };
+    let held = Rated { optimizer: scaled.clone(), weight_rate: weight_rate.clone(), is_held: true };
+    let weights = Rated { optimizer: all.clone(), weight_rate: weight_rate.clone(), is_held: false };
+    ModuleOptimizer::from(all)
+        .with_group(groups.quantizers, scaled, None)
+        .with_group(groups.weight_quantizers, held, None)
+        .with_group(groups.weights, weights, None)
 }
 
 /// An optimizer whose learning rate is a multiple of the others'.
@@ -179,33 +215,107 @@ impl<O: burn::optim::Optimizer> burn::optim::Optimizer for Scaled<O> {
     }
 }
 
+/// An optimizer of quantized weights, whose learning rate may be another than that of all parameters, or of what their quantizers learn,
+/// which is then held.
+#[derive(Clone)]
+struct Rated<O> {
+    optimizer: O,
+    weight_rate: WeightRate,
+    is_held: bool,
+}
+
+impl<O: burn::optim::Optimizer> burn::optim::Optimizer for Rated<O> {
+    type State<const D: usize> = O::State<D>;
+
+    fn step<const D: usize>(
+        &self,
+        learning_rate: f64,
+        tensor: Tensor<D>,
+        gradient: Tensor<D>,
+        state: Option<Self::State<D>>,
+    ) -> (Tensor<D>, Option<Self::State<D>>) {
+        let learning_rate = match self.weight_rate.get() {
+            Some(_) if self.is_held => 0.0,
+            Some(rate) => rate,
+            None => learning_rate,
+        };
+        self.optimizer.step(learning_rate, tensor, gradient, state)
+    }
+
+    fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
+        O::to_device(state, device)
+    }
+}
+
 fn decay(penalty: f64) -> Option<WeightDecayConfig> {
     (penalty > 0.0).then(|| WeightDecayConfig::new(penalty as f32))
 }
 
-/// The learned parameters of the quantizers, by id.
-fn quantizer_group<M: Module>(module: &M) -> ParamGroup {
-    #[derive(Default)]
-    struct Collect {
-        path: Vec<String>,
-        ids: Vec<ParamId>,
-    }
-    impl ModuleVisitor for Collect {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.into());
+/// Parameters that are not trained as all others.
+struct Groups {
+    /// What quantizers of inputs learn, and those of a module of one's own.
+    quantizers: ParamGroup,
+    /// What quantizers of weights learn.
+    weight_quantizers: ParamGroup,
+    /// The weights that these quantize.
+    weights: ParamGroup,
+}
+
+impl Groups {
+    fn of<M: Module>(module: &M) -> Self {
+        #[derive(Default)]
+        struct Collect {
+            path: Vec<String>,
+            /// Layers whose weights have a quantizer.
+            layers: Vec<String>,
+            quantizers: Vec<ParamId>,
+            weight_quantizers: Vec<ParamId>,
+            /// Weights of any layer.
+            weights: Vec<(String, ParamId)>,
         }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if is_quantizer_state(&self.path.join(".")) {
-                self.ids.push(param.id);
+        impl Collect {
+            fn visit(&mut self, id: ParamId) {
+                let path = self.path.join(".");
+                let layer = self.path.iter().position(|part| part == "weight_quantizer");
+                if let Some(layer) = layer {
+                    self.layers.push(self.path[..layer].join("."));
+                }
+                match (is_quantizer_state(&path), layer, self.path.split_last()) {
+                    (true, Some(_), _) => self.weight_quantizers.push(id),
+                    (true, None, _) => self.quantizers.push(id),
+                    (false, _, Some((name, layer))) if name == "weight" => {
+                        self.weights.push((layer.join("."), id));
+                    }
+                    (false, _, _) => {}
+                }
             }
         }
+        impl ModuleVisitor for Collect {
+            fn enter_module(&mut self, name: &str, _: &str) {
+                self.path.push(name.into());
+            }
+            fn exit_module(&mut self, _: &str, _: &str) {
+                self.path.pop();
+            }
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                self.visit(param.id);
+            }
+            fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+                // A method that learns nothing still records its bits.
+                if self.path.iter().any(|part| part == "weight_quantizer") {
+                    self.visit(param.id);
+                }
+            }
+        }
+        let mut collect = Collect::default();
+        module.visit(&mut collect);
+        let Collect { layers, quantizers, weight_quantizers, weights, .. } = collect;
+        let is_quantized = |(layer, _): &(String, ParamId)| layers.contains(layer);
+        let weights = weights.into_iter().filter(is_quantized).map(|(_, id)| id).collect();
+        let [quantizers, weight_quantizers, weights] =
+            [quantizers, weight_quantizers, weights].map(ParamGroup::from_ids);
+        Self { quantizers, weight_quantizers, weights }
     }
-    let mut collect = Collect::default();
-    module.visit(&mut collect);
-    ParamGroup::from_ids(collect.ids)
 }
 
 impl GradientNorm {

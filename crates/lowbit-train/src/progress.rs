@@ -62,6 +62,9 @@ pub struct Progress {
     /// Sum over the steps of the current epoch of the share of layers that was quantized, if a strategy decides it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantized_sum: Option<f64>,
+    /// What strategies have measured of the deployed network in the last step.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub measures: BTreeMap<String, f64>,
     /// Length of `metrics.jsonl` in bytes: later lines belong to steps that are not done.
     pub metrics_bytes: u64,
     /// The files of the run that are only appended to, by name.

@@ -31,7 +31,7 @@ impl Fit<'_> {
             let state =
                 state.ok_or_else(|| CheckpointError::NoNetwork { path: path.clone(), network: name })?;
             let phase = &self.experiment.phases[self.phase];
-            trainee.restore(&self.experiment.recipe, phase, &progress, state, &path)?;
+            trainee.restore(&self.experiment, phase, &progress, state, &path)?;
         }
         has_its_state.map_err(|error| checkpoints.with_previous(error, name))?;
         self.expect_steps(&progress)?;

@@ -7,17 +7,20 @@ use std::time::Instant;
 use burn::tensor::{Device, Tensor, Transaction};
 use lowbit_core::{Precision, Purpose, stream};
 use lowbit_data::Batch;
+use lowbit_models::Features;
 use lowbit_strategies::loss::{cross_entropy, target_probabilities};
 
 use crate::data::tensor;
 use crate::error::{Divergence, TrainError};
 use crate::experiment::{Experiment, Timeline};
-use crate::learner::{BatchGradients, Trainee};
+use crate::learner::{BatchGradients, Trainee, UpdateSettings};
 use crate::metrics::TimeParts;
 use crate::recipe::Recipe;
 use crate::schedule::learning_rate;
 use crate::state;
-use crate::strategy::{Loss, Moment, Output, Outputs, Role, TOTAL, compose_loss, compose_selections};
+use crate::strategy::{
+    Loss, Moment, Output, Outputs, Role, TOTAL, compose_loss, compose_perturbation, compose_selections,
+};
 
 /// A step of a training.
 pub(crate) struct Step<'a> {
@@ -41,6 +44,8 @@ pub(crate) struct Stepped {
     pub(crate) quantized_share: Option<f64>,
     /// What it spent its time on.
     pub(crate) times: TimeParts,
+    /// What strategies have measured of the deployed network.
+    pub(crate) measures: BTreeMap<String, f64>,
 }
 
 impl Step<'_> {
@@ -62,26 +67,48 @@ impl Step<'_> {
             let n_classes = self.experiment.recipe.data.n_classes();
             let targets = target_probabilities(&part.labels, n_classes, train.label_smoothing, self.device);
             let share = part.labels.len() as f64 / n_images as f64;
-            let (losses, logits) = self.losses(trainees, tensor(&mut part, self.device), &targets);
+            let looks_beside = self.experiment.strategies.iter().any(|strategy| strategy.looks_beside());
+            if looks_beside {
+                let students = trainees.iter_mut().filter(|trainee| trainee.spec.role == Role::Student);
+                students.for_each(Trainee::watch_quantized);
+            }
+            let images = tensor(&mut part, self.device);
+            let outputs: Vec<Output> =
+                trainees.iter().map(|trainee| trainee.output(images.clone())).collect();
+            let known = (targets, part.labels);
+            let losses = self.losses(trainees, &outputs, &known);
+            let logits = outputs[0].features.logits.clone();
             times.forward += lap.seconds();
-            for ((trainee, loss), sum) in trainees.iter().zip(&losses).zip(&mut gradients) {
-                if let Some(loss) = loss {
-                    trainee.add_gradients(sum, loss.total.clone(), share);
+            let beside = looks_beside.then_some(Beside { images, known, outputs });
+            for (i, (loss, sum)) in losses.iter().zip(&mut gradients).enumerate() {
+                let Some(loss) = loss else { continue };
+                match beside.as_ref().filter(|_| trainees[i].spec.role == Role::Student) {
+                    Some(beside) => self.add_gradients_beside(trainees, i, beside, &loss.total, (sum, share)),
+                    None => trainees[i].add_gradients(sum, loss.total.clone(), share),
                 }
+            }
+            if beside.is_some() {
+                trainees.iter_mut().for_each(Trainee::unwatch_quantized);
             }
             parts.push(Part { share, losses, logits });
             times.backward += lap.seconds();
         }
-        let phase_step = step - self.timeline.start(self.phase);
+        let moment = self.moment();
+        let phase_step = moment.phase_step;
         let mut updates = Vec::new();
         for (trainee, gradients) in trainees.iter_mut().zip(gradients) {
             let (train, step) = match trainee.spec.trains_throughout {
                 true => (&self.experiment.whole, step),
                 false => (train, phase_step),
             };
-            let rate = learning_rate(train, steps_per_epoch, step);
+            let settings = UpdateSettings {
+                learning_rate: learning_rate(train, steps_per_epoch, step),
+                ema_decay: train.ema_decay_at(step),
+                strategies: &self.experiment.strategies,
+                moment: &moment,
+            };
             let is_trained = trainee.spec.is_trained;
-            updates.push(is_trained.then(|| trainee.update(rate, train.ema_decay_at(step), gradients)));
+            updates.push(is_trained.then(|| trainee.update(&settings, gradients)));
             trainee.select(None);
         }
         times.update += lap.seconds();
@@ -89,7 +116,9 @@ impl Step<'_> {
         let norms = updates.iter().flatten().filter_map(|update| update.norm.as_ref());
         let scalars = parts.iter().flat_map(|part| part.losses.iter().flatten().flat_map(StepLoss::tensors));
         // Gradients are without autodiff, and a read is of one kind.
+        let measures = updates[0].iter().flat_map(|update| &update.measures);
         let scalars = scalars.chain(norms.map(|norm| Tensor::from_inner(norm.norm.clone())));
+        let scalars = scalars.chain(measures.map(|measure| Tensor::from_inner(measure.value.clone())));
         let read = parts.iter().map(|part| part.logits.clone());
         let read = read.fold(Transaction::default(), Transaction::register);
         let mut read = scalars.fold(read, Transaction::register).execute().into_iter();
@@ -131,19 +160,46 @@ impl Step<'_> {
             }
         }
         times.reading += lap.seconds();
-        Ok(Stepped { losses: values, logits, quantized_share, times })
+        let measures = updates[0].iter().flat_map(|update| &update.measures);
+        let measures = measures.map(|measure| (measure.name.into(), next())).collect();
+        Ok(Stepped { losses: values, logits, quantized_share, times, measures })
+    }
+
+    /// Where the training stands.
+    fn moment(&self) -> Moment {
+        let start = self.timeline.start(self.phase);
+        Moment {
+            seed: self.experiment.recipe.seed,
+            step: self.step,
+            phase_step: self.step - start,
+            phase_steps: self.timeline.start(self.phase + 1) - start,
+        }
+    }
+
+    /// Adds the gradients of student `index` where strategies have them taken: beside its quantized weights, by those of the `loss` of
+    /// a first pass. The outputs of the other networks are those of that pass.
+    fn add_gradients_beside(
+        &self,
+        trainees: &[Trainee],
+        index: usize,
+        Beside { images, known, outputs }: &Beside,
+        loss: &Tensor<1>,
+        (sum, share): (&mut BatchGradients, f64),
+    ) {
+        let gradients = trainees[index].gradients_by_quantized(loss);
+        // A phase in full precision has no quantized weights; its pass is made again as it was.
+        let perturbation = compose_perturbation(&self.experiment.strategies, &gradients).unwrap_or_default();
+        let copy = trainees[index].beside(perturbation);
+        let mut outputs: Vec<Output> = outputs.iter().map(detached).collect();
+        outputs[index] = copy.output(images.clone());
+        let loss = self.loss(&copy, index, &outputs, known).total();
+        copy.add_gradients(sum, loss, share);
     }
 
     /// Lets the strategies decide which part of each student is quantized in this step. Returns the share of the deployed
     /// network's layers that is, if any strategy decided.
     fn select(&self, trainees: &mut [Trainee]) -> Result<Option<f64>, TrainError> {
-        let start = self.timeline.start(self.phase);
-        let moment = Moment {
-            seed: self.experiment.recipe.seed,
-            step: self.step,
-            phase_step: self.step - start,
-            phase_steps: self.timeline.start(self.phase + 1) - start,
-        };
+        let moment = self.moment();
         let with_errors = self.experiment.strategies.iter().any(|strategy| strategy.needs_errors());
         let mut deployed_share = None;
         for (index, trainee) in trainees.iter_mut().enumerate() {
@@ -175,26 +231,24 @@ impl Step<'_> {
         }
     }
 
-    /// The loss of each network for a batch, `None` if it is not trained, and the logits of the deployed one.
-    fn losses(
-        &self,
-        trainees: &[Trainee],
-        images: Tensor<4>,
-        targets: &Tensor<2>,
-    ) -> (Vec<Option<StepLoss>>, Tensor<2>) {
-        let networks: Vec<Output> = trainees.iter().map(|trainee| trainee.output(images.clone())).collect();
-        let outputs = Outputs { networks: &networks };
+    /// The loss of each network for a batch, `None` if it is not trained.
+    fn losses(&self, trainees: &[Trainee], outputs: &[Output], known: &Known) -> Vec<Option<StepLoss>> {
+        let of = |(i, trainee): (usize, &Trainee)| {
+            trainee.spec.is_trained.then(|| StepLoss::of(self.loss(trainee, i, outputs, known)))
+        };
+        trainees.iter().enumerate().map(of).collect()
+    }
+
+    /// The loss of the network `trainee`, whose output is the one at `index`.
+    fn loss(&self, trainee: &Trainee, index: usize, outputs: &[Output], (targets, known): &Known) -> Loss {
         let labels = match self.experiment.phases[self.phase].train.label_smoothing {
             0.0 => "labels",
             _ => "smoothed_labels",
         };
-        let loss = |(trainee, output): (&Trainee, &Output)| {
-            let own = || Loss::new(labels, cross_entropy(output.features.logits.clone(), targets.clone()));
-            let compose = || StepLoss::of(compose_loss(&self.experiment.strategies, output, &outputs, own()));
-            trainee.spec.is_trained.then(compose)
-        };
-        let losses = trainees.iter().zip(&networks).map(loss).collect();
-        (losses, networks[0].features.logits.clone())
+        let (output, strategies) = (&outputs[index], &self.experiment.strategies);
+        let own = Loss::new(labels, cross_entropy(output.features.logits.clone(), targets.clone()));
+        let composed = compose_loss(strategies, output, &Outputs { networks: outputs, labels: known }, own);
+        trainee.penalize(strategies, &self.moment(), composed)
     }
 
     fn non_finite(&self, found: NotFinite) -> TrainError {
@@ -240,6 +294,27 @@ impl NotFinite {
             last_checkpoint: None,
         }
     }
+}
+
+/// Target probabilities of images, `[batch, n_classes]`, and their labels.
+type Known = (Tensor<2>, Vec<i64>);
+
+/// What a second pass over a part of a batch needs.
+struct Beside {
+    images: Tensor<4>,
+    known: Known,
+    /// What all networks made of it in the first pass.
+    outputs: Vec<Output>,
+}
+
+/// The same values without gradient.
+fn detached(output: &Output) -> Output {
+    let mut output = output.clone();
+    let Features { logits, taps } = output.features;
+    let constant = |maps: Vec<Tensor<4>>| maps.into_iter().map(Tensor::detach).collect();
+    output.features = Features { logits: logits.detach(), taps: constant(taps) };
+    output.adapted_taps = constant(output.adapted_taps);
+    output
 }
 
 /// What of a batch was computed at once.
@@ -348,6 +423,48 @@ mod tests {
             largest = largest.max((one - other).abs());
         }
         assert!(largest > 1e-3, "the halves have one gradient");
+    }
+
+    /// Inputs are in full precision, so that no code of them turns on the last digit of a sum. A step beside the weights is one of another loss: near them it is the step at them, further away it is not. It moves the running
+    /// statistics once, and what is recorded is of the first pass.
+    #[test]
+    fn gradients_are_taken_beside_the_weights() {
+        let device = Device::default().autodiff();
+        let after = |option: &[&str]| {
+            let own = ["quantization.method='lsq'", "quantization.act_bits='fp32'", "strategy.joint={}"];
+            let changes = [&own[..], option].concat();
+            let changes: Vec<String> = changes.into_iter().map(Into::into).collect();
+            let recipe = Recipe::embedded("digits-preresnet8-w2a2", &changes).unwrap();
+            let experiment = Experiment::of_recipe(&recipe).unwrap();
+            let timeline = experiment.timeline(4);
+            let new = |spec| Trainee::new(spec, &recipe, &experiment.phases[0], &device).unwrap();
+            let mut trainees: Vec<Trainee> = experiment.networks.iter().cloned().map(new).collect();
+            let step =
+                Step { experiment: &experiment, timeline: &timeline, phase: 0, step: 9, device: &device };
+            let images: Vec<f32> = (0..6 * 64).map(|i| ((i * 37 % 101) as f32 / 50.0) - 1.0).collect();
+            let batch = Batch { images, labels: (0..6).collect(), shape: [6, 1, 8, 8], step: 9 };
+            let stepped = step.run(&mut trainees, batch).unwrap();
+            assert!(trainees[0].valid().layers().all(|(_, layer)| layer.perturbation().is_none()));
+            let networks = [0, 1].map(|i| state::tensors(&trainees[i].valid()));
+            let of = |network: usize, name: &str| -> Vec<f32> {
+                let tensors = networks[network].iter().filter(|(path, _)| path.ends_with(name));
+                tensors.flat_map(|(_, values)| values.iter::<f32>().collect::<Vec<_>>()).collect()
+            };
+            let statistics = [of(0, "running_mean"), of(0, "running_var")].concat();
+            (of(0, ".weight"), statistics, of(1, ".weight"), stepped.losses)
+        };
+        let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let (weights, statistics, teacher, losses) = after(&[]);
+        let near = after(&["strategy.sharpness={radius=1e-7}"]);
+        let far = after(&["strategy.sharpness={radius=2.0}"]);
+        assert!(distance(&weights, &near.0) < 1e-4, "{}", distance(&weights, &near.0));
+        assert!(distance(&weights, &far.0) > 1e-3, "{}", distance(&weights, &far.0));
+        for other in [near, far] {
+            assert!(distance(&statistics, &other.1) < 1e-5, "statistics of the first pass");
+            assert!(distance(&teacher, &other.2) < 1e-5, "a teacher looks nowhere");
+            let total = |losses: &[Option<BTreeMap<String, f64>>]| losses[0].as_ref().unwrap()[TOTAL];
+            assert!((total(&losses) - total(&other.3)).abs() < 1e-4);
+        }
     }
 
     /// The noise of a step: of the seed, the step, the network and the layer, and of nothing else.

@@ -11,6 +11,8 @@ pub(crate) struct Learned {
     pub(crate) name: &'static str,
     pub(crate) mean: f32,
     pub(crate) is_at_floor: bool,
+    /// Whether it is of weights, and not of an input.
+    pub(crate) is_of_weights: bool,
 }
 
 /// A learned parameter of each quantizer, by layer.
@@ -21,12 +23,14 @@ pub(crate) fn learned_parameters(network: &Network) -> Vec<Learned> {
         let input = layer.input_quantizer().filter(|quantizer| !quantizer.learned().is_empty());
         let weight = weight.map(|quantizer| (quantizer.watched(), quantizer.n_at_floor()));
         let input = input.map(|quantizer| (quantizer.watched(), quantizer.n_at_floor()));
-        for (watched, n_at_floor) in weight.into_iter().chain(input) {
+        let (weight, input) = (weight.map(|of| (of, true)), input.map(|of| (of, false)));
+        for ((watched, n_at_floor), is_of_weights) in weight.into_iter().chain(input) {
             let Some((name, value)) = watched.into_iter().next() else { continue };
             learned.push(Learned {
                 path: path.into(),
                 name,
                 mean: value.mean().into_scalar::<f32>(),
+                is_of_weights,
                 is_at_floor: n_at_floor.is_some_and(|n| n.into_scalar::<i64>() > 0),
             });
         }

@@ -702,6 +702,7 @@ mod tests {
             validation: None,
             test: Some(Scores { loss: 12.3456, ..BAD }),
             quantized_fraction: None,
+            measures: Default::default(),
             networks: Default::default(),
             quantizers: Default::default(),
         };

@@ -100,10 +100,12 @@ fn cut_short(path: &Path) {
 #[test]
 fn help() {
     let sandbox = Sandbox::new();
-    let commands: [&[&str]; 19] = [
+    let commands: [&[&str]; 24] = [
         &[],
         &["train"],
         &["eval"],
+        &["sweep"],
+        &["sensitivity"],
         &["inspect"],
         &["import"],
         &["export"],

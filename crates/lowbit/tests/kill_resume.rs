@@ -33,7 +33,7 @@ const EVERY_STATE: &[&str] = &[
     "train.gradient_clip=5",
 ];
 
-/// Five phases of two networks, hand-overs of learned steps in both ways.
+/// Five phases of two networks, hand-overs of learned steps in both ways, and what strategies keep of the weights in each.
 const MULTI_STAGE: &[&str] = &[
     "train.epochs=6",
     "data.batch_size=32",
@@ -45,6 +45,9 @@ const MULTI_STAGE: &[&str] = &[
     "strategy.progressive={ladder=[\"fp32\", 4]}",
     "strategy.joint={teacher={width=1.5}, students=[{weight_bits=4, act_bits=4}]}",
     "strategy.hint={weight=0.1}",
+    "strategy.damping={}",
+    "strategy.transition_rate={}",
+    "strategy.freezing={from=0.02, to=0.01, momentum=0.05}",
     "phases={w2a4={quantizer_state=\"rescaled\", optimizer_state=\"kept\"}}",
 ];
 

@@ -7,12 +7,21 @@ use lowbit_sweep::{Cell, Images, Published};
 use serde::Deserialize;
 
 /// Names of the tables.
-pub const NAMES: [&str; 7] =
-    ["digits", "digits-quantizers", "fashion-mnist", "quantizers", "cifar10", "cifar100", "imagenet"];
+pub const NAMES: [&str; 8] = [
+    "digits",
+    "digits-quantizers",
+    "digits-training",
+    "fashion-mnist",
+    "quantizers",
+    "cifar10",
+    "cifar100",
+    "imagenet",
+];
 
-const TEXTS: [&str; 7] = [
+const TEXTS: [&str; 8] = [
     include_str!("../../tables/digits.toml"),
     include_str!("../../tables/digits-quantizers.toml"),
+    include_str!("../../tables/digits-training.toml"),
     include_str!("../../tables/fashion-mnist.toml"),
     include_str!("../../tables/quantizers.toml"),
     include_str!("../../tables/cifar10.toml"),
@@ -65,6 +74,19 @@ pub struct Rows {
     /// Methods of quantization, each trained directly, by the names that recipes have for them.
     #[serde(default)]
     pub quantizers: Vec<String>,
+    /// Settings of a direct training, each by a name of its own.
+    #[serde(default)]
+    pub options: Vec<TrainingOption>,
+}
+
+/// Settings that make a row.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainingOption {
+    /// Name of the row.
+    pub name: String,
+    /// What it changes, as with `--set`.
+    pub set: Vec<String>,
 }
 
 impl Table {
@@ -77,23 +99,26 @@ impl Table {
     pub fn cells(&self, n_seeds: u64, set: &[String], out: &Path) -> Vec<Cell> {
         let first = format!("{}-fp32", self.base);
         let mut rows = vec![Row::of(FULL_PRECISION, [32, 32], first.clone())];
-        for Rows { bits, methods, quantizers } in &self.rows {
+        for Rows { bits, methods, quantizers, options } in &self.rows {
             let [weight, act] = bits;
             let direct = format!("{}-w{weight}a{act}", self.base);
             rows.extend(methods.iter().map(|method| {
                 let suffix = if method == DIRECT { String::new() } else { format!("-{method}") };
                 Row::of(method, *bits, format!("{direct}{suffix}"))
             }));
-            rows.extend(quantizers.iter().map(|quantizer| Row {
-                // Not every precision has recipes of its own.
-                written: format!("{}-w2a2", self.base),
-                set: vec![
-                    format!("quantization.method={quantizer:?}"),
-                    format!("quantization.weight_bits={weight}"),
-                    format!("quantization.act_bits={act}"),
-                ],
-                ..Row::of(quantizer, *bits, format!("{direct}-{quantizer}"))
-            }));
+            let changed = |name: &str, set: Vec<String>| {
+                let bits_of = [("weight_bits", weight), ("act_bits", act)];
+                let bits_of = bits_of.map(|(key, bits)| format!("quantization.{key}={bits}"));
+                Row {
+                    // Not every precision has recipes of its own.
+                    written: format!("{}-w2a2", self.base),
+                    set: set.into_iter().chain(bits_of).collect(),
+                    ..Row::of(name, *bits, format!("{direct}-{name}"))
+                }
+            };
+            let of_quantizer = |name: &String| changed(name, vec![format!("quantization.method={name:?}")]);
+            rows.extend(quantizers.iter().map(of_quantizer));
+            rows.extend(options.iter().map(|option| changed(&option.name, option.set.clone())));
         }
         let run = |recipe: &str, seed: u64| out.join("cells").join(format!("{recipe}-seed{seed}"));
         let init = |method: &str, seed: u64| {
@@ -148,15 +173,19 @@ mod tests {
         for name in NAMES {
             let table = Table::named(name).unwrap();
             let cells = table.cells(2, &["a=b".into()], Path::new("out"));
-            let n_rows: usize =
-                table.rows.iter().map(|rows| rows.methods.len() + rows.quantizers.len()).sum();
+            let of_rows = |rows: &Rows| rows.methods.len() + rows.quantizers.len() + rows.options.len();
+            let n_rows: usize = table.rows.iter().map(of_rows).sum();
             assert_eq!(cells.len(), 2 * (1 + n_rows), "{name}");
             assert_eq!(cells[0].method, FULL_PRECISION);
             assert!(cells[0].recipe.ends_with("-fp32"));
             assert!(cells.iter().all(|cell| cell.set.last().is_some_and(|last| last == "a=b")));
-            let first = |rows: &Rows| rows.methods.first().or(rows.quantizers.first()).cloned();
-            let compared =
-                |rows: &Rows| first(rows).is_some_and(|first| [DIRECT, "dorefa"].contains(&first.as_str()));
+            let first = |rows: &Rows| {
+                let option = || rows.options.first().map(|option| option.name.clone());
+                rows.methods.first().or(rows.quantizers.first()).cloned().or_else(option)
+            };
+            let compared = |rows: &Rows| {
+                first(rows).is_some_and(|first| [DIRECT, "dorefa", "lsq"].contains(&first.as_str()))
+            };
             assert!(table.rows.iter().all(compared), "the method that others are compared with comes first");
         }
     }

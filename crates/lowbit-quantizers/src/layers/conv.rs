@@ -7,6 +7,7 @@ use lowbit_kernels::{Activation, Compute, GradientQuantizer, Quantized, StepArit
 use rand::Rng;
 use rand_distr::{Distribution, Normal};
 
+use super::{perturbed, standardized};
 use crate::{
     ActivationQuantizer, LayerQuantization, LayerRef, Mixture, QuantizerError, Selection, WeightQuantizer,
 };
@@ -94,7 +95,11 @@ impl QuantConv2dConfig {
         let values: Vec<f32> = normal.sample_iter(rng).take(shape.iter().product()).collect();
         let weight = Tensor::<4>::from_data(TensorData::new(values, shape), device);
         Ok(QuantConv2d {
-            weight_quantizer: WeightQuantizer::new(&quantization, weight.clone())?,
+            weight_quantizer: WeightQuantizer::new(
+                &quantization,
+                standardized(weight.clone(), quantization.standardizes_weights),
+            )?,
+            standardizes_weights: quantization.standardizes_weights,
             input_quantizer: ActivationQuantizer::new(&quantization, device)?,
             weight: Param::from_tensor(weight),
             bias: bias.then(|| Param::from_tensor(Tensor::zeros([out_channels], device))),
@@ -102,6 +107,7 @@ impl QuantConv2dConfig {
             mixture: None,
             compute: Compute::default(),
             gradient_quantizer: None,
+            perturbation: None,
             stride,
             padding,
             groups,
@@ -120,6 +126,10 @@ pub struct QuantConv2d {
     pub weight_quantizer: Option<WeightQuantizer>,
     /// Quantizer of the input; `None` leaves it in full precision.
     pub input_quantizer: Option<ActivationQuantizer>,
+    /// Whether the quantizer is given the weights of each output channel with mean 0 and variance 1; those of a layer without one stay
+    /// as they are.
+    #[module(skip)]
+    pub standardizes_weights: bool,
     /// Which part is quantized; all of it unless a strategy says otherwise.
     #[module(skip)]
     pub selection: Selection,
@@ -132,12 +142,20 @@ pub struct QuantConv2d {
     /// What quantizes the gradient of the output in training steps in which the layer is quantized; `None` leaves it in full precision.
     #[module(skip)]
     pub gradient_quantizer: Option<GradientQuantizer>,
+    /// What is added to the quantized weights, of their shape, in steps that look at the loss beside them.
+    #[module(skip)]
+    pub perturbation: Option<Tensor<4>>,
     stride: usize,
     padding: usize,
     groups: usize,
 }
 
 impl QuantConv2d {
+    /// What the quantizer of the weights is given: the latent weights, standardized if the layer does so.
+    pub fn exact_weight(&self) -> Tensor<4> {
+        standardized(self.weight.val(), self.standardizes_weights && self.weight_quantizer.is_some())
+    }
+
     /// Convolves the quantized input with the quantized weights.
     ///
     /// # Shapes
@@ -186,9 +204,12 @@ impl QuantConv2d {
     /// without being quantized.
     pub fn forward_quantized(&self, input: impl Into<Quantized<4>>) -> Tensor<4> {
         let weight = match &self.mixture {
-            Some(mixture) => mixture.weight(self.weight.val()).into(),
-            None => self.selection.weight(&self.weight_quantizer, self.weight.val()),
+            Some(mixture) => {
+                mixture.weight(standardized(self.weight.val(), self.standardizes_weights)).into()
+            }
+            None => self.selection.weight(&self.weight_quantizer, self.exact_weight()),
         };
+        let weight = perturbed(weight, &self.perturbation);
         let gradient = LayerRef::Conv(self).gradient_quantizer();
         let arithmetic = StepArithmetic { compute: self.compute, gradient };
         let options = ConvOptions::new([self.stride; 2], [self.padding; 2], [1; 2], self.groups);
@@ -213,7 +234,7 @@ impl QuantConv2d {
         }
         match (&self.input_quantizer, &self.selection) {
             (None, _) => Some(Activation::Relu),
-            (Some(quantizer), Selection::All) => quantizer.activation(&dims),
+            (Some(quantizer), selection) if selection.is_all_of_input() => quantizer.activation(&dims),
             (Some(_), _) => None,
         }
     }
@@ -225,7 +246,10 @@ impl QuantConv2d {
         }
         match (&self.input_quantizer, &other.input_quantizer) {
             (None, None) => true,
-            (Some(one), Some(two)) => one.is_like(two) && self.selection == other.selection,
+            (Some(one), Some(two)) => {
+                let are_whole = self.selection.is_all_of_input() && other.selection.is_all_of_input();
+                one.is_like(two) && (are_whole || self.selection == other.selection)
+            }
             _ => false,
         }
     }

@@ -7,6 +7,7 @@ use lowbit_kernels::{Compute, GradientQuantizer, conv2d, evaluates_exactly, with
 use rand::Rng;
 use rand_distr::{Distribution, Uniform};
 
+use super::{perturbed, standardized};
 use crate::{
     ActivationQuantizer, LayerQuantization, LayerRef, Mixture, QuantizerError, Selection, WeightQuantizer,
 };
@@ -60,13 +61,18 @@ impl QuantLinearConfig {
         let bias = bias.then(|| TensorData::new(draw(out_features), [out_features]));
         let weight = Tensor::<2>::from_data(weight, device);
         Ok(QuantLinear {
-            weight_quantizer: WeightQuantizer::new(&quantization, weight.clone())?,
+            weight_quantizer: WeightQuantizer::new(
+                &quantization,
+                standardized(weight.clone(), quantization.standardizes_weights),
+            )?,
+            standardizes_weights: quantization.standardizes_weights,
             input_quantizer: ActivationQuantizer::new(&quantization, device)?,
             weight: Param::from_tensor(weight),
             bias: bias.map(|bias| Param::from_tensor(Tensor::from_data(bias, device))),
             selection: Selection::default(),
             mixture: None,
             gradient_quantizer: None,
+            perturbation: None,
         })
     }
 }
@@ -82,6 +88,10 @@ pub struct QuantLinear {
     pub weight_quantizer: Option<WeightQuantizer>,
     /// Quantizer of the input; `None` leaves it in full precision.
     pub input_quantizer: Option<ActivationQuantizer>,
+    /// Whether the quantizer is given the weights of each output feature with mean 0 and variance 1; those of a layer without one stay
+    /// as they are.
+    #[module(skip)]
+    pub standardizes_weights: bool,
     /// Which part is quantized; all of it unless a strategy says otherwise.
     #[module(skip)]
     pub selection: Selection,
@@ -91,9 +101,17 @@ pub struct QuantLinear {
     /// What quantizes the gradient of the output in training steps in which the layer is quantized; `None` leaves it in full precision.
     #[module(skip)]
     pub gradient_quantizer: Option<GradientQuantizer>,
+    /// What is added to the quantized weights, of their shape, in steps that look at the loss beside them.
+    #[module(skip)]
+    pub perturbation: Option<Tensor<2>>,
 }
 
 impl QuantLinear {
+    /// What the quantizer of the weights is given: the latent weights, standardized if the layer does so.
+    pub fn exact_weight(&self) -> Tensor<2> {
+        standardized(self.weight.val(), self.standardizes_weights && self.weight_quantizer.is_some())
+    }
+
     /// Multiplies the quantized input by the transposed quantized weights.
     ///
     /// # Shapes
@@ -105,11 +123,15 @@ impl QuantLinear {
             return Tensor::zeros([0, self.weight.val().dims()[0]], &input.device());
         }
         let output = match (&self.mixture, evaluates_exactly(&input.device())) {
-            (Some(mixture), _) => mixture.input(input).matmul(mixture.weight(self.weight.val()).transpose()),
+            (Some(mixture), _) => {
+                let weight = standardized(self.weight.val(), self.standardizes_weights);
+                mixture.input(input).matmul(mixture.weight(weight).transpose())
+            }
             (None, true) => self.as_conv(input),
             (None, false) => {
                 let input = self.selection.input(&self.input_quantizer, input).into_values();
-                let weight = self.selection.weight(&self.weight_quantizer, self.weight.val()).into_values();
+                let weight = self.selection.weight(&self.weight_quantizer, self.exact_weight());
+                let weight = perturbed(weight, &self.perturbation).into_values();
                 let output = input.matmul(weight.transpose());
                 match LayerRef::Linear(self).gradient_quantizer() {
                     Some(quantizer) => with_quantized_gradient(output, quantizer),
@@ -126,11 +148,14 @@ impl QuantLinear {
     /// The product as a convolution of images of one pixel.
     fn as_conv(&self, input: Tensor<2>) -> Tensor<2> {
         let [batch, in_features] = input.dims();
-        let weight = self.weight.val();
+        let weight = self.exact_weight();
         let out_features = weight.dims()[0];
         let input = self.selection.input(&self.input_quantizer, input.reshape([batch, in_features, 1, 1]));
         let weight = weight.reshape([out_features, in_features, 1, 1]);
         let weight = self.selection.weight(&self.weight_quantizer, weight);
+        let beside =
+            self.perturbation.clone().map(|values| values.reshape([out_features, in_features, 1, 1]));
+        let weight = perturbed(weight, &beside);
         let options = ConvOptions::new([1; 2], [0; 2], [1; 2], 1);
         conv2d(input, weight, options, Compute::Fp32).reshape([batch, out_features])
     }

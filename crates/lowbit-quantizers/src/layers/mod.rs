@@ -13,7 +13,7 @@ pub use selection::Selection;
 use burn::tensor::Tensor;
 
 use lowbit_core::Granularity;
-use lowbit_kernels::GradientQuantizer;
+use lowbit_kernels::{GradientQuantizer, Quantized};
 
 use crate::codes::reduce;
 use crate::parameter::constant;
@@ -63,8 +63,25 @@ impl<'a> LayerRef<'a> {
     /// rounding, shape `[1]`, without gradient; `None` in full precision.
     pub fn weight_error(self) -> Option<Tensor<1>> {
         match self {
-            Self::Conv(layer) => relative_error(&layer.weight_quantizer, layer.weight.val()),
-            Self::Linear(layer) => relative_error(&layer.weight_quantizer, layer.weight.val()),
+            Self::Conv(layer) => relative_error(&layer.weight_quantizer, layer.exact_weight()),
+            Self::Linear(layer) => relative_error(&layer.weight_quantizer, layer.exact_weight()),
+        }
+    }
+
+    /// What the quantizer of the weights is given, a row for each output channel or feature: the latent weights, standardized if the
+    /// layer does so.
+    pub fn exact_weights(self) -> Tensor<2> {
+        match self {
+            Self::Conv(layer) => layer.exact_weight().flatten(1, 3),
+            Self::Linear(layer) => layer.exact_weight(),
+        }
+    }
+
+    /// What is added to the quantized weights, in the form of [`exact_weights`](Self::exact_weights).
+    pub fn perturbation(self) -> Option<Tensor<2>> {
+        match self {
+            Self::Conv(layer) => layer.perturbation.clone().map(|values| values.flatten(1, 3)),
+            Self::Linear(layer) => layer.perturbation.clone(),
         }
     }
 
@@ -127,8 +144,14 @@ impl LayerMut<'_> {
     /// [`QuantizerError`] if the method does not define the precision; the layer is then as it was.
     pub fn requantize(&mut self, quantization: &LayerQuantization) -> Result<(), QuantizerError> {
         let weight_quantizer = match self {
-            Self::Conv(layer) => WeightQuantizer::new(quantization, layer.weight.val())?,
-            Self::Linear(layer) => WeightQuantizer::new(quantization, layer.weight.val())?,
+            Self::Conv(layer) => WeightQuantizer::new(
+                quantization,
+                standardized(layer.weight.val(), quantization.standardizes_weights),
+            )?,
+            Self::Linear(layer) => WeightQuantizer::new(
+                quantization,
+                standardized(layer.weight.val(), quantization.standardizes_weights),
+            )?,
         };
         let device = match self {
             Self::Conv(layer) => layer.weight.val().device(),
@@ -137,10 +160,12 @@ impl LayerMut<'_> {
         let input_quantizer = ActivationQuantizer::new(quantization, &device)?;
         match self {
             Self::Conv(layer) => {
+                layer.standardizes_weights = quantization.standardizes_weights;
                 layer.weight_quantizer = weight_quantizer;
                 layer.input_quantizer = input_quantizer;
             }
             Self::Linear(layer) => {
+                layer.standardizes_weights = quantization.standardizes_weights;
                 layer.weight_quantizer = weight_quantizer;
                 layer.input_quantizer = input_quantizer;
             }
@@ -154,8 +179,14 @@ impl LayerMut<'_> {
     /// [`QuantizerError`] if a method does not define what is asked for.
     pub fn mix(&mut self, quantizations: &[LayerQuantization]) -> Result<(), QuantizerError> {
         match self {
-            Self::Conv(layer) => layer.mixture = Some(Mixture::new(quantizations, &layer.weight.val())?),
-            Self::Linear(layer) => layer.mixture = Some(Mixture::new(quantizations, &layer.weight.val())?),
+            Self::Conv(layer) => {
+                let weight = standardized(layer.weight.val(), layer.standardizes_weights);
+                layer.mixture = Some(Mixture::new(quantizations, &weight)?);
+            }
+            Self::Linear(layer) => {
+                let weight = standardized(layer.weight.val(), layer.standardizes_weights);
+                layer.mixture = Some(Mixture::new(quantizations, &weight)?);
+            }
         }
         Ok(())
     }
@@ -176,15 +207,36 @@ impl LayerMut<'_> {
         }
     }
 
+    /// Takes other latent weights, a row for each output channel or feature.
+    pub fn set_weights(&mut self, weights: Tensor<2>) {
+        match self {
+            Self::Conv(layer) => {
+                layer.weight = layer.weight.clone().map(|old| instead(&old, weights.reshape(old.dims())));
+            }
+            Self::Linear(layer) => layer.weight = layer.weight.clone().map(|old| instead(&old, weights)),
+        }
+    }
+
+    /// Sets what is added to the quantized weights from now on, in the form of [`LayerRef::exact_weights`].
+    pub fn perturb(&mut self, values: Option<Tensor<2>>) {
+        match self {
+            Self::Conv(layer) => {
+                let dims = layer.weight.val().dims();
+                layer.perturbation = values.map(|values| values.reshape(dims));
+            }
+            Self::Linear(layer) => layer.perturbation = values,
+        }
+    }
+
     /// Sets the learned parameters of the weight quantizer from the current weights.
     pub fn calibrate_weights(&mut self) {
         match self {
             Self::Conv(layer) => {
-                let weight = layer.weight.val();
+                let weight = layer.exact_weight();
                 layer.weight_quantizer.iter_mut().for_each(|quantizer| quantizer.calibrate(weight.clone()));
             }
             Self::Linear(layer) => {
-                let weight = layer.weight.val();
+                let weight = layer.exact_weight();
                 layer.weight_quantizer.iter_mut().for_each(|quantizer| quantizer.calibrate(weight.clone()));
             }
         }
@@ -213,6 +265,36 @@ pub trait QuantizedNetwork {
             layer.input_quantizer().into_iter().for_each(ActivationQuantizer::finish_calibration);
             layer.mixture().into_iter().for_each(Mixture::finish_calibration);
         }
+    }
+}
+
+/// Added to a variance, so that equal weights stay zero.
+const EPSILON: f64 = 1e-10;
+
+/// If that `applies`, the weights of each output channel or feature, their first dimension, with mean 0 and variance 1 (Qiao et al. 2019,
+/// "Weight Standardization", arXiv 1903.10520); the gradient passes through both.
+fn standardized<const D: usize>(weight: Tensor<D>, applies: bool) -> Tensor<D> {
+    let dims = weight.dims();
+    let n: usize = dims[1..].iter().product();
+    if !applies || n == 0 {
+        return weight;
+    }
+    let rows = weight.reshape([dims[0], n]);
+    let centered = rows.clone() - rows.mean_dim(1);
+    let variance = centered.clone().square().mean_dim(1);
+    (centered / (variance + EPSILON).sqrt()).reshape(dims)
+}
+
+/// `new` in the place of `old`: with its gradient requirement.
+fn instead<const D: usize>(old: &Tensor<D>, new: Tensor<D>) -> Tensor<D> {
+    new.detach().set_require_grad(old.is_require_grad())
+}
+
+/// The quantized weights, and what is added to them, if anything is.
+fn perturbed<const D: usize>(weight: Quantized<D>, perturbation: &Option<Tensor<D>>) -> Quantized<D> {
+    match perturbation {
+        Some(values) => (weight.into_values() + values.clone()).into(),
+        None => weight,
     }
 }
 

@@ -141,6 +141,7 @@ impl Quantizer for ApotWeights {
 }
 
 impl QuantizesWeights for ApotWeights {
+    const HAS_EQUAL_STEPS: bool = false;
     const BITS: RangeInclusive<u32> = 2..=5;
 
     fn new<const D: usize>(bits: BitWidth, _: Granularity, w: Tensor<D>) -> Self {

@@ -249,6 +249,7 @@ impl Quantizer for LqNetsWeights {
 }
 
 impl QuantizesWeights for LqNetsWeights {
+    const HAS_EQUAL_STEPS: bool = false;
     const BITS: RangeInclusive<u32> = 1..=4;
     const PER_CHANNEL: bool = true;
     const GRANULARITY: Granularity = Granularity::PerChannel;

@@ -152,6 +152,7 @@ impl Quantizer for LsqWeights {
 }
 
 impl QuantizesWeights for LsqWeights {
+    const HOLDS_LEVELS: bool = true;
     const PER_CHANNEL: bool = true;
 
     fn new<const D: usize>(bits: BitWidth, granularity: Granularity, w: Tensor<D>) -> Self {

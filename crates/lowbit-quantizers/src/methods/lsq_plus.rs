@@ -63,6 +63,7 @@ impl Quantizer for LsqPlusWeights {
 }
 
 impl QuantizesWeights for LsqPlusWeights {
+    const HOLDS_LEVELS: bool = true;
     const PER_CHANNEL: bool = true;
 
     fn new<const D: usize>(bits: BitWidth, granularity: Granularity, w: Tensor<D>) -> Self {

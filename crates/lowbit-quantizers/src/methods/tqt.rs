@@ -93,6 +93,7 @@ impl Quantizer for TqtWeights {
 }
 
 impl QuantizesWeights for TqtWeights {
+    const HOLDS_LEVELS: bool = true;
     const BITS: RangeInclusive<u32> = 2..=8;
     const PER_CHANNEL: bool = true;
 

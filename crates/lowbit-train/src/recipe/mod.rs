@@ -414,6 +414,7 @@ fn read_quantization(section: Section<'_>, model: &ModelConfig) -> QuantizationR
         weight_granularity: section
             .optional_choice("weight_granularity", &GRANULARITIES)
             .unwrap_or_else(|| weight_method.granularity()),
+        standardizes_weights: section.boolean("weight_standardization", false),
     };
     let mut policy = QuantizationPolicy::new(base);
     if let Some(first) = section.optional_section("first") {
@@ -438,6 +439,12 @@ fn read_quantization(section: Section<'_>, model: &ModelConfig) -> QuantizationR
         }
     }
     check_policy(&section, &policy, &keys, model);
+    let no_weights = !section.any_in(&["model", "quantization"]) && !Quantized::of(&policy, model).weights;
+    if base.standardizes_weights && no_weights {
+        let message =
+            "standardizes quantized weights, but no weights are quantized: remove it, or lower weight_bits";
+        section.problem("weight_standardization", message);
+    }
     let grad_bits = section.optional_precision("grad_bits").unwrap_or(Precision::FullPrecision);
     let is_known = !section.any_in(&["model", "quantization"]);
     if is_known
@@ -833,7 +840,7 @@ impl Serialize for QuantizationRecipe {
         let QuantizationPolicy { base, first, last, shortcut, patterns, floor: _ } = &self.policy;
         let layers: Vec<Layer<'_>> =
             patterns.iter().map(|(glob, change)| Layer { pattern: glob.glob(), change: *change }).collect();
-        let mut table = serializer.serialize_struct("quantization", 11)?;
+        let mut table = serializer.serialize_struct("quantization", 12)?;
         table.serialize_field("method", &base.weight_method)?;
         if base.act_method != base.weight_method {
             table.serialize_field("weight_method", &base.weight_method)?;
@@ -843,6 +850,10 @@ impl Serialize for QuantizationRecipe {
         table.serialize_field("act_bits", &base.act_bits)?;
         table.serialize_field("grad_bits", &self.grad_bits)?;
         table.serialize_field("weight_granularity", &base.weight_granularity)?;
+        // A recipe of an earlier lowbit says nothing of it.
+        if base.standardizes_weights {
+            table.serialize_field("weight_standardization", &true)?;
+        }
         table.serialize_field("first", first)?;
         table.serialize_field("last", last)?;
         table.serialize_field("shortcut", shortcut)?;

@@ -287,7 +287,7 @@ fn phases_only_ever_lower_bits() {
     for subset in 0u32..1 << rungs.len() {
         let kept = rungs.iter().enumerate().filter(|(i, _)| subset >> i & 1 == 1);
         let ladder = kept.map(|(_, &bits)| floor(bits, bits).weight_bits).collect();
-        let progressive = crate::strategy::Progressive { ladder };
+        let progressive = crate::strategy::Progressive { ladder, low_bit_rate_scale: 1.0 };
         for target in widths.iter().flat_map(|&weight| widths.map(|act| floor(weight, act))) {
             check_descent(&[&progressive, &crate::strategy::TwoStage], target, &train);
         }
@@ -1126,20 +1126,116 @@ fn strategies_are_documented() {
     }
 }
 
+/// What has nothing to do, or does not go together, is one mistake that says what to do.
+#[test]
+fn strategies_of_weights_are_refused_where_they_do_nothing() {
+    let full = ["quantization.weight_bits='fp32'", "quantization.act_bits='fp32'"];
+    for name in ["soft_weights", "damping", "transition_rate", "freezing", "sharpness"] {
+        let table = format!("strategy.{name}={{}}");
+        // Inputs alone are not enough.
+        for bits in [&full[..], &full[..1]] {
+            let overrides = [bits, &["quantization.method='lsq'", &table]].concat();
+            let problems = mistakes(&overrides);
+            assert!(
+                matches!(problems.as_slice(), [one] if one.starts_with(&format!("strategy.{name}"))
+                    && one.contains("no weights are quantized: remove it, or lower weight_bits")),
+                "{problems:?}"
+            );
+        }
+    }
+    for (overrides, expected) in [
+        (
+            &["strategy.freezing={}"][..],
+            "dorefa may give another code: take weight_method = \"lsq\", \"lsq-plus\", \"tqt\"",
+        ),
+        (
+            &["quantization.method='apot'", "strategy.soft_weights={}"],
+            "levels at equal distances, which those of apot are not",
+        ),
+        (&["strategy.soft_weights={}", "strategy.stochastic_precision={}"], "take one of them"),
+        (
+            &[
+                "quantization.method='lsq'",
+                "quantization.weight_standardization=true",
+                "strategy.freezing={}",
+            ],
+            "quantization.weight_standardization moves again: take one of them",
+        ),
+        (
+            &["quantization.method='lsq'", "strategy.freezing={from=0.1, to=0.2}"],
+            "expected at most from, which is 0.1, got 0.2",
+        ),
+        (
+            &["strategy.transition_rate={target=1.5}"],
+            "expected a number greater than 0 (from 1.2e-38) to 1, got 1.5",
+        ),
+        (&["strategy.sharpness={radius=0}"], "expected a number greater than 0"),
+        (
+            &["strategy.stochastic_precision={unit='weight', selector='roulette'}"],
+            "\"roulette\" draws layers or more",
+        ),
+        (
+            &[full[0], "strategy.stochastic_precision={unit='weight'}"],
+            "draws single quantized weights, and there are none",
+        ),
+        (
+            &[full[0], "quantization.weight_standardization=true"],
+            "standardizes quantized weights, but no weights are quantized",
+        ),
+    ] {
+        let problems = mistakes(overrides);
+        assert!(problems.len() == 1 && problems[0].contains(expected), "{overrides:?}: {problems:?}");
+    }
+}
+
+/// A rate for low bits is that of the phases that have them, unless a phase has its own.
+#[test]
+fn phases_of_low_bits_have_a_rate_of_their_own() {
+    let rates = |overrides: &[&str]| -> Vec<(String, f64)> {
+        let base = [
+            "train.epochs=9",
+            "train.learning_rate=0.5",
+            "strategy.two_stage=true",
+            "strategy.progressive={ladder=['fp32', 4], low_bit_rate_scale=0.1}",
+        ];
+        let recipe = parse(&[&base[..], overrides].concat()).unwrap();
+        assert_eq!(Recipe::parse(&recipe.to_toml(), "again", &[]).unwrap(), recipe);
+        recipe.phases().into_iter().map(|phase| (phase.name, phase.train.learning_rate)).collect()
+    };
+    let named = |rates: [(&str, f64); 5]| rates.map(|(name, rate)| (name.to_string(), rate)).to_vec();
+    let expected = [("w32a32", 0.5), ("w4a32", 0.5), ("w4a4", 0.5), ("w2a4", 0.5 * 0.1), ("w2a2", 0.5 * 0.1)];
+    assert_eq!(rates(&[]), named(expected));
+    let own = [("w32a32", 0.5), ("w4a32", 0.5), ("w4a4", 0.5), ("w2a4", 0.5 * 0.1), ("w2a2", 0.3)];
+    assert_eq!(rates(&["phases={w2a2={learning_rate=0.3}}"]), named(own));
+}
+
 /// What a recipe's reader looks for in the section of a strategy is what is said of it, no more and no less.
 #[test]
 fn keys_of_strategies_are_those_that_are_read() {
     let mut known = Vec::new();
-    for probability in ["linear", "stepped"] {
+    let stochastic = |probability| {
+        format!(
+            "strategy.stochastic_precision={{unit='channel-group', probability={{kind='{probability}'}}}}"
+        )
+    };
+    // One of both decides how weights are rounded.
+    for (rounding, other) in [
+        (stochastic("linear"), "soft_weights"),
+        (stochastic("stepped"), "soft_weights"),
+        ("strategy.soft_weights={}".into(), "stochastic_precision"),
+    ] {
         let overrides = [
             "train.epochs=9".to_string(),
+            "quantization.method='lsq'".into(),
             "strategy.two_stage=true".into(),
             "strategy.progressive={ladder=[4]}".into(),
-            format!(
-                "strategy.stochastic_precision={{unit='channel-group', probability={{kind='{probability}'}}}}"
-            ),
+            rounding,
             "strategy.joint={distance={kind='kl'}, students=[{weight_bits=4, act_bits=4}]}".into(),
             "strategy.hint={weight=1.0}".into(),
+            "strategy.damping={}".into(),
+            "strategy.transition_rate={}".into(),
+            "strategy.freezing={}".into(),
+            "strategy.sharpness={}".into(),
         ];
         let mut table: Table = MINIMAL.parse().unwrap();
         for text in &overrides {
@@ -1149,7 +1245,8 @@ fn keys_of_strategies_are_those_that_are_read() {
         let recipe = read(table, &problems);
         let names: Vec<String> =
             recipe.strategies().iter().map(|strategy| strategy.name().to_string()).collect();
-        assert_eq!(names, STRATEGIES.map(|about| about.name), "composed in another order");
+        let all = STRATEGIES.map(|about| about.name).into_iter().filter(|name| *name != other);
+        assert_eq!(names, all.collect::<Vec<_>>(), "composed in another order");
         known.extend(problems.known.borrow().iter().cloned());
         assert_eq!(problems.into_vec(), []);
     }

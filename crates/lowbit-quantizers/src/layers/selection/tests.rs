@@ -3,13 +3,14 @@
 
 use burn::module::Param;
 use burn::tensor::{Gradients, TensorData};
-use lowbit_core::{BitWidth, Granularity};
+use lowbit_core::{BitWidth, Granularity, Precision};
 
 use super::*;
 use crate::methods::dorefa::{DoReFaActivations, DoReFaWeights};
 use crate::methods::lsq::{LsqActivations, LsqWeights};
 use crate::methods::minmax::{MinMaxActivations, MinMaxWeights};
 use crate::methods::pact::PactActivations;
+use crate::{LayerQuantization, Method, Operand};
 
 fn device() -> Device {
     Device::default().autodiff()
@@ -317,4 +318,87 @@ fn no_groups_select_nothing() {
     let of =
         |selection: &Selection| values(selection.input(&quantizer, matrix(&INPUT, [2, 4])).into_values());
     assert_eq!(of(&none), of(&Selection::None));
+}
+
+/// Between two levels by a line of the slope that is asked for, cut off at them; of every method that rounds to equal steps.
+#[test]
+fn soft_weights_lie_between_exact_and_rounded() {
+    // Steps of 0.5 with codes from -2 to 1: outside of these levels, at and near one, and between two.
+    let exact = [-1.4, -1.0, -0.95, -0.8, -0.3, -0.2, 0.05, 0.2, 0.45, 0.9];
+    let clipped = [-1.0, -1.0, -0.95, -0.8, -0.3, -0.2, 0.05, 0.2, 0.45, 0.5];
+    let rounded = [-1.0, -1.0, -1.0, -1.0, -0.5, 0.0, 0.0, 0.0, 0.5, 0.5];
+    // From the middles -0.75, -0.25 and 0.25, twice as far.
+    let twice = [-1.0, -1.0, -1.0, -0.85, -0.35, -0.15, 0.0, 0.15, 0.5, 0.5];
+    let quantizer = lsq_weights(bits(2), 0.5, &device());
+    for (slope, expected) in [(1.0, clipped), (2.0, twice), (1e9, rounded)] {
+        let weights = matrix(&exact, [2, 5]).require_grad();
+        let selection = Selection::SoftWeights { slope };
+        let soft = selection.weight(&Some(quantizer.clone()), weights.clone()).into_values();
+        assert_close(&format!("slope {slope}"), &values(soft.clone()), &expected);
+        // The gradient is that of the rounding: it passes inside the range.
+        let gradients = soft.sum().backward();
+        let gradient = values(weights.grad(&gradients).unwrap());
+        assert_close("gradient", &gradient, &[0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]);
+    }
+    let weights = || matrix(&[-1.3, 0.7, -0.2, 0.45, 0.05, 1.1, -0.6, 0.3], [2, 4]);
+    let mut n_methods = 0;
+    for method in Method::ALL.iter().filter(|method| method.has_equal_steps()) {
+        for n in method.bits(Operand::Weights) {
+            let two = Precision::Bits(bits(n));
+            let quantization = LayerQuantization::new(*method, two, Precision::FullPrecision);
+            let quantizer = WeightQuantizer::new(&quantization, weights()).unwrap().unwrap();
+            let soft = |slope| values(quantizer.soft(weights(), slope));
+            let (exact, rounded) =
+                (values(quantizer.unrounded(weights())), values(quantizer.fake_quantize(weights())));
+            assert_close(&format!("{method} of {n} bits, steep"), &soft(1e9), &rounded);
+            let between = |((soft, exact), rounded): ((&f32, &f32), &f32)| {
+                let (low, high) = (exact.min(*rounded), exact.max(*rounded));
+                (low - 1e-5..=high + 1e-5).contains(soft)
+            };
+            // Ternary weights go to the level that is not the nearest.
+            if *method != Method::Twn {
+                let soft = soft(1.5);
+                assert!(
+                    soft.iter().zip(&exact).zip(&rounded).all(between),
+                    "{method} of {n}: {soft:?} {exact:?} {rounded:?}"
+                );
+            }
+            n_methods += 1;
+        }
+    }
+    assert!(n_methods > 40, "{n_methods}");
+}
+
+/// Each weight is the one of the rounding or the one before it, and as many as asked for are; another key draws others. Inputs are
+/// quantized whole.
+#[test]
+fn single_weights_are_drawn() {
+    let exact: Vec<f32> = (0..4000).map(|i| (i as f32 * 0.37).sin()).collect();
+    let quantizer = Some(lsq_weights(bits(2), 0.5, &device()));
+    let drawn = |key, probability| -> Vec<bool> {
+        let selection = Selection::Weights { key, probability };
+        let got = values(selection.weight(&quantizer, matrix(&exact, [4, 1000])).into_values());
+        let rounded = values(Selection::All.weight(&quantizer, matrix(&exact, [4, 1000])).into_values());
+        let unrounded = values(Selection::None.weight(&quantizer, matrix(&exact, [4, 1000])).into_values());
+        let pairs = rounded.iter().zip(&unrounded);
+        got.iter()
+            .zip(pairs)
+            .map(|(got, (rounded, unrounded))| {
+                assert!(got == rounded || got == unrounded, "{got} is neither {rounded} nor {unrounded}");
+                got == rounded && rounded != unrounded
+            })
+            .collect()
+    };
+    let all = drawn(3, 1.0);
+    let n = |drawn: &[bool]| drawn.iter().filter(|is| **is).count() as f64;
+    let quarter = drawn(3, 0.25);
+    assert_eq!(quarter, drawn(3, 0.25), "pure");
+    assert_ne!(quarter, drawn(4, 0.25));
+    assert!((n(&quarter) / n(&all) - 0.25).abs() < 0.03, "{} of {}", n(&quarter), n(&all));
+    assert_eq!(n(&drawn(3, 0.0)), 0.0);
+    let input = |selection: Selection| {
+        values(selection.input(&Some(lsq(bits(2), 0.25, &device())), matrix(&INPUT, [2, 4])).into_values())
+    };
+    assert_eq!(input(Selection::Weights { key: 3, probability: 0.0 }), input(Selection::All));
+    assert_eq!(input(Selection::SoftWeights { slope: 1.0 }), input(Selection::All));
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::{RecipeSoFar, StrategyRecipe};
 use crate::recipe::Recipe;
 use crate::recipe::reader::{NumberRange, Section};
-use crate::strategy::{HintTarget, JointMode};
+use crate::strategy::{HintGrid, HintMaps, HintTarget, JointMode};
 
 /// `[strategy.hint]`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -15,8 +15,19 @@ pub struct HintRecipe {
     pub weight: f64,
     /// Which losses it is added to.
     pub target: HintTarget,
+    /// What the teacher's maps are quantized to.
+    #[serde(skip_serializing_if = "is_default")]
+    pub grid: HintGrid,
+    /// Where maps are taken.
+    #[serde(skip_serializing_if = "is_default")]
+    pub maps: HintMaps,
     /// Names of the student's feature maps, as in `ModelConfig::tap_names`.
     pub taps: Vec<&'static str>,
+}
+
+/// Whether a setting is that of a lowbit that had no choice, which is not written down.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl HintRecipe {
@@ -29,11 +40,15 @@ impl HintRecipe {
 
 pub(super) fn read(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> HintRecipe {
     let targets = [("student", HintTarget::Student), ("both", HintTarget::Both)];
+    let grids = [("unit", HintGrid::Unit), ("student", HintGrid::Student)];
+    let maps = [("stage", HintMaps::Stage), ("activated", HintMaps::Activated)];
     let names = recipe.model.tap_names();
     let known: Vec<(&str, &'static str)> = names.iter().map(|&name| (name, name)).collect();
     let hint = HintRecipe {
         weight: section.required_number("weight", &NumberRange::POSITIVE),
         target: section.optional_choice("target", &targets).unwrap_or(HintTarget::Student),
+        grid: section.optional_choice("grid", &grids).unwrap_or_default(),
+        maps: section.optional_choice("maps", &maps).unwrap_or_default(),
         taps: section.optional_choices("taps", &known).unwrap_or_else(|| names.to_vec()),
     };
     section.finish();
@@ -46,6 +61,13 @@ pub(super) fn check(section: &Section<'_>, strategy: &StrategyRecipe, recipe: &R
         section.problem("hint", "draws feature maps to a teacher's: it needs [strategy.joint]");
         return;
     };
+    let families = [recipe.model.family, joint.teacher.model.family];
+    if hint.maps == HintMaps::Activated && !families.contains(&Family::PreResNet) {
+        section.problem(
+            "hint.maps",
+            "has no effect where no network is a preresnet: the maps of others are after an activation already; remove this key",
+        );
+    }
     if joint.losses.mode == JointMode::Frozen && hint.target == HintTarget::Both {
         section.problem("hint", "target = \"both\" trains the teacher, but it is frozen");
     }
@@ -79,12 +101,16 @@ pub(super) fn check(section: &Section<'_>, strategy: &StrategyRecipe, recipe: &R
 
 /// What is allowed, but known to be a bad idea.
 pub(super) fn warning(recipe: &Recipe) -> Option<String> {
-    recipe.strategy.hint.as_ref()?;
+    let hint = recipe.strategy.hint.as_ref()?;
+    if hint.maps == HintMaps::Activated {
+        return None;
+    }
     let teacher = &recipe.strategy.joint.as_ref()?.teacher.model;
     let networks = [("the student", &recipe.model), ("the teacher", teacher)];
     let (whose, _) = networks.into_iter().find(|(_, model)| model.family == Family::PreResNet)?;
     Some(format!(
         "strategy.hint compares feature maps in [0, 1], but those of {whose}, a preresnet, are sums of blocks without \
-         normalization or ReLU, half of them negative: take model.family = \"resnet\", or leave hints out"
+         normalization or ReLU, half of them negative: take strategy.hint.maps = \"activated\" or model.family = \"resnet\", or leave hints \
+         out"
     ))
 }

@@ -6,7 +6,7 @@ use super::RecipeSoFar;
 use crate::recipe::reader::{NumberRange, Section};
 use crate::recipe::{Quantized, Recipe, read_network};
 use crate::strategy::{
-    DistillLoss, Joint, JointLosses, JointMode, JointStudent, JointTeacher, TeacherSchedule,
+    DistillLoss, Joint, JointLosses, JointMode, JointStudent, JointTarget, JointTeacher, TeacherSchedule,
 };
 
 /// Temperature from which distillation is known to hurt low-bit students.
@@ -23,6 +23,7 @@ pub(super) fn read(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> Joint {
         ("frozen", JointMode::Frozen),
     ];
     let mode = section.optional_choice("mode", &modes).unwrap_or(JointMode::Mutual);
+    let targets = [("logits", JointTarget::Logits), ("min-logit", JointTarget::MinLogit)];
     let weight = |key: &str, default: f64| section.number(key, default, &NumberRange::NOT_NEGATIVE);
     // Zhuang et al. 2021, CIFAR-100.
     let losses = JointLosses {
@@ -35,7 +36,22 @@ pub(super) fn read(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> Joint {
             if mode == JointMode::Mutual { 0.5 } else { 0.0 },
         ),
         mode,
+        target: section.optional_choice("target", &targets).unwrap_or_default(),
     };
+    if losses.target == JointTarget::MinLogit {
+        if losses.distance == DistillLoss::LogitsMse {
+            section.problem(
+                "target",
+                "\"min-logit\" has no place for logits, only distances: take distance = { kind = \"kl\" }",
+            );
+        }
+        if mode == JointMode::Frozen {
+            section.problem(
+                "target",
+                "\"min-logit\" is of networks that learn from each other, but the teacher is frozen",
+            );
+        }
+    }
     if mode != JointMode::Mutual && losses.teacher_distill_weight > 0.0 {
         section.problem("teacher_distill_weight", "has no effect unless mode = \"mutual\": remove this key");
     }

@@ -1,9 +1,14 @@
 //! `[strategy]`: what sets a training apart from a plain one. Each strategy that has a table has a file for it.
 
+mod damping;
+mod freezing;
 mod hint;
 mod joint;
 mod progressive;
+mod sharpness;
+mod soft_weights;
 mod stochastic;
+mod transition_rate;
 
 use lowbit_core::Precision;
 use lowbit_core::graph::LayerRole;
@@ -12,9 +17,15 @@ use lowbit_quantizers::{Method, QuantizationPolicy};
 use serde::Serialize;
 
 pub use self::hint::HintRecipe;
-use super::reader::Section;
-use super::{Quantized, Recipe, precision_name};
-use crate::strategy::{Hint, Joint, Progressive, StochasticPrecision, Strategy, TwoStage};
+use super::reader::{NumberRange, Section};
+use super::{Quantized, Recipe, layers_or_roles, precision_name};
+use crate::strategy::{
+    Damping, Freezing, Hint, Joint, Progressive, Sharpness, SoftWeights, StochasticPrecision, Strategy,
+    TransitionRate, TwoStage,
+};
+
+/// Above 0, up to 1.
+const SHARE: NumberRange = NumberRange { max: 1.0, ..NumberRange::POSITIVE };
 
 /// `[strategy]`: the strategies of a training, in the order in which they are composed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -22,23 +33,49 @@ pub struct StrategyRecipe {
     /// Weights first, then activations too.
     pub two_stage: bool,
     /// Bit widths are lowered in steps.
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "progressive::table")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub progressive: Option<Progressive>,
     /// A random part is quantized in each step.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "stochastic::table")]
     pub stochastic_precision: Option<StochasticPrecision>,
+    /// Weights are rounded more and more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soft_weights: Option<SoftWeights>,
     /// A full-precision network trains alongside.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub joint: Option<Joint>,
     /// Feature maps are drawn to the teacher's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<HintRecipe>,
+    /// Weights are drawn to their levels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damping: Option<Damping>,
+    /// The learning rate of weights follows how many of them change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transition_rate: Option<TransitionRate>,
+    /// Weights that oscillate are held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub freezing: Option<Freezing>,
+    /// Gradients are taken beside the weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sharpness: Option<Sharpness>,
 }
 
 impl Recipe {
     /// The strategies, in the order in which they are composed.
     pub fn strategies(&self) -> Vec<Box<dyn Strategy>> {
-        let StrategyRecipe { two_stage, progressive, stochastic_precision, joint, hint } = &self.strategy;
+        let StrategyRecipe {
+            two_stage,
+            progressive,
+            stochastic_precision,
+            soft_weights,
+            joint,
+            hint,
+            damping,
+            transition_rate,
+            freezing,
+            sharpness,
+        } = &self.strategy;
         let mut strategies: Vec<Box<dyn Strategy>> = Vec::new();
         if let Some(progressive) = progressive {
             strategies.push(Box::new(progressive.clone()));
@@ -49,12 +86,28 @@ impl Recipe {
         if let Some(stochastic) = stochastic_precision {
             strategies.push(Box::new(stochastic.clone()));
         }
+        if let Some(soft) = soft_weights {
+            strategies.push(Box::new(*soft));
+        }
         if let Some(joint) = joint {
             strategies.push(Box::new(joint.clone()));
         }
         if let Some(hint) = hint {
-            let HintRecipe { weight, target, .. } = *hint;
-            strategies.push(Box::new(Hint { weight, target, taps: hint.taps_of(&self.model) }));
+            let HintRecipe { weight, target, grid, maps, .. } = *hint;
+            let taps = hint.taps_of(&self.model);
+            strategies.push(Box::new(Hint { weight, target, grid, maps, taps }));
+        }
+        if let Some(damping) = damping {
+            strategies.push(Box::new(*damping));
+        }
+        if let Some(rate) = transition_rate {
+            strategies.push(Box::new(*rate));
+        }
+        if let Some(freezing) = freezing {
+            strategies.push(Box::new(*freezing));
+        }
+        if let Some(sharpness) = sharpness {
+            strategies.push(Box::new(*sharpness));
         }
         strategies
     }
@@ -100,9 +153,24 @@ pub(super) fn read_strategy(section: Option<Section<'_>>, recipe: &RecipeSoFar<'
         stochastic_precision: section
             .optional_section("stochastic_precision")
             .map(|section| stochastic::read(section, recipe)),
+        soft_weights: section
+            .optional_section("soft_weights")
+            .map(|section| soft_weights::read(section, recipe)),
         joint: section.optional_section("joint").map(|section| joint::read(section, recipe)),
         hint: section.optional_section("hint").map(|section| hint::read(section, recipe)),
+        damping: section.optional_section("damping").map(|section| damping::read(section, recipe)),
+        transition_rate: section
+            .optional_section("transition_rate")
+            .map(|section| transition_rate::read(section, recipe)),
+        freezing: section.optional_section("freezing").map(|section| freezing::read(section, recipe)),
+        sharpness: section.optional_section("sharpness").map(|section| sharpness::read(section, recipe)),
     };
+    if strategy.soft_weights.is_some() && strategy.stochastic_precision.is_some() {
+        section.problem(
+            "soft_weights",
+            "and [strategy.stochastic_precision] both decide how weights are rounded in a step: take one of them",
+        );
+    }
     if strategy.two_stage && !recipe.has_mistakes {
         let quantized = recipe.quantized();
         let base = recipe.policy.base;
@@ -155,6 +223,37 @@ impl RecipeSoFar<'_> {
              the layers that stay in full precision",
             self.target()
         )
+    }
+
+    /// Reports a strategy of quantized weights where there are none.
+    fn refuse_without_weights(&self, section: &Section<'_>, what: &str) {
+        if !self.has_mistakes && !self.quantized().weights {
+            section.problem_here(format!(
+                "{what}, but no weights are quantized: remove it, or lower weight_bits"
+            ));
+        }
+    }
+
+    /// Reports a strategy of methods that are `fit` for it where weights have another one, with what `message` makes of that one and
+    /// the names of those.
+    fn refuse_weight_methods(
+        &self,
+        section: &Section<'_>,
+        fit: fn(Method) -> bool,
+        message: impl Fn(Method, String) -> String,
+    ) {
+        if self.has_mistakes {
+            return;
+        }
+        let layers = layers_or_roles(self.model).into_iter();
+        let mut layers = layers.map(|layer| self.policy.resolve(&layer.path, layer.role));
+        let unfit =
+            layers.find(|layer| layer.weight_bits != Precision::FullPrecision && !fit(layer.weight_method));
+        if let Some(layer) = unfit {
+            let others = Method::ALL.iter().filter(|method| fit(**method));
+            let others: Vec<String> = others.map(|method| format!("{:?}", method.name())).collect();
+            section.problem_here(message(layer.weight_method, others.join(", ")));
+        }
     }
 
     /// Reports a strategy that has nothing to quantize. Returns whether it did.

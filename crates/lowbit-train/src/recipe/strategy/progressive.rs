@@ -1,12 +1,9 @@
 //! `[strategy.progressive]`.
 
-use std::collections::BTreeMap;
-
 use lowbit_core::Precision;
-use serde::{Serialize, Serializer};
 
 use super::RecipeSoFar;
-use crate::recipe::reader::Section;
+use crate::recipe::reader::{NumberRange, Section};
 use crate::strategy::Progressive;
 
 pub(super) fn read(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> Progressive {
@@ -25,20 +22,12 @@ pub(super) fn read(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> Progressiv
     if is_low && !recipe.has_mistakes && !recipe.has_full_precision_base() {
         section.problem("ladder", format!("has no rung above {}: got {}", recipe.target(), names(&ladder)));
     }
+    let low_bit_rate_scale = section.number("low_bit_rate_scale", 1.0, &NumberRange::POSITIVE);
     section.finish();
-    Progressive { ladder }
+    Progressive { ladder, low_bit_rate_scale }
 }
 
 fn names(ladder: &[Precision]) -> String {
     let names: Vec<String> = ladder.iter().map(ToString::to_string).collect();
     format!("[{}]", names.join(", "))
-}
-
-/// Writes the form that [`read`] reads.
-pub(super) fn table<S: Serializer>(
-    progressive: &Option<Progressive>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    let table = progressive.as_ref().map(|progressive| BTreeMap::from([("ladder", &progressive.ladder)]));
-    table.serialize(serializer)
 }

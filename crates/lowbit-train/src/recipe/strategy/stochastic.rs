@@ -12,10 +12,15 @@ pub(super) fn read(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> Stochastic
         Block,
         Layer,
         ChannelGroup,
+        Weight,
     }
     recipe.refuse_full_precision(&section, "quantizes a random part in each step");
-    let units =
-        [("block", UnitName::Block), ("layer", UnitName::Layer), ("channel-group", UnitName::ChannelGroup)];
+    let units = [
+        ("block", UnitName::Block),
+        ("layer", UnitName::Layer),
+        ("channel-group", UnitName::ChannelGroup),
+        ("weight", UnitName::Weight),
+    ];
     let unit = section.optional_choice("unit", &units).unwrap_or(UnitName::Block);
     if unit != UnitName::ChannelGroup && section.has("groups") {
         section.problem("groups", "is the number of groups for unit = \"channel-group\": remove this key");
@@ -27,11 +32,21 @@ pub(super) fn read(section: Section<'_>, recipe: &RecipeSoFar<'_>) -> Stochastic
             UnitName::Block => Unit::Block,
             UnitName::Layer => Unit::Layer,
             UnitName::ChannelGroup => Unit::ChannelGroup(groups),
+            UnitName::Weight => Unit::Weight,
         },
         probability: read_probability(section.optional_section("probability")),
         final_share: section.number("final_share", 0.2, &NumberRange::FRACTION),
         selector: section.optional_choice("selector", &selectors).unwrap_or(Selector::Bernoulli),
     };
+    if unit == UnitName::Weight {
+        if !recipe.has_mistakes && !recipe.quantized().weights {
+            section.problem("unit", "\"weight\" draws single quantized weights, and there are none");
+        }
+        if stochastic.selector == Selector::Roulette {
+            section
+                .problem("selector", "\"roulette\" draws layers or more: take unit = \"layer\" or \"block\"");
+        }
+    }
     if stochastic.selector == Selector::Roulette && !recipe.has_mistakes && !recipe.quantized().weights {
         section
             .problem("selector", "\"roulette\" weighs by the error of quantized weights, and there are none");
@@ -46,6 +61,7 @@ fn read_probability(section: Option<Section<'_>>) -> Probability {
         Linear,
         Cosine,
         Exponential,
+        Logarithmic,
         Stepped,
     }
     let Some(section) = section else { return Probability::Linear { from: 0.0 } };
@@ -53,6 +69,7 @@ fn read_probability(section: Option<Section<'_>>) -> Probability {
         ("linear", Kind::Linear),
         ("cosine", Kind::Cosine),
         ("exponential", Kind::Exponential),
+        ("logarithmic", Kind::Logarithmic),
         ("stepped", Kind::Stepped),
     ];
     let kind = section.choice("kind", &kinds);
@@ -65,6 +82,7 @@ fn read_probability(section: Option<Section<'_>>) -> Probability {
         Kind::Linear => Probability::Linear { from: from() },
         Kind::Cosine => Probability::Cosine { from: from() },
         Kind::Exponential => Probability::Exponential { from: from() },
+        Kind::Logarithmic => Probability::Logarithmic { from: from() },
         Kind::Stepped => {
             let values = section.optional_numbers("values").unwrap_or_else(|| Probability::STAGES.to_vec());
             let in_range = values.iter().all(|value| (0.0..=1.0).contains(value));
@@ -98,6 +116,7 @@ pub(super) fn table<S: Serializer>(
             Unit::Block => ("block", None),
             Unit::Layer => ("layer", None),
             Unit::ChannelGroup(groups) => ("channel-group", Some(groups)),
+            Unit::Weight => ("weight", None),
         };
         Table { unit, groups, final_share: *final_share, selector: *selector, probability }
     });
