@@ -234,6 +234,7 @@ mod tests {
             validation: None,
             test: None,
             quantized_fraction: None,
+            measures: BTreeMap::new(),
             networks: BTreeMap::new(),
             quantizers: [("a.step".to_string(), f32::NAN), ("b.step".to_string(), 0.5)].into(),
         };
