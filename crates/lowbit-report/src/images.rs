@@ -5,10 +5,12 @@ use lowbit_core::{CodeSet, IntegerGrid};
 use lowbit_data::{Dimensions, Normalization, Picture};
 use lowbit_models::Network;
 use lowbit_quantizers::{ActivationQuantizer, LayerRef, QuantizedNetwork, WeightQuantizer};
-use lowbit_train::{Batch, Images, Subject, Tally, TestImages, deployed};
+use lowbit_train::{
+    Batch, ChosenBy, Images, SensitivityOptions, Subject, Tally, TestImages, deployed, sensitivity,
+};
 use serde::Serialize;
 
-use crate::run::RunReport;
+use crate::run::{RunReport, Sensitivity};
 
 /// The most images that activations are looked at on: a few suffice for their shares, and all of them are held at a time.
 const MAX_ACTIVATION_IMAGES: usize = 64;
@@ -157,6 +159,35 @@ pub enum Look {
 }
 
 impl RunReport {
+    /// Adds the accuracy with each layer alone quantized, and with each alone left out, on at most `n_images` validation images or, without
+    /// any, training images. What cannot be had is noted instead. `device` is without autodiff; `progress` is told how many of how many passes
+    /// over the images are done.
+    pub fn add_sensitivity(
+        &mut self,
+        device: &Device,
+        images: &Images,
+        n_images: usize,
+        progress: impl FnMut(usize, usize),
+    ) {
+        let options = SensitivityOptions { n_images, bits: Vec::new(), method: None };
+        let run = self.summary.run_dir.clone();
+        let found = match sensitivity(&run, Subject::default(), device, images, &options, progress) {
+            Ok(found) => found,
+            Err(error) => return self.notes.push(format!("no sensitivity is measured: {error}")),
+        };
+        for layer in &found.layers {
+            if let Some(report) = self.layers.iter_mut().find(|report| report.plan.path == layer.layer) {
+                let (top1_only, top1_without) = (layer.top1_only, layer.top1_without);
+                report.sensitivity = Some(Sensitivity { top1_only, top1_without });
+            }
+        }
+        let which = match found.images {
+            ChosenBy::Validation => "validation",
+            ChosenBy::Training => "training",
+        };
+        self.sensitivity_images = Some(format!("{} {which} images", found.n_images));
+    }
+
     /// Adds what the deployed network of the newest checkpoint shows: of its weights, and of the images that the run is tested on. What cannot be
     /// had is noted instead. `device` is without autodiff.
     pub fn add_network(&mut self, device: &Device, look: &Look) {

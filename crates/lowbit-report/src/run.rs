@@ -105,6 +105,9 @@ pub struct RunReport {
     pub warnings: Vec<Warning>,
     /// What the network makes of the test images, if they were looked at.
     pub images: Option<ImageReport>,
+    /// The images that the sensitivity of the layers was measured on, as in "287 validation images".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sensitivity_images: Option<String>,
     /// What is not here, and why.
     pub notes: Vec<String>,
     /// The plan that the layers are from.
@@ -168,6 +171,7 @@ impl RunReport {
             processes: run.processes()?,
             warnings: run.warnings()?,
             images: None,
+            sensitivity_images: None,
             notes,
             recipe,
             info,

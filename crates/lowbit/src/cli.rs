@@ -517,7 +517,7 @@ pub struct EvalArgs {
 #[derive(Args)]
 pub struct SweepArgs {
     /// A recipe, as for `lowbit train`
-    #[arg(value_name = "RECIPE | FILE.toml", value_hint = ValueHint::FilePath)]
+    #[arg(add = ArgValueCompleter::new(recipes), value_name = "RECIPE | FILE.toml", value_hint = ValueHint::FilePath)]
     pub recipe: String,
 
     /// A setting and its values, as in train.epochs=10,20; one value is for all
@@ -557,7 +557,7 @@ pub struct SweepArgs {
 #[derive(Args)]
 pub struct SensitivityArgs {
     /// Run directory
-    #[arg(value_name = "RUN", value_hint = ValueHint::DirPath, value_parser = path())]
+    #[arg(add = ArgValueCompleter::new(runs), value_name = "RUN", value_hint = ValueHint::DirPath, value_parser = path())]
     pub run: PathBuf,
 
     /// Checkpoint, or `best` [default: the newest]
@@ -695,7 +695,7 @@ pub enum SortKey {
 #[derive(Args)]
 pub struct CompareArgs {
     /// Run directories
-    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path(), num_args = 2.., required = true)]
+    #[arg(add = ArgValueCompleter::new(runs), value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path(), num_args = 2.., required = true)]
     pub runs: Vec<PathBuf>,
 
     #[command(flatten)]
@@ -705,7 +705,7 @@ pub struct CompareArgs {
 #[derive(Args)]
 pub struct ReportArgs {
     /// Run directories
-    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path(), required = true)]
+    #[arg(add = ArgValueCompleter::new(runs), value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path(), required = true)]
     pub runs: Vec<PathBuf>,
 
     /// The page, or with --json the data [default: report.html; with --json, stdout]
@@ -715,6 +715,10 @@ pub struct ReportArgs {
     /// Look at no image: no confusions, mistakes and inputs of layers
     #[arg(long)]
     pub no_images: bool,
+
+    /// Also measure what the bits of each layer cost, as `lowbit sensitivity` does: two passes over 2000 images a layer
+    #[arg(long, conflicts_with = "no_images")]
+    pub sensitivity: bool,
 
     #[command(flatten)]
     pub device: DeviceArgs,

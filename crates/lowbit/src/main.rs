@@ -137,7 +137,7 @@ fn run(cli: &Cli) -> Code {
         Command::Sensitivity(args) => sensitivity::run(args, &screen),
         Command::List(args) => list::run(args),
         Command::Compare(args) => compare::run(args),
-        Command::Report(args) => report::run(args),
+        Command::Report(args) => report::run(args, &screen),
         Command::Import(args) => import::run(args),
         Command::Export(args) => export::run(args),
         Command::Predict(args) => predict::run(args),

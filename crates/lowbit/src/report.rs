@@ -13,11 +13,15 @@ use crate::device::DeviceName;
 use crate::exit_code::{Code, UsageError};
 use crate::inspect::expect_no_checkpoint;
 use crate::output::{self, counted};
+use crate::progress::Screen;
 
 /// Where a page is written unless it is said.
 const PAGE: &str = "report.html";
 
-pub fn run(args: &ReportArgs) -> anyhow::Result<Code> {
+/// The most images that the sensitivity of layers is measured on.
+const N_SENSITIVITY: usize = 2000;
+
+pub fn run(args: &ReportArgs, screen: &Screen) -> anyhow::Result<Code> {
     for run in &args.runs {
         expect_no_checkpoint(run, "report")?;
     }
@@ -38,7 +42,18 @@ pub fn run(args: &ReportArgs) -> anyhow::Result<Code> {
         Some(name) => name,
         None => DeviceName::of_run(&run_device).or_else(|_| DeviceName::fastest())?,
     };
-    report.add_networks(&name.open()?, &look);
+    let device = name.open()?;
+    report.add_networks(&device, &look);
+    if args.sensitivity {
+        let images = args.data_dir.locations().into();
+        for run in &mut report.runs {
+            let mut progress = screen.progress("{wide_msg} {bar:12} {pos}/{len}  ETA {eta}");
+            run.add_sensitivity(&device, &images, N_SENSITIVITY, |done, total| {
+                progress.position(done as u64, total as u64);
+                progress.update(|| format!("scoring the network, pass: {done} of {total}"));
+            });
+        }
+    }
     let Some(out) = out else {
         output::print_json(&report)?;
         return Ok(Code::Success);

@@ -153,6 +153,31 @@ fn a_page_says_what_its_run_is() {
 }
 
 #[test]
+fn the_sensitivity_of_layers_is_measured_where_that_is_asked_for() {
+    let sandbox = sandbox_with_run(&["--set", "data.validation=0.25"]);
+    let (page, report) = report(&sandbox, &["run", "--sensitivity"]);
+    let run = &report["runs"][0];
+    let measured = sandbox.json(&["sensitivity", "run"]);
+    let images = format!("{} validation images", measured["n_images"]);
+    assert_eq!(run["sensitivity_images"], images);
+    assert!(page.contains(&images), "{images}");
+    let mut n_measured = 0;
+    for layer in run["layers"].as_array().unwrap() {
+        let measured = measured["layers"].as_array().unwrap().iter().find(|of| of["layer"] == layer["path"]);
+        match measured {
+            Some(of) => {
+                n_measured += 1;
+                for key in ["top1_only", "top1_without"] {
+                    assert_eq!(layer["sensitivity"][key], of[key], "{layer}");
+                }
+            }
+            None => assert!(layer["sensitivity"].is_null(), "{layer}"),
+        }
+    }
+    assert_eq!(n_measured, measured["layers"].as_array().unwrap().len());
+}
+
+#[test]
 fn no_image_is_looked_at_where_that_is_asked_for() {
     let sandbox = sandbox_with_run(&[]);
     let (page, data) = report(&sandbox, &["run", "--no-images"]);

@@ -95,9 +95,16 @@ pub(super) fn table(run: &RunReport) -> Element {
                     the outermost codes; unused are the codes that no value has.";
         classed("p", "soft").text(text)
     });
+    let sensitivity = run.sensitivity_images.as_ref().map(|images| {
+        let text = format!(
+            "Sensitivity is the accuracy on {images} with this layer alone quantized, and with all layers quantized but this one."
+        );
+        classed("p", "soft").text(text)
+    });
     el("div")
         .child(classed("p", "soft").text(about))
         .children(losses)
+        .children(sensitivity)
         .child(classed("div", "scroll").child(table))
 }
 
