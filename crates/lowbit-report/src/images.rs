@@ -261,9 +261,10 @@ impl RunReport {
 }
 
 fn weights(layer: LayerRef<'_>) -> Operand {
+    // As the quantizer has them: standardized, where the layer does so.
     match layer {
-        LayerRef::Conv(conv) => of_weights(conv.weight_quantizer.as_ref(), conv.weight.val()),
-        LayerRef::Linear(linear) => of_weights(linear.weight_quantizer.as_ref(), linear.weight.val()),
+        LayerRef::Conv(conv) => of_weights(conv.weight_quantizer.as_ref(), conv.exact_weight()),
+        LayerRef::Linear(linear) => of_weights(linear.weight_quantizer.as_ref(), linear.exact_weight()),
     }
 }
 

@@ -136,7 +136,7 @@ pub fn run(sweep: &Sweep, lowbit: &Lowbit, options: &Options, signals: &Signals)
     }
     plan.write(out)?;
     let Ending { failed, stopped } = train(lowbit, &sweep.cells, options, signals);
-    let report = Report::collect(sweep, &lowbit.device, &identity, &inspected, failed, stopped);
+    let report = Report::collect(sweep, &lowbit.device, &identity, failed, stopped);
     report.write(out)?;
     eprintln!("\n{}", report.markdown());
     eprintln!("report  {}", out.join("table.md").display());

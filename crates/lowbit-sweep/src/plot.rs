@@ -250,6 +250,7 @@ mod tests {
                 validation_mean: None,
                 validation_interval: None,
                 epochs: Some(n_epochs),
+                epochs_least: None,
                 seconds: Some(1.0),
                 curve: (1..=n_epochs).map(at).collect(),
             }

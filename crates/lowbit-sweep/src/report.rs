@@ -7,7 +7,6 @@ use std::path::Path;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::cell::{Cell, Outcome};
 use crate::engine::Sweep;
@@ -108,8 +107,11 @@ pub struct Row {
     /// Half of its 95 % interval.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation_interval: Option<f64>,
-    /// Epochs of all phases together.
+    /// Epochs of all phases together: the most of any seed.
     pub epochs: Option<u64>,
+    /// The least of any seed, where early stopping ended some before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs_least: Option<u64>,
     /// Mean time of a training, evaluation included.
     pub seconds: Option<f64>,
     /// Mean over the seeds of the test accuracy by epoch.
@@ -118,12 +120,11 @@ pub struct Row {
 }
 
 impl Report {
-    /// `failed` and `stopped` are how the training of the cells ended, `inspected` is what `lowbit inspect` says of each recipe.
+    /// `failed` and `stopped` are how the training of the cells ended.
     pub fn collect(
         sweep: &Sweep,
         device: &str,
         lowbit: &Identity,
-        inspected: &BTreeMap<String, Value>,
         mut failed: Vec<Failure>,
         stopped: Option<&'static str>,
     ) -> Self {
@@ -146,6 +147,9 @@ impl Report {
             }
             rows.push(Row::new(&cells[0], cells.len(), &outcomes));
         }
+        // A folder may have validation images that no recipe speaks of: the results tell.
+        let mut ended = rows.iter().filter(|row| row.top1_mean.is_some()).peekable();
+        let has_validation = ended.peek().is_some() && ended.all(|row| row.validation_mean.is_some());
         Self {
             title: sweep.title.clone(),
             device: device.into(),
@@ -156,9 +160,7 @@ impl Report {
             failed,
             stopped,
             compare: sweep.compare,
-            has_validation: inspected
-                .values()
-                .all(|inspected| !inspected["recipe"]["data"]["validation"].is_null()),
+            has_validation,
         }
     }
 
@@ -211,7 +213,11 @@ impl Report {
                 row.seeds,
                 shown(row.top1_mean, row.top1_interval),
                 self.against_first(row),
-                row.epochs.map_or("-".into(), |epochs| epochs.to_string()),
+                match (row.epochs, row.epochs_least) {
+                    (None, _) => "-".into(),
+                    (Some(most), None) => most.to_string(),
+                    (Some(most), Some(least)) => format!("{least} to {most}"),
+                },
                 number(row.seconds),
                 if has_full { format!(" {} |", self.relative_time(row)) } else { String::new() },
             );
@@ -273,6 +279,7 @@ impl Row {
     fn new(cell: &Cell, n_cells: usize, outcomes: &BTreeMap<u64, Outcome>) -> Self {
         let curves: Vec<_> = outcomes.values().map(|outcome| outcome.curve.clone()).collect();
         let top1: Vec<f64> = outcomes.values().map(|outcome| outcome.result.top1).collect();
+        let epochs = || outcomes.values().map(|outcome| outcome.result.epochs);
         let validation: Vec<f64> = outcomes
             .values()
             .filter_map(|outcome| outcome.result.validation.map(|validation| validation.top1))
@@ -290,7 +297,8 @@ impl Row {
             top1: outcomes.iter().map(|(seed, outcome)| (*seed, outcome.result.top1)).collect(),
             validation_mean: mean(&validation),
             validation_interval: interval(&validation),
-            epochs: outcomes.values().next().map(|outcome| outcome.result.epochs),
+            epochs: epochs().max(),
+            epochs_least: epochs().min().filter(|least| Some(*least) != epochs().max()),
             seconds: mean(&seconds),
             curve: mean_curve(&curves),
         }
@@ -372,6 +380,7 @@ mod tests {
             validation_mean: None,
             validation_interval: None,
             epochs: Some(10),
+            epochs_least: None,
             seconds: Some(12.3),
             curve: Vec::new(),
         }

@@ -22,7 +22,8 @@ use crate::sensitivity::{
     Base, Budget, BudgetError, CALIBRATION_BATCHES, Cost, MixedPlan, Planned, SensitivityOptions, planned,
 };
 
-/// The farthest that a place moves in the first step, in bit widths of the list; less in proportion to the steps that are left.
+/// How far a place of mean slope moves in the first step, in bit widths of the list, before the move back to the budget; less in proportion to
+/// the steps that are left.
 const STEP: f64 = 0.25;
 
 /// How much of the mean square of the gradients so far is kept in a step.
@@ -54,13 +55,13 @@ pub fn learned_plan(
     mut progress: impl FnMut(usize, usize),
 ) -> Result<MixedPlan, BudgetError> {
     let SearchOptions { steps, cost, budget } = search;
-    let Loaded { recipe, info, network, policy, .. } = Loaded::read(path, subject, device)?;
+    let Loaded { recipe, info, network, model, policy, .. } = Loaded::read(path, subject, device)?;
     let images = images.with_run_dir(info.data_dir.as_deref());
-    let base = Base { recipe, policy, method: options.method };
+    let base = Base::new(recipe, model, &policy, options.method);
     let mut widths = options.bits.clone();
     widths.sort();
     widths.dedup();
-    let trials = planned(&base, &base.plan(&base.policy)?, &widths)?;
+    let trials = planned(&base, &widths)?;
     if trials.is_empty() {
         return Err(BudgetError::NoTrials);
     }
@@ -74,7 +75,7 @@ pub fn learned_plan(
         return Err(BudgetError::TooSmall { budget, least });
     };
 
-    let (loader, _) = choosing_images(&base.recipe.data, &images, options.n_images)?;
+    let loader = choosing_images(base.data(), &images, options.n_images)?.shuffled;
     // It normalizes by the batch, as a network does that is trained for these bits.
     let mut network = network.train();
     let device = device.clone().autodiff();
@@ -106,7 +107,7 @@ pub fn learned_plan(
     }
 
     let mut places = Places::within(costs, left);
-    let mut mean_square = 0.0;
+    let mut mean_square = None;
     for step in 0..steps {
         let mut batch = next().map_err(TrainError::from)?;
         let shares = set_shares(&mut network, &places, &tried, &device);
@@ -124,10 +125,11 @@ pub fn learned_plan(
             .collect();
         let square = slopes.iter().map(|slope| slope * slope).sum::<f64>() / slopes.len() as f64;
         if !square.is_finite() {
-            continue;
+            return Err(BudgetError::NotFinite { step: step + 1 });
         }
-        mean_square = if step == 0 { square } else { MEMORY * mean_square + (1.0 - MEMORY) * square };
-        let rate = STEP * (steps - step) as f64 / steps as f64 / mean_square.sqrt().max(f64::MIN_POSITIVE);
+        let mean = mean_square.map_or(square, |mean| MEMORY * mean + (1.0 - MEMORY) * square);
+        mean_square = Some(mean);
+        let rate = STEP * (steps - step) as f64 / steps as f64 / mean.sqrt().max(f64::MIN_POSITIVE);
         places.step(&slopes, rate);
         progress(step + 1, steps);
     }

@@ -403,10 +403,14 @@ impl Data {
     /// The images of `recipe`; a stop is answered while a disk is slow.
     pub(crate) fn read(recipe: &Recipe, images: &Images, stop: &AtomicBool) -> Result<Self, TrainError> {
         let (data, seed, places) = (recipe.data.clone(), recipe.seed, images.clone());
-        match unless_stopped(stop, move || Self::open(&data, seed, &places)) {
+        let read = match unless_stopped(stop, move || Self::open(&data, seed, &places)) {
             Ok(data) => data.unwrap_or(Err(TrainError::Stopped)),
             // Without a thread, it is read here.
             Err(_) => Self::open(&recipe.data, recipe.seed, images),
+        }?;
+        match recipe.early_stopping.is_some() && read.validation.is_none() {
+            true => Err(TrainError::NoValidation),
+            false => Ok(read),
         }
     }
 
@@ -498,13 +502,22 @@ pub(crate) fn test_images(
     Ok((Served::new(test, is_named, folders[2], config)?, warnings))
 }
 
-/// Images of a recipe that something may be chosen by, at most `most` of them, those of all classes in turn: validation images, or, without
-/// any, training images as they are, without augmentation. Test images are never among them.
+/// Images of a recipe that something may be chosen by.
+pub(crate) struct ChoosingImages {
+    /// All of them once, in the order of their source.
+    pub(crate) in_order: Loader,
+    /// Batches of them, shuffled anew in each epoch: a folder has its images class by class.
+    pub(crate) shuffled: Loader,
+    pub(crate) chosen_by: ChosenBy,
+}
+
+/// Images that something may be chosen by, at most `most` of them, those of all classes in turn: validation images, or, without any,
+/// training images as they are, without augmentation. Test images are never among them.
 pub(crate) fn choosing_images(
     recipe: &DataRecipe,
     images: &Images,
     most: usize,
-) -> Result<(Loader, ChosenBy), TrainError> {
+) -> Result<ChoosingImages, TrainError> {
     let Found { train, validation, .. } = images.found(recipe, Wanted::All)?.divided(recipe);
     let (source, chosen_by) = match validation {
         Some(validation) => (validation, ChosenBy::Validation),
@@ -514,7 +527,19 @@ pub(crate) fn choosing_images(
         true => limited_in_turn(source, Some(most))?,
         false => source,
     };
-    Ok((Loader::new(source, test_config(recipe, images.normalization(recipe)?))?, chosen_by))
+    let in_order = test_config(recipe, images.normalization(recipe)?);
+    let shuffled = LoaderConfig {
+        batch_size: EVAL_BATCH_SIZE.min(source.info().n_samples.max(1)),
+        seed: recipe.split_seed,
+        shuffle: true,
+        drop_last: true,
+        ..in_order.clone()
+    };
+    Ok(ChoosingImages {
+        in_order: Loader::new(Arc::clone(&source), in_order)?,
+        shuffled: Loader::new(source, shuffled)?,
+        chosen_by,
+    })
 }
 
 fn test_config(recipe: &DataRecipe, normalization: Normalization) -> LoaderConfig {

@@ -114,6 +114,12 @@ pub enum TrainError {
         /// The network, as in "student".
         network: String,
     },
+    /// The training is to end by the accuracy on validation images, of which there are none.
+    #[error(
+        "early_stopping looks at the accuracy on validation images, and the folder has none: set data.validation, make a folder val, or \
+         remove early_stopping"
+    )]
+    NoValidation,
     /// The recipe trains on a folder of images, which nobody has named.
     #[error("the recipe trains on a folder of images, which is not in it, and has to be given")]
     NoFolder,

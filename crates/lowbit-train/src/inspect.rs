@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
 use lowbit_data::{Batch, Loader, Locations, Normalization};
-use lowbit_models::{Network, Plan};
+use lowbit_models::{ModelConfig, Network, Plan};
 use lowbit_quantizers::QuantizationPolicy;
 use serde::Serialize;
 
@@ -241,7 +241,9 @@ pub(crate) struct Loaded<'a> {
     /// Name of the checkpoint.
     pub(crate) name: String,
     pub(crate) network: Network,
-    /// The precision of its layers.
+    /// What it is.
+    pub(crate) model: ModelConfig,
+    /// The precision of its layers at the checkpoint.
     pub(crate) policy: QuantizationPolicy,
     /// Name of the network.
     pub(crate) wanted: &'a str,
@@ -281,7 +283,8 @@ impl<'a> Loaded<'a> {
             .map_err(other_model)?;
         has_its_state?;
         let (policy, phase) = (spec.policy(&recipe, phase), phase.name.clone());
-        Ok(Self { recipe, info, name, network, policy, wanted, phase, progress })
+        let model = spec.model.clone();
+        Ok(Self { recipe, info, name, network, model, policy, wanted, phase, progress })
     }
 }
 

@@ -182,6 +182,7 @@ impl Trainee {
                 old.weight_method == new.weight_method
                     && old.weight_bits == new.weight_bits
                     && old.weight_granularity == new.weight_granularity
+                    && old.standardizes_weights == new.standardizes_weights
             };
             if !is_kept(is_same_grid) {
                 layer.calibrate_weights();

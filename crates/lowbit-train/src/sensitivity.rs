@@ -9,18 +9,18 @@ use globset::Glob;
 use lowbit_core::graph::LayerRole;
 use lowbit_core::{BitWidth, Precision};
 use lowbit_data::Loader;
-use lowbit_models::{LayerPlan, ModelError, Network, Plan};
+use lowbit_models::{LayerPlan, ModelConfig, ModelError, Network, Plan};
 use lowbit_quantizers::{
-    LayerOverride, LayerQuantization, Method, QuantizationPolicy, QuantizedNetwork, Selection,
+    LayerOverride, LayerQuantization, Method, PrecisionFloor, QuantizationPolicy, QuantizedNetwork, Selection,
 };
 use serde::Serialize;
 
-use crate::data::{ChosenBy, Images, choosing_images, tensor};
+use crate::data::{ChoosingImages, ChosenBy, Images, choosing_images, tensor};
 use crate::error::TrainError;
 use crate::evaluation::evaluate;
 use crate::inspect::{Loaded, Subject};
 use crate::metrics::Scores;
-use crate::recipe::Recipe;
+use crate::recipe::{DataRecipe, Recipe};
 
 /// Batches that set the range of an activation quantizer of other bits than the run's.
 pub(crate) const CALIBRATION_BATCHES: usize = 2;
@@ -112,12 +112,30 @@ pub struct Trial {
 /// What recipes of other bits are made from.
 #[derive(Clone, Debug)]
 pub(crate) struct Base {
-    pub(crate) recipe: Recipe,
+    recipe: Recipe,
+    model: ModelConfig,
+    /// The precision that the layers have at the end of the training.
     pub(crate) policy: QuantizationPolicy,
-    pub(crate) method: Option<Method>,
+    method: Option<Method>,
 }
 
 impl Base {
+    /// That of a `model` in a run of `recipe`, whose layers have the precision of `policy` now. What a phase holds back is not held back
+    /// here: bits are chosen for a whole training.
+    pub(crate) fn new(
+        recipe: Recipe,
+        model: ModelConfig,
+        policy: &QuantizationPolicy,
+        method: Option<Method>,
+    ) -> Self {
+        let policy = policy.with_floor(PrecisionFloor::NONE);
+        Self { recipe, model, policy, method }
+    }
+
+    pub(crate) fn data(&self) -> &DataRecipe {
+        &self.recipe.data
+    }
+
     /// The policy with other bits for some layers, weights and input alike.
     fn policy_with<'a>(
         &self,
@@ -137,8 +155,8 @@ impl Base {
     }
 
     pub(crate) fn plan(&self, policy: &QuantizationPolicy) -> Result<Plan, TrainError> {
-        let Recipe { data, model, .. } = &self.recipe;
-        Ok(model.plan(data.input_shape(), data.n_classes(), policy)?)
+        let data = &self.recipe.data;
+        Ok(self.model.plan(data.input_shape(), data.n_classes(), policy)?)
     }
 
     /// What the layers other than those at `tried` take.
@@ -152,6 +170,7 @@ impl Base {
     /// The recipe with these bits of layers, weights and input alike.
     pub(crate) fn recipe_with(&self, bits: &BTreeMap<String, Precision>) -> Recipe {
         let mut recipe = self.recipe.clone();
+        recipe.model = self.model.clone();
         recipe.quantization.policy = QuantizationPolicy {
             floor: recipe.quantization.policy.floor,
             ..self.policy_with(bits.iter().map(|(path, bits)| (path.as_str(), *bits, *bits)))
@@ -171,12 +190,12 @@ pub(crate) struct Planned {
     pub(crate) packed_bytes: u64,
 }
 
-/// The trials of every layer between the first and the last of `plan`, by path.
+/// The trials of every layer between the first and the last, by path.
 pub(crate) fn planned(
     base: &Base,
-    plan: &Plan,
     widths: &[BitWidth],
 ) -> Result<BTreeMap<String, Vec<Planned>>, TrainError> {
+    let plan = base.plan(&base.policy)?;
     // Where layers are quantized, the others are in full precision on purpose.
     let is_any = plan.layers.iter().any(|layer| layer.method.is_some());
     let is_tried = |layer: &&LayerPlan| {
@@ -213,18 +232,19 @@ pub fn sensitivity(
     options: &SensitivityOptions,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Sensitivity, TrainError> {
-    let Loaded { recipe, info, name, mut network, policy, wanted, phase, .. } =
+    let Loaded { recipe, info, name, mut network, model, policy, wanted, phase, .. } =
         Loaded::read(path, subject, device)?;
     let images = images.with_run_dir(info.data_dir.as_deref());
-    let base = Base { recipe, policy, method: options.method };
-    let plan = base.plan(&base.policy)?;
-    let mut trials = planned(&base, &plan, &options.bits)?;
+    let base = Base::new(recipe, model, &policy, options.method);
+    let plan = base.plan(&policy)?;
+    let mut trials = planned(&base, &options.bits)?;
     let is_quantized = |layer: &LayerPlan| layer.method.is_some();
     let n_quantized = plan.layers.iter().filter(|layer| is_quantized(layer)).count();
     if n_quantized == 0 && trials.is_empty() {
         return Err(TrainError::NothingQuantized { network: wanted.into() });
     }
-    let (loader, chosen_by) = choosing_images(&base.recipe.data, &images, options.n_images)?;
+    let ChoosingImages { in_order: loader, shuffled, chosen_by } =
+        choosing_images(base.data(), &images, options.n_images)?;
     let n_passes = 2 + 2 * n_quantized + trials.values().map(Vec::len).sum::<usize>();
     let mut n_done = 0;
     let mut score = |network: &Network| -> Result<Scores, TrainError> {
@@ -253,8 +273,8 @@ pub fn sensitivity(
             let mut network = network.clone();
             select(&mut network, |_| Selection::All);
             // What the run has learned for these bits is better than what a calibration finds.
-            if quantization != base.policy.resolve(this, layer.role) {
-                requantize(&mut network, this, &quantization, &loader, device)?;
+            if quantization != policy.resolve(this, layer.role) {
+                requantize(&mut network, this, &quantization, &shuffled, device)?;
             }
             let Scores { top1, loss, .. } = score(&network)?;
             tried.push(Trial { bits, top1, loss, bit_operations, packed_bytes });
@@ -295,7 +315,7 @@ fn select(network: &mut Network, selection: impl Fn(&str) -> Selection) {
     }
 }
 
-/// Gives the layer at `path` new quantizers, set from its weights and from the first batches of `loader`.
+/// Gives the layer at `path` new quantizers, set from its weights and from the first batches of `loader`, which shuffles.
 fn requantize(
     network: &mut Network,
     path: &str,
@@ -404,6 +424,12 @@ pub enum BudgetError {
     /// No bits were tried.
     #[error("no layer was tried at other bits, so there is nothing to choose from")]
     NoTrials,
+    /// The network computes something that is not a number, so that no gradient says anything.
+    #[error("the gradients of step {step} are not finite: choose by the loss, or higher bits")]
+    NotFinite {
+        /// The step, from 1.
+        step: usize,
+    },
     /// Not even the lowest bits fit.
     #[error(
         "no bits that were tried fit into a budget of {budget}: the least that the network takes with them is {least}"

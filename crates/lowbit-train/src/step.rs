@@ -112,7 +112,7 @@ impl Step<'_> {
             trainee.select(None);
         }
         times.update += lap.seconds();
-        // The one read from the device in a step.
+        // The one read from the device in a step, unless a strategy has read something to decide.
         let norms = updates.iter().flatten().filter_map(|update| update.norm.as_ref());
         let scalars = parts.iter().flat_map(|part| part.losses.iter().flatten().flat_map(StepLoss::tensors));
         // Gradients are without autodiff, and a read is of one kind.

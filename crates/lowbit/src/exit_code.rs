@@ -107,6 +107,7 @@ fn of_train(error: &TrainError) -> Code {
         | TrainError::UnknownNetwork { .. }
         | TrainError::OtherRecipe { .. }
         | TrainError::NothingQuantized { .. }
+        | TrainError::NoValidation
         | TrainError::NoImages
         | TrainError::NoFolder
         | TrainError::NamedImages { .. }

@@ -177,6 +177,19 @@ fn the_sensitivity_of_layers_is_measured_where_that_is_asked_for() {
     assert_eq!(n_measured, measured["layers"].as_array().unwrap().len());
 }
 
+/// Weights are shown as their quantizer has them.
+#[test]
+fn standardized_weights_are_compared_with_their_codes() {
+    let standardized =
+        ["--set", "quantization.method=lsq", "--set", "quantization.weight_standardization=true"];
+    let sandbox = sandbox_with_run(&standardized);
+    let (_, report) = report(&sandbox, &["run"]);
+    let layers = report["runs"][0]["layers"].as_array().unwrap();
+    let quantized: Vec<f64> =
+        layers.iter().filter_map(|layer| layer["weights"]["quantized"]["sqnr_db"].as_f64()).collect();
+    assert!(quantized.len() > 5 && quantized.iter().all(|db| *db > 2.0), "{quantized:?}");
+}
+
 #[test]
 fn no_image_is_looked_at_where_that_is_asked_for() {
     let sandbox = sandbox_with_run(&[]);

@@ -155,3 +155,55 @@ fn bits_are_learned_by_gradient_within_the_budget() {
     assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
     assert!(outcome.stderr.starts_with("error: --budget: no bits that were tried fit"), "{}", outcome.stderr);
 }
+
+/// What a phase holds back is not held back from a choice of bits: they are for a whole training.
+#[test]
+fn a_checkpoint_of_an_earlier_phase_is_tried_at_the_bits_that_are_named() {
+    let sandbox = sandbox_with(&[
+        "quantization.method=\"lsq\"",
+        "strategy.two_stage=true",
+        "train.epochs=2",
+        "checkpoint.keep_last=30",
+    ]);
+    let names = sandbox.json(&["inspect", "run"])["checkpoints"].clone();
+    let names: Vec<&str> = names.as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    let with = |checkpoint: &str, by: &str| {
+        let args = ["sensitivity", "run", "--budget", "w3a3", "--bits", "2,3,4", "--steps", "3"];
+        sandbox.json(&[&args[..], &["--by", by, "--checkpoint", checkpoint]].concat())
+    };
+    let (first, last) = (names[1], names[names.len() - 1]);
+    for by in ["loss", "gradient"] {
+        let (early, late) = (with(first, by), with(last, by));
+        assert_eq!(early["plan"]["budget"], late["plan"]["budget"], "{by}");
+        assert!(number(&early["plan"], "cost") <= number(&early["plan"], "budget"), "{by}");
+    }
+    let early = with(first, "loss");
+    assert_eq!(early["phase"], "w2a32");
+    for layer in early["layers"].as_array().unwrap() {
+        assert_eq!((&layer["weight_bits"], &layer["act_bits"]), (&2.into(), &"fp32".into()));
+        // Its input has no bits yet, so that this is another network.
+        assert_ne!(layer["trials"][0]["loss"], early["all"]["loss"], "{layer}");
+    }
+}
+
+/// A network beside the deployed one has a shape of its own.
+#[test]
+fn a_teacher_of_another_width_is_planned_as_it_is() {
+    let sandbox = sandbox_with(&["strategy.joint={teacher={width=0.25}}"]);
+    let cost = |network: &str| {
+        let args = [
+            "sensitivity",
+            "run",
+            "--network",
+            network,
+            "--budget",
+            "w3a3",
+            "--bits",
+            "2,4",
+            "--method",
+            "lsq",
+        ];
+        number(&sandbox.json(&args)["plan"], "budget")
+    };
+    assert!(cost("teacher") < 0.5 * cost("student"));
+}

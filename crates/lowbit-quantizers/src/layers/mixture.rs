@@ -20,6 +20,9 @@ impl Mixture {
     ///
     /// # Errors
     /// [`QuantizerError`] if a method does not define what is asked for.
+    ///
+    /// # Panics
+    /// If one of them leaves an operand in full precision.
     pub(super) fn new<const D: usize>(
         quantizations: &[LayerQuantization],
         weight: &Tensor<D>,
@@ -30,7 +33,7 @@ impl Mixture {
             weights.extend(WeightQuantizer::new(quantization, weight.clone())?);
             inputs.extend(ActivationQuantizer::new(quantization, &device)?);
         }
-        debug_assert_eq!([weights.len(), inputs.len()], [quantizations.len(); 2]);
+        assert_eq!([weights.len(), inputs.len()], [quantizations.len(); 2], "each quantizes both operands");
         Ok(Self { weights, inputs, shares: vec![(0, Tensor::ones([1], &device))] })
     }
 

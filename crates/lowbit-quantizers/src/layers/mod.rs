@@ -177,6 +177,9 @@ impl LayerMut<'_> {
     ///
     /// # Errors
     /// [`QuantizerError`] if a method does not define what is asked for.
+    ///
+    /// # Panics
+    /// If one of them leaves an operand in full precision.
     pub fn mix(&mut self, quantizations: &[LayerQuantization]) -> Result<(), QuantizerError> {
         match self {
             Self::Conv(layer) => {

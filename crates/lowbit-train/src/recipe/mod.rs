@@ -801,7 +801,8 @@ fn read_early_stopping(section: Option<Section<'_>>, data: &DataRecipe) -> Optio
         patience: section.required_integer("patience", 1..=100_000),
         min_gain: section.number("min_gain", 0.0, &NumberRange::FRACTION),
     };
-    if data.validation.is_none() {
+    // A folder may have validation images of its own: that is known once it is read.
+    if data.validation.is_none() && !matches!(data.dataset, DatasetChoice::Folder { .. }) {
         let message = "looks at the accuracy on validation images, and there are none: set data.validation, or remove this key";
         section.problem_once("patience", message.into());
     }
