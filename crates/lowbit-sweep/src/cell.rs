@@ -27,7 +27,7 @@ const USAGE: i32 = 2;
 pub struct Cell {
     /// What its row has in the first column.
     pub method: String,
-    /// Bit widths of weights and activations, 32 in full precision.
+    /// Bit widths of weights and activations, 32 in full precision; [`MIXED_BITS`](crate::MIXED_BITS) if layers have different ones.
     pub bits: [u32; 2],
     /// What its row is called.
     pub recipe: String,

@@ -32,4 +32,4 @@ mod report;
 
 pub use cell::{Cell, Images, Lowbit};
 pub use engine::{ImagesOf, Options, Signals, Sweep, Wish, parse_duration, run};
-pub use report::{Compare, Published, interval};
+pub use report::{Compare, MIXED_BITS, Published, interval};

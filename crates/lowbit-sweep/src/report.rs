@@ -314,10 +314,14 @@ fn shown(mean: Option<f64>, interval: Option<f64>) -> String {
     }
 }
 
-/// "W2A2", or "fp32" for full precision.
+/// Bits of a network whose layers have different ones.
+pub const MIXED_BITS: [u32; 2] = [0, 0];
+
+/// "W2A2", "fp32" for full precision, or "mixed".
 pub fn precision(bits: [u32; 2]) -> String {
     match bits {
         [32, 32] => "fp32".into(),
+        MIXED_BITS => "mixed".into(),
         [weight, act] => format!("W{weight}A{act}"),
     }
 }

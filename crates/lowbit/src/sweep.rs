@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use lowbit_sweep::{Cell, Compare, ImagesOf, Lowbit, Options, Signals, Sweep};
+use lowbit_core::LayerRole;
+use lowbit_sweep::{Cell, Compare, ImagesOf, Lowbit, MIXED_BITS, Options, Signals, Sweep};
 use lowbit_train::Recipe;
 use lowbit_train::recipe::DatasetChoice;
 
@@ -29,7 +30,7 @@ pub fn run(args: &SweepArgs) -> anyhow::Result<Code> {
     let mut rows = Vec::new();
     for values in &combinations {
         let (checked, _) = recipes::load(&args.recipe, &values.set)?;
-        rows.push((values, bits(&checked)));
+        rows.push((values, bits(&checked)?));
         recipe.get_or_insert(checked);
     }
     let recipe = recipe.expect("invariant: there is a combination");
@@ -76,10 +77,21 @@ pub fn run(args: &SweepArgs) -> anyhow::Result<Code> {
     }
 }
 
-/// Bits of the weights and inputs of most layers, 32 in full precision.
-fn bits(recipe: &Recipe) -> [u32; 2] {
-    let target = recipe.quantization.target();
-    [target.weight_bits, target.act_bits].map(|bits| bits.stored_bits())
+/// Bits of the weights and inputs of the quantized layers between the first and the last, 32 in full precision; [`MIXED_BITS`] if they
+/// differ.
+fn bits(recipe: &Recipe) -> anyhow::Result<[u32; 2]> {
+    let plan = lowbit_train::plan(recipe)?;
+    let inner =
+        plan.layers.iter().filter(|layer| matches!(layer.role, LayerRole::Hidden | LayerRole::Shortcut));
+    let quantized = inner.filter(|layer| layer.method.is_some());
+    let bits: BTreeSet<[u32; 2]> =
+        quantized.map(|layer| [layer.weight_bits, layer.act_bits].map(|bits| bits.stored_bits())).collect();
+    let mut bits = bits.into_iter();
+    Ok(match (bits.next(), bits.next()) {
+        (None, _) => [32, 32],
+        (Some(all), None) => all,
+        (Some(_), Some(_)) => MIXED_BITS,
+    })
 }
 
 /// A setting, and the values that it takes in turn.
