@@ -25,7 +25,7 @@ pub struct Comparison {
     pub recipe: Vec<KeyValues>,
     /// The layers whose precision is not the same in all runs.
     pub layers: Vec<LayerBits>,
-    /// Finished runs whose recipes are equal but for the seed, where there are several.
+    /// Finished runs whose recipes are equal but for the seed, where there are several; of runs of the same seed, the first.
     pub groups: Vec<Group>,
 }
 
@@ -152,6 +152,10 @@ fn layer_differences(plans: &[&Plan]) -> Vec<LayerBits> {
 fn groups(runs: &[RunReport]) -> Vec<Group> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     for (i, run) in runs.iter().enumerate().filter(|(_, run)| run.summary.state == State::Finished) {
+        // A copy of a run, or a second training of its seed, is no further draw.
+        if groups.iter().flatten().any(|&other| runs[other].recipe == run.recipe) {
+            continue;
+        }
         let is_like = |group: &&mut Vec<usize>| {
             let differences = runs[group[0]].recipe.differences(&run.recipe);
             differences.iter().all(|difference| difference.key == "seed")

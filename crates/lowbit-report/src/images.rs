@@ -158,6 +158,9 @@ pub enum Look {
     AtWeights,
 }
 
+/// The note of a report without images, where that was asked for.
+pub const NO_IMAGE: &str = "no image was looked at, as was asked for";
+
 impl RunReport {
     /// Adds the accuracy with each layer alone quantized, and with each alone left out, on at most `n_images` validation images or, without
     /// any, training images. What cannot be had is noted instead. `device` is without autodiff; `progress` is told how many of how many passes
@@ -202,7 +205,7 @@ impl RunReport {
             }
         }
         let images = match look {
-            Look::AtWeights => return self.notes.push("no image was looked at, as was asked for".into()),
+            Look::AtWeights => return self.notes.push(NO_IMAGE.into()),
             Look::AtImages(images) => images.with_run_dir(found.data_dir.as_deref()),
         };
         let test = match TestImages::open(&found.recipe.data, &images) {

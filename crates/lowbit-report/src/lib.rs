@@ -31,7 +31,9 @@ mod summary;
 pub mod units;
 
 pub use compare::{Compared, Comparison, Group, KeyValues, LayerBits};
-pub use images::{ClassReport, CodeShare, Histogram, ImageReport, Look, Mistake, Operand, QuantizedOperand};
+pub use images::{
+    ClassReport, CodeShare, Histogram, ImageReport, Look, Mistake, NO_IMAGE, Operand, QuantizedOperand,
+};
 pub use list::RunList;
 pub use report::Report;
 pub use run::{Cost, LayerReport, PhaseSpan, RunReport, Sensitivity};

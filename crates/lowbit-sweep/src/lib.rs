@@ -32,4 +32,5 @@ mod report;
 
 pub use cell::{Cell, Images, Lowbit};
 pub use engine::{ImagesOf, Options, Signals, Sweep, Wish, parse_duration, run};
+pub use plan::Refused;
 pub use report::{Compare, MIXED_BITS, Published, interval};

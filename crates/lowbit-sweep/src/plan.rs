@@ -1,10 +1,10 @@
 //! What decides the outcome of all cells.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
+use std::{fmt, fs};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -67,6 +67,7 @@ impl Plan {
     /// Fails if cells in `out` were begun by another plan; returns this one with the recipes that they have besides.
     pub fn checked(self, out: &Path) -> anyhow::Result<Self> {
         let path = out.join(FILE);
+        expect_own(out)?;
         if !has_cells(out)? {
             return Ok(self);
         }
@@ -74,17 +75,20 @@ impl Plan {
             Err(error) => return Err(error).with_context(|| format!("failed to read {}", path.display())),
             Ok(text) => text,
         };
-        let earlier: Value =
-            serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
+        let damaged = |error: serde_json::Error| {
+            let remedy = "move the directory away to begin anew, or choose another --out";
+            Refused(format!("{} is damaged: {error}; {remedy}", path.display()))
+        };
+        let earlier: Value = serde_json::from_str(&text).map_err(damaged)?;
         let new = serde_json::to_value(&self).context("failed to write the plan")?;
         if let Some(Difference { what, earlier, new }) = difference(&earlier, &new, "") {
-            bail!(
+            let message = format!(
                 "{} holds cells with another plan: {what} was {earlier} and is now {new}; choose another --out",
                 out.display()
             );
+            return Err(Refused(message).into());
         }
-        let earlier: Self =
-            serde_json::from_value(earlier).with_context(|| format!("{} is damaged", path.display()))?;
+        let earlier: Self = serde_json::from_value(earlier).map_err(damaged)?;
         let mut recipes = earlier.recipes;
         recipes.extend(self.recipes);
         Ok(Self { recipes, ..self })
@@ -96,6 +100,43 @@ impl Plan {
         let path = out.join(FILE);
         let write = || fs::write(&path, serde_json::to_string_pretty(self)?).map_err(anyhow::Error::from);
         write().with_context(|| format!("failed to write {}", path.display()))
+    }
+}
+
+/// A directory that a sweep must not write into, with what to do.
+#[derive(Debug)]
+pub struct Refused(String);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// Refuses a directory that holds something else than a sweep: its files would be written over.
+fn expect_own(out: &Path) -> anyhow::Result<()> {
+    let refuse = |what: &str| Refused(format!("{} {what}: choose another --out", out.display()));
+    let mut entries = match fs::read_dir(out) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            return Err(refuse("is no directory").into());
+        }
+        entries => entries.with_context(|| format!("failed to read {}", out.display()))?,
+    };
+    if out.join("run.json").exists() {
+        return Err(refuse("is a run").into());
+    }
+    let is_empty = entries.next().is_none();
+    let is_ours = || {
+        let plan = fs::read(out.join(FILE)).ok()?;
+        let plan: Value = serde_json::from_slice(&plan).ok()?;
+        Some(plan.get("recipes")?.is_object() && plan.get("table")?.is_string())
+    };
+    match is_empty || out.join("cells").is_dir() || is_ours() == Some(true) {
+        true => Ok(()),
+        false => Err(refuse("is not empty and holds no sweep").into()),
     }
 }
 

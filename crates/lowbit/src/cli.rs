@@ -855,7 +855,7 @@ pub struct TensorboardArgs {
     #[arg(add = ArgValueCompleter::new(runs), value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
     pub run: PathBuf,
 
-    /// Directory of the event file [default: `tensorboard` in the run]
+    /// Directory of several runs: the event file is in one of the run's name there [default: `tensorboard` in the run]
     #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath, value_parser = path())]
     pub out: Option<PathBuf>,
 

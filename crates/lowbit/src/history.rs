@@ -48,15 +48,25 @@ pub fn read(path: &Path) -> Result<Vec<Epoch>, TrainError> {
     Ok(epochs)
 }
 
-/// The JSON of all lines of a file that are whole; none if it is not there.
+/// The JSON of all lines of a file that are whole; none if it is not there. A line that is no JSON is damage, but for the beginning of
+/// one at the end of the file: whoever writes it is not done.
 fn lines(path: &Path) -> Result<Vec<Value>, TrainError> {
     let bytes = match read_regular(path, MAX_BYTES) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => return Err(TrainError::Io { action: "read", path: path.into(), source }),
         Ok(bytes) => bytes,
     };
-    let whole = bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
-    Ok(whole.filter_map(|line| serde_json::from_slice(line).ok()).collect())
+    let damaged = |message: String| TrainError::DamagedFile { path: path.into(), message };
+    let mut values = Vec::new();
+    for (i, line) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
+        match serde_json::from_slice::<Value>(line) {
+            Ok(value) if line.ends_with(b"\n") && value.is_object() => values.push(value),
+            _ if !line.ends_with(b"\n") && line.starts_with(b"{") => {}
+            Ok(_) => return Err(damaged(format!("line {} is no line of a record", i + 1))),
+            Err(error) => return Err(damaged(format!("line {}: {error}", i + 1))),
+        }
+    }
+    Ok(values)
 }
 
 fn epoch(line: &Value) -> Option<Epoch> {

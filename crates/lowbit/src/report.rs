@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::Context;
-use lowbit_report::{Look, Report};
+use lowbit_report::{Look, NO_IMAGE, Report};
 use lowbit_train::RunDir;
 
 use crate::cli::ReportArgs;
@@ -63,8 +63,11 @@ pub fn run(args: &ReportArgs, screen: &Screen) -> anyhow::Result<Code> {
         false => report.to_html(),
     };
     write(out, text.as_bytes()).with_context(|| format!("failed to write {}", out.display()))?;
-    for note in report.runs.iter().flat_map(|run| &run.notes) {
-        tracing::warn!("{note}");
+    for run in &report.runs {
+        // What was asked for is no surprise.
+        for note in run.notes.iter().filter(|note| !args.no_images || *note != NO_IMAGE) {
+            tracing::warn!("{}: {note}", run.summary.name);
+        }
     }
     let runs = counted(report.runs.len() as u64, "run");
     output::print(&format!("{}: {runs}, {} KiB", out.display(), text.len().div_ceil(1024)))?;

@@ -4,9 +4,10 @@ use std::fmt::Write;
 use std::path::Path;
 
 use lowbit_core::{BitWidth, Precision};
+use lowbit_quantizers::{Method, Operand};
 use lowbit_train::{
     Budget, BudgetError, ChosenBy, Cost, Images, LayerSensitivity, MixedPlan, Recipe, RunDir, SearchOptions,
-    Sensitivity, SensitivityOptions, Subject,
+    Sensitivity, SensitivityOptions, Subject, shell_quoted,
 };
 use serde::Serialize;
 
@@ -47,7 +48,7 @@ pub fn run(args: &SensitivityArgs, screen: &Screen) -> anyhow::Result<Code> {
     let checkpoint = args.checkpoint.as_deref().map(|name| checkpoint_named(&args.run, name)).transpose()?;
     let subject = Subject { checkpoint: checkpoint.as_deref(), network: args.network.as_deref() };
     let mut bits = match (args.bits.is_empty(), args.budget) {
-        (true, Some(_)) => DEFAULT_BITS.map(|bits| BitWidth::new(bits).expect("invariant: 1 to 8")).to_vec(),
+        (true, Some(_)) => default_bits(&RunDir::open(&args.run)?.recipe()?, args.method),
         _ => args.bits.clone(),
     };
     bits.sort();
@@ -80,6 +81,14 @@ pub fn run(args: &SensitivityArgs, screen: &Screen) -> anyhow::Result<Code> {
         }
     };
     drop(progress);
+    let is_quantized =
+        sensitivity.as_ref().is_some_and(|of| of.layers.iter().any(|layer| layer.top1_only.is_some()));
+    if plan.is_some() && is_quantized {
+        tracing::warn!(
+            "the run was trained at its own bits, and other bits are tried without training: more of them may look worse than they are; a \
+             run in full precision is the better start"
+        );
+    }
     if let (Some(plan), Some(out)) = (&plan, &args.out) {
         let text = plan.recipe.to_toml();
         // What is written trains: it is read as any recipe is.
@@ -98,6 +107,23 @@ pub fn run(args: &SensitivityArgs, screen: &Screen) -> anyhow::Result<Code> {
         false => output::print(&describe(&report)?)?,
     }
     Ok(Code::Success)
+}
+
+/// The bits that a budget is tried with, as far as the method has them.
+fn default_bits(recipe: &Recipe, method: Option<Method>) -> Vec<BitWidth> {
+    let base = recipe.quantization.policy.base;
+    let allowed = [
+        method.unwrap_or(base.weight_method).bits(Operand::Weights),
+        method.unwrap_or(base.act_method).bits(Operand::Activations),
+    ];
+    // Those of one or two bits alone have a bit width that is not in the list.
+    let lowest = allowed.iter().map(|range| *range.start()).max().unwrap_or(1);
+    let bits = DEFAULT_BITS.into_iter().filter(|bits| allowed.iter().all(|range| range.contains(bits)));
+    let mut bits: Vec<u32> = bits.collect();
+    if bits.is_empty() {
+        bits.push(lowest);
+    }
+    bits.into_iter().map(|bits| BitWidth::new(bits).expect("invariant: 1 to 8")).collect()
 }
 
 /// The error of a choice of bits, with the option that it is about.
@@ -134,7 +160,7 @@ pub fn parse_budget(text: &str) -> Result<Budget, String> {
 }
 
 fn describe(report: &Report<'_>) -> Result<String, std::fmt::Error> {
-    let Report { sensitivity, plan, file, .. } = report;
+    let Report { sensitivity, plan, file, run_dir, .. } = report;
     let mut text = sensitivity.map(describe_layers).transpose()?.unwrap_or_default();
     if let Some(plan) = plan {
         let unit = match plan.cost_of {
@@ -153,9 +179,10 @@ fn describe(report: &Report<'_>) -> Result<String, std::fmt::Error> {
         match file {
             Some(file) => write!(
                 text,
-                "written to {}: train it with `lowbit train {}`",
+                "written to {}: train it with `lowbit train {} --set init={}`",
                 file.display(),
-                file.display()
+                shell_quoted(file),
+                shell_quoted(run_dir)
             )?,
             None => write!(text, "write the recipe with --out FILE.toml")?,
         }

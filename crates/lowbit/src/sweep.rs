@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use lowbit_core::LayerRole;
-use lowbit_sweep::{Cell, Compare, ImagesOf, Lowbit, MIXED_BITS, Options, Signals, Sweep};
+use lowbit_sweep::{Cell, Compare, ImagesOf, Lowbit, MIXED_BITS, Options, Refused, Signals, Sweep};
 use lowbit_train::Recipe;
 use lowbit_train::recipe::DatasetChoice;
 
@@ -26,14 +26,23 @@ pub fn run(args: &SweepArgs) -> anyhow::Result<Code> {
         None => DeviceName::fastest()?,
     };
     // The recipe is checked with all values before anything is trained.
-    let mut recipe: Option<Recipe> = None;
+    let mut all: Vec<Recipe> = Vec::new();
     let mut rows = Vec::new();
     for values in &combinations {
         let (checked, _) = recipes::load(&args.recipe, &values.set)?;
+        let named = |recipe: &Recipe| {
+            let mut recipe = recipe.clone();
+            (recipe.name, recipe.reference) = (String::new(), None);
+            recipe
+        };
+        if let Some(same) = all.iter().position(|other| named(other) == named(&checked)) {
+            let message = format!("{} and {} train the same", combinations[same].label, values.label);
+            return Err(UsageError(message).into());
+        }
         rows.push((values, bits(&checked)?));
-        recipe.get_or_insert(checked);
+        all.push(checked);
     }
-    let recipe = recipe.expect("invariant: there is a combination");
+    let recipe = &all[0];
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("sweeps/{}", recipe.name)));
     let cell = |(values, bits): &(&Combination, [u32; 2]), seed: u64| Cell {
         method: values.label.clone(),
@@ -71,7 +80,12 @@ pub fn run(args: &SweepArgs) -> anyhow::Result<Code> {
         json: args.json.json,
         print: output::print,
     };
-    match lowbit_sweep::run(&sweep, &lowbit, &options, &signals)? {
+    let ended = lowbit_sweep::run(&sweep, &lowbit, &options, &signals);
+    let ended = ended.map_err(|error| match error.downcast_ref::<Refused>() {
+        Some(refused) => UsageError(refused.to_string()).into(),
+        None => error,
+    });
+    match ended? {
         true => Ok(Code::Success),
         false => Ok(Code::Interrupted),
     }

@@ -17,7 +17,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 
 use crate::cli::TensorboardArgs;
-use crate::exit_code::Code;
+use crate::exit_code::{Code, UsageError};
 use crate::history::{self, Epoch};
 use crate::inspect::expect_no_checkpoint;
 use crate::output::{self, counted};
@@ -47,7 +47,14 @@ struct Report<'a> {
 pub fn run(args: &TensorboardArgs) -> anyhow::Result<Code> {
     expect_no_checkpoint(&args.run, "tensorboard")?;
     let run = RunDir::open(&args.run)?;
-    let out = args.out.clone().unwrap_or_else(|| run.path().join(FOLDER));
+    let out = match &args.out {
+        None => run.path().join(FOLDER),
+        Some(out) => {
+            expect_no_run(out)?;
+            // A directory of several runs has one for each, which TensorBoard shows by its name.
+            out.join(std::path::absolute(run.path())?.file_name().unwrap_or_default())
+        }
+    };
     let board = Board::write(&run, &out)?;
     let Board { file, epochs, histograms, .. } = &board;
     if args.json.json {
@@ -63,9 +70,21 @@ pub fn run(args: &TensorboardArgs) -> anyhow::Result<Code> {
         "{}, {weights}\nfile  {}\nlook at it with: tensorboard --logdir {}",
         counted(epochs.len() as u64, "epoch"),
         file.display(),
-        shell_quoted(&out)
+        shell_quoted(args.out.as_deref().unwrap_or(&out))
     ))?;
     Ok(Code::Success)
+}
+
+/// Refuses a directory that is in a run: what is in there is the run's own.
+fn expect_no_run(out: &Path) -> anyhow::Result<()> {
+    let out = std::path::absolute(out)?;
+    match out.ancestors().find(|folder| folder.join("run.json").is_file()) {
+        None => Ok(()),
+        Some(run) => {
+            let message = format!("{} is in the run {}: choose another --out", out.display(), run.display());
+            Err(UsageError(message).into())
+        }
+    }
 }
 
 /// The event file of a run, to which its epochs are added.

@@ -354,7 +354,7 @@ fn several_runs_are_side_by_side() {
     train(&sandbox, "other", &[&two[..], &["--set", "seed=2"]].concat());
     train(&sandbox, "four", &[&two[..], &["--set", "quantization.act_bits=4"]].concat());
     fs::create_dir(sandbox.path("deep")).unwrap();
-    copy_dir(&sandbox.path("run"), &sandbox.path("deep/run"));
+    train(&sandbox, "deep/run", &[&two[..], &["--set", "seed=3"]].concat());
     let (page, data) = report(&sandbox, &["run", "other", "four", "deep/run"]);
     let comparison = &data["comparison"];
     let names: Vec<&Value> = data["runs"].as_array().unwrap().iter().map(|run| &run["name"]).collect();
@@ -481,4 +481,21 @@ fn a_list_reads_little() {
     }
     assert_eq!(sandbox.json(&["list", "run"])["runs"][0]["state"], "finished");
     assert!(Path::new(&sandbox.path("run/result.json")).exists());
+}
+
+/// A copy of a run, or a second training of its seed, says nothing about other seeds.
+#[test]
+fn an_interval_is_over_seeds_and_not_over_copies() {
+    let sandbox = sandbox_with_run(&[]);
+    copy_dir(&sandbox.path("run"), &sandbox.path("copy"));
+    let compared = sandbox.json(&["compare", "run", "copy"]);
+    assert_eq!(compared["groups"], Value::Array(Vec::new()));
+    train(
+        &sandbox,
+        "other",
+        &["--set", "train.epochs=2", "--set", "checkpoint.keep_last=30", "--set", "seed=1"],
+    );
+    let compared = sandbox.json(&["compare", "run", "copy", "other"]);
+    assert_eq!(compared["groups"][0]["runs"], serde_json::json!([0, 2]));
+    assert_eq!(compared["groups"][0]["top1"]["n"], 2);
 }

@@ -207,3 +207,15 @@ fn a_teacher_of_another_width_is_planned_as_it_is() {
     };
     assert!(cost("teacher") < 0.5 * cost("student"));
 }
+
+/// Bits that nobody named are those that the method has.
+#[test]
+fn default_bits_are_those_of_the_method() {
+    let sandbox = sandbox_with(&["quantization.weight_bits=\"fp32\"", "quantization.act_bits=\"fp32\""]);
+    for (method, expected) in [("apot", vec![2, 3, 4]), ("twn", vec![2]), ("xnor", vec![1])] {
+        let report = sandbox.json(&["sensitivity", "run", "--method", method, "--budget", "1G"]);
+        let trials = report["layers"][0]["trials"].as_array().unwrap();
+        let bits: Vec<u64> = trials.iter().map(|trial| trial["bits"].as_u64().unwrap()).collect();
+        assert_eq!(bits, expected, "{method}");
+    }
+}

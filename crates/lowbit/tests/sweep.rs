@@ -69,7 +69,7 @@ fn all_values_are_trained_once_with_every_seed_and_compared() {
     let text = fs::read_to_string(sandbox.path("tiny.toml")).unwrap().replace("epochs = 1", "epochs = 2");
     fs::write(sandbox.path("tiny.toml"), text).unwrap();
     let outcome = sandbox.run(&SWEEP);
-    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
     assert!(
         outcome.stderr.contains("train.epochs was 1 and is now 2; choose another --out"),
         "{}",
@@ -149,4 +149,30 @@ fn a_sweep_that_was_stopped_goes_on_where_it_was() {
     assert_eq!((&report["cells"][0]["seeds"], &report["cells"][1]["seeds"]), (&1.into(), &1.into()));
     let processes = fs::read_to_string(sandbox.path("out/cells/method=-lsq--seed0/processes.jsonl")).unwrap();
     assert_eq!(processes.lines().count(), 2);
+}
+
+/// Nothing that is there is written over.
+#[test]
+fn a_sweep_takes_no_directory_that_holds_something_else() {
+    let sandbox = sandbox();
+    let outcome = sandbox.run(&["train", "tiny.toml", "-q", "--out", "run"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    fs::create_dir(sandbox.path("mine")).unwrap();
+    fs::write(sandbox.path("mine/table.md"), "my notes").unwrap();
+    let plan = fs::read(sandbox.path("run/plan.json")).unwrap();
+    for (out, expected) in [
+        ("run", "error: run is a run: choose another --out\n"),
+        ("mine", "error: mine is not empty and holds no sweep: choose another --out\n"),
+        ("tiny.toml", "error: tiny.toml is no directory: choose another --out\n"),
+    ] {
+        let outcome = sandbox.run(&["sweep", "tiny.toml", "--out", out]);
+        assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(2), expected));
+    }
+    assert_eq!(fs::read(sandbox.path("run/plan.json")).unwrap(), plan);
+    assert_eq!(fs::read_to_string(sandbox.path("mine/table.md")).unwrap(), "my notes");
+    // The same number in other digits.
+    let outcome =
+        sandbox.run(&["sweep", "tiny.toml", "--set", "train.learning_rate=0.1,0.10", "--out", "out"]);
+    let expected = "error: learning_rate=0.1 and learning_rate=0.10 train the same\n";
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(2), expected));
 }

@@ -133,7 +133,7 @@ fn live_and_later_are_the_same() {
     expect_metrics(&sandbox, "run", &live.0);
     assert_eq!(live.1, [0, 4, 8, 12]);
     let report = sandbox.json(&["tensorboard", "run", "-o", "later"]);
-    let later = content(&sandbox.path("later"));
+    let later = content(&sandbox.path("later/run"));
     assert!(later.0 == live.0, "other scalars");
     assert_eq!((&report["epochs"], &report["histograms"]), (&3.into(), &later.1.len().into()));
     // Older checkpoints are gone, and with them their weights.
@@ -152,6 +152,19 @@ fn live_and_later_are_the_same() {
         .and_then(|value| value.tensor)
         .unwrap();
     assert!(String::from_utf8_lossy(&text).contains("method = \"lsq\""));
+    // What is in a run is its own, and a record that is damaged loses nothing.
+    let outcome = sandbox.run(&["tensorboard", "run", "-o", "run/checkpoints"]);
+    assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+    let metrics = sandbox.path("run/metrics.jsonl");
+    let whole = fs::read(&metrics).unwrap();
+    for junk in [&b"\xff\xfe"[..], b"null\n", b"{\"epoch\": }\n"] {
+        fs::write(&metrics, junk).unwrap();
+        let outcome = sandbox.run(&["tensorboard", "run"]);
+        assert_eq!(outcome.code, Some(4), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("metrics.jsonl is damaged: line 1"), "{}", outcome.stderr);
+    }
+    fs::write(&metrics, whole).unwrap();
+    assert!(content(&sandbox.path("run/tensorboard")) == live, "histograms are lost");
     let outcome = sandbox.run(&["tensorboard", "nowhere"]);
     assert_eq!(outcome.code, Some(4), "{}", outcome.stderr);
 }
