@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use lowbit_core::{BitWidth, Precision, Purpose, stream};
 use lowbit_data::DataError;
 use lowbit_models::{Features, Network, Plan};
 use lowbit_quantizers::{
-    LayerQuantization, QuantConv2d, QuantConv2dConfig, QuantizedNetwork, QuantizerError, Selection,
+    LayerMut, LayerQuantization, LayerRef, QuantConv2d, QuantConv2dConfig, QuantizedNetwork, QuantizerError,
+    Selection,
 };
 
 use crate::checkpoint::{ADAPTERS, CheckpointError, NetworkState, OPTIMIZER};
@@ -388,16 +389,33 @@ impl Trainee {
     /// [watched](Self::watch_quantized).
     pub(crate) fn gradients_by_quantized(&self, loss: &Tensor<1>) -> Vec<Tensor<2>> {
         let gradients = loss.backward();
-        let layers = self.learner.network.layers().filter_map(|(_, layer)| layer.perturbation());
-        layers.map(|beside| beside.grad(&gradients).unwrap_or_else(|| beside.inner().zeros_like())).collect()
+        // Of the tensors that were added, not of what a layer's rows are made of: only these keep a gradient.
+        fn of<const D: usize>(added: &Option<Tensor<D>>, gradients: &Gradients) -> Option<Tensor<D>> {
+            let added = added.as_ref()?;
+            Some(added.grad(gradients).unwrap_or_else(|| added.clone().inner().zeros_like()))
+        }
+        let of_layer = |(_, layer): (&str, LayerRef<'_>)| match layer {
+            LayerRef::Conv(conv) => of(&conv.perturbation, &gradients).map(|gradient| gradient.flatten(1, 3)),
+            LayerRef::Linear(linear) => of(&linear.perturbation, &gradients),
+        };
+        self.learner.network.layers().filter_map(of_layer).collect()
     }
 
     /// Lets the next passes have gradients by the quantized weights.
     pub(crate) fn watch_quantized(&mut self) {
-        for (_, mut layer) in self.learner.network.layers_mut() {
-            let layer_ref = layer.as_ref();
-            let watched = layer_ref.weight_quantizer().map(|_| layer_ref.exact_weights().zeros_like());
-            layer.perturb(watched.map(|zeros| zeros.detach().require_grad()));
+        fn zeros<const D: usize>(weight: &Param<Tensor<D>>) -> Tensor<D> {
+            weight.val().inner().zeros_like()
+        }
+        for (_, layer) in self.learner.network.layers_mut() {
+            match layer {
+                LayerMut::Conv(conv) if conv.weight_quantizer.is_some() => {
+                    conv.perturbation = Some(Tensor::from_inner(zeros(&conv.weight)).require_grad());
+                }
+                LayerMut::Linear(linear) if linear.weight_quantizer.is_some() => {
+                    linear.perturbation = Some(Tensor::from_inner(zeros(&linear.weight)).require_grad());
+                }
+                LayerMut::Conv(_) | LayerMut::Linear(_) => {}
+            }
         }
     }
 
@@ -657,7 +675,6 @@ fn bit_widths(network: &Network) -> BTreeMap<String, BitWidths> {
 #[cfg(test)]
 mod tests {
     use lowbit_core::Compute;
-    use lowbit_quantizers::LayerRef;
 
     use super::*;
 

@@ -425,8 +425,9 @@ mod tests {
         assert!(largest > 1e-3, "the halves have one gradient");
     }
 
-    /// Inputs are in full precision, so that no code of them turns on the last digit of a sum. A step beside the weights is one of another loss: near them it is the step at them, further away it is not. It moves the running
-    /// statistics once, and what is recorded is of the first pass.
+    /// A step beside the weights is one of another loss: near them it is the step at them, further away it is not. It moves the running
+    /// statistics once, and what is recorded is of the first pass. (Inputs are in full precision, so that no code of them turns on the
+    /// last digit of a sum.)
     #[test]
     fn gradients_are_taken_beside_the_weights() {
         let device = Device::default().autodiff();

@@ -63,7 +63,7 @@ fn main() -> ExitCode {
     panic::report_in_a_line();
     signals::let_large_writes_fail();
     let code = panic::caught(|| {
-        let parsed = Cli::try_parse();
+        let parsed = parsed();
         // What else there is ends by them.
         if !matches!(&parsed, Ok(Cli { command: Command::Train(_), .. })) {
             signals::release();
@@ -74,6 +74,19 @@ fn main() -> ExitCode {
         }
     });
     code.unwrap_or(Code::Other).into()
+}
+
+/// The command line. It is read on a stack of its own, as all commands together take more than the least that a main thread may have
+/// (`ulimit -s`).
+fn parsed() -> Result<Cli, clap::Error> {
+    const STACK_SIZE: usize = 4 << 20;
+
+    let thread = std::thread::Builder::new().name("arguments".into()).stack_size(STACK_SIZE);
+    match thread.spawn(Cli::try_parse) {
+        Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        // Without a thread, it is read here.
+        Err(_) => Cli::try_parse(),
+    }
 }
 
 /// The error that no thread can be started.

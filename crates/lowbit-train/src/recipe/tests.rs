@@ -106,7 +106,7 @@ fn every_mistake_is_reported_with_key_value_and_what_is_allowed() {
             "quantization.act_bits: expected a bit width from 1 to 8, or \"fp32\", got \"full\"",
             "train.epochs: expected an integer from 1 to 100000, got 0",
             "train.learning_rat: unknown key, set to 0.1; did you mean \"learning_rate\"?",
-            "colour: unknown key, set to 1; the keys here are schema, name, seed, reference, init, data, model, quantization, train, strategy, checkpoint, phases",
+            "colour: unknown key, set to 1; the keys here are schema, name, seed, reference, init, data, model, quantization, train, strategy, checkpoint, early_stopping, phases",
         ]
     );
 }
