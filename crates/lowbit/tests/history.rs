@@ -38,7 +38,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
                 let inner = self::files(&path).into_iter();
                 files.extend(inner.map(|(path, bytes)| (name.join(path), bytes)));
             }
-            false if ["lock", "log.txt"].contains(&name.to_str().unwrap()) => {}
+            false if ["lock", "log.txt", "live.json"].contains(&name.to_str().unwrap()) => {}
             false => drop(files.insert(name, fs::read(&path).unwrap())),
         }
     }
