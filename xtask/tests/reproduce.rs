@@ -324,7 +324,11 @@ fn what_cannot_train_leaves_no_plan() {
     assert_eq!(sandbox.n_begun(), 0);
     // Nor does a plan of which no cell was begun bind the next one.
     fs::create_dir_all(sandbox.path.join("out")).unwrap();
-    fs::write(sandbox.path.join("out/plan.json"), "{\"device\":\"wgpu\"}").unwrap();
+    fs::write(
+        sandbox.path.join("out/plan.json"),
+        "{\"table\":\"digits\",\"device\":\"wgpu\",\"recipes\":{}}",
+    )
+    .unwrap();
     assert_eq!(sandbox.run(&[]).code, Some(0));
 }
 
