@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+/// Rows of the table.
+const N_RECIPES: usize = 21;
+
 /// A directory of a test, and what the script in it is told.
 struct Sandbox {
     path: PathBuf,
@@ -139,17 +142,17 @@ fn a_table_is_trained_once_and_reported() {
         "epochs",
         "seconds",
     ];
-    assert_eq!((rows.len(), keys(&rows[0])), (10, of_row.to_vec()));
+    assert_eq!((rows.len(), keys(&rows[0])), (N_RECIPES, of_row.to_vec()));
     assert!(rows.iter().all(|row| row["seeds"] == 1 && row["missing"] == 0 && row["top1_mean"] == 0.9));
     for file in ["table.json", "table.md", "accuracy.svg", "curves.svg", "plan.json"] {
         assert!(sandbox.path.join("out").join(file).is_file(), "{file}");
     }
-    assert_eq!(sandbox.n_begun(), 10);
+    assert_eq!(sandbox.n_begun(), N_RECIPES);
     assert_eq!(sandbox.run(&["--json"]).json(), report);
-    assert_eq!(sandbox.n_begun(), 10);
+    assert_eq!(sandbox.n_begun(), N_RECIPES);
     // A further seed is no other plan.
     assert_eq!(sandbox.run(&["--seeds", "2"]).code, Some(0));
-    assert_eq!(sandbox.n_begun(), 20);
+    assert_eq!(sandbox.n_begun(), 2 * N_RECIPES);
 }
 
 #[test]
@@ -163,10 +166,10 @@ fn a_cell_that_fails_is_told_and_tried_again() {
     let report = done.json();
     assert_eq!(report["failed"][0]["cell"], "digits-preresnet8-w2a2-ts-pq, seed 0");
     assert_eq!(keys(&report["failed"][0]), ["cell", "reason"]);
-    assert_eq!(sandbox.n_begun(), 10);
+    assert_eq!(sandbox.n_begun(), N_RECIPES);
     sandbox.tell(&[]);
     assert_eq!(sandbox.run(&[]).code, Some(0));
-    assert_eq!(sandbox.n_begun(), 11);
+    assert_eq!(sandbox.n_begun(), N_RECIPES + 1);
 }
 
 #[test]
@@ -182,7 +185,7 @@ fn a_budget_saves_what_runs_and_the_next_command_goes_on() {
     sandbox.tell(&[]);
     assert_eq!(sandbox.run(&[]).code, Some(0));
     assert_eq!(sandbox.calls("train digits-preresnet8-fp32 --or-resume ").len(), 2);
-    assert_eq!(sandbox.n_begun(), 11);
+    assert_eq!(sandbox.n_begun(), N_RECIPES + 1);
 }
 
 #[test]
@@ -242,7 +245,7 @@ fn missing_data_says_where_to_put_it() {
     let done = sandbox.run(&[]);
     assert_eq!(done.code, Some(0), "{}", done.stderr);
     assert!(done.stderr.contains("warning: digits is not as published"), "{}", done.stderr);
-    assert_eq!(sandbox.n_begun(), 10);
+    assert_eq!(sandbox.n_begun(), N_RECIPES);
     sandbox.tell(&[]);
     let error = sandbox.run(&[]);
     assert_eq!(
@@ -280,20 +283,20 @@ fn a_dry_run_is_a_table_or_one_json_object() {
         "seconds",
         "seconds_left",
     ];
-    assert_eq!((recipes.len(), keys(&recipes[0])), (10, of_recipe.to_vec()));
+    assert_eq!((recipes.len(), keys(&recipes[0])), (N_RECIPES, of_recipe.to_vec()));
     // 16 epochs with an evaluation each, at 1000 images/s.
     let seconds = 16.0 * (1438.0 + 359.0 / 3.0) / 1000.0;
-    assert!((forecast["seconds_left"].as_f64().unwrap() - 10.0 * seconds).abs() < 1e-3);
+    assert!((forecast["seconds_left"].as_f64().unwrap() - N_RECIPES as f64 * seconds).abs() < 1e-3);
     // The warm-up fits into the one epoch of the timing.
     let timings = sandbox.calls("train digits");
     let fits = |call: &String| call.find("warmup_epochs=2") < call.find("warmup_epochs=0");
-    assert!(timings.len() == 10 && timings.iter().all(fits), "{timings:?}");
+    assert!(timings.len() == N_RECIPES && timings.iter().all(fits), "{timings:?}");
     assert!(!sandbox.path.join("out").exists());
     let names: Vec<_> =
         fs::read_dir(&sandbox.path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(names.iter().all(|name| !name.to_string_lossy().contains("timing")), "{names:?}");
     let text = sandbox.run(&["--dry-run"]).stdout;
-    assert!(text.ends_with("what is left: 4:09 one after the other\n"), "{text}");
+    assert!(text.ends_with("what is left: 8:43 one after the other\n"), "{text}");
 }
 
 /// The table of ImageNet is timed with generated images where its own are not at hand, and by the published number of them.
@@ -354,7 +357,7 @@ fn cells_of_another_plan_are_not_mixed() {
     // The format before this one had no resolved settings.
     fs::write(sandbox.path.join("out/plan.json"), r#"{"table":"digits","device":"flex","set":[]}"#).unwrap();
     assert!(sandbox.run(&[]).error().starts_with("out holds cells with another plan: "));
-    assert_eq!(sandbox.n_begun(), 10);
+    assert_eq!(sandbox.n_begun(), N_RECIPES);
 }
 
 /// A cell that was moved here, or went on elsewhere, knows who made it.
@@ -416,7 +419,7 @@ fn cells_of_other_changes_are_not_mixed() {
         }
         assert_eq!(
             (done.code == Some(0), sandbox.n_begun()),
-            (!is_refused, if is_refused { 10 } else { 20 })
+            (!is_refused, if is_refused { N_RECIPES } else { 2 * N_RECIPES })
         );
     }
 }
@@ -475,12 +478,12 @@ fn a_damaged_cell_is_reported_beside_the_others() {
     let count = |key: &str| {
         report["cells"].as_array().unwrap().iter().filter_map(|row| row[key].as_u64()).sum::<u64>()
     };
-    assert_eq!((count("seeds"), count("missing")), (8, 2));
+    assert_eq!((count("seeds"), count("missing")), (N_RECIPES as u64 - 2, 2));
     let reason = report["failed"][0]["reason"].as_str().unwrap();
     let run = "out/cells/digits-preresnet8-w2a2-seed0";
     assert!(reason.contains(&format!("{run}/result.json is damaged")), "{reason}");
     assert!(reason.ends_with(&format!("move {run} away to train it again")), "{reason}");
     fs::rename(sandbox.cell("w2a2"), sandbox.path.join("away")).unwrap();
     assert!(sandbox.run(&[]).error().starts_with("a cell failed: digits-preresnet8-w2a2-sp"));
-    assert_eq!(sandbox.n_begun(), 11);
+    assert_eq!(sandbox.n_begun(), N_RECIPES + 1);
 }

@@ -74,7 +74,7 @@ pub struct Rows {
     /// Methods of quantization, each trained directly, by the names that recipes have for them.
     #[serde(default)]
     pub quantizers: Vec<String>,
-    /// Settings of a direct training, each by a name of its own.
+    /// Settings of a training, each by a name of its own.
     #[serde(default)]
     pub options: Vec<TrainingOption>,
 }
@@ -85,8 +85,15 @@ pub struct Rows {
 pub struct TrainingOption {
     /// Name of the row.
     pub name: String,
+    /// The method of training that it changes, as in names of recipes.
+    #[serde(default = "direct")]
+    pub recipe: String,
     /// What it changes, as with `--set`.
     pub set: Vec<String>,
+}
+
+fn direct() -> String {
+    DIRECT.into()
 }
 
 impl Table {
@@ -102,23 +109,26 @@ impl Table {
         for Rows { bits, methods, quantizers, options } in &self.rows {
             let [weight, act] = bits;
             let direct = format!("{}-w{weight}a{act}", self.base);
-            rows.extend(methods.iter().map(|method| {
-                let suffix = if method == DIRECT { String::new() } else { format!("-{method}") };
-                Row::of(method, *bits, format!("{direct}{suffix}"))
-            }));
-            let changed = |name: &str, set: Vec<String>| {
+            let suffix = |method: &str| if method == DIRECT { String::new() } else { format!("-{method}") };
+            rows.extend(
+                methods.iter().map(|method| Row::of(method, *bits, format!("{direct}{}", suffix(method)))),
+            );
+            let changed = |name: &str, method: &str, set: Vec<String>| {
                 let bits_of = [("weight_bits", weight), ("act_bits", act)];
                 let bits_of = bits_of.map(|(key, bits)| format!("quantization.{key}={bits}"));
                 Row {
                     // Not every precision has recipes of its own.
-                    written: format!("{}-w2a2", self.base),
+                    written: format!("{}-w2a2{}", self.base, suffix(method)),
                     set: set.into_iter().chain(bits_of).collect(),
                     ..Row::of(name, *bits, format!("{direct}-{name}"))
                 }
             };
-            let of_quantizer = |name: &String| changed(name, vec![format!("quantization.method={name:?}")]);
+            let of_quantizer =
+                |name: &String| changed(name, DIRECT, vec![format!("quantization.method={name:?}")]);
             rows.extend(quantizers.iter().map(of_quantizer));
-            rows.extend(options.iter().map(|option| changed(&option.name, option.set.clone())));
+            let of_option =
+                |option: &TrainingOption| changed(&option.name, &option.recipe, option.set.clone());
+            rows.extend(options.iter().map(of_option));
         }
         let run = |recipe: &str, seed: u64| out.join("cells").join(format!("{recipe}-seed{seed}"));
         let init = |method: &str, seed: u64| {
