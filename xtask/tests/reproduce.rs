@@ -125,7 +125,18 @@ fn keys(value: &Value) -> Vec<&str> {
 fn a_table_is_trained_once_and_reported() {
     let sandbox = Sandbox::new("whole");
     let report = sandbox.run(&["--json", "--parallel", "2"]).json();
-    let of_report = ["title", "device", "lowbit", "machines", "cells", "published", "failed", "stopped"];
+    let of_report = [
+        "title",
+        "device",
+        "lowbit",
+        "machines",
+        "cells",
+        "comparisons",
+        "published",
+        "failed",
+        "stopped",
+        "compare",
+    ];
     assert_eq!(keys(&report), of_report);
     assert_eq!((&report["failed"], &report["stopped"]), (&Value::Array(Vec::new()), &Value::Null));
     let rows = report["cells"].as_array().unwrap();
@@ -139,6 +150,7 @@ fn a_table_is_trained_once_and_reported() {
         "top1_std",
         "top1_interval",
         "top1",
+        "state_sha256",
         "epochs",
         "seconds",
     ];
@@ -486,4 +498,23 @@ fn a_damaged_cell_is_reported_beside_the_others() {
     fs::rename(sandbox.cell("w2a2"), sandbox.path.join("away")).unwrap();
     assert!(sandbox.run(&[]).error().starts_with("a cell failed: digits-preresnet8-w2a2-sp"));
     assert_eq!(sandbox.n_begun(), N_RECIPES + 1);
+}
+
+#[test]
+fn a_cell_alone_is_one_of_the_table() {
+    let sandbox = Sandbox::new("cell");
+    let error = sandbox.run(&["--cell", "digits-preresnet8-w2a2-seed77"]);
+    assert_eq!(
+        error.error(),
+        "no cell digits-preresnet8-w2a2-seed77: a cell is called digits-preresnet8-fp32-seed0, for example"
+    );
+    assert_eq!(sandbox.n_begun(), 0);
+    // What the script trains has no state to compare.
+    let done = sandbox.run(&["--cell", "digits-preresnet8-w2a2-sp-seed0"]);
+    assert_eq!((done.code, sandbox.n_begun()), (Some(1), 1));
+    assert!(
+        done.error().ends_with("table.json has no end of digits-preresnet8-w2a2-sp, seed 0"),
+        "{}",
+        done.error()
+    );
 }

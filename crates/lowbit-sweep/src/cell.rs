@@ -77,7 +77,23 @@ impl Cell {
         let path = self.run.join("result.json");
         let text = fs::read_to_string(&path).with_context(|| format!("failed to read {}", path.display()))?;
         let result = serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
-        Ok(Outcome { result, curve: self.curve()? })
+        Ok(Outcome { result, curve: self.curve()?, state_sha256: self.state_sha256() })
+    }
+
+    /// Digest of the state that it ended with, if its last checkpoint is there.
+    fn state_sha256(&self) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Manifest {
+            state_sha256: Option<String>,
+        }
+        let checkpoints = fs::read_dir(self.run.join("checkpoints")).ok()?.flatten();
+        // Their names have the step in digits of the same number.
+        let last = checkpoints
+            .map(|entry| entry.path())
+            .filter(|path| path.join("manifest.json").is_file())
+            .max()?;
+        let manifest: Manifest = serde_json::from_slice(&fs::read(last.join("manifest.json")).ok()?).ok()?;
+        manifest.state_sha256
     }
 
     /// Fails if the cell was begun or completed by another build or on another kind of processor than `here`: with such
@@ -142,6 +158,8 @@ pub struct Outcome {
     pub result: CellResult,
     /// Test accuracy by epoch.
     pub curve: Vec<(u64, f64)>,
+    /// Digest of the state that it ended with.
+    pub state_sha256: Option<String>,
 }
 
 /// Numbers of images in a data set.

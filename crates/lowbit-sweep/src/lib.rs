@@ -11,6 +11,7 @@
 //! | `engine` | all cells, in order: trained, or timed |
 //! | `plan` | what decides the outcome of all cells, stored beside them |
 //! | `report`, `plot` | what was reached, as JSON, Markdown and figures |
+//! | `statistics` | means, intervals, tests |
 //! | `origin` | who made a cell |
 //!
 //! It trains nothing itself, and knows nothing of a recipe but what `lowbit inspect --json` says.
@@ -29,8 +30,10 @@ mod origin;
 mod plan;
 mod plot;
 mod report;
+mod statistics;
 
 pub use cell::{Cell, Images, Lowbit};
 pub use engine::{ImagesOf, Options, Signals, Sweep, Wish, parse_duration, run};
 pub use plan::Refused;
-pub use report::{Compare, MIXED_BITS, Published, interval};
+pub use report::{Compare, MIXED_BITS, Pair, Published, Report};
+pub use statistics::interval;

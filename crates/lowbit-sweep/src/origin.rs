@@ -54,17 +54,35 @@ impl fmt::Display for Identity {
     }
 }
 
-/// The machine in a few words.
 impl Origin {
-    pub fn machine(&self) -> String {
-        let or_unknown = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".into());
-        let threads = |n: u64| format!(", {n} {}", if n == 1 { "thread" } else { "threads" });
-        let n_threads = self.n_threads.map(threads).unwrap_or_default();
-        format!(
-            "{} ({}, {}{n_threads})",
-            or_unknown(&self.host),
-            or_unknown(&self.processor),
-            or_unknown(&self.system)
-        )
+    /// Where it ran.
+    pub fn machine(&self) -> Machine {
+        let Self { host, system, processor, n_threads, .. } = self.clone();
+        Machine { host, processor, system, n_threads }
+    }
+}
+
+/// A machine that trained cells.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Machine {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    pub processor: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+    pub n_threads: Option<u64>,
+}
+
+/// "host (processor, system, 2 threads)", as far as it is known.
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let threads = |n: u64| format!("{n} {}", if n == 1 { "thread" } else { "threads" });
+        let parts = [self.processor.clone(), self.system.clone(), self.n_threads.map(threads)];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        match &self.host {
+            Some(host) => write!(f, "{host} ({})", parts.join(", ")),
+            None => f.write_str(&parts.join(", ")),
+        }
     }
 }

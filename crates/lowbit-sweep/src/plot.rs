@@ -6,7 +6,7 @@ use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::report::{Row, precision};
+use crate::report::{Comparison, Row, precision};
 
 const WIDTH: u32 = 960;
 
@@ -39,30 +39,79 @@ const COLORS: [RGBColor; 8] = [
 
 type Area<'a, 'b> = &'a DrawingArea<SVGBackend<'b>, Shift>;
 
+/// A value with half of its 95 % interval.
+struct Line {
+    name: String,
+    value: f64,
+    half: f64,
+    color: RGBColor,
+}
+
 /// Accuracy of every row with its 95 % interval, in percent: a line for each.
 pub fn accuracy(title: &str, rows: &[Row]) -> anyhow::Result<String> {
-    let rows: Vec<(&Row, f64, f64)> = rows
-        .iter()
-        .filter_map(|row| Some((row, 100.0 * row.top1_mean?, 100.0 * row.top1_interval.unwrap_or(0.0))))
-        .collect();
-    let n = rows.len().max(1);
-    let names_width = names_width(rows.iter().map(|(row, ..)| name(row)));
-    let seeds = match rows.iter().map(|(row, ..)| row.seeds).max() {
+    let mut precisions: Vec<[u32; 2]> = rows.iter().map(|row| [row.weight_bits, row.act_bits]).collect();
+    precisions.dedup();
+    let line = |row: &Row| {
+        let value = 100.0 * row.top1_mean?;
+        let half = 100.0 * row.top1_interval.unwrap_or(0.0);
+        Some(Line {
+            name: name(row),
+            value,
+            half,
+            color: color(&precisions, [row.weight_bits, row.act_bits]),
+        })
+    };
+    let lines: Vec<Line> = rows.iter().filter_map(line).collect();
+    let ended = rows.iter().filter(|row| row.top1_mean.is_some());
+    let seeds = over_seeds(ended.map(|row| row.seeds).max());
+    intervals(&format!("{title}: test top-1 of the last epoch, %{seeds}"), &lines, false)
+}
+
+/// Differences between rows with their 95 % intervals, in points: a line for each, and one at zero.
+pub fn differences(title: &str, comparisons: &[Comparison]) -> anyhow::Result<String> {
+    let bits = |comparison: &Comparison| [comparison.weight_bits, comparison.act_bits];
+    let mut precisions: Vec<[u32; 2]> = comparisons.iter().map(bits).collect();
+    precisions.dedup();
+    let line = |comparison: &Comparison| {
+        let Comparison { of, with, difference, interval, .. } = comparison;
+        let name = format!("{} {of} - {with}", precision(bits(comparison)));
+        let half = 100.0 * interval.unwrap_or(0.0);
+        Some(Line { name, value: 100.0 * (*difference)?, half, color: color(&precisions, bits(comparison)) })
+    };
+    let lines: Vec<Line> = comparisons.iter().filter_map(line).collect();
+    let seeds = over_seeds(comparisons.iter().map(|comparison| comparison.seeds).max());
+    intervals(&format!("{title}: differences of test top-1, points{seeds}"), &lines, true)
+}
+
+fn over_seeds(n: Option<usize>) -> String {
+    match n {
         Some(n) if n > 1 => format!(", mean and 95 % interval over {n} seeds"),
         _ => String::new(),
-    };
+    }
+}
+
+/// The color of a precision among those of all.
+fn color(precisions: &[[u32; 2]], bits: [u32; 2]) -> RGBColor {
+    COLORS[precisions.iter().position(|known| *known == bits).unwrap_or(0) % COLORS.len()]
+}
+
+fn intervals(caption: &str, lines: &[Line], with_zero: bool) -> anyhow::Result<String> {
+    let n = lines.len().max(1);
+    let names_width = names_width(lines.iter().map(|line| line.name.clone()));
     draw(LINE_HEIGHT * n as u32 + 110, |area| {
-        let low = rows.iter().map(|(_, mean, std)| mean - std).fold(100.0, f64::min);
-        let high = rows.iter().map(|(_, mean, std)| mean + std).fold(0.0, f64::max);
+        let [mut low, mut high] = if with_zero { [0.0, 0.0] } else { [100.0, 0.0] };
+        for Line { value, half, .. } in lines {
+            (low, high) = (f64::min(low, value - half), f64::max(high, value + half));
+        }
         let margin = ((high - low) * 0.05).max(0.1);
         let range = low.min(high) - margin..high.max(low) + margin;
         let mut chart = ChartBuilder::on(area)
-            .caption(format!("{title}: test top-1 of the last epoch, %{seeds}"), ("sans-serif", 20))
+            .caption(caption, ("sans-serif", 20))
             .margin(12)
             .margin_right(72)
             .x_label_area_size(36)
             .y_label_area_size(names_width)
-            // The first row is at the top.
+            // The first line is at the top.
             .build_cartesian_2d(range, n as f64..0.0)?;
         chart
             .configure_mesh()
@@ -71,24 +120,22 @@ pub fn accuracy(title: &str, rows: &[Row]) -> anyhow::Result<String> {
             .light_line_style(WHITE)
             .label_style(AXIS_FONT)
             .draw()?;
-        for (i, (row, mean, std)) in rows.iter().enumerate() {
-            let color = COLORS[precision_index(&rows, row) % COLORS.len()];
+        if with_zero {
+            let zero = [(0.0, 0.0), (0.0, n as f64)];
+            chart.draw_series(DashedLineSeries::new(zero, 4, 4, BLACK.stroke_width(1)))?;
+        }
+        for (i, Line { name, value, half, color }) in lines.iter().enumerate() {
             let y = i as f64 + 0.5;
-            chart.draw_series([ErrorBar::new_horizontal(
-                y,
-                mean - std,
-                *mean,
-                mean + std,
-                color.filled(),
-                10,
-            )])?;
+            let bar = ErrorBar::new_horizontal(y, value - half, *value, value + half, color.filled(), 10);
+            chart.draw_series([bar])?;
             let (columns, _) = chart.plotting_area().get_pixel_range();
-            let (_, line) = chart.plotting_area().map_coordinate(&(*mean, y));
+            let (_, line) = chart.plotting_area().map_coordinate(&(*value, y));
             let text = |text: &str, x: i32, anchor: HPos| {
-                area.draw_text(text, &text_style(color, 14, anchor), (x, line)).map_err(failed)
+                area.draw_text(text, &text_style(*color, 14, anchor), (x, line)).map_err(failed)
             };
-            text(&fitting(&name(row), names_width), columns.start - 10, HPos::Right)?;
-            text(&format!("{mean:.2}"), columns.end + 10, HPos::Left)?;
+            text(&fitting(name, names_width), columns.start - 10, HPos::Right)?;
+            let shown = if with_zero { format!("{value:+.2}") } else { format!("{value:.2}") };
+            text(&shown, columns.end + 10, HPos::Left)?;
         }
         Ok(())
     })
@@ -115,14 +162,6 @@ fn name(row: &Row) -> String {
         (bits, _) if row.weight_bits == 32 => bits,
         (bits, method) => format!("{bits} {method}"),
     }
-}
-
-/// Index of a row's precision among those of all.
-fn precision_index(rows: &[(&Row, f64, f64)], row: &Row) -> usize {
-    let mut precisions: Vec<(u32, u32)> =
-        rows.iter().map(|(row, ..)| (row.weight_bits, row.act_bits)).collect();
-    precisions.dedup();
-    precisions.iter().position(|precision| *precision == (row.weight_bits, row.act_bits)).unwrap_or(0)
 }
 
 /// Mean test accuracy of every row over the epochs, in percent: one panel for each precision, full precision in each.
@@ -247,6 +286,7 @@ mod tests {
                 top1_std: Some(0.001 + 0.0005 * (i % 4) as f64),
                 top1_interval: Some(0.002 + 0.001 * (i % 4) as f64),
                 top1: BTreeMap::new(),
+                state_sha256: BTreeMap::new(),
                 validation_mean: None,
                 validation_interval: None,
                 epochs: Some(n_epochs),

@@ -10,23 +10,38 @@ use serde::{Deserialize, Serialize};
 
 use crate::cell::{Cell, Outcome};
 use crate::engine::Sweep;
-use crate::origin::Identity;
+use crate::origin::{Identity, Machine};
 use crate::plot;
+use crate::statistics::{deviation, holm, interval, mean, p_value};
 
 /// Which row a row is compared with, seed by seed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Compare {
     /// The first of its bits: rows are methods.
     SameBits,
     /// The first: rows are settings.
     First,
+    /// These pairs: rows are methods.
+    Pairs(Vec<Pair>),
+}
+
+/// A comparison that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pair {
+    /// Bit widths of weights and activations; the comparisons of the same ones are a family, whose p values are corrected together.
+    pub bits: [u32; 2],
+    /// The method that is asked about, at these bits.
+    pub of: String,
+    /// What it is compared with, at these bits or in full precision.
+    pub with: String,
 }
 
 impl Compare {
     /// The head of the first column.
-    fn column(self) -> &'static str {
+    fn column(&self) -> &'static str {
         match self {
-            Self::SameBits => "method",
+            Self::SameBits | Self::Pairs(_) => "method",
             Self::First => "settings",
         }
     }
@@ -47,29 +62,46 @@ pub struct Published {
 }
 
 /// A table with what was reached.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
     title: String,
     device: String,
     /// The build of all cells, and the instruction sets of their processors.
     lowbit: Identity,
     /// The machines that trained them.
-    machines: Vec<String>,
+    machines: Vec<Machine>,
     cells: Vec<Row>,
+    /// Differences between rows, paired by seed.
+    comparisons: Vec<Comparison>,
     published: Vec<Published>,
     /// Cells that failed, or whose outcome cannot be read.
     pub failed: Vec<Failure>,
     /// Why not all cells had their turn, if so.
-    stopped: Option<&'static str>,
-    #[serde(skip)]
+    stopped: Option<String>,
     compare: Compare,
-    /// Whether all rows held images back, by which they can be chosen.
-    #[serde(skip)]
-    has_validation: bool,
+}
+
+/// What one row reaches above another.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Comparison {
+    pub weight_bits: u32,
+    pub act_bits: u32,
+    pub of: String,
+    pub with: String,
+    /// Seeds that both rows have.
+    pub seeds: usize,
+    /// Mean over these seeds of the difference of test accuracies, as a fraction.
+    pub difference: Option<f64>,
+    /// Half of its 95 % interval by Student's t, from two seeds on.
+    pub interval: Option<f64>,
+    /// Two-sided p value of Student's t test of it, from two seeds on.
+    pub p: Option<f64>,
+    /// The same corrected for the comparisons of its family, by Holm's method.
+    pub p_holm: Option<f64>,
 }
 
 /// A cell that failed.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Failure {
     pub cell: String,
     pub reason: String,
@@ -82,7 +114,7 @@ impl fmt::Display for Failure {
 }
 
 /// One method at one precision, over its seeds.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
     pub method: String,
     /// 32 in full precision.
@@ -101,16 +133,19 @@ pub struct Row {
     pub top1_interval: Option<f64>,
     /// The fraction of each seed.
     pub top1: BTreeMap<u64, f64>,
+    /// SHA-256 of the state of each seed after its last step, as `lowbit inspect RUN --json` says it.
+    #[serde(default)]
+    pub state_sha256: BTreeMap<u64, String>,
     /// Mean over the seeds of the fraction of validation images classified correctly after the last epoch, where there are some.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_mean: Option<f64>,
     /// Half of its 95 % interval.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_interval: Option<f64>,
     /// Epochs of all phases together: the most of any seed.
     pub epochs: Option<u64>,
     /// The least of any seed, where early stopping ended some before.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epochs_least: Option<u64>,
     /// Mean time of a training, evaluation included.
     pub seconds: Option<f64>,
@@ -147,24 +182,47 @@ impl Report {
             }
             rows.push(Row::new(&cells[0], cells.len(), &outcomes));
         }
-        // A folder may have validation images that no recipe speaks of: the results tell.
-        let mut ended = rows.iter().filter(|row| row.top1_mean.is_some()).peekable();
-        let has_validation = ended.peek().is_some() && ended.all(|row| row.validation_mean.is_some());
         Self {
             title: sweep.title.clone(),
             device: device.into(),
             lowbit: lowbit.clone(),
             machines: machines.into_iter().collect(),
+            comparisons: comparisons(&rows, &sweep.compare),
             cells: rows,
             published: sweep.published.clone(),
             failed,
-            stopped,
-            compare: sweep.compare,
-            has_validation,
+            stopped: stopped.map(String::from),
+            compare: sweep.compare.clone(),
         }
     }
 
-    /// Writes `table.json`, `table.md`, `accuracy.svg` and `curves.svg`.
+    /// Reads what [`write`](Self::write) wrote as `table.json`.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
+    }
+
+    /// The same without the names and systems of the machines, as it is published.
+    pub fn published(self) -> Self {
+        let without_name = |machine: Machine| Machine { host: None, system: None, ..machine };
+        let machines: BTreeSet<Machine> = self.machines.into_iter().map(without_name).collect();
+        Self { machines: machines.into_iter().collect(), ..self }
+    }
+
+    /// Digest of the state of a seed of a row after its last step, if it is complete.
+    pub fn state_sha256(&self, bits: [u32; 2], method: &str, seed: u64) -> Option<&str> {
+        let is_it = |row: &&Row| [row.weight_bits, row.act_bits] == bits && row.method == method;
+        self.cells.iter().find(is_it)?.state_sha256.get(&seed).map(String::as_str)
+    }
+
+    /// Whether all rows held images back, by which they can be chosen. A folder may have validation images that no recipe speaks of:
+    /// the results tell.
+    fn has_validation(&self) -> bool {
+        let mut ended = self.cells.iter().filter(|row| row.top1_mean.is_some()).peekable();
+        ended.peek().is_some() && ended.all(|row| row.validation_mean.is_some())
+    }
+
+    /// Writes `table.json`, `table.md`, `accuracy.svg`, `differences.svg` and `curves.svg`.
     pub fn write(&self, out: &Path) -> anyhow::Result<()> {
         let write = |name: &str, text: String| {
             let path = out.join(name);
@@ -173,28 +231,34 @@ impl Report {
         write("table.json", serde_json::to_string_pretty(self)?)?;
         write("table.md", self.markdown())?;
         write("accuracy.svg", plot::accuracy(&self.title, &self.cells)?)?;
+        write("differences.svg", plot::differences(&self.title, &self.comparisons)?)?;
         write("curves.svg", plot::curves(&self.title, &self.cells)?)
     }
 
+    /// The table and its comparisons.
     pub fn markdown(&self) -> String {
         let mut text = format!("## {} ({})\n\n", self.title, self.device);
         let has_full = self.cells.iter().any(|row| row.weight_bits == 32 && row.act_bits == 32);
-        let first = match self.compare {
-            Compare::SameBits => "first method of the same bits",
-            Compare::First => "first row",
+        let (differences, column_of_difference) = match self.compare {
+            Compare::SameBits => {
+                (" Differences from the first method of the same bits are paired by seed.", " difference |")
+            }
+            Compare::First => (" Differences from the first row are paired by seed.", " difference |"),
+            Compare::Pairs(_) => ("", ""),
         };
+        let rule_of_difference = if column_of_difference.is_empty() { "" } else { "---|" };
+        let has_validation = self.has_validation();
         let _ = writeln!(
             text,
-            "Test top-1 of the last epoch in %: mean over the seeds with its 95 % interval by Student's t. Differences from the {first} are \
-             paired by seed.{}\n",
+            "Test top-1 of the last epoch in %: mean over the seeds with its 95 % interval by Student's t.{differences}{}\n",
             if has_full { " `time / fp32` is that of a whole training, evaluations included." } else { "" }
         );
-        let (validation, rule) = if self.has_validation { (" validation |", "---|") } else { ("", "") };
+        let (validation, rule) = if has_validation { (" validation |", "---|") } else { ("", "") };
         let column = self.compare.column();
         let _ = writeln!(
             text,
-            "| {column} | bits | seeds |{validation} top-1 | difference | epochs | seconds |{}\n\
-             |---|---|---|{rule}---|---|---|---|{}",
+            "| {column} | bits | seeds |{validation} top-1 |{column_of_difference} epochs | seconds |{}\n\
+             |---|---|---|{rule}---|{rule_of_difference}---|---|{}",
             if has_full { " time / fp32 |" } else { "" },
             if has_full { "---|" } else { "" },
         );
@@ -203,16 +267,19 @@ impl Report {
             let missing =
                 if row.missing > 0 { format!(" of {}", row.seeds + row.missing) } else { String::new() };
             let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.0}"));
-            let validation = match self.has_validation {
+            let validation = match has_validation {
                 true => format!(" {} |", shown(row.validation_mean, row.validation_interval)),
                 false => String::new(),
             };
             let line = format!(
-                "| {} | {bits} | {}{missing} |{validation} {} | {} | {} | {} |{}",
+                "| {} | {bits} | {}{missing} |{validation} {} |{} {} | {} |{}",
                 row.method.replace('|', "\\|"),
                 row.seeds,
                 shown(row.top1_mean, row.top1_interval),
-                self.against_first(row),
+                match column_of_difference {
+                    "" => String::new(),
+                    _ => format!(" {} |", self.difference_of(row)),
+                },
                 match (row.epochs, row.epochs_least) {
                     (None, _) => "-".into(),
                     (Some(most), None) => most.to_string(),
@@ -225,11 +292,13 @@ impl Report {
             text.push('\n');
         }
         // Writing to a text cannot fail.
-        if self.compare == Compare::First && !self.has_validation && self.cells.len() > 1 {
+        if self.compare == Compare::First && !has_validation && self.cells.len() > 1 {
             text += "\nThese are test images, by which nothing may be chosen: to choose among these settings, hold images back with `--set \
                      data.validation=0.1`.\n";
         }
-        let _ = writeln!(text, "\nMade by {}, on {}.", self.lowbit, self.machines.join("; "));
+        text += &self.markdown_of_comparisons();
+        let machines: Vec<String> = self.machines.iter().map(Machine::to_string).collect();
+        let _ = writeln!(text, "\nMade by {}, on {}.", self.lowbit, machines.join("; "));
         if !self.published.is_empty() {
             text += "\nPublished, for comparison (not ours):\n\n| what | bits | top-1 | source |\n|---|---|---|---|\n";
             for Published { what, bits, top1, source } in &self.published {
@@ -245,21 +314,41 @@ impl Report {
         text
     }
 
-    /// The mean difference from the first row of the same precision over the seeds that both have, with its 95 % interval.
-    fn against_first(&self, row: &Row) -> String {
-        let same = |other: &&Row| {
-            let has_same_bits = [other.weight_bits, other.act_bits] == [row.weight_bits, row.act_bits];
-            has_same_bits || self.compare == Compare::First
+    /// The difference of a row from the first, with its 95 % interval.
+    fn difference_of(&self, row: &Row) -> String {
+        let is_of = |comparison: &&Comparison| {
+            (&comparison.of, comparison.weight_bits, comparison.act_bits)
+                == (&row.method, row.weight_bits, row.act_bits)
         };
-        let first = self.cells.iter().find(same);
-        let Some(first) = first.filter(|first| first.method != row.method) else { return "".into() };
-        let of_seed = |(seed, top1): (&u64, &f64)| Some(100.0 * (top1 - first.top1.get(seed)?));
-        let differences: Vec<f64> = row.top1.iter().filter_map(of_seed).collect();
-        match (mean(&differences), interval(&differences)) {
-            (None, _) => "-".into(),
-            (Some(mean), None) => format!("{mean:+.2}"),
-            (Some(mean), Some(half)) => format!("{mean:+.2} +- {half:.2}"),
+        self.comparisons.iter().find(is_of).map_or(String::new(), Comparison::shown)
+    }
+
+    /// The comparisons that were asked for, with their tests.
+    fn markdown_of_comparisons(&self) -> String {
+        let Compare::Pairs(_) = self.compare else { return String::new() };
+        let mut text = String::from(
+            "\nDifferences of top-1 in points, paired by seed, with their 95 % intervals; p of Student's t test, two-sided, and corrected for \
+             the comparisons of the same bits by Holm's method. A difference is shown if the corrected p is below 0.05.\n\n\
+             | comparison | bits | seeds | difference | p | p (Holm) | shown |\n|---|---|---|---|---|---|---|\n",
+        );
+        let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.3}"));
+        for comparison in &self.comparisons {
+            let Comparison { weight_bits, act_bits, of, with, seeds, p, p_holm, .. } = comparison;
+            let is_shown = match p_holm {
+                None => "-",
+                Some(p) if *p < 0.05 => "yes",
+                Some(_) => "no",
+            };
+            let _ = writeln!(
+                text,
+                "| {of} - {with} | {} | {seeds} | {} | {} | {} | {is_shown} |",
+                precision([*weight_bits, *act_bits]),
+                comparison.shown(),
+                number(*p),
+                number(*p_holm),
+            );
         }
+        text
     }
 
     /// The time of a training beside that of the row in full precision.
@@ -272,6 +361,66 @@ impl Report {
         let ratio = |full: f64| Some(format!("{:.2}", row.seconds? / full));
         full.and_then(ratio).unwrap_or("-".into())
     }
+}
+
+impl Comparison {
+    fn of(row: &Row, other: &Row) -> Self {
+        let of_seed = |(seed, top1): (&u64, &f64)| Some(top1 - other.top1.get(seed)?);
+        let differences: Vec<f64> = row.top1.iter().filter_map(of_seed).collect();
+        Self {
+            weight_bits: row.weight_bits,
+            act_bits: row.act_bits,
+            of: row.method.clone(),
+            with: other.method.clone(),
+            seeds: differences.len(),
+            difference: mean(&differences),
+            interval: interval(&differences),
+            p: p_value(&differences),
+            p_holm: None,
+        }
+    }
+
+    /// In points.
+    fn shown(&self) -> String {
+        match (self.difference, self.interval) {
+            (None, _) => "-".into(),
+            (Some(mean), None) => format!("{:+.2}", 100.0 * mean),
+            (Some(mean), Some(half)) => format!("{:+.2} +- {:.2}", 100.0 * mean, 100.0 * half),
+        }
+    }
+}
+
+/// Compares rows as asked for. A pair of which a row is missing is left out.
+fn comparisons(rows: &[Row], compare: &Compare) -> Vec<Comparison> {
+    let bits = |row: &Row| [row.weight_bits, row.act_bits];
+    let pairs: Vec<(&Row, &Row)> = match compare {
+        Compare::First => rows.iter().skip(1).map(|row| (row, &rows[0])).collect(),
+        Compare::SameBits => {
+            let first = |row: &Row| rows.iter().find(|other| bits(other) == bits(row));
+            let pairs = rows.iter().filter_map(|row| Some((row, first(row)?)));
+            pairs.filter(|(row, first)| row.method != first.method).collect()
+        }
+        Compare::Pairs(pairs) => {
+            let find = |wanted: &[u32; 2], method: &str| {
+                rows.iter().find(|row| bits(row) == *wanted && row.method == method)
+            };
+            let pair = |Pair { bits, of, with }: &Pair| {
+                Some((find(bits, of)?, find(bits, with).or_else(|| find(&[32, 32], with))?))
+            };
+            pairs.iter().filter_map(pair).collect()
+        }
+    };
+    let mut all: Vec<Comparison> = pairs.into_iter().map(|(row, other)| Comparison::of(row, other)).collect();
+    let is_one_family = *compare == Compare::First;
+    let same_family = |a: &Comparison, b: &Comparison| {
+        is_one_family || (a.weight_bits, a.act_bits) == (b.weight_bits, b.act_bits)
+    };
+    for family in all.chunk_by_mut(same_family) {
+        let corrected = holm(&family.iter().filter_map(|comparison| comparison.p).collect::<Vec<f64>>());
+        let tested = family.iter_mut().filter(|comparison| comparison.p.is_some());
+        tested.zip(corrected).for_each(|(comparison, p)| comparison.p_holm = Some(p));
+    }
+    all
 }
 
 impl Row {
@@ -295,6 +444,10 @@ impl Row {
             top1_std: deviation(&top1),
             top1_interval: interval(&top1),
             top1: outcomes.iter().map(|(seed, outcome)| (*seed, outcome.result.top1)).collect(),
+            state_sha256: outcomes
+                .iter()
+                .filter_map(|(seed, outcome)| Some((*seed, outcome.state_sha256.clone()?)))
+                .collect(),
             validation_mean: mean(&validation),
             validation_interval: interval(&validation),
             epochs: epochs().max(),
@@ -324,31 +477,6 @@ pub fn precision(bits: [u32; 2]) -> String {
         MIXED_BITS => "mixed".into(),
         [weight, act] => format!("W{weight}A{act}"),
     }
-}
-
-fn mean(values: &[f64]) -> Option<f64> {
-    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-}
-
-/// Sample standard deviation.
-fn deviation(values: &[f64]) -> Option<f64> {
-    let mean = mean(values).filter(|_| values.len() > 1)?;
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    Some((squares / (values.len() - 1) as f64).sqrt())
-}
-
-/// Half of the 95 % interval of the mean of `values`, by Student's t; `None` of fewer than two.
-pub fn interval(values: &[f64]) -> Option<f64> {
-    /// Two-sided quantiles for 1 degree of freedom, 2, and so on.
-    const T: [f64; 30] = [
-        12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
-        2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048,
-        2.045, 2.042,
-    ];
-    let deviation = deviation(values)?;
-    // More degrees of freedom have smaller ones: these intervals are then a little too wide.
-    let t = T[(values.len() - 2).min(T.len() - 1)];
-    Some(t * deviation / (values.len() as f64).sqrt())
 }
 
 /// Mean over the curves at the epochs that all have.
@@ -381,6 +509,7 @@ mod tests {
             top1_std: deviation(top1),
             top1_interval: interval(top1),
             top1: (0..).zip(top1.iter().copied()).collect(),
+            state_sha256: BTreeMap::new(),
             validation_mean: None,
             validation_interval: None,
             epochs: Some(10),
@@ -391,12 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn statistics() {
-        assert_eq!(mean(&[1.0, 2.0, 6.0]), Some(3.0));
-        assert_eq!(deviation(&[1.0, 3.0]), Some(2.0f64.sqrt()));
-        assert_eq!((mean(&[]), deviation(&[1.0]), interval(&[1.0])), (None, None, None));
-        // 12.706 / sqrt(2) times the deviation of two values.
-        assert!((interval(&[1.0, 3.0]).unwrap() - 12.706).abs() < 1e-9);
+    fn a_curve_has_the_epochs_of_all_seeds() {
         let curves = [vec![(1, 0.5), (2, 0.7)], vec![(1, 0.7), (2, 0.9), (3, 1.0)]];
         let expected = [(1, 0.6), (2, 0.8)];
         for (got, expected) in mean_curve(&curves).iter().zip(expected) {
@@ -405,23 +529,56 @@ mod tests {
         assert_eq!(mean_curve(&curves).len(), 2);
     }
 
-    #[test]
-    fn a_row_is_compared_with_the_first_seed_by_seed() {
-        let report = Report {
+    fn report(cells: Vec<Row>, compare: Compare) -> Report {
+        Report {
             title: "t".into(),
             device: "flex".into(),
             lowbit: Identity { lowbit: "0.1.0".into(), ..Identity::default() },
-            machines: vec!["host (processor, linux)".into()],
-            cells: vec![row("direct", &[0.90, 0.92]), row("sp", &[0.92, 0.93])],
+            machines: vec![Machine {
+                host: Some("host".into()),
+                processor: Some("processor".into()),
+                ..Machine::default()
+            }],
+            comparisons: comparisons(&cells, &compare),
+            cells,
             published: Vec::new(),
             failed: vec![Failure { cell: "ts, seed 1".into(), reason: "damaged".into() }],
             stopped: None,
-            compare: Compare::SameBits,
-            has_validation: false,
-        };
+            compare,
+        }
+    }
+
+    #[test]
+    fn pairs_that_were_asked_for_are_tested_by_families() {
+        let full = Row { weight_bits: 32, act_bits: 32, ..row("full-precision", &[0.95, 0.95, 0.96]) };
+        let rows = vec![full, row("direct", &[0.90, 0.91, 0.92]), row("ts", &[0.92, 0.93, 0.95])];
+        let pair = |of: &str, with: &str| Pair { bits: [2, 2], of: of.into(), with: with.into() };
+        let pairs = vec![pair("ts", "direct"), pair("direct", "full-precision"), pair("sp", "direct")];
+        let report = report(rows, Compare::Pairs(pairs));
+        // Differences of 2, 2 and 3 points: 7/3, deviation 1/sqrt(3), t = 7 with two degrees of freedom, of which p = 1 - 7/sqrt(51).
+        let [ts, direct] = &report.comparisons[..] else { panic!("{:?}", report.comparisons) };
+        let p = 1.0 - 7.0 / 51.0f64.sqrt();
+        assert!(
+            (ts.p.unwrap() - p).abs() < 1e-6 && (ts.difference.unwrap() - 0.07 / 3.0).abs() < 1e-9,
+            "{ts:?}"
+        );
+        // -5, -4 and -4 points: t = 13, p = 1 - 13/sqrt(171).
+        let smaller = 1.0 - 13.0 / 171.0f64.sqrt();
+        assert!((direct.p.unwrap() - smaller).abs() < 1e-6, "{direct:?}");
+        assert!((direct.p_holm.unwrap() - 2.0 * smaller).abs() < 1e-6, "{direct:?}");
+        assert!((ts.p_holm.unwrap() - p).abs() < 1e-6, "{ts:?}");
+        let line = format!("| ts - direct | W2A2 | 3 | +2.33 +- 1.43 | {p:.3} | {p:.3} | yes |\n");
+        assert!(report.markdown().contains(&line), "{}", report.markdown());
+        let again: Report = serde_json::from_str(&serde_json::to_string(&report).unwrap()).unwrap();
+        assert_eq!(again.markdown(), report.markdown());
+    }
+
+    #[test]
+    fn a_row_is_compared_with_the_first_seed_by_seed() {
+        let report = report(vec![row("direct", &[0.90, 0.92]), row("sp", &[0.92, 0.93])], Compare::SameBits);
         // Two seeds that differ by 2 and 1 points: 1.5 with half an interval of 12.706 times 0.5.
-        assert_eq!(report.against_first(&report.cells[1]), "+1.50 +- 6.35");
-        assert_eq!(report.against_first(&report.cells[0]), "");
+        assert_eq!(report.difference_of(&report.cells[1]), "+1.50 +- 6.35");
+        assert_eq!(report.difference_of(&report.cells[0]), "");
         let line = "| sp | W2A2 | 2 | 92.50 +- 6.35 | +1.50 +- 6.35 | 10 | 12 |\n";
         assert!(report.markdown().contains(line), "{}", report.markdown());
         let made_by = "\nMade by lowbit 0.1.0 (revision unknown; ; unknown; rustc unknown; burn ), instructions , on host (";

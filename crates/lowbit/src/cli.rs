@@ -264,16 +264,18 @@ digest over all parameters, quantizer, optimizer and BatchNorm state), `info`,
 const SWEEP_NOTES: &str = "\
 Each combination of the values is a row, each seed of it a run in DIR/cells. The
 same command after a stop goes on where it was; what is complete is not trained
-again. DIR then holds table.md, table.json, accuracy.svg and curves.svg: means
-of the last epoch with 95 % intervals by Student's t, and differences from the
-first row, paired by seed. To choose among rows, hold images back for
+again. DIR then holds table.md, table.json, accuracy.svg, differences.svg and
+curves.svg: means of the last epoch with 95 % intervals by Student's t, and
+differences from the first row, paired by seed. To choose among rows, hold images back for
 validation (`--set data.validation=0.1`): nothing may be chosen by test images.
 
 With --json, stdout holds one JSON object with `title`, `device`, `lowbit`,
 `machines`, `cells` (rows, each with `method` (its settings), `weight_bits`,
 `act_bits`, `seeds`, `missing`, `top1_mean`, `top1_std`, `top1_interval`, `top1`
-by seed, `epochs`, `seconds` and, if there are any, `validation_mean` and
-`validation_interval`), `failed` and `stopped`.";
+and `state_sha256` by seed, `epochs`, `seconds` and, if there are any,
+`validation_mean` and `validation_interval`), `comparisons` (each row with the
+first: `difference`, `interval`, `p`, and `p_holm`, corrected for their number),
+`failed` and `stopped`.";
 
 const SENSITIVITY_NOTES: &str = "\
 Images are those that the run holds back for validation (`data.validation`); of

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use lowbit_sweep::{Cell, Images, Published};
+use lowbit_sweep::{Cell, Compare, Images, Pair, Published};
 use serde::Deserialize;
 
 /// Names of the tables.
@@ -57,6 +57,9 @@ pub struct Table {
     pub pretrained: bool,
     /// Settings that all cells change.
     pub set: Vec<String>,
+    /// Settings that the cells of methods with joint distillation change besides.
+    #[serde(default)]
+    pub set_joint: Vec<String>,
     /// Figures of others, to compare with.
     #[serde(default)]
     pub published: Vec<Published>,
@@ -77,6 +80,9 @@ pub struct Rows {
     /// Settings of a training, each by a name of its own.
     #[serde(default)]
     pub options: Vec<TrainingOption>,
+    /// Pairs of methods that are compared; without any, each is compared with the first.
+    #[serde(default)]
+    pub comparisons: Vec<[String; 2]>,
 }
 
 /// Settings that make a row.
@@ -102,11 +108,22 @@ impl Table {
         toml::from_str(TEXTS[index]).with_context(|| format!("xtask/tables/{name}.toml"))
     }
 
+    /// What is compared with what.
+    pub fn compare(&self) -> Compare {
+        let pairs = self.rows.iter().flat_map(|rows| {
+            let pair =
+                |[of, with]: &[String; 2]| Pair { bits: rows.bits, of: of.clone(), with: with.clone() };
+            rows.comparisons.iter().map(pair)
+        });
+        let pairs: Vec<Pair> = pairs.collect();
+        if pairs.is_empty() { Compare::SameBits } else { Compare::Pairs(pairs) }
+    }
+
     /// Its cells with the seeds from 0 to `n_seeds`, trained in directories under `out`.
     pub fn cells(&self, n_seeds: u64, set: &[String], out: &Path) -> Vec<Cell> {
         let first = format!("{}-fp32", self.base);
         let mut rows = vec![Row::of(FULL_PRECISION, [32, 32], first.clone())];
-        for Rows { bits, methods, quantizers, options } in &self.rows {
+        for Rows { bits, methods, quantizers, options, .. } in &self.rows {
             let [weight, act] = bits;
             let direct = format!("{}-w{weight}a{act}", self.base);
             let suffix = |method: &str| if method == DIRECT { String::new() } else { format!("-{method}") };
@@ -143,7 +160,10 @@ impl Table {
             .map(|(row, seed)| Cell {
                 run: run(&row.name, seed),
                 init: init(&row.method, seed),
-                set: self.set.iter().chain(&row.set).chain(set).cloned().collect(),
+                set: {
+                    let joint: &[String] = if row.method.contains("joint") { &self.set_joint } else { &[] };
+                    self.set.iter().chain(joint).chain(&row.set).chain(set).cloned().collect()
+                },
                 method: row.method,
                 bits: row.bits,
                 recipe: row.name,
@@ -196,6 +216,16 @@ mod tests {
             let compared = |rows: &Rows| {
                 first(rows).is_some_and(|first| [DIRECT, "dorefa", "lsq"].contains(&first.as_str()))
             };
+            if let Compare::Pairs(pairs) = table.compare() {
+                let is_row = |bits: [u32; 2], method: &str| {
+                    let is_it = |cell: &Cell| cell.bits == bits && cell.method == method;
+                    cells.iter().any(is_it)
+                };
+                let has_rows = |Pair { bits, of, with }: &Pair| {
+                    is_row(*bits, of) && (is_row(*bits, with) || with == FULL_PRECISION)
+                };
+                assert!(pairs.iter().all(has_rows), "{name}: {pairs:?}");
+            }
             assert!(table.rows.iter().all(compared), "the method that others are compared with comes first");
         }
     }
