@@ -40,13 +40,11 @@ pub fn run(args: &CiArgs) -> anyhow::Result<()> {
     step("lock file of the fuzz targets", fuzz)?;
     step("licences, sources, versions", deny(&["check", "licenses", "sources", "bans"]))?;
     let has_advisories = advisories()?;
-    // With wgpu only the packages that have the feature; the other ones do not change.
-    let with_wgpu = [&parity::PACKAGES[..], &["-p", "lowbit-kernels"], &parity::FEATURES].concat();
-    for (what, selection) in [("lints", &["--workspace"][..]), ("lints with wgpu", &with_wgpu[..])] {
-        let mut clippy = cargo(&["clippy", "--locked", "--all-targets"]);
-        clippy.args(selection).args(["--", "-D", "warnings"]);
-        step(what, clippy)?;
-    }
+    // With all backends: a check of the default ones alone would compile burn once more, and the tests do that.
+    let all_backends = ["--workspace", "--features", "lowbit/wgpu,lowbit-tests/wgpu"];
+    let mut clippy = cargo(&["clippy", "--locked", "--all-targets"]);
+    clippy.args(all_backends).args(["--", "-D", "warnings"]);
+    step("lints", clippy)?;
     let lints_aarch64 = emulate::has_library()?;
     if lints_aarch64 {
         // The one crate that has code for this processor: `cargo xtask emulate` runs it.
@@ -54,7 +52,8 @@ pub fn run(args: &CiArgs) -> anyhow::Result<()> {
         clippy.args(["--target", emulate::TARGET, "--", "-D", "warnings"]);
         step("lints for aarch64", clippy)?;
     }
-    let mut doc = cargo(&["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"]);
+    let mut doc = cargo(&["doc", "--locked", "--no-deps", "--document-private-items"]);
+    doc.args(all_backends);
     doc.env("RUSTDOCFLAGS", "-D warnings");
     step("documentation", doc)?;
     if !args.no_test {
