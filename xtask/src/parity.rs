@@ -27,9 +27,6 @@ pub struct ParityArgs {
 /// the two are begun or ended by the tests with the default features.
 pub const FEATURES: [&str; 3] = ["--no-default-features", "--features", "wgpu,flex"];
 
-/// The packages that have these features.
-const PACKAGES: [&str; 4] = ["-p", "lowbit", "-p", "lowbit-tests"];
-
 /// Test binaries, and which of their tests: what the default features' tests have not run.
 const SUITES: [(&str, &[&str]); 2] = [("parity", &["wgpu::", ROUND_TRIPS]), ("device", &[])];
 

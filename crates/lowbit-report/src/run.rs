@@ -139,6 +139,15 @@ impl RunReport {
             }
             metrics => metrics?,
         };
+        let recorded = metrics.last().map_or(0, |epoch| epoch.epoch);
+        if let Some(result) = result.as_ref().filter(|result| recorded > 0 && recorded < result.epochs) {
+            let path = run.path().join("metrics.jsonl");
+            let epochs = result.epochs;
+            notes.push(format!(
+                "{} ends after epoch {recorded} of {epochs}: the curves lack the rest",
+                path.display()
+            ));
+        }
         let timing = run.timing()?;
         let is_training = run.is_training()?;
         let files = Files {

@@ -1,9 +1,12 @@
-//! Plots of a table, as SVG.
+//! Plots of a table, as SVG and as PNG of twice the size.
 
-use anyhow::anyhow;
+use std::sync::Once;
+
+use anyhow::{Context, anyhow};
 use plotters::coord::Shift;
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
+use plotters::style::register_font;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::report::{Comparison, Row, precision};
@@ -22,8 +25,10 @@ const NAMES_WIDTH: [u32; 2] = [190, 420];
 /// Of a letter of a name, more or less.
 const LETTER_WIDTH: u32 = 7;
 
-/// Size of the numbers at an axis.
-const AXIS_FONT: (&str, u32) = ("sans-serif", 14);
+/// Size of most letters.
+const LETTERS: u32 = 14;
+
+const FONT: &str = "sans-serif";
 
 /// Colors that stay apart for color-blind readers (Okabe and Ito 2008), and black for full precision.
 const COLORS: [RGBColor; 8] = [
@@ -37,7 +42,80 @@ const COLORS: [RGBColor; 8] = [
     RGBColor(128, 128, 128),
 ];
 
-type Area<'a, 'b> = &'a DrawingArea<SVGBackend<'b>, Shift>;
+/// Pixels of a PNG for each of an SVG.
+const PNG_SCALE: u32 = 2;
+
+/// A figure, in both formats.
+pub struct Figure {
+    pub svg: String,
+    pub png: Vec<u8>,
+}
+
+/// Where a figure is painted, and the pixels for each of its units.
+struct Canvas<'a, DB: DrawingBackend> {
+    area: &'a DrawingArea<DB, Shift>,
+    scale: u32,
+}
+
+impl<DB: DrawingBackend> Canvas<'_, DB> {
+    fn px(&self, n: u32) -> u32 {
+        n * self.scale
+    }
+
+    fn at(&self, n: i32) -> i32 {
+        n * self.scale as i32
+    }
+
+    fn font(&self, size: u32) -> (&'static str, u32) {
+        (FONT, self.px(size))
+    }
+
+    fn text_style(&self, color: RGBColor, anchor: HPos) -> TextStyle<'static> {
+        self.font(LETTERS).into_font().color(&color).pos(Pos::new(anchor, VPos::Center))
+    }
+}
+
+/// What can be painted as often as there are formats.
+trait Painting {
+    fn height(&self) -> u32;
+
+    fn paint<DB: DrawingBackend>(&self, canvas: &Canvas<'_, DB>) -> anyhow::Result<()>
+    where
+        DB::ErrorType: 'static;
+}
+
+fn figure(painting: &impl Painting) -> anyhow::Result<Figure> {
+    let size = (WIDTH, painting.height());
+    static FONTS: Once = Once::new();
+    FONTS.call_once(|| {
+        // Both formats are laid out by it; an SVG is shown in the viewer's own.
+        let _ = register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT);
+    });
+    let mut svg = String::new();
+    painted(painting, SVGBackend::with_string(&mut svg, size).into_drawing_area(), 1)?;
+    let size = (PNG_SCALE * size.0, PNG_SCALE * size.1);
+    let mut pixels = vec![0; 3 * size.0 as usize * size.1 as usize];
+    painted(painting, BitMapBackend::with_buffer(&mut pixels, size).into_drawing_area(), PNG_SCALE)?;
+    let mut png = Vec::new();
+    let mut encoder = png::Encoder::new(&mut png, size.0, size.1);
+    encoder.set_color(png::ColorType::Rgb);
+    let write = || encoder.write_header()?.write_image_data(&pixels);
+    write().context("failed to write a figure")?;
+    Ok(Figure { svg, png })
+}
+
+fn painted<DB: DrawingBackend>(
+    painting: &impl Painting,
+    area: DrawingArea<DB, Shift>,
+    scale: u32,
+) -> anyhow::Result<()>
+where
+    DB::ErrorType: 'static,
+{
+    area.fill(&WHITE).map_err(failed)?;
+    painting.paint(&Canvas { area: &area, scale })?;
+    area.present().map_err(failed)
+}
 
 /// A value with half of its 95 % interval.
 struct Line {
@@ -48,7 +126,7 @@ struct Line {
 }
 
 /// Accuracy of every row with its 95 % interval, in percent: a line for each.
-pub fn accuracy(title: &str, rows: &[Row]) -> anyhow::Result<String> {
+pub fn accuracy(title: &str, rows: &[Row]) -> anyhow::Result<Figure> {
     let mut precisions: Vec<[u32; 2]> = rows.iter().map(|row| [row.weight_bits, row.act_bits]).collect();
     precisions.dedup();
     let line = |row: &Row| {
@@ -64,11 +142,12 @@ pub fn accuracy(title: &str, rows: &[Row]) -> anyhow::Result<String> {
     let lines: Vec<Line> = rows.iter().filter_map(line).collect();
     let ended = rows.iter().filter(|row| row.top1_mean.is_some());
     let seeds = over_seeds(ended.map(|row| row.seeds).max());
-    intervals(&format!("{title}: test top-1 of the last epoch, %{seeds}"), &lines, false)
+    let caption = format!("{title}: test top-1 of the last epoch, %{seeds}");
+    figure(&Intervals { caption, lines, with_zero: false })
 }
 
 /// Differences between rows with their 95 % intervals, in points: a line for each, and one at zero.
-pub fn differences(title: &str, comparisons: &[Comparison]) -> anyhow::Result<String> {
+pub fn differences(title: &str, comparisons: &[Comparison]) -> anyhow::Result<Figure> {
     let bits = |comparison: &Comparison| [comparison.weight_bits, comparison.act_bits];
     let mut precisions: Vec<[u32; 2]> = comparisons.iter().map(bits).collect();
     precisions.dedup();
@@ -80,7 +159,8 @@ pub fn differences(title: &str, comparisons: &[Comparison]) -> anyhow::Result<St
     };
     let lines: Vec<Line> = comparisons.iter().filter_map(line).collect();
     let seeds = over_seeds(comparisons.iter().map(|comparison| comparison.seeds).max());
-    intervals(&format!("{title}: differences of test top-1, points{seeds}"), &lines, true)
+    let caption = format!("{title}: differences of test top-1, points{seeds}");
+    figure(&Intervals { caption, lines, with_zero: true })
 }
 
 fn over_seeds(n: Option<usize>) -> String {
@@ -95,50 +175,70 @@ fn color(precisions: &[[u32; 2]], bits: [u32; 2]) -> RGBColor {
     COLORS[precisions.iter().position(|known| *known == bits).unwrap_or(0) % COLORS.len()]
 }
 
-fn intervals(caption: &str, lines: &[Line], with_zero: bool) -> anyhow::Result<String> {
-    let n = lines.len().max(1);
-    let names_width = names_width(lines.iter().map(|line| line.name.clone()));
-    draw(LINE_HEIGHT * n as u32 + 110, |area| {
-        let [mut low, mut high] = if with_zero { [0.0, 0.0] } else { [100.0, 0.0] };
+/// Lines of values with their intervals; at zero a line of its own, if asked for.
+struct Intervals {
+    caption: String,
+    lines: Vec<Line>,
+    with_zero: bool,
+}
+
+impl Painting for Intervals {
+    fn height(&self) -> u32 {
+        LINE_HEIGHT * self.lines.len().max(1) as u32 + 110
+    }
+
+    fn paint<DB: DrawingBackend>(&self, canvas: &Canvas<'_, DB>) -> anyhow::Result<()>
+    where
+        DB::ErrorType: 'static,
+    {
+        let Self { caption, lines, with_zero } = self;
+        let n = lines.len().max(1);
+        let names_width = names_width(lines.iter().map(|line| line.name.clone()));
+        let [mut low, mut high] = if *with_zero { [0.0, 0.0] } else { [100.0, 0.0] };
         for Line { value, half, .. } in lines {
             (low, high) = (f64::min(low, value - half), f64::max(high, value + half));
         }
         let margin = ((high - low) * 0.05).max(0.1);
         let range = low.min(high) - margin..high.max(low) + margin;
-        let mut chart = ChartBuilder::on(area)
-            .caption(caption, ("sans-serif", 20))
-            .margin(12)
-            .margin_right(72)
-            .x_label_area_size(36)
-            .y_label_area_size(names_width)
+        let mut chart = ChartBuilder::on(canvas.area)
+            .caption(caption, canvas.font(20))
+            .margin(canvas.px(12))
+            .margin_right(canvas.px(72))
+            .x_label_area_size(canvas.px(36))
+            .y_label_area_size(canvas.px(names_width))
             // The first line is at the top.
-            .build_cartesian_2d(range, n as f64..0.0)?;
+            .build_cartesian_2d(range, n as f64..0.0)
+            .map_err(failed)?;
         chart
             .configure_mesh()
             .disable_y_mesh()
             .disable_y_axis()
             .light_line_style(WHITE)
-            .label_style(AXIS_FONT)
-            .draw()?;
-        if with_zero {
+            .label_style(canvas.font(LETTERS))
+            .draw()
+            .map_err(failed)?;
+        if *with_zero {
             let zero = [(0.0, 0.0), (0.0, n as f64)];
-            chart.draw_series(DashedLineSeries::new(zero, 4, 4, BLACK.stroke_width(1)))?;
+            let dash = canvas.px(4) as i32;
+            let zero = DashedLineSeries::new(zero, dash, dash, BLACK.stroke_width(canvas.scale));
+            chart.draw_series(zero).map_err(failed)?;
         }
         for (i, Line { name, value, half, color }) in lines.iter().enumerate() {
             let y = i as f64 + 0.5;
-            let bar = ErrorBar::new_horizontal(y, value - half, *value, value + half, color.filled(), 10);
-            chart.draw_series([bar])?;
+            let style = color.filled().stroke_width(canvas.scale);
+            let bar = ErrorBar::new_horizontal(y, value - half, *value, value + half, style, canvas.px(10));
+            chart.draw_series([bar]).map_err(failed)?;
             let (columns, _) = chart.plotting_area().get_pixel_range();
             let (_, line) = chart.plotting_area().map_coordinate(&(*value, y));
             let text = |text: &str, x: i32, anchor: HPos| {
-                area.draw_text(text, &text_style(*color, 14, anchor), (x, line)).map_err(failed)
+                canvas.area.draw_text(text, &canvas.text_style(*color, anchor), (x, line)).map_err(failed)
             };
-            text(&fitting(name, names_width), columns.start - 10, HPos::Right)?;
-            let shown = if with_zero { format!("{value:+.2}") } else { format!("{value:.2}") };
-            text(&shown, columns.end + 10, HPos::Left)?;
+            text(&fitting(name, names_width), columns.start - canvas.at(10), HPos::Right)?;
+            let shown = if *with_zero { format!("{value:+.2}") } else { format!("{value:.2}") };
+            text(&shown, columns.end + canvas.at(10), HPos::Left)?;
         }
         Ok(())
-    })
+    }
 }
 
 /// Room for these names.
@@ -165,7 +265,7 @@ fn name(row: &Row) -> String {
 }
 
 /// Mean test accuracy of every row over the epochs, in percent: one panel for each precision, full precision in each.
-pub fn curves(title: &str, rows: &[Row]) -> anyhow::Result<String> {
+pub fn curves(title: &str, rows: &[Row]) -> anyhow::Result<Figure> {
     let mut precisions: Vec<[u32; 2]> = rows
         .iter()
         .filter(|row| row.weight_bits != 32 && !row.curve.is_empty())
@@ -175,21 +275,49 @@ pub fn curves(title: &str, rows: &[Row]) -> anyhow::Result<String> {
     if precisions.is_empty() {
         precisions.push([32, 32]);
     }
-    draw(PANEL_HEIGHT * precisions.len() as u32, |area| {
-        let panels = area.split_evenly((precisions.len(), 1));
-        for (panel, bits) in panels.iter().zip(&precisions) {
-            let shown = |row: &&Row| {
-                let of_row = [row.weight_bits, row.act_bits];
-                !row.curve.is_empty() && (of_row == *bits || of_row == [32, 32])
-            };
-            let rows: Vec<&Row> = rows.iter().filter(shown).collect();
-            panel_of_curves(panel, &format!("{title}, {}", precision(*bits)), &rows)?;
-        }
-        Ok(())
-    })
+    let panel = |bits: &[u32; 2]| {
+        let shown = |row: &&Row| {
+            let of_row = [row.weight_bits, row.act_bits];
+            !row.curve.is_empty() && (of_row == *bits || of_row == [32, 32])
+        };
+        Panel { title: format!("{title}, {}", precision(*bits)), rows: rows.iter().filter(shown).collect() }
+    };
+    figure(&Curves(precisions.iter().map(panel).collect()))
 }
 
-fn panel_of_curves(area: Area<'_, '_>, title: &str, rows: &[&Row]) -> anyhow::Result<()> {
+/// Curves of the same precision, and those in full.
+struct Panel<'a> {
+    title: String,
+    rows: Vec<&'a Row>,
+}
+
+/// Panels below each other.
+struct Curves<'a>(Vec<Panel<'a>>);
+
+impl Painting for Curves<'_> {
+    fn height(&self) -> u32 {
+        PANEL_HEIGHT * self.0.len() as u32
+    }
+
+    fn paint<DB: DrawingBackend>(&self, canvas: &Canvas<'_, DB>) -> anyhow::Result<()>
+    where
+        DB::ErrorType: 'static,
+    {
+        for (area, panel) in canvas.area.split_evenly((self.0.len(), 1)).iter().zip(&self.0) {
+            panel_of_curves(&Canvas { area, ..*canvas }, &panel.title, &panel.rows)?;
+        }
+        Ok(())
+    }
+}
+
+fn panel_of_curves<DB: DrawingBackend>(
+    canvas: &Canvas<'_, DB>,
+    title: &str,
+    rows: &[&Row],
+) -> anyhow::Result<()>
+where
+    DB::ErrorType: 'static,
+{
     let points = || rows.iter().flat_map(|row| &row.curve);
     let epochs = points().map(|point| point.0).max().unwrap_or(1).max(2);
     let mut values: Vec<f64> = points().map(|point| 100.0 * point.1).collect();
@@ -201,65 +329,52 @@ fn panel_of_curves(area: Area<'_, '_>, title: &str, rows: &[&Row]) -> anyhow::Re
     let margin = ((high - low) * 0.05).max(0.1);
     let shown = |row: &Row| if row.weight_bits == 32 { "fp32".to_string() } else { row.method.clone() };
     let names_width = names_width(rows.iter().map(|row| shown(row)));
-    let (left, names) = area.split_horizontally(WIDTH - names_width);
+    let (left, names) = canvas.area.split_horizontally(canvas.px(WIDTH - names_width));
     let mut chart = ChartBuilder::on(&left)
-        .caption(format!("{title}: test top-1, %"), ("sans-serif", 18))
-        .margin(12)
-        .x_label_area_size(36)
-        .y_label_area_size(56)
-        .build_cartesian_2d(1.0..epochs as f64, (low - margin)..(high + margin))?;
+        .caption(format!("{title}: test top-1, %"), canvas.font(18))
+        .margin(canvas.px(12))
+        .x_label_area_size(canvas.px(36))
+        .y_label_area_size(canvas.px(56))
+        .build_cartesian_2d(1.0..epochs as f64, (low - margin)..(high + margin))
+        .map_err(failed)?;
     let whole = |epoch: &f64| if epoch.fract() == 0.0 { epoch.to_string() } else { String::new() };
     chart
         .configure_mesh()
         .x_desc("epoch")
         .x_label_formatter(&whole)
         .light_line_style(WHITE)
-        .label_style(AXIS_FONT)
-        .draw()?;
+        .label_style(canvas.font(LETTERS))
+        .draw()
+        .map_err(failed)?;
     for (i, row) in rows.iter().enumerate() {
         let color = COLORS[i % COLORS.len()];
-        let style = color.stroke_width(2);
+        let style = color.stroke_width(canvas.px(2));
         // A second round through the colors is dashed.
-        let (dash, gap) = if i < COLORS.len() { (1, 0) } else { (6, 4) };
+        let (dash, gap) = if i < COLORS.len() { (1, 0) } else { (canvas.at(6), canvas.at(4)) };
         let line = row.curve.iter().map(|&(epoch, top1)| (epoch as f64, 100.0 * top1));
         let line: Vec<_> = line.skip_while(|&(_, top1)| top1 < low - margin).collect();
         if let [point] = line[..] {
             let dot = if gap == 0 { color.filled() } else { style };
-            chart.draw_series([Circle::new(point, 3, dot)])?;
+            chart.draw_series([Circle::new(point, canvas.at(3), dot)]).map_err(failed)?;
         } else if gap == 0 {
-            chart.draw_series(LineSeries::new(line, style))?;
+            chart.draw_series(LineSeries::new(line, style)).map_err(failed)?;
         } else {
-            chart.draw_series(DashedLineSeries::new(line, dash, gap, style))?;
+            chart.draw_series(DashedLineSeries::new(line, dash, gap, style)).map_err(failed)?;
         }
-        let y = 56 + 22 * i as i32;
-        let sample: Vec<(i32, i32)> = vec![(8, y), (36, y)];
+        let y = canvas.at(56 + 22 * i as i32);
+        let sample: Vec<(i32, i32)> = vec![(canvas.at(8), y), (canvas.at(36), y)];
         match gap {
-            0 => names.draw(&PathElement::new(sample, style))?,
-            _ => names.draw(&DashedPathElement::new(sample, dash, gap, style))?,
+            0 => names.draw(&PathElement::new(sample, style)).map_err(failed)?,
+            _ => names.draw(&DashedPathElement::new(sample, dash, gap, style)).map_err(failed)?,
         }
         let name = fitting(&shown(row), names_width - 44);
-        names.draw_text(&name, &text_style(BLACK, 14, HPos::Left), (44, y))?;
+        names.draw_text(&name, &canvas.text_style(BLACK, HPos::Left), (canvas.at(44), y)).map_err(failed)?;
     }
     Ok(())
 }
 
-fn text_style(color: RGBColor, size: u32, anchor: HPos) -> TextStyle<'static> {
-    ("sans-serif", size).into_font().color(&color).pos(Pos::new(anchor, VPos::Center))
-}
-
 fn failed(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("failed to draw: {error}")
-}
-
-fn draw(height: u32, paint: impl FnOnce(Area<'_, '_>) -> anyhow::Result<()>) -> anyhow::Result<String> {
-    let mut svg = String::new();
-    {
-        let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
-        area.fill(&WHITE).map_err(failed)?;
-        paint(&area)?;
-        area.present().map_err(failed)?;
-    }
-    Ok(svg)
 }
 
 #[cfg(test)]
@@ -314,7 +429,7 @@ mod tests {
     #[test]
     fn names_of_a_large_table_do_not_overlap() {
         let rows = rows(200);
-        let svg = accuracy("CIFAR-10", &rows).unwrap();
+        let svg = accuracy("CIFAR-10", &rows).unwrap().svg;
         let texts = texts(&svg);
         let mut lines = Vec::new();
         for row in &rows {
@@ -328,18 +443,35 @@ mod tests {
 
     #[test]
     fn a_panel_names_every_curve_once() {
-        let svg = curves("CIFAR-10", &rows(200)).unwrap();
+        let svg = curves("CIFAR-10", &rows(200)).unwrap().svg;
         let texts = texts(&svg);
         let n = |wanted: &str| texts.iter().filter(|(text, ..)| text == wanted).count();
         assert_eq!([n("fp32"), n("sp-joint"), n("modern")], [3, 3, 3]);
     }
 
     #[test]
+    fn a_png_is_the_same_at_twice_the_size() {
+        let rows = rows(20);
+        let Figure { svg, png } = accuracy("CIFAR-10", &rows[..4]).unwrap();
+        let height = LINE_HEIGHT * 4 + 110;
+        assert!(svg.contains(&format!("width=\"{WIDTH}\" height=\"{height}\"")), "{}", &svg[..200]);
+        let mut reader = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap();
+        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+        let info = reader.next_frame(&mut pixels).unwrap();
+        assert_eq!((info.width, info.height), (2 * WIDTH, 2 * height));
+        // The name of the last row is painted in its color on white.
+        let y = texts(&svg).iter().find(|(text, ..)| *text == name(&rows[3])).unwrap().2;
+        let row = &pixels[(2 * y as usize) * 6 * WIDTH as usize..][..3 * 2 * NAMES_WIDTH[0] as usize];
+        let n_dark = row.chunks(3).filter(|pixel| pixel[0] < 128).count();
+        assert!(n_dark > 4, "{n_dark}");
+    }
+
+    #[test]
     fn a_curve_of_one_point_is_a_dot() {
-        let svg = curves("CIFAR-10", &rows(1)).unwrap();
+        let svg = curves("CIFAR-10", &rows(1)).unwrap().svg;
         assert_eq!(svg.matches("<circle").count(), 3 * 10);
         for empty in [accuracy("CIFAR-10", &[]), curves("CIFAR-10", &[])] {
-            assert!(empty.unwrap().contains("CIFAR-10"));
+            assert!(empty.unwrap().svg.contains("CIFAR-10"));
         }
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::cell::{Cell, Outcome};
 use crate::engine::Sweep;
 use crate::origin::{Identity, Machine};
-use crate::plot;
+use crate::plot::{self, Figure};
 use crate::statistics::{deviation, holm, interval, mean, p_value};
 
 /// Which row a row is compared with, seed by seed.
@@ -222,17 +222,24 @@ impl Report {
         ended.peek().is_some() && ended.all(|row| row.validation_mean.is_some())
     }
 
-    /// Writes `table.json`, `table.md`, `accuracy.svg`, `differences.svg` and `curves.svg`.
+    /// Writes `table.json`, `table.md`, and the figures `accuracy`, `differences` and `curves` as SVG and PNG.
     pub fn write(&self, out: &Path) -> anyhow::Result<()> {
-        let write = |name: &str, text: String| {
+        let write = |name: &str, bytes: &[u8]| {
             let path = out.join(name);
-            fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))
+            fs::write(&path, bytes).with_context(|| format!("failed to write {}", path.display()))
         };
-        write("table.json", serde_json::to_string_pretty(self)?)?;
-        write("table.md", self.markdown())?;
-        write("accuracy.svg", plot::accuracy(&self.title, &self.cells)?)?;
-        write("differences.svg", plot::differences(&self.title, &self.comparisons)?)?;
-        write("curves.svg", plot::curves(&self.title, &self.cells)?)
+        write("table.json", serde_json::to_string_pretty(self)?.as_bytes())?;
+        write("table.md", self.markdown().as_bytes())?;
+        let figures = [
+            ("accuracy", plot::accuracy(&self.title, &self.cells)?),
+            ("differences", plot::differences(&self.title, &self.comparisons)?),
+            ("curves", plot::curves(&self.title, &self.cells)?),
+        ];
+        for (name, Figure { svg, png }) in figures {
+            write(&format!("{name}.svg"), svg.as_bytes())?;
+            write(&format!("{name}.png"), &png)?;
+        }
+        Ok(())
     }
 
     /// The table and its comparisons.

@@ -548,14 +548,16 @@ impl RunDir {
     fn read_lines<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Vec<T>, TrainError> {
         let path = self.path.join(name);
         let bytes = read_regular(&path, MAX_RECORD).context("read", &path)?;
-        let whole = bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
+        // Whoever writes the last line may not be done.
+        let is_begun = |line: &[u8]| !line.ends_with(b"\n") && line.starts_with(b"{");
+        let lines = bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| !is_begun(line));
         let read = |(i, line): (usize, &[u8])| {
             serde_json::from_slice(line).map_err(|error| TrainError::DamagedFile {
                 path: path.clone(),
                 message: format!("line {}: {}", i + 1, one_line(&error)),
             })
         };
-        whole.enumerate().map(read).collect()
+        lines.enumerate().map(read).collect()
     }
 
     /// Whether a process trains here now, as far as the file system has locks.

@@ -264,9 +264,9 @@ digest over all parameters, quantizer, optimizer and BatchNorm state), `info`,
 const SWEEP_NOTES: &str = "\
 Each combination of the values is a row, each seed of it a run in DIR/cells. The
 same command after a stop goes on where it was; what is complete is not trained
-again. DIR then holds table.md, table.json, accuracy.svg, differences.svg and
-curves.svg: means of the last epoch with 95 % intervals by Student's t, and
-differences from the first row, paired by seed. To choose among rows, hold images back for
+again. DIR then holds table.md, table.json and the figures accuracy, differences
+and curves, as .svg and .png: means of the last epoch with 95 % intervals by
+Student's t, and differences from the first row, paired by seed. To choose among rows, hold images back for
 validation (`--set data.validation=0.1`): nothing may be chosen by test images.
 
 With --json, stdout holds one JSON object with `title`, `device`, `lowbit`,
@@ -594,9 +594,9 @@ pub struct SensitivityArgs {
     #[arg(long, value_enum, default_value = "loss", requires = "budget")]
     pub by: SearchBy,
 
-    /// Steps of a choice by gradient, of 256 images each
-    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=1_000_000).map(|n| n as usize))]
-    pub steps: usize,
+    /// Steps of a choice by gradient, of 256 images each [default: 200]
+    #[arg(long, value_name = "N", requires = "budget", value_parser = clap::value_parser!(u64).range(1..=1_000_000).map(|n| n as usize))]
+    pub steps: Option<usize>,
 
     /// Write the recipe of these bits to a new file
     #[arg(long, value_name = "FILE.toml", requires = "budget", value_hint = ValueHint::FilePath, value_parser = path())]

@@ -77,9 +77,11 @@ fn describe(list: &RunList) -> String {
     let width = output::stdout_columns();
     let mut text = table::whole(&columns, &rows, width);
     for run in &list.runs {
-        // That of a recipe goes on with the place in its text.
-        if let Some(problem) = run.problem.as_deref().and_then(|problem| problem.lines().next()) {
-            text += &format!("\n{}", output::wrapped(&format!("{}: ", run.name), problem, width));
+        if let Some(problem) = &run.problem {
+            // Of several lines, as that of a recipe has.
+            let problem = problem.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+            let name = format!("{}: ", table::in_a_line(&run.name));
+            text += &format!("\n{}", output::wrapped(&name, &problem, width));
         }
     }
     text

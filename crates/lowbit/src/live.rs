@@ -9,6 +9,8 @@ use std::time::{Duration, Instant, SystemTime};
 use lowbit_train::{Origin, StepReport, read_regular};
 use serde::{Deserialize, Serialize};
 
+use crate::load::{Load, Meter};
+
 /// The file in a run directory.
 const FILE: &str = "live.json";
 
@@ -39,6 +41,9 @@ pub struct Live {
     pub top1: Option<f64>,
     pub images_per_second: f64,
     pub eta_seconds: f64,
+    /// What the process uses of its machine, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<Load>,
 }
 
 /// How a training is.
@@ -59,6 +64,7 @@ pub struct LiveFile {
     /// Once the training has begun.
     run: Option<PathBuf>,
     live: Live,
+    meter: Meter,
     written: Option<Instant>,
 }
 
@@ -96,6 +102,7 @@ impl LiveFile {
     fn write(&mut self) {
         let Some(run) = &self.run else { return };
         self.written = Some(Instant::now());
+        self.live.load = self.meter.read();
         let text =
             serde_json::to_string(&self.live).expect("invariant: where a training stands is plain data");
         let temporary = run.join(format!(".{FILE}.tmp"));

@@ -20,6 +20,7 @@ mod import;
 mod inspect;
 mod list;
 mod live;
+mod load;
 mod logging;
 mod memory;
 mod origin;

@@ -209,7 +209,7 @@ fn group_rooms(line: &str, swap: u64, read: &impl Fn(&str) -> Option<String>) ->
 }
 
 /// The bytes of a line as "VmRSS:  1024 kB".
-fn kib(text: &str, key: &str) -> Option<u64> {
+pub fn kib(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }

@@ -22,6 +22,9 @@ use crate::progress::Screen;
 /// What a budget is tried with where no bits are named.
 const DEFAULT_BITS: [u32; 5] = [2, 3, 4, 6, 8];
 
+/// Steps of a choice by gradient, unless told.
+const STEPS: usize = 200;
+
 #[derive(Serialize)]
 struct Report<'a> {
     #[serde(flatten)]
@@ -38,6 +41,12 @@ pub fn run(args: &SensitivityArgs, screen: &Screen) -> anyhow::Result<Code> {
     expect_no_checkpoint(&args.run, "sensitivity")?;
     if let Some(out) = args.out.as_deref().filter(|out| out.exists()) {
         return Err(exists(out).into());
+    }
+    if args.steps.is_some() && args.by != SearchBy::Gradient {
+        return Err(UsageError("--steps is for a choice by gradient: add --by gradient".into()).into());
+    }
+    if args.method.is_some() && args.bits.is_empty() && args.budget.is_none() {
+        return Err(UsageError("--method is that of other bits: add --bits or --budget".into()).into());
     }
     let run_device = RunDir::open(&args.run)?.info()?.device;
     let name = match args.device.device {
@@ -66,7 +75,7 @@ pub fn run(args: &SensitivityArgs, screen: &Screen) -> anyhow::Result<Code> {
     };
     let (sensitivity, plan) = match (args.budget, args.by) {
         (Some(budget), SearchBy::Gradient) => {
-            let search = SearchOptions { steps: args.steps, cost, budget };
+            let search = SearchOptions { steps: args.steps.unwrap_or(STEPS), cost, budget };
             let show = |done, total| show("learning bits, step", done, total);
             let plan =
                 lowbit_train::learned_plan(&args.run, subject, &device, &images, &options, search, show);

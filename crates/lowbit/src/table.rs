@@ -69,7 +69,7 @@ pub fn whole(columns: &[Column], rows: &[Vec<String>], width: Option<usize>) -> 
 }
 
 /// A text without line breaks and what is not seen.
-fn in_a_line(text: &str) -> String {
+pub fn in_a_line(text: &str) -> String {
     escaped(text).replace(['\n', '\t'], " ")
 }
 

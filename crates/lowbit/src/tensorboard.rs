@@ -107,7 +107,7 @@ impl Board {
         let run = RunDir::open(run.path())?;
         let recipe = run.recipe()?.to_toml();
         let plan = run.plan()?.to_string();
-        let epochs = history::read(run.path())?;
+        let epochs = history::read(&run)?;
         fs::create_dir_all(out).map_err(|source| failed("create directory", out, source))?;
         let before = own_files(out)?;
         let mut histograms = BTreeMap::new();
@@ -159,7 +159,7 @@ impl Board {
             *self = Self::write(&self.run, &self.out)?;
             return Ok(());
         }
-        for epoch in history::read(self.run.path())? {
+        for epoch in history::read(&self.run)? {
             if !self.epochs.contains_key(&epoch.step) {
                 let bytes = self.scalars(&epoch);
                 self.append(&bytes)?;

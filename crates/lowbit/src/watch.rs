@@ -97,6 +97,7 @@ fn describe(run: &Watched) -> String {
         entry("run", &format!("{} ({})", run.path, run.recipe)),
         entry("state", &run.state_text()),
         entry("phases", &phases.join(", ")),
+        entry("device", &run.load_text()),
     ];
     if let Some(epoch) = run.epochs.last() {
         lines.push(entry("last", &run.epoch_line(epoch)));

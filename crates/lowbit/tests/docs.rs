@@ -215,3 +215,37 @@ fn commands_are_commands() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// The commands of a page that stand in blocks marked `sh run`, in their order; `None` if it has none.
+fn script(page: &Path) -> Option<String> {
+    let text = fs::read_to_string(page).unwrap();
+    let blocks = text.split("```sh run\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let blocks: Vec<&str> = blocks.collect();
+    (!blocks.is_empty()).then(|| blocks.concat())
+}
+
+/// In a shell, one after the other, as a reader types them: each page in a directory of its own, where the examples of the repository are.
+#[test]
+fn commands_that_are_marked_run() {
+    const SHELL: &str = r#"
+        set -eu
+        # As built for this test.
+        lowbit() { "$LOWBIT" "$@"; }
+        cargo() { shift 2; lowbit "$@"; }
+    "#;
+    let scripts: Vec<(PathBuf, String)> =
+        pages().into_iter().filter_map(|page| script(&page).map(|script| (page, script))).collect();
+    let names: Vec<_> = scripts.iter().filter_map(|(page, _)| page.file_name()?.to_str()).collect();
+    assert_eq!(names, ["README.md", "deploy.md", "mixed-precision.md"], "pages whose commands are run");
+    for (page, script) in scripts {
+        assert!(!script.contains("cargo ") || script.contains("cargo run -- "), "{}", page.display());
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(root().join("examples"), folder.path().join("examples")).unwrap();
+        let mut shell = Command::new("bash");
+        shell.args(["-xc", &format!("{SHELL}{script}")]).current_dir(folder.path());
+        shell.env("LOWBIT", env!("CARGO_BIN_EXE_lowbit")).env("HOME", folder.path());
+        let output = shell.output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {stderr}", page.display());
+    }
+}

@@ -150,6 +150,19 @@ fn bits_are_learned_by_gradient_within_the_budget() {
     }
     let trained = sandbox.run(&["train", "mixed.toml", "-q", "--out", "mixed"]);
     assert_eq!(trained.code, Some(0), "{}", trained.stderr);
+    for (options, expected) in [
+        (
+            ["--budget", "w3a3", "--steps", "3"],
+            "error: --steps is for a choice by gradient: add --by gradient\n",
+        ),
+        (
+            ["--images", "9", "--method", "lsq"],
+            "error: --method is that of other bits: add --bits or --budget\n",
+        ),
+    ] {
+        let outcome = sandbox.run(&[&["sensitivity", "run"][..], &options].concat());
+        assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(2), expected));
+    }
     // The lowest bits take more than this.
     let outcome = sandbox.run(&["sensitivity", "run", "--by", "gradient", "--budget", "1000"]);
     assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
@@ -168,8 +181,9 @@ fn a_checkpoint_of_an_earlier_phase_is_tried_at_the_bits_that_are_named() {
     let names = sandbox.json(&["inspect", "run"])["checkpoints"].clone();
     let names: Vec<&str> = names.as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
     let with = |checkpoint: &str, by: &str| {
-        let args = ["sensitivity", "run", "--budget", "w3a3", "--bits", "2,3,4", "--steps", "3"];
-        sandbox.json(&[&args[..], &["--by", by, "--checkpoint", checkpoint]].concat())
+        let args = ["sensitivity", "run", "--budget", "w3a3", "--bits", "2,3,4", "--by", by];
+        let steps: &[&str] = if by == "gradient" { &["--steps", "3"] } else { &[] };
+        sandbox.json(&[&args[..], steps, &["--checkpoint", checkpoint]].concat())
     };
     let (first, last) = (names[1], names[names.len() - 1]);
     for by in ["loss", "gradient"] {

@@ -42,7 +42,7 @@ fn a_finished_run() {
     let outcome = sandbox.run(&["watch", "run", "--once"]);
     assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
     let keys: Vec<&str> = outcome.stdout.lines().map(|line| line.split(' ').next().unwrap()).collect();
-    assert_eq!(keys, ["run", "state", "phases", "last", "time"], "{}", outcome.stdout);
+    assert_eq!(keys, ["run", "state", "phases", "device", "last", "time"], "{}", outcome.stdout);
     assert!(outcome.stdout.contains("state    finished: top-1 "), "{}", outcome.stdout);
     assert!(outcome.stdout.contains(" after 2 epochs in 0:0"), "{}", outcome.stdout);
     assert!(outcome.stdout.contains("last     epoch 2/2  train loss "), "{}", outcome.stdout);

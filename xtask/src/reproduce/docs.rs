@@ -25,9 +25,12 @@ pub fn write(name: &str, out: &Path, docs: &Path) -> anyhow::Result<()> {
         fs::write(path, text).with_context(|| format!("failed to write {}", path.display()))
     };
     write(&json(name, docs), serde_json::to_string_pretty(&report)? + "\n")?;
-    for figure in ["accuracy.svg", "differences.svg", "curves.svg"] {
-        let to = folder.join(format!("{name}-{figure}"));
-        fs::copy(out.join(figure), &to).with_context(|| format!("failed to write {}", to.display()))?;
+    for figure in ["accuracy", "differences", "curves"] {
+        for ending in ["svg", "png"] {
+            let to = folder.join(format!("{name}-{figure}.{ending}"));
+            let from = out.join(format!("{figure}.{ending}"));
+            fs::copy(from, &to).with_context(|| format!("failed to write {}", to.display()))?;
+        }
     }
     write(&page, text)
 }

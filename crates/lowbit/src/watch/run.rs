@@ -9,6 +9,8 @@ use lowbit_train::{RunDir, RunResult, TimeParts, TrainError, open_regular, shell
 
 use crate::history::{self, Epoch};
 use crate::live::{self, Live, Status};
+use crate::load::Load;
+use crate::memory::approximate;
 use crate::output::{clock, counted, percent, percent_exact};
 
 /// A training on another machine that has written nothing for so long is taken for one that has ended.
@@ -21,6 +23,8 @@ pub struct Watched {
     /// The path that it was asked for by.
     pub path: String,
     pub recipe: String,
+    /// What it trains on, as for `--device`.
+    pub device: String,
     /// Names and epochs of its phases.
     pub phases: Vec<(String, u64)>,
     pub plan: Plan,
@@ -50,7 +54,7 @@ impl Watched {
         let name = std::path::absolute(path).ok();
         let name = name.as_deref().and_then(Path::file_name).unwrap_or(path.as_os_str());
         let live = live::read(path);
-        let epochs = history::read(path)?;
+        let epochs = history::read(run)?;
         let this_host = crate::origin::here().host;
         let state = match (run.result(), &live) {
             (Ok(result), _) => State::Finished(Box::new(result)),
@@ -80,6 +84,7 @@ impl Watched {
             path: shell_quoted(path),
             phases: recipe.phases().into_iter().map(|phase| (phase.name, phase.train.epochs)).collect(),
             recipe: recipe.name,
+            device: info.device,
             plan: run.plan()?,
             steps_per_epoch,
             epochs,
@@ -126,6 +131,18 @@ impl Watched {
             Some(last.seconds? / last.epoch as f64 * left as f64)
         };
         self.live.as_ref().filter(|live| live.steps > 0).map(|live| live.eta_seconds).or_else(recorded)
+    }
+
+    /// The device, and what the training uses of its machine while it goes on, if that is known.
+    pub fn load_text(&self) -> String {
+        let load =
+            self.live.as_ref().filter(|_| matches!(self.state, State::Training)).and_then(|live| live.load);
+        match load {
+            Some(Load { cores, memory_bytes }) => {
+                format!("{}, {cores:.1} cores, {}", self.device, approximate(memory_bytes))
+            }
+            None => self.device.clone(),
+        }
     }
 
     /// What the time of the epochs went to, if that is known.

@@ -166,6 +166,12 @@ pub fn draw(frame: &mut Frame<'_>, run: &Watched, chosen: &Chosen, palette: Pale
     }
     let keys = Line::styled(" q leave   ←→ curves   ↑↓ layer", palette.dim());
     frame.render_widget(Paragraph::new(keys), footer);
+    let load = format!("{} ", run.load_text());
+    // The keys are 35 columns.
+    if load.chars().count() + 38 <= usize::from(footer.width) {
+        let load = Line::styled(load, palette.dim()).alignment(Alignment::Right);
+        frame.render_widget(Paragraph::new(load), footer);
+    }
 }
 
 fn draw_header(frame: &mut Frame<'_>, area: Rect, run: &Watched, palette: Palette) {
@@ -452,6 +458,7 @@ mod tests {
     use super::*;
     use crate::history::Epoch;
     use crate::live::Live;
+    use crate::load::Load;
 
     /// A training of `recipe` after `n_epochs`, with scores that follow a formula.
     fn watched(recipe: &str, overrides: &[&str], n_epochs: u64) -> Watched {
@@ -504,6 +511,7 @@ mod tests {
             name: "fashion".into(),
             path: "runs/fashion".into(),
             recipe: recipe.name.clone(),
+            device: "flex".into(),
             phases,
             plan,
             steps_per_epoch: Some(22),
@@ -512,6 +520,7 @@ mod tests {
                 steps: 1,
                 images_per_second: 428.0,
                 eta_seconds: 93.0,
+                load: Some(Load { cores: 1.94, memory_bytes: 213 << 20 }),
                 ..Live::default()
             }),
             epochs,
