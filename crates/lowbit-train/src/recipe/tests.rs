@@ -1889,3 +1889,60 @@ fn a_batch_has_no_more_parts_than_images() {
     let message = read(&no_norm).map_or_else(|error| error.to_string(), |n| format!("{n} parts are taken"));
     assert!(message.contains("at most half of data.batch_size"), "{message}");
 }
+
+/// `docs/recipes.md` has every key that is read, of all kinds of recipes.
+#[test]
+fn every_key_is_documented() {
+    let page = include_str!("../../../../docs/recipes.md");
+    // Words of the page that can be keys, and paths of keys: between backticks, or before an equals sign there.
+    let code = page.split('`').skip(1).step_by(2);
+    let words: BTreeSet<&str> = code
+        .flat_map(|code| code.split(|c: char| !(c.is_alphanumeric() || c == '_')))
+        .filter(|word| !word.is_empty())
+        .collect();
+    let all_parts = [
+        "strategy.two_stage=true",
+        "strategy.progressive={}",
+        "strategy.stochastic_precision={unit='channel-group'}",
+        "strategy.soft_weights={}",
+        "strategy.joint={students=[{weight_bits=4, act_bits=4}]}",
+        "strategy.hint={weight=1.0}",
+        "strategy.damping={}",
+        "strategy.transition_rate={}",
+        "strategy.freezing={}",
+        "strategy.sharpness={}",
+        "early_stopping.patience=3",
+        "quantization.layers=[{pattern='fc', weight_bits=4}]",
+        "data.augment={crop='random-resized', jitter={brightness=0.1}, lighting=0.1}",
+        "train.optimizer={kind='adamw'}",
+        "train.schedule={kind='multi-step', milestones=[0.5]}",
+        "phases.w2a2.epochs=3",
+        "checkpoint.every_steps=3",
+    ];
+    let mut keys = BTreeSet::new();
+    for change in all_parts.into_iter().map(Some).chain([None]) {
+        let mut table: Table = embedded()[0].table();
+        if let Some(change) = change {
+            let (key, value) = change.split_once('=').unwrap();
+            let value: Table = toml::from_str(&format!("value={value}")).unwrap();
+            let mut parts: Vec<&str> = key.split('.').collect();
+            let last = parts.pop().unwrap();
+            let mut inner = &mut table;
+            for part in parts {
+                let entry = inner.entry(part).or_insert_with(|| Value::Table(Table::new()));
+                inner = entry.as_table_mut().unwrap();
+            }
+            inner.insert(last.into(), value["value"].clone());
+        }
+        let problems = Problems::default();
+        read(table, &problems);
+        keys.extend(problems.known.into_inner());
+    }
+    assert!(keys.len() > 120, "{}: {keys:?}", keys.len());
+    let is_missing = |key: &&String| {
+        let leaf = key.rsplit('.').next().unwrap();
+        !words.contains(leaf.split('[').next().unwrap())
+    };
+    let missing: Vec<&String> = keys.iter().filter(is_missing).collect();
+    assert!(missing.is_empty(), "docs/recipes.md lacks {missing:?}");
+}
