@@ -94,6 +94,10 @@ fn links_lead_somewhere() {
                 link.split_once('#').map_or((link.as_str(), None), |(path, heading)| (path, Some(heading)));
             let target = if path.is_empty() { page.clone() } else { page.parent().unwrap().join(path) };
             assert!(target.exists(), "{}: {link} leads nowhere", page.display());
+            // The book has nothing else.
+            let docs = root().join("docs");
+            let stays = !page.starts_with(&docs) || target.canonicalize().unwrap().starts_with(&docs);
+            assert!(stays, "{}: {link} leaves docs", page.display());
             if let Some(heading) = heading {
                 assert!(anchors(&target).contains(heading), "{}: {link} names no heading", page.display());
             }
