@@ -209,8 +209,8 @@ impl Steps {
         }
         let zero = f64::from(grid.zero_point());
         let (first, last) = (f64::from(thresholds[0]), f64::from(thresholds[n - 1]));
-        // Of one threshold, a grid that begins at zero has it.
-        let distance = if n > 1 { (last - first) / (n - 1) as f64 } else { 2.0 * first };
+        // One threshold has no distance: that of the levels. What is next to zero, as XNOR-Net's, is no scale that programs divide by.
+        let distance = if n > 1 { (last - first) / (n - 1) as f64 } else { f64::from(grid.scale(0)) };
         if distance <= 0.0 {
             return None;
         }
@@ -253,6 +253,20 @@ mod tests {
             assert!((got - expected).abs() <= 1e-6 * expected.abs(), "{got} {expected}");
         }
         assert_eq!(floats("conv1.bias"), offset);
+    }
+
+    #[test]
+    fn one_threshold_is_moved_to_the_middle_between_two_levels() {
+        let one = BitWidth::new(1).unwrap();
+        let steps = |scale: f32, threshold: f32| {
+            let grid = IntegerGrid::new(one.unsigned_range(), vec![scale], 1).unwrap();
+            let Steps { distance, offset } =
+                Steps::of(&Quantizer { grid, thresholds: vec![threshold] }).unwrap();
+            [distance, offset]
+        };
+        assert_eq!(steps(0.5, 0.25), [0.5, 0.0]);
+        assert_eq!(steps(1.0, f32::from_bits(1)), [1.0, -0.5]);
+        assert_eq!(steps(1.0, 0.75), [1.0, 0.25]);
     }
 
     #[test]
