@@ -1,5 +1,6 @@
 //! Batches in a reproducible order, prepared in background threads.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -136,7 +137,21 @@ impl Loader {
             return Err(DataError::BatchTooLarge { name: name(), batch_size: config.batch_size, n_samples });
         }
         let tables = config.normalization.tables(shape.channels, info.max_value)?;
-        Ok(Loader { decoder: Arc::new(Decoder { source, info, shape, config, tables }) })
+        let part = Part::WHOLE;
+        Ok(Loader { decoder: Arc::new(Decoder { source, info, shape, config, tables, part }) })
+    }
+
+    /// The same batches, of which part `index` of `n` is served, from 0 on: consecutive images, whose number differs by one at most from
+    /// part to part. Order and variation of the images are as without parts.
+    ///
+    /// # Panics
+    /// If there is no such part.
+    pub fn part(&self, index: usize, n: usize) -> Self {
+        assert!(index < n, "part {index} of {n}");
+        let Decoder { source, info, shape, config, tables, .. } = &*self.decoder;
+        let (source, info, config) = (Arc::clone(source), info.clone(), config.clone());
+        let (shape, tables, part) = (*shape, tables.clone(), Part { index, n });
+        Loader { decoder: Arc::new(Decoder { source, info, shape, config, tables, part }) }
     }
 
     /// The source served.
@@ -167,8 +182,8 @@ impl Loader {
 
     /// Batches that are prepared ahead at most: as many as the configuration says, and of large ones fewer.
     pub fn n_prepared(&self) -> usize {
-        let Decoder { config, shape, .. } = &*self.decoder;
-        let n_values = config.batch_size.saturating_mul(shape.n_values());
+        let Decoder { config, shape, part, .. } = &*self.decoder;
+        let n_values = part.of(config.batch_size).len().saturating_mul(shape.n_values());
         let batch = n_values.saturating_mul(size_of::<f32>());
         batches_ahead(config.prefetch, batch)
     }
@@ -234,8 +249,17 @@ impl Loader {
     /// # Panics
     /// If `first_step` is beyond [`steps_per_epoch`](Self::steps_per_epoch); equal to it gives no batch.
     pub fn epoch(&self, epoch: u64, first_step: u64) -> EpochIter {
+        self.every(epoch, first_step, 1)
+    }
+
+    /// Of the batches of an epoch from `first_step` on, every `stride`-th, the first included.
+    ///
+    /// # Panics
+    /// If `first_step` is beyond [`steps_per_epoch`](Self::steps_per_epoch), or `stride` is 0.
+    pub fn every(&self, epoch: u64, first_step: u64, stride: u64) -> EpochIter {
         let steps = self.steps_per_epoch();
         assert!(first_step <= steps, "step {first_step} of an epoch of {steps} steps");
+        let n_batches = (steps - first_step).div_ceil(stride);
         let (decoder, order) = (Arc::clone(&self.decoder), self.order(epoch));
         let n_threads = decoder.config.n_threads;
         // Where the system lets no threads start, batches are prepared one after another.
@@ -244,8 +268,8 @@ impl Loader {
         let n_begun = n_threads.min(2);
         let prefetch = self.n_prepared();
         EpochIter {
-            batches: Prefetch::new(first_step..steps, n_begun, prefetch, move |step| {
-                decoder.decode(epoch, step, &order, pool.as_ref())
+            batches: Prefetch::new(0..n_batches, n_begun, prefetch, move |i| {
+                decoder.decode(epoch, first_step + i * stride, &order, pool.as_ref())
             }),
         }
     }
@@ -293,6 +317,22 @@ impl std::fmt::Debug for EpochIter {
     }
 }
 
+/// What of each batch is served.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    index: usize,
+    n: usize,
+}
+
+impl Part {
+    const WHOLE: Self = Self { index: 0, n: 1 };
+
+    /// Of so many images.
+    fn of(self, n_images: usize) -> Range<usize> {
+        self.index * n_images / self.n..(self.index + 1) * n_images / self.n
+    }
+}
+
 /// Makes batches: all that is needed but the epoch.
 #[derive(Debug)]
 struct Decoder {
@@ -303,6 +343,7 @@ struct Decoder {
     config: LoaderConfig,
     /// Per channel, from pixel to network input.
     tables: Vec<[f32; 256]>,
+    part: Part,
 }
 
 impl Decoder {
@@ -316,6 +357,7 @@ impl Decoder {
         let shape = self.shape;
         let start = step as usize * self.config.batch_size;
         let samples = &order[start..order.len().min(start + self.config.batch_size)];
+        let samples = &samples[self.part.of(samples.len())];
         let mut images = vec![0.0; samples.len() * shape.n_values()];
         let decode =
             |(&sample, output): (&u32, &mut [f32])| self.decode_sample(epoch, sample as usize, output);
@@ -335,7 +377,7 @@ impl Decoder {
     }
 
     fn decode_sample(&self, epoch: u64, sample_idx: usize, output: &mut [f32]) -> Result<(), DataError> {
-        let Decoder { source, info, shape, config, tables } = self;
+        let Decoder { source, info, shape, config, tables, .. } = self;
         let draw = |image| {
             let augmentation = config.augmentation.as_ref()?;
             Some((augmentation.pad, augmentation.draw(config.seed, epoch, sample_idx, image)))
@@ -404,6 +446,37 @@ mod tests {
 
     fn batches(config: LoaderConfig, epoch: u64, first_step: u64) -> Vec<Batch> {
         Loader::new(dataset(100), config).unwrap().epoch(epoch, first_step).map(Result::unwrap).collect()
+    }
+
+    /// The parts of a batch, one after the other, are the batch; every other batch is one of all.
+    #[test]
+    fn parts_and_strides_leave_the_batches_as_they_are() {
+        for drop_last in [false, true] {
+            let loader = Loader::new(dataset(100), LoaderConfig { drop_last, ..config() }).unwrap();
+            let whole: Vec<Batch> = loader.epoch(3, 1).map(Result::unwrap).collect();
+            for n in [1, 2, 3, 7] {
+                let parts: Vec<Vec<Batch>> =
+                    (0..n).map(|i| loader.part(i, n).epoch(3, 1).map(Result::unwrap).collect()).collect();
+                for (step, batch) in whole.iter().enumerate() {
+                    let of_step = parts.iter().map(|part| &part[step]);
+                    let images: Vec<f32> = of_step.clone().flat_map(|part| part.images.clone()).collect();
+                    let labels: Vec<i64> = of_step.clone().flat_map(|part| part.labels.clone()).collect();
+                    assert_eq!((images, labels), (batch.images.clone(), batch.labels.clone()));
+                    let lengths = of_step.clone().map(|part| part.labels.len());
+                    assert!(lengths.clone().max().unwrap() - lengths.min().unwrap() <= 1);
+                    assert!(
+                        of_step
+                            .clone()
+                            .all(|part| (part.step, part.shape[0]) == (batch.step, part.labels.len()))
+                    );
+                }
+            }
+            for (first, stride) in [(0, 1), (1, 3), (2, 100), (loader.steps_per_epoch(), 2)] {
+                let every = loader.every(3, first, stride).map(Result::unwrap);
+                let expected = loader.epoch(3, first).map(Result::unwrap).step_by(stride as usize);
+                assert!(every.eq(expected), "every {stride} from {first} on");
+            }
+        }
     }
 
     #[test]
