@@ -10,6 +10,10 @@ pub struct TrainRecipe {
     pub epochs: u64,
     /// Highest learning rate.
     pub learning_rate: f64,
+    /// Images of a batch that the learning rate of the recipe is for: with another `data.batch_size`, it is that in proportion. In a phase,
+    /// where it has been scaled, it is kept for the record.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learning_rate_batch: Option<u64>,
     /// Optimizer.
     pub optimizer: OptimizerRecipe,
     /// L2 decay of all parameters but the quantizers' (decoupled for AdamW).

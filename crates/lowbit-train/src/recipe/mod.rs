@@ -700,6 +700,7 @@ fn read_train(section: Section<'_>, quantization: &QuantizationRecipe, model: &M
     let train = TrainRecipe {
         epochs,
         learning_rate: section.required_number("learning_rate", &NumberRange::POSITIVE),
+        learning_rate_batch: section.optional_integer("learning_rate_batch", 1..=1 << 24),
         optimizer,
         weight_decay,
         quantizers,

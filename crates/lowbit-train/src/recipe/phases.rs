@@ -88,14 +88,24 @@ impl Recipe {
             if let Some(change) = change {
                 change.apply(phase);
             }
+            self.scale_learning_rate(&mut phase.train);
         }
         Ok(phases)
+    }
+
+    /// Scales a learning rate to the size of the batches, if the recipe asks for that: the linear rule of Goyal et al. 2017 (arXiv
+    /// 1706.02677, section 2.1).
+    fn scale_learning_rate(&self, train: &mut TrainRecipe) {
+        if let Some(batch) = self.train.learning_rate_batch {
+            train.learning_rate *= self.data.batch_size as f64 / batch as f64;
+        }
     }
 
     /// The settings of `[train]` for a training of `epochs`.
     pub(crate) fn train_over(&self, epochs: u64) -> TrainRecipe {
         let mut train = self.train.clone();
         resize(&mut train, epochs);
+        self.scale_learning_rate(&mut train);
         train
     }
 

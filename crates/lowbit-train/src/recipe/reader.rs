@@ -112,10 +112,14 @@ fn hint(key: &str, beside: &[String], known: &[String]) -> String {
 
 /// The key that is meant by a name that other programs, or people, use for it.
 fn meant(name: &str) -> Option<&'static str> {
-    const MEANT: [(&[&str], &str); 27] = [
+    const MEANT: [(&[&str], &str); 28] = [
         (
             &["accum", "accumulation", "grad_accum", "accumulation_steps", "gradient_accumulation_steps"],
             "train.accumulate",
+        ),
+        (
+            &["scale_lr", "auto_scale_lr", "base_batch_size", "lr_scaling", "linear_scaling"],
+            "train.learning_rate_batch",
         ),
         (&["lr", "rate", "learning_rates", "base_lr", "max_lr"], "train.learning_rate"),
         (&["bs", "batch", "batchsize", "mini_batch", "train_batch_size"], "data.batch_size"),

@@ -1946,3 +1946,22 @@ fn every_key_is_documented() {
     let missing: Vec<&String> = keys.iter().filter(is_missing).collect();
     assert!(missing.is_empty(), "docs/recipes.md lacks {missing:?}");
 }
+
+/// A learning rate is scaled with the batch only where the recipe says for which batch it is.
+#[test]
+fn a_learning_rate_is_of_its_batch() {
+    let rates = |overrides: &[&str]| -> Vec<f64> {
+        let own = ["train.learning_rate=0.1", "strategy.progressive={ladder=[4]}", "train.epochs=8"];
+        let overrides: Vec<String> = own.iter().chain(overrides).map(ToString::to_string).collect();
+        let recipe = Recipe::embedded("digits-preresnet8-w2a2", &overrides).unwrap();
+        let read = Recipe::parse(&recipe.to_toml(), "its own", &[]).unwrap();
+        assert_eq!(read.phases(), recipe.phases());
+        let whole = recipe.train_over(8).learning_rate;
+        recipe.phases().iter().map(|phase| phase.train.learning_rate).chain([whole]).collect()
+    };
+    assert_eq!(rates(&["data.batch_size=512"]), [0.1, 0.1, 0.1]);
+    assert_eq!(rates(&["data.batch_size=512", "train.learning_rate_batch=512"]), [0.1, 0.1, 0.1]);
+    assert_eq!(rates(&["data.batch_size=512", "train.learning_rate_batch=128"]), [0.4, 0.4, 0.4]);
+    let named = ["data.batch_size=64", "train.learning_rate_batch=128", "phases={w2a2={learning_rate=0.01}}"];
+    assert_eq!(rates(&named), [0.05, 0.005, 0.05]);
+}
