@@ -24,7 +24,9 @@ use lowbit_strategies::{Loss, Output, Outputs, Settings, Strategy};
 use lowbit_tests::{Backend, Spec, Tolerance, assert_close, normal, rng, tensor, values};
 #[cfg(feature = "wgpu")]
 use lowbit_train::{Image, ImageShape, Normalization, SampleError, Source, SourceInfo};
-use lowbit_train::{Images, Observer, Outcome, Recipe, ResumeFrom, Session, StepReport, resume, train};
+use lowbit_train::{
+    Images, Observer, Outcome, Recipe, ResumeFrom, Session, StepReport, World, resume, train,
+};
 
 /// Counts what wgpu logs.
 struct Counter {
@@ -132,6 +134,7 @@ fn train_on(
         images,
         stop: &AtomicBool::new(false),
         observer,
+        world: World::ALONE,
         strategies,
     };
     let outcome = train(recipe, &path, session);
@@ -171,6 +174,7 @@ fn checksum(device: &Device, overrides: &[&str], name: &str, stopped_at: u64) ->
             images: Locations::default_with(None).into(),
             stop: &stop,
             observer: &mut StopAt { step: stopped_at, stop: &stop },
+            world: World::ALONE,
             strategies: Vec::new(),
         };
         let outcome = match is_new {

@@ -37,7 +37,7 @@ use lowbit_tests::{
 use lowbit_train::recipe::Recipe;
 use lowbit_train::{
     Divergence, EpochMetrics, EpochTiming, Evaluation, Observer, Outcome, ResumeFrom, RunDir, Session,
-    StepReport, Subject, TrainError, evaluate, inspect, resume, train,
+    StepReport, Subject, TrainError, World, evaluate, inspect, resume, train,
 };
 use safetensors::SafeTensors;
 
@@ -535,6 +535,7 @@ fn session<'a>(
         images: Locations::default_with(None).into(),
         stop,
         observer,
+        world: World::ALONE,
         strategies,
     }
 }

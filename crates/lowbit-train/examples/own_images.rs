@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use burn::tensor::Device;
 use lowbit_train::{
     EpochMetrics, EpochTiming, Image, ImageShape, Images, Normalization, Observer, Origin, Outcome, Recipe,
-    ResumeFrom, SampleError, Session, Source, SourceInfo, resume, train,
+    ResumeFrom, SampleError, Session, Source, SourceInfo, World, resume, train,
 };
 
 // What follows up to "end" is quoted in docs/data.md.
@@ -114,6 +114,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         images: waves(12, 20),
         stop: &stop,
         observer: &mut Print,
+        world: World::ALONE,
         strategies: Vec::new(),
     };
     let outcome = match run.join("run.json").exists() {

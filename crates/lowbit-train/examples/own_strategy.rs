@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use lowbit_data::Locations;
 use lowbit_quantizers::Selection;
 use lowbit_train::strategy::{Moment, QuantizedLayer, Settings, Strategy};
-use lowbit_train::{EpochMetrics, EpochTiming, Observer, Recipe, Session, train};
+use lowbit_train::{EpochMetrics, EpochTiming, Observer, Recipe, Session, World, train};
 
 // What follows up to "end" is quoted in docs/methods/strategies.md.
 /// Quantizes the network stage by stage over a phase, from the output to the input: of `n` stages, the last one from
@@ -72,6 +72,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         images: Locations::default_with(None).into(),
         stop: &stop,
         observer: &mut Print,
+        world: World::ALONE,
         strategies: vec![Box::new(BackToFront)],
     };
     train(&recipe, &out, session)?;

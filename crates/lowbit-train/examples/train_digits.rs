@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
 use lowbit_data::Locations;
-use lowbit_train::{EpochMetrics, EpochTiming, Observer, Recipe, Session, train};
+use lowbit_train::{EpochMetrics, EpochTiming, Observer, Recipe, Session, World, train};
 
 struct Print;
 
@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         images: Locations::default_with(None).into(),
         stop: &stop,
         observer: &mut Print,
+        world: World::ALONE,
         strategies: Vec::new(),
     };
     println!("{:?}", train(&recipe, &out.path().join("run"), session)?);

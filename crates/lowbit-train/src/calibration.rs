@@ -9,6 +9,7 @@ use lowbit_models::Network;
 
 use crate::data::{Data, tensor};
 use crate::recipe::TrainRecipe;
+use crate::world::World;
 
 /// The batches that set the ranges of activation quantizers at the start of a phase. BatchNorm normalizes by batch, as in
 /// the steps to come.
@@ -31,6 +32,11 @@ impl<'a> Calibration<'a> {
         stop: &'a AtomicBool,
     ) -> Self {
         Self { data, device, epoch, n_batches: train.calibration_batches, stop, failure: RefCell::default() }
+    }
+
+    /// Of several processes the first runs all batches; the others, who are told what came of it, run one.
+    pub(crate) fn on(self, world: &World) -> Self {
+        Self { n_batches: if world.is_root() { self.n_batches } else { 1 }, ..self }
     }
 
     /// Runs the batches, or, after a stop or a failure, only the first: what comes of it is then dropped.

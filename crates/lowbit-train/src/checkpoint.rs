@@ -15,6 +15,7 @@
 //! what a process that was killed left: `.step-N.tmp` was being written, `.step-N.old` removed, and `.step-N.replaced` is the
 //! one that a newer of the same step takes the place of.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -648,15 +649,78 @@ impl Checkpoint {
     /// SHA-256 over the names, shapes and bits of all tensors and scalars: parameters, quantizer state, BatchNorm
     /// statistics, moving average and optimizer.
     fn digest(&self, path: &Path) -> Result<String, CheckpointError> {
+        self.state_digest().map_err(|problem| Checkpoints::damaged(path, problem))
+    }
+
+    /// The same, or what is wrong with the state.
+    pub(crate) fn state_digest(&self) -> Result<String, String> {
         let mut digest = Sha256::new();
         for (prefix, network) in self.networks() {
-            network.digest(&prefix, &mut digest).map_err(|problem| CheckpointError::Damaged {
-                path: path.into(),
-                problem: format!("{prefix}{OPTIMIZER}: {problem}"),
-                previous: None,
-            })?;
+            let digested = network.digest(&prefix, &mut digest);
+            digested.map_err(|problem| format!("{prefix}{OPTIMIZER}: {problem}"))?;
         }
         Ok(format!("{:x}", digest.finalize()))
+    }
+
+    /// All of it in a row, for other processes: progress and networks, each file after its name and length.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let manifest = Manifest {
+            schema: SCHEMA,
+            recipe_sha256: self.recipe_sha256.clone(),
+            state_sha256: None,
+            progress: self.progress.clone(),
+        };
+        let manifest = serde_json::to_vec(&manifest).expect("invariant: a manifest is plain data");
+        let mut files = vec![(MANIFEST.to_string(), manifest)];
+        for (prefix, network) in self.networks() {
+            files.extend(network.files(&prefix));
+        }
+        let mut bytes = Vec::new();
+        for (name, content) in files {
+            bytes.extend(format!("{name} {}\n", content.len()).into_bytes());
+            bytes.extend(content);
+        }
+        bytes
+    }
+
+    /// What [`to_bytes`](Self::to_bytes) has made.
+    ///
+    /// # Errors
+    /// If it has not.
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Result<Self, String> {
+        let (mut files, mut names, mut rest) = (BTreeMap::new(), Vec::new(), bytes);
+        while !rest.is_empty() {
+            let end = rest.iter().position(|&byte| byte == b'\n').ok_or("a name has no end")?;
+            let line = std::str::from_utf8(&rest[..end]).map_err(|error| error.to_string())?;
+            let (name, length) = line.rsplit_once(' ').ok_or("a file has no length")?;
+            let length: usize = length.parse().map_err(|_| "a length is none")?;
+            let content = rest.get(end + 1..end + 1 + length).ok_or("a file is cut off")?;
+            files.insert(name.to_string(), content);
+            names.push(name.to_string());
+            rest = &rest[end + 1 + length..];
+        }
+        let file = |name: &str| files.get(name).copied().ok_or_else(|| format!("{name} is missing"));
+        let network = |prefix: &str, name: &str| -> Result<NetworkState, String> {
+            let optional =
+                |name: &str| files.get(&format!("{prefix}{name}")).map(|file| from_safetensors(file));
+            Ok(NetworkState {
+                name: name.into(),
+                model: from_safetensors(file(&format!("{prefix}{MODEL}"))?)?,
+                average: optional(AVERAGE).transpose()?,
+                optimizer: file(&format!("{prefix}{OPTIMIZER}"))?.to_vec(),
+                notes: optional(NOTES).transpose()?.unwrap_or_default(),
+            })
+        };
+        let manifest: Manifest = serde_json::from_slice(file(MANIFEST)?).map_err(|error| one_line(&error))?;
+        let other_suffix = format!(".{MODEL}");
+        let others = names.iter().filter_map(|name| name.strip_suffix(other_suffix.as_str()));
+        Ok(Self {
+            recipe_sha256: manifest.recipe_sha256,
+            state_sha256: None,
+            progress: manifest.progress,
+            deployed: network("", STUDENT)?,
+            others: others.map(|name| network(&format!("{name}."), name)).collect::<Result<_, _>>()?,
+        })
     }
 
     /// The digest of the state, unless the checkpoint, which lies in `path`, was made with another: checksums that fit are
@@ -764,7 +828,7 @@ impl Sums {
     }
 }
 
-fn to_safetensors(tensors: &NamedTensors) -> Vec<u8> {
+pub(crate) fn to_safetensors(tensors: &NamedTensors) -> Vec<u8> {
     let views = tensors.iter().map(|(path, data)| {
         let shape = data.shape().as_slice().to_vec();
         let view = TensorView::new(Dtype::F32, shape, data.as_bytes());

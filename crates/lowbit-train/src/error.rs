@@ -14,6 +14,7 @@ use crate::recipe::{PhasesError, RecipeError};
 use crate::strategy::{StrategyDifference, StrategyError};
 use crate::text::explain;
 use crate::weights::WeightsError;
+use crate::world::WorldError;
 
 /// A training, evaluation or inspection that failed.
 #[derive(Debug, thiserror::Error)]
@@ -340,6 +341,57 @@ pub enum TrainError {
         /// Phases of the training.
         n_phases: usize,
     },
+    /// Another process of the training is gone.
+    #[error(transparent)]
+    World(#[from] WorldError),
+    /// There are more processes than a batch has images for.
+    #[error(
+        "{ranks} processes cannot share a batch of {batch_size} images{}: start fewer, or take a larger data.batch_size", in_parts(*accumulate)
+    )]
+    TooManyRanks {
+        /// Processes.
+        ranks: usize,
+        /// Images of a batch.
+        batch_size: usize,
+        /// Parts that each computes one after the other.
+        accumulate: usize,
+    },
+    /// The part of a process is a single image, of which BatchNorm makes nothing.
+    #[error(
+        "1 image for each of {ranks} processes{} leaves BatchNorm of {network} a single value a channel: start fewer, or take a larger          data.batch_size", in_parts(*accumulate)
+    )]
+    OneImageEach {
+        /// Processes.
+        ranks: usize,
+        /// Parts that each computes one after the other.
+        accumulate: usize,
+        /// The network.
+        network: String,
+    },
+    /// The processes do not see the same images.
+    #[error("the images of rank {} are not those of rank 0: give all processes the same data", .ranks.join(", "))]
+    OtherImagesOfRanks {
+        /// The processes, with their machines.
+        ranks: Vec<String>,
+    },
+    /// The processes do not run the same program.
+    #[error("the program of rank {} is not that of rank 0: {difference}", .ranks.join(", "))]
+    OtherProgramOfRanks {
+        /// The processes, with their machines.
+        ranks: Vec<String>,
+        /// In what the first of them differs.
+        difference: String,
+    },
+    /// What the processes have made of the same state is not the same.
+    #[error(
+        "after epoch {epoch} the parameters of rank {} are not those of rank 0: do all run the same program on the same kind of device?", .ranks.join(", ")
+    )]
+    RanksDiffer {
+        /// The processes, with their machines.
+        ranks: Vec<String>,
+        /// Epochs done.
+        epoch: u64,
+    },
     /// The training has left the finite numbers.
     #[error(
         "{what} at step {step} (epoch {epoch}); first not finite: {place}; {}",
@@ -414,6 +466,13 @@ fn without_offer(error: &TrainError) -> String {
     match error {
         TrainError::Checkpoint(error) => error.without_offer(),
         other => other.to_string(),
+    }
+}
+
+fn in_parts(accumulate: usize) -> String {
+    match accumulate {
+        1 => String::new(),
+        n => format!(" in {n} parts each (train.accumulate)"),
     }
 }
 

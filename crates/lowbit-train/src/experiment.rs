@@ -74,6 +74,34 @@ impl Experiment {
         self.phases.iter().map(|phase| phase.train.epochs).sum()
     }
 
+    /// Refuses more processes than there are images in a batch for, or so many that BatchNorm has nothing to go by.
+    ///
+    /// # Errors
+    /// [`TrainError::TooManyRanks`], [`TrainError::OneImageEach`].
+    pub(crate) fn expect_images_for(&self, ranks: usize) -> Result<(), TrainError> {
+        if ranks == 1 {
+            return Ok(());
+        }
+        let batch_size = self.recipe.data.batch_size;
+        for train in self.phases.iter().map(|phase| &phase.train) {
+            let accumulate = train.accumulate;
+            if batch_size < ranks * accumulate {
+                return Err(TrainError::TooManyRanks { ranks, batch_size, accumulate });
+            }
+            if batch_size / (ranks * accumulate) > 1 {
+                continue;
+            }
+            for spec in &self.networks {
+                let graph = spec.model.graph(self.recipe.data.input_shape(), self.recipe.data.n_classes())?;
+                if graph.fewest_values_per_norm() == Some(1) {
+                    let network = spec.name.clone();
+                    return Err(TrainError::OneImageEach { ranks, accumulate, network });
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Whether any network computes in bf16 in any phase.
     pub(crate) fn computes_in_bf16(&self) -> bool {
         let of_phases = self.phases.iter().map(|phase| phase.train.compute);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -12,18 +13,19 @@ use lowbit_quantizers::{trains_in_bf16, trains_with_quantized_gradients};
 use serde::Serialize;
 
 use crate::calibration::Calibration;
-use crate::checkpoint::{Checkpoint, CheckpointError, Scored};
+use crate::checkpoint::{Checkpoint, CheckpointError, Scored, from_safetensors, to_safetensors};
 use crate::clock::Clock;
 use crate::data::{Data, tensor};
 use crate::disk::{may_pass, with_retries};
 use crate::error::{Divergence, TrainError};
-use crate::evaluation::{evaluate, mean_cross_entropy};
+use crate::evaluation::evaluate;
 use crate::experiment::{Experiment, Timeline};
+use crate::image_set::RunData;
 use crate::layout::RESULT;
 use crate::learner::Trainee;
 use crate::metrics::{EpochMetrics, EpochTiming, NetworkMetrics, Scores, Tally, TimeParts};
 use crate::observer::{PhaseReport, StartReport, StepReport};
-use crate::origin::{RunProcess, utc_now};
+use crate::origin::{Origin, RunProcess, utc_now};
 use crate::progress::{EpochTop1, Pending, Progress, StoppedEarly};
 use crate::result::{BestCheckpoint, RunResult};
 use crate::run_dir::{RunDir, RunRecipe, Starts};
@@ -35,6 +37,7 @@ use crate::strategy::{Phase, TOTAL};
 use crate::warning::{Warning, WarningKind, Warnings};
 use crate::watch::{Learned, learned_parameters, watched};
 use crate::weights::InitialWeights;
+use crate::world::{Ranks, Wire};
 
 /// A training as it stands.
 pub(crate) struct Fit<'a> {
@@ -45,6 +48,10 @@ pub(crate) struct Fit<'a> {
     /// The session's device with autodiff.
     pub(crate) device: Device,
     pub(crate) data: Data,
+    /// The training images, of each batch the part of this process.
+    own: Loader,
+    /// Whether all processes have agreed to stop, if there are several.
+    is_stopped_together: bool,
     pub(crate) timeline: Timeline,
     /// The phase that the networks are in.
     pub(crate) phase: usize,
@@ -74,6 +81,7 @@ impl<'a> Fit<'a> {
     pub(crate) fn new(recipe: RunRecipe, data: Data, mut session: Session<'a>) -> Result<Self, TrainError> {
         let RunRecipe { recipe, sha256: recipe_sha256 } = recipe;
         let experiment = Experiment::new(recipe, std::mem::take(&mut session.strategies))?;
+        experiment.expect_images_for(session.world.size())?;
         if experiment.computes_in_bf16() && !trains_in_bf16(&session.device) {
             return Err(TrainError::Compute { device: session.device_name.clone() });
         }
@@ -85,11 +93,13 @@ impl<'a> Fit<'a> {
         Ok(Self {
             recipe_sha256,
             device: session.device.clone().autodiff(),
-            session,
             timeline: experiment.timeline(data.train.steps_per_epoch()),
             experiment,
             phase: 0,
+            own: data.train.part(session.world.rank(), session.world.size()),
             data,
+            session,
+            is_stopped_together: false,
             trainees: Vec::new(),
             progress: Progress { pending: Some(Pending::Calibration), ..Progress::default() },
             is_new_best: false,
@@ -121,12 +131,25 @@ impl<'a> Fit<'a> {
         self.timeline.steps()
     }
 
-    pub(crate) fn run(self, mut run: RunDir) -> Result<Outcome, TrainError> {
-        let checkpoints = run.checkpoints();
-        self.run_in(&mut run).map_err(|error| error.in_training(|| checkpoints.last_intact()))
+    pub(crate) fn run(mut self, mut run: RunDir) -> Result<Outcome, TrainError> {
+        let (checkpoints, world) = (run.checkpoints(), self.session.world.clone());
+        let outcome = self.run_in(&mut run).and_then(|end| match end {
+            End::Complete => self.finish(&run),
+            End::Interrupted => self.interrupt(&run),
+        });
+        let outcome = outcome.map_err(|error| error.in_training(|| checkpoints.last_intact()))?;
+        // All end together: one that ends before the others may take them with it.
+        world.barrier()?;
+        Ok(outcome)
     }
 
-    fn run_in(mut self, run: &mut RunDir) -> Result<Outcome, TrainError> {
+    /// Trains along with the process that has the run.
+    pub(crate) fn run_along(mut self) -> Result<(), TrainError> {
+        self.run_steps(None)?;
+        Ok(self.session.world.barrier()?)
+    }
+
+    fn run_in(&mut self, run: &mut RunDir) -> Result<End, TrainError> {
         let plan = self.experiment.plan()?;
         self.session.observer.started(&StartReport {
             run: run.path(),
@@ -152,17 +175,23 @@ impl<'a> Fit<'a> {
             self.warn(WarningKind::Data, skipped.to_string());
         }
         self.record_process(run)?;
-        self.clock.started = Instant::now();
-        self.saved_at = Instant::now();
         if self.progress.pending != Some(Pending::Calibration) {
             self.report_phase();
         } else if self.saved.is_none() && self.experiment.networks.iter().any(|spec| spec.init.is_some()) {
             // The weights of other runs are read once, though the calibration be killed.
-            self.save_checkpoint(run)?;
+            self.save_checkpoint(Some(run))?;
         }
+        self.run_steps(Some(run))
+    }
+
+    /// Does all that is left, until a stop. What is written goes to the run, which one process has.
+    fn run_steps(&mut self, run: Option<&RunDir>) -> Result<End, TrainError> {
+        self.clock.started = Instant::now();
+        self.saved_at = Instant::now();
         while !self.is_done() {
+            self.agree_to_stop()?;
             if self.is_stopped() {
-                return self.interrupt(run);
+                return Ok(End::Interrupted);
             }
             match self.progress.pending {
                 Some(Pending::Calibration) => self.begin(run)?,
@@ -174,7 +203,17 @@ impl<'a> Fit<'a> {
             }
         }
         self.report_times();
-        self.finish(run)
+        Ok(End::Complete)
+    }
+
+    /// Has all processes know whether one of them is to stop.
+    fn agree_to_stop(&mut self) -> Result<(), TrainError> {
+        let world = &self.session.world;
+        if !world.is_alone() {
+            let own = f64::from(u8::from(self.session.stop.load(Ordering::Relaxed)));
+            self.is_stopped_together |= world.gather_numbers(&[own])?.iter().any(|stop| stop[0] > 0.0);
+        }
+        Ok(())
     }
 
     /// Whether nothing is left to train.
@@ -185,23 +224,26 @@ impl<'a> Fit<'a> {
 
     /// Whether the training is to end with a checkpoint.
     pub(crate) fn is_stopped(&self) -> bool {
-        self.session.stop.load(Ordering::Relaxed)
+        match self.session.world.is_alone() {
+            true => self.session.stop.load(Ordering::Relaxed),
+            false => self.is_stopped_together,
+        }
     }
 
     /// Ends the training where it stands.
     fn interrupt(mut self, run: &RunDir) -> Result<Outcome, TrainError> {
         if self.saved != Some((self.progress.step, self.progress.pending)) {
-            self.save_checkpoint(run)?;
+            self.save_checkpoint(Some(run))?;
         }
         self.report_times();
         Ok(Outcome::Interrupted { run_dir: run.path().into(), step: self.progress.step, steps: self.steps() })
     }
 
     /// Makes the steps that are left of an epoch, until a stop.
-    fn run_epoch(&mut self, run: &RunDir) -> Result<(), TrainError> {
+    fn run_epoch(&mut self, run: Option<&RunDir>) -> Result<(), TrainError> {
         let steps_per_epoch = self.timeline.steps_per_epoch;
         let (epoch, first) = (self.progress.step / steps_per_epoch, self.progress.step % steps_per_epoch);
-        let mut batches = self.data.train.epoch(epoch, first);
+        let mut batches = self.own.epoch(epoch, first);
         loop {
             let asked = Instant::now();
             let Some(batch) = batches.next() else { break };
@@ -221,6 +263,9 @@ impl<'a> Fit<'a> {
     /// Shows something wrong that does not end the training, and records it in the run. A message counts once: it must not
     /// hold what differs from step to step. Before the run begins, it waits.
     fn warn(&mut self, kind: WarningKind, message: impl Into<String>) {
+        if !self.session.world.is_root() {
+            return;
+        }
         let warning = Warning { step: self.progress.step, kind, message: message.into() };
         self.warnings.add(warning, self.session.observer);
     }
@@ -232,20 +277,21 @@ impl<'a> Fit<'a> {
             return Ok(());
         }
         let step = self.progress.step;
-        let Session { origin, device_name, .. } = &self.session;
-        let (origin, device) = (origin.clone(), device_name.clone());
-        let (then, then_device) = match run.processes()?.pop() {
-            Some(last) => (last.origin, last.device),
-            None => run.info().map(|info| (info.origin, info.device))?,
+        let Session { origin, device_name, world, .. } = &self.session;
+        let (origin, device, ranks) = (origin.clone(), device_name.clone(), world.ranks());
+        let (then, then_device, then_ranks) = match run.processes()?.pop() {
+            Some(last) => (last.origin, last.device, last.ranks),
+            None => run.info().map(|info| (info.origin, info.device, ranks.clone()))?,
         };
-        if let Some(difference) = origin.difference_on(&device, &then, &then_device) {
+        let difference = origin.difference_on(&device, &then, &then_device);
+        if let Some(difference) = difference.or_else(|| difference_of_ranks(&ranks, &then_ranks)) {
             let message = format!(
                 "this run goes on with other arithmetic, so that its bits may differ from those of an uninterrupted one: \
                  {difference}"
             );
             self.warn(WarningKind::Provenance, message);
         }
-        run.append_process(&RunProcess { started: utc_now(), step, device, origin })
+        run.append_process(&RunProcess { started: utc_now(), step, device, origin, ranks })
     }
 
     /// Loads the weights that the networks begin with. Returns the files that no run wrote.
@@ -264,17 +310,20 @@ impl<'a> Fit<'a> {
     }
 
     /// Prepares all networks for their first step, and saves them, so that what they began with is read once.
-    fn begin(&mut self, run: &RunDir) -> Result<(), TrainError> {
+    fn begin(&mut self, run: Option<&RunDir>) -> Result<(), TrainError> {
         let (before, started) = (self.trainees.clone(), Instant::now());
         let calibration =
-            Calibration::of(&self.data, &self.device, &self.current().train, 0, self.session.stop);
+            Calibration::of(&self.data, &self.device, &self.current().train, 0, self.session.stop)
+                .on(&self.session.world);
         for trainee in &mut self.trainees {
             let calibrated = self.progress.calibrated.get(&trainee.spec.name);
             let is_new = |path: &str| calibrated.is_none_or(|layers| !layers.contains(path));
             trainee.begin(is_new, |network| calibration.run(network));
         }
         calibration.finish()?;
+        self.share_networks()?;
         self.spend_on_evaluation(started);
+        self.agree_to_stop()?;
         if self.is_stopped() {
             self.trainees = before;
             return Ok(());
@@ -294,13 +343,16 @@ impl<'a> Fit<'a> {
         let (before, started) = (self.trainees.clone(), Instant::now());
         let phase = self.experiment.phases[self.phase + 1].clone();
         let epoch = self.progress.step / self.timeline.steps_per_epoch;
-        let calibration = Calibration::of(&self.data, &self.device, &phase.train, epoch, self.session.stop);
+        let calibration = Calibration::of(&self.data, &self.device, &phase.train, epoch, self.session.stop)
+            .on(&self.session.world);
         for trainee in &mut self.trainees {
             trainee
                 .enter(&self.experiment.recipe, &phase, &self.device, |network| calibration.run(network))?;
         }
         calibration.finish()?;
+        self.share_networks()?;
         self.spend_on_evaluation(started);
+        self.agree_to_stop()?;
         if self.is_stopped() {
             self.trainees = before;
             return Ok(());
@@ -312,6 +364,101 @@ impl<'a> Fit<'a> {
             self.learned().map(|(parameter, learned)| (parameter, learned.mean)).collect();
         self.report_phase();
         Ok(())
+    }
+
+    /// Gives all processes the networks of the first, which alone has calibrated them, or estimated their statistics.
+    fn share_networks(&mut self) -> Result<(), TrainError> {
+        let world = &self.session.world;
+        if world.is_alone() {
+            return Ok(());
+        }
+        for trainee in &mut self.trainees {
+            let own = if world.is_root() { to_safetensors(&trainee.shared_tensors()) } else { Vec::new() };
+            let told = world.broadcast(own)?;
+            if !world.is_root() {
+                let tensors = from_safetensors(&told).expect("invariant: the first process wrote them");
+                trainee.take_tensors(&tensors).expect("invariant: all processes build the same networks");
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses processes that are of another program than the first, or that see other images.
+    pub(crate) fn expect_same_ranks(&self) -> Result<(), TrainError> {
+        let world = &self.session.world;
+        let own = (self.session.origin.clone(), self.data.info());
+        let own = serde_json::to_vec(&own).expect("invariant: what is recorded is plain data");
+        let read = |told: &Vec<u8>| -> (Origin, RunData) {
+            serde_json::from_slice(told).expect("invariant: another process wrote it")
+        };
+        let all: Vec<(Origin, RunData)> = world.gather(&own)?.iter().map(read).collect();
+        let (first_origin, first_data) = &all[0];
+        let named = |differs: &dyn Fn(&(Origin, RunData)) -> bool| -> Vec<String> {
+            let ranks = (1..all.len()).filter(|&rank| differs(&all[rank]));
+            ranks.map(|rank| world.name_of(rank)).collect()
+        };
+        let ranks = named(&|(_, data)| data != first_data);
+        if !ranks.is_empty() {
+            return Err(TrainError::OtherImagesOfRanks { ranks });
+        }
+        let difference = all.iter().find_map(|(origin, _)| origin.difference(first_origin));
+        match difference {
+            Some(difference) => Err(TrainError::OtherProgramOfRanks {
+                ranks: named(&|(origin, _)| origin.difference(first_origin).is_some()),
+                difference,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses to go on if the processes do not have the same state.
+    fn expect_same_state(&self) -> Result<(), TrainError> {
+        let world = &self.session.world;
+        if world.is_alone() {
+            return Ok(());
+        }
+        let digests = world.gather(&self.state_digest())?;
+        let differ = (1..world.size()).filter(|&rank| digests[rank] != digests[0]);
+        let ranks: Vec<String> = differ.map(|rank| world.name_of(rank)).collect();
+        match ranks.is_empty() {
+            true => Ok(()),
+            false => Err(TrainError::RanksDiffer {
+                ranks,
+                epoch: self.progress.step / self.timeline.steps_per_epoch,
+            }),
+        }
+    }
+
+    /// Digest of all networks, their optimizers, and what strategies keep of them.
+    fn state_digest(&self) -> Vec<u8> {
+        self.checkpoint().state_digest().expect("invariant: it was serialized a moment ago").into_bytes()
+    }
+
+    /// All state, where the training stands.
+    fn checkpoint(&self) -> Checkpoint {
+        Checkpoint {
+            recipe_sha256: self.recipe_sha256.clone(),
+            state_sha256: None,
+            progress: self.progress.clone(),
+            deployed: self.trainees[0].state(),
+            others: self.trainees[1..].iter().map(Trainee::state).collect(),
+        }
+    }
+
+    /// Tells all processes where the training stands, before its first step here.
+    pub(crate) fn share_state(&mut self) -> Result<(), TrainError> {
+        let world = &self.session.world;
+        if !world.is_alone() {
+            world.broadcast(self.checkpoint().to_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Takes over where the training stands at the first process.
+    pub(crate) fn take_state(&mut self) -> Result<(), TrainError> {
+        let told = self.session.world.broadcast(Vec::new())?;
+        let checkpoint = Checkpoint::of_bytes(&told).expect("invariant: the first process wrote it");
+        self.take(checkpoint, Path::new("rank 0"))
     }
 
     /// Lets strategies begin to keep notes of the students in a phase that begins.
@@ -335,15 +482,26 @@ impl<'a> Fit<'a> {
 
     fn step(&mut self, batch: Batch) -> Result<(), TrainError> {
         let started = Instant::now();
-        let (step, labels) = (self.progress.step, batch.labels.clone());
-        let Self { experiment, timeline, phase, device, trainees, .. } = self;
-        let this = Step { experiment, timeline, phase: *phase, step, device };
-        let Stepped { losses, logits, quantized_share, times, measures } = this.run(trainees, batch)?;
+        let step = self.progress.step;
+        let Self { experiment, timeline, phase, device, trainees, session, data, .. } = self;
+        let this = Step {
+            experiment,
+            timeline,
+            phase: *phase,
+            step,
+            device,
+            world: &session.world,
+            n_images: data.train.config().batch_size,
+            is_stopped: session.stop.load(Ordering::Relaxed),
+        };
+        let Stepped { losses, tally, is_stopped, quantized_share, times, measures } =
+            this.run(trainees, batch)?;
+        self.is_stopped_together |= is_stopped;
         self.clock.spend(times);
         self.progress.measures = measures;
         let loss = losses[0].as_ref().map_or(f64::NAN, |values| values[TOTAL]);
-        self.count(&labels, &logits, losses, quantized_share);
-        let n_images = labels.len() as u64;
+        let n_images = tally.n_images;
+        self.count(tally, losses, quantized_share);
         let seconds = started.elapsed().as_secs_f64();
         self.clock.step_seconds += seconds;
         self.clock.n_images += n_images;
@@ -365,8 +523,7 @@ impl<'a> Fit<'a> {
     /// Counts a step that is done.
     fn count(
         &mut self,
-        labels: &[i64],
-        logits: &[f32],
+        tally: Tally,
         losses: Vec<Option<BTreeMap<String, f64>>>,
         quantized_share: Option<f64>,
     ) {
@@ -376,12 +533,12 @@ impl<'a> Fit<'a> {
             progress.losses.clear();
             progress.quantized_sum = None;
         }
-        progress.train.add(logits, labels, mean_cross_entropy(logits, labels));
+        progress.train += tally;
         for (trainee, parts) in self.trainees.iter().zip(losses) {
             let Some(parts) = parts else { continue };
             let sums = progress.losses.entry(trainee.spec.name.clone()).or_default();
             for (name, value) in parts {
-                *sums.entry(name).or_default() += value * labels.len() as f64;
+                *sums.entry(name).or_default() += value * tally.n_images as f64;
             }
         }
         if let Some(share) = quantized_share {
@@ -395,7 +552,8 @@ impl<'a> Fit<'a> {
     }
 
     /// Evaluates and records the epoch that ended with the last step, unless it is stopped meanwhile.
-    fn finish_epoch(&mut self, run: &RunDir) -> Result<(), TrainError> {
+    fn finish_epoch(&mut self, run: Option<&RunDir>) -> Result<(), TrainError> {
+        self.expect_same_state()?;
         let train = self.current().train.clone();
         let steps_per_epoch = self.timeline.steps_per_epoch;
         let phase_step = self.progress.step - self.timeline.start(self.phase);
@@ -413,6 +571,10 @@ impl<'a> Fit<'a> {
             self.watch_learned();
         }
         self.progress.pending = None;
+        let Some(run) = run else {
+            self.is_new_best = false;
+            return Ok(());
+        };
         let n_images = self.progress.train.n_images as f64;
         let means = |sums: &BTreeMap<String, f64>| {
             sums.iter().map(|(name, sum)| (name.clone(), sum / n_images)).collect()
@@ -455,7 +617,7 @@ impl<'a> Fit<'a> {
         self.session.observer.epoch(&metrics, &timing);
         let is_new_best = std::mem::take(&mut self.is_new_best);
         if self.checkpoint_is_due(true) || is_new_best {
-            self.save_checkpoint(run)?;
+            self.save_checkpoint(Some(run))?;
         }
         Ok(())
     }
@@ -474,14 +636,18 @@ impl<'a> Fit<'a> {
         (self.progress.validation, self.progress.test) = (None, None);
         self.progress.validations.clear();
         self.progress.tests.clear();
-        for i in 0..self.trainees.len() {
-            let trainee = &mut self.trainees[i];
-            if n_batches > 0 && trainee.spec.is_trained {
-                let stop = self.session.stop;
+        if n_batches > 0 && self.session.world.is_root() {
+            let stop = self.session.stop;
+            for trainee in self.trainees.iter_mut().filter(|trainee| trainee.spec.is_trained) {
                 let batches = self.data.batches(epoch, n_batches);
                 let batches = batches.take_while(|_| !stop.load(Ordering::Relaxed));
                 trainee.reestimate_norms(batches.map(|batch| Ok(tensor(&mut batch?, &self.device))))?;
             }
+        }
+        if n_batches > 0 {
+            self.share_networks()?;
+        }
+        for i in 0..self.trainees.len() {
             for split in splits.iter().copied() {
                 if !self.score(i, split)? {
                     return Ok(false);
@@ -523,7 +689,8 @@ impl<'a> Fit<'a> {
             Some(scores) => scores,
             None => {
                 let network = trainee.evaluated_network();
-                let scores = evaluate(&network, loader, &self.session.device, self.session.stop)?;
+                let Session { device, stop, world, .. } = &self.session;
+                let scores = evaluate(&network, loader, device, stop, world)?;
                 let Some(scores) = scores else { return Ok(false) };
                 if !scores.loss.is_finite() {
                     let loss = match is_test {
@@ -627,17 +794,13 @@ impl<'a> Fit<'a> {
     }
 
     /// Saves a checkpoint. A state that is not finite, from which nothing could go on, ends the training instead.
-    fn save_checkpoint(&mut self, run: &RunDir) -> Result<(), TrainError> {
+    fn save_checkpoint(&mut self, run: Option<&RunDir>) -> Result<(), TrainError> {
+        // Any other process has the same state, and writes nothing.
+        let Some(run) = run else { return Ok(()) };
         let (checkpoints, started) = (run.checkpoints(), Instant::now());
         self.progress.seconds = self.clock.seconds();
         self.progress.records = run.records(&mut self.starts, self.progress.metrics_bytes)?;
-        let checkpoint = Checkpoint {
-            recipe_sha256: self.recipe_sha256.clone(),
-            state_sha256: None,
-            progress: self.progress.clone(),
-            deployed: self.trainees[0].state(),
-            others: self.trainees[1..].iter().map(Trainee::state).collect(),
-        };
+        let checkpoint = self.checkpoint();
         let networks = std::iter::once(&checkpoint.deployed).chain(&checkpoint.others);
         for (network, state) in networks.enumerate() {
             if let Some(place) = state.first_non_finite() {
@@ -720,9 +883,12 @@ impl<'a> Fit<'a> {
         // Those of the last evaluation: this process may have found nothing left to do but the result.
         let origin = self.progress.test_origin.clone().unwrap_or(origin);
         let device = self.progress.test_device.clone().unwrap_or(device_name);
-        let is_alike =
-            |process: &RunProcess| origin.difference_on(&device, &process.origin, &process.device).is_none();
-        let same_origin = run.processes()?.iter().all(is_alike);
+        let processes = run.processes()?;
+        let is_alike = |process: &RunProcess| {
+            origin.difference_on(&device, &process.origin, &process.device).is_none()
+                && processes.iter().all(|other| difference_of_ranks(&other.ranks, &process.ranks).is_none())
+        };
+        let same_origin = processes.iter().all(is_alike);
         let result = RunResult {
             recipe: self.experiment.recipe.name.clone(),
             top1: test.top1,
@@ -749,6 +915,26 @@ impl<'a> Fit<'a> {
         };
         run.write(RESULT, to_json(&result).as_bytes())?;
         Ok(Outcome::Complete(Box::new(result)))
+    }
+}
+
+/// How the part of a training that is at hand has ended.
+enum End {
+    Complete,
+    Interrupted,
+}
+
+/// In what the processes of a training differ from those `then` so that its bits may differ, in words.
+fn difference_of_ranks(now: &Option<Ranks>, then: &Option<Ranks>) -> Option<String> {
+    let counted = |ranks: &Option<Ranks>| ranks.as_ref().map_or(1, |ranks| ranks.n);
+    let wire = |ranks: &Option<Ranks>| ranks.as_ref().map_or(Wire::Fp32, |ranks| ranks.wire);
+    let in_words = |n: usize| if n == 1 { "1 process".into() } else { format!("{n} processes") };
+    match (counted(then), counted(now)) {
+        (then, now) if then != now => Some(format!("{} then, {} now", in_words(then), in_words(now))),
+        _ if wire(then) != wire(now) => {
+            Some(format!("gradients sent in {} then, in {} now", wire(then).name(), wire(now).name()))
+        }
+        _ => None,
     }
 }
 

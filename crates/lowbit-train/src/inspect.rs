@@ -26,6 +26,7 @@ use crate::set_aside::{self, SetAside};
 use crate::state;
 use crate::strategy::{Phase, STUDENT};
 use crate::warning::Warning;
+use crate::world::World;
 
 /// What the evaluation of a checkpoint yields.
 #[derive(Clone, Debug, Serialize)]
@@ -95,7 +96,7 @@ pub fn evaluate(
     }
     .map(|scores| scores.filter(|_| test_step == Some(step)));
     Ok(Evaluation {
-        scores: evaluate_network(&network, &loader, device, &AtomicBool::new(false))?
+        scores: evaluate_network(&network, &loader, device, &AtomicBool::new(false), &World::ALONE)?
             .expect("invariant: nobody stops it"),
         reported_on: test_device.filter(|_| reported.is_some()),
         reported_by: test_origin.filter(|_| reported.is_some()),

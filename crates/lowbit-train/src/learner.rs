@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use burn::module::{Module, Param};
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn::tensor::{Device, Gradients, Tensor, TensorData, Transaction};
 use lowbit_core::{BitWidth, Precision, Purpose, stream};
 use lowbit_data::DataError;
 use lowbit_models::{Features, Network, Plan};
@@ -30,6 +30,7 @@ use crate::strategy::{
     QuantizedLayer, QuantizerState, Role, STUDENT, Strategy, UpdatedLayer, compose_weight_rate,
 };
 use crate::weights::{InitialWeights, NewClassifier};
+use crate::world::{Sum, World, WorldError};
 
 /// A network with what is trained along with it.
 #[derive(Module, Debug)]
@@ -85,6 +86,64 @@ impl PlacedSpec {
 
 /// The gradients of the parts of a batch that have been computed, added up.
 pub(crate) type BatchGradients = GradientsAccumulator<Learner>;
+
+/// Values that are read from the device and sent at once, at least: 4 MiB.
+const EXCHANGED_AT_ONCE: usize = 1 << 20;
+
+/// Prefixes of the tensors that processes tell one another.
+const OF_NETWORK: &str = "network.";
+const OF_AVERAGE: &str = "average.";
+
+/// Gradients that are added up over all processes.
+pub(crate) struct GradientExchange(Vec<ExchangedPart>);
+
+struct ExchangedPart {
+    sum: Sum,
+    shapes: Vec<(ParamId, Vec<usize>)>,
+    device: Device,
+}
+
+impl GradientExchange {
+    /// The sums, when they are there.
+    ///
+    /// # Errors
+    /// [`WorldError`] if a process is gone.
+    pub(crate) fn finish(self) -> Result<GradientsParams, WorldError> {
+        fn register<const D: usize>(
+            gradients: &mut GradientsParams,
+            id: ParamId,
+            tensor: Tensor<1>,
+            dims: &[usize],
+        ) {
+            let dims: [usize; D] = dims.try_into().expect("invariant: it has so many dimensions");
+            gradients.register(id, tensor.reshape(dims));
+        }
+        let mut gradients = GradientsParams::new();
+        for ExchangedPart { sum, shapes, device } in self.0 {
+            let values = sum.wait()?;
+            let mut rest = values.as_slice();
+            for (id, dims) in shapes {
+                let (of_tensor, others) = rest.split_at(dims.iter().product());
+                rest = others;
+                let data = TensorData::new(of_tensor.to_vec(), [of_tensor.len()]);
+                let tensor = Tensor::<1>::from_data(data, &device);
+                match dims.len() {
+                    1 => register::<1>(&mut gradients, id, tensor, &dims),
+                    2 => register::<2>(&mut gradients, id, tensor, &dims),
+                    3 => register::<3>(&mut gradients, id, tensor, &dims),
+                    4 => register::<4>(&mut gradients, id, tensor, &dims),
+                    n => unreachable!("no parameter has {n} dimensions"),
+                }
+            }
+        }
+        Ok(gradients)
+    }
+}
+
+/// Whether the tensor at `path` follows the images that a process sees: a running statistic of BatchNorm, a range, or LQ-Nets' basis.
+fn is_statistic(path: &str) -> bool {
+    path.rsplit('.').next().is_some_and(|name| name.starts_with("running_") || name == "level_basis")
+}
 
 /// A network in training.
 #[derive(Clone)]
@@ -437,14 +496,102 @@ impl Trainee {
         copy
     }
 
+    /// Begins to add the gradients up over all processes, in parts that are sent while the next are read.
+    pub(crate) fn start_exchange(&self, world: &World, gradients: &mut BatchGradients) -> GradientExchange {
+        struct Collect<'a> {
+            gradients: GradientsParams,
+            world: &'a World,
+            /// What is not sent yet, and of how many values.
+            tensors: Vec<(ParamId, Tensor<1>, Vec<usize>)>,
+            n_values: usize,
+            begun: Vec<ExchangedPart>,
+        }
+        impl Collect<'_> {
+            fn send(&mut self) {
+                let tensors = std::mem::take(&mut self.tensors);
+                self.n_values = 0;
+                let Some((_, first, _)) = tensors.first() else { return };
+                let device = first.device();
+                let read = tensors.iter().map(|(_, tensor, _)| tensor.clone());
+                let read = read.fold(Transaction::default(), Transaction::register).execute();
+                let values = read.iter().flat_map(TensorData::iter::<f32>).collect();
+                let sum = self.world.start_sum(values, self.world.wire());
+                let shapes = tensors.into_iter().map(|(id, _, shape)| (id, shape)).collect();
+                self.begun.push(ExchangedPart { sum, shapes, device });
+            }
+        }
+        impl ModuleVisitor for Collect<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                let Some(gradient) = self.gradients.remove::<D>(param.id) else { return };
+                let shape = gradient.dims().to_vec();
+                self.n_values += shape.iter().product::<usize>();
+                self.tensors.push((param.id, gradient.flatten(0, D - 1), shape));
+                if self.n_values >= EXCHANGED_AT_ONCE {
+                    self.send();
+                }
+            }
+        }
+        let gradients = gradients.grads();
+        let mut collect = Collect { gradients, world, tensors: Vec::new(), n_values: 0, begun: Vec::new() };
+        self.learner.visit(&mut collect);
+        collect.send();
+        GradientExchange(collect.begun)
+    }
+
+    /// The running statistics of the network, which each process moves by its own images, as one row of values.
+    pub(crate) fn statistics(&self) -> Vec<f32> {
+        let tensors = state::tensors(&self.valid()).into_iter().filter(|(path, _)| is_statistic(path));
+        tensors.flat_map(|(_, data)| data.iter::<f32>().collect::<Vec<_>>()).collect()
+    }
+
+    /// Takes the next of `values` for the running statistics.
+    pub(crate) fn set_statistics(&mut self, values: &mut impl Iterator<Item = f32>) {
+        let network = &self.learner.network;
+        let mut tensors = state::tensors(&network.valid());
+        tensors.retain(|path, _| is_statistic(path));
+        for data in tensors.values_mut() {
+            let shape = data.shape().as_slice().to_vec();
+            let n = shape.iter().product();
+            *data = TensorData::new(values.by_ref().take(n).collect::<Vec<f32>>(), shape);
+        }
+        // In place: they are shared with all copies.
+        state::set_running(network.clone(), tensors);
+    }
+
+    /// Tensors of the network and of its moving average, for other processes.
+    pub(crate) fn shared_tensors(&self) -> NamedTensors {
+        let of = |prefix: &'static str, network: &Network| {
+            state::tensors(network).into_iter().map(move |(path, data)| (format!("{prefix}{path}"), data))
+        };
+        let average = self.average.iter().flat_map(|average| of(OF_AVERAGE, average));
+        of(OF_NETWORK, &self.valid()).chain(average).collect()
+    }
+
+    /// Takes over those of another process with the same network.
+    ///
+    /// # Errors
+    /// [`StateError`] if the network is not the same.
+    pub(crate) fn take_tensors(&mut self, tensors: &NamedTensors) -> Result<(), StateError> {
+        let of = |prefix: &str| -> NamedTensors {
+            let named = tensors.iter().filter_map(|(path, data)| Some((path.strip_prefix(prefix)?, data)));
+            named.map(|(path, data)| (path.to_string(), data.clone())).collect()
+        };
+        // A fresh copy, as after an estimation of the statistics.
+        self.learner.network = state::load(self.learner.network.valid().train(), of(OF_NETWORK))?;
+        if let Some(average) = self.average.take() {
+            self.average = Some(state::load(average, of(OF_AVERAGE))?);
+        }
+        Ok(())
+    }
+
     /// One update from the gradients of a batch.
-    pub(crate) fn update(&mut self, settings: &UpdateSettings<'_>, mut gradients: BatchGradients) -> Update {
+    pub(crate) fn update(&mut self, settings: &UpdateSettings<'_>, gradients: GradientsParams) -> Update {
         let UpdateSettings { learning_rate, ema_decay, strategies, moment } = *settings;
         let rate = learning_rate * self.spec.learning_rate_scale;
         let before = self.learner.clone();
         let weight_rate = compose_weight_rate(strategies, moment, &self.notes);
         self.optimizer.set_weight_rate(weight_rate.map(|rate| rate * self.spec.learning_rate_scale));
-        self.learner = self.optimizer.step_by(rate, before.clone(), gradients.grads());
+        self.learner = self.optimizer.step_by(rate, before.clone(), gradients);
         let measures = self.follow_weights(&before.network, strategies, moment);
         if let (Some(decay), Some(average)) = (ema_decay, self.average.take()) {
             self.average = Some(state::moving_average(average, &self.learner.network.valid(), decay));

@@ -9,6 +9,7 @@
 //! | files | what they know |
 //! |---|---|
 //! | `text`, `layout`, `files`, `disk` | messages, the names of a run's files, safe reading and writing |
+//! | `world` | the processes that train together, and what they tell one another |
 //! | `origin`, `image_set`, `metrics`, `clock`, `progress`, `result` | what is written down of a training |
 //! | `recipe`, `schedule` | the checked settings |
 //! | `state`, `watch`, `optimizer`, `optimizer_file` | tensors of a network by name, the optimizer, its state as bytes |
@@ -74,6 +75,7 @@ mod train;
 mod warning;
 mod watch;
 pub mod weights;
+mod world;
 
 // What a session and a strategy of one's own need, so that such a program depends on this crate alone.
 pub use lowbit_data::{
@@ -111,8 +113,9 @@ pub use session::{Outcome, Session};
 pub use set_aside::SetAside;
 pub use state::StateError;
 pub use text::{escaped, is_unseen, shell_quoted};
-pub use train::{ResumeFrom, resume, train};
+pub use train::{ResumeFrom, follow, resume, train};
 pub use warning::{Warning, WarningKind};
+pub use world::{HostRanks, Place, Ranks, Sum, Transport, Wire, World, WorldError};
 
 /// The code of the README, compiled and run with the documentation's tests.
 #[cfg(doctest)]

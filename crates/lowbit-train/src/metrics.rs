@@ -40,6 +40,15 @@ pub struct Tally {
     pub loss_sum: f64,
 }
 
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.n_images += other.n_images;
+        self.n_top1 += other.n_top1;
+        self.n_top5 += other.n_top5;
+        self.loss_sum += other.loss_sum;
+    }
+}
+
 impl Tally {
     /// Counts a batch: `logits` are `labels.len()` rows of class scores, `mean_loss` is the mean over the rows.
     pub fn add(&mut self, logits: &[f32], labels: &[i64], mean_loss: f64) {
@@ -149,6 +158,10 @@ pub struct EpochTiming {
     pub parts: Option<TimeParts>,
 }
 
+fn is_none(seconds: &f64) -> bool {
+    *seconds == 0.0
+}
+
 /// Seconds of a training by what they were spent on.
 ///
 /// Nothing waits for a device to be measured. On one that computes while the program goes on, as a GPU does, the time of `forward`,
@@ -161,6 +174,9 @@ pub struct TimeParts {
     pub forward: f64,
     /// Gradients.
     pub backward: f64,
+    /// Waiting for what other processes make of their images, and for its way; what goes its way meanwhile takes none. 0 alone.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub exchange: f64,
     /// What the optimizer makes of the gradients, and moving averages.
     pub update: f64,
     /// Reading the losses and logits of the steps from the device.
@@ -173,12 +189,13 @@ pub struct TimeParts {
 
 impl TimeParts {
     /// The parts by name, in the order in which they come in a step.
-    pub fn named(&self) -> [(&'static str, f64); 7] {
-        let Self { data, forward, backward, update, reading, evaluation, saving } = *self;
+    pub fn named(&self) -> [(&'static str, f64); 8] {
+        let Self { data, forward, backward, exchange, update, reading, evaluation, saving } = *self;
         [
             ("data", data),
             ("forward", forward),
             ("backward", backward),
+            ("exchange", exchange),
             ("update", update),
             ("reading", reading),
             ("evaluation", evaluation),
@@ -197,6 +214,7 @@ impl AddAssign for TimeParts {
         self.data += other.data;
         self.forward += other.forward;
         self.backward += other.backward;
+        self.exchange += other.exchange;
         self.update += other.update;
         self.reading += other.reading;
         self.evaluation += other.evaluation;

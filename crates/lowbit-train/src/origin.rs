@@ -6,6 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::world::Ranks;
+
 /// The burn that this is built with, which burn itself does not tell; a test compares it with the pin.
 const BURN_VERSION: &str = "0.22.1";
 
@@ -156,8 +158,11 @@ pub struct RunProcess {
     pub step: u64,
     /// The device as it was asked for, as in "flex".
     pub device: String,
-    /// The program and the machine.
+    /// The program and the machine; of several processes, those of the first.
     pub origin: Origin,
+    /// The processes that trained together, if there were several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<Ranks>,
 }
 
 /// Threads that compute on the CPU backends, which rayon runs: as many as `RAYON_NUM_THREADS` says, or as there are cores.

@@ -1,5 +1,7 @@
 //! Taking over the state of a checkpoint, after it is known to fit.
 
+use std::path::Path;
+
 use crate::checkpoint::{Checkpoint, CheckpointError, Checkpoints};
 use crate::clock::Clock;
 use crate::error::TrainError;
@@ -22,17 +24,8 @@ impl Fit<'_> {
         let path = checkpoints.path(name);
         // Said after what the networks say, who name the entry.
         let has_its_state = checkpoint.expect_state(&path);
-        let Checkpoint { progress, deployed, others, .. } = checkpoint;
-        self.build(progress.phase)?;
-        let mut states = std::iter::once(deployed).chain(others);
-        for trainee in &mut self.trainees {
-            let name = trainee.spec.name.clone();
-            let state = states.next().filter(|state| state.name == name);
-            let state =
-                state.ok_or_else(|| CheckpointError::NoNetwork { path: path.clone(), network: name })?;
-            let phase = &self.experiment.phases[self.phase];
-            trainee.restore(&self.experiment, phase, &progress, state, &path)?;
-        }
+        let progress = checkpoint.progress.clone();
+        self.take_networks(checkpoint, &path)?;
         has_its_state.map_err(|error| checkpoints.with_previous(error, name))?;
         self.expect_steps(&progress)?;
         self.expect_consistent(&progress).map_err(|problem| {
@@ -44,6 +37,30 @@ impl Fit<'_> {
         }
         self.clock = Clock::new(progress.step, progress.seconds);
         self.saved = Some((progress.step, progress.pending));
+        self.progress = progress;
+        Ok(())
+    }
+
+    fn take_networks(&mut self, checkpoint: Checkpoint, path: &Path) -> Result<(), TrainError> {
+        let Checkpoint { progress, deployed, others, .. } = checkpoint;
+        self.build(progress.phase)?;
+        let mut states = std::iter::once(deployed).chain(others);
+        for trainee in &mut self.trainees {
+            let name = trainee.spec.name.clone();
+            let state = states.next().filter(|state| state.name == name);
+            let state =
+                state.ok_or_else(|| CheckpointError::NoNetwork { path: path.into(), network: name })?;
+            let phase = &self.experiment.phases[self.phase];
+            trainee.restore(&self.experiment, phase, &progress, state, path)?;
+        }
+        Ok(())
+    }
+
+    /// Takes over the state of another process, which has looked at it.
+    pub(crate) fn take(&mut self, checkpoint: Checkpoint, from: &Path) -> Result<(), TrainError> {
+        let progress = checkpoint.progress.clone();
+        self.take_networks(checkpoint, from)?;
+        self.clock = Clock::new(progress.step, progress.seconds);
         self.progress = progress;
         Ok(())
     }

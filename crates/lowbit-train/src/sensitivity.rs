@@ -21,6 +21,7 @@ use crate::evaluation::evaluate;
 use crate::inspect::{Loaded, Subject};
 use crate::metrics::Scores;
 use crate::recipe::{DataRecipe, Recipe};
+use crate::world::World;
 
 /// Batches that set the range of an activation quantizer of other bits than the run's.
 pub(crate) const CALIBRATION_BATCHES: usize = 2;
@@ -248,7 +249,7 @@ pub fn sensitivity(
     let n_passes = 2 + 2 * n_quantized + trials.values().map(Vec::len).sum::<usize>();
     let mut n_done = 0;
     let mut score = |network: &Network| -> Result<Scores, TrainError> {
-        let scores = evaluate(network, &loader, device, &AtomicBool::new(false))?;
+        let scores = evaluate(network, &loader, device, &AtomicBool::new(false), &World::ALONE)?;
         n_done += 1;
         progress(n_done, n_passes);
         Ok(scores.expect("invariant: nobody stops it"))

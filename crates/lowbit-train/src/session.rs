@@ -10,6 +10,7 @@ use crate::observer::Observer;
 use crate::origin::Origin;
 use crate::result::RunResult;
 use crate::strategy::Strategy;
+use crate::world::World;
 
 /// Where a training runs.
 pub struct Session<'a> {
@@ -26,6 +27,8 @@ pub struct Session<'a> {
     pub stop: &'a AtomicBool,
     /// Told of everything that happens.
     pub observer: &'a mut dyn Observer,
+    /// The processes that train together: [`World::ALONE`], unless a program joins others.
+    pub world: World,
     /// Strategies of the caller's own, composed after those of the recipe. A run is resumed with the same: they are told
     /// by their names and settings.
     pub strategies: Vec<Box<dyn Strategy>>,

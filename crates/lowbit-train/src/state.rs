@@ -158,6 +158,29 @@ fn load_where<M: Module>(
     }
 }
 
+/// Sets the running statistics of `module` whose paths are in `state`, in all copies that share them.
+pub(crate) fn set_running<M: Module>(module: M, state: NamedTensors) {
+    struct Set {
+        path: Path,
+        state: NamedTensors,
+    }
+    impl ModuleMapper for Set {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.exit();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            match self.state.remove(&self.path.dotted()) {
+                Some(data) => param.map(|old| Tensor::from_data(data, &old.device())),
+                None => param,
+            }
+        }
+    }
+    let _shares_them = module.map(&mut Set { path: Path::default(), state });
+}
+
 /// `module` with parameter ids that depend only on their paths, so that an optimizer's state, which burn keys by id,
 /// belongs to the same parameters in another process and in another phase.
 pub(crate) fn with_stable_ids<M: Module>(module: M) -> M {

@@ -12,15 +12,17 @@ use lowbit_strategies::loss::{cross_entropy, target_probabilities};
 
 use crate::data::tensor;
 use crate::error::{Divergence, TrainError};
+use crate::evaluation::mean_cross_entropy;
 use crate::experiment::{Experiment, Timeline};
-use crate::learner::{BatchGradients, Trainee, UpdateSettings};
-use crate::metrics::TimeParts;
+use crate::learner::{BatchGradients, GradientExchange, Trainee, UpdateSettings};
+use crate::metrics::{Tally, TimeParts};
 use crate::recipe::Recipe;
 use crate::schedule::learning_rate;
 use crate::state;
 use crate::strategy::{
     Loss, Moment, Output, Outputs, Role, TOTAL, compose_loss, compose_perturbation, compose_selections,
 };
+use crate::world::{Sum, Wire, World};
 
 /// A step of a training.
 pub(crate) struct Step<'a> {
@@ -32,14 +34,22 @@ pub(crate) struct Step<'a> {
     pub(crate) step: u64,
     /// The device of the networks, with autodiff.
     pub(crate) device: &'a Device,
+    /// The processes that make it together, each with a part of the batch.
+    pub(crate) world: &'a World,
+    /// Images of the whole batch.
+    pub(crate) n_images: usize,
+    /// Whether this process is to stop, which all are told.
+    pub(crate) is_stopped: bool,
 }
 
 /// What a step has computed.
 pub(crate) struct Stepped {
     /// The parts of each network's loss and their `total`; `None` if it is not trained.
     pub(crate) losses: Vec<Option<BTreeMap<String, f64>>>,
-    /// Logits of the deployed network.
-    pub(crate) logits: Vec<f32>,
+    /// What the deployed network makes of all images.
+    pub(crate) tally: Tally,
+    /// Whether any process is to stop.
+    pub(crate) is_stopped: bool,
     /// The share of the deployed network's layers that was quantized, if any strategy decided.
     pub(crate) quantized_share: Option<f64>,
     /// What it spent its time on.
@@ -49,21 +59,29 @@ pub(crate) struct Stepped {
 }
 
 impl Step<'_> {
-    /// Makes the step with `batch`.
+    /// Makes the step with `batch`, the part of this process.
     ///
     /// # Errors
     /// [`TrainError::NonFinite`] if a loss or a norm of gradients is not finite; [`TrainError::Strategy`] if a strategy gives an answer
-    /// that no step can go by.
+    /// that no step can go by; [`TrainError::World`] if another process is gone.
     pub(crate) fn run(&self, trainees: &mut [Trainee], batch: Batch) -> Result<Stepped, TrainError> {
         let train = &self.experiment.phases[self.phase].train;
         let (step, steps_per_epoch) = (self.step, self.timeline.steps_per_epoch);
         let (mut times, mut lap) = (TimeParts::default(), Lap::begin());
         let quantized_share = self.select(trainees)?;
-        let n_images = batch.labels.len();
+        let Self { world, n_images, .. } = *self;
+        let labels = batch.labels.clone();
         let mut parts = Vec::new();
         let mut gradients: Vec<BatchGradients> = trainees.iter().map(|_| BatchGradients::new()).collect();
-        for (i, mut part) in parts_of(batch, train.accumulate).into_iter().enumerate() {
-            self.quantize_gradients(trainees, i);
+        let mut exchanges: Vec<Option<GradientExchange>> = trainees.iter().map(|_| None).collect();
+        let mut statistics = None;
+        let division =
+            Division { rank: world.rank(), n_ranks: world.size(), n_images, n_parts: train.accumulate };
+        let own_parts = division.parts_of(batch);
+        let n_parts = own_parts.len();
+        for (i, (number, mut part)) in own_parts.into_iter().enumerate() {
+            let is_last = i + 1 == n_parts;
+            self.quantize_gradients(trainees, number);
             let n_classes = self.experiment.recipe.data.n_classes();
             let targets = target_probabilities(&part.labels, n_classes, train.label_smoothing, self.device);
             let share = part.labels.len() as f64 / n_images as f64;
@@ -79,12 +97,20 @@ impl Step<'_> {
             let losses = self.losses(trainees, &outputs, &known);
             let logits = outputs[0].features.logits.clone();
             times.forward += lap.seconds();
+            if is_last && !world.is_alone() {
+                // They have moved for the last time, and come together while the gradients are computed.
+                statistics = Some(self.start_statistics(trainees, labels.len()));
+            }
             let beside = looks_beside.then_some(Beside { images, known, outputs });
             for (i, (loss, sum)) in losses.iter().zip(&mut gradients).enumerate() {
                 let Some(loss) = loss else { continue };
                 match beside.as_ref().filter(|_| trainees[i].spec.role == Role::Student) {
                     Some(beside) => self.add_gradients_beside(trainees, i, beside, &loss.total, (sum, share)),
                     None => trainees[i].add_gradients(sum, loss.total.clone(), share),
+                }
+                if is_last && !world.is_alone() {
+                    // While the next network's gradients are computed.
+                    exchanges[i] = Some(trainees[i].start_exchange(world, sum));
                 }
             }
             if beside.is_some() {
@@ -93,10 +119,23 @@ impl Step<'_> {
             parts.push(Part { share, losses, logits });
             times.backward += lap.seconds();
         }
+        if let Some(statistics) = statistics {
+            let mut values = statistics.wait()?.into_iter();
+            let trained = trainees.iter_mut().filter(|trainee| trainee.spec.is_trained);
+            trained.for_each(|trainee| trainee.set_statistics(&mut values));
+        }
         let moment = self.moment();
         let phase_step = moment.phase_step;
         let mut updates = Vec::new();
-        for (trainee, gradients) in trainees.iter_mut().zip(gradients) {
+        let exchange_time = |seconds: f64| if world.is_alone() { 0.0 } else { seconds };
+        times.exchange += exchange_time(lap.seconds());
+        for ((trainee, mut gradients), exchange) in trainees.iter_mut().zip(gradients).zip(exchanges) {
+            times.update += lap.seconds();
+            let gradients = match exchange {
+                Some(exchange) => exchange.finish()?,
+                None => gradients.grads(),
+            };
+            times.exchange += exchange_time(lap.seconds());
             let (train, step) = match trainee.spec.trains_throughout {
                 true => (&self.experiment.whole, step),
                 false => (train, phase_step),
@@ -141,6 +180,11 @@ impl Step<'_> {
                 }
             }
         }
+        times.reading += lap.seconds();
+        let mut tally = Tally::default();
+        tally.add(&logits, &labels, mean_cross_entropy(&logits, &labels));
+        let is_stopped = self.tell(&mut values, &mut tally)?;
+        times.exchange += exchange_time(lap.seconds());
         for (network, (values, update)) in values.iter().zip(&updates).enumerate() {
             let (Some(values), Some(update)) = (values, update) else { continue };
             let loss = values[TOTAL];
@@ -162,7 +206,40 @@ impl Step<'_> {
         times.reading += lap.seconds();
         let measures = updates[0].iter().flat_map(|update| &update.measures);
         let measures = measures.map(|measure| (measure.name.into(), next())).collect();
-        Ok(Stepped { losses: values, logits, quantized_share, times, measures })
+        Ok(Stepped { losses: values, tally, is_stopped, quantized_share, times, measures })
+    }
+
+    /// Begins to average the running statistics of all networks that are trained, which this process has moved by `n_own` images.
+    fn start_statistics(&self, trainees: &[Trainee], n_own: usize) -> Sum {
+        let share = n_own as f32 / self.n_images as f32;
+        let trained = trainees.iter().filter(|trainee| trainee.spec.is_trained);
+        let own = trained.flat_map(Trainee::statistics).map(|value| value * share).collect();
+        // A small share of the step moves them: 16 bits would hold them where they are.
+        self.world.start_sum(own, Wire::Fp32)
+    }
+
+    /// Adds up what all processes have found. Returns whether one of them is to stop.
+    fn tell(
+        &self,
+        values: &mut [Option<BTreeMap<String, f64>>],
+        tally: &mut Tally,
+    ) -> Result<bool, TrainError> {
+        if self.world.is_alone() {
+            return Ok(self.is_stopped);
+        }
+        let Tally { n_images, n_top1, n_top5, loss_sum } = *tally;
+        let mut own = vec![f64::from(u8::from(self.is_stopped))];
+        own.extend([n_images, n_top1, n_top5].map(|n| n as f64));
+        own.push(loss_sum);
+        own.extend(values.iter().flatten().flat_map(BTreeMap::values));
+        let all = self.world.gather_numbers(&own)?;
+        let mut sums = (0..own.len()).map(|i| all.iter().map(|of_rank| of_rank[i]).sum::<f64>());
+        let mut next = || sums.next().expect("invariant: all have told as many numbers");
+        let is_stopped = next() > 0.0;
+        *tally =
+            Tally { n_images: next() as u64, n_top1: next() as u64, n_top5: next() as u64, loss_sum: next() };
+        values.iter_mut().flatten().flat_map(BTreeMap::values_mut).for_each(|value| *value = next());
+        Ok(is_stopped)
     }
 
     /// Where the training stands.
@@ -325,25 +402,41 @@ struct Part {
     logits: Tensor<2>,
 }
 
-/// A batch in at most `n` parts, whose numbers of images differ by one at most.
-fn parts_of(batch: Batch, n: usize) -> Vec<Batch> {
-    let n_images = batch.labels.len();
-    let n = n.min(n_images).max(1);
-    if n == 1 {
-        return vec![batch];
-    }
-    let Batch { images, labels, shape: [_, channels, height, width], step } = batch;
-    let n_values = channels * height * width;
-    let part = |i: usize| {
-        let range = i * n_images / n..(i + 1) * n_images / n;
-        Batch {
-            images: images[range.start * n_values..range.end * n_values].to_vec(),
-            labels: labels[range.clone()].to_vec(),
-            shape: [range.len(), channels, height, width],
-            step,
+/// How a batch is divided: among processes, and by each in parts that it computes one after the other. The parts are those that one
+/// process alone would make of it, whose numbers of images differ by one at most.
+#[derive(Clone, Copy)]
+struct Division {
+    rank: usize,
+    n_ranks: usize,
+    /// Of the whole batch.
+    n_images: usize,
+    /// Of each process, at most.
+    n_parts: usize,
+}
+
+impl Division {
+    /// The parts that the images of this process are divided in, each with its number among those of all.
+    fn parts_of(self, batch: Batch) -> Vec<(usize, Batch)> {
+        let Self { rank, n_ranks, n_images, n_parts } = self;
+        let n = (n_parts * n_ranks).min(n_images).max(1);
+        let own = rank * n / n_ranks..(rank + 1) * n / n_ranks;
+        if own.len() == 1 {
+            return vec![(own.start, batch)];
         }
-    };
-    (0..n).map(part).collect()
+        let Batch { images, labels, shape: [_, channels, height, width], step } = batch;
+        let (n_values, start) = (channels * height * width, own.start * n_images / n);
+        let part = |i: usize| {
+            let range = i * n_images / n - start..(i + 1) * n_images / n - start;
+            let part = Batch {
+                images: images[range.start * n_values..range.end * n_values].to_vec(),
+                labels: labels[range.clone()].to_vec(),
+                shape: [range.len(), channels, height, width],
+                step,
+            };
+            (i, part)
+        };
+        own.map(part).collect()
+    }
 }
 
 /// The loss of one network in a step.
@@ -382,6 +475,38 @@ mod tests {
 
     use super::*;
 
+    /// A step with a batch of 6 images.
+    fn at<'a>(experiment: &'a Experiment, timeline: &'a Timeline, step: u64, device: &'a Device) -> Step<'a> {
+        const ALONE: &World = &World::ALONE;
+        Step { experiment, timeline, phase: 0, step, device, world: ALONE, n_images: 6, is_stopped: false }
+    }
+
+    /// A batch is divided over processes as one alone divides it in parts.
+    #[test]
+    fn ranks_have_the_parts_that_one_process_makes() {
+        let whole = |n: usize| Batch {
+            images: (0..n).map(|i| i as f32).collect(),
+            labels: (0..n as i64).collect(),
+            shape: [n, 1, 1, 1],
+            step: 3,
+        };
+        for (n_images, n_ranks, n_parts) in [(8, 2, 1), (7, 2, 2), (17, 3, 2), (5, 5, 1), (64, 4, 3)] {
+            let alone = Division { rank: 0, n_ranks: 1, n_images, n_parts: n_ranks * n_parts };
+            let expected = alone.parts_of(whole(n_images));
+            assert_eq!(expected.len(), n_ranks * n_parts);
+            let of_rank = |rank: usize| {
+                let own = rank * n_images / n_ranks..(rank + 1) * n_images / n_ranks;
+                let mut batch = whole(n_images);
+                batch.images = batch.images[own.clone()].to_vec();
+                batch.labels = batch.labels[own.clone()].to_vec();
+                batch.shape[0] = own.len();
+                Division { rank, n_ranks, n_images, n_parts }.parts_of(batch)
+            };
+            let together: Vec<(usize, Batch)> = (0..n_ranks).flat_map(of_rank).collect();
+            assert_eq!(together, expected, "{n_images} images, {n_ranks} ranks, {n_parts} parts");
+        }
+    }
+
     /// A descent by the gradients of two halves together is the mean of the descents by each alone: BatchNorm sees each half.
     #[test]
     fn gradients_of_parts_are_added_up() {
@@ -396,9 +521,9 @@ mod tests {
             let timeline = experiment.timeline(4);
             let new = |spec| Trainee::new(spec, &recipe, &experiment.phases[0], &device).unwrap();
             let mut trainees: Vec<Trainee> = experiment.networks.iter().cloned().map(new).collect();
-            let step =
-                Step { experiment: &experiment, timeline: &timeline, phase: 0, step: 9, device: &device };
-            let stepped = step.run(&mut trainees, batch).unwrap();
+            let n_images = batch.labels.len();
+            let step = at(&experiment, &timeline, 9, &device);
+            let stepped = Step { n_images, ..step }.run(&mut trainees, batch).unwrap();
             let weights: Vec<f32> = state::tensors(&trainees[0].valid())
                 .into_iter()
                 .filter(|(path, _)| path.ends_with(".weight") || path.ends_with(".gamma"))
@@ -408,14 +533,19 @@ mod tests {
         };
         let images: Vec<f32> = (0..7 * 64).map(|i| ((i * 37 % 101) as f32 / 50.0) - 1.0).collect();
         let batch = Batch { images, labels: (0..7).collect(), shape: [7, 1, 8, 8], step: 9 };
-        let parts = parts_of(batch.clone(), 2);
+        let division = Division { rank: 0, n_ranks: 1, n_images: 7, n_parts: 2 };
+        let parts: Vec<Batch> = division.parts_of(batch.clone()).into_iter().map(|(_, part)| part).collect();
         assert_eq!(parts.iter().map(|part| part.labels.len()).collect::<Vec<_>>(), [3, 4]);
         let (together, stepped) = after(batch, 2);
         let [(one, of_one), (other, of_other)] = [0, 1].map(|i| after(parts[i].clone(), 1));
         let total = |stepped: &Stepped| stepped.losses[0].as_ref().unwrap()[TOTAL];
         let mean = (3.0 * total(&of_one) + 4.0 * total(&of_other)) / 7.0;
         assert!((total(&stepped) - mean).abs() < 1e-6, "{} and {mean}", total(&stepped));
-        assert_eq!(stepped.logits, [of_one.logits, of_other.logits].concat());
+        let mut tallies = of_one.tally;
+        tallies += of_other.tally;
+        assert_eq!(stepped.tally.n_images, 7);
+        assert_eq!((stepped.tally.n_top1, stepped.tally.n_top5), (tallies.n_top1, tallies.n_top5));
+        assert!((stepped.tally.loss_sum - tallies.loss_sum).abs() < 1e-9);
         let mut largest = 0.0f32;
         for ((together, one), other) in together.iter().zip(&one).zip(&other) {
             let mean = (3.0 * one + 4.0 * other) / 7.0;
@@ -440,8 +570,7 @@ mod tests {
             let timeline = experiment.timeline(4);
             let new = |spec| Trainee::new(spec, &recipe, &experiment.phases[0], &device).unwrap();
             let mut trainees: Vec<Trainee> = experiment.networks.iter().cloned().map(new).collect();
-            let step =
-                Step { experiment: &experiment, timeline: &timeline, phase: 0, step: 9, device: &device };
+            let step = at(&experiment, &timeline, 9, &device);
             let images: Vec<f32> = (0..6 * 64).map(|i| ((i * 37 % 101) as f32 / 50.0) - 1.0).collect();
             let batch = Batch { images, labels: (0..6).collect(), shape: [6, 1, 8, 8], step: 9 };
             let stepped = step.run(&mut trainees, batch).unwrap();
@@ -481,7 +610,7 @@ mod tests {
             let phase = &experiment.phases[0];
             let new = |spec| Trainee::new(spec, &recipe, phase, &device).unwrap();
             let mut trainees: Vec<Trainee> = experiment.networks.iter().cloned().map(new).collect();
-            let step = Step { experiment: &experiment, timeline: &timeline, phase: 0, step, device: &device };
+            let step = at(&experiment, &timeline, step, &device);
             step.quantize_gradients(&mut trainees, 0);
             let of_network = |network: &Network| -> Vec<_> {
                 network.layers().map(|(_, layer)| layer.gradient_quantizer()).collect()

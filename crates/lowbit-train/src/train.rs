@@ -1,18 +1,23 @@
 //! How a training begins, and how it goes on.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+
+use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, Checkpoints, sha256};
 use crate::data::Data;
 use crate::error::TrainError;
 use crate::experiment::fingerprints;
 use crate::fit::Fit;
+use crate::origin::Origin;
 use crate::progress::Progress;
 use crate::recipe::{DatasetChoice, Recipe};
 use crate::run_dir::{NewRun, RunDir, RunInfo, RunRecipe, absolute, expect_text, with_absolute_paths};
 use crate::session::{Outcome, Session};
 use crate::set_aside;
+use crate::strategy::{Fingerprint, StrategyDifference};
+use crate::world::World;
 
 /// The checkpoint that a training goes on from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,7 +40,99 @@ pub fn train<'a>(
     out: impl Into<NewRun<'a>>,
     session: Session<'_>,
 ) -> Result<Outcome, TrainError> {
-    let out = out.into();
+    let (world, out) = (session.world.clone(), out.into());
+    lead(&world, |told| begin(recipe, out, session, told))
+}
+
+/// Does the part of the first process; another one trains along by [`follow`]. If there is nothing to train, they are told so.
+fn lead(
+    world: &World,
+    work: impl FnOnce(&mut bool) -> Result<Outcome, TrainError>,
+) -> Result<Outcome, TrainError> {
+    assert!(world.is_root(), "the other processes follow");
+    let mut told = false;
+    let outcome = work(&mut told);
+    if !told && !world.is_alone() {
+        world.broadcast(to_json(&Order::Nothing))?;
+    }
+    outcome
+}
+
+/// What the first process tells the others of the training.
+#[derive(Serialize, Deserialize)]
+enum Order {
+    /// There is nothing to train.
+    Nothing,
+    Train(Box<RunOrder>),
+}
+
+/// What is trained.
+#[derive(Serialize, Deserialize)]
+struct RunOrder {
+    /// The resolved recipe.
+    recipe: String,
+    recipe_sha256: String,
+    /// Where the run looks for its data sets first.
+    data_dir: Option<PathBuf>,
+    /// The strategies, of which those of a caller's own have to be given to all processes.
+    strategies: Vec<Fingerprint>,
+    /// Build and instruction sets of the first process.
+    origin: Origin,
+}
+
+fn to_json<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("invariant: an order is plain data")
+}
+
+/// Trains along with a process that has called [`train()`] or [`resume`], in which the run is, and where all is told. The session is of
+/// the same kind of device and the same images; what it says of names and origin is compared.
+///
+/// # Errors
+/// [`TrainError`] if the processes differ, or the training fails here.
+pub fn follow(session: Session<'_>) -> Result<(), TrainError> {
+    let world = session.world.clone();
+    let order = serde_json::from_slice(&world.broadcast(Vec::new())?);
+    let order = match order.expect("invariant: the first process wrote it") {
+        Order::Nothing => return Ok(()),
+        Order::Train(order) => order,
+    };
+    let recipe = Recipe::parse(&order.recipe, "the recipe of rank 0", &[])?;
+    let images = session.images.with_run_dir(order.data_dir.as_deref());
+    let data = Data::read(&recipe, &images, session.stop)?;
+    let run_recipe = RunRecipe { recipe, sha256: order.recipe_sha256 };
+    let mut fit = Fit::new(run_recipe, data, session)?;
+    fit.expect_same_ranks()?;
+    StrategyDifference::between(&order.strategies, &fit.experiment.fingerprints())
+        .map_or(Ok(()), |difference| Err(TrainError::OtherStrategies { difference: Box::new(difference) }))?;
+    fit.take_state()?;
+    fit.run_along()
+}
+
+/// Tells the other processes what is trained, and where it stands.
+fn tell(fit: &mut Fit<'_>, data_dir: Option<PathBuf>, told: &mut bool) -> Result<(), TrainError> {
+    *told = true;
+    let world = fit.session.world.clone();
+    if world.is_alone() {
+        return Ok(());
+    }
+    let order = RunOrder {
+        recipe: fit.experiment.recipe.to_toml(),
+        recipe_sha256: fit.recipe_sha256.clone(),
+        data_dir,
+        strategies: fit.experiment.fingerprints(),
+        origin: fit.session.origin.clone(),
+    };
+    world.broadcast(to_json(&Order::Train(Box::new(order))))?;
+    fit.expect_same_ranks()?;
+    fit.share_state()
+}
+
+fn begin(
+    recipe: &Recipe,
+    out: NewRun<'_>,
+    session: Session<'_>,
+    told: &mut bool,
+) -> Result<Outcome, TrainError> {
     expect_text(out.path())?;
     out.expect_free()?;
     let recipe = with_absolute_paths(&session.images.complete(recipe)?)?;
@@ -67,6 +164,7 @@ pub fn train<'a>(
         return Err(TrainError::Stopped);
     }
     let run = RunDir::create(out, &recipe, &experiment.plan()?, &info)?;
+    tell(&mut fit, info.data_dir, told)?;
     fit.run(run)
 }
 
@@ -76,6 +174,16 @@ pub fn train<'a>(
 /// # Errors
 /// [`TrainError`] if the directory holds no run, its checkpoint is damaged or gone, or the training fails.
 pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result<Outcome, TrainError> {
+    let world = session.world.clone();
+    lead(&world, |told| go_on(path, from, session, told))
+}
+
+fn go_on(
+    path: &Path,
+    from: ResumeFrom<'_>,
+    session: Session<'_>,
+    told: &mut bool,
+) -> Result<Outcome, TrainError> {
     let mut run = RunDir::open_for_training(path)?;
     let checkpoints = run.checkpoints();
     checkpoints.recover()?;
@@ -146,6 +254,7 @@ pub fn resume(path: &Path, from: ResumeFrom<'_>, session: Session<'_>) -> Result
     if let Err(error) = checkpoints.remove_leftovers() {
         run.warn(error.to_string());
     }
+    tell(&mut fit, info.data_dir, told)?;
     fit.run(run)
 }
 

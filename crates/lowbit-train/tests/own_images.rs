@@ -9,8 +9,8 @@ use burn::tensor::Device;
 use lowbit_core::IntegerGrid;
 use lowbit_train::{
     Digest, Image, Images, Locations, Normalization, Observer, Origin, Outcome, Recipe, ResumeFrom,
-    RunResult, SampleError, Session, Source, SourceInfo, StepReport, Subject, TrainError, evaluate, inspect,
-    load_network, resume, train,
+    RunResult, SampleError, Session, Source, SourceInfo, StepReport, Subject, TrainError, World, evaluate,
+    inspect, load_network, resume, train,
 };
 use tempfile::TempDir;
 
@@ -68,6 +68,7 @@ fn session<'a>(images: Images, stop: &'a AtomicBool, observer: &'a mut dyn Obser
         images,
         stop,
         observer,
+        world: World::ALONE,
         strategies: Vec::new(),
     }
 }

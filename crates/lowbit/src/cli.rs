@@ -469,6 +469,10 @@ pub struct TrainArgs {
     #[arg(long, value_name = "TIME", value_parser = time_limit)]
     pub time_limit: Option<Duration>,
 
+    /// How several processes send one another their gradients [default: fp32, or as the run before]
+    #[arg(long, value_name = "TYPE", value_parser = clap::builder::PossibleValuesParser::new(["fp32", "bf16"]))]
+    pub exchange: Option<String>,
+
     /// Write event files of TensorBoard into the run while it trains; a run that has them goes on with them
     #[arg(long)]
     pub tensorboard: bool,

@@ -75,6 +75,18 @@ impl DeviceName {
         }
     }
 
+    /// The device of a process that is one of `n_local` on its machine: of GPUs, if none is named, that of its number. Where a process
+    /// sees but one, as the launcher gives each its own, it is that.
+    pub fn of_local_rank(self, local_rank: usize, n_local: usize) -> Self {
+        match (self.backend, self.index) {
+            (Backend::Wgpu, None) if n_local > 1 => {
+                let index = if gpus().len() == 1 { 0 } else { local_rank };
+                Self { index: Some(index), ..self }
+            }
+            _ => self,
+        }
+    }
+
     /// Opens the device.
     pub fn open(self) -> Result<Device, DeviceError> {
         match self.backend {

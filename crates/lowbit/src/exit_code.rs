@@ -113,10 +113,14 @@ fn of_train(error: &TrainError) -> Code {
         | TrainError::NamedImages { .. }
         | TrainError::Compute { .. }
         | TrainError::GradBits { .. }
+        | TrainError::TooManyRanks { .. }
+        | TrainError::OneImageEach { .. }
+        | TrainError::OtherProgramOfRanks { .. }
         | TrainError::NotText { .. } => Code::Usage,
         TrainError::Init { source, .. } | TrainError::Unsaved { source, .. } => of_train(source),
         TrainError::Data(error) => of_data(error),
         TrainError::OtherData { .. }
+        | TrainError::OtherImagesOfRanks { .. }
         | TrainError::OtherSteps { .. }
         | TrainError::OtherImages { .. }
         | TrainError::NoNormalization { .. } => Code::Data,
@@ -140,6 +144,8 @@ fn of_train(error: &TrainError) -> Code {
         | TrainError::NoneUsable { .. }
         | TrainError::Io { .. } => Code::Run,
         TrainError::NonFinite { .. } => Code::Diverged,
+        TrainError::RanksDiffer { .. } => Code::Verification,
+        TrainError::World(_) => Code::Other,
         TrainError::Stopped => Code::Interrupted,
     }
 }

@@ -16,7 +16,7 @@ use crate::cli::InspectArgs;
 use crate::exit_code::{self, Code, UsageError};
 use crate::output::{self, counted, percent_exact};
 use crate::recipes;
-use crate::train::describe_result;
+use crate::train::{describe_ranks, describe_result};
 
 /// Stands for the checkpoint with the highest accuracy.
 const BEST: &str = "best";
@@ -129,16 +129,26 @@ fn describe_run(path: &Path, inspection: &Inspection) -> Result<String, std::fmt
     let made_by = format!("{}, burn {}, device {}", info.origin.build(), info.origin.burn, info.device);
     writeln!(text, "{}", entry("made by", &made_by))?;
     writeln!(text, "{}", entry("", &describe_machine(&info.origin, info.started.as_deref())))?;
-    let mut before = (&info.origin, info.device.as_str());
+    let batch = recipe.data.batch_size;
+    let first_ranks = processes.first().and_then(|process| process.ranks.as_ref());
+    if let Some(ranks) = first_ranks {
+        writeln!(text, "{}", entry("", &describe_ranks(ranks, batch)))?;
+    }
+    let mut before = (&info.origin, info.device.as_str(), first_ranks);
     for process in processes {
         // Only what is not as before.
-        if process.origin.difference_on(&process.device, before.0, before.1).is_some() {
-            let RunProcess { step, device, origin, started } = process;
+        let RunProcess { step, device, origin, started, ranks } = process;
+        let other_origin = origin.difference_on(device, before.0, before.1).is_some();
+        if other_origin || ranks.as_ref() != before.2 {
             let went_on = format!("{}, device {device}", origin.build());
             writeln!(text, "{}", entry(&format!("from step {step}"), &went_on))?;
             writeln!(text, "{}", entry("", &describe_machine(origin, Some(started))))?;
+            let of_ranks = ranks.as_ref().map_or("1 process".into(), |ranks| describe_ranks(ranks, batch));
+            if ranks.as_ref() != before.2 {
+                writeln!(text, "{}", entry("", &of_ranks))?;
+            }
         }
-        before = (&process.origin, process.device.as_str());
+        before = (origin, device.as_str(), ranks.as_ref());
     }
     for (i, warning) in warnings.iter().enumerate() {
         let message = format!("{} (step {})", warning.message, warning.step);

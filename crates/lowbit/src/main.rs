@@ -23,12 +23,15 @@ mod live;
 mod load;
 mod logging;
 mod memory;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod origin;
 mod output;
 mod packed;
 mod panic;
 mod predict;
 mod progress;
+mod ranks;
 mod recipes;
 mod report;
 mod sensitivity;
@@ -47,6 +50,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use lowbit_cpu::allocator::{Allocator, advise, keep_memory};
 use lowbit_cpu::on_compute_thread;
+use lowbit_train::World;
 
 use crate::cli::{Cli, Command, CompletionsArgs, Verbosity};
 use crate::exit_code::{Code, UsageError};
@@ -56,6 +60,7 @@ use crate::progress::Screen;
 static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
+    ranks::share_cores();
     complete::answer();
     // First: a training answers signals from its beginning on.
     signals::hold();
@@ -74,7 +79,7 @@ fn main() -> ExitCode {
             Err(error) => not_a_command(error),
         }
     });
-    code.unwrap_or(Code::Other).into()
+    ranks::end(code.unwrap_or(Code::Other)).into()
 }
 
 /// The command line. It is read on a stack of its own, as all commands together take more than the least that a main thread may have
@@ -129,7 +134,7 @@ fn version() -> String {
 
 /// Says why a command failed.
 fn report(error: &anyhow::Error) -> Code {
-    let message = lowbit_train::escaped(&exit_code::message(error));
+    let message = lowbit_train::escaped(&format!("{}{}", ranks::before_error(), exit_code::message(error)));
     tracing::error!(target: logging::SHOWN, "{message}");
     // Nobody is left to tell if stderr is closed.
     let _ = writeln!(io::stderr(), "error: {message}");
@@ -138,13 +143,20 @@ fn report(error: &anyhow::Error) -> Code {
 
 fn run(cli: &Cli) -> Code {
     let verbosity = cli.verbosity();
-    let screen = Screen::new(verbosity == Verbosity::Quiet);
+    let world = match &cli.command {
+        Command::Train(_) => ranks::join(),
+        _ => Ok(World::ALONE),
+    };
+    let screen = match &world {
+        Ok(world) if !world.is_root() => Screen::silent(),
+        _ => Screen::new(verbosity == Verbosity::Quiet),
+    };
     let log = logging::start(verbosity, &screen);
     if let Err(unknown) = lowbit_cpu::left_out() {
         return report(&UsageError(unknown.into()).into());
     }
     let result = match &cli.command {
-        Command::Train(args) => train::run(args, &screen, &log),
+        Command::Train(args) => world.and_then(|world| train::run(args, world, &screen, &log)),
         Command::Eval(args) => eval::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Sweep(args) => sweep::run(args),

@@ -19,8 +19,10 @@ enum Mode {
     Live,
     /// Only lines that stay.
     Plain,
-    /// Nothing.
+    /// Nothing but warnings.
     Quiet,
+    /// Nothing at all: another process shows it.
+    Silent,
 }
 
 /// The user's view of stderr. Clones show on the same screen.
@@ -42,6 +44,11 @@ impl Screen {
         Self { mode, bars: MultiProgress::new() }
     }
 
+    /// The screen of a process beside the one that shows.
+    pub fn silent() -> Self {
+        Self { mode: Mode::Silent, bars: MultiProgress::new() }
+    }
+
     /// Whether it is a terminal that shows lines that change.
     fn is_live(&self) -> bool {
         self.mode == Mode::Live
@@ -49,7 +56,7 @@ impl Screen {
 
     /// Whether only errors and results are asked for.
     pub fn is_quiet(&self) -> bool {
-        self.mode == Mode::Quiet
+        matches!(self.mode, Mode::Quiet | Mode::Silent)
     }
 
     /// Whether colors are shown: on a terminal, unless NO_COLOR (<https://no-color.org>) or CLICOLOR=0 forbid them.
@@ -60,7 +67,7 @@ impl Screen {
 
     /// Shows lines that stay, above what changes.
     pub fn show(&self, text: &str) {
-        if self.mode != Mode::Quiet {
+        if !self.is_quiet() {
             self.write(format!("{}\n", escaped(text)).as_bytes());
         }
     }
@@ -78,6 +85,7 @@ impl Screen {
         match self.mode {
             Mode::Live => self.bars.suspend(write),
             Mode::Plain | Mode::Quiet => write(),
+            Mode::Silent => {}
         }
     }
 

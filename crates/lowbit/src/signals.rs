@@ -55,6 +55,28 @@ pub fn handle(handler: impl FnMut() + Send + 'static) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Sets `stop` with SIGUSR1 too, which launchers of several processes pass on as it is: after Ctrl-C they leave but a second for a step and
+/// a checkpoint.
+pub fn stop_on_user_signal(stop: &Arc<AtomicBool>, screen: &Screen) {
+    #[cfg(unix)]
+    {
+        /// Time between two looks at whether it has come.
+        const INTERVAL: Duration = Duration::from_millis(100);
+
+        let (stop, screen) = (stop.clone(), screen.clone());
+        watch_user_signal();
+        std::thread::spawn(move || {
+            while !has_user_signal() {
+                std::thread::sleep(INTERVAL);
+            }
+            stop.store(true, Ordering::Relaxed);
+            screen.show("stopping");
+        });
+    }
+    #[cfg(not(unix))]
+    let _ = (stop, screen);
+}
+
 /// A flag that Ctrl-C and termination signals set.
 pub fn set_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
@@ -78,17 +100,37 @@ enum Mask {
 }
 
 #[cfg(unix)]
-use unix::{ignore, ignored, mask};
+use unix::{has_user_signal, ignore, ignored, mask, watch_user_signal};
 
 #[cfg(unix)]
 mod unix {
     use std::mem::MaybeUninit;
     use std::ptr;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::Mask;
 
     /// What the handler is set for.
     const HANDLED: [libc::c_int; 3] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM];
+
+    /// Whether SIGUSR1 has come.
+    static USER_SIGNAL: AtomicBool = AtomicBool::new(false);
+
+    extern "C" fn note_user_signal(_: libc::c_int) {
+        USER_SIGNAL.store(true, Ordering::Relaxed);
+    }
+
+    pub fn has_user_signal() -> bool {
+        USER_SIGNAL.load(Ordering::Relaxed)
+    }
+
+    /// Has SIGUSR1 noted from now on.
+    #[expect(unsafe_code, reason = "the standard library sets no handler")]
+    pub fn watch_user_signal() {
+        let handler = note_user_signal as extern "C" fn(libc::c_int);
+        // SAFETY: the handler stores to an atomic, which is allowed at any moment.
+        unsafe { libc::signal(libc::SIGUSR1, handler as libc::sighandler_t) };
+    }
 
     /// Those that are ignored.
     #[expect(unsafe_code, reason = "the standard library does not tell how a signal is handled")]

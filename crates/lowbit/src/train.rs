@@ -9,14 +9,14 @@ use burn::tensor::Device;
 use lowbit_train::recipe::{DEFAULT, Difference, lowest_precision};
 use lowbit_train::{
     CheckpointError, EpochMetrics, EpochTiming, Images, Kept, MemoryEstimate, NewRun, Observer, Outcome,
-    PhaseReport, Recipe, ResumeFrom, RunDir, RunResult, Scores, Session, StartReport, StepReport,
-    StoppedEarly, TimeParts, TrainError, shell_quoted,
+    PhaseReport, Ranks, Recipe, ResumeFrom, RunDir, RunResult, Scores, Session, StartReport, StepReport,
+    StoppedEarly, TimeParts, TrainError, Wire, World, follow, shell_quoted,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cli::TrainArgs;
 use crate::device::{DeviceName, gpu_limits};
-use crate::exit_code::Code;
+use crate::exit_code::{Code, UsageError};
 use crate::inspect::{
     checkpoint_named, describe_compute, describe_phase, describe_recipe, describe_strategies_of,
     expect_no_checkpoint,
@@ -27,11 +27,22 @@ use crate::memory;
 use crate::output::{self, clock, counted, percent, percent_exact};
 use crate::progress::{Progress, Screen};
 use crate::recipes;
-use crate::signals::stop_on_signals;
+use crate::signals::{stop_on_signals, stop_on_user_signal};
 use crate::tensorboard::{Board, FOLDER};
 
-pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<Code> {
+pub fn run(args: &TrainArgs, world: World, screen: &Screen, log: &LogFile) -> anyhow::Result<Code> {
+    if args.exchange.is_some() && world.is_alone() {
+        let message =
+            "--exchange is for several processes, which mpirun starts, and this one is alone: leave it out";
+        return Err(UsageError(message.into()).into());
+    }
     let stop = stop_on_signals(screen)?;
+    if !world.is_alone() {
+        stop_on_user_signal(&stop, screen);
+    }
+    if !world.is_root() {
+        return along(args, world, &stop);
+    }
     let limit = args.time_limit.map(|limit| TimeLimit::start(limit, &stop, screen));
     let reason = || match &limit {
         Some(limit) if limit.is_over() => "time-limit",
@@ -69,11 +80,13 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         (Start::Resume(run), Some(name)) => Some(checkpoint_named(run, name)?),
         _ => None,
     };
-    let device = name.open()?;
-    let memory = memory_of(&start, checkpoint.as_deref(), &device, args.ignore_memory)?;
+    let place = Place { device: name.to_string(), wire: wire_of(args, &start)? };
+    let (device, world) = place.take(name, world)?;
+    let memory = memory_of(&start, checkpoint.as_deref(), &device, world.size(), args.ignore_memory)?;
     let mut follower = Follower {
         device: name.to_string(),
         memory,
+        ranks: world.ranks(),
         screen,
         log,
         changed,
@@ -91,6 +104,7 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
         images: args.data_dir.locations().into(),
         stop: &stop,
         observer: &mut follower,
+        world,
         strategies: Vec::new(),
     };
     let result = match &start {
@@ -170,6 +184,57 @@ pub fn run(args: &TrainArgs, screen: &Screen, log: &LogFile) -> anyhow::Result<C
     }
 }
 
+/// Trains along with the process that has the run, shows it and writes it.
+fn along(args: &TrainArgs, world: World, stop: &AtomicBool) -> anyhow::Result<Code> {
+    let told = world.broadcast(Vec::new())?;
+    let place: Place = serde_json::from_slice(&told).expect("invariant: the first process wrote it");
+    let name: DeviceName = place.device.parse()?;
+    let (device, world) = place.take(name, world)?;
+    follow(Session {
+        device,
+        device_name: name.to_string(),
+        origin: crate::origin::here(),
+        images: args.data_dir.locations().into(),
+        stop,
+        observer: &mut (),
+        world,
+        strategies: Vec::new(),
+    })?;
+    Ok(Code::Success)
+}
+
+/// What the first of several processes tells the others before they begin.
+#[derive(Serialize, Deserialize)]
+struct Place {
+    /// The device as it was asked for.
+    device: String,
+    wire: Wire,
+}
+
+impl Place {
+    /// Opens the device of this process, after the others are told.
+    fn take(&self, name: DeviceName, world: World) -> anyhow::Result<(Device, World)> {
+        let Some(place) = world.place().cloned() else { return Ok((name.open()?, world)) };
+        if world.is_root() {
+            world.broadcast(serde_json::to_vec(self)?)?;
+        }
+        let device = name.of_local_rank(place.local_rank, place.local_size).open()?;
+        Ok((device, world.with_wire(self.wire)))
+    }
+}
+
+/// How gradients are sent: as is asked for, or as in the run before.
+fn wire_of(args: &TrainArgs, start: &Start<'_>) -> anyhow::Result<Wire> {
+    Ok(match (args.exchange.as_deref(), start) {
+        (Some("bf16"), _) => Wire::Bf16,
+        (Some(_), _) | (None, Start::New { .. }) => Wire::Fp32,
+        (None, Start::Resume(run)) => {
+            let last = RunDir::open(run)?.processes()?.pop().and_then(|process| process.ranks);
+            last.map_or(Wire::Fp32, |ranks| ranks.wire)
+        }
+    })
+}
+
 /// Stops a training when its time is over.
 struct TimeLimit(Arc<AtomicBool>);
 
@@ -210,11 +275,12 @@ fn memory_of(
     start: &Start<'_>,
     checkpoint: Option<&str>,
     device: &Device,
+    n_ranks: usize,
     is_tried: bool,
 ) -> anyhow::Result<Option<String>> {
     let limits = gpu_limits(device);
     let kept = if limits.is_some() { Kept::Floats } else { Kept::Codes };
-    let estimate = match start {
+    let mut estimate = match start {
         Start::New { recipe } => MemoryEstimate::new(recipe, kept)?,
         Start::Resume(path) => {
             let run = RunDir::open(path)?;
@@ -227,6 +293,8 @@ fn memory_of(
             MemoryEstimate::new(&recipe, kept)?
         }
     };
+    // A process computes its part of a batch at once.
+    estimate.accumulate *= n_ranks as u64;
     let may_change = matches!(start, Start::New { .. });
     memory::expect_room(&estimate, limits, memory::room(), may_change, is_tried)?;
     Ok(Some(memory::describe(&estimate, limits.is_some())))
@@ -307,6 +375,8 @@ struct Follower<'a> {
     device: String,
     /// What the training takes of its memory.
     memory: Option<String>,
+    /// The processes, if there are several.
+    ranks: Option<Ranks>,
     screen: &'a Screen,
     log: &'a LogFile,
     /// What --set changed of the recipe.
@@ -419,6 +489,11 @@ impl Observer for Follower<'_> {
             self.show_entry("compute ", &compute);
         }
         self.show(&format!("device  {}", self.device));
+        if let Some(ranks) = &self.ranks {
+            let text = describe_ranks(ranks, batch);
+            tracing::info!(target: SHOWN, "{text}");
+            self.show_entry("ranks   ", &text);
+        }
         if let Some(memory) = &self.memory {
             tracing::info!(target: SHOWN, "memory: {memory}");
             self.show_entry("memory  ", memory);
@@ -536,6 +611,26 @@ pub fn describe_times(parts: &TimeParts, seconds: f64) -> Option<String> {
     });
     let shares: Vec<String> = shares.collect();
     (!shares.is_empty()).then(|| shares.join(", "))
+}
+
+/// The processes of a training with batches of `batch` images, in a line.
+pub fn describe_ranks(ranks: &Ranks, batch: usize) -> String {
+    let Ranks { n, hosts, library, wire } = ranks;
+    let hosts = match hosts.as_slice() {
+        [host] => host.host.clone(),
+        hosts => {
+            hosts.iter().map(|host| format!("{} ({})", host.host, host.n)).collect::<Vec<_>>().join(", ")
+        }
+    };
+    let each = match batch % n {
+        0 => format!("{}", batch / n),
+        _ => format!("{} or {}", batch / n, batch / n + 1),
+    };
+    let wire = match wire {
+        Wire::Fp32 => String::new(),
+        Wire::Bf16 => ", gradients sent in bf16".into(),
+    };
+    format!("{n} processes on {hosts}, {each} images of a batch each, by {library}{wire}")
 }
 
 /// What was changed of a recipe, in a line.

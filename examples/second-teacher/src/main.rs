@@ -10,8 +10,8 @@ use lowbit_models::{Family, ModelConfig};
 use lowbit_train::strategy::loss::kl_divergence;
 use lowbit_train::strategy::{Loss, NetworkSpec, Output, Outputs, Role, Settings, Strategy};
 use lowbit_train::{
-    EpochMetrics, EpochTiming, Locations, Observer, Origin, Outcome, Recipe, ResumeFrom, Session, resume,
-    train,
+    EpochMetrics, EpochTiming, Locations, Observer, Origin, Outcome, Recipe, ResumeFrom, Session, World,
+    resume, train,
 };
 use serde::Serialize;
 
@@ -73,6 +73,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         images: Locations::default_with(None).into(),
         stop: &stop,
         observer: &mut Print,
+        world: World::ALONE,
         strategies: vec![Box::new(SecondTeacher { model: ModelConfig::new(Family::ResNet, 8), weight: 0.5 })],
     };
     let outcome = match run.join("run.json").exists() {

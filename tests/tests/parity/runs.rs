@@ -7,7 +7,7 @@ use lowbit_data::Locations;
 use lowbit_tests::{Backend, Tolerance};
 use lowbit_train::{
     EpochMetrics, EpochTiming, Evaluation, Observer, Outcome as Ended, Recipe, ResumeFrom, Session,
-    StepReport, Subject, evaluate, resume, train,
+    StepReport, Subject, World, evaluate, resume, train,
 };
 
 use crate::{Case, Outcome};
@@ -113,6 +113,7 @@ fn session<'a>(backend: &Backend, follow: &'a mut Follow<'_>, stop: &'a AtomicBo
         images: Locations::default_with(None).into(),
         stop,
         observer: follow,
+        world: World::ALONE,
         strategies: Vec::new(),
     }
 }
