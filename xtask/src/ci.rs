@@ -40,8 +40,12 @@ pub fn run(args: &CiArgs) -> anyhow::Result<()> {
     step("lock file of the fuzz targets", fuzz)?;
     step("licences, sources, versions", deny(&["check", "licenses", "sources", "bans"]))?;
     let has_advisories = advisories()?;
-    // With all backends: a check of the default ones alone would compile burn once more, and the tests do that.
-    let all_backends = ["--workspace", "--features", "lowbit/wgpu,lowbit-tests/wgpu"];
+    // With all backends: a check of the default ones alone would compile burn once more, and the tests do that. With MPI where there is a
+    // library, whose headers are read.
+    let has_mpi = crate::has("mpicc");
+    let features =
+        if has_mpi { "lowbit/wgpu,lowbit-tests/wgpu,lowbit/mpi" } else { "lowbit/wgpu,lowbit-tests/wgpu" };
+    let all_backends = ["--workspace", "--features", features];
     let mut clippy = cargo(&["clippy", "--locked", "--all-targets"]);
     clippy.args(all_backends).args(["--", "-D", "warnings"]);
     step("lints", clippy)?;
@@ -61,6 +65,9 @@ pub fn run(args: &CiArgs) -> anyhow::Result<()> {
     }
     if args.parity {
         parity::run(&parity::ParityArgs::default())?;
+    }
+    if !has_mpi {
+        print("== lints with MPI: NOT CHECKED (apt-get install libopenmpi-dev libclang-dev)")?;
     }
     if !lints_aarch64 {
         print(&format!("== lints for aarch64: NOT CHECKED (rustup target add {})", emulate::TARGET))?;

@@ -8,6 +8,7 @@ mod fuzz;
 mod kernels;
 mod output;
 mod parity;
+mod ranks;
 mod reproduce;
 mod verify_export;
 mod workspace;
@@ -30,6 +31,8 @@ enum Task {
     Ci(ci::CiArgs),
     /// Compare wgpu with the CPU backends, case by case, and train on it; fails where there is no GPU or software driver
     Parity(parity::ParityArgs),
+    /// Train on two processes by MPI and compare with one, and kill one of two; needs an MPI library and libclang
+    Ranks(ranks::RanksArgs),
     /// Test the CPU kernels alone: for another processor, or with a sanitizer
     Kernels(kernels::KernelsArgs),
     /// Test what runs networks on emulated processors of aarch64, with and without dotprod and i8mm
@@ -66,6 +69,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Ci(args) => ci::run(&args),
         Task::Parity(args) => parity::run(&args),
+        Task::Ranks(args) => ranks::run(&args),
         Task::Kernels(args) => kernels::run(&args),
         Task::Emulate(args) => emulate::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),

@@ -1,4 +1,4 @@
-//! `cargo xtask parity`: the parity suite with wgpu compiled in, and a training on wgpu as a user starts it.
+//! `cargo xtask parity`: the parity suite with wgpu compiled in, a training on wgpu as a user starts it, and trainings of two processes.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use crate::output::print;
-use crate::{cargo, workspace};
+use crate::{cargo, ranks, workspace};
 
 /// What `cargo xtask parity` is asked for.
 #[derive(Args, Default)]
@@ -26,6 +26,9 @@ pub struct ParityArgs {
 /// wgpu and the backend that it is compared with. ndarray would take minutes to compile once more: the runs that move between
 /// the two are begun or ended by the tests with the default features.
 pub const FEATURES: [&str; 3] = ["--no-default-features", "--features", "wgpu,flex"];
+
+/// The features of the program that trains here: several processes, too.
+pub const PROGRAM_FEATURES: [&str; 3] = ["--no-default-features", "--features", "wgpu,flex,mpi"];
 
 /// Test binaries, and which of their tests: what the default features' tests have not run.
 const SUITES: [(&str, &[&str]); 2] = [("parity", &["wgpu::", ROUND_TRIPS]), ("device", &[])];
@@ -74,7 +77,8 @@ pub fn run(args: &ParityArgs) -> anyhow::Result<()> {
         bail!("runs have moved between {n_round_trips} of {N_ROUND_TRIPS} pairs of backends");
     }
     print(&format!("== cases on wgpu: {}; runs moved between backends: {n_round_trips}", cases.join(", ")))?;
-    train()
+    train()?;
+    ranks::check(&ranks::build()?, "mpirun")
 }
 
 /// The number of cases that a test left, which is not 0.
@@ -109,7 +113,7 @@ fn test(suite: &str, tests: &[&str], features: &[&str], flags: &[&str]) -> anyho
 fn train() -> anyhow::Result<()> {
     let out = workspace::target_dir()?.join(format!("wgpu-smoke-{}", std::process::id()));
     let mut train: Command = cargo(&["run", "--locked", "-p", "lowbit"]);
-    train.args(FEATURES).args(["--", "train", "--device", "wgpu", "--out"]);
+    train.args(PROGRAM_FEATURES).args(["--", "train", "--device", "wgpu", "--out"]);
     train.arg(&out);
     for setting in ["train.epochs=1", "data.train_limit=256", "data.test_limit=64"] {
         train.args(["--set", setting]);
