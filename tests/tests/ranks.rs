@@ -224,6 +224,33 @@ fn ranks_with_batch_norm_have_the_same_state() {
     assert_ne!(digest(&first), digest(&alone));
 }
 
+/// With synchronized statistics, three ranks are one process with the whole batch, BatchNorm and all: what differs is the order of sums.
+/// Nothing is quantized here, so that no last digit of a sum turns a code.
+#[test]
+fn synchronized_norms_are_those_of_the_whole_batch() {
+    let full = [
+        "quantization.weight_bits='fp32'",
+        "quantization.act_bits='fp32'",
+        "train.learning_rate=0.01",
+    ];
+    let own = |options: &[&str]| recipe(&[&full[..], options].concat());
+    let (alone, expected) = trained("synchronized-alone", 1, &own(&["train.sync_norms=true"]));
+    let (together, got) = trained("synchronized", 3, &own(&["train.sync_norms=true"]));
+    let (local, _) = trained("not-synchronized", 3, &own(&[]));
+    let far = |run: &Path, step| {
+        let [got, expected] = [run, &alone].map(|run| parameters(run, step));
+        got.iter().zip(&expected).map(|(got, expected)| (got - expected).abs()).fold(0.0, f32::max)
+    };
+    for step in [3, 6, 8] {
+        let [synchronized, local] = [far(&together, step), far(&local, step)];
+        assert!(synchronized <= 2e-5, "after {step} steps: {synchronized}");
+        assert!(local > 1e-3, "after {step} steps, each by its own: {local}");
+    }
+    assert!((got.loss - expected.loss).abs() < 1e-4, "{} and {}", got.loss, expected.loss);
+    // Quantized, with what follows BatchNorm, it trains.
+    trained("synchronized-quantized", 2, &recipe(&["train.sync_norms=true", "quantization.method='lsq'"]));
+}
+
 /// Stops after so many steps.
 struct StopAfter<'a> {
     step: u64,

@@ -10,6 +10,7 @@ use burn::backend::autodiff::{Autodiff, NodeId};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{AutodiffBackend, Backend, TensorMetadata};
 use burn::tensor::ops::ConvOptions;
+use burn::tensor::{TensorData, read_sync};
 use lowbit_core::Compute;
 use lowbit_cpu::formula::AnyFormula;
 use lowbit_cpu::gradient::GradientQuantizer;
@@ -18,7 +19,7 @@ use lowbit_cpu::weights::MaxGradient;
 
 use crate::backend::{
     ActivationKind, CodeWorth, CodedTensor, ConvCompute, ConvOperands, ConvSizes, KeepCodes, KeptInput,
-    KeptPlaces, KeptWeights, KernelBackend, MaxPool, SgdStep, WeightCodes,
+    KeptPlaces, KeptWeights, KernelBackend, MaxPool, SgdStep, SumOverRanks, WeightCodes,
 };
 use crate::reference;
 
@@ -85,6 +86,13 @@ impl<B: KeepCodes, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     ) -> FloatTensor<Self> {
         match QuantizedGradient.prepare::<C>([x.node()]).compute_bound().stateful() {
             OpsKind::Tracked(prepared) => prepared.finish(quantizer, x.into_primitive()),
+            OpsKind::UnTracked(prepared) => prepared.finish(x.into_primitive()),
+        }
+    }
+
+    fn lowbit_with_summed_gradient(x: FloatTensor<Self>, sum: SumOverRanks) -> FloatTensor<Self> {
+        match SummedGradient.prepare::<C>([x.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(prepared) => prepared.finish(sum, x.into_primitive()),
             OpsKind::UnTracked(prepared) => prepared.finish(x.into_primitive()),
         }
     }
@@ -369,6 +377,26 @@ impl<B: KeepCodes> Backward<B, 1> for QuantizedGradient {
         let gradient = gradients.consume::<B>(&ops.node);
         if let Some(node) = node {
             gradients.register::<B>(node.id, B::lowbit_quantized_gradient(gradient, ops.state));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct SummedGradient;
+
+impl<B: KeepCodes> Backward<B, 1> for SummedGradient {
+    type State = SumOverRanks;
+
+    fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let [node] = ops.parents;
+        let gradient = gradients.consume::<B>(&ops.node);
+        // Whoever else trains has this in its graph too, and waits.
+        let device = gradient.device();
+        let shape = gradient.shape();
+        let data = read_sync(B::float_into_data(gradient)).expect("invariant: a gradient can be read");
+        let sum = TensorData::new(ops.state.of(data.iter::<f32>().collect()), shape);
+        if let Some(node) = node {
+            gradients.register::<B>(node.id, B::float_from_data(sum, &device));
         }
     }
 }

@@ -16,6 +16,28 @@ use lowbit_cpu::weights::MaxGradient;
 
 use crate::reference;
 
+/// Adds values up over all processes that train together, which have as many.
+#[derive(Clone)]
+pub struct SumOverRanks(Arc<dyn Fn(Vec<f32>) -> Vec<f32> + Send + Sync>);
+
+impl SumOverRanks {
+    /// By this function.
+    pub fn new(sum: impl Fn(Vec<f32>) -> Vec<f32> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(sum))
+    }
+
+    /// The sum of `values` and those of the others.
+    pub fn of(&self, values: Vec<f32>) -> Vec<f32> {
+        (self.0)(values)
+    }
+}
+
+impl std::fmt::Debug for SumOverRanks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SumOverRanks")
+    }
+}
+
 /// What follows a normalization, apart from its parameters.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ActivationKind {
@@ -294,6 +316,11 @@ pub trait KernelBackend: Backend {
         x: FloatTensor<Self>,
         _quantizer: GradientQuantizer,
     ) -> FloatTensor<Self> {
+        x
+    }
+
+    /// The same values. On backends with autodiff their gradient is the sum of those of all processes.
+    fn lowbit_with_summed_gradient(x: FloatTensor<Self>, _sum: SumOverRanks) -> FloatTensor<Self> {
         x
     }
 

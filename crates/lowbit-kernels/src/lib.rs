@@ -68,8 +68,8 @@ mod times;
 use std::ops::RangeInclusive;
 
 use burn::backend::Dispatch;
-use burn::tensor::Tensor;
 use burn::tensor::ops::ConvOptions;
+use burn::tensor::{Tensor, TensorData};
 pub use lowbit_core::Compute;
 pub use lowbit_cpu::formula::{AnyFormula, Formula, Mode, Number, Rectified};
 pub use lowbit_cpu::gradient::GradientQuantizer;
@@ -78,7 +78,7 @@ pub use lowbit_cpu::weights::MaxGradient;
 
 pub use backend::{
     ActivationKind, CodeWorth, CodedTensor, ConvCompute, ConvOperands, ConvSizes, KeepCodes, KeptInput,
-    KeptPlaces, KeptWeights, KernelBackend, MaxPool, SgdStep, WeightCodes,
+    KeptPlaces, KeptWeights, KernelBackend, MaxPool, SgdStep, SumOverRanks, WeightCodes,
 };
 use choice::demand_extension;
 pub use choice::{evaluates_exactly, trains_in_bf16, trains_with_quantized_gradients};
@@ -313,6 +313,46 @@ pub fn batch_norm_moving(
         [statistics, mean, variance].map(|tensor| Tensor::<1>::from_dispatch(tensor).detach());
     let output = normalize(input, [gamma, beta, statistics], epsilon, activation);
     MovedBatchNorm { output, running: RunningStatistics { mean, variance } }
+}
+
+/// The sum of `x` over all processes that train together, and of its gradients too. All of them compute it, in the same order.
+pub fn sum_over_ranks(x: Tensor<1>, sum: &SumOverRanks) -> Tensor<1> {
+    demand_extension(&x);
+    let (device, n) = (x.device(), x.dims()[0]);
+    let values = x.clone().detach().into_data().iter::<f32>().collect();
+    let values = Tensor::<1>::from_data(TensorData::new(sum.of(values), [n]), &device);
+    let x = Tensor::<1>::from_dispatch(Dispatch::lowbit_with_summed_gradient(x.into_dispatch(), sum.clone()));
+    // Exactly the values, with the gradient of x.
+    x.clone() - x.detach() + values
+}
+
+/// [`batch_norm_moving`] by the statistics of the batches of all processes that train together, which is not fused. A process may have
+/// no value of its own.
+pub fn batch_norm_over_ranks(
+    input: Tensor<4>,
+    [gamma, beta]: [Tensor<1>; 2],
+    running: RunningStatistics,
+    momentum: f64,
+    epsilon: f64,
+    activation: Activation,
+    sum: &SumOverRanks,
+) -> MovedBatchNorm {
+    let [batch, channels, height, width] = input.dims();
+    let of_channels = |x: Tensor<4>| x.sum_dim(0).sum_dim(2).sum_dim(3).reshape([channels]);
+    let as_channels = |x: Tensor<1>| x.reshape([1, channels, 1, 1]);
+    let n_own = Tensor::<1>::full([1], (batch * height * width) as f64, &input.device());
+    let sums = sum_over_ranks(Tensor::cat(vec![of_channels(input.clone()), n_own], 0), sum);
+    let n = sums.clone().narrow(0, channels, 1).detach();
+    let mean = sums.narrow(0, 0, channels) / n.clone();
+    let distance = input - as_channels(mean.clone());
+    let variance = sum_over_ranks(of_channels(distance.clone() * distance.clone()), sum) / n;
+    let deviation = (variance.clone() + epsilon).sqrt();
+    let output = distance / as_channels(deviation) * as_channels(gamma) + as_channels(beta);
+    let moved =
+        |running: Tensor<1>, of_batch: Tensor<1>| running * (1.0 - momentum) + of_batch.detach() * momentum;
+    let running =
+        RunningStatistics { mean: moved(running.mean, mean), variance: moved(running.variance, variance) };
+    MovedBatchNorm { output: activation.apply(output), running }
 }
 
 /// Mean over the batch of the cross entropy between `targets` and the softmax of `logits`, both `[batch, n_classes]`. Shape `[1]`.

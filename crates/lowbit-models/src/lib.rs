@@ -40,6 +40,7 @@ pub use lowbit_quantizers::{
     QuantizedNetwork,
 };
 pub use network::{Features, Network};
+pub use norm::with_norms_over_ranks;
 pub use plan::{LayerPlan, Plan, bytes as shown_bytes, si as shown_count};
 
 /// The code of the README, compiled and run with the documentation's tests.

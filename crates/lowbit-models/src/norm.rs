@@ -1,12 +1,33 @@
 //! BatchNorm with the activation that follows it, by fused operations.
 
+use std::cell::RefCell;
+
 use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::BatchNorm;
 use burn::tensor::Tensor;
 use lowbit_kernels::{
-    Activation, MovedBatchNorm, Quantized, RunningStatistics, batch_norm, batch_norm_fixed, batch_norm_moving,
+    Activation, MovedBatchNorm, Quantized, RunningStatistics, SumOverRanks, batch_norm, batch_norm_fixed,
+    batch_norm_moving, batch_norm_over_ranks,
 };
 use lowbit_quantizers::QuantConv2d;
+
+thread_local! {
+    /// What adds statistics up over processes, while a step is made that has them synchronized.
+    static SUM: RefCell<Option<SumOverRanks>> = const { RefCell::new(None) };
+}
+
+/// Does `work`, in which normalizations that are trained go by the statistics of all processes that train together, if there is a `sum`.
+pub fn with_norms_over_ranks<R>(sum: Option<SumOverRanks>, work: impl FnOnce() -> R) -> R {
+    /// Takes it back, also after a panic.
+    struct Restore(Option<SumOverRanks>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            SUM.set(self.0.take());
+        }
+    }
+    let _restore = Restore(SUM.replace(sum));
+    work()
+}
 
 /// `conv(relu(norm(x)))` for each of `convs`, with the quantization of their input in one operation with the normalization where
 /// that can be.
@@ -33,13 +54,16 @@ pub(crate) fn norm_then(norm: &BatchNorm, x: Tensor<4>, activation: Activation) 
         let running = [norm.running_mean.value(), norm.running_var.value()];
         return batch_norm_fixed(x, parameters, running, norm.epsilon, activation);
     }
-    if x.shape().num_elements() == 0 {
+    if x.shape().num_elements() == 0 && SUM.with_borrow(Option::is_none) {
         return batch_norm(x, parameters, norm.epsilon, activation).output;
     }
     let running =
         RunningStatistics { mean: norm.running_mean.value_sync(), variance: norm.running_var.value_sync() };
-    let MovedBatchNorm { output, running } =
-        batch_norm_moving(x, parameters, running, norm.momentum, norm.epsilon, activation);
+    let (momentum, epsilon) = (norm.momentum, norm.epsilon);
+    let MovedBatchNorm { output, running } = match SUM.with_borrow(Clone::clone) {
+        Some(sum) => batch_norm_over_ranks(x, parameters, running, momentum, epsilon, activation, &sum),
+        None => batch_norm_moving(x, parameters, running, momentum, epsilon, activation),
+    };
     for (state, moved) in [(&norm.running_mean, running.mean), (&norm.running_var, running.variance)] {
         // Not by its `update`, which divides by the number of threads that have one: a launch of its own.
         let _is_shared_with_the_clone = state.clone().map(&mut Moved(moved));

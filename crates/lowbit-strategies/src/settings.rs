@@ -31,6 +31,9 @@ pub struct TrainRecipe {
     /// Parts of a batch that are computed one after the other; their gradients are added up for one update.
     #[serde(skip_serializing_if = "is_one")]
     pub accumulate: usize,
+    /// Whether BatchNorm goes by the images of all processes that train together, instead of those of each.
+    #[serde(skip_serializing_if = "is_off")]
+    pub sync_norms: bool,
     /// Share of the target probability spread evenly over all classes.
     pub label_smoothing: f64,
     /// Decay per step of the exponential moving average of the weights, which is then what is evaluated.
@@ -49,6 +52,11 @@ pub struct TrainRecipe {
     pub eval_every: u64,
     /// How the products of convolutions are computed in a step.
     pub compute: Compute,
+}
+
+/// Whether it is not asked for, which is not written down either.
+fn is_off(is_on: &bool) -> bool {
+    !is_on
 }
 
 /// Whether a batch is computed as a whole, which is not written down: a recipe of an earlier lowbit says nothing of it.

@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use lowbit_data::{Batch, Loader, Split};
-use lowbit_models::Plan;
+use lowbit_kernels::SumOverRanks;
+use lowbit_models::{Plan, with_norms_over_ranks};
 use lowbit_quantizers::{trains_in_bf16, trains_with_quantized_gradients};
 use serde::Serialize;
 
@@ -494,8 +495,17 @@ impl<'a> Fit<'a> {
             n_images: data.train.config().batch_size,
             is_stopped: session.stop.load(Ordering::Relaxed),
         };
+        let sync_norms = experiment.phases[*phase].train.sync_norms && !session.world.is_alone();
+        let sum = sync_norms.then(|| {
+            let world = session.world.clone();
+            // Nobody goes on from a sum that is none: the exchange that follows says that a process is gone.
+            SumOverRanks::new(move |values| {
+                let n = values.len();
+                world.start_sum(values, Wire::Fp32).wait().unwrap_or_else(|_| vec![f32::NAN; n])
+            })
+        });
         let Stepped { losses, tally, is_stopped, quantized_share, times, measures } =
-            this.run(trainees, batch)?;
+            with_norms_over_ranks(sum, || this.run(trainees, batch))?;
         self.is_stopped_together |= is_stopped;
         self.clock.spend(times);
         self.progress.measures = measures;

@@ -708,6 +708,7 @@ fn read_train(section: Section<'_>, quantization: &QuantizationRecipe, model: &M
         warmup_epochs: section.number("warmup_epochs", 0.0, &NumberRange::NOT_NEGATIVE),
         gradient_clip: section.optional_number("gradient_clip", &NumberRange::POSITIVE),
         accumulate: section.integer("accumulate", 1, 1..=65_536) as usize,
+        sync_norms: section.boolean("sync_norms", false),
         label_smoothing: section.number("label_smoothing", 0.0, &NumberRange::FRACTION),
         ema_decay,
         ema_warmup: ema_decay.map(|_| ema_warmup.unwrap_or(true)),

@@ -112,11 +112,12 @@ fn hint(key: &str, beside: &[String], known: &[String]) -> String {
 
 /// The key that is meant by a name that other programs, or people, use for it.
 fn meant(name: &str) -> Option<&'static str> {
-    const MEANT: [(&[&str], &str); 28] = [
+    const MEANT: [(&[&str], &str); 29] = [
         (
             &["accum", "accumulation", "grad_accum", "accumulation_steps", "gradient_accumulation_steps"],
             "train.accumulate",
         ),
+        (&["sync_bn", "syncbn", "sync_batch_norm", "sync_batchnorm", "synchronized"], "train.sync_norms"),
         (
             &["scale_lr", "auto_scale_lr", "base_batch_size", "lr_scaling", "linear_scaling"],
             "train.learning_rate_batch",
