@@ -228,11 +228,8 @@ fn ranks_with_batch_norm_have_the_same_state() {
 /// Nothing is quantized here, so that no last digit of a sum turns a code.
 #[test]
 fn synchronized_norms_are_those_of_the_whole_batch() {
-    let full = [
-        "quantization.weight_bits='fp32'",
-        "quantization.act_bits='fp32'",
-        "train.learning_rate=0.01",
-    ];
+    let full =
+        ["quantization.weight_bits='fp32'", "quantization.act_bits='fp32'", "train.learning_rate=0.01"];
     let own = |options: &[&str]| recipe(&[&full[..], options].concat());
     let (alone, expected) = trained("synchronized-alone", 1, &own(&["train.sync_norms=true"]));
     let (together, got) = trained("synchronized", 3, &own(&["train.sync_norms=true"]));

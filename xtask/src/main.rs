@@ -10,6 +10,7 @@ mod output;
 mod parity;
 mod ranks;
 mod reproduce;
+mod scaling;
 mod verify_export;
 mod workspace;
 
@@ -33,6 +34,8 @@ enum Task {
     Parity(parity::ParityArgs),
     /// Train on two processes by MPI and compare with one, and kill one of two; needs an MPI library and libclang
     Ranks(ranks::RanksArgs),
+    /// Say how long a step takes on many processes, by a model and measured times
+    Scaling(scaling::ScalingArgs),
     /// Test the CPU kernels alone: for another processor, or with a sanitizer
     Kernels(kernels::KernelsArgs),
     /// Test what runs networks on emulated processors of aarch64, with and without dotprod and i8mm
@@ -70,6 +73,7 @@ fn main() -> anyhow::Result<()> {
         Task::Ci(args) => ci::run(&args),
         Task::Parity(args) => parity::run(&args),
         Task::Ranks(args) => ranks::run(&args),
+        Task::Scaling(args) => scaling::run(&args),
         Task::Kernels(args) => kernels::run(&args),
         Task::Emulate(args) => emulate::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),

@@ -87,8 +87,8 @@ impl PlacedSpec {
 /// The gradients of the parts of a batch that have been computed, added up.
 pub(crate) type BatchGradients = GradientsAccumulator<Learner>;
 
-/// Values that are read from the device and sent at once, at least: 4 MiB.
-const EXCHANGED_AT_ONCE: usize = 1 << 20;
+/// Values that are read from the device and sent at once, at least: 16 MiB. Each time costs the ways of some messages.
+const EXCHANGED_AT_ONCE: usize = 1 << 22;
 
 /// Prefixes of the tensors that processes tell one another.
 const OF_NETWORK: &str = "network.";
@@ -509,12 +509,19 @@ impl Trainee {
         impl Collect<'_> {
             fn send(&mut self) {
                 let tensors = std::mem::take(&mut self.tensors);
-                self.n_values = 0;
+                let n_values = std::mem::take(&mut self.n_values);
                 let Some((_, first, _)) = tensors.first() else { return };
                 let device = first.device();
                 let read = tensors.iter().map(|(_, tensor, _)| tensor.clone());
                 let read = read.fold(Transaction::default(), Transaction::register).execute();
-                let values = read.iter().flat_map(TensorData::iter::<f32>).collect();
+                let mut values = Vec::with_capacity(n_values);
+                for data in read {
+                    match data.as_slice::<f32>() {
+                        Ok(of_tensor) => values.extend_from_slice(of_tensor),
+                        // A backend may have another type.
+                        Err(_) => values.extend(data.iter::<f32>()),
+                    }
+                }
                 let sum = self.world.start_sum(values, self.world.wire());
                 let shapes = tensors.into_iter().map(|(id, _, shape)| (id, shape)).collect();
                 self.begun.push(ExchangedPart { sum, shapes, device });
