@@ -16,11 +16,28 @@ const OTHERS: [&str; 4] = ["tests", "examples", "benches", "README.md"];
 fn main() {
     let root = Path::new(&variable("CARGO_MANIFEST_DIR")).join("../..");
     println!("cargo::rerun-if-changed=build.rs");
+    if env::var_os("CARGO_FEATURE_MPI").is_some() {
+        expect_mpi();
+    }
     println!("cargo::rustc-env=LOWBIT_REVISION={}", revision(&root).unwrap_or_default());
     println!("cargo::rustc-env=LOWBIT_TARGET={}", variable("TARGET"));
     println!("cargo::rustc-env=LOWBIT_PROFILE={}", variable("PROFILE"));
     let rustc = output(Command::new(variable("RUSTC")).arg("--version")).unwrap_or_default();
     println!("cargo::rustc-env=LOWBIT_RUSTC={}", rustc.trim_start_matches("rustc "));
+}
+
+/// Says in a line what is missing where there is no MPI library: mpi-sys, which looks for it as this does, says it in many.
+fn expect_mpi() {
+    println!("cargo::rerun-if-env-changed=MPICC");
+    println!("cargo::rerun-if-env-changed=PATH");
+    let compiler = env::var("MPICC").unwrap_or_else(|_| "mpicc".into());
+    let known = |name: &str| output(Command::new("pkg-config").args(["--exists", name])).is_some();
+    if output(Command::new(compiler).arg("-show")).is_none() && !known("mpich") && !known("ompi") {
+        println!(
+            "cargo::error=the feature mpi needs an MPI library with its headers, and libclang: on Debian, apt-get install openmpi-bin \
+             libopenmpi-dev libclang-dev"
+        );
+    }
 }
 
 /// The commit that is checked out, with "-dirty" after it if sources of the program were changed since. `None` without git,

@@ -564,10 +564,10 @@ mod tests {
             on_ranks(3, |world| world.start_sum(values(world.rank(), 100), Wire::Bf16).wait().unwrap());
         assert!(sums.iter().all(|sum| *sum == sums[0]));
         let mut differs = false;
-        for i in 0..100 {
+        for (i, &sum) in sums[0].iter().enumerate() {
             let exact: f32 = (0..3).map(|rank| values(rank, 100)[i]).sum();
-            assert!((sums[0][i] - exact).abs() <= 0.1, "{} instead of {exact}", sums[0][i]);
-            differs |= sums[0][i] != exact;
+            assert!((sum - exact).abs() <= 0.1, "{sum} instead of {exact}");
+            differs |= sum != exact;
         }
         assert!(differs);
     }

@@ -82,6 +82,7 @@ pub fn end(code: Code) -> Code {
 ///
 /// To be called before any thread is started.
 #[cfg(unix)]
+#[expect(unsafe_code, reason = "the threads that compute are counted by whoever starts them, by a variable")]
 pub fn share_cores() {
     const THREADS: &str = "RAYON_NUM_THREADS";
 
@@ -102,10 +103,6 @@ pub fn share_cores() {
     };
     let n_threads = cores.share_of(n_local).to_string();
     // SAFETY: no other thread has been started that could read or write the environment meanwhile.
-    #[expect(
-        unsafe_code,
-        reason = "the threads that compute are counted by whoever starts them, by this variable"
-    )]
     unsafe {
         std::env::set_var(THREADS, n_threads);
     }

@@ -591,6 +591,31 @@ fn run_of_a_backend_that_is_not_compiled_in() {
     }
 }
 
+/// Processes that were started together are not to train the same thing side by side, for want of what joins them.
+#[test]
+fn several_processes_need_mpi() {
+    let sandbox = Sandbox::new();
+    if !cfg!(feature = "mpi") {
+        for (name, n) in [("OMPI_COMM_WORLD_SIZE", "4"), ("PMI_SIZE", "2")] {
+            let output = sandbox.command(&["train", "--out", "run"]).env(name, n).output().unwrap();
+            let outcome = Outcome::of(&output);
+            let expected = format!(
+                "error: this is one of {n} processes that were started together, and this lowbit is built without MPI: build it with \
+                 --features mpi\n"
+            );
+            assert_eq!((outcome.code, outcome.stderr), (Some(2), expected));
+            assert!(!sandbox.path("run").exists());
+        }
+        let alone =
+            sandbox.command(&[&["train", "--out", "run"], &TINY[..]].concat()).env("PMI_SIZE", "1").output();
+        assert_eq!(Outcome::of(&alone.unwrap()).code, Some(0));
+        assert_eq!(sandbox.json(&["inspect", "run"])["processes"][0]["ranks"], serde_json::Value::Null);
+    }
+    let outcome = sandbox.run(&["train", "--exchange", "bf16"]);
+    let expected = "error: --exchange is for several processes, which mpirun starts, and this one is alone: leave it out\n";
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(2), expected));
+}
+
 /// A path that no JSON can hold is refused before anything is trained.
 #[test]
 fn paths_that_are_no_text() {

@@ -495,6 +495,7 @@ mod tests {
             }
             add("time/images_per_second", 431.0);
             let parts = TimeParts {
+                exchange: 0.0,
                 data: 0.2,
                 forward: 1.4,
                 backward: 2.6,
