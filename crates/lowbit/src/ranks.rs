@@ -38,8 +38,18 @@ pub fn join() -> anyhow::Result<World> {
 }
 
 #[cfg(feature = "mpi")]
-fn by_mpi(_: usize) -> anyhow::Result<World> {
-    crate::mpi::join().map_err(|problem| UsageError(problem).into())
+fn by_mpi(n: usize) -> anyhow::Result<World> {
+    let world = crate::mpi::join().map_err(UsageError)?;
+    if world.size() != n {
+        // A launcher of another library: each process is alone.
+        let library = world.place().map(|place| place.library.clone()).unwrap_or_default();
+        let message = format!(
+            "{n} processes were started together, but {library}, which this lowbit is built with, sees {}: start them by its own launcher",
+            world.size()
+        );
+        return Err(UsageError(message).into());
+    }
+    Ok(world)
 }
 
 /// Each would train all of it, and into the same place.
