@@ -75,8 +75,17 @@ fn on_ranks<T: Send>(
     bring: impl Fn(usize) -> (Images, Vec<Box<dyn Strategy>>) + Sync,
     lead: impl FnOnce(Session<'_>) -> Result<T, TrainError> + Send,
 ) -> (Result<T, TrainError>, Vec<Result<(), TrainError>>) {
+    let worlds = World::threads(size).into_iter().map(|world| world.with_wire(wire));
+    on_worlds(worlds.collect(), bring, lead)
+}
+
+fn on_worlds<T: Send>(
+    worlds: Vec<World>,
+    bring: impl Fn(usize) -> (Images, Vec<Box<dyn Strategy>>) + Sync,
+    lead: impl FnOnce(Session<'_>) -> Result<T, TrainError> + Send,
+) -> (Result<T, TrainError>, Vec<Result<(), TrainError>>) {
     std::thread::scope(|scope| {
-        let mut worlds = World::threads(size).into_iter().map(|world| world.with_wire(wire));
+        let mut worlds = worlds.into_iter();
         let root = worlds.next().expect("invariant: there is a first");
         let bring = &bring;
         let along = |world: World| {
@@ -187,6 +196,27 @@ fn assert_near(name: &str, got: &[f32], expected: &[f32]) {
     assert_eq!(got.len(), expected.len(), "{name}");
     let far = got.iter().zip(expected).map(|(got, expected)| (got - expected).abs()).fold(0.0, f32::max);
     assert!(far <= 1e-6, "{name}: {far}");
+}
+
+/// On machines of several processes each, the sums of the machines are added up: another order, the same for all.
+#[test]
+fn machines_of_several_ranks_have_the_same_bits() {
+    let full = ["quantization.weight_bits='fp32'", "quantization.act_bits='fp32'"];
+    let recipe = recipe(&[&NO_NORM[..], &full].concat());
+    let (alone, _) = trained("machines-alone", 1, &recipe);
+    let runs = ["machines", "machines-again"].map(|name| {
+        let out = run_dir(name);
+        let worlds = World::threads_on(2, 2);
+        let (led, others) = on_worlds(worlds, plain, |session| train(&recipe, &out, session));
+        others.into_iter().for_each(|other| other.unwrap());
+        assert!(matches!(led, Ok(Outcome::Complete(_))), "{led:?}");
+        out
+    });
+    assert_eq!(digest(&runs[0]), digest(&runs[1]));
+    assert_near("machines", &parameters(&runs[0], 8), &parameters(&alone, 8));
+    let ranks = RunDir::open(&runs[0]).unwrap().processes().unwrap()[0].ranks.clone().unwrap();
+    let hosts: Vec<(&str, usize)> = ranks.hosts.iter().map(|host| (host.host.as_str(), host.n)).collect();
+    assert_eq!(hosts, [("machine 0", 2), ("machine 1", 2)]);
 }
 
 /// Without quantizers, in which the last digit of a sum may turn a code, two ranks are one process with the whole batch.

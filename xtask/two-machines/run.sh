@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Has Open MPI start a command on two machines, one process on each: two network namespaces with names of their own, and a link between
+# Has Open MPI start a command on two machines, PER_MACHINE processes on each (1): two network namespaces with names of their own, and a link between
 # them of 10 ms each way and 1 Gbit/s. As root; needs ip (iproute2), unshare, and python3 or a kernel with netem.
 #
 #   xtask/two-machines/run.sh target/debug/lowbit train digits-preresnet8-w2a2 --out /tmp/two-machines
@@ -7,7 +7,7 @@
 # DELAY_MS and RATE_MBIT change the link.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-delay=${DELAY_MS:-10} rate=${RATE_MBIT:-1000}
+delay=${DELAY_MS:-10} rate=${RATE_MBIT:-1000} per=${PER_MACHINE:-1}
 scratch=$(mktemp -d)
 link=
 
@@ -42,21 +42,22 @@ cat >"$scratch/on" <<END
 #!/usr/bin/env bash
 machine=\$1
 shift
-[ "\$1" != -x ] || shift
 mkdir -p "$scratch/\$machine"
 exec ip netns exec "lowbit-\$machine" unshare --uts -- env TMPDIR="$scratch/\$machine" \
-    bash -c "hostname \$machine; exec \$*"
+    bash -c 'hostname "\$0"; exec "\$@"' "\$machine" "\$@"
 END
 # Open MPI knows machines by their addresses.
 cat >"$scratch/agent" <<END
 #!/usr/bin/env bash
 case \$1 in 10.77.0.1) machine=one ;; *) machine=two ;; esac
 shift
-exec "$scratch/on" "\$machine" "\$@"
+[ "\$1" != -x ] || shift
+# As a remote shell has it.
+exec "$scratch/on" "\$machine" bash -c "\$*"
 END
 chmod +x "$scratch/on" "$scratch/agent"
 
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-"$scratch/on" one mpirun -n 2 --host 10.77.0.1:1,10.77.0.2:1 --mca plm_rsh_agent "$scratch/agent" --mca plm rsh \
-    --mca btl tcp,self --mca btl_tcp_if_include 10.77.0.0/24 --mca oob_tcp_if_include 10.77.0.0/24 \
+"$scratch/on" one mpirun -n $((2 * per)) --host "10.77.0.1:$per,10.77.0.2:$per" --mca plm_rsh_agent "$scratch/agent" --mca plm rsh \
+    --mca btl tcp,self,vader --mca btl_tcp_if_include 10.77.0.0/24 --mca oob_tcp_if_include 10.77.0.0/24 \
     --bind-to none "$@"

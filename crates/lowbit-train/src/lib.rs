@@ -115,7 +115,7 @@ pub use state::StateError;
 pub use text::{escaped, is_unseen, shell_quoted};
 pub use train::{ResumeFrom, follow, resume, train};
 pub use warning::{Warning, WarningKind};
-pub use world::{HostRanks, Place, Ranks, Sum, Transport, Wire, World, WorldError};
+pub use world::{Among, HostRanks, Place, Ranks, Sum, Transport, Wire, World, WorldError};
 
 /// The code of the README, compiled and run with the documentation's tests.
 #[cfg(doctest)]

@@ -2,7 +2,8 @@
 //! affair of a [`Transport`], which the program brings.
 //!
 //! Nothing here depends on the order in which messages arrive, nor on how a library adds up: each process adds up its piece of the
-//! values of all, in the order of their ranks, and hands the sum out. So all have the same bits, in every run.
+//! values of all, in the order of their ranks, and hands the sum out. So all have the same bits, in every run. Where machines have several
+//! processes each, those of a machine add up first, and what goes between machines is as much as if they had one.
 
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -10,20 +11,31 @@ use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
 
+/// The processes that something is exchanged among.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Among {
+    /// All of them.
+    All,
+    /// Those of this machine.
+    Machine,
+    /// Those that have the same number on their machines as this one has on its.
+    Machines,
+}
+
 /// Brings bytes from process to process. All processes call the same methods in the same order, with as many bytes.
 pub trait Transport {
-    /// The bytes that every process sends to this one, by rank, each as many as `sent.len() / size`: the `i`-th part of `sent` is for
-    /// rank `i`.
+    /// The bytes that every process of a group sends to this one, by rank, each as many as `sent.len()` divided by their number: the
+    /// `i`-th part of `sent` is for the `i`-th of them.
     ///
     /// # Errors
     /// [`WorldError`] if a process is gone.
-    fn all_to_all(&mut self, sent: &[u8], received: &mut [u8]) -> Result<(), WorldError>;
+    fn all_to_all(&mut self, among: Among, sent: &[u8], received: &mut [u8]) -> Result<(), WorldError>;
 
-    /// The bytes that every process sends to all, by rank.
+    /// The bytes that every process of a group sends to all of it, by rank.
     ///
     /// # Errors
     /// [`WorldError`] if a process is gone.
-    fn all_gather(&mut self, sent: &[u8], received: &mut [u8]) -> Result<(), WorldError>;
+    fn all_gather(&mut self, among: Among, sent: &[u8], received: &mut [u8]) -> Result<(), WorldError>;
 
     /// The bytes of rank 0, at all others.
     ///
@@ -48,6 +60,8 @@ pub struct Place {
     pub local_rank: usize,
     /// How many there are on its machine.
     pub local_size: usize,
+    /// Machines, if all have as many processes.
+    pub n_machines: Option<usize>,
     /// Name of the machine of each process.
     pub hosts: Vec<String>,
     /// What brings their messages, as in "Open MPI v4.1.4".
@@ -265,12 +279,19 @@ impl World {
         Coming::Awaited(receiver)
     }
 
-    /// Begins to add `values` up over all processes, which have as many: rank by rank, from 0 on. All get the same bits. What else is
-    /// computed meanwhile takes no time of it.
+    /// Begins to add `values` up over all processes, which have as many: rank by rank, from 0 on, where there is one machine or one process
+    /// on each; else first those of each machine, then those sums. All get the same bits. What else is computed meanwhile takes no time
+    /// of it.
     pub fn start_sum(&self, values: Vec<f32>, wire: Wire) -> Sum {
         let Some(inner) = &self.inner else { return Sum(Coming::There(values)) };
-        let size = inner.place.size;
-        Sum(Self::ask(inner, move |transport| sum(transport, size, values, wire)))
+        let Place { size, local_size, n_machines, .. } = inner.place;
+        let rounds = match n_machines {
+            Some(n_machines) if n_machines > 1 && local_size > 1 => {
+                vec![(Among::Machine, local_size), (Among::Machines, n_machines)]
+            }
+            _ => vec![(Among::All, size)],
+        };
+        Sum(Self::ask(inner, move |transport| sum(transport, &rounds, values, wire)))
     }
 
     /// What each process has to say, by rank, if all say as many numbers.
@@ -285,7 +306,11 @@ impl World {
             // A message of no bytes still waits for all.
             let mut all = vec![0.0; size * n.max(1)];
             let sent = if n == 0 { vec![0.0] } else { sent };
-            transport.all_gather(bytemuck::cast_slice(&sent), bytemuck::cast_slice_mut(&mut all))?;
+            transport.all_gather(
+                Among::All,
+                bytemuck::cast_slice(&sent),
+                bytemuck::cast_slice_mut(&mut all),
+            )?;
             Ok(all.chunks_exact(n.max(1)).map(|of_rank| of_rank[..n].to_vec()).collect())
         };
         Self::ask(inner, gather).wait()
@@ -299,15 +324,13 @@ impl World {
         let Some(inner) = &self.inner else { return Ok(vec![bytes.to_vec()]) };
         let (size, mut sent) = (inner.place.size, bytes.to_vec());
         let gather = move |transport: &mut dyn Transport| {
-            let mut lengths = vec![0u64; size];
-            transport.all_gather(
-                bytemuck::bytes_of(&(sent.len() as u64)),
-                bytemuck::cast_slice_mut(&mut lengths),
-            )?;
+            let (mut lengths, length) = (vec![0u64; size], sent.len() as u64);
+            let (length, all) = (bytemuck::bytes_of(&length), bytemuck::cast_slice_mut(&mut lengths));
+            transport.all_gather(Among::All, length, all)?;
             let longest = lengths.iter().copied().max().unwrap_or(0).max(1) as usize;
             sent.resize(longest, 0);
             let mut all = vec![0; size * longest];
-            transport.all_gather(&sent, &mut all)?;
+            transport.all_gather(Among::All, &sent, &mut all)?;
             let of_rank = |(bytes, length): (&[u8], &u64)| bytes[..*length as usize].to_vec();
             Ok(all.chunks_exact(longest).zip(&lengths).map(of_rank).collect())
         };
@@ -344,55 +367,98 @@ impl World {
 
     /// Processes that are threads of this one, by rank: for tests, and to try what a division over processes does.
     pub fn threads(size: usize) -> Vec<World> {
-        let said = Said { of_rank: vec![None; size], n_read: 0, is_over: false };
-        let shared = Arc::new(Shared { state: Mutex::new(said), changed: Condvar::new() });
-        let world = |rank| {
-            let shared = Arc::clone(&shared);
+        Self::threads_on(1, size)
+    }
+
+    /// The same, on so many machines, as they see it.
+    pub fn threads_on(n_machines: usize, local_size: usize) -> Vec<World> {
+        let size = n_machines * local_size;
+        let group = |n: usize| {
+            let said = Said { of_rank: vec![None; n], n_read: 0, is_over: false };
+            Arc::new(Shared { state: Mutex::new(said), changed: Condvar::new() })
+        };
+        let all = group(size);
+        let of_machines: Vec<_> = (0..n_machines).map(|_| group(local_size)).collect();
+        let of_locals: Vec<_> = (0..local_size).map(|_| group(n_machines)).collect();
+        let host = |rank: usize| match n_machines {
+            1 => "here".into(),
+            _ => format!("machine {}", rank / local_size),
+        };
+        let world = |rank: usize| {
+            let (machine, local_rank) = (rank / local_size, rank % local_size);
             let place = Place {
                 rank,
                 size,
-                local_rank: rank,
-                local_size: size,
-                hosts: vec!["here".into(); size],
+                local_rank,
+                local_size,
+                n_machines: Some(n_machines),
+                hosts: (0..size).map(host).collect(),
                 library: "threads".into(),
             };
-            let joined =
-                Self::join(move || Ok::<_, std::convert::Infallible>((place, Threads { rank, shared })));
+            let groups = [
+                (rank, Arc::clone(&all)),
+                (local_rank, Arc::clone(&of_machines[machine])),
+                (machine, Arc::clone(&of_locals[local_rank])),
+            ];
+            let joined = Self::join(move || Ok::<_, std::convert::Infallible>((place, Threads(groups))));
             joined.unwrap_or_else(|never| match never {})
         };
         (0..size).map(world).collect()
     }
 }
 
-/// Adds `values` up over all processes, in the order of their ranks, and hands the sum out.
+/// Adds `values` up over all processes, in `rounds` of groups with their sizes, and hands the sum out.
 fn sum(
     transport: &mut dyn Transport,
-    size: usize,
+    rounds: &[(Among, usize)],
     mut values: Vec<f32>,
     wire: Wire,
 ) -> Result<Vec<f32>, WorldError> {
     let n = values.len();
-    let piece = n.div_ceil(size).max(1);
-    values.resize(piece * size, 0.0);
-    match wire {
-        Wire::Fp32 => {
-            let mut received = vec![0.0f32; piece * size];
-            transport.all_to_all(bytemuck::cast_slice(&values), bytemuck::cast_slice_mut(&mut received))?;
-            let sum = sum_of(received.chunks_exact(piece).map(|of_rank| of_rank.iter().copied()), piece);
-            transport.all_gather(bytemuck::cast_slice(&sum), bytemuck::cast_slice_mut(&mut values))?;
-        }
-        Wire::Bf16 => {
-            let sent: Vec<u16> = values.iter().map(|&value| to_bf16(value)).collect();
-            let mut received = vec![0u16; piece * size];
-            transport.all_to_all(bytemuck::cast_slice(&sent), bytemuck::cast_slice_mut(&mut received))?;
-            let rows = received.chunks_exact(piece);
-            let sum = sum_of(rows.map(|of_rank| of_rank.iter().map(|&bits| from_bf16(bits))), piece);
-            let sum: Vec<u16> = sum.into_iter().map(to_bf16).collect();
-            transport.all_gather(bytemuck::cast_slice(&sum), bytemuck::cast_slice_mut(&mut received))?;
-            for (value, &bits) in values.iter_mut().zip(&received) {
-                *value = from_bf16(bits);
+    let n_pieces: usize = rounds.iter().map(|(_, size)| size).product();
+    values.resize(n.div_ceil(n_pieces).max(1) * n_pieces, 0.0);
+    // Of what a group has added up, each of it has a piece, which it adds up with the next group.
+    for &(among, size) in rounds {
+        let piece = values.len() / size;
+        values = match wire {
+            Wire::Fp32 => {
+                let mut received = vec![0.0f32; values.len()];
+                let (sent, all) = (bytemuck::cast_slice(&values), bytemuck::cast_slice_mut(&mut received));
+                transport.all_to_all(among, sent, all)?;
+                sum_of(received.chunks_exact(piece).map(|of_rank| of_rank.iter().copied()), piece)
             }
-        }
+            Wire::Bf16 => {
+                let sent: Vec<u16> = values.iter().map(|&value| to_bf16(value)).collect();
+                let mut received = vec![0u16; sent.len()];
+                let (sent, all) = (bytemuck::cast_slice(&sent), bytemuck::cast_slice_mut(&mut received));
+                transport.all_to_all(among, sent, all)?;
+                let rows = received.chunks_exact(piece);
+                sum_of(rows.map(|of_rank| of_rank.iter().map(|&bits| from_bf16(bits))), piece)
+            }
+        };
+    }
+    for &(among, size) in rounds.iter().rev() {
+        values = match wire {
+            Wire::Fp32 => {
+                let mut whole = vec![0.0f32; values.len() * size];
+                transport.all_gather(
+                    among,
+                    bytemuck::cast_slice(&values),
+                    bytemuck::cast_slice_mut(&mut whole),
+                )?;
+                whole
+            }
+            Wire::Bf16 => {
+                let sent: Vec<u16> = values.iter().map(|&value| to_bf16(value)).collect();
+                let mut whole = vec![0u16; sent.len() * size];
+                transport.all_gather(
+                    among,
+                    bytemuck::cast_slice(&sent),
+                    bytemuck::cast_slice_mut(&mut whole),
+                )?;
+                whole.into_iter().map(from_bf16).collect()
+            }
+        };
     }
     values.truncate(n);
     Ok(values)
@@ -440,24 +506,36 @@ struct Said {
     is_over: bool,
 }
 
-struct Threads {
-    rank: usize,
-    shared: Arc<Shared>,
-}
+/// The rank of a thread in each group, and what the group says: all, those of its machine, those of all machines with its number.
+struct Threads([(usize, Arc<Shared>); 3]);
 
 impl Threads {
-    /// Says `bytes` to all, and has `read` look at what each says.
-    fn exchange(&mut self, bytes: &[u8], mut read: impl FnMut(usize, &[u8])) -> Result<(), WorldError> {
-        let Shared { state, changed } = &*self.shared;
+    fn group(&self, among: Among) -> &(usize, Arc<Shared>) {
+        match among {
+            Among::All => &self.0[0],
+            Among::Machine => &self.0[1],
+            Among::Machines => &self.0[2],
+        }
+    }
+
+    /// Says `bytes` to a group, and has `read` look at what each says.
+    fn exchange(
+        &self,
+        among: Among,
+        bytes: &[u8],
+        mut read: impl FnMut(usize, &[u8]),
+    ) -> Result<(), WorldError> {
+        let (own, shared) = self.group(among);
+        let Shared { state, changed } = &**shared;
         let mut said = state.lock().unwrap_or_else(PoisonError::into_inner);
         // Of the exchange before, not all may have read.
-        while said.of_rank[self.rank].is_some() && !said.is_over {
+        while said.of_rank[*own].is_some() && !said.is_over {
             said = changed.wait(said).unwrap_or_else(PoisonError::into_inner);
         }
-        if said.of_rank[self.rank].is_some() {
+        if said.of_rank[*own].is_some() {
             return Err(WorldError);
         }
-        said.of_rank[self.rank] = Some(bytes.to_vec());
+        said.of_rank[*own] = Some(bytes.to_vec());
         changed.notify_all();
         while said.of_rank.iter().any(Option::is_none) && !said.is_over {
             said = changed.wait(said).unwrap_or_else(PoisonError::into_inner);
@@ -477,24 +555,23 @@ impl Threads {
 }
 
 impl Transport for Threads {
-    fn all_to_all(&mut self, sent: &[u8], received: &mut [u8]) -> Result<(), WorldError> {
-        let (rank, mut parts) = (self.rank, received);
-        let n = parts.len() / self.size();
-        self.exchange(sent, |_, bytes| {
-            let (part, rest) = std::mem::take(&mut parts).split_at_mut(n);
-            part.copy_from_slice(&bytes[rank * n..][..n]);
-            parts = rest;
+    fn all_to_all(&mut self, among: Among, sent: &[u8], received: &mut [u8]) -> Result<(), WorldError> {
+        let (own, shared) = self.group(among);
+        let size = shared.state.lock().unwrap_or_else(PoisonError::into_inner).of_rank.len();
+        let (own, n) = (*own, received.len() / size);
+        self.exchange(among, sent, |rank, bytes| {
+            received[rank * n..][..n].copy_from_slice(&bytes[own * n..][..n])
         })
     }
 
-    fn all_gather(&mut self, sent: &[u8], received: &mut [u8]) -> Result<(), WorldError> {
+    fn all_gather(&mut self, among: Among, sent: &[u8], received: &mut [u8]) -> Result<(), WorldError> {
         let n = sent.len();
-        self.exchange(sent, |rank, bytes| received[rank * n..][..n].copy_from_slice(bytes))
+        self.exchange(among, sent, |rank, bytes| received[rank * n..][..n].copy_from_slice(bytes))
     }
 
     fn broadcast(&mut self, bytes: &mut [u8]) -> Result<(), WorldError> {
         let sent = bytes.to_vec();
-        self.exchange(&sent, |rank, said| {
+        self.exchange(Among::All, &sent, |rank, said| {
             if rank == 0 {
                 bytes.copy_from_slice(said);
             }
@@ -502,16 +579,12 @@ impl Transport for Threads {
     }
 }
 
-impl Threads {
-    fn size(&self) -> usize {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).of_rank.len()
-    }
-}
-
 impl Drop for Threads {
     fn drop(&mut self) {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).is_over = true;
-        self.shared.changed.notify_all();
+        for (_, shared) in &self.0 {
+            shared.state.lock().unwrap_or_else(PoisonError::into_inner).is_over = true;
+            shared.changed.notify_all();
+        }
     }
 }
 
@@ -521,9 +594,13 @@ mod tests {
 
     /// What each of `size` ranks has of `work`, by rank.
     fn on_ranks<T: Send>(size: usize, work: impl Fn(World) -> T + Sync) -> Vec<T> {
+        on(World::threads(size), work)
+    }
+
+    fn on<T: Send>(worlds: Vec<World>, work: impl Fn(World) -> T + Sync) -> Vec<T> {
         std::thread::scope(|scope| {
             let spawn = |world| scope.spawn(|| work(world));
-            let threads: Vec<_> = World::threads(size).into_iter().map(spawn).collect();
+            let threads: Vec<_> = worlds.into_iter().map(spawn).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         })
     }
@@ -546,6 +623,36 @@ mod tests {
                 let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
                 assert_eq!(bits(&sum), bits(&expected), "{size} ranks, {n} values");
             }
+        }
+    }
+
+    /// Those of a machine first, then the machines; with one process each, in the order of the ranks.
+    #[test]
+    fn machines_add_up_before_they_tell_one_another() {
+        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        for (n_machines, n_local, n) in [(2, 2, 9), (3, 2, 1), (2, 3, 600), (4, 1, 10), (1, 4, 10)] {
+            let sums = on(World::threads_on(n_machines, n_local), |world| {
+                world.start_sum(values(world.rank(), n), Wire::Fp32).wait().unwrap()
+            });
+            let add = |mut sum: Vec<f32>, values: Vec<f32>| {
+                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+                sum
+            };
+            let of_machine = |machine: usize| {
+                let ranks = (0..n_local).map(|local| values(machine * n_local + local, n));
+                ranks.reduce(add).unwrap()
+            };
+            let expected = match n_local == 1 || n_machines == 1 {
+                true => (0..n_machines * n_local).map(|rank| values(rank, n)).reduce(add).unwrap(),
+                false => (0..n_machines).map(of_machine).reduce(add).unwrap(),
+            };
+            for sum in &sums {
+                assert_eq!(bits(sum), bits(&expected), "{n_machines} machines of {n_local}, {n} values");
+            }
+            let rounded = on(World::threads_on(n_machines, n_local), |world| {
+                world.start_sum(values(world.rank(), n), Wire::Bf16).wait().unwrap()
+            });
+            assert!(rounded.iter().all(|sum| *sum == rounded[0]));
         }
     }
 

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lowbit_train::{Place, Transport, World, WorldError};
+use lowbit_train::{Among, Place, Transport, World, WorldError};
 use mpi::environment::{Universe, library_version, processor_name};
 use mpi::request::{LocalScope, Request, scope};
-use mpi::topology::SimpleCommunicator;
+use mpi::topology::{Color, SimpleCommunicator};
 use mpi::traits::{Communicator, CommunicatorCollectives, Root};
 use mpi::{Threading, initialize_with_threading};
 
@@ -34,9 +34,17 @@ pub fn join() -> Result<World, String> {
         let local = world.split_shared(world.rank());
         let (rank, size) = (world.rank() as usize, world.size() as usize);
         let (local_rank, local_size) = (local.rank() as usize, local.size() as usize);
-        let mut transport = Mpi { world, _universe: universe };
-        let place =
-            Place { rank, size, local_rank, local_size, hosts: transport.hosts(size), library: library() };
+        let machines = world.split_by_color_with_key(Color::with_value(local.rank()), world.rank());
+        let machines = machines.ok_or("MPI makes no group of the machines")?;
+        let n_machines = machines.size() as usize;
+        let mut transport = Mpi { world, local, machines, _universe: universe };
+        let mut sizes = vec![0; size];
+        // This either works or ends the process, as what follows.
+        let _ = transport.all_gather(Among::All, &[local_size.min(255) as u8], &mut sizes);
+        let is_even = sizes.iter().all(|&of_other| usize::from(of_other) == local_size);
+        let n_machines = is_even.then_some(n_machines);
+        let (hosts, library) = (transport.hosts(size), library());
+        let place = Place { rank, size, local_rank, local_size, n_machines, hosts, library };
         Ok((place, transport))
     })
 }
@@ -60,6 +68,10 @@ fn library() -> String {
 
 struct Mpi {
     world: SimpleCommunicator,
+    /// Those of this machine.
+    local: SimpleCommunicator,
+    /// Those with the number of this one on all machines.
+    machines: SimpleCommunicator,
     /// Dropped last, which ends MPI.
     _universe: Universe,
 }
@@ -72,10 +84,17 @@ impl Mpi {
         let n = name.len().min(NAME_BYTES);
         own[..n].copy_from_slice(&name.as_bytes()[..n]);
         let mut all = vec![0; NAME_BYTES * size];
-        // This either works or ends the process.
-        let _ = self.all_gather(&own, &mut all);
+        let _ = self.all_gather(Among::All, &own, &mut all);
         let name = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\0').to_string();
         all.chunks_exact(NAME_BYTES).map(name).collect()
+    }
+
+    fn group(&self, among: Among) -> &SimpleCommunicator {
+        match among {
+            Among::All => &self.world,
+            Among::Machine => &self.local,
+            Among::Machines => &self.machines,
+        }
     }
 
     /// Ends all processes if this one has failed.
@@ -110,15 +129,15 @@ impl Mpi {
 
 // An error of MPI ends all processes, as its standard has it unless a program asks otherwise.
 impl Transport for Mpi {
-    fn all_to_all(&mut self, sent: &[u8], received: &mut [u8]) -> Result<(), WorldError> {
+    fn all_to_all(&mut self, among: Among, sent: &[u8], received: &mut [u8]) -> Result<(), WorldError> {
         self.end_if_asked();
-        scope(|scope| self.wait(self.world.immediate_all_to_all_into(scope, sent, received)));
+        scope(|scope| self.wait(self.group(among).immediate_all_to_all_into(scope, sent, received)));
         Ok(())
     }
 
-    fn all_gather(&mut self, sent: &[u8], received: &mut [u8]) -> Result<(), WorldError> {
+    fn all_gather(&mut self, among: Among, sent: &[u8], received: &mut [u8]) -> Result<(), WorldError> {
         self.end_if_asked();
-        scope(|scope| self.wait(self.world.immediate_all_gather_into(scope, sent, received)));
+        scope(|scope| self.wait(self.group(among).immediate_all_gather_into(scope, sent, received)));
         Ok(())
     }
 
