@@ -54,7 +54,7 @@ const fn case(method: &'static str, bits: [&'static str; 2], opset: &'static str
 const ENDS: [&str; 2] =
     ["quantization.first={weight_bits=8}", "quantization.last={weight_bits=8,act_bits=8}"];
 
-const CASES: [Case; 29] = [
+const CASES: [Case; 32] = [
     case("dorefa", ["1", "1"], "25"),
     case("dorefa", ["2", "2"], "25"),
     case("dorefa", ["2", "2"], "13"),
@@ -78,6 +78,9 @@ const CASES: [Case; 29] = [
     Case { opset: None, ..case("n2uq", ["2", "2"], "") },
     Case { opset: None, ..case("hwgq", ["1", "2"], "") },
     case("xnor", ["1", "2"], "25"),
+    case("xnor", ["1", "1"], "25"),
+    case("hwgq", ["1", "1"], "25"),
+    case("n2uq", ["1", "1"], "25"),
     case("twn", ["2", "2"], "25"),
     Case { opset: None, ..case("apot", ["4", "4"], "") },
     Case { opset: None, ..case("apot", ["2", "2"], "") },
