@@ -63,3 +63,36 @@ pub(crate) fn n_at_floor(parameter: Tensor<1>, floor: f32) -> Tensor<1, Int> {
 pub(crate) fn replace(old: Tensor<1>, new: Tensor<1>) -> Tensor<1> {
     Tensor::from_data(new.into_data(), &old.device()).set_require_grad(old.is_require_grad())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_of_quantizers_is_told_from_weights() {
+        for path in [
+            "stem.weight_quantizer.step_size",
+            "fc.input_quantizer.running_max",
+            "mine.clip_value",
+            "step_size",
+            "mine.recorded_bits",
+            "mine.running_min",
+            "mine.running_max",
+            "mine.log2_threshold",
+            "interval_upper",
+        ] {
+            assert!(is_quantizer_state(path), "{path}");
+        }
+        for path in [
+            "stem.weight",
+            "stages.0.0.norm1.gamma",
+            "fc.bias",
+            "step_size.weight",
+            "norm.running_var",
+            "prelu.alpha",
+            "basis",
+        ] {
+            assert!(!is_quantizer_state(path), "{path}");
+        }
+    }
+}

@@ -156,3 +156,81 @@ pub fn pattern_matches(pattern: &Glob, path: &str) -> bool {
         .build()
         .is_ok_and(|glob| glob.compile_matcher().is_match(path.replace('.', "/")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bits(bits: u32) -> Precision {
+        Precision::bits(bits).unwrap()
+    }
+
+    #[test]
+    fn roles_then_patterns_in_order() {
+        let mut policy = QuantizationPolicy::new(LayerQuantization::new(Method::DoReFa, bits(2), bits(2)));
+        let weights = |n| LayerOverride { weight_bits: Some(bits(n)), ..LayerOverride::default() };
+        policy.shortcut = weights(8);
+        policy.patterns = vec![
+            (Glob::new("stages.1.**").unwrap(), weights(4)),
+            (Glob::new("stages.*.0.conv1").unwrap(), weights(3)),
+        ];
+        let resolved = |path, role| policy.resolve(path, role).weight_bits;
+        assert_eq!(resolved("stem", LayerRole::First), Precision::FullPrecision);
+        assert_eq!(resolved("stages.0.1.conv1", LayerRole::Hidden), bits(2));
+        assert_eq!(resolved("stages.0.0.conv1", LayerRole::Hidden), bits(3));
+        assert_eq!(resolved("stages.0.0.shortcut", LayerRole::Shortcut), bits(8));
+        assert_eq!(resolved("stages.1.0.shortcut", LayerRole::Shortcut), bits(4));
+        assert_eq!(resolved("stages.1.0.conv1", LayerRole::Hidden), bits(3));
+        assert_eq!(resolved("stages.1.0.conv2", LayerRole::Hidden), bits(4));
+        let raised =
+            policy.with_floor(PrecisionFloor { weight_bits: bits(4), act_bits: Precision::FullPrecision });
+        let resolved = |path, role| raised.resolve(path, role);
+        assert_eq!(resolved("stages.0.0.conv1", LayerRole::Hidden).weight_bits, bits(4));
+        assert_eq!(resolved("stages.0.0.shortcut", LayerRole::Shortcut).weight_bits, bits(8));
+        assert_eq!(resolved("stages.0.0.shortcut", LayerRole::Shortcut).act_bits, Precision::FullPrecision);
+        let paths = ["stem".to_string(), "stages.0.0.conv1".to_string()];
+        assert_eq!(policy.unmatched_patterns(&paths), ["stages.1.**"]);
+    }
+
+    /// What is asked for at any level lasts through full precision on the way.
+    #[test]
+    fn granularity_survives_full_precision_in_between() {
+        let quantization = LayerQuantization {
+            weight_granularity: Granularity::PerChannel,
+            ..LayerQuantization::new(Method::Lsq, bits(2), bits(2))
+        };
+        let mut policy = QuantizationPolicy::new(quantization);
+        let change = |glob: &str, weight_bits| {
+            let change = LayerOverride { weight_bits: Some(weight_bits), ..LayerOverride::default() };
+            (Glob::new(glob).unwrap(), change)
+        };
+        let resolved = |policy: &QuantizationPolicy, path: &str, role| {
+            let LayerQuantization { weight_bits, weight_granularity, .. } = policy.resolve(path, role);
+            (weight_bits, weight_granularity)
+        };
+        // A role in full precision, then a pattern; a pattern in full precision, then another.
+        policy.patterns = vec![
+            change("stem", bits(8)),
+            change("stages.**", Precision::FullPrecision),
+            change("stages.1.**", bits(4)),
+        ];
+        assert_eq!(resolved(&policy, "stem", LayerRole::First), (bits(8), Granularity::PerChannel));
+        assert_eq!(
+            resolved(&policy, "stages.1.0.conv1", LayerRole::Hidden),
+            (bits(4), Granularity::PerChannel)
+        );
+        // Full precision in the end has no granularity.
+        let full = (Precision::FullPrecision, Granularity::PerTensor);
+        assert_eq!(resolved(&policy, "stages.0.0.conv1", LayerRole::Hidden), full);
+        assert_eq!(resolved(&policy, "fc", LayerRole::Last), full);
+        // A rung in full precision forgets nothing either.
+        let floor = |weight_bits| PrecisionFloor { weight_bits, act_bits: bits(8) };
+        let raised = policy.with_floor(floor(Precision::FullPrecision));
+        assert_eq!(resolved(&raised, "stem", LayerRole::First), full);
+        let lower = raised.with_floor(floor(bits(3)));
+        assert_eq!(resolved(&lower, "stem", LayerRole::First), (bits(8), Granularity::PerChannel));
+        // A base in full precision neither.
+        policy.base.weight_bits = Precision::FullPrecision;
+        assert_eq!(resolved(&policy, "stem", LayerRole::First), (bits(8), Granularity::PerChannel));
+    }
+}

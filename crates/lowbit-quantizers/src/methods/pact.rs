@@ -47,7 +47,7 @@ const INITIAL_CLIP_VALUE: f32 = 8.0;
 
 /// The clip value of the least squared error at 1 to 8 bits for the positive half of a normal distribution, whose mean square is
 /// 1.2533 times its mean: as multiples of that ratio, which does not depend on how many of the values are zero.
-pub const CLIP_PER_RATIO: [f64; 8] = [0.977, 1.557, 1.974, 2.314, 2.610, 2.878, 3.128, 3.364];
+const CLIP_PER_RATIO: [f64; 8] = [0.977, 1.557, 1.974, 2.314, 2.610, 2.878, 3.128, 3.364];
 
 /// A calibrated clip value is at most this share of the largest activation. At 8 bits, the largest one then loses a quarter of
 /// half a step.
@@ -168,6 +168,36 @@ impl QuantizesActivations for PactActivations {
         self.calibration.finish_mean();
         if let Some(clip) = clip {
             self.clip_value = self.clip_value.clone().map(|old| replace(old, clip));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Quantiles of the positive half of a normal distribution, by the midpoint rule: values with their density.
+    fn half_normal() -> Vec<[f64; 2]> {
+        let value = |i: i32| (f64::from(i) + 0.5) * 6.0 / 3000.0;
+        (0..3000).map(value).map(|x| [x, (-x * x / 2.0).exp()]).collect()
+    }
+
+    fn mean(f: impl Fn(f64) -> f64) -> f64 {
+        let values = half_normal();
+        let weight: f64 = values.iter().map(|[_, density]| density).sum();
+        values.iter().map(|[x, density]| f(*x) * density).sum::<f64>() / weight
+    }
+
+    #[test]
+    fn calibrated_clip_values_have_the_least_squared_error() {
+        let ratio = mean(|x| x * x) / mean(|x| x);
+        for bits in BitWidth::ALL {
+            let n = f64::from(bits.levels() - 1);
+            let error =
+                |clip: f64| mean(|x| ((x.min(clip) / clip * n).round_ties_even() / n * clip - x).powi(2));
+            let clip = CLIP_PER_RATIO[bits.get() as usize - 1] * ratio;
+            let [least, below, above] = [1.0, 0.97, 1.03].map(|factor| error(clip * factor));
+            assert!(least < below && least < above, "{bits} bits: {below} {least} {above}");
         }
     }
 }
