@@ -184,6 +184,13 @@ impl Trial<'_> {
         }
         ensure!(n_killed > 1, "only {n_killed} of {} kills came while it trained", KILLED_AFTER.len());
         self.ends_well(&mut self.train(2, name, &LONGER), name)?;
+        let processes = fs::read_to_string(self.folder.join(name).join("processes.jsonl"))?;
+        let has_steps = |line: &str| {
+            let process: Option<Value> = serde_json::from_str(line).ok();
+            process.is_some_and(|process| process["step"].as_u64() > Some(0))
+        };
+        let n_resumed = processes.lines().filter(|line| has_steps(line)).count();
+        ensure!(n_resumed > 0, "no kill came after a checkpoint: all processes began at step 0");
         Ok(n_killed)
     }
 

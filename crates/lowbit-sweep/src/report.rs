@@ -94,7 +94,7 @@ pub struct Comparison {
     pub difference: Option<f64>,
     /// Half of its 95 % interval by Student's t, from two seeds on.
     pub interval: Option<f64>,
-    /// Two-sided p value of Student's t test of it, from two seeds on.
+    /// Two-sided p value of Student's t test of it, from two seeds on, if neither row lacks one.
     pub p: Option<f64>,
     /// The same corrected for the comparisons of its family, by Holm's method.
     pub p_holm: Option<f64>,
@@ -382,7 +382,8 @@ impl Comparison {
             seeds: differences.len(),
             difference: mean(&differences),
             interval: interval(&differences),
-            p: p_value(&differences),
+            // Seeds that are missing may have diverged: what is left would be a choice.
+            p: p_value(&differences).filter(|_| row.missing + other.missing == 0),
             p_holm: None,
         }
     }
@@ -423,9 +424,12 @@ fn comparisons(rows: &[Row], compare: &Compare) -> Vec<Comparison> {
         is_one_family || (a.weight_bits, a.act_bits) == (b.weight_bits, b.act_bits)
     };
     for family in all.chunk_by_mut(same_family) {
-        let corrected = holm(&family.iter().filter_map(|comparison| comparison.p).collect::<Vec<f64>>());
-        let tested = family.iter_mut().filter(|comparison| comparison.p.is_some());
-        tested.zip(corrected).for_each(|(comparison, p)| comparison.p_holm = Some(p));
+        // One that is not there yet counts too, as if it showed nothing.
+        let corrected =
+            holm(&family.iter().map(|comparison| comparison.p.unwrap_or(1.0)).collect::<Vec<f64>>());
+        for (comparison, p) in family.iter_mut().zip(corrected) {
+            comparison.p_holm = comparison.p.map(|_| p);
+        }
     }
     all
 }

@@ -356,9 +356,10 @@ pub enum TrainError {
         /// Parts that each computes one after the other.
         accumulate: usize,
     },
-    /// The part of a process is a single image, of which BatchNorm makes nothing.
+    /// The part of a process is a single image, which BatchNorm cannot normalize.
     #[error(
-        "1 image for each of {ranks} processes{} leaves BatchNorm of {network} a single value a channel: start fewer, or take a larger          data.batch_size", in_parts(*accumulate)
+        "1 image for each of {ranks} processes{} leaves BatchNorm of {network} a single value a channel: start fewer, or take a larger \
+         data.batch_size", in_parts(*accumulate)
     )]
     OneImageEach {
         /// Processes.

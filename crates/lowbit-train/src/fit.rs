@@ -938,11 +938,18 @@ enum End {
 fn difference_of_ranks(now: &Option<Ranks>, then: &Option<Ranks>) -> Option<String> {
     let counted = |ranks: &Option<Ranks>| ranks.as_ref().map_or(1, |ranks| ranks.n);
     let wire = |ranks: &Option<Ranks>| ranks.as_ref().map_or(Wire::Fp32, |ranks| ranks.wire);
+    let places = |ranks: &Option<Ranks>| -> Vec<Vec<usize>> {
+        ranks.iter().flat_map(|ranks| ranks.hosts.iter().map(|host| host.ranks.clone())).collect()
+    };
     let in_words = |n: usize| if n == 1 { "1 process".into() } else { format!("{n} processes") };
     match (counted(then), counted(now)) {
         (then, now) if then != now => Some(format!("{} then, {} now", in_words(then), in_words(now))),
         _ if wire(then) != wire(now) => {
             Some(format!("gradients sent in {} then, in {} now", wire(then).name(), wire(now).name()))
+        }
+        // Those of a machine add up first.
+        _ if places(then) != places(now) => {
+            Some("the processes are divided over machines in another way".into())
         }
         _ => None,
     }

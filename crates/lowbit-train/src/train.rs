@@ -1,7 +1,7 @@
 //! How a training begins, and how it goes on.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -98,7 +98,8 @@ pub fn follow(session: Session<'_>) -> Result<(), TrainError> {
     };
     let recipe = Recipe::parse(&order.recipe, "the recipe of rank 0", &[])?;
     let images = session.images.with_run_dir(order.data_dir.as_deref());
-    let data = Data::read(&recipe, &images, session.stop)?;
+    // A stop is agreed on by all, once the steps have begun: who left here alone would be waited for.
+    let data = Data::read(&recipe, &images, &AtomicBool::new(false))?;
     let run_recipe = RunRecipe { recipe, sha256: order.recipe_sha256 };
     let mut fit = Fit::new(run_recipe, data, session)?;
     fit.expect_same_ranks()?;

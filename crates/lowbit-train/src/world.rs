@@ -109,6 +109,8 @@ pub struct HostRanks {
     pub host: String,
     /// Processes on it.
     pub n: usize,
+    /// Their numbers.
+    pub ranks: Vec<usize>,
 }
 
 /// The processes of a training as one of them sees them. Clones are of the same process.
@@ -243,10 +245,13 @@ impl World {
     pub fn ranks(&self) -> Option<Ranks> {
         let Place { size, hosts: of_ranks, library, .. } = self.place().filter(|place| place.size > 1)?;
         let mut hosts: Vec<HostRanks> = Vec::new();
-        for host in of_ranks {
+        for (rank, host) in of_ranks.iter().enumerate() {
             match hosts.iter_mut().find(|known| known.host == *host) {
-                Some(known) => known.n += 1,
-                None => hosts.push(HostRanks { host: host.clone(), n: 1 }),
+                Some(known) => {
+                    known.n += 1;
+                    known.ranks.push(rank);
+                }
+                None => hosts.push(HostRanks { host: host.clone(), n: 1, ranks: vec![rank] }),
             }
         }
         Some(Ranks { n: *size, hosts, library: library.clone(), wire: self.wire })
@@ -738,7 +743,7 @@ mod tests {
     fn machines_are_counted_in_the_record() {
         let worlds = World::threads(2);
         let ranks = worlds[1].ranks().unwrap();
-        assert_eq!(ranks.hosts, [HostRanks { host: "here".into(), n: 2 }]);
+        assert_eq!(ranks.hosts, [HostRanks { host: "here".into(), n: 2, ranks: vec![0, 1] }]);
         assert_eq!((ranks.n, worlds[1].name_of(1)), (2, "1".into()));
     }
 }

@@ -145,7 +145,7 @@ fn run(cli: &Cli) -> Code {
     let verbosity = cli.verbosity();
     let world = match &cli.command {
         Command::Train(_) => ranks::join(),
-        _ => Ok(World::ALONE),
+        _ => ranks::expect_alone().map(|()| World::ALONE).map_err(Into::into),
     };
     let screen = match &world {
         Ok(world) if !world.is_root() => Screen::silent(),

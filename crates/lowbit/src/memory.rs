@@ -35,6 +35,16 @@ pub struct Room {
     pub bound: Bound,
 }
 
+impl Room {
+    /// What each of `n` processes of a machine has of it.
+    pub fn shared_by(self, n: u64) -> Self {
+        match self.bound {
+            Bound::AddressSpace => self,
+            _ => Self { bytes: self.bytes / n.max(1), ..self },
+        }
+    }
+}
+
 /// What bounds the memory of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {

@@ -23,6 +23,19 @@ fn n_started() -> usize {
     if is_by_mpi { SIZES.iter().find_map(number).unwrap_or(1) } else { 1 }
 }
 
+/// Refuses a command that is started several times at once, and would do the same in each.
+///
+/// # Errors
+/// If there are several.
+pub fn expect_alone() -> Result<(), UsageError> {
+    match n_started() {
+        1 => Ok(()),
+        n => Err(UsageError(format!(
+            "only lowbit train runs on several processes, and this is one of {n}: start it alone"
+        ))),
+    }
+}
+
 /// Joins the processes that were started together with this one, if there are some.
 ///
 /// # Errors

@@ -55,8 +55,8 @@ pub fn handle(handler: impl FnMut() + Send + 'static) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sets `stop` with SIGUSR1 too, which launchers of several processes pass on as it is: after Ctrl-C they leave but a second for a step and
-/// a checkpoint.
+/// Sets `stop` with SIGUSR1 too, which Slurm sends before the time of a job is over, and launchers of several processes pass on as it is:
+/// after Ctrl-C they leave but a second for a step and a checkpoint.
 pub fn stop_on_user_signal(stop: &Arc<AtomicBool>, screen: &Screen) {
     #[cfg(unix)]
     {

@@ -37,9 +37,7 @@ pub fn run(args: &TrainArgs, world: World, screen: &Screen, log: &LogFile) -> an
         return Err(UsageError(message.into()).into());
     }
     let stop = stop_on_signals(screen)?;
-    if !world.is_alone() {
-        stop_on_user_signal(&stop, screen);
-    }
+    stop_on_user_signal(&stop, screen);
     if !world.is_root() {
         return along(args, world, &stop);
     }
@@ -82,7 +80,7 @@ pub fn run(args: &TrainArgs, world: World, screen: &Screen, log: &LogFile) -> an
     };
     let place = Place { device: name.to_string(), wire: wire_of(args, &start)? };
     let (device, world) = place.take(name, world)?;
-    let memory = memory_of(&start, checkpoint.as_deref(), &device, world.size(), args.ignore_memory)?;
+    let memory = memory_of(&start, checkpoint.as_deref(), &device, &world, args.ignore_memory)?;
     let mut follower = Follower {
         device: name.to_string(),
         memory,
@@ -275,7 +273,7 @@ fn memory_of(
     start: &Start<'_>,
     checkpoint: Option<&str>,
     device: &Device,
-    n_ranks: usize,
+    world: &World,
     is_tried: bool,
 ) -> anyhow::Result<Option<String>> {
     let limits = gpu_limits(device);
@@ -294,9 +292,12 @@ fn memory_of(
         }
     };
     // A process computes its part of a batch at once.
-    estimate.accumulate *= n_ranks as u64;
+    estimate.accumulate *= world.size() as u64;
     let may_change = matches!(start, Start::New { .. });
-    memory::expect_room(&estimate, limits, memory::room(), may_change, is_tried)?;
+    // The processes of a machine share its memory.
+    let n_local = world.place().map_or(1, |place| place.local_size as u64);
+    let room = memory::room().map(|room| room.shared_by(n_local));
+    memory::expect_room(&estimate, limits, room, may_change, is_tried)?;
     Ok(Some(memory::describe(&estimate, limits.is_some())))
 }
 

@@ -437,7 +437,9 @@ fn draw_times(frame: &mut Frame<'_>, area: Rect, run: &Watched) {
                 let bar = (share * width as f64).round_ties_even() as usize;
                 Line::raw(format!(" {name:<10} {:>3.0}% {}", 100.0 * share, "━".repeat(bar)))
             };
-            parts.named().into_iter().map(line).collect()
+            // A process alone exchanges nothing.
+            let is_shown = |(name, seconds): &(&str, f64)| *name != "exchange" || *seconds > 0.0;
+            parts.named().into_iter().filter(is_shown).map(line).collect()
         }
         _ => vec![Line::styled(
             if run.epochs.is_empty() { " after the first epoch" } else { " not recorded" },
