@@ -57,7 +57,10 @@ pub fn handle(handler: impl FnMut() + Send + 'static) -> anyhow::Result<()> {
 
 /// Sets `stop` with SIGUSR1 too, which Slurm sends before the time of a job is over, and launchers of several processes pass on as it is:
 /// after Ctrl-C they leave but a second for a step and a checkpoint.
-pub fn stop_on_user_signal(stop: &Arc<AtomicBool>, screen: &Screen) {
+///
+/// # Errors
+/// If no thread can be started.
+pub fn stop_on_user_signal(stop: &Arc<AtomicBool>, screen: &Screen) -> anyhow::Result<()> {
     #[cfg(unix)]
     {
         /// Time between two looks at whether it has come.
@@ -65,16 +68,18 @@ pub fn stop_on_user_signal(stop: &Arc<AtomicBool>, screen: &Screen) {
 
         let (stop, screen) = (stop.clone(), screen.clone());
         watch_user_signal();
-        std::thread::spawn(move || {
+        let wait = move || {
             while !has_user_signal() {
                 std::thread::sleep(INTERVAL);
             }
             stop.store(true, Ordering::Relaxed);
             screen.show("stopping");
-        });
+        };
+        std::thread::Builder::new().spawn(wait).map_err(crate::no_threads)?;
     }
     #[cfg(not(unix))]
     let _ = (stop, screen);
+    Ok(())
 }
 
 /// A flag that Ctrl-C and termination signals set.

@@ -37,7 +37,7 @@ pub fn run(args: &TrainArgs, world: World, screen: &Screen, log: &LogFile) -> an
         return Err(UsageError(message.into()).into());
     }
     let stop = stop_on_signals(screen)?;
-    stop_on_user_signal(&stop, screen);
+    stop_on_user_signal(&stop, screen)?;
     if !world.is_root() {
         return along(args, world, &stop);
     }
