@@ -30,6 +30,9 @@ pub const FEATURES: [&str; 3] = ["--no-default-features", "--features", "wgpu,fl
 /// The features of the program that trains here: several processes, too.
 pub const PROGRAM_FEATURES: [&str; 3] = ["--no-default-features", "--features", "wgpu,flex,mpi"];
 
+/// With wgpu, burn's CPU backend is compiled once more. Optimized that takes minutes; what is tested here is small.
+pub const LIGHT: [&str; 2] = ["--config", "profile.dev.package.burn-flex.opt-level=0"];
+
 /// Test binaries, and which of their tests: what the default features' tests have not run.
 const SUITES: [(&str, &[&str]); 2] = [("parity", &["wgpu::", ROUND_TRIPS]), ("device", &[])];
 
@@ -109,7 +112,11 @@ fn test(suite: &str, tests: &[&str], features: &[&str], flags: &[&str]) -> anyho
     let mut command = match features {
         // With the other crates, whose build it shares.
         [] => cargo(&["test", "--locked", "--workspace"]),
-        _ => cargo(&["test", "--locked", "-p", "lowbit-tests"]),
+        _ => {
+            let mut command = cargo(&["test", "--locked", "-p", "lowbit-tests"]);
+            command.args(LIGHT);
+            command
+        }
     };
     command.args(features).args(["--test", suite, "--", "--nocapture"]).args(flags).args(tests);
     command.env("LOWBIT_NO_SKIP", "1");
@@ -120,7 +127,7 @@ fn test(suite: &str, tests: &[&str], features: &[&str], flags: &[&str]) -> anyho
 fn train(features: &[&str]) -> anyhow::Result<()> {
     let out = workspace::target_dir()?.join(format!("wgpu-smoke-{}", std::process::id()));
     let mut train: Command = cargo(&["run", "--locked", "-p", "lowbit"]);
-    train.args(features).args(["--", "train", "--device", "wgpu", "--out"]);
+    train.args(LIGHT).args(features).args(["--", "train", "--device", "wgpu", "--out"]);
     train.arg(&out);
     for setting in ["train.epochs=1", "data.train_limit=256", "data.test_limit=64"] {
         train.args(["--set", setting]);

@@ -90,7 +90,7 @@ pub fn run(args: &RanksArgs) -> anyhow::Result<()> {
 
 /// Builds the program as `cargo xtask parity` does.
 pub fn build() -> anyhow::Result<PathBuf> {
-    workspace::build("lowbit", &[&["-p", "lowbit"][..], &parity::PROGRAM_FEATURES].concat())
+    workspace::build("lowbit", &[&["-p", "lowbit"][..], &parity::LIGHT, &parity::PROGRAM_FEATURES].concat())
 }
 
 /// Trains with `program` on two processes that `launcher` starts.
