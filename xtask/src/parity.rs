@@ -1,4 +1,4 @@
-//! `cargo xtask parity`: the parity suite with wgpu compiled in, a training on wgpu as a user starts it, and trainings of two processes.
+//! `cargo xtask parity`: the parity suite with wgpu compiled in, and a training on wgpu as a user starts it.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use crate::output::print;
-use crate::{cargo, ranks, workspace};
+use crate::{cargo, workspace};
 
 /// What `cargo xtask parity` is asked for.
 #[derive(Args, Default)]
@@ -80,15 +80,7 @@ pub fn run(args: &ParityArgs) -> anyhow::Result<()> {
         bail!("runs have moved between {n_round_trips} of {N_ROUND_TRIPS} pairs of backends");
     }
     print(&format!("== cases on wgpu: {}; runs moved between backends: {n_round_trips}", cases.join(", ")))?;
-    let has_mpi = crate::has("mpicc") && crate::has("mpirun");
-    if !has_mpi && std::env::var_os("LOWBIT_NO_SKIP").is_none() {
-        train(&FEATURES)?;
-        return print(
-            "== trainings of several processes: NOT CHECKED (apt-get install openmpi-bin libopenmpi-dev libclang-dev)",
-        );
-    }
-    train(&PROGRAM_FEATURES)?;
-    ranks::check(&ranks::build()?, "mpirun")
+    train(&FEATURES)
 }
 
 /// The number of cases that a test left, which is not 0.
