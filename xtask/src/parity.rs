@@ -27,11 +27,8 @@ pub struct ParityArgs {
 /// the two are begun or ended by the tests with the default features.
 pub const FEATURES: [&str; 3] = ["--no-default-features", "--features", "wgpu,flex"];
 
-/// The features of the program that trains here: several processes, too.
-pub const PROGRAM_FEATURES: [&str; 3] = ["--no-default-features", "--features", "wgpu,flex,mpi"];
-
 /// With wgpu, burn's CPU backend is compiled once more. Optimized that takes minutes; what is tested here is small.
-pub const LIGHT: [&str; 2] = ["--config", "profile.dev.package.burn-flex.opt-level=0"];
+const LIGHT: [&str; 2] = ["--config", "profile.dev.package.burn-flex.opt-level=0"];
 
 /// Test binaries, and which of their tests: what the default features' tests have not run.
 const SUITES: [(&str, &[&str]); 2] = [("parity", &["wgpu::", ROUND_TRIPS]), ("device", &[])];
@@ -51,7 +48,7 @@ const DONE: &str = "tmp/parity";
 
 pub fn run(args: &ParityArgs) -> anyhow::Result<()> {
     if args.train_only {
-        return train(&FEATURES);
+        return train();
     }
     let done = workspace::target_dir()?.join(DONE);
     match fs::remove_dir_all(&done) {
@@ -80,7 +77,7 @@ pub fn run(args: &ParityArgs) -> anyhow::Result<()> {
         bail!("runs have moved between {n_round_trips} of {N_ROUND_TRIPS} pairs of backends");
     }
     print(&format!("== cases on wgpu: {}; runs moved between backends: {n_round_trips}", cases.join(", ")))?;
-    train(&FEATURES)
+    train()
 }
 
 /// The number of cases that a test left, which is not 0.
@@ -116,10 +113,10 @@ fn test(suite: &str, tests: &[&str], features: &[&str], flags: &[&str]) -> anyho
 }
 
 /// A training of one epoch on wgpu.
-fn train(features: &[&str]) -> anyhow::Result<()> {
+fn train() -> anyhow::Result<()> {
     let out = workspace::target_dir()?.join(format!("wgpu-smoke-{}", std::process::id()));
     let mut train: Command = cargo(&["run", "--locked", "-p", "lowbit"]);
-    train.args(LIGHT).args(features).args(["--", "train", "--device", "wgpu", "--out"]);
+    train.args(LIGHT).args(FEATURES).args(["--", "train", "--device", "wgpu", "--out"]);
     train.arg(&out);
     for setting in ["train.epochs=1", "data.train_limit=256", "data.test_limit=64"] {
         train.args(["--set", setting]);

@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::output::print;
-use crate::{parity, workspace};
+use crate::workspace;
 
 /// What `cargo xtask ranks` is asked for.
 #[derive(Args)]
@@ -88,13 +88,13 @@ pub fn run(args: &RanksArgs) -> anyhow::Result<()> {
     check(&program, &args.launcher)
 }
 
-/// Builds the program as `cargo xtask parity` does.
-pub fn build() -> anyhow::Result<PathBuf> {
-    workspace::build("lowbit", &[&["-p", "lowbit"][..], &parity::LIGHT, &parity::PROGRAM_FEATURES].concat())
+/// Builds the program with the whole workspace's features, so that burn is not compiled once more.
+fn build() -> anyhow::Result<PathBuf> {
+    workspace::build("lowbit", &["--workspace", "--bin", "lowbit", "--features", "lowbit/mpi"])
 }
 
 /// Trains with `program` on two processes that `launcher` starts.
-pub fn check(program: &Path, launcher: &str) -> anyhow::Result<()> {
+fn check(program: &Path, launcher: &str) -> anyhow::Result<()> {
     crate::find(launcher, "apt-get install openmpi-bin libopenmpi-dev libclang-dev")?;
     let started = Instant::now();
     let folder = tempfile::tempdir()?;

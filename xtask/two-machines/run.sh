@@ -2,7 +2,7 @@
 # Has Open MPI start a command on two machines, PER_MACHINE processes on each (1): two network namespaces with names of their own, and a link between
 # them of 10 ms each way and 1 Gbit/s. As root; needs ip (iproute2), unshare, and python3 or a kernel with netem.
 #
-#   xtask/two-machines/run.sh target/debug/lowbit train digits-preresnet8-w2a2 --out /tmp/two-machines
+#   xtask/two-machines/run.sh target/debug/lowbit train digits-preresnet8-w2a2 --out runs/two-machines
 #
 # DELAY_MS and RATE_MBIT change the link.
 set -euo pipefail
